@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Where packets come from and go to: one interface, one file per backend (io_memory.c, io_packet.c, io_tun.c,
+ * io_raw.c).  A worker calls it once per burst, so the function pointers cost nothing.  Not thread-safe: an io
+ * belongs to the one worker that uses it; io_stats() alone may be called from any thread.
+ */
+#ifndef VIPMUX_IO_H
+#define VIPMUX_IO_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define BURST_MAX 64u   /* packets handled together */
+#define IO_HEADROOM 64u /* bytes that receive() leaves writable before each frame; room for an outer header */
+
+enum link_type {
+	LINK_RAW_IP = 0,   /* frames start with the IP header */
+	LINK_ETHERNET = 1, /* frames start with a 14-byte Ethernet header */
+};
+
+/* One packet in a buffer of the io that received it (or of the mux, where it made the packet). */
+struct frame {
+	uint8_t *data;        /* first byte of the link header, or of the IP header where the link has none */
+	uint32_t len;         /* bytes present */
+	uint32_t wire_len;    /* bytes it had on the wire; more than len where a capture cut it short */
+	uint16_t headroom;    /* writable bytes before data */
+	uint16_t gso_size;    /* super-packet: payload bytes per segment; 0: an ordinary packet, or not known */
+	uint16_t csum_start;  /* offset from data where a checksum left to the NIC begins; 0: none is left */
+	uint16_t csum_offset; /* where it goes, from csum_start */
+	uint16_t origin;      /* of a frame to send: index in the burst of the packet it was made from */
+	uint16_t error;       /* of a frame to send: 0, or the errno for which send() could not send it */
+	uint32_t ifindex;     /* of a frame to send: the interface to leave by; 0: the io's own */
+};
+
+struct io_stats {
+	uint64_t received; /* frames handed to the worker */
+	uint64_t sent;
+	uint64_t missed; /* frames the kernel dropped before we saw them: receive ring full */
+	uint64_t send_errors;
+};
+
+struct io;
+
+struct io_ops {
+	const char *name;
+	/* Fills at most max (<= BURST_MAX) frames; returns how many, 0 if none waits, negative errno if broken. */
+	int (*receive)(struct io *io, struct frame *frames, unsigned max);
+	/* Sends in order; a frame that cannot be sent gets its errno and the rest go on.  Data is not kept. */
+	void (*send)(struct io *io, struct frame *frames, unsigned count);
+	/* The frames of the last receive() are done with; their memory may be reused. */
+	void (*release)(struct io *io);
+	/* Sleeps until a frame waits, wake_fd becomes readable (-1: none), or timeout_ms passed. */
+	void (*wait)(struct io *io, int wake_fd, int timeout_ms);
+	void (*stats)(const struct io *io, struct io_stats *out);
+	void (*close)(struct io *io);
+};
+
+/* First member of every backend's own struct. */
+struct io {
+	const struct io_ops *ops;
+	enum link_type link;
+};
+
+#endif

@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a worker runs: the MUX's inbound pipeline (mux.c) and the host's decapsulation (host.c) embed this as their
+ * first member.  Called only by the one worker that owns the pipeline, or by a test that stands in for it.
+ */
+#ifndef VIPMUX_PIPELINE_H
+#define VIPMUX_PIPELINE_H
+
+#include <stdint.h>
+
+struct frame;
+struct io;
+struct snapshot;
+
+struct pipeline {
+	/* Processes and sends one burst; count <= BURST_MAX.  Sends through io->ops->send.  The snapshot is borrowed
+	 * for the call; it may be NULL for pipelines without one. */
+	void (*burst)(struct pipeline *pipeline, const struct snapshot *snapshot, struct io *io, struct frame *frames,
+		      unsigned count, uint64_t now_ns);
+	/* Housekeeping, after each burst and when idle: expiry sweeps.  Bounded work. */
+	void (*tick)(struct pipeline *pipeline, const struct snapshot *snapshot, uint64_t now_ns);
+};
+
+#endif
