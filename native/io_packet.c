@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The AF_PACKET backend.  A worker receives from a ring of blocks that the kernel fills; frames are handed out where
+ * they lie, with IO_HEADROOM writable bytes before each (PACKET_RESERVE), so that an outer header is built in the ring
+ * and never copied.  A block goes back to the kernel only when the burst that held its last frame was released.
+ *
+ * What enters: frames to our own link address, untagged.  Frames for others (seen on a promiscuous link), multicast,
+ * broadcast and frames of a VLAN are not ours: they are stepped over and counted nowhere, as if the NIC had never
+ * passed them on.  Our own transmissions are not looped back (PACKET_IGNORE_OUTGOING, PACKET_QDISC_BYPASS).
+ *
+ * Several workers share an interface with PACKET_FANOUT_HASH, which keeps a flow on one ring.  FANOUT_FLAG_ROLLOVER
+ * would move packets of a full ring to a worker that does not know their flows; better to drop and count them.
+ *
+ * A failing interface (removed, set down) makes one receive() return -ENETDOWN; afterwards the ring just stays empty.
+ * When the link comes up again the kernel reconnects the socket by itself; a new interface needs a new io.
+ */
+#define _GNU_SOURCE
+#include "io_packet.h"
+
+#include <arpa/inet.h>
+#include <assert.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/virtio_net.h>
+#include <net/if.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#ifndef PACKET_IGNORE_OUTGOING
+#define PACKET_IGNORE_OUTGOING 23
+#endif
+
+#define BLOCK_BYTES (256u << 10) /* holds the largest super-packet */
+#define RETIRE_MS 1              /* the kernel hands over a block that is not full after this */
+#define SEND_BUFFER (16 << 20)
+#define SEND_RETRIES 16u         /* per send(): a full transmit queue must not hold the worker */
+
+struct packet_io {
+	struct io io;
+	int receive_fd;
+	int send_fd;
+	int ifindex;
+	int group;
+
+	uint8_t *ring;
+	size_t ring_bytes;
+	unsigned blocks;
+	unsigned block;              /* the one being read, or to be read next */
+	unsigned left;               /* frames of it not yet handed out */
+	struct tpacket3_hdr *header; /* the next of these */
+	bool held;                   /* it is ours, to be given back */
+	int error;                   /* errno that the next receive() reports */
+
+	struct mmsghdr messages[BURST_MAX];
+	struct iovec vectors[BURST_MAX];
+	struct sockaddr_ll addresses[BURST_MAX];
+
+	/* Written by the worker (missed: by readers, the kernel forgets what it told), read by anyone. */
+	_Atomic uint64_t received;
+	_Atomic uint64_t sent;
+	_Atomic uint64_t send_errors;
+	_Atomic uint64_t missed;
+};
+
+static_assert(sizeof(struct sock_filter) == sizeof(uint64_t), "filters cross the edge to Python as 64-bit words");
+
+static struct packet_io *packet_io(struct io *io)
+{
+	return (struct packet_io *)io;
+}
+
+static void count(_Atomic uint64_t *counter, uint64_t more)
+{
+	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + more, memory_order_relaxed);
+}
+
+/* -- receive ---------------------------------------------------------------------------------------------------- */
+
+static struct tpacket_block_desc *current_block(struct packet_io *packet)
+{
+	return (struct tpacket_block_desc *)(packet->ring + (size_t)packet->block * BLOCK_BYTES);
+}
+
+static bool take_block(struct packet_io *packet)
+{
+	struct tpacket_block_desc *block = current_block(packet);
+
+	if (!(__atomic_load_n(&block->hdr.bh1.block_status, __ATOMIC_ACQUIRE) & TP_STATUS_USER))
+		return false;
+	packet->left = block->hdr.bh1.num_pkts;
+	packet->header = (struct tpacket3_hdr *)((uint8_t *)block + block->hdr.bh1.offset_to_first_pkt);
+	packet->held = true;
+	return true;
+}
+
+static void packet_release(struct io *io)
+{
+	struct packet_io *packet = packet_io(io);
+
+	if (!packet->held || packet->left)
+		return;
+	__atomic_store_n(&current_block(packet)->hdr.bh1.block_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
+	packet->held = false;
+	if (++packet->block == packet->blocks)
+		packet->block = 0;
+}
+
+static bool is_ours(const struct tpacket3_hdr *header)
+{
+	const struct sockaddr_ll *from =
+		(const struct sockaddr_ll *)((const uint8_t *)header + TPACKET_ALIGN(sizeof(*header)));
+
+	return from->sll_pkttype == PACKET_HOST && !(header->tp_status & TP_STATUS_VLAN_VALID);
+}
+
+static void fill_frame(const struct tpacket3_hdr *header, struct frame *frame)
+{
+	uint8_t *data = (uint8_t *)header + header->tp_mac;
+	struct virtio_net_hdr offload;
+
+	memcpy(&offload, data - sizeof(offload), sizeof(offload));
+	*frame = (struct frame){
+		.data = data,
+		.len = header->tp_snaplen,
+		.wire_len = header->tp_len,
+		.headroom = IO_HEADROOM,
+	};
+	if (offload.gso_type != VIRTIO_NET_HDR_GSO_NONE)
+		frame->gso_size = offload.gso_size;
+	if (offload.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
+		frame->csum_start = offload.csum_start;
+		frame->csum_offset = offload.csum_offset;
+	}
+}
+
+static unsigned take_frames(struct packet_io *packet, struct frame *frames, unsigned max)
+{
+	unsigned taken = 0;
+
+	while (packet->left && taken < max) {
+		struct tpacket3_hdr *header = packet->header;
+		struct tpacket3_hdr *next = (struct tpacket3_hdr *)((uint8_t *)header + header->tp_next_offset);
+
+		__builtin_prefetch(next);
+		if (is_ours(header))
+			fill_frame(header, &frames[taken++]);
+		packet->header = next;
+		packet->left--;
+	}
+	return taken;
+}
+
+static int packet_receive(struct io *io, struct frame *frames, unsigned max)
+{
+	struct packet_io *packet = packet_io(io);
+	int error = packet->error;
+
+	while (packet->left || take_block(packet)) {
+		unsigned taken = take_frames(packet, frames, max);
+
+		if (taken) {
+			count(&packet->received, taken);
+			return (int)taken;
+		}
+		packet_release(io); /* a block without a frame of ours */
+	}
+	packet->error = 0;
+	return -error;
+}
+
+static void packet_wait(struct io *io, int wake_fd, int timeout_ms)
+{
+	struct packet_io *packet = packet_io(io);
+	struct pollfd fds[2] = {
+		{.fd = packet->receive_fd, .events = POLLIN},
+		{.fd = wake_fd, .events = POLLIN},
+	};
+
+	if (poll(fds, 2, timeout_ms) > 0 && fds[0].revents & POLLERR) {
+		socklen_t length = sizeof(packet->error);
+
+		/* Reading the error takes it off the socket, so the next poll() sleeps again. */
+		if (getsockopt(packet->receive_fd, SOL_SOCKET, SO_ERROR, &packet->error, &length))
+			packet->error = errno;
+	}
+}
+
+/* -- send ------------------------------------------------------------------------------------------------------- */
+
+static void prepare_messages(struct packet_io *packet, struct frame *frames, unsigned number)
+{
+	for (unsigned i = 0; i < number; i++) {
+		packet->vectors[i].iov_base = frames[i].data;
+		packet->vectors[i].iov_len = frames[i].len;
+		packet->addresses[i].sll_ifindex = frames[i].ifindex ? (int)frames[i].ifindex : packet->ifindex;
+		frames[i].error = 0;
+	}
+}
+
+static bool passes_soon(int error)
+{
+	return error == ENOBUFS || error == EAGAIN || error == EINTR;
+}
+
+static void send_burst(struct packet_io *packet, struct frame *frames, unsigned number)
+{
+	unsigned next = 0, retries = 0, failed = 0;
+
+	prepare_messages(packet, frames, number);
+	while (next < number) {
+		int sent = sendmmsg(packet->send_fd, packet->messages + next, number - next, MSG_DONTWAIT);
+
+		if (sent > 0) {
+			next += (unsigned)sent;
+			continue;
+		}
+		if (passes_soon(errno) && retries++ < SEND_RETRIES)
+			continue;
+		frames[next++].error = (uint16_t)errno;
+		failed++;
+	}
+	count(&packet->sent, number - failed);
+	count(&packet->send_errors, failed);
+}
+
+static void packet_send(struct io *io, struct frame *frames, unsigned number)
+{
+	while (number) {
+		unsigned part = number < BURST_MAX ? number : BURST_MAX;
+
+		send_burst(packet_io(io), frames, part);
+		frames += part;
+		number -= part;
+	}
+}
+
+/* -- life ------------------------------------------------------------------------------------------------------- */
+
+static void packet_stats(const struct io *io, struct io_stats *out)
+{
+	struct packet_io *packet = packet_io((struct io *)(uintptr_t)io);
+	struct tpacket_stats_v3 kernel;
+	socklen_t length = sizeof(kernel);
+
+	if (!getsockopt(packet->receive_fd, SOL_PACKET, PACKET_STATISTICS, &kernel, &length))
+		atomic_fetch_add_explicit(&packet->missed, kernel.tp_drops, memory_order_relaxed);
+	out->received = atomic_load_explicit(&packet->received, memory_order_relaxed);
+	out->sent = atomic_load_explicit(&packet->sent, memory_order_relaxed);
+	out->send_errors = atomic_load_explicit(&packet->send_errors, memory_order_relaxed);
+	out->missed = atomic_load_explicit(&packet->missed, memory_order_relaxed);
+}
+
+static void packet_close(struct io *io)
+{
+	struct packet_io *packet = packet_io(io);
+
+	if (packet->ring != MAP_FAILED)
+		munmap(packet->ring, packet->ring_bytes);
+	if (packet->receive_fd >= 0)
+		close(packet->receive_fd);
+	if (packet->send_fd >= 0)
+		close(packet->send_fd);
+	free(packet);
+}
+
+static const struct io_ops packet_ops = {
+	.name = "packet",
+	.receive = packet_receive,
+	.send = packet_send,
+	.release = packet_release,
+	.wait = packet_wait,
+	.stats = packet_stats,
+	.close = packet_close,
+};
+
+static int set_option(int fd, int option, int value)
+{
+	return setsockopt(fd, SOL_PACKET, option, &value, sizeof(value)) ? -errno : 0;
+}
+
+/* The order matters: version, reserve and virtio header before the ring; the ring before bind(). */
+static int open_ring(struct packet_io *packet)
+{
+	struct tpacket_req3 request = {
+		.tp_block_size = BLOCK_BYTES,
+		.tp_block_nr = packet->blocks,
+		.tp_frame_size = 2048, /* only checked, frames are packed */
+		.tp_frame_nr = BLOCK_BYTES / 2048 * packet->blocks,
+		.tp_retire_blk_tov = RETIRE_MS,
+	};
+	int error;
+
+	packet->receive_fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+	if (packet->receive_fd < 0)
+		return -errno;
+	if ((error = set_option(packet->receive_fd, PACKET_VERSION, TPACKET_V3)) ||
+	    (error = set_option(packet->receive_fd, PACKET_RESERVE, IO_HEADROOM)) ||
+	    (error = set_option(packet->receive_fd, PACKET_VNET_HDR, 1)) ||
+	    (error = set_option(packet->receive_fd, PACKET_IGNORE_OUTGOING, 1)))
+		return error;
+	if (setsockopt(packet->receive_fd, SOL_PACKET, PACKET_RX_RING, &request, sizeof(request)))
+		return -errno;
+	packet->ring = mmap(NULL, packet->ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
+			    packet->receive_fd, 0);
+	return packet->ring == MAP_FAILED ? -errno : 0;
+}
+
+/* Not bound and of no protocol: it receives nothing, and sends by the interface that each message names. */
+static int open_sender(struct packet_io *packet)
+{
+	int bytes = SEND_BUFFER;
+	int error;
+
+	packet->send_fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
+	if (packet->send_fd < 0)
+		return -errno;
+	error = set_option(packet->send_fd, PACKET_QDISC_BYPASS, 1);
+	if (error)
+		return error;
+	/* Without the right to exceed the limit the default size serves, only more tightly. */
+	if (setsockopt(packet->send_fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes)))
+		setsockopt(packet->send_fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+	for (unsigned i = 0; i < BURST_MAX; i++) {
+		packet->addresses[i].sll_family = AF_PACKET;
+		packet->messages[i].msg_hdr.msg_name = &packet->addresses[i];
+		packet->messages[i].msg_hdr.msg_namelen = sizeof(packet->addresses[i]);
+		packet->messages[i].msg_hdr.msg_iov = &packet->vectors[i];
+		packet->messages[i].msg_hdr.msg_iovlen = 1;
+	}
+	return 0;
+}
+
+static int join_group(struct packet_io *packet, int group)
+{
+	socklen_t length = sizeof(int);
+	int value, error;
+
+	packet->group = PACKET_IO_ALONE;
+	if (group == PACKET_IO_ALONE)
+		return 0;
+	value = PACKET_FANOUT_HASH << 16;
+	value |= group == PACKET_IO_NEW_GROUP ? PACKET_FANOUT_FLAG_UNIQUEID << 16 : group;
+	error = set_option(packet->receive_fd, PACKET_FANOUT, value);
+	if (error)
+		return error;
+	if (getsockopt(packet->receive_fd, SOL_PACKET, PACKET_FANOUT, &value, &length))
+		return -errno;
+	packet->group = value & 0xffff;
+	return 0;
+}
+
+static int attach(int fd, struct sock_filter *filter, unsigned number)
+{
+	struct sock_fprog program = {.len = (unsigned short)number, .filter = filter};
+
+	if (!number) {
+		int ignored = 0;
+
+		if (setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &ignored, sizeof(ignored)) && errno != ENOENT)
+			return -errno;
+		return 0;
+	}
+	return setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof(program)) ? -errno : 0;
+}
+
+int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_count)
+{
+	struct sock_filter program[BPF_MAXINSNS];
+
+	if (filter_count > BPF_MAXINSNS)
+		return -E2BIG;
+	if (filter_count)
+		memcpy(program, filter, filter_count * sizeof(*filter));
+	return attach(packet_io(io)->receive_fd, program, filter_count);
+}
+
+/* Nothing enters the ring between bind() and the place in the group: the other rings would get copies. */
+static int bind_ring(struct packet_io *packet, int group)
+{
+	struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+	struct sockaddr_ll address = {
+		.sll_family = AF_PACKET,
+		.sll_protocol = htons(ETH_P_ALL),
+		.sll_ifindex = packet->ifindex,
+	};
+	int error = attach(packet->receive_fd, &nothing, 1);
+
+	if (error)
+		return error;
+	if (bind(packet->receive_fd, (struct sockaddr *)&address, sizeof(address)))
+		return -errno;
+	return join_group(packet, group);
+}
+
+int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const uint64_t *filter, unsigned filter_count,
+		   struct io **out)
+{
+	struct packet_io *packet = calloc(1, sizeof(*packet));
+	int error;
+
+	if (!packet)
+		return -ENOMEM;
+	packet->io.ops = &packet_ops;
+	packet->io.link = LINK_ETHERNET;
+	packet->receive_fd = -1;
+	packet->send_fd = -1;
+	packet->ring = MAP_FAILED;
+	packet->blocks = ring_bytes < 2 * BLOCK_BYTES ? 2 : ring_bytes / BLOCK_BYTES;
+	packet->ring_bytes = (size_t)packet->blocks * BLOCK_BYTES;
+	packet->ifindex = (int)if_nametoindex(interface);
+	error = packet->ifindex ? 0 : -ENODEV;
+	if (!error)
+		error = open_ring(packet);
+	if (!error)
+		error = open_sender(packet);
+	if (!error)
+		error = bind_ring(packet, group);
+	if (!error)
+		error = packet_io_filter(&packet->io, filter, filter_count);
+	if (error) {
+		packet_close(&packet->io);
+		return error;
+	}
+	*out = &packet->io;
+	return 0;
+}
+
+int packet_io_group(const struct io *io)
+{
+	return ((const struct packet_io *)io)->group;
+}
