@@ -1,0 +1,142 @@
+# Everything a developer does, and continuous integration too; see "make help".
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PY := $(VENV)/bin/python
+BUILD := .build
+NATIVE := $(shell find native -name '*.[ch]' 2>/dev/null)
+C_SOURCES := $(filter %.c,$(NATIVE))
+WARNINGS := -std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Werror
+
+# How long "make fuzz" runs each target; "make test" gives it FUZZ_SECONDS.
+SECONDS := 60
+FUZZ_SECONDS := 60
+FUZZ_SOURCES := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZERS := $(FUZZ_SOURCES:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+# SECONDS is special to bash, and PYTHONPATH and friends would reach into the environment that we build.
+unexport SECONDS PYTHONPATH PYTHONHOME
+
+ROOT := $(filter 0,$(shell id -u))
+
+.PHONY: help build test unit lab sanitize demo check bench fuzz clean distclean packages
+
+help:
+	@echo 'make build     .venv with all programs and development tools; compiles the extension'
+	@echo 'make demo      the whole path in network namespaces, with real nginx, curl and wrk (root)'
+	@echo 'make test      every test; as root with the namespace labs'
+	@echo 'make unit      the fast tests, no privilege needed'
+	@echo 'make sanitize  the native tests under the address and undefined-behaviour sanitizers'
+	@echo 'make check     format, lint, types, C warnings, who imports whom'
+	@echo 'make bench     how fast the data plane is here'
+	@echo 'make fuzz      random packets for SECONDS=60, or as long as you say'
+	@echo 'make clean     removes what was built (distclean: .venv as well)'
+
+# The environment. A stamp each for what pip installed and for the compiled extension, so that a second "make build"
+# does nothing and says nothing.
+
+build: $(BUILD)/extension
+
+$(BUILD)/environment: pyproject.toml setup.py deploy/packages.sh deploy/python.sh
+	@deploy/packages.sh --check build
+	@mkdir -p $(BUILD)
+	@python=$$(deploy/python.sh) && { $(PY) -c '' 2>/dev/null || { echo "creating $(VENV) with $$python"; "$$python" -m venv --clear $(VENV); }; }
+	@echo 'installing the development tools and our programs into $(VENV)'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --upgrade 'pip>=25.1'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --group dev 'cffi>=1.17'
+	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-build-isolation --editable .
+	@touch $@
+
+$(BUILD)/extension: $(BUILD)/environment lb/_build_dataplane.py $(NATIVE)
+	@echo 'compiling the data plane'
+	@$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+# What "make test" needs of Debian.
+packages:
+	@deploy/packages.sh test
+
+# Tests. $(call pytest,options) runs them; "-ra" in pyproject.toml prints every skip with its reason.
+
+pytest = $(PY) -m pytest --quiet
+
+unit: build
+	@$(pytest) -m 'not lab'
+
+ifdef ROOT
+test:
+	@deploy/packages.sh test
+	@$(MAKE) build
+	@$(MAKE) unit sanitize lab
+	@$(MAKE) fuzz SECONDS=$(FUZZ_SECONDS)
+else
+test:
+	@deploy/packages.sh fuzz
+	@$(MAKE) build
+	@$(MAKE) unit sanitize
+	@$(MAKE) fuzz SECONDS=$(FUZZ_SECONDS)
+	@echo 'Not run, because it needs root: the namespace labs (make lab). Run "sudo make test" for all tests.'
+endif
+
+lab: build
+	@$(pytest) -m lab
+
+# A copy of the sources with an extension of its own, so that the ordinary one stays as it is.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1
+sanitize: build
+	@rm -rf $(BUILD)/sanitize/{lb,agent,native,tests} && mkdir -p $(BUILD)/sanitize
+	@cp -r lb agent native tests setup.py pyproject.toml $(BUILD)/sanitize/ && rm -f $(BUILD)/sanitize/lb/_dataplane*
+	@echo 'compiling the data plane with the address and undefined-behaviour sanitizers'
+	@cd $(BUILD)/sanitize && VIPMUX_CFLAGS='$(SANITIZE)' LDFLAGS='-fsanitize=address,undefined' $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
+	@cd $(BUILD)/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
+	  $(CURDIR)/$(PY) -m pytest --quiet -p no:cacheprovider -m 'not lab' tests/native
+
+# Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.
+$(BUILD)/fuzz/%: tests/fuzz/%.c $(NATIVE)
+	@deploy/packages.sh --check fuzz
+	@mkdir -p $(@D)
+	@echo 'compiling $*'
+	@clang -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Inative $< $(C_SOURCES) -lpthread -o $@
+
+fuzz: $(FUZZERS)
+	@for target in $(FUZZERS); do \
+	  mkdir -p $$target.corpus; \
+	  echo "$$(basename $$target): $(SECONDS) s of random packets"; \
+	  $$target -max_total_time=$(SECONDS) -timeout=10 -artifact_prefix=$$target- -print_final_stats=1 $$target.corpus > $$target.log 2>&1 \
+	    || { tail -40 $$target.log; echo "$$target found a fault: see $$target.log"; exit 1; }; \
+	  grep number_of_executed_units $$target.log; \
+	done
+
+demo:
+	@deploy/packages.sh demo
+	@$(MAKE) build
+	@deploy/as-root.sh $(PY) -m tests.lab.demo
+
+# Static checks. clang, where it is installed, reads the same C with its own warnings.
+
+check: build
+	@$(PY) -m ruff format --check --quiet . || { echo 'run: $(PY) -m ruff format .'; exit 1; }
+	@$(PY) -m ruff check --quiet .
+	@$(PY) -m mypy
+	@$(PY) -m mypy -p tests.lab
+	@for compiler in gcc clang; do \
+	  command -v $$compiler > /dev/null || { echo "$$compiler is not installed: its warnings were not looked at"; continue; }; \
+	  $$compiler -fsyntax-only -Inative $(WARNINGS) $(C_SOURCES) $(wildcard tests/lab/tools/*.c); \
+	done
+	@$(pytest) tests/test_imports.py
+	@echo 'check: all good'
+
+bench: build
+	@for mode in hit miss flood mix stateless; do $(VENV)/bin/lb bench pipeline --flows 1000000 --mode $$mode --json; done
+	@for io in packet tun; do deploy/as-root.sh $(VENV)/bin/lb bench io --io $$io --json; done
+
+clean:
+	rm -rf $(BUILD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f lb/_dataplane.c lb/_dataplane*.so lb/_dataplane*.o
+	find lb agent manager tests deploy -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

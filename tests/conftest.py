@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test may rely on: tests marked ``lab`` run as root only, and say so where they are skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+#: Programs that the labs run, and the Debian packages that bring them.
+LAB_PROGRAMS = {
+    "ip": "iproute2",
+    "nft": "nftables",
+    "nginx": "nginx-light",
+    "curl": "curl",
+    "wrk": "wrk",
+    "ethtool": "ethtool",
+    "gcc": "gcc",
+}
+
+
+def _why_no_lab() -> str | None:
+    if os.geteuid():
+        return "network namespaces need root"
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    missing = [package for program, package in LAB_PROGRAMS.items() if not shutil.which(program, path=path)]
+    return f"install these packages: {' '.join(missing)}" if missing else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = _why_no_lab()
+    if reason:
+        for item in items:
+            if item.get_closest_marker("lab"):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may import whom, in Python and in C: the rules of docs/architecture.md, read from the sources themselves."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("lb", "agent", "manager")
+EXTENSION = "lb._dataplane"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of ours: dotted name -> file."""
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(name: str, path: Path) -> set[str]:
+    """The modules of ours (and the extension) that a module imports, wherever in it the import stands."""
+    known = {*modules(), EXTENSION}
+    found: set[str] = set()
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, [base, node.module or ""]))
+            found |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    return found & known
+
+
+def reachable(start: str, graph: dict[str, set[str]]) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for module in graph.get(waiting.pop(), set()) - seen:
+            seen.add(module)
+            waiting.append(module)
+    return seen
+
+
+GRAPH = {name: imports(name, path) for name, path in modules().items()}
+
+
+def test_there_are_modules_to_look_at() -> None:
+    assert {"lb.model", "lb.dataplane", "lb.mux.daemon", "agent.daemon"} <= GRAPH.keys()
+
+
+def test_model_imports_nothing_of_ours() -> None:
+    assert GRAPH["lb.model"] == set()
+
+
+def test_only_dataplane_imports_the_extension() -> None:
+    assert {name for name, uses in GRAPH.items() if EXTENSION in uses} == {"lb.dataplane"}
+
+
+def test_agent_manager_and_mux_never_import_one_another() -> None:
+    sides = ("agent", "manager", "lb.mux")
+
+    def side(module: str) -> str | None:
+        return next((s for s in sides if module == s or module.startswith(s + ".")), None)
+
+    crossings = {
+        (module, used)
+        for module in GRAPH
+        if side(module)
+        for used in reachable(module, GRAPH)
+        if side(used) not in (None, side(module))
+    }
+    assert crossings == set()
+
+
+def test_manager_runs_without_the_extension() -> None:
+    assert [m for m in GRAPH if m.startswith("manager") and EXTENSION in reachable(m, GRAPH)] == []
+
+
+def test_imports_have_no_cycle() -> None:
+    assert [module for module in GRAPH if module in reachable(module, GRAPH)] == []
+
+
+# The same for C, by its #include "..." lines. api.h is left out: Python's view of everything.
+
+INCLUDES = {
+    path.stem: set(re.findall(r'^#include "(?:[\w/]*/)?(\w+)\.h"', path.read_text(), re.MULTILINE))
+    for path in sorted((ROOT / "native").rglob("*.h"))
+    if not path.stem.startswith("api")
+}
+
+
+def test_c_headers_have_no_cycle() -> None:
+    assert [module for module in INCLUDES if module in reachable(module, INCLUDES)] == []
+
+
+def test_io_backends_know_nothing_of_the_data_plane() -> None:
+    for path in (ROOT / "native").glob("io_*.c"):
+        used = set(re.findall(r'^#include "(\w+)\.h"', path.read_text(), re.MULTILINE))
+        assert not used & {"mux", "host", "snapshot", "flow_table", "maglev", "vip_map", "worker"}, path.name
+
+
+def test_python_is_unknown_to_c() -> None:
+    assert [path.name for path in (ROOT / "native").rglob("*.[ch]") if "Python.h" in path.read_text()] == []
