@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * bpf(2) by hand: the few commands the programs here need.  File descriptors belong to the caller; all are opened
+ * close-on-exec.  Nothing is pinned: a program lives as long as a filter, a map as long as a program, refers to it.
+ */
+#ifndef VIPMUX_BPF_SYS_H
+#define VIPMUX_BPF_SYS_H
+
+#include <linux/bpf.h>
+#include <stdint.h>
+
+/* Return a new file descriptor or a negative errno.  name: at most 15 characters. */
+int bpf_sys_map_create(enum bpf_map_type type, const char *name, uint32_t key_size, uint32_t value_size,
+		       uint32_t entries, uint32_t flags);
+/* On refusal log holds the verifier's words (empty where the kernel said nothing). */
+int bpf_sys_program_load(enum bpf_prog_type type, const char *name, const struct bpf_insn *insns, uint32_t count,
+			 char *log, uint32_t log_size);
+int bpf_sys_program_by_id(uint32_t id);
+int bpf_sys_map_by_id(uint32_t id);
+
+/* Return 0 or a negative errno. */
+int bpf_sys_map_update(int fd, const void *key, const void *value);
+int bpf_sys_map_lookup(int fd, const void *key, void *value);
+int bpf_sys_map_next_key(int fd, const void *key, void *next);
+int bpf_sys_program_info(int fd, struct bpf_prog_info *info);
+int bpf_sys_map_info(int fd, struct bpf_map_info *info);
+/* Runs a classifier once over a frame that nobody receives. */
+int bpf_sys_program_test(int fd, const uint8_t *in, uint32_t in_len, uint8_t *out, uint32_t *out_len,
+			 uint32_t *verdict);
+
+/* Values that a lookup in a per-CPU map fills: CPUs that may ever appear, not only those present. */
+unsigned bpf_sys_possible_cpus(void);
+
+#endif
