@@ -1,0 +1,503 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of each table of a configuration file: its keys, and what one value alone must be.
+
+Used only by :mod:`lb.config`, which reads a file into these, checks what spans several values, and turns
+them into the values of :mod:`lb.model`. Every key is optional here and ``None`` where it is absent or was
+wrong, so that one mistake hides no other; ``REQUIRED`` says what must be there. A validator raises
+``ValueError`` with the end of a sentence that begins with the key's path.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import json
+import math
+import re
+import socket
+from collections.abc import Callable
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, PlainValidator
+
+from lb.model import (
+    Address,
+    AnnouncePolicy,
+    BackendState,
+    DecapMode,
+    Encap,
+    HashMode,
+    IoMode,
+    Network,
+    PortRange,
+    ProbeType,
+    Protocol,
+)
+
+#: Largest Maglev table; the paper's largest is 655,373.
+MAX_SLOTS = 1_000_003
+MAX_FLOWS = 100_000_000
+MAX_IDLE = 14_400
+MTU_MIN, MTU_MIN6, MTU_MAX = 576, 1280, 9216
+NAME_MAX = 128
+
+
+def show(value: object) -> str:
+    """A value of the file as it may stand in a one-line message."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of more than 40 digits"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- addresses ---------------------------------------------------------------------------------------------------
+
+#: (first, last, what it is) for ranges that are no destination of their own.
+_SPECIAL4 = [
+    (int(network.network_address), int(network.broadcast_address), word)
+    for network, word in (
+        (IPv4Network("0.0.0.0/8"), "unspecified"),
+        (IPv4Network("127.0.0.0/8"), "loopback"),
+        (IPv4Network("169.254.0.0/16"), "link-local"),
+        (IPv4Network("224.0.0.0/4"), "multicast"),
+        (IPv4Network("255.255.255.255/32"), "broadcast"),
+    )
+]
+_SPECIAL6 = [
+    (int(network.network_address), int(network.broadcast_address), word)
+    for network, word in (
+        (IPv6Network("::/128"), "unspecified"),
+        (IPv6Network("::1/128"), "loopback"),
+        (IPv6Network("::ffff:0:0/96"), "IPv4-mapped"),
+        (IPv6Network("fe80::/10"), "link-local"),
+        (IPv6Network("ff00::/8"), "multicast"),
+    )
+]
+
+
+def _special(version: int, first: int, last: int) -> str | None:
+    """What makes the range unusable as an address of ours, or None."""
+    for start, end, word in _SPECIAL4 if version == 4 else _SPECIAL6:
+        if first <= end and last >= start:
+            return word
+    return None
+
+
+@functools.lru_cache(maxsize=65_536)
+def _address(text: str) -> Address:
+    address: Address
+    try:  # inet_pton is as strict as IPv4Address, and faster
+        address = IPv6Address(text) if ":" in text else IPv4Address(socket.inet_pton(socket.AF_INET, text))
+    except (OSError, ValueError):
+        raise ValueError(f"must be an IP address, not {show(text)}") from None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise ValueError(f"must be an address without a zone, not {show(text)}")
+    word = _special(address.version, int(address), int(address))
+    if word is not None:
+        raise ValueError(f"must be a unicast address that can be routed; {address} is {word}")
+    return address
+
+
+def forget_addresses() -> None:
+    """Addresses repeat within one file and are shared; afterwards the cache only costs memory."""
+    _address.cache_clear()
+
+
+def parse_address(value: object) -> Address:
+    if not isinstance(value, str):
+        raise ValueError(f"must be an IP address in quotes, not {show(value)}")
+    return _address(value)
+
+
+def parse_address4(value: object) -> IPv4Address:
+    address = parse_address(value)
+    if not isinstance(address, IPv4Address):
+        raise ValueError(f"must be an IPv4 address, not {address}; IPv6 goes in address6")
+    return address
+
+
+def parse_address6(value: object) -> IPv6Address:
+    address = parse_address(value)
+    if not isinstance(address, IPv6Address):
+        raise ValueError(f"must be an IPv6 address, not {address}")
+    return address
+
+
+def parse_vip(value: object) -> Network:
+    if not isinstance(value, str):
+        raise ValueError(f"must be an address or a prefix in quotes, not {show(value)}")
+    kind: type[IPv4Network | IPv6Network] = IPv6Network if ":" in value else IPv4Network
+    _, slash, length = value.partition("/")
+    try:
+        if "%" in value or (slash and not re.fullmatch(r"[0-9]{1,3}", length)):
+            raise ValueError
+        network: Network = kind(value, strict=False)
+    except (AddressValueError, NetmaskValueError, ValueError):
+        raise ValueError(f'must be an address, or a prefix such as "203.0.113.128/25", not {show(value)}') from None
+    try:
+        kind(value)
+    except ValueError:
+        raise ValueError(f'has host bits set; the prefix is "{network}"') from None
+    word = _special(network.version, int(network.network_address), int(network.broadcast_address))
+    if word is not None:
+        verb = "is" if network.prefixlen == network.max_prefixlen else "holds addresses that are"
+        raise ValueError(f"cannot be a VIP; {value} {verb} {word}")
+    return network
+
+
+def parse_listen(value: object) -> str:
+    """``ADDRESS:PORT`` to listen on; port 0 lets the kernel choose."""
+    text = check_text(value)
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise ValueError
+        if bracketed:
+            IPv6Address(host[1:-1])
+        else:
+            IPv4Address(host)
+    except ValueError:
+        raise ValueError(
+            f'must be an address and port such as "127.0.0.1:9741" or "[::1]:9741", not {show(value)}'
+        ) from None
+    return text
+
+
+# --- words, texts, numbers ---------------------------------------------------------------------------------------
+
+
+def check_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text in quotes, not {show(value)}")
+    return value
+
+
+def check_name(value: object) -> str:
+    text = check_text(value)
+    if not text or len(text) > NAME_MAX or not text.isprintable() or text != text.strip():
+        raise ValueError(f"must be 1 to {NAME_MAX} printable characters with no space at either end, not {show(value)}")
+    return text
+
+
+def check_interface(value: object) -> str:
+    """What the kernel takes as an interface name."""
+    text = check_text(value)
+    if not re.fullmatch(r"[!-.0-9;-~]{1,15}", text) or text in (".", ".."):
+        raise ValueError(f"must be the name of a network interface (1 to 15 characters), not {show(value)}")
+    return text
+
+
+def check_directory(value: object) -> str:
+    text = check_text(value)
+    if not text.startswith("/") or not text.isprintable():
+        raise ValueError(f"must be an absolute path, not {show(value)}")
+    return text
+
+
+def check_seed(value: object) -> bytes:
+    text = check_text(value)
+    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
+        raise ValueError(f"must be 32 hex digits, not {show(value)} ({len(text)} characters)")
+    return bytes.fromhex(text)
+
+
+def between(first: int, last: int, unit: str = "") -> Callable[[object], int]:
+    """A whole number from first to last."""
+
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"must be a whole number, {first} to {last}{unit}, not {show(value)}")
+        if not first <= value <= last:
+            raise ValueError(f"must be {first} to {last}{unit}, not {show(value)}")
+        return value
+
+    return check
+
+
+def seconds(first: float, last: float) -> Callable[[object], float]:
+    """A number of seconds, fractions allowed."""
+
+    def check(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"must be a number of seconds, {first:g} to {last:g}, not {show(value)}")
+        if not first <= value <= last:
+            raise ValueError(f"must be {first:g} to {last:g} s, not {show(value)}")
+        return float(value)
+
+    return check
+
+
+@functools.lru_cache(maxsize=64)
+def is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
+
+
+@functools.lru_cache(maxsize=64)
+def _neighbours(n: int) -> tuple[int, ...]:
+    """The primes on either side of n."""
+    below = next((p for p in range(n - 1, 1, -1) if is_prime(p)), None)
+    above = next(p for p in range(n + 1, 2 * n + 3) if is_prime(p))
+    return tuple(p for p in (below, above) if p is not None and p <= MAX_SLOTS)
+
+
+def check_slots(value: object) -> int:
+    slots = between(2, MAX_SLOTS)(value)
+    if not is_prime(slots):
+        near = " and ".join(str(p) for p in _neighbours(slots))
+        raise ValueError(f"must be a prime number, not {slots}; the nearest are {near}")
+    return slots
+
+
+def word(kind: type[enum.Enum]) -> Callable[[object], Any]:
+    """One of an enum's words."""
+    members = {member.value: member for member in kind}
+    choices = [f'"{value}"' for value in members]
+    expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+    def check(value: object) -> enum.Enum:
+        if isinstance(value, str) and value in members:
+            return members[value]
+        raise ValueError(f"must be {expected}, not {show(value)}")
+
+    return check
+
+
+def check_encap(value: object) -> Encap:
+    encap: Encap = word(Encap)(value)
+    if encap is Encap.GUE:
+        raise ValueError('"gue" is not available in this version yet; use "ipip"')
+    return encap
+
+
+def parse_ports(value: object) -> PortRange:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value == 0:
+            return PortRange(0, 65535)
+        if 1 <= value <= 65535:
+            return PortRange(value, value)
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", value)
+        if match:
+            first, last = int(match[1]), int(match[2])
+            if 1 <= first <= last <= 65535:
+                return PortRange(first, last)
+            if first == 0:
+                raise ValueError(f"must begin at port 1 or later, not {show(value)}; 0 alone means any port")
+            if first > last:
+                raise ValueError(f"must have the lower port first, not {show(value)}")
+        elif re.fullmatch(r"[0-9]{1,5}", value):
+            raise ValueError(f"must be a number without quotes, not {show(value)}")
+    raise ValueError(f'must be 1 to 65535, a range such as "8000-8099", or 0 for any port, not {show(value)}')
+
+
+# --- probe and announce ------------------------------------------------------------------------------------------
+
+
+def parse_status(value: object) -> tuple[int, int]:
+    """``200``, or ``"200-399"``."""
+    if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 599:
+        return (value, value)
+    if isinstance(value, str):
+        match = re.fullmatch(r"([1-5][0-9]{2})-([1-5][0-9]{2})", value)
+        if match and int(match[1]) <= int(match[2]):
+            return (int(match[1]), int(match[2]))
+    raise ValueError(f'must be 100 to 599, or a range such as "200-399", not {show(value)}')
+
+
+def check_http_path(value: object) -> str:
+    text = check_text(value)
+    if not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text or len(text) > 2048:
+        raise ValueError(f'must begin with "/" and hold no spaces, not {show(value)}')
+    return text
+
+
+def check_payload(value: object) -> str:
+    text = check_text(value)
+    if not 1 <= len(text.encode()) <= 1024:
+        raise ValueError(f"must be 1 to 1024 bytes, not {len(text.encode())}")
+    return text
+
+
+def check_command(value: object) -> tuple[str, ...]:
+    if (
+        not isinstance(value, list)
+        or not 1 <= len(value) <= 64
+        or not all(isinstance(item, str) and item and "\0" not in item for item in value)
+    ):
+        raise ValueError('must be the program and its arguments, such as ["/usr/bin/check", "--fast"]')
+    return tuple(value)
+
+
+def check_communities(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f'must be an array such as ["65000:100"], not {show(value)}')
+    if len(value) > 32:
+        raise ValueError(f"must be at most 32 communities, not {len(value)}")
+    for item in value:
+        parts = item.split(":") if isinstance(item, str) else []
+        limit = {2: 0xFFFF, 3: 0xFFFFFFFF}.get(len(parts), -1)
+        if not all(re.fullmatch(r"[0-9]{1,10}", part) and int(part) <= limit for part in parts) or not parts:
+            raise ValueError(f'must hold communities such as "65000:100" or "65000:1:2", not {show(item)}')
+    return tuple(value)
+
+
+# --- the tables --------------------------------------------------------------------------------------------------
+
+_Name = Annotated[str | None, PlainValidator(check_name)]
+_Text = Annotated[str | None, PlainValidator(check_text)]
+_Port = Annotated[int | None, PlainValidator(between(1, 65535))]
+_Slots = Annotated[int | None, PlainValidator(check_slots)]
+_Mtu = Annotated[int | None, PlainValidator(between(MTU_MIN, MTU_MAX))]
+_Idle = Annotated[int | None, PlainValidator(between(1, MAX_IDLE, " s"))]
+_Count = Annotated[int | None, PlainValidator(between(1, 100))]
+_Address4 = Annotated[IPv4Address | None, PlainValidator(parse_address4)]
+_Address6 = Annotated[IPv6Address | None, PlainValidator(parse_address6)]
+_Interface = Annotated[str | None, PlainValidator(check_interface)]
+_Listen = Annotated[str | None, PlainValidator(parse_listen)]
+_Directory = Annotated[str | None, PlainValidator(check_directory)]
+_Payload = Annotated[str | None, PlainValidator(check_payload)]
+
+
+def _check_muxes(value: object) -> tuple[Address, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f'must be an array such as ["10.0.1.11", "10.0.1.12"], not {show(value)}')
+    if not value:
+        raise ValueError("must name at least one MUX")
+    return tuple(parse_address(item) for item in value)
+
+
+class Table(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+    #: Keys that must be there, and what to write.
+    REQUIRED: ClassVar[dict[str, str]] = {}
+
+
+class IdleTable(Table):
+    """``[mux.idle]``"""
+
+    tcp: _Idle = None
+    tcp_untrusted: _Idle = None
+    udp: _Idle = None
+
+
+class MuxTable(Table):
+    """``[mux]``"""
+
+    REQUIRED = {
+        "name": 'the name of this MUX, such as "mux1"',
+        "address": "the IPv4 address that tunnels come from",
+        "interface": 'the interface that packets arrive on, such as "eth0"',
+        "seed": "32 hex digits, the same on every MUX of the pool",
+    }
+
+    name: _Name = None
+    address: _Address4 = None
+    address6: _Address6 = None
+    interface: _Interface = None
+    io: Annotated[IoMode | None, PlainValidator(word(IoMode))] = None
+    workers: Annotated[int | None, PlainValidator(between(1, 64))] = None
+    flows: Annotated[int | None, PlainValidator(between(1, MAX_FLOWS))] = None
+    encap: Annotated[Encap | None, PlainValidator(check_encap)] = None
+    seed: Annotated[bytes | None, PlainValidator(check_seed)] = None
+    mtu: _Mtu = None
+    slots: _Slots = None
+    metrics: _Listen = None
+    state_dir: _Directory = None
+    idle: Any = None  # an IdleTable, read by itself
+
+
+class AgentTable(Table):
+    """``[agent]``"""
+
+    REQUIRED = {
+        "name": 'the name of this host, such as "host1"',
+        "address": "this host's DIP",
+        "interface": 'the interface that tunnels arrive on, such as "eth0"',
+        "muxes": "the addresses that tunnels are accepted from",
+    }
+
+    name: _Name = None
+    address: _Address4 = None
+    address6: _Address6 = None
+    interface: _Interface = None
+    muxes: Annotated[tuple[Address, ...] | None, PlainValidator(_check_muxes)] = None
+    decap: Annotated[DecapMode | None, PlainValidator(word(DecapMode))] = None
+    mtu: _Mtu = None
+    metrics: _Listen = None
+    state_dir: _Directory = None
+
+
+class BackendTable(Table):
+    """``[[service.backend]]``"""
+
+    REQUIRED = {"name": 'a name that is unique in the service, such as "web-1"', "address": "the backend's address"}
+
+    name: _Name = None
+    address: Annotated[Address | None, PlainValidator(parse_address)] = None
+    port: _Port = None
+    weight: Annotated[int | None, PlainValidator(between(0, 1000))] = None
+    state: Annotated[BackendState | None, PlainValidator(word(BackendState))] = None
+
+
+class ProbeTable(Table):
+    """``[service.probe]``"""
+
+    REQUIRED = {"type": '"tcp", "http", "udp" or "command"'}
+
+    type: Annotated[ProbeType | None, PlainValidator(word(ProbeType))] = None
+    port: _Port = None
+    path: Annotated[str | None, PlainValidator(check_http_path)] = None
+    status: Annotated[tuple[int, int] | None, PlainValidator(parse_status)] = None
+    request: _Payload = None
+    expect: _Payload = None
+    command: Annotated[tuple[str, ...] | None, PlainValidator(check_command)] = None
+    interval: Annotated[float | None, PlainValidator(seconds(0.1, 300))] = None
+    timeout: Annotated[float | None, PlainValidator(seconds(0.05, 60))] = None
+    rise: _Count = None
+    fall: _Count = None
+
+
+class AnnounceTable(Table):
+    """``[service.announce]``"""
+
+    policy: Annotated[AnnouncePolicy | None, PlainValidator(word(AnnouncePolicy))] = None
+    n: Annotated[int | None, PlainValidator(between(1, 4095))] = None
+    communities: Annotated[tuple[str, ...] | None, PlainValidator(check_communities)] = None
+    med: Annotated[int | None, PlainValidator(between(0, 0xFFFFFFFF))] = None
+    prepend: Annotated[int | None, PlainValidator(between(0, 16))] = None
+
+
+class ServiceTable(Table):
+    """``[[service]]``"""
+
+    REQUIRED = {
+        "name": 'a unique name, such as "web"',
+        "vip": "the address that clients connect to",
+        "protocol": '"tcp" or "udp"',
+        "port": 'a number, a range such as "8000-8099", or 0 for any port',
+    }
+
+    name: _Name = None
+    vip: Annotated[Network | None, PlainValidator(parse_vip)] = None
+    protocol: Annotated[Protocol | None, PlainValidator(word(Protocol))] = None
+    port: Annotated[PortRange | None, PlainValidator(parse_ports)] = None
+    slots: _Slots = None
+    hash: Annotated[HashMode | None, PlainValidator(word(HashMode))] = None
+    mtu: _Mtu = None
+    idle: _Idle = None
+    # Tables of their own, read by themselves.
+    probe: Any = None
+    announce: Any = None
+    backend: Any = None

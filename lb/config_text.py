@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prints a configuration as TOML: the canonical form, from which :func:`lb.config.parse` makes an equal value.
+
+The table of a program is written out in full, defaults included, so that it documents itself; services
+and what is in them only where they differ from the defaults. Called by ``lb check --print`` and the
+tests. Holds no state.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from lb.model import AgentConfig, Backend, MuxConfig, Network, PortRange, Service
+
+
+def format_config(config: MuxConfig | AgentConfig | tuple[Service, ...]) -> str:
+    """The whole file."""
+    sections: list[str] = []
+    services: tuple[Service, ...]
+    if isinstance(config, MuxConfig):
+        settings = _everything(config.mux)
+        idle = settings.pop("idle")
+        settings["seed"] = config.mux.seed.hex()
+        sections += [_section("[mux]", settings), _section("[mux.idle]", _everything(idle))]
+        services = config.services
+    elif isinstance(config, AgentConfig):
+        sections.append(_section("[agent]", _everything(config.agent)))
+        services = config.services
+    else:
+        services = config
+    for service in services:
+        sections += _service(service)
+    return "\n".join(sections)
+
+
+def _service(service: Service) -> Iterator[str]:
+    yield _section("[[service]]", _service_keys(service))
+    if service.probe is not None:
+        probe = _changed(service.probe)
+        if "status" in probe:
+            first, last = service.probe.status
+            probe["status"] = first if first == last else f"{first}-{last}"
+        yield _section("[service.probe]", {"type": service.probe.type, **probe})
+    if service.announce is not None:
+        yield _section("[service.announce]", _changed(service.announce))
+    for backend in service.backends:
+        yield _section("[[service.backend]]", _backend_keys(backend))
+
+
+def _service_keys(service: Service) -> dict[str, Any]:
+    changed = _changed(service)
+    for key in ("name", "vip", "protocol", "ports", "backends", "probe", "announce"):
+        changed.pop(key, None)
+    return {
+        "name": service.name,
+        "vip": _vip(service.vip),
+        "protocol": service.protocol,
+        "port": _ports(service.ports),
+        **changed,
+    }
+
+
+def _backend_keys(backend: Backend) -> dict[str, Any]:
+    return {"name": backend.name, "address": backend.address, **_changed(backend)}
+
+
+def _vip(vip: Network) -> str:
+    return str(vip.network_address if vip.prefixlen == vip.max_prefixlen else vip)
+
+
+def _ports(ports: PortRange) -> int | str:
+    text = str(ports)
+    return int(text) if text.isdecimal() else text
+
+
+def _everything(value: Any) -> dict[str, Any]:
+    """Every field that has a value."""
+    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: item for name, item in given.items() if item is not None}
+
+
+def _changed(value: Any) -> dict[str, Any]:
+    """The fields that differ from their defaults."""
+    return {
+        field.name: getattr(value, field.name) for field in fields(value) if getattr(value, field.name) != field.default
+    }
+
+
+def _section(header: str, keys: Mapping[str, Any]) -> str:
+    return header + "\n" + "".join(f"{key} = {_value(value)}\n" for key, value in keys.items())
+
+
+def _value(value: Any) -> str:
+    """A TOML value; what is none of TOML's types is written as its text."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, tuple):
+        return "[" + ", ".join(_value(item) for item in value) + "]"
+    assert not is_dataclass(value)  # noqa: S101  sections are written one by one
+    # JSON escapes as TOML does, but for DEL, which TOML wants escaped as well.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

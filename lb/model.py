@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The words of the project as values: services, backends, and the settings of a MUX and a host agent.
+
+Plain immutable values with no behaviour beyond a few derived answers. They are made by :mod:`lb.config`,
+which has checked everything; whoever holds one need not check again. Imports nothing of ours, so that
+every other module may use it. Ports are host integers, times are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+#: A flow entry names its backend in 12 bits, within its service.
+MAX_BACKENDS_PER_SERVICE = 4095
+#: A flow key names its service in 15 bits.
+MAX_SERVICES = 32767
+
+
+class Protocol(enum.Enum):
+    """Transport protocols that can be balanced; the value is the word used in configuration files."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+    @property
+    def number(self) -> int:
+        """The IP protocol number."""
+        return 6 if self is Protocol.TCP else 17
+
+
+class BackendState(enum.Enum):
+    """What the operator (or a probe) wants of a backend."""
+
+    UP = "up"  #: takes new flows and keeps old ones
+    DRAIN = "drain"  #: keeps old TCP flows, takes no new ones; UDP moves at once
+    DOWN = "down"  #: takes nothing; its flows re-hash
+
+
+class HashMode(enum.Enum):
+    """What of a packet chooses the Maglev slot."""
+
+    FIVE_TUPLE = "5-tuple"
+    SOURCE = "source"
+
+
+class IoMode(enum.Enum):
+    """How a MUX receives and sends packets; ``auto`` takes the fastest that works here."""
+
+    AUTO = "auto"
+    XDP = "xdp"
+    PACKET = "packet"
+    TUN = "tun"
+
+
+class DecapMode(enum.Enum):
+    """How a host agent takes the outer header off; ``auto`` takes the fastest that works here."""
+
+    AUTO = "auto"
+    BPF = "bpf"
+    IPIP = "ipip"
+    TUN = "tun"
+
+
+class Encap(enum.Enum):
+    """The tunnel between MUX and host agent."""
+
+    IPIP = "ipip"
+    GUE = "gue"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRange:
+    """Ports ``first`` to ``last``, both included; any port is 0 to 65535."""
+
+    first: int
+    last: int
+
+    @property
+    def exact(self) -> bool:
+        return self.first == self.last
+
+    @property
+    def any(self) -> bool:
+        return self.first == 0 and self.last == 65535
+
+    def __str__(self) -> str:
+        """As in a configuration file: ``80``, ``8000-8099``, or ``0`` for any port."""
+        if self.any:
+            return "0"
+        return str(self.first) if self.exact else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One server behind a service."""
+
+    name: str
+    address: Address  #: the outer destination, and the DIP
+    port: int | None = None  #: where the process listens, if not at the service's port (the agent translates)
+    weight: int = 1  #: 0 to 1000, share of the Maglev table; 0 takes no new flows
+    state: BackendState = BackendState.UP
+
+
+class ProbeType(enum.Enum):
+    """How a backend is asked whether it can serve."""
+
+    TCP = "tcp"
+    HTTP = "http"
+    UDP = "udp"
+    COMMAND = "command"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A service's health probe; which of the fields a type uses is checked in :mod:`lb.config`."""
+
+    type: ProbeType
+    port: int | None = None  #: where to ask; None: the backend's own port
+    path: str = "/"  #: http: what to get
+    status: tuple[int, int] = (200, 299)  #: http: first and last status that count as success
+    request: str | None = None  #: tcp, udp: what to send
+    expect: str | None = None  #: tcp, udp, http: text that the answer must contain
+    command: tuple[str, ...] = ()  #: command: program and arguments; exit code 0 is success
+    interval: float = 2.0  #: seconds between probes
+    timeout: float = 1.0  #: seconds until a probe has failed
+    rise: int = 3  #: successes to go up
+    fall: int = 3  #: failures to go down
+
+
+class AnnouncePolicy(enum.Enum):
+    """When a service's VIP is announced."""
+
+    ALWAYS = "always"
+    ANY_BACKEND = "any-backend"
+    MIN_HEALTHY = "min-healthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """How a service's VIP is announced by BGP."""
+
+    policy: AnnouncePolicy = AnnouncePolicy.ALWAYS
+    n: int | None = None  #: min-healthy: how many backends must be healthy
+    communities: tuple[str, ...] = ()  #: "65000:1", or large "65000:1:2"
+    med: int | None = None
+    prepend: int = 0  #: how often the own AS is put in front
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """VIP + protocol + ports, with the backends that serve it."""
+
+    name: str
+    vip: Network  #: a single address is a /32 or /128
+    protocol: Protocol
+    ports: PortRange
+    backends: tuple[Backend, ...] = ()
+    slots: int | None = None  #: size of the Maglev table, prime; None: the MUX's default
+    hash: HashMode = HashMode.FIVE_TUPLE
+    mtu: int | None = None  #: underlay MTU towards the backends; None: the MUX's
+    idle: int | None = None  #: idle timeout of trusted flows, seconds; None: the MUX's for the protocol
+    probe: Probe | None = None
+    announce: Announce | None = None
+
+    def backend_port(self, backend: Backend) -> int | None:
+        """The port that the agent must translate to, or None where the packet's own port stays."""
+        if backend.port is None or (self.ports.exact and backend.port == self.ports.first):
+            return None
+        return backend.port
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Idle timeouts of flows, seconds."""
+
+    tcp: int = 900
+    tcp_untrusted: int = 10
+    udp: int = 60
+
+
+@dataclass(frozen=True, slots=True)
+class MuxSettings:
+    """The ``[mux]`` table."""
+
+    name: str
+    address: IPv4Address
+    seed: bytes  #: 16 bytes, the same on every MUX of the pool
+    interface: str
+    address6: IPv6Address | None = None
+    io: IoMode = IoMode.AUTO
+    workers: int = 1
+    flows: int = 1_000_000
+    encap: Encap = Encap.IPIP
+    mtu: int = 1500
+    slots: int = 65537
+    metrics: str = "127.0.0.1:9741"
+    state_dir: str = "/var/lib/lb"
+    idle: Idle = Idle()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """The ``[agent]`` table."""
+
+    name: str
+    address: IPv4Address
+    interface: str
+    muxes: tuple[Address, ...]
+    address6: IPv6Address | None = None
+    decap: DecapMode = DecapMode.AUTO
+    mtu: int = 1500
+    metrics: str = "127.0.0.1:9742"
+    state_dir: str = "/var/lib/lb"
+
+
+@dataclass(frozen=True, slots=True)
+class MuxConfig:
+    """A whole MUX file."""
+
+    mux: MuxSettings
+    services: tuple[Service, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """A whole agent file; the services are all services, the agent's own are those with its address."""
+
+    agent: AgentSettings
+    services: tuple[Service, ...] = ()
