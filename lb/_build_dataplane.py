@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles ``native/`` into the extension ``lb._dataplane``; run by setuptools, never imported at run time.
+
+``native/api.h`` is read verbatim: it is the one description of what Python may call.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cffi import FFI
+
+ROOT = Path(__file__).resolve().parent.parent
+NATIVE = ROOT / "native"
+
+WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith"]
+#: ``VIPMUX_CFLAGS`` adds to the flags, for instance ``-fsanitize=address,undefined``.
+FLAGS = ["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *os.environ.get("VIPMUX_CFLAGS", "").split()]
+
+ffibuilder = FFI()
+ffibuilder.cdef((NATIVE / "api.h").read_text())
+ffibuilder.set_source(
+    "lb._dataplane",
+    '#include "api_guarded.h"\n',
+    sources=sorted(str(path.relative_to(ROOT)) for path in NATIVE.glob("**/*.c")),
+    depends=sorted(str(path.relative_to(ROOT)) for path in NATIVE.glob("**/*.h")),
+    include_dirs=[str(NATIVE.relative_to(ROOT))],
+    extra_compile_args=[*FLAGS, *WARNINGS, "-Werror"],
+    libraries=["pthread"],
+    py_limited_api=True,
+)
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    ffibuilder.compile(verbose=True)

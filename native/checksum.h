@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The Internet checksum (RFC 1071) and its incremental update (RFC 1624).  Sums are kept in memory order: a sum over
+ * bytes as they lie in the packet, stored back without swapping, is right on either byte order (RFC 1071, 2.B).
+ */
+#ifndef VIPMUX_CHECKSUM_H
+#define VIPMUX_CHECKSUM_H
+
+#include <stdint.h>
+#include <stddef.h>
+
+/* Adds len bytes to a running sum; only the last piece of a packet may have an odd length. */
+uint64_t checksum_add(const void *data, size_t len, uint64_t sum);
+
+/* Folds to 16 bits, not complemented. */
+static inline uint16_t checksum_fold(uint64_t sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (uint16_t)sum;
+}
+
+/* The checksum field after the 16-bit word `from` became `to`; all three as they lie in memory (RFC 1624, eqn. 3). */
+static inline uint16_t checksum_replace(uint16_t check, uint16_t from, uint16_t to)
+{
+	return (uint16_t)~checksum_fold((uint64_t)(uint16_t)~check + (uint16_t)~from + to);
+}
+
+/* Sum of the pseudo-header; addresses point into the IP header (addr_len 4 or 16 each), length in host order. */
+uint64_t checksum_pseudo(const void *source, const void *destination, size_t addr_len, uint8_t protocol,
+			 uint32_t length);
+
+#endif

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What is shipped runs on any processor of the architecture; functions marked MULTIVERSION are compiled for newer
+ * ones as well, and the dynamic linker picks at load time.  Sanitizers and musl cannot do that: they get the plain one.
+ */
+#ifndef VIPMUX_CPU_H
+#define VIPMUX_CPU_H
+
+#include <features.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__clang__)
+#define MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define MULTIVERSION
+#endif
+
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define CACHE_LINE 64
+#define CACHE_ALIGNED __attribute__((aligned(CACHE_LINE)))
+
+#endif

@@ -1,0 +1,408 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See flow_table.h. */
+#include "flow_table.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define BACKEND_BITS 12
+#define CLASS_SHIFT 12
+#define AWAY_BIT (1ULL << 14)
+#define KEY_SHIFT 15
+#define KEY_MASK (~0ULL << 14) /* remainder and the alternate bit: what must be equal */
+
+/* 49 bits of remainder fit an entry, so a table has at least 2^15 lines (2 MiB). */
+#define LINES_MIN (1ULL << 15)
+/* 4.2 flows a line of six: 15.2 bytes a flow, and an insert practically always finds room (tests/native measures it). */
+#define LOAD_NUMERATOR 21
+#define LOAD_DENOMINATOR 5
+
+#define SWEEP_TICKS 16       /* one pass */
+#define SWEEP_LINES_MAX 4096 /* a bounded piece: some 40 microseconds */
+/* An entry may be this much older than the longest idle timeout before its 16-bit stamp would look young again. */
+#define JUMP_TICKS 8192
+_Static_assert(((uint64_t)FLOW_IDLE_MAX_SECONDS * 1000000000u >> FLOW_TICK_SHIFT) + 2 + JUMP_TICKS + SWEEP_TICKS <
+		       65536,
+	       "the stamp must not wrap before the sweep comes by");
+
+static uint64_t lines_for(uint64_t flows)
+{
+	uint64_t lines = (flows * LOAD_DENOMINATOR + LOAD_NUMERATOR - 1) / LOAD_NUMERATOR;
+
+	return lines < LINES_MIN ? LINES_MIN : lines;
+}
+
+size_t flow_table_bytes(uint64_t flows)
+{
+	return lines_for(flows) * sizeof(struct flow_line);
+}
+
+int flow_table_create(uint64_t flows, struct flow_table **out)
+{
+	struct flow_table *table = calloc(1, sizeof(*table));
+	const size_t huge = 2 << 20;
+	uint8_t *map;
+
+	if (!table)
+		return -ENOMEM;
+	table->line_count = lines_for(flows);
+	table->remainder_bits = 64 - (63 - (unsigned)__builtin_clzll(table->line_count));
+	table->bytes = (flow_table_bytes(flows) + huge - 1) & ~(huge - 1);
+
+	/* Aligned to huge pages and advised so: random access to 4 KiB pages would miss the TLB at every lookup. */
+	map = mmap(NULL, table->bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (map == MAP_FAILED) {
+		free(table);
+		return -ENOMEM;
+	}
+	size_t skip = (huge - (uintptr_t)map % huge) % huge;
+
+	if (skip)
+		munmap(map, skip);
+	if (huge - skip)
+		munmap(map + skip + table->bytes, huge - skip);
+	table->lines = (struct flow_line *)(map + skip);
+	madvise(table->lines, table->bytes, MADV_HUGEPAGE);
+	memset(table->lines, 0, table->bytes);
+	*out = table;
+	return 0;
+}
+
+void flow_table_destroy(struct flow_table *table)
+{
+	if (!table)
+		return;
+	munmap(table->lines, table->bytes);
+	free(table);
+}
+
+void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_CLASSES])
+{
+	memcpy(table->idle, idle, sizeof(table->idle));
+}
+
+/* ---- places ---- */
+
+static inline uint64_t remainder_of(const struct flow_table *table, uint64_t scrambled)
+{
+	return scrambled & ((1ULL << table->remainder_bits) - 1);
+}
+
+/* How far the alternate line lies from home, 1 to line_count - 1; told by the remainder, so it can be undone. */
+static inline uint64_t away_distance(const struct flow_table *table, uint64_t remainder)
+{
+	uint64_t mixed = (remainder * 0x9e3779b97f4a7c15u) >> 32;
+
+	return 1 + (mixed * (table->line_count - 1) >> 32);
+}
+
+static inline uint64_t alternate_of(const struct flow_table *table, uint64_t home, uint64_t remainder)
+{
+	uint64_t line = home + away_distance(table, remainder);
+
+	return line >= table->line_count ? line - table->line_count : line;
+}
+
+static inline uint64_t index_of(const struct flow_table *table, const struct flow_line *line)
+{
+	return (uint64_t)(line - table->lines);
+}
+
+static inline uint64_t home_of(const struct flow_table *table, struct flow_slot slot)
+{
+	uint64_t entry = slot.line->entry[slot.way], line = index_of(table, slot.line);
+
+	if (!(entry & AWAY_BIT))
+		return line;
+	uint64_t distance = away_distance(table, entry >> KEY_SHIFT);
+
+	return line >= distance ? line - distance : line + table->line_count - distance;
+}
+
+uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot)
+{
+	uint64_t remainder = slot.line->entry[slot.way] >> KEY_SHIFT, home = home_of(table, slot);
+	uint64_t mask = (1ULL << table->remainder_bits) - 1;
+	/* The keys of a line are those from ceil(home * 2^64 / lines) on, fewer than 2^remainder_bits of them. */
+	unsigned __int128 scaled = ((unsigned __int128)home << 64) + table->line_count - 1;
+	uint64_t first = (uint64_t)(scaled / table->line_count);
+
+	return first + ((remainder - first) & mask);
+}
+
+static inline bool expired(const struct flow_table *table, const struct flow_line *line, unsigned way)
+{
+	uint16_t age = (uint16_t)((uint16_t)table->clock - line->stamp[way]);
+
+	return age >= table->idle[line->entry[way] >> CLASS_SHIFT & 3];
+}
+
+/* ---- find ---- */
+
+static inline int way_of(const struct flow_line *line, uint64_t key)
+{
+	unsigned hits = 0;
+
+	/* No early exit: six compares without a branch are cheaper than one mispredicted branch. */
+	for (unsigned way = 0; way < FLOW_WAYS; way++)
+		hits |= (unsigned)((line->entry[way] & KEY_MASK) == key && (line->entry[way] & 0xfff)) << way;
+	return hits ? __builtin_ctz(hits) : -1;
+}
+
+struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere)
+{
+	struct flow_line *line = &table->lines[flow_table_line_of(table, scrambled)];
+	int way = way_of(line, remainder_of(table, scrambled) << KEY_SHIFT);
+
+	if (LIKELY(way >= 0)) {
+		*elsewhere = false;
+		return (struct flow_slot){ line, (unsigned)way };
+	}
+	*elsewhere = line->away != 0;
+	return (struct flow_slot){ NULL, 0 };
+}
+
+static struct flow_line *alternate_line(const struct flow_table *table, uint64_t scrambled)
+{
+	return &table->lines[alternate_of(table, flow_table_line_of(table, scrambled), remainder_of(table, scrambled))];
+}
+
+struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled)
+{
+	bool elsewhere;
+	struct flow_slot slot = flow_table_find_home(table, scrambled, &elsewhere);
+
+	if (slot.line || !elsewhere)
+		return slot;
+
+	struct flow_line *line = alternate_line(table, scrambled);
+	int way = way_of(line, remainder_of(table, scrambled) << KEY_SHIFT | AWAY_BIT);
+
+	return way < 0 ? (struct flow_slot){ NULL, 0 } : (struct flow_slot){ line, (unsigned)way };
+}
+
+/* ---- change ---- */
+
+static void clear_way(struct flow_table *table, struct flow_slot slot)
+{
+	uint64_t entry = slot.line->entry[slot.way];
+
+	if (entry & AWAY_BIT)
+		table->lines[home_of(table, slot)].away--;
+	table->counters.live[entry >> CLASS_SHIFT & 3]--;
+	slot.line->entry[slot.way] = 0;
+	table->changes++;
+}
+
+void flow_table_remove(struct flow_table *table, struct flow_slot slot)
+{
+	clear_way(table, slot);
+}
+
+static void fill_way(struct flow_table *table, struct flow_slot slot, uint64_t entry, uint16_t stamp)
+{
+	slot.line->entry[slot.way] = entry;
+	slot.line->stamp[slot.way] = stamp;
+	table->counters.live[entry >> CLASS_SHIFT & 3]++;
+	if (entry & AWAY_BIT)
+		table->lines[home_of(table, slot)].away++;
+	table->changes++;
+}
+
+/* A way that is empty, or is made so because its flow has expired; -1 if all are in use. */
+static int free_way(struct flow_table *table, struct flow_line *line)
+{
+	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+		if (!line->entry[way])
+			return (int)way;
+		if (expired(table, line, way)) {
+			clear_way(table, (struct flow_slot){ line, way });
+			table->counters.expired++;
+			return (int)way;
+		}
+	}
+	return -1;
+}
+
+/* The untrusted flow that has been silent longest; older than *age only.  -1 if there is none. */
+static int oldest_untrusted(const struct flow_table *table, const struct flow_line *line, int *age)
+{
+	int found = -1;
+
+	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+		int its_age = (uint16_t)((uint16_t)table->clock - line->stamp[way]);
+
+		if (line->entry[way] >> CLASS_SHIFT & FLOW_CLASS_TRUSTED || its_age <= *age)
+			continue;
+		*age = its_age;
+		found = (int)way;
+	}
+	return found;
+}
+
+/* Moves one flow of a full line to its own other line, if that has room; returns the way it left, or -1. */
+static int move_one(struct flow_table *table, struct flow_line *line)
+{
+	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+		struct flow_slot from = { line, way };
+		uint64_t entry = line->entry[way], home = home_of(table, from);
+		uint64_t target = entry & AWAY_BIT ? home : alternate_of(table, home, entry >> KEY_SHIFT);
+		struct flow_slot to = { &table->lines[target], 0 };
+		int room = free_way(table, to.line);
+
+		if (room < 0)
+			continue;
+		uint16_t stamp = line->stamp[way];
+
+		to.way = (unsigned)room;
+		clear_way(table, from);
+		fill_way(table, to, entry ^ AWAY_BIT, stamp);
+		table->counters.moved++;
+		return (int)way;
+	}
+	return -1;
+}
+
+/* Finds or makes room for a key whose two lines are given; see flow_table_insert() for the order. */
+static struct flow_slot make_room(struct flow_table *table, struct flow_line *home, struct flow_line *alternate)
+{
+	int age = -1, way, other;
+
+	way = free_way(table, home);
+	if (way >= 0)
+		return (struct flow_slot){ home, (unsigned)way };
+	way = free_way(table, alternate);
+	if (way >= 0)
+		return (struct flow_slot){ alternate, (unsigned)way };
+
+	way = oldest_untrusted(table, home, &age);
+	other = oldest_untrusted(table, alternate, &age);
+	if (way >= 0 || other >= 0) {
+		struct flow_slot slot = { other >= 0 ? alternate : home, (unsigned)(other >= 0 ? other : way) };
+
+		clear_way(table, slot);
+		table->counters.evicted++;
+		return slot;
+	}
+
+	way = move_one(table, home);
+	if (way >= 0)
+		return (struct flow_slot){ home, (unsigned)way };
+	way = move_one(table, alternate);
+	if (way >= 0)
+		return (struct flow_slot){ alternate, (unsigned)way };
+	return (struct flow_slot){ NULL, 0 };
+}
+
+bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned backend, enum flow_class class)
+{
+	struct flow_line *home = &table->lines[flow_table_line_of(table, scrambled)];
+	struct flow_slot slot = make_room(table, home, alternate_line(table, scrambled));
+
+	if (!slot.line) {
+		table->counters.refused++;
+		return false;
+	}
+	uint64_t entry = remainder_of(table, scrambled) << KEY_SHIFT | (uint64_t)class << CLASS_SHIFT | (backend + 1);
+
+	fill_way(table, slot, slot.line == home ? entry : entry | AWAY_BIT, (uint16_t)table->clock);
+	return true;
+}
+
+void flow_slot_rewrite(struct flow_table *table, struct flow_slot slot, unsigned backend, enum flow_class class)
+{
+	uint64_t *entry = &slot.line->entry[slot.way];
+
+	table->counters.live[*entry >> CLASS_SHIFT & 3]--;
+	table->counters.live[class]++;
+	*entry = (*entry & KEY_MASK) | (uint64_t)class << CLASS_SHIFT | (backend + 1);
+	slot.line->stamp[slot.way] = (uint16_t)table->clock;
+	table->changes++;
+}
+
+/* ---- age ---- */
+
+/* Removes what is older than its class allows; `extra` ticks passed since stamps were last comparable. */
+static void sweep_line(struct flow_table *table, struct flow_line *line, uint64_t extra)
+{
+	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+		if (!line->entry[way])
+			continue;
+		uint16_t age = (uint16_t)((uint16_t)table->clock - line->stamp[way]);
+
+		if (age + extra < table->idle[line->entry[way] >> CLASS_SHIFT & 3])
+			continue;
+		clear_way(table, (struct flow_slot){ line, way });
+		table->counters.expired++;
+	}
+}
+
+void flow_table_advance(struct flow_table *table, uint64_t now_ns)
+{
+	uint64_t tick = now_ns >> FLOW_TICK_SHIFT;
+
+	if (LIKELY(tick <= table->clock))
+		return;
+	uint64_t passed = tick - table->clock;
+
+	if (passed > JUMP_TICKS) {
+		/* So far ahead that 16 bits would lie: decide by the old clock plus what passed, then set it. */
+		for (uint64_t i = 0; i < table->line_count; i++)
+			sweep_line(table, &table->lines[i], passed);
+		table->sweep_due = 0;
+	} else {
+		table->sweep_due += table->line_count * passed / SWEEP_TICKS;
+		if (table->sweep_due > table->line_count)
+			table->sweep_due = table->line_count;
+	}
+	table->clock = tick;
+}
+
+void flow_table_sweep(struct flow_table *table)
+{
+	uint64_t count = table->sweep_due < SWEEP_LINES_MAX ? table->sweep_due : SWEEP_LINES_MAX;
+
+	table->sweep_due -= count;
+	while (count--) {
+		sweep_line(table, &table->lines[table->sweep_next], 0);
+		if (++table->sweep_next == table->line_count)
+			table->sweep_next = 0;
+	}
+}
+
+/* ---- self-check ---- */
+
+const char *flow_table_check(const struct flow_table *table)
+{
+	uint64_t live[FLOW_CLASSES] = { 0 };
+	uint64_t away_flags = 0, away_counts = 0;
+
+	for (uint64_t i = 0; i < table->line_count; i++) {
+		struct flow_line *line = &table->lines[i];
+
+		away_counts += line->away;
+		for (unsigned way = 0; way < FLOW_WAYS; way++) {
+			struct flow_slot slot = { line, way };
+
+			if (!line->entry[way])
+				continue;
+			if (!(line->entry[way] & 0xfff))
+				return "an entry without a backend";
+			live[flow_slot_class(slot)]++;
+			away_flags += !!(line->entry[way] & AWAY_BIT);
+
+			struct flow_slot found = flow_table_find(table, flow_slot_key(table, slot));
+
+			if (found.line != line || found.way != way)
+				return "an entry that a lookup of its key does not find";
+		}
+	}
+	if (away_flags != away_counts)
+		return "lines count other flows away than there are";
+	for (unsigned c = 0; c < FLOW_CLASSES; c++)
+		if (live[c] != table->counters.live[c])
+			return "the counters of live flows are wrong";
+	return NULL;
+}

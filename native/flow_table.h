@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Remembered flows: flow key -> backend (its number within the service), trust and age.  One worker owns a table and
+ * is the only one to write it; nothing here locks.
+ *
+ * A table is an array of cache lines of six flows.  The key goes through the keyed bijection of flow.h; the scrambled
+ * key's high part picks the line and only the part that the line does not tell is stored, so eight bytes hold key,
+ * backend and class, and comparison is exact.  A flow that finds its line full lives in an alternate line, and the home
+ * line counts how many do.  See docs/flow.md.
+ *
+ * Time is a 64-bit count of FLOW_TICK_NS; entries keep the low 16 bits of it.
+ */
+#ifndef VIPMUX_FLOW_TABLE_H
+#define VIPMUX_FLOW_TABLE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "cpu.h"
+
+#define FLOW_TICK_SHIFT 28 /* 268 ms; 16 bits of it wrap after 4.9 hours */
+#define FLOW_IDLE_MAX_SECONDS 14400
+#define FLOW_BACKEND_MAX 4095 /* backends of a service are numbered 0 to 4094 */
+#define FLOW_WAYS 6
+
+/* Class of an entry, and index of its idle timeout. */
+enum flow_class {
+	FLOW_TCP_UNTRUSTED = 0,
+	FLOW_UDP_UNTRUSTED = 1,
+	FLOW_TCP_TRUSTED = 2,
+	FLOW_UDP_TRUSTED = 3,
+	FLOW_CLASSES = 4,
+};
+#define FLOW_CLASS_UDP 1u
+#define FLOW_CLASS_TRUSTED 2u
+
+/* One cache line.  Written only by the worker that owns the table; others may read single words. */
+struct flow_line {
+	uint64_t entry[FLOW_WAYS]; /* key remainder (49) | alternate | class (2) | backend + 1 (12); 0: empty */
+	uint16_t stamp[FLOW_WAYS]; /* low bits of the tick of the last packet */
+	uint32_t away;             /* flows at home here that live in their alternate line */
+};
+_Static_assert(sizeof(struct flow_line) == CACHE_LINE, "one line, one cache line");
+
+struct flow_counters {
+	uint64_t live[FLOW_CLASSES]; /* entries now in the table; expired ones until the sweep meets them */
+	uint64_t expired;
+	uint64_t evicted; /* untrusted flows that made room for others; trusted ones never do */
+	uint64_t refused; /* flows that found no room */
+	uint64_t moved;   /* trusted flows moved to their other line to make room */
+};
+
+struct flow_table {
+	struct flow_line *lines;
+	uint64_t line_count;
+	unsigned remainder_bits;
+	uint64_t clock;    /* current tick */
+	uint32_t changes;  /* goes up whenever an entry is written, moved or removed; wraps */
+	uint16_t idle[FLOW_CLASSES]; /* ticks; the longest of any service, see flow_table_set_idle() */
+	uint64_t sweep_next;         /* line the sweep goes on from */
+	uint64_t sweep_due;          /* lines it is behind */
+	struct flow_counters counters;
+	size_t bytes;
+};
+
+/* Where an entry is; line is NULL where there is none. */
+struct flow_slot {
+	struct flow_line *line;
+	unsigned way;
+};
+
+/* Room for at least `flows`; -ENOMEM.  Memory is reserved and touched at once. */
+int flow_table_create(uint64_t flows, struct flow_table **out);
+void flow_table_destroy(struct flow_table *table);
+
+/* Bytes that a table for so many flows takes. */
+size_t flow_table_bytes(uint64_t flows);
+
+/* Idle timeouts by class in ticks, the longest that any service asks for: what is older is gone for every service. */
+void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_CLASSES]);
+
+/* Sets the clock.  Time never goes back: an earlier value is ignored.  A long jump sweeps the whole table at once. */
+void flow_table_advance(struct flow_table *table, uint64_t now_ns);
+
+/* Removes what has expired, a bounded piece of the table at a time; a whole pass takes some 4 seconds. */
+void flow_table_sweep(struct flow_table *table);
+
+static inline uint64_t flow_table_line_of(const struct flow_table *table, uint64_t scrambled)
+{
+	return (uint64_t)((unsigned __int128)scrambled * table->line_count >> 64);
+}
+
+static inline void flow_table_prefetch(const struct flow_table *table, uint64_t scrambled)
+{
+	__builtin_prefetch(&table->lines[flow_table_line_of(table, scrambled)], 1);
+}
+
+/* Looks in the home line only: one cache line.  *elsewhere tells that the flow may live in its alternate line. */
+struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere);
+
+/* Looks everywhere.  Does not look at the age. */
+struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled);
+
+/*
+ * Writes an entry for a key that is not in the table; false if there was no room.  Room is, in this order: an
+ * empty or expired way at home, one in the alternate line, the oldest untrusted flow of both, a trusted flow that
+ * can move to its own other line.
+ */
+bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned backend, enum flow_class class);
+
+void flow_table_remove(struct flow_table *table, struct flow_slot slot);
+
+static inline unsigned flow_slot_backend(struct flow_slot slot)
+{
+	return (unsigned)(slot.line->entry[slot.way] & 0xfff) - 1;
+}
+
+static inline enum flow_class flow_slot_class(struct flow_slot slot)
+{
+	return (enum flow_class)(slot.line->entry[slot.way] >> 12 & 3);
+}
+
+/* Ticks since its last packet. */
+static inline uint16_t flow_slot_age(const struct flow_table *table, struct flow_slot slot)
+{
+	return (uint16_t)((uint16_t)table->clock - slot.line->stamp[slot.way]);
+}
+
+/* Writes only where the tick has changed: an entry in use does not dirty its line with every packet. */
+static inline void flow_slot_touch(const struct flow_table *table, struct flow_slot slot)
+{
+	uint16_t now = (uint16_t)table->clock;
+
+	if (slot.line->stamp[slot.way] != now)
+		slot.line->stamp[slot.way] = now;
+}
+
+/* Gives an entry another backend and class, as if new. */
+void flow_slot_rewrite(struct flow_table *table, struct flow_slot slot, unsigned backend, enum flow_class class);
+
+/* Seconds -> ticks such that a flow is never expired early, and at most two ticks late. */
+static inline uint16_t flow_ticks(uint32_t seconds)
+{
+	return (uint16_t)(((uint64_t)seconds * 1000000000u >> FLOW_TICK_SHIFT) + 2);
+}
+
+/* The scrambled key of an entry. */
+uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot);
+
+/* Walks everything; NULL if sound, else the first broken invariant in words. */
+const char *flow_table_check(const struct flow_table *table);
+
+#endif

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A snapshot: everything a packet's decision reads, in one immutable value.  The VIP map changes when operators or
+ * probes want something; the hops change when a MAC address does.  A new snapshot shares the part that stayed.
+ */
+#ifndef VIPMUX_SNAPSHOT_H
+#define VIPMUX_SNAPSHOT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "cpu.h"
+#include "vip_map.h"
+
+/*
+ * The way to one backend machine: one cache line.  `header` is the whole outer header with length, ID, DF and DSCP/ECN
+ * still zero and, for IPv4, `sum` the unfolded checksum of the rest.
+ */
+struct hop {
+	uint8_t header[40];
+	uint32_t ifindex;    /* interface to send on; 0: the one received on */
+	uint16_t sum;
+	uint8_t family;      /* 4 or 6 */
+	bool resolved;       /* the MAC addresses are known (or the link needs none) */
+	uint8_t mac[6];      /* of the next hop */
+	uint8_t source_mac[6];
+} CACHE_ALIGNED;
+_Static_assert(sizeof(struct hop) == CACHE_LINE, "one hop, one cache line");
+
+struct snapshot {
+	uint32_t references; /* atomic */
+	uint32_t hop_count;
+	uint64_t generation;
+	struct vip_map *map;
+	struct hop *hops;
+};
+
+/* What a hop is made of.  Addresses and MACs in wire order; IPv4 addresses in the first 4 bytes. */
+struct hop_spec {
+	uint8_t source[16]; /* the MUX */
+	uint8_t destination[16];
+	uint8_t family;
+	uint8_t resolved;
+	uint8_t mac[6];
+	uint8_t source_mac[6];
+	uint32_t ifindex;
+};
+
+/* Takes its own reference of the map, which must be sealed and whose backends must name hops < count.  -EINVAL, -ENOMEM. */
+int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t count, uint64_t generation,
+		    struct snapshot **out);
+struct snapshot *snapshot_get(struct snapshot *snapshot);
+void snapshot_put(struct snapshot *snapshot);
+
+#endif
