@@ -5,6 +5,7 @@
 # Says which are missing and installs them, as root or through sudo. With NO_APT=1 it only lists them; with --check it
 # says in one sentence what is missing. Either way it fails if something is.
 set -euo pipefail
+shopt -s inherit_errexit
 here=$(cd "$(dirname "$0")" && pwd)
 
 check=

@@ -19,10 +19,10 @@ LOAD_VIP = "203.0.113.30"
 LOAD_PORT = 9000
 
 
-def _service(name: str, vip: str, protocol: Protocol, port: int, backends: Sequence[Backend], **more: int) -> Service:
+def _service(name: str, vip: str, protocol: Protocol, port: int, backends: Sequence[Backend]) -> Service:
     network = ip_network(vip)
     assert isinstance(network, IPv4Network)
-    return Service(name, network, protocol, PortRange(port, port), tuple(backends), **more)
+    return Service(name, network, protocol, PortRange(port, port), tuple(backends))
 
 
 def _backends(service: str, hosts: Sequence[Node], port: int | None = None) -> list[Backend]:
@@ -41,7 +41,7 @@ def files(hosts: Sequence[Node]) -> Service:
 
 def load(hosts: Sequence[Node]) -> Service:
     """UDP, not translated."""
-    return _service("load", LOAD_VIP, Protocol.UDP, LOAD_PORT, _backends("load", hosts), idle=300)
+    return replace(_service("load", LOAD_VIP, Protocol.UDP, LOAD_PORT, _backends("load", hosts)), idle=300)
 
 
 def drained(service: Service, host: str) -> Service:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import shutil
 import signal
 import sys
@@ -30,7 +29,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lb.model import AgentSettings, BackendState, DecapMode, IoMode, MuxSettings, Service
+from lb.config_text import format_config
+from lb.model import AgentConfig, AgentSettings, DecapMode, IoMode, MuxConfig, MuxSettings, Service
 from tests.lab import netns
 from tests.lab.guardian import Guardian
 from tests.lab.netns import LabError
@@ -279,8 +279,13 @@ class Lab:
         """Writes the configuration of the nodes (all, unless told); nobody is told to read it."""
         self.services = tuple(services)
         for node in self.nodes if nodes is None else nodes:
-            table = mux_toml(self.mux_settings(node)) if node in self.muxes else agent_toml(self.agent_settings(node))
-            node.config.write_text(table + services_toml(services))
+            node.config.write_text(format_config(self.configuration(node)))
+
+    def configuration(self, node: Node) -> MuxConfig | AgentConfig:
+        """The whole file of a node, as a value."""
+        if node in self.muxes:
+            return MuxConfig(self.mux_settings(node), self.services)
+        return AgentConfig(self.agent_settings(node), self.services)
 
     def start_agent(self, host: Node) -> Process:
         process = self.run(host, "lb-agent", "--config", host.config)
@@ -380,61 +385,3 @@ def _signals_raise() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# Files.
-
-
-def mux_toml(mux: MuxSettings) -> str:
-    return _table(
-        "[mux]",
-        name=mux.name,
-        address=mux.address,
-        interface=mux.interface,
-        io=mux.io.value,
-        flows=mux.flows,
-        seed=mux.seed.hex(),
-        mtu=mux.mtu,
-        metrics=mux.metrics,
-        state_dir=mux.state_dir,
-    )
-
-
-def agent_toml(agent: AgentSettings) -> str:
-    return _table(
-        "[agent]",
-        name=agent.name,
-        address=agent.address,
-        interface=agent.interface,
-        muxes=agent.muxes,
-        decap=agent.decap.value,
-        mtu=agent.mtu,
-        metrics=agent.metrics,
-        state_dir=agent.state_dir,
-    )
-
-
-def services_toml(services: Sequence[Service]) -> str:
-    text = ""
-    for service in services:
-        port = int(str(service.ports)) if re.fullmatch(r"\d+", str(service.ports)) else str(service.ports)
-        vip = service.vip.network_address if service.vip.num_addresses == 1 else service.vip
-        text += _table("[[service]]", name=service.name, vip=vip, protocol=service.protocol.value, port=port)
-        for backend in service.backends:
-            port_line = {} if backend.port is None else {"port": backend.port}
-            state = {} if backend.state is BackendState.UP else {"state": backend.state.value}
-            weight = {} if backend.weight == 1 else {"weight": backend.weight}
-            text += _table(
-                "[[service.backend]]", name=backend.name, address=backend.address, **port_line, **weight, **state
-            )
-    return text
-
-
-def _table(header: str, **values: object) -> str:
-    return "\n".join([header, *(f"{key} = {_value(value)}" for key, value in values.items())]) + "\n\n"
-
-
-def _value(value: object) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    return str(value) if isinstance(value, int) else f'"{value}"'
