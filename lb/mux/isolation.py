@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps this machine's own kernel away from the VIPs' packets: a drop in nftables, at the ingress of the interface.
+
+AF_PACKET gives the workers a copy of each frame; without this drop the kernel would answer clients itself (resets,
+port or host unreachable) or forward the packet a second time. Packet taps come before the ingress hook, so the
+workers see everything. Only destination addresses that are VIPs match: ARP, and SSH or BGP to the MUX's own
+addresses, do not.
+
+The table is the kernel's: it stays when ``lb-mux`` is killed, is replaced in one transaction at the next start, and
+is removed by a clean stop alone. Texts are made by pure functions; :func:`apply` runs ``nft``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+
+from lb.errors import FeatureError, IoError
+from lb.model import Network
+
+#: Before every chain that others may have at the same hook.
+PRIORITY = -500
+NFT_TIMEOUT = 10.0
+
+
+def table_name(mux: str) -> str:
+    """The table of one MUX; several may run on one machine, on interfaces of their own."""
+    return "vipmux_" + re.sub(r"[^A-Za-z0-9_]", "_", mux)
+
+
+def install_text(table: str, interface: str, vips: Iterable[Network]) -> str:
+    """Replaces whatever an earlier life left behind, in one transaction."""
+    ipv4, ipv6 = _elements(vips)
+    return f"""\
+add table netdev {table}
+delete table netdev {table}
+table netdev {table} {{
+	comment "lb-mux: VIPs are served in userspace, never by this kernel"
+	set vips4 {{
+		type ipv4_addr
+		flags interval
+		{_initial(ipv4)}
+	}}
+	set vips6 {{
+		type ipv6_addr
+		flags interval
+		{_initial(ipv6)}
+	}}
+	chain ingress {{
+		type filter hook ingress device "{interface}" priority {PRIORITY}; policy accept;
+		ip daddr @vips4 counter drop
+		ip6 daddr @vips6 counter drop
+	}}
+}}
+"""
+
+
+def update_text(table: str, vips: Iterable[Network]) -> str:
+    """Makes the sets hold exactly these, in one transaction."""
+    lines: list[str] = []
+    for name, elements in zip(("vips4", "vips6"), _elements(vips), strict=True):
+        lines.append(f"flush set netdev {table} {name}")
+        if elements:
+            lines.append(f"add element netdev {table} {name} {{ {', '.join(elements)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def remove_text(table: str) -> str:
+    """Removes the table, also where there is none."""
+    return f"add table netdev {table}\ndelete table netdev {table}\n"
+
+
+def _elements(vips: Iterable[Network]) -> tuple[list[str], list[str]]:
+    """Without overlaps, which an interval set refuses."""
+    networks = list(vips)
+    ipv4 = collapse_addresses(vip for vip in networks if isinstance(vip, IPv4Network))
+    ipv6 = collapse_addresses(vip for vip in networks if isinstance(vip, IPv6Network))
+    return [str(network) for network in ipv4], [str(network) for network in ipv6]
+
+
+def _initial(elements: list[str]) -> str:
+    return f"elements = {{ {', '.join(elements)} }}" if elements else ""
+
+
+async def apply(text: str) -> None:
+    """Runs one transaction; it happens whole or not at all."""
+    if shutil.which("nft") is None:
+        raise FeatureError("nft is not installed: install the package nftables")
+    process = await asyncio.create_subprocess_exec(
+        "nft",
+        "-f",
+        "-",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(NFT_TIMEOUT):
+            _, errors = await process.communicate(text.encode())
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        raise IoError(f"nft did not finish within {NFT_TIMEOUT:g} s") from None
+    if process.returncode:
+        raise IoError(f"nft refused to isolate the VIPs: {_first_line(errors)}")
+
+
+def _first_line(errors: bytes) -> str:
+    lines = errors.decode(errors="replace").strip().splitlines()
+    return lines[0] if lines else "no reason given"
+
+
+class Isolation:
+    """The drop of one MUX on one interface. Owns the table in the kernel, not its own survival."""
+
+    def __init__(self, mux: str, interface: str) -> None:
+        self._table = table_name(mux)
+        self._interface = interface
+        self._vips: frozenset[Network] = frozenset()
+
+    @property
+    def table(self) -> str:
+        return self._table
+
+    async def install(self, vips: Iterable[Network]) -> None:
+        """At start, and again when the interface was created anew (the old one took its hook along)."""
+        self._vips = frozenset(vips)
+        await apply(install_text(self._table, self._interface, self._vips))
+
+    async def cover(self, vips: Iterable[Network]) -> None:
+        """Covers exactly these. Before a publish give the old and the new ones, afterwards the new."""
+        wanted = frozenset(vips)
+        if wanted != self._vips:
+            await apply(update_text(self._table, wanted))
+            self._vips = wanted
+
+    async def reinstall(self) -> None:
+        await self.install(self._vips)
+
+    async def remove(self) -> None:
+        """The last act of a clean stop, and the repair of a start in another mode."""
+        await apply(remove_text(self._table))
+        self._vips = frozenset()

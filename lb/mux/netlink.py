@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's routes, links and neighbours, as values of :mod:`lb.mux.nexthops`. The thin edge to netlink.
+
+Questions go through one pyroute2 ``AsyncIPRoute``. Notices arrive on a socket of their own, which is only read
+for what kind of thing changed (and neighbours decoded), so that a storm of route changes costs little; when the
+kernel had to drop notices, everything counts as changed. Used by :mod:`lb.mux.hop_watch`, :mod:`lb.mux.tun` and
+:mod:`lb.mux.startup`, all in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Any
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.marshal import MarshalRtnl
+
+from lb.model import Address
+from lb.mux.nexthops import Link, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
+
+_NTF_USE = 0x01
+_IFF_UP = 0x1
+_IFF_RUNNING = 0x40
+_ARPHRD_ETHER = 1
+
+_RTM_NEWLINK, _RTM_DELLINK = 16, 17
+_RTM_NEWNEIGH, _RTM_DELNEIGH = 28, 29
+
+#: RTMGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE; rules of IPv6 have no such bit
+_GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
+_RECEIVE_BUFFER = 4 << 20
+_HEADER = struct.Struct("=IHHII")
+
+
+@dataclass(slots=True)
+class Notices:
+    """What changed since they were last taken."""
+
+    everything: bool = False  #: notices were lost
+    routes: bool = False  #: routes, rules or addresses
+    links: bool = False
+    neighbours: dict[NeighbourKey, Neighbour | None] = field(default_factory=dict)  #: None: gone
+
+    def __bool__(self) -> bool:
+        return self.everything or self.routes or self.links or bool(self.neighbours)
+
+
+class Netlink:
+    """One connection to the kernel's routing; close it, it holds sockets."""
+
+    def __init__(self) -> None:
+        self._ipr = AsyncIPRoute()
+        self._marshal = MarshalRtnl()
+        self._listener: socket.socket | None = None
+        self._notices = Notices()
+
+    async def __aenter__(self) -> Netlink:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def ipr(self) -> Any:
+        """For what has no function here: devices and routes of the TUN mode."""
+        return self._ipr
+
+    def close(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener.fileno())
+            self._listener.close()
+            self._listener = None
+        self._ipr.close()
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    async def route(self, address: Address) -> Route | None:
+        """Where the kernel would send a packet for this address."""
+        try:
+            answers = await self._ipr.route("get", dst=str(address), family=_family(address))
+        except NetlinkError as error:
+            if error.code in {errno.ENETUNREACH, errno.EHOSTUNREACH}:
+                return None
+            if error.code == errno.EINVAL:  # how IPv4 answers for a blackhole
+                return Route(RouteKind.BLACKHOLE, 0)
+            if error.code == errno.EACCES:
+                return Route(RouteKind.PROHIBIT, 0)
+            raise
+        return _route(answers[0]) if answers else None
+
+    async def links(self) -> dict[int, Link]:
+        """All interfaces, by index."""
+        return {link.index: link async for link in self._links()}
+
+    async def _links(self) -> Any:
+        async for message in await self._ipr.link("dump"):
+            if message.get("event") == "RTM_NEWLINK":
+                yield _link(message)
+
+    async def link(self, name: str) -> Link | None:
+        """The interface of that name."""
+        for link in (await self.links()).values():
+            if link.name == name:
+                return link
+        return None
+
+    async def neighbours(self) -> dict[NeighbourKey, Neighbour]:
+        """All neighbours of all links."""
+        found: dict[NeighbourKey, Neighbour] = {}
+        async for message in await self._ipr.neigh("dump"):
+            key, neighbour = _neighbour(message)
+            if key is not None:
+                found[key] = neighbour
+        return found
+
+    async def local_addresses(self) -> dict[Address, str]:
+        """The addresses of this machine, with the name of their interface."""
+        names = {link.index: link.name for link in (await self.links()).values()}
+        found: dict[Address, str] = {}
+        async for message in await self._ipr.addr("dump"):
+            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            if text:
+                found[ip_address(text)] = names.get(message["index"], str(message["index"]))
+        return found
+
+    async def ask_for(self, key: NeighbourKey) -> None:
+        """Makes the kernel look for a neighbour, or confirm that it is still there."""
+        ifindex, address = key
+        with contextlib.suppress(NetlinkError):  # the link went away: a notice of that is on its way
+            await self._ipr.neigh(
+                "set", dst=str(address), family=_family(address), ifindex=ifindex, flags=_NTF_USE, state=0
+            )
+
+    # -- notices ------------------------------------------------------------------------------------------------
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        """From now on collects what changes; ``changed`` is called when there is something to take."""
+        listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        listener.bind((0, _GROUPS))
+        self._listener = listener
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._readable, changed)
+
+    def take_notices(self) -> Notices:
+        """What was collected; begins anew."""
+        taken, self._notices = self._notices, Notices()
+        return taken
+
+    def _readable(self, changed: Callable[[], None]) -> None:
+        assert self._listener is not None  # noqa: S101  the reader is removed with it
+        try:
+            while True:
+                self._note(self._listener.recv(65536))
+        except BlockingIOError:
+            pass
+        except OSError:  # ENOBUFS: the kernel dropped notices
+            self._notices.everything = True
+        if self._notices:
+            changed()
+
+    def _note(self, data: bytes) -> None:
+        offset = 0
+        while offset + _HEADER.size <= len(data):
+            length, kind, *_ = _HEADER.unpack_from(data, offset)
+            if length < _HEADER.size:
+                return
+            if kind in {_RTM_NEWLINK, _RTM_DELLINK}:
+                self._notices.links = True
+            elif kind in {_RTM_NEWNEIGH, _RTM_DELNEIGH}:
+                self._note_neighbour(data[offset : offset + length])
+            else:
+                self._notices.routes = True
+            offset += (length + 3) & ~3
+
+    def _note_neighbour(self, data: bytes) -> None:
+        for message in self._marshal.parse(data):
+            key, neighbour = _neighbour(message)
+            if key is not None:
+                gone = message["header"]["type"] == _RTM_DELNEIGH
+                self._notices.neighbours[key] = None if gone else neighbour
+
+
+def _family(address: Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def _route(message: Any) -> Route:
+    try:
+        kind = RouteKind(message["type"])
+    except ValueError:
+        kind = RouteKind.UNREACHABLE
+    gateway = message.get_attr("RTA_GATEWAY")
+    via = message.get_attr("RTA_VIA")  # an IPv4 route through an IPv6 gateway
+    if gateway is None and via:
+        gateway = via["addr"]
+    return Route(kind, message.get_attr("RTA_OIF") or 0, ip_address(gateway) if gateway else None)
+
+
+def _link(message: Any) -> Link:
+    flags = message["flags"]
+    mac = message.get_attr("IFLA_ADDRESS")
+    ethernet = message["ifi_type"] == _ARPHRD_ETHER and mac is not None
+    return Link(
+        index=message["index"],
+        name=message.get_attr("IFLA_IFNAME") or "",
+        up=bool(flags & _IFF_UP and flags & _IFF_RUNNING),
+        mac=bytes.fromhex(mac.replace(":", "")) if ethernet else None,
+    )
+
+
+def _neighbour(message: Any) -> tuple[NeighbourKey | None, Neighbour]:
+    mac = message.get_attr("NDA_LLADDR")
+    octets = bytes.fromhex(mac.replace(":", "")) if mac else None
+    neighbour = Neighbour(NeighbourState(message["state"]), octets if octets and len(octets) == 6 else None)
+    address = message.get_attr("NDA_DST")
+    if not address:
+        return None, neighbour
+    return (message["ifindex"], ip_address(address)), neighbour
