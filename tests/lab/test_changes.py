@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes to a running pool break nothing: drains, additions, weights and reloads, under load."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.lab.accounts import losses
+from tests.lab.load import UdpLoad
+from tests.lab.prediction import choices
+from tests.lab.services import LOAD_PORT, LOAD_VIP, WEB_VIP, drained, files, load, web, weighted
+from tests.lab.topology import PROGRAMS, Lab
+from tests.lab.traffic import Download, Flow, KeepAlive, requests, run, wrk
+
+pytestmark = pytest.mark.lab
+
+URL = f"http://{WEB_VIP}/"
+
+
+@pytest.fixture
+def keep_alive(all_running: Lab) -> Iterator[KeepAlive]:
+    started = KeepAlive(all_running, WEB_VIP, 80, count=60).start()
+    yield started
+    started.close()
+
+
+def broken(flows: list[Flow]) -> list[Flow]:
+    return [flow for flow in flows if flow.broken]
+
+
+def test_two_muxes_and_lb_lookup_agree_on_every_flow(keep_alive: KeepAlive, all_running: Lab) -> None:
+    """Both MUXes carry some of these flows; each went where the file alone says it goes."""
+    flows = keep_alive.stop()
+    expected = choices(all_running.mux_settings(all_running.muxes[0]), all_running.services, flows)
+    assert {flow.source_port: f"web-{flow.host}" for flow in flows} == expected
+    assert all(all_running.status(mux)["forwarded"] > 0 for mux in all_running.muxes)
+
+
+def test_lb_lookup_tells_who_serves_a_flow(keep_alive: KeepAlive, all_running: Lab) -> None:
+    flow = keep_alive.flows()[0]
+    config = all_running.muxes[0].config
+    done = run(
+        all_running, PROGRAMS / "lb", "lookup", "--config", config, "--proto", "tcp",
+        "--src", f"10.0.0.2:{flow.source_port}", "--dst", f"{WEB_VIP}:80", "--json",
+    )  # fmt: skip
+    assert json.loads(done.stdout)["backend"] == f"web-{flow.host}"
+
+
+def test_drained_backend_keeps_its_connections_and_gets_no_new_one(keep_alive: KeepAlive, all_running: Lab) -> None:
+    lab = all_running
+    held = Counter(flow.host for flow in keep_alive.flows())
+    assert held["host1"] > 0
+    lab.publish(tuple(drained(service, "host1") for service in lab.services))
+    assert "host1" not in requests(lab, URL, 300)
+    flows = keep_alive.stop()
+    assert broken(flows) == []
+    assert Counter(flow.host for flow in flows) == held
+
+
+def test_added_backend_takes_new_flows_and_moves_no_old_one(all_running: Lab) -> None:
+    lab = all_running
+    three, two = lab.services, (web(lab.hosts[:2]), files(lab.hosts[:2]), load(lab.hosts[:2]))
+    lab.publish(two)
+    keep_alive = KeepAlive(lab, WEB_VIP, 80, count=60).start()
+    assert {flow.host for flow in keep_alive.flows()} == {"host1", "host2"}
+    lab.publish(three)
+    assert requests(lab, URL, 300)["host3"] > 50
+    flows = keep_alive.stop()
+    assert broken(flows) == []
+    assert {flow.host for flow in flows} == {"host1", "host2"}
+
+
+def test_weight_changes_and_drains_under_wrk_break_nothing(keep_alive: KeepAlive, all_running: Lab) -> None:
+    lab = all_running
+    original = lab.services
+    fetch = Download(lab, WEB_VIP, 80, 42000, rate="8M")
+    with ThreadPoolExecutor(1) as pool:
+        load_under_way = pool.submit(wrk, lab, URL, 3)
+        for number in range(6):
+            host = lab.hosts[number % 3].name
+            lab.publish(tuple(drained(s, host) if number % 2 else weighted(s, host, 3) for s in original))
+        assert load_under_way.result().errors == 0
+    assert broken([*keep_alive.stop(), fetch.finish()]) == []
+
+
+def test_sighup_at_100_kpps_moves_no_flow_and_loses_no_more_than_without(all_running: Lab) -> None:
+    """Odd windows have a reload with other weights, even ones have none; every lost packet is in some counter."""
+    lab = all_running
+    base = lab.services
+    lab.publish(base)
+    before = losses(lab)
+    traffic = UdpLoad(lab, LOAD_VIP, LOAD_PORT, flows=4000, pps=110_000, windows=8)
+    try:
+        for window in traffic.windows():
+            if window % 2:
+                lab.publish(tuple(weighted(service, "host2", 1 + window) for service in base))
+        account = traffic.account()
+    finally:
+        traffic.close()
+    counted = losses(lab).since(before)
+    lost = [account.lost(window) for window in range(8)]
+    print(f"sent {account.sent} lost {lost} counted {counted} at sockets {account.socket_drops}")
+    assert min(account.sent) >= 80_000, "the sender did not reach its rate on this machine"
+    assert account.flows_on_two_hosts == 0
+    assert sum(lost) <= counted.total + account.socket_drops
+    assert sum(lost[1::2]) <= sum(lost[0::2]) + sum(account.sent) // 1000
