@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prometheus metrics: the figures of a MUX at one moment, under the names that dashboards rely on.
+
+:mod:`lb.mux.engine` reads the counters of its workers into :class:`Figures`; a custom collector does so at each
+scrape, so there is no second set of counters to keep. :func:`serve` is used by the agent as well. No label names a
+client, so the number of series is bounded by the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from threading import Thread
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from lb.errors import IoError
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFigures:
+    """One backend of one service."""
+
+    name: str
+    up: bool  #: takes new flows, and a frame for it can leave
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFigures:
+    """One service."""
+
+    name: str
+    packets: int
+    bytes: int
+    backends: tuple[BackendFigures, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IoFigures:
+    """The I/O of all workers together."""
+
+    received: int = 0
+    sent: int = 0
+    missed: int = 0  #: dropped by the kernel before a worker saw them
+    send_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """A MUX at one moment."""
+
+    packets: Mapping[tuple[str, str], int] = field(default_factory=dict)  #: by verdict and reason
+    services: tuple[ServiceFigures, ...] = ()
+    flows: int = 0
+    flow_capacity: int = 0
+    evictions: Mapping[str, int] = field(default_factory=dict)  #: by class of flow
+    generation: int = 0
+    io: IoFigures = field(default_factory=IoFigures)
+    unreachable: int = 0  #: backend addresses without a next hop
+    rejected: bool = False  #: the last configuration was refused
+    bursts: tuple[int, ...] = ()  #: heartbeat of each worker
+
+
+class MuxCollector(Collector):
+    """Turns the figures of the moment into metric families."""
+
+    def __init__(self, read: Callable[[], Figures]) -> None:
+        self._read = read
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not read the workers."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self._read()
+        yield from _packets(figures)
+        yield from _services(figures)
+        yield from _flows(figures)
+        yield from _machine(figures)
+
+
+def _packets(figures: Figures) -> Iterator[Metric]:
+    family = CounterMetricFamily("lb_packets", "Packets by what became of them and why.", labels=["verdict", "reason"])
+    for (verdict, reason), packets in figures.packets.items():
+        family.add_metric([verdict, reason], packets)
+    yield family
+
+
+def _services(figures: Figures) -> Iterator[Metric]:
+    packets = CounterMetricFamily("lb_service_packets", "Packets forwarded for a service.", labels=["service"])
+    octets = CounterMetricFamily("lb_service_bytes", "Bytes of the inner packets forwarded.", labels=["service"])
+    by_backend = CounterMetricFamily(
+        "lb_backend_packets", "Packets forwarded to a backend.", labels=["service", "backend"]
+    )
+    up = GaugeMetricFamily("lb_backend_up", "1 if the backend takes new flows.", labels=["service", "backend"])
+    for service in figures.services:
+        packets.add_metric([service.name], service.packets)
+        octets.add_metric([service.name], service.bytes)
+        for backend in service.backends:
+            by_backend.add_metric([service.name, backend.name], backend.packets)
+            up.add_metric([service.name, backend.name], float(backend.up))
+    yield from (packets, octets, by_backend, up)
+
+
+def _flows(figures: Figures) -> Iterator[Metric]:
+    yield GaugeMetricFamily("lb_flows", "Entries in the flow tables.", value=figures.flows)
+    yield GaugeMetricFamily("lb_flow_capacity", "Entries that the flow tables can hold.", value=figures.flow_capacity)
+    family = CounterMetricFamily("lb_flow_evictions", "Entries that made room for another.", labels=["class"])
+    for kind, evictions in figures.evictions.items():
+        family.add_metric([kind], evictions)
+    yield family
+
+
+def _machine(figures: Figures) -> Iterator[Metric]:
+    io = figures.io
+    yield GaugeMetricFamily("lb_generation", "Number of the forwarding state that is live.", value=figures.generation)
+    yield CounterMetricFamily("lb_io_received", "Frames that workers received.", value=io.received)
+    yield CounterMetricFamily("lb_io_sent", "Frames that workers sent.", value=io.sent)
+    yield CounterMetricFamily("lb_io_missed", "Frames lost before a worker saw them: ring full.", value=io.missed)
+    yield CounterMetricFamily("lb_io_send_errors", "Frames that could not be sent.", value=io.send_errors)
+    yield GaugeMetricFamily(
+        "lb_backends_unreachable", "Backend addresses without a next hop.", value=figures.unreachable
+    )
+    yield GaugeMetricFamily(
+        "lb_config_rejected", "1 if the last configuration was refused and an older one serves.", value=figures.rejected
+    )
+    family = CounterMetricFamily("lb_worker_bursts", "Turns of a worker's loop: its heartbeat.", labels=["worker"])
+    for index, bursts in enumerate(figures.bursts):
+        family.add_metric([str(index)], bursts)
+    yield family
+
+
+class MetricsServer:
+    """The HTTP endpoint, in a thread of its own until closed."""
+
+    def __init__(self, server: WSGIServer, thread: Thread) -> None:
+        self._server = server
+        self._thread = thread
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def serve(address: str, collector: Collector, *, key: str) -> MetricsServer:
+    """Serves ``/metrics`` at ``host:port``; ``key`` names the setting in the error's sentence."""
+    host, _, port = address.rpartition(":")
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    try:
+        server, thread = start_http_server(int(port), addr=host.strip("[]"), registry=registry)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise IoError(f"{key} {address} cannot be served: {reason}; choose another address or port") from None
+    return MetricsServer(server, thread)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which packet I/O a MUX uses, and why. Pure: the start tries what :func:`candidates` says, in that order.
+
+The choice is made once, said in one log line, and shown by ``lb get muxes``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lb.errors import ConfigError, FeatureError, IoError
+from lb.model import IoMode
+
+WHAT = {
+    IoMode.PACKET: "AF_PACKET, TPACKET_V3 receive ring and sendmmsg",
+    IoMode.TUN: "TUN device, packets routed by the kernel",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What was obtained."""
+
+    io: IoMode
+    reason: str
+
+    @property
+    def text(self) -> str:
+        return WHAT[self.io]
+
+
+def candidates(asked: IoMode) -> tuple[IoMode, ...]:
+    """What to try, best first; raises ConfigError for what this version cannot do."""
+    if asked is IoMode.XDP:
+        message = 'AF_XDP ("xdp") is not available in this version; use "auto", "packet" or "tun"'
+        raise ConfigError([("mux.io", message)])
+    if asked is IoMode.AUTO:
+        return (IoMode.PACKET, IoMode.TUN)
+    return (asked,)
+
+
+def obtained(asked: IoMode, got: IoMode, refused: dict[IoMode, str]) -> Mode:
+    """The mode with its reason; ``refused`` says why the ones tried before did not work."""
+    if asked is got:
+        return Mode(got, "asked for by the configuration")
+    if refused:
+        why = "; ".join(f"{mode.value} refused: {reason}" for mode, reason in refused.items())
+        return Mode(got, f"automatic: {why}")
+    return Mode(got, "automatic: the fastest that this version and this machine can do")
+
+
+def nothing_works(asked: IoMode, refused: dict[IoMode, str]) -> FeatureError | IoError:
+    """The error when every candidate was refused."""
+    if len(refused) == 1:
+        ((mode, reason),) = refused.items()
+        return IoError(f"mux.io = {asked.value!r} does not work here: {mode.value}: {reason}")
+    reasons = "; ".join(f"{mode.value}: {reason}" for mode, reason in refused.items())
+    return FeatureError(f"no packet I/O works here: {reasons}")

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a new file may change in a running MUX. Pure.
+
+Services and backends may change in any way; no flow is forgotten. The ``[mux]`` table is what the workers, the flow
+table and the tunnel were built from, so it must stay as it is until a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+
+from lb.errors import ConfigError
+from lb.model import Address, Idle, MuxSettings, Service
+
+
+def changed_keys(old: MuxSettings, new: MuxSettings) -> list[str]:
+    """The keys of ``[mux]`` that differ, as they are written in the file."""
+    keys = [
+        f"mux.{field.name}"
+        for field in fields(MuxSettings)
+        if field.name != "idle" and getattr(old, field.name) != getattr(new, field.name)
+    ]
+    keys += [
+        f"mux.idle.{field.name}"
+        for field in fields(Idle)
+        if getattr(old.idle, field.name) != getattr(new.idle, field.name)
+    ]
+    return keys
+
+
+def check_settings(old: MuxSettings, new: MuxSettings) -> None:
+    """Raises ConfigError with one mistake for each key that cannot change while the MUX runs."""
+    keys = changed_keys(old, new)
+    if keys:
+        raise ConfigError((key, "cannot change while the MUX runs: restart lb-mux, or put it back") for key in keys)
+
+
+def check_vips(services: Iterable[Service], local: Mapping[Address, str]) -> None:
+    """Raises ConfigError for VIPs that are addresses of this machine: its kernel would answer for them."""
+    mistakes: list[tuple[str, str]] = []
+    for index, service in enumerate(services):
+        for address, interface in local.items():
+            if address.version == service.vip.version and address in service.vip:
+                message = (
+                    f"{service.vip} covers {address}, an address of this machine on {interface}; "
+                    f"a VIP must not be local to a MUX: remove it from {interface}"
+                )
+                mistakes.append((f"service[{index}].vip", message))
+    if mistakes:
+        raise ConfigError(mistakes)
