@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb get``: what a running daemon says of its services, backends and itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lb.cli.local import ask, find_socket, local_options, require_local
+from lb.cli.output import cell, console, output_option, print_json, table
+from lb.errors import ControlError
+
+#: What can be asked -> (columns of the table, those that hold numbers).
+TABLES: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
+    "services": (
+        ("name", "vip", "protocol", "port", "backends", "packets", "bytes", "flows_new"),
+        frozenset({"backends", "packets", "bytes", "flows_new"}),
+    ),
+    "backends": (
+        ("service", "name", "address", "port", "weight", "state", "packets"),
+        frozenset({"weight", "packets"}),
+    ),
+}
+#: Asked of an agent, not of a MUX.
+_OF_AGENT = ("agents",)
+#: One row each, so shown as a list of keys and values.
+_SINGLE = ("muxes", "agents", "status")
+
+
+@click.command("get")
+@click.argument("what", type=click.Choice(["services", "backends", "muxes", "agents", "status"]))
+@local_options
+@output_option
+def command(*, what: str, local: bool, socket: str | None, config: str | None, as_json: bool) -> None:
+    """Show services, backends, muxes or agents, as the daemon on this machine knows them (--local)."""
+    require_local(local, socket)
+    data = ask(find_socket(socket, config, "agent" if what in _OF_AGENT else "mux"), {"op": "get", "what": what})
+    if as_json:
+        print_json(data)
+        return
+    rows = data if isinstance(data, list) else [data]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ControlError("the daemon's answer is not a table; are daemon and lb of one version?")
+    if what in _SINGLE:
+        _show_keys(rows)
+        return
+    columns, numbers = TABLES[what]
+    console().print(table(columns, rows, numbers))
+
+
+def _show_keys(rows: list[dict[str, Any]]) -> None:
+    for i, row in enumerate(rows):
+        if i:
+            click.echo()
+        width = max((len(key) for key in row), default=0) + 2
+        for key, value in row.items():
+            click.echo(f"{key.replace('_', ' '):<{width}}{cell(value)}")
