@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a running MUX accepts of a new file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+
+from lb.errors import ConfigError
+from lb.model import Idle, MuxSettings, PortRange, Protocol, Service
+from lb.mux.reload import changed_keys, check_settings, check_vips
+
+SETTINGS = MuxSettings(name="mux1", address=IPv4Address("10.0.1.11"), seed=bytes(16), interface="eth0")
+WEB = Service("web", ip_network("203.0.113.0/25"), Protocol.TCP, PortRange(80, 80))
+
+
+def test_an_unchanged_mux_table_is_accepted() -> None:
+    check_settings(SETTINGS, replace(SETTINGS))
+
+
+def test_every_changed_key_is_named() -> None:
+    new = replace(SETTINGS, workers=2, seed=bytes(15) + b"\1", idle=Idle(udp=30))
+    assert changed_keys(SETTINGS, new) == ["mux.seed", "mux.workers", "mux.idle.udp"]
+    with pytest.raises(ConfigError) as caught:
+        check_settings(SETTINGS, new)
+    assert len(caught.value.mistakes) == 3
+    assert "mux.workers: cannot change while the MUX runs: restart lb-mux, or put it back" in caught.value.lines
+
+
+def test_a_vip_that_is_an_address_of_the_mux_is_refused() -> None:
+    local = {ip_address("203.0.113.10"): "lo", ip_address("10.0.1.11"): "eth0", ip_address("::1"): "lo"}
+    with pytest.raises(ConfigError, match=r"service\[1\].vip: 203.0.113.0/25 covers 203.0.113.10, .* on lo"):
+        check_vips([replace(WEB, vip=ip_network("198.51.100.1/32")), WEB], local)
+
+
+def test_vips_elsewhere_are_accepted() -> None:
+    check_vips([WEB], {ip_address("203.0.113.200"): "lo"})
