@@ -18,11 +18,17 @@ WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-pr
 #: ``VIPMUX_CFLAGS`` adds to the flags, for instance ``-fsanitize=address,undefined``.
 FLAGS = ["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *os.environ.get("VIPMUX_CFLAGS", "").split()]
 
+#: The module's init function is the one function of the binding without a prototype.
+PREAMBLE = """
+#include "api_glue.h"
+#pragma GCC diagnostic ignored "-Wmissing-prototypes"
+"""
+
 ffibuilder = FFI()
 ffibuilder.cdef((NATIVE / "api.h").read_text())
 ffibuilder.set_source(
     "lb._dataplane",
-    '#include "api_guarded.h"\n',
+    PREAMBLE,
     sources=sorted(str(path.relative_to(ROOT)) for path in NATIVE.glob("**/*.c")),
     depends=sorted(str(path.relative_to(ROOT)) for path in NATIVE.glob("**/*.h")),
     include_dirs=[str(NATIVE.relative_to(ROOT))],

@@ -169,6 +169,11 @@ static struct flow_line *alternate_line(const struct flow_table *table, uint64_t
 	return &table->lines[alternate_of(table, flow_table_line_of(table, scrambled), remainder_of(table, scrambled))];
 }
 
+void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled)
+{
+	__builtin_prefetch(alternate_line(table, scrambled), 1);
+}
+
 struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled)
 {
 	bool elsewhere;
@@ -339,6 +344,13 @@ static void sweep_line(struct flow_table *table, struct flow_line *line, uint64_
 	}
 }
 
+uint64_t flow_table_live(const struct flow_table *table)
+{
+	const uint64_t *live = table->counters.live;
+
+	return live[0] + live[1] + live[2] + live[3];
+}
+
 void flow_table_advance(struct flow_table *table, uint64_t now_ns)
 {
 	uint64_t tick = now_ns >> FLOW_TICK_SHIFT;
@@ -347,7 +359,7 @@ void flow_table_advance(struct flow_table *table, uint64_t now_ns)
 		return;
 	uint64_t passed = tick - table->clock;
 
-	if (passed > JUMP_TICKS) {
+	if (passed > JUMP_TICKS && flow_table_live(table)) {
 		/* So far ahead that 16 bits would lie: decide by the old clock plus what passed, then set it. */
 		for (uint64_t i = 0; i < table->line_count; i++)
 			sweep_line(table, &table->lines[i], passed);

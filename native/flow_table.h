@@ -96,6 +96,9 @@ static inline void flow_table_prefetch(const struct flow_table *table, uint64_t 
 	__builtin_prefetch(&table->lines[flow_table_line_of(table, scrambled)], 1);
 }
 
+/* Asks for the line where a flow may live that is not at home. */
+void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled);
+
 /* Looks in the home line only: one cache line.  *elsewhere tells that the flow may live in its alternate line. */
 struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere);
 
@@ -136,6 +139,16 @@ static inline void flow_slot_touch(const struct flow_table *table, struct flow_s
 		slot.line->stamp[slot.way] = now;
 }
 
+/* A later packet has come: from now on the flow is trusted.  Its place does not change. */
+static inline void flow_slot_trust(struct flow_table *table, struct flow_slot slot)
+{
+	enum flow_class class = flow_slot_class(slot);
+
+	table->counters.live[class]--;
+	table->counters.live[class | FLOW_CLASS_TRUSTED]++;
+	slot.line->entry[slot.way] |= (uint64_t)FLOW_CLASS_TRUSTED << 12;
+}
+
 /* Gives an entry another backend and class, as if new. */
 void flow_slot_rewrite(struct flow_table *table, struct flow_slot slot, unsigned backend, enum flow_class class);
 
@@ -147,6 +160,9 @@ static inline uint16_t flow_ticks(uint32_t seconds)
 
 /* The scrambled key of an entry. */
 uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot);
+
+/* Entries now in the table. */
+uint64_t flow_table_live(const struct flow_table *table);
 
 /* Walks everything; NULL if sound, else the first broken invariant in words. */
 const char *flow_table_check(const struct flow_table *table);

@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * All that Python may call, and nothing else.  cffi reads this file verbatim (so: no preprocessor lines, no guard) and
+ * checks it against the real headers when it compiles; what each thing means is said there.  Only lb/dataplane.py
+ * uses it.  Numbers are host order, addresses and MACs are bytes in wire order.  Functions return 0 or a count, or a
+ * negative errno.
+ */
+
+/* ---- reasons (api.c) ---- */
+uint32_t reason_count(void);
+const char *reason_name(uint32_t reason);
+const char *reason_sentence(uint32_t reason);
+uint32_t reason_verdict(uint32_t reason);
+
+/* ---- Maglev tables (maglev.h) ---- */
+struct maglev_member {
+	uint32_t offset;
+	uint32_t skip;
+	uint32_t weight;
+	uint16_t backend;
+};
+struct maglev;
+int maglev_build(uint32_t size, const struct maglev_member *members, uint32_t count, struct maglev **out);
+void maglev_put(struct maglev *table);
+const uint16_t *maglev_slots(const struct maglev *table);
+
+/* ---- the VIP map (vip_map.h) ---- */
+struct backend {
+	uint32_t hop;
+	uint32_t counter;
+	uint8_t state;
+};
+struct service {
+	uint32_t id;
+	uint16_t first_port;
+	uint16_t last_port;
+	uint8_t protocol;
+	uint8_t family;
+	uint8_t prefix_length;
+	bool hash_source;
+	uint16_t idle;
+	uint16_t mtu;
+	uint8_t vip[16];
+	struct maglev *maglev;
+	uint32_t backend_count;
+	...;
+};
+struct vip_map;
+int vip_map_create(const uint8_t *seed, uint16_t idle_untrusted, struct vip_map **out);
+int vip_map_add(struct vip_map *map, const struct service *service, const struct backend *backends);
+int vip_map_seal(struct vip_map *map);
+void vip_map_put(struct vip_map *map);
+uint16_t flow_ticks_of(uint32_t seconds);
+
+/* ---- snapshots (snapshot.h) ---- */
+struct hop_spec {
+	uint8_t source[16];
+	uint8_t destination[16];
+	uint8_t family;
+	uint8_t resolved;
+	uint8_t mac[6];
+	uint8_t source_mac[6];
+	uint32_t ifindex;
+};
+struct snapshot;
+int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t count, uint64_t generation,
+		    struct snapshot **out);
+void snapshot_put(struct snapshot *snapshot);
+
+/* ---- the inbound pipeline (mux.h) ---- */
+struct mux_config {
+	uint64_t flows;
+	uint32_t link;
+	uint32_t detect_partial;
+	uint32_t first_id;
+};
+struct service_counters {
+	uint64_t packets;
+	uint64_t bytes;
+	uint64_t flows;
+	uint64_t dropped;
+};
+struct flow_counters {
+	uint64_t live[4];
+	uint64_t expired;
+	uint64_t evicted;
+	uint64_t refused;
+	uint64_t moved;
+};
+struct flow_tuple {
+	uint8_t source[16];
+	uint8_t destination[16];
+	uint16_t source_port;
+	uint16_t destination_port;
+	uint8_t protocol;
+	uint8_t family;
+	uint16_t zero;
+};
+struct mux_answer {
+	const struct service *service;
+	uint32_t slot;
+	int32_t backend;
+	int32_t flow_backend;
+	uint32_t flow_class;
+	uint32_t flow_age;
+};
+struct mux;
+int mux_create(const struct mux_config *config, struct mux **out);
+void mux_destroy(struct mux *mux);
+void mux_lookup(const struct mux *mux, const struct snapshot *snapshot, const struct flow_tuple *tuple,
+		struct mux_answer *answer);
+struct pipeline;
+struct pipeline *mux_pipeline(struct mux *mux);
+/* reasons: reason_count() numbers; the rest may be NULL. */
+void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reasons, struct flow_counters *flows);
+const struct service_counters *mux_service_counters(const struct mux *mux);
+const uint64_t *mux_backend_counters(const struct mux *mux);
+uint64_t flow_table_bytes(uint64_t flows);
+const char *mux_check(const struct mux *mux);
+
+/* ---- packets from memory (io_memory.h) ---- */
+struct io;
+struct io_stats {
+	uint64_t received;
+	uint64_t sent;
+	uint64_t missed;
+	uint64_t send_errors;
+};
+struct memory_sent {
+	const uint8_t *data;
+	uint32_t len;
+	uint32_t origin;
+};
+struct memory_result {
+	uint32_t reason;
+	uint32_t flow;
+	int32_t service;
+	int32_t backend;
+};
+int io_memory_open(uint32_t link, struct io **out);
+int io_memory_load(struct io *io, const uint8_t *data, uint32_t len, uint32_t wire_len);
+uint32_t io_memory_sent_count(const struct io *io);
+void io_memory_sent(const struct io *io, uint32_t index, struct memory_sent *out);
+/* Runs what is loaded as one burst; results[count of packets]. */
+int mux_run_loaded(struct mux *mux, struct snapshot *snapshot, struct io *io, uint64_t now_ns,
+		   struct memory_result *results);
+void io_stats_read(const struct io *io, struct io_stats *out);
+void io_close(struct io *io);
+
+/* ---- the benchmark (bench.h) ---- */
+struct bench_sample {
+	double ns;
+	double probe;
+};
+struct bench;
+int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, struct bench **out);
+uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
+void bench_destroy(struct bench *bench);
+
+/* ---- packets from the network (io_packet.h, io_tun.h) ---- */
+
+/* ---- workers (worker.h) ---- */
+
+/* ---- host agent (host.h, io_raw.h, bpf/decap.h) ---- */

@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See api_glue.h. */
+#include "api_glue.h"
+
+#include <string.h>
+
+static const struct {
+	const char *name;
+	const char *sentence;
+	uint32_t verdict;
+} REASON_TEXTS[REASON_COUNT] = {
+#define X(NAME, name, verdict, sentence) { name, sentence, verdict },
+	REASONS(X)
+#undef X
+};
+
+uint32_t reason_count(void)
+{
+	return REASON_COUNT;
+}
+
+const char *reason_name(uint32_t reason)
+{
+	return REASON_TEXTS[reason].name;
+}
+
+const char *reason_sentence(uint32_t reason)
+{
+	return REASON_TEXTS[reason].sentence;
+}
+
+uint32_t reason_verdict(uint32_t reason)
+{
+	return REASON_TEXTS[reason].verdict;
+}
+
+const uint16_t *maglev_slots(const struct maglev *table)
+{
+	return table->slots;
+}
+
+uint16_t flow_ticks_of(uint32_t seconds)
+{
+	return flow_ticks(seconds);
+}
+
+struct pipeline *mux_pipeline(struct mux *mux)
+{
+	return &mux->pipeline;
+}
+
+void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reasons, struct flow_counters *flows)
+{
+	*received = mux->counters.received;
+	memcpy(reasons, mux->counters.reasons, sizeof(mux->counters.reasons));
+	memset(flows, 0, sizeof(*flows));
+	if (mux->table)
+		*flows = mux->table->counters;
+}
+
+const struct service_counters *mux_service_counters(const struct mux *mux)
+{
+	return mux->service_counters;
+}
+
+const uint64_t *mux_backend_counters(const struct mux *mux)
+{
+	return mux->backend_counters;
+}
+
+const char *mux_check(const struct mux *mux)
+{
+	return mux->table ? flow_table_check(mux->table) : NULL;
+}
+
+int mux_run_loaded(struct mux *mux, struct snapshot *snapshot, struct io *io, uint64_t now_ns,
+		   struct memory_result *results)
+{
+	struct frame frames[BURST_MAX];
+	int count = io->ops->receive(io, frames, BURST_MAX);
+
+	if (count <= 0)
+		return count;
+	mux->pipeline.burst(&mux->pipeline, snapshot, io, frames, (unsigned)count, now_ns);
+	for (int i = 0; i < count; i++) {
+		const struct passage *passage = &mux->passages[i];
+
+		results[i] = (struct memory_result){
+			.reason = mux->packets[i].reason,
+			.flow = passage->flow,
+			.service = passage->service ? (int32_t)passage->service->id : -1,
+			.backend = passage->flow ? passage->backend_number : -1,
+		};
+	}
+	io->ops->release(io);
+	mux->pipeline.tick(&mux->pipeline, snapshot, now_ns);
+	return count;
+}
+
+void io_stats_read(const struct io *io, struct io_stats *out)
+{
+	io->ops->stats(io, out);
+}
+
+void io_close(struct io *io)
+{
+	io->ops->close(io);
+}

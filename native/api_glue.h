@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What api.h declares and no module's own header does: inline functions and struct members in the form of calls.
+ * Includes every header that api.h speaks of; the generated binding includes only this.
+ */
+#ifndef VIPMUX_API_GLUE_H
+#define VIPMUX_API_GLUE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "bench.h"
+#include "bpf/decap.h"
+#include "host.h"
+#include "io_memory.h"
+#include "io_packet.h"
+#include "io_raw.h"
+#include "io_tun.h"
+#include "maglev.h"
+#include "mux.h"
+#include "snapshot.h"
+#include "vip_map.h"
+#include "worker.h"
+
+/* What became of a packet of the last burst. */
+struct memory_result {
+	uint32_t reason; /* enum reason */
+	uint32_t flow;   /* enum flow_report */
+	int32_t service; /* id, -1: none */
+	int32_t backend; /* number within the service, -1: none */
+};
+
+uint32_t reason_count(void);
+const char *reason_name(uint32_t reason);
+const char *reason_sentence(uint32_t reason);
+uint32_t reason_verdict(uint32_t reason);
+const uint16_t *maglev_slots(const struct maglev *table);
+uint16_t flow_ticks_of(uint32_t seconds);
+struct pipeline *mux_pipeline(struct mux *mux);
+void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reasons, struct flow_counters *flows);
+const struct service_counters *mux_service_counters(const struct mux *mux);
+const uint64_t *mux_backend_counters(const struct mux *mux);
+const char *mux_check(const struct mux *mux);
+int mux_run_loaded(struct mux *mux, struct snapshot *snapshot, struct io *io, uint64_t now_ns,
+		   struct memory_result *results);
+void io_stats_read(const struct io *io, struct io_stats *out);
+void io_close(struct io *io);
+
+#endif

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Packets from memory to memory: replay, tests and fuzzing run the real pipeline over this.  The caller loads up to
+ * BURST_MAX packets, runs the burst, and reads what was sent until it loads the next.
+ */
+#ifndef VIPMUX_IO_MEMORY_H
+#define VIPMUX_IO_MEMORY_H
+
+#include <stddef.h>
+
+#include "io.h"
+
+struct memory_sent {
+	const uint8_t *data;
+	uint32_t len;
+	uint32_t origin; /* which loaded packet it came from */
+};
+
+/* -ENOMEM */
+int io_memory_open(enum link_type link, struct io **out);
+
+/* Copies a packet in as the next of the burst; -ENOSPC when it has BURST_MAX, -ENOMEM. */
+int io_memory_load(struct io *io, const uint8_t *data, uint32_t len, uint32_t wire_len);
+
+/* Packets sent since the last receive(), in order. */
+uint32_t io_memory_sent_count(const struct io *io);
+void io_memory_sent(const struct io *io, uint32_t index, struct memory_sent *out);
+
+#endif

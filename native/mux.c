@@ -1,0 +1,553 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See mux.h. */
+#include "mux.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "encap.h"
+#include "segment.h"
+
+#define SEGMENT_HEADROOM 64u
+#define SEGMENT_ROOM (SEGMENT_HEADROOM + 9216u) /* of one segment buffer: up to the largest MTU a service may have */
+
+/* ---- parse ---- */
+
+static void parse_burst(struct mux *mux, const struct frame *frames)
+{
+	const struct vip_map *map = mux->snapshot->map;
+
+	for (unsigned i = 0; i < mux->count; i++)
+		__builtin_prefetch(frames[i].data);
+	for (unsigned i = 0; i < mux->count; i++) {
+		struct packet *packet = &mux->packets[i];
+
+		packet_parse_network(packet, &frames[i], mux->io->link);
+		if (packet->family == 4 && packet->reason == REASON_FORWARDED)
+			vip_map_prefetch4(map, packet->ip + 16, packet->protocol, packet->destination_port);
+	}
+}
+
+/* ---- find service ---- */
+
+static enum reason find_service(struct mux *mux, struct packet *packet, const struct frame *frame,
+				struct passage *passage)
+{
+	const struct vip_map *map = mux->snapshot->map;
+	const uint8_t *destination = packet_destination(packet);
+	uint8_t protocol = packet->protocol;
+	uint16_t port = packet->destination_port;
+	bool is_vip;
+
+	passage->service = vip_map_find(map, packet->family, destination, protocol, port, &is_vip);
+	if (!is_vip)
+		return REASON_NOT_VIP;
+	packet_parse_transport(packet, frame);
+	if (UNLIKELY(packet->reason != REASON_FORWARDED)) {
+		passage->service = NULL;
+		return packet->reason;
+	}
+	/* Behind IPv6 extension headers the ports were not where the first look took them from. */
+	if (UNLIKELY(packet->protocol != protocol || packet->destination_port != port))
+		passage->service = vip_map_find(map, packet->family, destination, packet->protocol,
+						packet->destination_port, &is_vip);
+	if (UNLIKELY(!passage->service))
+		return REASON_NO_SERVICE;
+	if (UNLIKELY(packet->ip[packet->family == 4 ? 8 : 7] <= 1))
+		return REASON_TTL_EXPIRED;
+	return REASON_FORWARDED;
+}
+
+static void find_services(struct mux *mux, const struct frame *frames)
+{
+	for (unsigned i = 0; i < mux->count; i++) {
+		struct packet *packet = &mux->packets[i];
+		struct passage *passage = &mux->passages[i];
+
+		passage->service = NULL;
+		passage->backend = NULL;
+		passage->slot.line = NULL;
+		passage->hashed = false;
+		passage->flow = FLOW_NONE;
+		if (packet->reason == REASON_FORWARDED)
+			packet->reason = find_service(mux, packet, &frames[i], passage);
+	}
+}
+
+/* ---- find flow ---- */
+
+static void packet_tuple(const struct packet *packet, struct flow_tuple *tuple)
+{
+	size_t size = packet->family == 4 ? 4 : 16;
+
+	memset(tuple, 0, sizeof(*tuple));
+	memcpy(tuple->source, packet_source(packet), size);
+	memcpy(tuple->destination, packet_destination(packet), size);
+	tuple->source_port = packet->source_port;
+	tuple->destination_port = packet->destination_port;
+	tuple->protocol = packet->protocol;
+	tuple->family = packet->family;
+}
+
+static uint64_t passage_hash(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	struct flow_tuple tuple;
+
+	if (!passage->hashed) {
+		packet_tuple(packet, &tuple);
+		passage->hash = flow_tuple_hash(&mux->snapshot->map->seed, &tuple, false);
+		passage->hashed = true;
+	}
+	return passage->hash;
+}
+
+static uint64_t flow_key(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	uint32_t source;
+
+	if (UNLIKELY(!passage->service->narrow))
+		return flow_key_wide(passage->service->id, passage_hash(mux, packet, passage));
+	memcpy(&source, packet->ip + 12, 4);
+	return flow_key_narrow(passage->service->id, source, packet->source_port);
+}
+
+/* Scrambles all keys together, so that one vector instruction does many, and asks for their lines. */
+static void key_flows(struct mux *mux)
+{
+	uint64_t keys[BURST_MAX], scrambled[BURST_MAX];
+
+	for (unsigned i = 0; i < mux->count; i++) {
+		bool on = mux->packets[i].reason == REASON_FORWARDED;
+
+		keys[i] = on ? flow_key(mux, &mux->packets[i], &mux->passages[i]) : 0;
+	}
+	flow_scramble_burst(&mux->snapshot->map->seed, keys, scrambled, mux->count);
+	for (unsigned i = 0; i < mux->count; i++) {
+		mux->passages[i].scrambled = scrambled[i];
+		if (mux->packets[i].reason == REASON_FORWARDED)
+			flow_table_prefetch(mux->table, scrambled[i]);
+	}
+}
+
+static uint32_t maglev_slot_of(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	const struct service *service = passage->service;
+	struct flow_tuple tuple;
+
+	if (LIKELY(!service->hash_source))
+		return maglev_slot(service->maglev, passage_hash(mux, packet, passage));
+	packet_tuple(packet, &tuple);
+	return maglev_slot(service->maglev, flow_tuple_hash(&mux->snapshot->map->seed, &tuple, true));
+}
+
+/* First look, without deciding anything: what is not at home will need its other line or its Maglev slot soon. */
+static void look_for_flows(struct mux *mux)
+{
+	for (unsigned i = 0; i < mux->count; i++) {
+		struct passage *passage = &mux->passages[i];
+		bool elsewhere;
+
+		if (mux->packets[i].reason != REASON_FORWARDED)
+			continue;
+		passage->slot = flow_table_find_home(mux->table, passage->scrambled, &elsewhere);
+		if (LIKELY(passage->slot.line != NULL)) {
+			__builtin_prefetch(&passage->service->backends[flow_slot_backend(passage->slot)]);
+		} else {
+			uint32_t slot = maglev_slot_of(mux, &mux->packets[i], passage);
+
+			__builtin_prefetch(&passage->service->maglev->slots[slot]);
+			flow_table_prefetch_alternate(mux->table, passage->scrambled);
+		}
+	}
+}
+
+/* ---- choose backend ---- */
+
+static const struct backend *backend_at(const struct service *service, uint32_t number)
+{
+	const struct backend *backend = number < service->backend_count ? &service->backends[number] : NULL;
+
+	return backend && backend->state != BACKEND_ABSENT ? backend : NULL;
+}
+
+/* Maglev's choice: sets backend and number, false if no backend takes new flows. */
+static bool choose_new(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	uint16_t number = passage->service->maglev->slots[maglev_slot_of(mux, packet, passage)];
+
+	if (UNLIKELY(number == MAGLEV_NONE))
+		return false;
+	passage->backend_number = number;
+	passage->backend = backend_at(passage->service, number);
+	return passage->backend != NULL;
+}
+
+static enum flow_class class_of(const struct packet *packet, bool trusted)
+{
+	return (packet->protocol == 17 ? FLOW_CLASS_UDP : 0u) | (trusted ? FLOW_CLASS_TRUSTED : 0u);
+}
+
+static bool flow_expired(const struct mux *mux, const struct passage *passage, enum flow_class class)
+{
+	uint16_t age = flow_slot_age(mux->table, passage->slot);
+
+	/* Most packets belong to flows seen within this very tick. */
+	if (LIKELY(age == 0))
+		return false;
+	return age >= (class == FLOW_TCP_UNTRUSTED ? mux->snapshot->map->idle_untrusted : passage->service->idle);
+}
+
+/*
+ * Whether the remembered backend still serves this packet.  Draining backends keep their TCP conversations but not
+ * a new one on the same ports; their UDP flows move at once, if there is anywhere to move.  Sets the backend if so.
+ */
+static bool keep_remembered(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	uint32_t number = flow_slot_backend(passage->slot);
+	const struct backend *backend = backend_at(passage->service, number);
+
+	if (UNLIKELY(!backend || backend->state == BACKEND_DOWN))
+		return false;
+	if (UNLIKELY(backend->state == BACKEND_DRAIN)) {
+		bool moves = packet->protocol == 17 || packet_opens(packet);
+
+		if (moves && (packet->protocol == 6 || choose_new(mux, packet, passage)))
+			return false;
+	}
+	passage->backend = backend;
+	passage->backend_number = (uint16_t)number;
+	return true;
+}
+
+/* A known flow whose backend serves on: refresh it, and trust it once a later packet has come. */
+static bool use_entry(struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	enum flow_class class = flow_slot_class(passage->slot);
+
+	if (UNLIKELY(flow_expired(mux, passage, class)) || UNLIKELY(!keep_remembered(mux, packet, passage)))
+		return false;
+	if (UNLIKELY(!(class & FLOW_CLASS_TRUSTED)) && !packet_opens(packet))
+		flow_slot_trust(mux->table, passage->slot);
+	flow_slot_touch(mux->table, passage->slot);
+	passage->flow = FLOW_KNOWN;
+	return true;
+}
+
+/* No usable entry: Maglev decides, and the table remembers, in the old entry's place if there is one. */
+static enum reason start_flow(struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	enum flow_class class = class_of(packet, false);
+
+	if (!choose_new(mux, packet, passage))
+		return REASON_NO_BACKEND;
+	passage->flow = FLOW_NEW;
+	if (passage->slot.line)
+		flow_slot_rewrite(mux->table, passage->slot, passage->backend_number, class);
+	else if (!flow_table_insert(mux->table, passage->scrambled, passage->backend_number, class))
+		passage->flow = FLOW_UNTRACKED;
+	return REASON_FORWARDED;
+}
+
+static void choose_backends(struct mux *mux)
+{
+	uint32_t unchanged = mux->table->changes;
+
+	for (unsigned i = 0; i < mux->count; i++) {
+		struct packet *packet = &mux->packets[i];
+		struct passage *passage = &mux->passages[i];
+
+		if (packet->reason != REASON_FORWARDED)
+			continue;
+		/* An earlier packet of the burst may have made, moved or evicted the entry since the first look. */
+		if (!passage->slot.line || mux->table->changes != unchanged)
+			passage->slot = flow_table_find(mux->table, passage->scrambled);
+		if (!passage->slot.line || !use_entry(mux, packet, passage))
+			packet->reason = start_flow(mux, packet, passage);
+		if (LIKELY(packet->reason == REASON_FORWARDED))
+			__builtin_prefetch(&mux->snapshot->hops[passage->backend->hop]);
+	}
+}
+
+/* Without a flow table every packet asks Maglev. */
+static void choose_stateless(struct mux *mux)
+{
+	for (unsigned i = 0; i < mux->count; i++)
+		if (mux->packets[i].reason == REASON_FORWARDED)
+			__builtin_prefetch(&mux->passages[i].service->maglev->slots[maglev_slot_of(
+				mux, &mux->packets[i], &mux->passages[i])]);
+	for (unsigned i = 0; i < mux->count; i++) {
+		struct packet *packet = &mux->packets[i];
+		struct passage *passage = &mux->passages[i];
+
+		if (packet->reason != REASON_FORWARDED)
+			continue;
+		if (choose_new(mux, packet, passage))
+			passage->flow = FLOW_UNTRACKED;
+		else
+			packet->reason = REASON_NO_BACKEND;
+	}
+}
+
+/* ---- encapsulate and send ---- */
+
+static void flush(struct mux *mux)
+{
+	if (!mux->out_count)
+		return;
+	mux->io->ops->send(mux->io, mux->out, mux->out_count);
+	for (unsigned i = 0; i < mux->out_count; i++)
+		if (UNLIKELY(mux->out[i].error))
+			mux->packets[mux->out[i].origin].reason = REASON_SEND_FAILED;
+	mux->out_count = 0;
+}
+
+/*
+ * Puts outer and link header before the packet at ip and queues the result.  `link` is the 12 bytes of addresses that
+ * the packet came with; the outer header overwrites them, so they are passed by value.
+ */
+static void emit(struct mux *mux, unsigned origin, const struct hop *hop, uint8_t *ip, uint32_t length,
+		 const uint8_t link[12])
+{
+	const struct passage *passage = &mux->passages[origin];
+	unsigned overhead = encap_overhead(hop->family), hop_slot = (unsigned)(hop - mux->snapshot->hops) & 255;
+	uint8_t *start = ip - overhead;
+	uint8_t addresses[12];
+
+	if (hop->family == 4)
+		encap_ipv4(hop, ip, length, ip[6] & 0x40 ? 0 : mux->ids[hop_slot]++);
+	else
+		encap_ipv6(hop, ip, length, (uint32_t)(passage->hash >> 32));
+	if (mux->config.link != MUX_LINK_NONE) {
+		start -= ETHERNET_HEADER;
+		if (mux->config.link == MUX_LINK_SWAP) {
+			memcpy(addresses, link + 6, 6);
+			memcpy(addresses + 6, link, 6);
+			memcpy(start, addresses, 12);
+		} else {
+			memcpy(start, hop->mac, 12); /* mac and source_mac lie side by side */
+		}
+		start[12] = hop->family == 4 ? 0x08 : 0x86;
+		start[13] = hop->family == 4 ? 0x00 : 0xdd;
+	}
+	if (UNLIKELY(mux->out_count == BURST_MAX))
+		flush(mux);
+	mux->out[mux->out_count++] = (struct frame){ .data = start,
+						     .len = (uint32_t)(ip - start) + length,
+						     .origin = (uint16_t)origin,
+						     .ifindex = hop->ifindex };
+}
+
+/*
+ * Payload bytes per segment, or 0 where the packet is no super-packet.  An io that does not tell (a capture) still
+ * gives itself away: no link carries a TCP packet larger than its MTU.
+ */
+static uint32_t segment_size(const struct packet *packet, const struct frame *frame, uint32_t mtu, uint32_t overhead)
+{
+	uint32_t headers, fits;
+
+	if (packet->protocol != 6 || (!frame->gso_size && packet->length <= mtu))
+		return 0;
+	headers = segment_headers(packet);
+	if (headers + overhead >= mtu || packet->length == headers)
+		return 0;
+	fits = mtu - overhead - headers;
+	return frame->gso_size && frame->gso_size < fits ? frame->gso_size : fits;
+}
+
+static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, uint32_t size, const uint8_t link[12])
+{
+	struct packet *packet = &mux->packets[i];
+	uint32_t count = segment_count(packet, size);
+
+	/* Their buffers are reused from here on, so what is queued goes out first. */
+	flush(mux);
+	for (uint32_t n = 0; n < count; n++) {
+		uint8_t *ip = mux->segments + (n % BURST_MAX) * SEGMENT_ROOM + SEGMENT_HEADROOM;
+
+		if (mux->out_count == BURST_MAX)
+			flush(mux);
+		emit(mux, i, hop, ip, segment_write(packet, size, n, ip), link);
+	}
+	flush(mux);
+	if (packet->reason == REASON_FORWARDED)
+		packet->reason = REASON_SEGMENTED;
+}
+
+static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
+{
+	struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
+	const struct hop *hop = &mux->snapshot->hops[passage->backend->hop];
+	uint32_t mtu = passage->service->mtu, overhead = encap_overhead(hop->family), size;
+	uint8_t link[12];
+
+	if (UNLIKELY(!hop->resolved)) {
+		packet->reason = REASON_NO_NEXT_HOP;
+		return;
+	}
+	if (UNLIKELY(hop->family == 6 && !passage->hashed))
+		passage_hash(mux, packet, passage); /* for the flow label */
+	if (mux->config.link == MUX_LINK_SWAP)
+		memcpy(link, frame->data, 12);
+	if (UNLIKELY(packet->length + overhead > mtu)) {
+		size = segment_size(packet, frame, mtu, overhead);
+		if (!size) {
+			packet->reason = REASON_TOO_BIG;
+			return;
+		}
+		packet_decrement_ttl(packet);
+		emit_segments(mux, i, hop, size, link);
+		return;
+	}
+	packet_complete_checksum(packet, frame, mux->config.detect_partial);
+	packet_decrement_ttl(packet);
+	emit(mux, i, hop, packet->ip, packet->length, link);
+}
+
+static void encap_burst(struct mux *mux, const struct frame *frames)
+{
+	for (unsigned i = 0; i < mux->count; i++)
+		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
+			encap_packet(mux, i, &frames[i]);
+	flush(mux);
+}
+
+/* ---- count ---- */
+
+static void count_burst(struct mux *mux)
+{
+	mux->counters.received += mux->count;
+	for (unsigned i = 0; i < mux->count; i++) {
+		const struct packet *packet = &mux->packets[i];
+		struct passage *passage = &mux->passages[i];
+		struct service_counters *service;
+
+		mux->counters.reasons[packet->reason]++;
+		if (!passage->service)
+			continue;
+		service = &mux->service_counters[passage->service->id];
+		if (UNLIKELY(packet->reason != REASON_FORWARDED && packet->reason != REASON_SEGMENTED)) {
+			service->dropped++;
+			passage->flow = FLOW_NONE;
+			continue;
+		}
+		service->packets++;
+		service->bytes += packet->length;
+		service->flows += passage->flow == FLOW_NEW;
+		mux->backend_counters[passage->backend->counter]++;
+	}
+}
+
+/* ---- the pipeline ---- */
+
+static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot, struct io *io, struct frame *frames,
+		      unsigned count, uint64_t now_ns)
+{
+	struct mux *mux = (struct mux *)pipeline;
+
+	mux->snapshot = snapshot;
+	mux->io = io;
+	mux->count = count;
+	mux->out_count = 0;
+
+	parse_burst(mux, frames);
+	find_services(mux, frames);
+	if (mux->table) {
+		flow_table_set_idle(mux->table, snapshot->map->class_idle);
+		flow_table_advance(mux->table, now_ns);
+		key_flows(mux);
+		look_for_flows(mux);
+		choose_backends(mux);
+	} else {
+		choose_stateless(mux);
+	}
+	encap_burst(mux, frames);
+	count_burst(mux);
+}
+
+static void mux_tick(struct pipeline *pipeline, const struct snapshot *snapshot, uint64_t now_ns)
+{
+	struct mux *mux = (struct mux *)pipeline;
+
+	if (!mux->table || !snapshot)
+		return;
+	flow_table_set_idle(mux->table, snapshot->map->class_idle);
+	flow_table_advance(mux->table, now_ns);
+	flow_table_sweep(mux->table);
+}
+
+void mux_lookup(const struct mux *mux, const struct snapshot *snapshot, const struct flow_tuple *tuple,
+		struct mux_answer *answer)
+{
+	const struct vip_map *map = snapshot->map;
+	const struct service *service;
+	uint64_t hash = flow_tuple_hash(&map->seed, tuple, false), key;
+	struct flow_slot slot;
+	uint32_t source;
+	bool is_vip;
+
+	*answer = (struct mux_answer){ .backend = -1, .flow_backend = -1 };
+	service = vip_map_find(map, tuple->family, tuple->destination, tuple->protocol, tuple->destination_port,
+			       &is_vip);
+	if (!service)
+		return;
+	answer->service = service;
+	answer->slot = maglev_slot(service->maglev,
+				   service->hash_source ? flow_tuple_hash(&map->seed, tuple, true) : hash);
+	if (service->maglev->slots[answer->slot] != MAGLEV_NONE)
+		answer->backend = service->maglev->slots[answer->slot];
+	if (!mux || !mux->table)
+		return;
+	memcpy(&source, tuple->source, 4);
+	key = service->narrow ? flow_key_narrow(service->id, source, tuple->source_port) :
+				flow_key_wide(service->id, hash);
+	slot = flow_table_find(mux->table, flow_scramble(&map->seed, key));
+	if (!slot.line)
+		return;
+	answer->flow_backend = (int32_t)flow_slot_backend(slot);
+	answer->flow_class = flow_slot_class(slot);
+	answer->flow_age = flow_slot_age(mux->table, slot);
+}
+
+/* ---- life ---- */
+
+int mux_create(const struct mux_config *config, struct mux **out)
+{
+	struct mux *mux = aligned_alloc(CACHE_LINE, (sizeof(*mux) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
+	int error = 0;
+
+	if (!mux)
+		return -ENOMEM;
+	memset(mux, 0, sizeof(*mux));
+	mux->pipeline.burst = mux_burst;
+	mux->pipeline.tick = mux_tick;
+	mux->config = *config;
+	for (unsigned i = 0; i < 256; i++)
+		mux->ids[i] = (uint16_t)config->first_id;
+	mux->segments = malloc((size_t)BURST_MAX * SEGMENT_ROOM);
+	/* Untouched pages of these cost nothing: only services and backends that exist are ever counted. */
+	mux->service_counters = calloc(SERVICE_ID_MAX + 1, sizeof(*mux->service_counters));
+	mux->backend_counters = calloc(COUNTER_MAX, sizeof(*mux->backend_counters));
+	if (!mux->segments || !mux->service_counters || !mux->backend_counters)
+		error = -ENOMEM;
+	if (!error && config->flows)
+		error = flow_table_create(config->flows, &mux->table);
+	if (error) {
+		mux_destroy(mux);
+		return error;
+	}
+	*out = mux;
+	return 0;
+}
+
+void mux_destroy(struct mux *mux)
+{
+	if (!mux)
+		return;
+	flow_table_destroy(mux->table);
+	free(mux->segments);
+	free(mux->service_counters);
+	free(mux->backend_counters);
+	free(mux);
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The inbound pipeline of a MUX: what happens to a packet between receive and send.  One struct mux belongs to one
+ * worker; nothing in it is shared but the snapshot it is handed.
+ *
+ *	parse -> find service -> find flow -> choose backend -> encapsulate -> send -> count
+ *
+ * Each stage is one plain loop over the burst; a packet that fails keeps its reason and later stages step over it.
+ * The outcome is the same as if packets came one at a time.
+ */
+#ifndef VIPMUX_MUX_H
+#define VIPMUX_MUX_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "flow_table.h"
+#include "io.h"
+#include "packet.h"
+#include "pipeline.h"
+#include "snapshot.h"
+#include "stats.h"
+
+enum mux_link {
+	MUX_LINK_NONE = 0,     /* IP packets, the kernel finds the way (TUN) */
+	MUX_LINK_NEXT_HOP = 1, /* Ethernet to the hop's MAC address */
+	MUX_LINK_SWAP = 2,     /* Ethernet, addresses of the input swapped (replay) */
+};
+
+enum flow_report {
+	FLOW_NONE = 0,      /* not forwarded */
+	FLOW_NEW = 1,       /* entry made */
+	FLOW_KNOWN = 2,     /* entry found */
+	FLOW_UNTRACKED = 3, /* forwarded without an entry */
+};
+
+struct mux_config {
+	uint64_t flows;       /* capacity of the flow table; 0: none, every packet by Maglev */
+	uint32_t link;        /* enum mux_link */
+	uint32_t detect_partial; /* 1: look for checksums left to the NIC where the io does not tell */
+	uint32_t first_id;    /* where outer IDs start */
+};
+
+/* A packet on its way through the stages. */
+struct passage {
+	const struct service *service;
+	const struct backend *backend;
+	uint64_t scrambled; /* flow key, see flow.h */
+	uint64_t hash;      /* tuple hash; computed for wide keys and on a miss */
+	struct flow_slot slot;
+	bool hashed;
+	uint8_t flow; /* enum flow_report */
+	uint16_t backend_number;
+};
+
+struct mux {
+	struct pipeline pipeline; /* first: a worker runs it through this */
+	struct mux_config config;
+	struct flow_table *table; /* NULL without one */
+	const struct snapshot *snapshot; /* of the burst at hand */
+	struct io *io;
+	uint16_t ids[256]; /* next outer ID, by hop */
+
+	/* the burst at hand; results stay readable until the next */
+	unsigned count;
+	struct packet packets[BURST_MAX];
+	struct passage passages[BURST_MAX];
+	struct frame out[BURST_MAX];
+	unsigned out_count;
+	uint8_t *segments; /* BURST_MAX buffers for segments */
+
+	struct mux_counters counters;
+	struct service_counters *service_counters; /* by service id */
+	uint64_t *backend_counters;                /* by counter index */
+};
+
+/* -ENOMEM.  The first burst needs a snapshot. */
+int mux_create(const struct mux_config *config, struct mux **out);
+void mux_destroy(struct mux *mux);
+
+/* What a packet of the tuple would get, without touching anything.  Stays valid while the snapshot is held. */
+struct mux_answer {
+	const struct service *service; /* NULL: none */
+	uint32_t slot;
+	int32_t backend;     /* number within the service, -1: none */
+	int32_t flow_backend; /* what the flow table says, -1: no entry (only where a mux was given) */
+	uint32_t flow_class; /* enum flow_class of that entry */
+	uint32_t flow_age;   /* its ticks since the last packet */
+};
+void mux_lookup(const struct mux *mux, const struct snapshot *snapshot, const struct flow_tuple *tuple,
+		struct mux_answer *answer);
+
+#endif
