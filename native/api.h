@@ -158,7 +158,72 @@ uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *sam
 void bench_destroy(struct bench *bench);
 
 /* ---- packets from the network (io_packet.h, io_tun.h) ---- */
+int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const uint64_t *filter, unsigned filter_count,
+		   struct io **out);
+int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_count);
+int packet_io_group(const struct io *io);
+int tun_io_open(const char *name, int shared, struct io **out);
 
-/* ---- workers (worker.h) ---- */
+/* ---- workers (worker.h, worker_ask.h) ---- */
+struct worker_counters {
+	uint64_t bursts;
+	uint64_t errors;
+	int32_t error;
+	uint32_t running;
+	uint32_t retired;
+};
+struct worker;
+int worker_create(struct pipeline *pipeline, struct io *io, struct snapshot *snapshot, int cpu, struct worker **out);
+int worker_start(struct worker *worker);
+int worker_publish(struct worker *worker, struct snapshot *snapshot);
+unsigned worker_reclaim(struct worker *worker);
+void worker_counters(struct worker *worker, struct worker_counters *out);
+int worker_stop(struct worker *worker);
+void worker_destroy(struct worker *worker);
+int worker_ask_lookup(struct worker *worker, const struct mux *mux, const struct snapshot *snapshot,
+		      const struct flow_tuple *tuple, struct mux_answer *answer, int timeout_ms);
+int worker_ask_counters(struct worker *worker, const struct mux *mux, uint64_t *received, uint64_t *reasons,
+			struct flow_counters *flows, int timeout_ms);
 
 /* ---- host agent (host.h, io_raw.h, bpf/decap.h) ---- */
+uint32_t host_reason_count(void);
+const char *host_reason_name(uint32_t reason);
+const char *host_reason_sentence(uint32_t reason);
+uint32_t host_reason_drops(uint32_t reason);
+
+/* Addresses: 16 bytes, IPv4 as ::ffff:a.b.c.d with 96 added to a prefix's length. */
+struct host_prefix {
+	uint8_t address[16];
+	uint32_t length;
+};
+struct host_rules;
+struct host;
+int host_rules_create(const struct host_prefix *muxes, uint32_t mux_count, const struct host_prefix *vips,
+		      uint32_t vip_count, struct host_rules **out);
+int host_create(struct host_rules *rules, struct host **out);
+struct pipeline *host_pipeline(struct host *host);
+int host_run_once(struct host *host, struct io *io);
+void host_publish(struct host *host, struct host_rules *rules);
+void host_counters(const struct host *host, uint64_t *counts);
+void host_destroy(struct host *host);
+int raw_io_open(const uint8_t *address, const char *tun_name, struct io **out);
+
+struct decap_settings {
+	uint8_t address[16];
+	uint8_t address6[16];
+	uint32_t link_header;
+};
+struct decap;
+int decap_load(const struct decap_settings *settings, const struct decap *inherit, char *log, uint32_t log_size,
+	       struct decap **out);
+int decap_open(uint32_t program_id, struct decap **out);
+int decap_add_mux(struct decap *decap, const uint8_t *address);
+int decap_add_vip(struct decap *decap, const struct host_prefix *vip);
+int decap_program_fd(const struct decap *decap);
+void decap_tag(const struct decap *decap, uint8_t *tag);
+int decap_muxes(const struct decap *decap, struct host_prefix *out, uint32_t max);
+int decap_vips(const struct decap *decap, struct host_prefix *out, uint32_t max);
+int decap_counters(const struct decap *decap, uint64_t *counts);
+int decap_test(const struct decap *decap, const uint8_t *in, uint32_t in_len, uint8_t *out, uint32_t *out_len,
+	       uint32_t *verdict);
+void decap_destroy(struct decap *decap);

@@ -21,6 +21,7 @@
 #include "snapshot.h"
 #include "vip_map.h"
 #include "worker.h"
+#include "worker_ask.h"
 
 /* What became of a packet of the last burst. */
 struct memory_result {

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The functions that worker_call() runs, and the structs that carry their arguments.  Called by lb/dataplane.py; the
+ * arguments live on the asker's stack, which waits.
+ */
+#include "worker_ask.h"
+
+#include "api_glue.h"
+
+struct lookup_question {
+	const struct mux *mux;
+	const struct snapshot *snapshot;
+	const struct flow_tuple *tuple;
+	struct mux_answer *answer;
+};
+
+static void run_lookup(void *argument)
+{
+	const struct lookup_question *question = argument;
+
+	mux_lookup(question->mux, question->snapshot, question->tuple, question->answer);
+}
+
+int worker_ask_lookup(struct worker *worker, const struct mux *mux, const struct snapshot *snapshot,
+		      const struct flow_tuple *tuple, struct mux_answer *answer, int timeout_ms)
+{
+	struct lookup_question question = {mux, snapshot, tuple, answer};
+
+	return worker_call(worker, run_lookup, &question, timeout_ms);
+}
+
+struct counters_question {
+	const struct mux *mux;
+	uint64_t *received;
+	uint64_t *reasons;
+	struct flow_counters *flows;
+};
+
+static void run_counters(void *argument)
+{
+	const struct counters_question *question = argument;
+
+	mux_counters_read(question->mux, question->received, question->reasons, question->flows);
+}
+
+int worker_ask_counters(struct worker *worker, const struct mux *mux, uint64_t *received, uint64_t *reasons,
+			struct flow_counters *flows, int timeout_ms)
+{
+	struct counters_question question = {mux, received, reasons, flows};
+
+	return worker_call(worker, run_counters, &question, timeout_ms);
+}
