@@ -38,15 +38,16 @@ help:
 # does nothing and says nothing.
 
 build: $(BUILD)/extension
+	@:
 
 $(BUILD)/environment: pyproject.toml setup.py deploy/packages.sh deploy/python.sh
 	@deploy/packages.sh --check build
 	@mkdir -p $(BUILD)
 	@python=$$(deploy/python.sh) && { $(PY) -c '' 2>/dev/null || { echo "creating $(VENV) with $$python"; "$$python" -m venv --clear $(VENV); }; }
 	@echo 'installing the development tools and our programs into $(VENV)'
-	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --upgrade 'pip>=25.1'
-	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --group dev 'cffi>=1.17'
-	@$(PY) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-build-isolation --editable .
+	@$(PY) -m pip install -qq --disable-pip-version-check --root-user-action=ignore --upgrade 'pip>=25.1'
+	@$(PY) -m pip install -qq --disable-pip-version-check --root-user-action=ignore --group dev 'cffi>=1.17'
+	@$(PY) -m pip install -qq --disable-pip-version-check --root-user-action=ignore --no-build-isolation --editable .
 	@touch $@
 
 $(BUILD)/extension: $(BUILD)/environment lb/_build_dataplane.py $(NATIVE)
@@ -87,7 +88,7 @@ lab: build
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1
 sanitize: build
 	@rm -rf $(BUILD)/sanitize/{lb,agent,native,tests} && mkdir -p $(BUILD)/sanitize
-	@cp -r lb agent native tests setup.py pyproject.toml $(BUILD)/sanitize/ && rm -f $(BUILD)/sanitize/lb/_dataplane*
+	@cp -r lb agent native tests setup.py pyproject.toml README.md LICENSE $(BUILD)/sanitize/ && rm -f $(BUILD)/sanitize/lb/_dataplane*
 	@echo 'compiling the data plane with the address and undefined-behaviour sanitizers'
 	@cd $(BUILD)/sanitize && VIPMUX_CFLAGS='$(SANITIZE)' LDFLAGS='-fsanitize=address,undefined' $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
 	@cd $(BUILD)/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
