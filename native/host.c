@@ -35,6 +35,38 @@ struct host {
 	_Atomic uint64_t counts[HOST_REASON_COUNT]; /* written by the worker alone */
 };
 
+/* ---- the list of reasons ---- */
+
+static const struct {
+	const char *name;
+	const char *sentence;
+	uint32_t drops;
+} REASON_TEXTS[HOST_REASON_COUNT] = {
+#define X(NAME, name, drops, sentence) { name, sentence, drops },
+	HOST_REASONS(X)
+#undef X
+};
+
+uint32_t host_reason_count(void)
+{
+	return HOST_REASON_COUNT;
+}
+
+const char *host_reason_name(uint32_t reason)
+{
+	return REASON_TEXTS[reason].name;
+}
+
+const char *host_reason_sentence(uint32_t reason)
+{
+	return REASON_TEXTS[reason].sentence;
+}
+
+uint32_t host_reason_drops(uint32_t reason)
+{
+	return REASON_TEXTS[reason].drops;
+}
+
 /* ---- sets of addresses ---- */
 
 static void range_from_prefix(const struct host_prefix *prefix, struct range *out)
@@ -313,6 +345,18 @@ int host_create(struct host_rules *rules, struct host **out)
 struct pipeline *host_pipeline(struct host *host)
 {
 	return &host->pipeline;
+}
+
+int host_run_once(struct host *host, struct io *io)
+{
+	struct frame frames[BURST_MAX];
+	int number = io->ops->receive(io, frames, BURST_MAX);
+
+	if (number <= 0)
+		return number;
+	host_burst(&host->pipeline, NULL, io, frames, (unsigned)number, 0);
+	io->ops->release(io);
+	return number;
 }
 
 void host_publish(struct host *host, struct host_rules *rules)

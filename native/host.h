@@ -15,8 +15,15 @@
 
 struct host;
 struct host_rules;
+struct io;
 
-/* Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d with 96 added to the length; same layout as struct decap_prefix. */
+/* The list of host_reason.h, for those who cannot include it. */
+uint32_t host_reason_count(void);
+const char *host_reason_name(uint32_t reason);
+const char *host_reason_sentence(uint32_t reason);
+uint32_t host_reason_drops(uint32_t reason); /* 1: the packet ends there */
+
+/* Addresses are 16 bytes, IPv4 as ::ffff:a.b.c.d with 96 added to the length. */
 struct host_prefix {
 	uint8_t address[16];
 	uint32_t length;
@@ -29,6 +36,8 @@ void host_rules_destroy(struct host_rules *rules); /* of rules that were never p
 /* Takes the rules over, also when it fails. */
 int host_create(struct host_rules *rules, struct host **out);
 struct pipeline *host_pipeline(struct host *host);
+/* Runs what the io has ready as one burst, where no worker does; returns how many packets that were. */
+int host_run_once(struct host *host, struct io *io);
 void host_publish(struct host *host, struct host_rules *rules); /* takes the rules over */
 void host_counters(const struct host *host, uint64_t *counts);  /* counts[HOST_REASON_COUNT]; from any thread */
 void host_destroy(struct host *host);                           /* after its worker has ended */

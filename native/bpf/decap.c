@@ -428,7 +428,7 @@ static int try_room_flags(unsigned room_flags, char *log, uint32_t log_size)
 	static const struct decap_settings settings = {
 		.address = { [10] = 0xff, 0xff, 192, 0, 2, 1 }, .link_header = 14
 	};
-	static const struct decap_prefix vip = { { [10] = 0xff, 0xff, 192, 0, 2, 3 }, 128 };
+	static const struct host_prefix vip = { { [10] = 0xff, 0xff, 192, 0, 2, 3 }, 128 };
 	static const uint8_t frame[14 + 20 + 20 + 20] = {
 		2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0,
 		0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 4, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1,
@@ -537,7 +537,7 @@ int decap_add_mux(struct decap *decap, const uint8_t address[16])
 	return bpf_sys_map_update(decap->muxes, address, &(uint8_t){ 1 });
 }
 
-int decap_add_vip(struct decap *decap, const struct decap_prefix *vip)
+int decap_add_vip(struct decap *decap, const struct host_prefix *vip)
 {
 	struct lpm_key key = { .length = vip->length };
 
@@ -560,7 +560,7 @@ void decap_tag(const struct decap *decap, uint8_t tag[DECAP_TAG_SIZE])
 		memcpy(tag, info.tag, DECAP_TAG_SIZE);
 }
 
-int decap_muxes(const struct decap *decap, struct decap_prefix *out, uint32_t max)
+int decap_muxes(const struct decap *decap, struct host_prefix *out, uint32_t max)
 {
 	uint8_t key[16], *at = NULL;
 	uint32_t found = 0;
@@ -577,7 +577,7 @@ int decap_muxes(const struct decap *decap, struct decap_prefix *out, uint32_t ma
 	return rc == -ENOENT ? (int)found : rc;
 }
 
-int decap_vips(const struct decap *decap, struct decap_prefix *out, uint32_t max)
+int decap_vips(const struct decap *decap, struct host_prefix *out, uint32_t max)
 {
 	struct lpm_key key, *at = NULL;
 	uint32_t found = 0;

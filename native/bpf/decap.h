@@ -12,17 +12,14 @@
 
 #include <stdint.h>
 
+#include "host.h"
+
 #define DECAP_TAG_SIZE 8u
 /* What tunnel packets are addressed to, and how long the link header before them is (14 on Ethernet, else 0). */
 struct decap_settings {
 	uint8_t address[16];  /* IPv4-mapped; all zero: no IPv4 tunnels */
 	uint8_t address6[16]; /* all zero: no IPv6 tunnels */
 	uint32_t link_header;
-};
-
-struct decap_prefix {
-	uint8_t address[16];
-	uint32_t length; /* 0 to 128; an IPv4 prefix of n bits is 96 + n */
 };
 
 struct decap;
@@ -37,15 +34,15 @@ int decap_load(const struct decap_settings *settings, const struct decap *inheri
 int decap_open(uint32_t program_id, struct decap **out);
 
 int decap_add_mux(struct decap *decap, const uint8_t address[16]);
-int decap_add_vip(struct decap *decap, const struct decap_prefix *vip);
+int decap_add_vip(struct decap *decap, const struct host_prefix *vip);
 
 /* For attaching; stays the decap's. */
 int decap_program_fd(const struct decap *decap);
 /* Same tag: same instructions, hence also same address. */
 void decap_tag(const struct decap *decap, uint8_t tag[DECAP_TAG_SIZE]);
 /* Fill at most max and return how many there are, or a negative errno. */
-int decap_muxes(const struct decap *decap, struct decap_prefix *out, uint32_t max);
-int decap_vips(const struct decap *decap, struct decap_prefix *out, uint32_t max);
+int decap_muxes(const struct decap *decap, struct host_prefix *out, uint32_t max);
+int decap_vips(const struct decap *decap, struct host_prefix *out, uint32_t max);
 /* counts[HOST_REASON_COUNT], summed over the CPUs. */
 int decap_counters(const struct decap *decap, uint64_t *counts);
 /* One Ethernet frame through the program (BPF_PROG_TEST_RUN); it counts.  *verdict: 0 continue, 1 drop. */
