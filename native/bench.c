@@ -149,12 +149,13 @@ int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint
 	if (!bench)
 		return -ENOMEM;
 	bench->ring = mmap(NULL, (size_t)RING * STRIDE, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (bench->ring == MAP_FAILED) {
 		free(bench);
 		return -ENOMEM;
 	}
 	madvise(bench->ring, (size_t)RING * STRIDE, MADV_HUGEPAGE);
+	memset(bench->ring, 0, (size_t)RING * STRIDE);
 	bench->mux = mux;
 	bench->snapshot = snapshot_get(snapshot);
 	bench->mode = mode;

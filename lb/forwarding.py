@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From services as operators write them to what the data plane reads: numbers, Maglev tables, VIP map, snapshot.
+
+A :class:`Compiler` lives as long as the flow tables that hold its numbers: a service keeps its id, and a backend its
+number within the service, for as long as there is room for others, so that entries stay valid over any change.
+Nothing of what it numbers reaches another MUX; what must be equal there (permutations, hashes) is made of the pool's
+seed and of names only. Not thread-safe; its owner is the daemon's event loop, or a tool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import mmh3
+
+from lb.dataplane import NO_MAC, BackendEntry, FlowTuple, Hop, Maglev, Member, ServiceEntry, Snapshot, VipMap, lookup
+from lb.errors import DataplaneError
+from lb.model import (
+    MAX_BACKENDS_PER_SERVICE,
+    MAX_SERVICES,
+    Address,
+    Backend,
+    BackendState,
+    HashMode,
+    MuxSettings,
+    Network,
+    PortRange,
+    Protocol,
+    Service,
+)
+
+#: Pairs of service and backend that can be counted over a process's life (COUNTER_MAX in native/vip_map.h).
+MAX_COUNTERS = 1 << 20
+
+_STATES = {BackendState.UP: 1, BackendState.DRAIN: 2, BackendState.DOWN: 3}
+_ABSENT = BackendEntry(hop=0, counter=0, state=0)
+
+
+class ServiceKey(NamedTuple):
+    """What a service is to its flows: a new name keeps them, another address or port does not."""
+
+    vip: Network
+    protocol: Protocol
+    ports: PortRange
+
+
+def service_key(service: Service) -> ServiceKey:
+    return ServiceKey(service.vip, service.protocol, service.ports)
+
+
+def permutation(seed: bytes, name: str, size: int) -> tuple[int, int]:
+    """Offset and skip of a backend in tables of ``size`` slots (Maglev paper, section 3.4).
+
+    MurmurHash3 of the pool's seed and the backend's name, with two hash seeds as the two hash functions.
+    """
+    key = seed + name.encode()
+    offset = mmh3.hash128(key, seed=0, x64arch=True, signed=False)
+    skip = mmh3.hash128(key, seed=1, x64arch=True, signed=False)
+    return offset % size, skip % (size - 1) + 1
+
+
+@dataclass
+class _ServiceNumbers:
+    """A service's id, and the numbers and counters of its backends by name."""
+
+    id: int
+    backends: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+class Lookup(NamedTuple):
+    """What a new flow gets; None where there is none."""
+
+    service: Service | None
+    slot: int | None
+    backend: Backend | None
+
+    @property
+    def address(self) -> Address | None:
+        return self.backend.address if self.backend else None
+
+
+@dataclass(frozen=True)
+class Forwarding:
+    """One compiled set of services. Snapshots of it differ in their hops only."""
+
+    settings: MuxSettings
+    services: tuple[Service, ...]
+    vip_map: VipMap
+    hop_addresses: tuple[Address, ...]  #: distinct outer destinations, in the order backends name them
+    ids: Mapping[int, Service]  #: by service id
+    numbers: Mapping[int, Mapping[int, Backend]]  #: by service id, by number within the service
+    counters: Mapping[tuple[int, str], int]  #: counter index by (service id, backend name)
+
+    def snapshot(self, hops: Mapping[Address, Hop], generation: int = 0) -> Snapshot:
+        """``hops`` may lack addresses: packets to them are dropped as ``no_next_hop``."""
+        rows = [(self._source(address), hops.get(address) or Hop(address, None)) for address in self.hop_addresses]
+        return Snapshot(self.vip_map, rows, generation)
+
+    def offline_snapshot(self) -> Snapshot:
+        """With every hop reachable on a link that needs no MAC addresses: for tools, and for TUN."""
+        return self.snapshot({address: Hop(address, NO_MAC) for address in self.hop_addresses})
+
+    def _source(self, address: Address) -> Address | None:
+        return self.settings.address if address.version == 4 else self.settings.address6
+
+    def names(self, service_id: int | None, number: int | None) -> tuple[str | None, str | None]:
+        """Names of a service and of one of its backends, by the data plane's numbers."""
+        if service_id is None or service_id not in self.ids:
+            return None, None
+        backend = self.numbers[service_id].get(number) if number is not None else None
+        return self.ids[service_id].name, backend.name if backend else None
+
+    def lookup(
+        self, protocol: Protocol, source: Address, source_port: int, destination: Address, destination_port: int
+    ) -> Lookup:
+        """What a new flow would get."""
+        flow = FlowTuple(protocol, source, source_port, destination, destination_port)
+        answer = lookup(self.offline_snapshot(), flow)
+        if answer.service_id is None:
+            return Lookup(None, None, None)
+        backend = self.numbers[answer.service_id].get(answer.backend) if answer.backend is not None else None
+        return Lookup(self.ids[answer.service_id], answer.slot, backend)
+
+
+class Compiler:
+    """Turns services into :class:`Forwarding`, with numbers that stay the same from one call to the next."""
+
+    def __init__(self, settings: MuxSettings) -> None:
+        self.settings = settings
+        self._services: dict[ServiceKey, _ServiceNumbers] = {}
+        self._counters = 0
+        self._tables: dict[tuple[object, ...], Maglev] = {}
+
+    def compile(self, services: Iterable[Service]) -> Forwarding:
+        """Builds what changed and shares the Maglev tables that did not."""
+        services = tuple(services)
+        hops: dict[Address, int] = {}
+        used: dict[tuple[object, ...], Maglev] = {}
+        numbered = self._number(services)
+        entries = [self._entry(service, numbers, hops, used) for service, numbers in numbered]
+        self._tables = used
+        vip_map = VipMap(self.settings.seed, self.settings.idle.tcp_untrusted, entries)
+        return Forwarding(
+            settings=self.settings,
+            services=services,
+            vip_map=vip_map,
+            hop_addresses=tuple(hops),
+            ids={numbers.id: service for service, numbers in numbered},
+            numbers={n.id: {n.backends[b.name]: b for b in s.backends} for s, n in numbered},
+            counters={(n.id, b.name): n.counters[b.name] for s, n in numbered for b in s.backends},
+        )
+
+    # ---- numbers ----
+
+    def _number(self, services: Sequence[Service]) -> list[tuple[Service, _ServiceNumbers]]:
+        present = {service_key(service) for service in services}
+        rows = []
+        for service in services:
+            numbers = self._services.get(service_key(service))
+            if numbers is None:
+                numbers = self._services[service_key(service)] = _ServiceNumbers(self._free_id(present))
+            for backend in sorted(service.backends, key=lambda b: b.name):
+                self._number_backend(service, numbers, backend)
+            rows.append((service, numbers))
+        return rows
+
+    def _free_id(self, present: set[ServiceKey]) -> int:
+        if len(self._services) < MAX_SERVICES:
+            return len(self._services)
+        # All ids were lent: take that of the service that went first. Its flows have long expired, or soon will.
+        gone = next((key for key in self._services if key not in present), None)
+        if gone is None:
+            raise DataplaneError(f"There are more than {MAX_SERVICES} services; split them between pools of MUXes.")
+        return self._services.pop(gone).id
+
+    def _number_backend(self, service: Service, numbers: _ServiceNumbers, backend: Backend) -> None:
+        if backend.name in numbers.backends:
+            return
+        number = len(numbers.backends)
+        if number >= MAX_BACKENDS_PER_SERVICE:
+            present = {b.name for b in service.backends}
+            gone = next(name for name in numbers.backends if name not in present)
+            number = numbers.backends.pop(gone)
+            numbers.counters[backend.name] = numbers.counters.pop(gone)
+        elif self._counters < MAX_COUNTERS:
+            numbers.counters[backend.name] = self._counters
+            self._counters += 1
+        else:
+            raise DataplaneError(f"More than {MAX_COUNTERS} backends were seen since the start; restart to go on.")
+        numbers.backends[backend.name] = number
+
+    # ---- entries ----
+
+    def _entry(
+        self,
+        service: Service,
+        numbers: _ServiceNumbers,
+        hops: dict[Address, int],
+        used: dict[tuple[object, ...], Maglev],
+    ) -> ServiceEntry:
+        settings = self.settings
+        rows = [_ABSENT] * (max((numbers.backends[b.name] for b in service.backends), default=-1) + 1)
+        for backend in service.backends:
+            hop = hops.setdefault(backend.address, len(hops))
+            rows[numbers.backends[backend.name]] = BackendEntry(
+                hop, numbers.counters[backend.name], _STATES[backend.state]
+            )
+        default_idle = settings.idle.tcp if service.protocol is Protocol.TCP else settings.idle.udp
+        return ServiceEntry(
+            id=numbers.id,
+            first_port=service.ports.first,
+            last_port=service.ports.last,
+            protocol=service.protocol,
+            vip=service.vip.network_address,
+            prefix_length=service.vip.prefixlen,
+            hash_source=service.hash is HashMode.SOURCE,
+            idle_seconds=service.idle or default_idle,
+            mtu=service.mtu or settings.mtu,
+            maglev=self._table(service, numbers, used),
+            backends=rows,
+        )
+
+    def _table(self, service: Service, numbers: _ServiceNumbers, used: dict[tuple[object, ...], Maglev]) -> Maglev:
+        """The service's table: one in use, one of the last call, or a new one."""
+        size = service.slots or self.settings.slots
+        members = sorted((b.name, b.weight) for b in service.backends if b.state is BackendState.UP and b.weight)
+        key = (size, *((name, weight, numbers.backends[name]) for name, weight in members))
+        table = used.get(key) or self._tables.get(key)
+        if table is None:
+            table = Maglev(
+                size,
+                [
+                    Member(*permutation(self.settings.seed, name, size), weight, numbers.backends[name])
+                    for name, weight in members
+                ],
+            )
+        used[key] = table
+        return table
