@@ -154,14 +154,16 @@ def _toml(text: str, file: str | None) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except RecursionError:
-        raise ConfigError([("", "is nested too deeply")], file) from None
+        raise ConfigError([("file", "is nested too deeply")], file) from None
     except ValueError as error:  # tomllib.TOMLDecodeError, or a number that Python will not read
         match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error), re.DOTALL)
         if match is None:
-            raise ConfigError([("", f"is not TOML: {_one_line(str(error))}")], file) from None
+            raise ConfigError([("file", "is not TOML: a number has too many digits")], file) from None
         line = match[2] or str(text.count("\n") + (not text.endswith("\n")))
         column = f"column {match[3]}" if match[3] else "the end of the file"
-        raise ConfigError([(f"line {line}", f"is not TOML at {column}: {_one_line(match[1])}")], file) from None
+        reason = {"Cannot overwrite a value": "this key is there twice"}.get(match[1], _one_line(match[1]))
+        message = f"is not TOML at {column}: {reason[:1].lower()}{reason[1:]}"
+        raise ConfigError([(f"line {line}", message)], file) from None
 
 
 def _one_line(text: str) -> str:
@@ -574,7 +576,7 @@ def _given(table: tables.Table | None, *without: str) -> dict[str, Any]:
 
 
 def _suggest(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), 1, 0.6)
+    near = difflib.get_close_matches(key.lower(), list(known), 1, 0.6)
     return f'; did you mean "{near[0]}"?' if near else f"; known are {', '.join(known)}"
 
 

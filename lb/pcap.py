@@ -95,7 +95,7 @@ class Capture:
         major, _, _, _, _, linktype = struct.unpack(order + "HHiIII", self._read.exactly(20, "its header"))
         if major != 2:
             raise self._read.error(f"is pcap version {major}; only version 2 is read")
-        self._set_linktype(linktype & 0x0FFFFFFF)  # the rest says whether frames end in a checksum
+        self._set_linktype(linktype & 0xFFFF)  # the rest says whether frames end in a checksum
         record = struct.Struct(order + "IIII")
         while header := self._read.some(16):
             if len(header) < 16:

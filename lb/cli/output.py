@@ -72,7 +72,7 @@ def cell(value: Any) -> str:
         return f"{value:,.1f}"
     if isinstance(value, list | tuple):
         return ", ".join(cell(item) for item in value) or "-"
-    return str(value)
+    return "".join(c if c.isprintable() else "?" for c in str(value))  # what a daemon says must not steer a terminal
 
 
 def size(count: int) -> str:
