@@ -12,16 +12,19 @@ to whoever runs it, and once a worker does, is only read.
 from __future__ import annotations
 
 import enum
+import errno
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from typing import Any, NoReturn
+from typing import Protocol as PythonProtocol
 
 from lb._dataplane import ffi
 from lb._dataplane import lib as c
-from lb.errors import DataplaneError
-from lb.model import Address, Protocol
+from lb.errors import DataplaneError, IoError
+from lb.model import Address, Network, Protocol
 
 Cdata = Any
 
@@ -286,6 +289,14 @@ class Counters:
     flows: FlowCounters
 
 
+def _counters(received: int, reasons: Cdata, flows: Cdata) -> Counters:
+    return Counters(
+        received=received,
+        reasons=tuple(reasons),
+        flows=FlowCounters(tuple(flows.live), flows.expired, flows.evicted, flows.refused, flows.moved),
+    )
+
+
 def _c_tuple(flow: FlowTuple) -> Cdata:
     return ffi.new(
         "struct flow_tuple *",
@@ -332,6 +343,11 @@ class Pipeline:
         self._c = _make("mux", c.mux_destroy, what, lambda out: c.mux_create(config, out))
         self.link = link
         self._memory: Cdata | None = None
+
+    @property
+    def pipeline_pointer(self) -> Cdata:
+        """For a :class:`Worker`."""
+        return c.mux_pipeline(self._c)
 
     def process(self, snapshot: Snapshot, packets: Sequence[tuple[bytes, int, int]]) -> list[Result]:
         """Runs packets given as (bytes, length on the wire, time in ns) through the pipeline, in memory.
@@ -388,11 +404,7 @@ class Pipeline:
         received, reasons = ffi.new("uint64_t *"), ffi.new("uint64_t[]", len(REASONS))
         flows = ffi.new("struct flow_counters *")
         c.mux_counters_read(self._c, received, reasons, flows)
-        return Counters(
-            received=received[0],
-            reasons=tuple(reasons),
-            flows=FlowCounters(tuple(flows.live), flows.expired, flows.evicted, flows.refused, flows.moved),
-        )
+        return _counters(received[0], reasons, flows)
 
     def service_counters(self, service_id: int) -> ServiceCounters:
         row = c.mux_service_counters(self._c)[service_id]
@@ -450,3 +462,408 @@ class Bench:
         samples = ffi.new("struct bench_sample[]", 65536)
         count = c.bench_run(self._c, seconds, samples, 65536)
         return [BenchSample(samples[i].ns, samples[i].probe) for i in range(count)]
+
+
+# ---- host agent ----
+
+_TAG_BYTES = 8
+_VERIFIER_LOG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HostReason:
+    """What can become of a tunnel packet on a backend's host."""
+
+    name: str
+    drops: bool
+    help: str
+
+
+HOST_REASONS: tuple[HostReason, ...] = tuple(
+    HostReason(_text(c.host_reason_name(i)), bool(c.host_reason_drops(i)), _text(c.host_reason_sentence(i)))
+    for i in range(c.host_reason_count())
+)
+
+
+def _mapped(address: Address) -> bytes:
+    """16 bytes, IPv4 as ``::ffff:a.b.c.d``."""
+    return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+
+
+def _check(code: int, what: str) -> int:
+    if code < 0:
+        _fail(code, what)
+    return code
+
+
+def _host_prefixes(networks: Iterable[Network | Address]) -> tuple[Cdata, int]:
+    """An array of ``struct host_prefix``, and how many are in it."""
+    pairs = set()
+    for network in networks:
+        plain = ip_network(network)
+        pairs.add((_mapped(plain.network_address), plain.prefixlen + (96 if plain.version == 4 else 0)))
+    array = ffi.new("struct host_prefix[]", max(len(pairs), 1))
+    for item, (address, length) in zip(array, sorted(pairs), strict=False):
+        item.address = address
+        item.length = length
+    return array, len(pairs)
+
+
+def _network_of(prefix: Cdata) -> Network:
+    packed = bytes(prefix.address)
+    if packed.startswith(bytes(10) + b"\xff\xff") and prefix.length >= 96:
+        return IPv4Network((packed[12:], prefix.length - 96))
+    return IPv6Network((packed, prefix.length))
+
+
+def _host_counts(counts: Cdata) -> dict[str, int]:
+    return {reason.name: int(counts[number]) for number, reason in enumerate(HOST_REASONS)}
+
+
+class DecapProgram:
+    """The tc program of a host agent with its maps; loaded, or found behind an attached filter."""
+
+    def __init__(self, handle: Cdata) -> None:
+        self._c = handle
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        address: IPv4Address,
+        address6: Address | None,
+        link_header: int,
+        muxes: Iterable[Address],
+        vips: Iterable[Network],
+        inherit: DecapProgram | None = None,
+    ) -> DecapProgram:
+        """Loads it, maps filled, counters those of ``inherit``; the kernel's words are in the error."""
+        settings = ffi.new("struct decap_settings *")
+        settings.address = _mapped(address)
+        if address6 is not None:
+            settings.address6 = address6.packed
+        settings.link_header = link_header
+        log = ffi.new("char[]", _VERIFIER_LOG_BYTES)
+        out = ffi.new("struct decap **")
+        old = inherit._c if inherit is not None else ffi.NULL
+        status = c.decap_load(settings, old, log, _VERIFIER_LOG_BYTES, out)
+        if status < 0:
+            raise DataplaneError(_bpf_refusal(status, ffi.string(log).decode(errors="replace")))
+        program = cls(ffi.gc(out[0], c.decap_destroy))
+        program._fill(muxes, vips)
+        return program
+
+    @classmethod
+    def open(cls, program_id: int) -> DecapProgram:
+        """The program with this number, if it is one of ours."""
+        what = f"Cannot open BPF program {program_id}"
+        return cls(_make("decap", c.decap_destroy, what, lambda out: c.decap_open(program_id, out)))
+
+    def _fill(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
+        array, count = _host_prefixes(muxes)
+        for index in range(count):
+            _check(c.decap_add_mux(self._c, array[index].address), f"Cannot add MUX {index + 1} of {count}")
+        array, count = _host_prefixes(vips)
+        for index in range(count):
+            what = f"Cannot add VIP {index + 1} of {count}"
+            _check(c.decap_add_vip(self._c, ffi.addressof(array, index)), what)
+
+    @property
+    def fd(self) -> int:
+        """For attaching; stays this object's."""
+        return int(c.decap_program_fd(self._c))
+
+    @property
+    def tag(self) -> bytes:
+        """The kernel's digest of the instructions."""
+        tag = ffi.new("uint8_t[]", _TAG_BYTES)
+        c.decap_tag(self._c, tag)
+        return bytes(tag)
+
+    def muxes(self) -> frozenset[Network]:
+        return self._prefixes(c.decap_muxes)
+
+    def vips(self) -> frozenset[Network]:
+        return self._prefixes(c.decap_vips)
+
+    def _prefixes(self, read: Callable[[Cdata, Cdata, int], int]) -> frozenset[Network]:
+        count = _check(read(self._c, ffi.NULL, 0), "Cannot read a BPF map")
+        array = ffi.new("struct host_prefix[]", max(count, 1))
+        count = min(_check(read(self._c, array, count), "Cannot read a BPF map"), count)
+        return frozenset(_network_of(array[index]) for index in range(count))
+
+    def counters(self) -> dict[str, int]:
+        """Packets by reason, since the first program of this host."""
+        counts = ffi.new("uint64_t[]", len(HOST_REASONS))
+        _check(c.decap_counters(self._c, counts), "Cannot read the BPF counters")
+        return _host_counts(counts)
+
+    def test(self, frame: bytes) -> bytes | None:
+        """What the program makes of an Ethernet frame: the frame that goes on, or None for a drop."""
+        out = ffi.new("uint8_t[]", len(frame) + 256)
+        length = ffi.new("uint32_t *", len(out))
+        verdict = ffi.new("uint32_t *")
+        _check(c.decap_test(self._c, frame, len(frame), out, length, verdict), "Cannot test the BPF program")
+        return None if verdict[0] else bytes(ffi.buffer(out, length[0]))
+
+    def close(self) -> None:
+        """Lets go of it; a filter that uses it keeps it alive."""
+        ffi.release(self._c)
+
+
+def _bpf_refusal(status: int, log: str) -> str:
+    """The kernel's reason, and the verifier's last words where it had any."""
+    reason = {
+        errno.EPERM: "not permitted (it needs CAP_BPF and CAP_NET_ADMIN, and a kernel that is not locked down)",
+        errno.ENOSYS: "this kernel has no bpf(2)",
+        errno.ENOTSUP: "this kernel's helper cannot take an outer header off",
+    }.get(-status, os.strerror(-status).lower())
+    lines = [line for line in log.splitlines() if line and not line.startswith("processed ")]
+    return f"{reason}; the verifier says: {lines[-1]}" if lines else reason
+
+
+class HostPipeline:
+    """Decapsulation in userspace; the rules may change while a worker runs it."""
+
+    def __init__(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
+        rules = _host_rules(muxes, vips)
+        self._c = _make("host", c.host_destroy, "Cannot make a host pipeline", lambda out: c.host_create(rules, out))
+
+    def publish(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
+        """Rules for all later bursts."""
+        c.host_publish(self._c, _host_rules(muxes, vips))
+
+    def process(self, packets: Iterable[bytes]) -> list[bytes]:
+        """Runs packets (outer IP header first) through the pipeline, in memory; returns the inner ones that go on."""
+        io = _make("io", c.io_close, "Cannot make buffers", lambda out: c.io_memory_open(0, out))
+        item = ffi.new("struct memory_sent *")
+        sent: list[bytes] = []
+        for packet in packets:
+            _check(
+                c.io_memory_load(io, packet, len(packet), len(packet)), f"Cannot load a packet of {len(packet)} bytes"
+            )
+            _check(c.host_run_once(self._c, io), "Cannot run the host pipeline")
+            for index in range(c.io_memory_sent_count(io)):
+                c.io_memory_sent(io, index, item)
+                sent.append(bytes(ffi.buffer(item.data, item.len)))
+        return sent
+
+    def counters(self) -> dict[str, int]:
+        """Packets by reason."""
+        counts = ffi.new("uint64_t[]", len(HOST_REASONS))
+        c.host_counters(self._c, counts)
+        return _host_counts(counts)
+
+
+class RawTunnel:
+    """Raw socket, TUN device and the worker between them; runs a :class:`HostPipeline` until closed."""
+
+    def __init__(self, pipeline: HostPipeline, address: IPv4Address, device: str) -> None:
+        self._pipeline = pipeline
+        what = f"Cannot open a raw socket on {address} and the TUN device {device}"
+        self._io = _make("io", c.io_close, what, lambda out: c.raw_io_open(address.packed, device, out))
+        self._worker: Cdata | None = None
+
+    def start(self) -> None:
+        pipeline = c.host_pipeline(self._pipeline._c)
+        self._worker = _make(
+            "worker",
+            c.worker_destroy,
+            "Cannot make a worker",
+            lambda out: c.worker_create(pipeline, self._io, ffi.NULL, -1, out),
+        )
+        _check(c.worker_start(self._worker), "Cannot start a worker")
+
+    def close(self) -> None:
+        """Stops the worker; the TUN device ends with the I/O."""
+        if self._worker is not None:
+            c.worker_stop(self._worker)
+            ffi.release(self._worker)
+            self._worker = None
+        ffi.release(self._io)
+
+
+def _host_rules(muxes: Iterable[Address], vips: Iterable[Network]) -> Cdata:
+    out = ffi.new("struct host_rules **")
+    trusted, trusted_count = _host_prefixes(muxes)
+    served, served_count = _host_prefixes(vips)
+    _check(c.host_rules_create(trusted, trusted_count, served, served_count, out), "Cannot make the host's rules")
+    return out[0]
+
+
+# ---- packets from the network (io_packet.h, io_tun.h) ----
+
+#: Receive ring of one worker: some 100,000 small frames.
+RING_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class IoStats:
+    """Counters of one io; ``missed``: the kernel dropped them before we saw them."""
+
+    received: int = 0
+    sent: int = 0
+    missed: int = 0
+    send_errors: int = 0
+
+    def __add__(self, other: IoStats) -> IoStats:
+        return IoStats(
+            self.received + other.received,
+            self.sent + other.sent,
+            self.missed + other.missed,
+            self.send_errors + other.send_errors,
+        )
+
+
+class Io:
+    """Where one worker's packets come from and go to. Close it once the worker has stopped."""
+
+    _c: Cdata
+
+    def __init__(self, what: str, open_: Callable[[Cdata], int]) -> None:
+        out = ffi.new("struct io **")
+        code = open_(out)
+        if code < 0:
+            raise IoError(f"{what}: {os.strerror(-code).lower()}")
+        self._c = ffi.gc(out[0], c.io_close)
+
+    def stats(self) -> IoStats:
+        """From any thread."""
+        raw = ffi.new("struct io_stats *")
+        c.io_stats_read(self._c, raw)
+        return IoStats(raw.received, raw.sent, raw.missed, raw.send_errors)
+
+    def close(self) -> None:
+        """Closes sockets and devices at once; it must not be used any more."""
+        ffi.release(self._c)
+
+
+class PacketIo(Io):
+    """AF_PACKET on one interface; sends by any."""
+
+    #: The only ring of the interface, or the first of a group; see native/io_packet.h.
+    ALONE = -1
+    NEW_GROUP = -2
+
+    def __init__(
+        self, interface: str, *, group: int = ALONE, filter_: Sequence[int] = (), ring_bytes: int = RING_BYTES
+    ) -> None:
+        """``filter_``: classic BPF, one 64-bit word an instruction; ``group``: of the ring to share frames with."""
+        program, name = ffi.new("uint64_t[]", list(filter_)), interface.encode()
+        super().__init__(
+            f"AF_PACKET on {interface}",
+            lambda out: c.packet_io_open(name, ring_bytes, group, program, len(filter_), out),
+        )
+        self._interface = interface
+
+    @property
+    def group(self) -> int:
+        return int(c.packet_io_group(self._c))
+
+    def set_filter(self, filter_: Sequence[int]) -> None:
+        """Replaces the filter at once; empty: everything enters the ring."""
+        code = c.packet_io_filter(self._c, ffi.new("uint64_t[]", list(filter_)), len(filter_))
+        if code < 0:
+            raise IoError(f"cannot change the packet filter on {self._interface}: {os.strerror(-code).lower()}")
+
+
+class TunIo(Io):
+    """One queue of a TUN device, which exists as long as its queues do."""
+
+    def __init__(self, name: str, *, shared: bool = False) -> None:
+        """``shared``: further queues of the same device will follow, or this is one."""
+        super().__init__(f"TUN device {name}", lambda out: c.tun_io_open(name.encode(), int(shared), out))
+
+
+# ---- workers (worker.h, worker_ask.h) ----
+
+#: A worker comes by its mailbox at least ten times a second; seconds.
+ASK_TIMEOUT = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCounters:
+    """``bursts`` is the heartbeat; ``error`` the errno of the last receive that failed, 0 while all is well."""
+
+    bursts: int
+    errors: int
+    error: int
+    running: bool
+    retired: int  #: snapshots not yet let go
+
+
+class Runs(PythonProtocol):
+    """Anything with a C pipeline that a worker can run."""
+
+    @property
+    def pipeline_pointer(self) -> Cdata: ...
+
+
+class Worker:
+    """A C thread that runs a pipeline over an io, burst after burst. Never waits for Python."""
+
+    def __init__(self, pipeline: Runs, io: Io, snapshot: Snapshot | None = None, cpu: int | None = None) -> None:
+        self._keep = (pipeline, io)  # C borrows both
+        self._pipeline = pipeline
+        self._c = _make(
+            "worker",
+            c.worker_destroy,
+            "Cannot make a worker",
+            lambda out: c.worker_create(
+                pipeline.pipeline_pointer,
+                io._c,
+                snapshot._c if snapshot else ffi.NULL,
+                -1 if cpu is None else cpu,
+                out,
+            ),
+        )
+        self._cpu = cpu
+
+    def start(self) -> None:
+        code = c.worker_start(self._c)
+        if code < 0:
+            _fail(code, "Cannot start a worker" if self._cpu is None else f"Cannot start a worker on CPU {self._cpu}")
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Current from the worker's next burst on. Returns at once."""
+        code = c.worker_publish(self._c, snapshot._c)
+        if code < 0:
+            _fail(code, "Cannot publish a snapshot")
+
+    def reclaim(self) -> int:
+        """Frees replaced snapshots that the worker let go of; how many it still may hold."""
+        return int(c.worker_reclaim(self._c))
+
+    def counters(self) -> WorkerCounters:
+        raw = ffi.new("struct worker_counters *")
+        c.worker_counters(self._c, raw)
+        return WorkerCounters(raw.bursts, raw.errors, raw.error, bool(raw.running), raw.retired)
+
+    def lookup(self, snapshot: Snapshot, flow: FlowTuple) -> Answer:
+        """What a packet would get, flow table included, asked between two bursts."""
+        raw = ffi.new("struct mux_answer *")
+        code = c.worker_ask_lookup(self._c, self._mux(), snapshot._c, _c_tuple(flow), raw, int(ASK_TIMEOUT * 1000))
+        if code < 0:
+            _fail(code, "The worker did not answer a lookup")
+        return _answer(raw)
+
+    def pipeline_counters(self) -> Counters:
+        """The pipeline's counters between two bursts, when they add up."""
+        received, reasons = ffi.new("uint64_t *"), ffi.new("uint64_t[]", len(REASONS))
+        flows = ffi.new("struct flow_counters *")
+        code = c.worker_ask_counters(self._c, self._mux(), received, reasons, flows, int(ASK_TIMEOUT * 1000))
+        if code < 0:
+            _fail(code, "The worker did not answer")
+        return _counters(received[0], reasons, flows)
+
+    def stop(self) -> None:
+        """Returns when the thread has ended; it can be started again."""
+        c.worker_stop(self._c)
+
+    def close(self) -> None:
+        """Stops it and lets its snapshots go, before its io is closed."""
+        ffi.release(self._c)
+
+    def _mux(self) -> Cdata:
+        assert isinstance(self._pipeline, Pipeline)  # noqa: S101  only a MUX's pipeline has flows
+        return self._pipeline._c

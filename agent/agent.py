@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent itself: brings the host to what a configuration asks for, and takes everything away again.
+
+Called by :mod:`agent.daemon`, one call at a time, in a helper thread. :class:`Agent` owns the way of decapsulation in
+use and the record of what was changed; the decisions are made by :mod:`agent.plan`, the changes by a
+:class:`agent.host.Host`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from agent import nat, sysctls
+from agent import plan as planning
+from agent.decap import (
+    IPIP_DEVICE,
+    BpfDecap,
+    Decap,
+    DecapRefused,
+    IpipDecap,
+    TunDecap,
+    Tunnel,
+    found_filter,
+    load_program,
+)
+from agent.host import Host, Link
+from agent.own import OwnService, own_services
+from agent.plan import Action, Desired, Found
+from agent.state import Changes, Store
+from agent.vips import owned_vips, served_vips
+from lb.dataplane import DecapProgram
+from lb.errors import ConfigError, FeatureError, IoError
+from lb.model import AgentConfig, AgentSettings, DecapMode
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+HostFactory = Callable[[], AbstractContextManager[Host]]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A configuration that is in force, and how."""
+
+    config: AgentConfig
+    services: tuple[OwnService, ...]
+    mode: DecapMode
+    reason: str  #: why this way of decapsulation
+
+
+class Agent:
+    """Applies configurations; see the module's text."""
+
+    def __init__(self, host: HostFactory, store: Store) -> None:
+        self._host = host
+        self._store = store
+        self._changes = store.load()
+        self._decap: Decap | None = None
+        self.applied: Applied | None = None
+
+    def apply(self, config: AgentConfig) -> Applied:
+        """Makes the host as the configuration asks; what can be refused is refused before anything is changed."""
+        if self.applied is not None:
+            _check_unchanged(self.applied.config.agent, config.agent)
+        services = own_services(config)
+        refusals: list[str] = []
+        for mode in _candidates(config.agent.decap):
+            try:
+                with self._host() as host:
+                    link = check_host(host, config.agent)
+                    self._converge(host, link, config, services, mode)
+            except DecapRefused as refusal:
+                refusals.append(str(refusal))
+                continue
+            reason = "; ".join(refusals) if refusals else _WHY[config.agent.decap is DecapMode.AUTO, mode]
+            self.applied = Applied(config, services, mode, reason)
+            return self.applied
+        raise FeatureError("; ".join(refusals) + _OTHERWISE[config.agent.decap])
+
+    def cleanup(self, settings: AgentSettings) -> list[str]:
+        """Takes everything of ours off the host; returns what was done, a line each."""
+        with self._host() as host:
+            done = []
+            interfaces = {settings.interface} | self._changes.interfaces
+            for action in planning.plan(planning.NOTHING, self._survey(host, None, interfaces, None)[0]):
+                self._perform(host, action)
+                done.append(describe(action))
+            for name in self._changes.interfaces:  # of interfaces that are gone
+                self._changes = self._changes.without_interface(name)
+            self._store.save(self._changes)
+        return done
+
+    def counters(self) -> Mapping[str, int] | None:
+        return None if self._decap is None else self._decap.counters()
+
+    def close(self) -> None:
+        """Lets go of what the process owns; the host stays as it is, but a TUN device ends with us."""
+        if self._decap is not None:
+            self._decap.close()
+            self._decap = None
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _converge(
+        self, host: Host, link: Link, config: AgentConfig, services: tuple[OwnService, ...], mode: DecapMode
+    ) -> None:
+        settings = config.agent
+        tunnel = Tunnel(settings.address, settings.address6, frozenset(settings.muxes), served_vips(services))
+        interfaces = {settings.interface} | self._changes.interfaces
+        fresh: DecapProgram | None = None
+        kept: DecapProgram | None = None
+        try:
+            if mode is DecapMode.BPF:
+                kept = found_filter(host, settings.interface, None)[1]
+                fresh = load_program(settings, link, tunnel, kept)
+            found, kept_now = self._survey(host, settings.interface, interfaces, fresh)
+            if kept is not None:
+                kept.close()
+            kept = kept_now
+            actions = planning.plan(_desired(settings, services, mode), found)
+            if found.filters.get(settings.interface, planning.FoundFilter()).state is planning.FilterState.FOREIGN:
+                log.warning("foreign_filter", interface=settings.interface, action="replaced by ours")
+            for action in actions:
+                self._perform(host, action, tunnel, fresh)
+                log.debug("done", action=describe(action))
+            if mode is DecapMode.BPF and not any(isinstance(action, planning.Decapsulate) for action in actions):
+                self._use(BpfDecap(_present(kept)))
+                kept = None
+            elif mode is DecapMode.BPF:
+                fresh = None  # in use
+        finally:
+            for program in (fresh, kept):
+                if program is not None:
+                    program.close()
+
+    def _survey(
+        self, host: Host, interface: str | None, interfaces: Iterable[str], wanted: DecapProgram | None
+    ) -> tuple[Found, DecapProgram | None]:
+        """What there is; the program found on ``interface`` goes to the caller."""
+        filters, ours = {}, None
+        for name in sorted(interfaces):
+            filters[name], program = found_filter(host, name, wanted if name == interface else None)
+            if name == interface:
+                ours = program
+            elif program is not None:
+                program.close()
+        loopback = host.loopback()
+        names = {sysctls.ARP_IGNORE, sysctls.ARP_ANNOUNCE, sysctls.RP_FILTER_ALL, *self._changes.sysctls}
+        if interface is not None:
+            names.add(sysctls.rp_filter(interface))
+        found = Found(
+            addresses=loopback.ours,
+            taken=loopback.others,
+            routes=host.local_routes(),
+            table=host.has_table(),
+            ipip_device=host.link(IPIP_DEVICE) is not None,
+            other_routes=host.route_interfaces() - {interface or ""},
+            sysctls=host.sysctls(names),
+            filters=filters,
+            changes=self._changes,
+        )
+        return found, ours
+
+    def _perform(
+        self, host: Host, action: Action, tunnel: Tunnel | None = None, program: DecapProgram | None = None
+    ) -> None:
+        """One action; what cannot be seen on the host is remembered before it is done."""
+        match action:
+            case planning.SetSysctl(name, value):
+                original = host.sysctls([name])[name]
+                self._remember(self._changes.with_sysctl(name, original, value))
+                host.set_sysctl(name, value)
+            case planning.RestoreSysctl(name, value, restore):
+                if restore:
+                    host.set_sysctl(name, value)
+                self._remember(self._changes.without_sysctl(name))
+            case planning.ReplaceRules(text):
+                host.run_rules(nat.replacement(text))
+            case planning.RemoveRules():
+                host.run_rules(nat.removal())
+            case planning.AddVip(address):
+                host.add_vip(address)
+            case planning.RemoveVip(address):
+                host.remove_vip(address)
+            case planning.AddRoute(prefix):
+                host.add_route(prefix)
+            case planning.RemoveRoute(prefix):
+                host.remove_route(prefix)
+            case _:
+                self._perform_on_interface(host, action, tunnel, program)
+
+    def _perform_on_interface(
+        self, host: Host, action: Action, tunnel: Tunnel | None, program: DecapProgram | None
+    ) -> None:
+        match action:
+            case planning.AddQdisc(interface):
+                self._remember(self._changes.with_interface(interface, made_qdisc=True))
+                try:
+                    host.add_qdisc(interface)
+                except IoError as error:
+                    self._remember(self._changes.without_interface(interface))
+                    raise DecapRefused(f"decapsulation by BPF is refused: {error}") from None
+            case planning.EvictFilter(interface):
+                host.detach(interface)
+            case planning.Decapsulate(mode, interface):
+                self._decapsulate(host, mode, interface, _present(tunnel), program)
+            case planning.RemoveFilter(interface, is_ours, qdisc):
+                if is_ours:
+                    host.detach(interface)
+                if qdisc:
+                    host.remove_qdisc(interface)
+                self._remember(self._changes.without_interface(interface))
+            case planning.RemoveIpipDevice():
+                host.remove_link(IPIP_DEVICE)
+            case _:
+                raise AssertionError(f"no way to perform {action}")
+
+    def _decapsulate(
+        self, host: Host, mode: DecapMode, interface: str, tunnel: Tunnel, program: DecapProgram | None
+    ) -> None:
+        if mode is DecapMode.BPF:
+            self._remember(self._changes.with_interface(interface, made_qdisc=False))
+            try:
+                host.attach(interface, _present(program).fd)
+            except IoError as error:
+                raise DecapRefused(f"decapsulation by BPF is refused: {error}") from None
+            self._use(BpfDecap(_present(program)))
+        elif mode is DecapMode.IPIP:
+            self._use(IpipDecap(host, tunnel))
+        elif isinstance(self._decap, TunDecap):
+            self._decap.change(tunnel)
+        else:
+            self._use(TunDecap(host, tunnel))
+
+    def _use(self, decap: Decap) -> None:
+        """The new way is working already; the old one is let go."""
+        old, self._decap = self._decap, decap
+        if old is not None:
+            old.close()
+
+    def _remember(self, changes: Changes) -> None:
+        if changes != self._changes:
+            self._store.save(changes)
+            self._changes = changes
+
+
+def check_host(host: Host, settings: AgentSettings) -> Link:
+    """The interface, if it and the addresses on it are as the configuration says."""
+    link = host.link(settings.interface)
+    if link is None:
+        raise IoError(
+            f"interface {settings.interface} does not exist on this host: set agent.interface to the one that has "
+            f"{settings.address}"
+        )
+    for key, address in (("address", settings.address), ("address6", settings.address6)):
+        if address is not None and address not in link.addresses:
+            raise IoError(
+                f"agent.{key} {address} is not an address of interface {settings.interface}: add it there, or "
+                "correct the configuration"
+            )
+    return link
+
+
+def _desired(settings: AgentSettings, services: tuple[OwnService, ...], mode: DecapMode) -> Desired:
+    addresses = [address for address in (settings.address, settings.address6) if address is not None]
+    guard = nat.TunnelGuard(IPIP_DEVICE, settings.address, settings.muxes) if mode is DecapMode.IPIP else None
+    return Desired(
+        interface=settings.interface,
+        mode=mode,
+        vips=owned_vips(services),
+        rules=nat.render(services, addresses, guard),
+    )
+
+
+def _check_unchanged(old: AgentSettings, new: AgentSettings) -> None:
+    """What only a restart can change: connections hang on it."""
+    mistakes = [
+        (f"agent.{key}", f"cannot change while lb-agent runs (now {was}): restart lb-agent, or take the change back")
+        for key in ("address", "address6", "interface", "decap", "state_dir", "metrics")
+        if (was := getattr(old, key)) != getattr(new, key)
+    ]
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _candidates(decap: DecapMode) -> tuple[DecapMode, ...]:
+    return (DecapMode.BPF, DecapMode.TUN) if decap is DecapMode.AUTO else (decap,)
+
+
+_WHY = {
+    (True, DecapMode.BPF): "the kernel takes the BPF program",
+    (False, DecapMode.BPF): 'configured: decap = "bpf"',
+    (False, DecapMode.IPIP): 'configured: decap = "ipip"',
+    (False, DecapMode.TUN): 'configured: decap = "tun"',
+}
+
+_OTHERWISE = {
+    DecapMode.AUTO: "; no other way is left",
+    DecapMode.BPF: '; set decap = "auto" to fall back to a TUN device',
+    DecapMode.IPIP: "",
+    DecapMode.TUN: "",
+}
+
+
+def describe(action: Action) -> str:
+    """An action in words, for the log and for ``lb-agent cleanup``."""
+    words = {
+        planning.SetSysctl: "set net/{0.name} to {0.value}",
+        planning.ReplaceRules: "put nftables table in place",
+        planning.RemoveRules: "removed the nftables table",
+        planning.AddVip: "added {0.address} to lo",
+        planning.RemoveVip: "removed {0.address} from lo",
+        planning.AddRoute: "added the local route for {0.prefix}",
+        planning.RemoveRoute: "removed the local route for {0.prefix}",
+        planning.AddQdisc: "added a clsact qdisc to {0.interface}",
+        planning.EvictFilter: "removed a foreign filter in our place on {0.interface}",
+        planning.Decapsulate: "decapsulating by {0.mode.value}",
+        planning.RemoveFilter: "removed the filter from {0.interface}",
+        planning.RemoveIpipDevice: "removed the ipip device",
+    }
+    if isinstance(action, planning.RestoreSysctl):
+        if action.restore:
+            return f"set net/{action.name} back to {action.value}"
+        return f"left net/{action.name} alone: it was changed after lb-agent set it"
+    return words[type(action)].format(action)
+
+
+def _present(value: T | None) -> T:
+    """What the plan has made sure of."""
+    assert value is not None  # noqa: S101
+    return value

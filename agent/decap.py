@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ways to take outer headers off, behind one small interface.
+
+``bpf``   a tc program on the interface: fastest, and it stays when the agent is gone.
+``ipip``  the kernel's own tunnel device, where the module exists: stays as well; nftables checks who sends what.
+``tun``   a raw socket and a TUN device, run by a worker of ours: works anywhere, ends with the agent. IPv4 only.
+
+Used by :mod:`agent.agent` in its helper thread. Each object owns what the kernel does not keep by itself: file
+descriptors of a program and its maps, a worker with its devices. :meth:`Decap.close` lets go of that and leaves the
+host as it is; taking filters and devices away is the plan's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Protocol
+
+from agent.host import Host, Link
+from agent.plan import FilterState, FoundFilter
+from lb import dataplane
+from lb.dataplane import DecapProgram, HostPipeline, RawTunnel
+from lb.errors import DataplaneError, FeatureError, VipmuxError
+from lb.model import Address, AgentSettings, DecapMode, Network
+
+IPIP_DEVICE = "vipmux-ipip"
+TUN_DEVICE = "vipmux-tun"
+
+
+class DecapRefused(FeatureError):  # noqa: N818  an outcome among others
+    """This way is not possible here; the next one may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """From whom packets are taken, and for whom."""
+
+    address: IPv4Address
+    address6: Address | None
+    muxes: frozenset[Address]
+    vips: frozenset[Network]
+
+
+class Decap(Protocol):
+    """A way that is in use."""
+
+    @property
+    def mode(self) -> DecapMode: ...
+    def counters(self) -> Mapping[str, int] | None:
+        """Packets by reason; None where this way does not count."""
+
+    def close(self) -> None: ...
+
+
+class BpfDecap:
+    """An attached program, known by its maps."""
+
+    mode = DecapMode.BPF
+
+    def __init__(self, program: DecapProgram) -> None:
+        self.program = program
+
+    def counters(self) -> Mapping[str, int]:
+        return self.program.counters()
+
+    def close(self) -> None:
+        self.program.close()
+
+
+class TunDecap:
+    """A worker between a raw socket and a TUN device."""
+
+    mode = DecapMode.TUN
+
+    def __init__(self, host: Host, tunnel: Tunnel) -> None:
+        try:
+            self._pipeline = HostPipeline(tunnel.muxes, tunnel.vips)
+            self._raw = RawTunnel(self._pipeline, tunnel.address, TUN_DEVICE)
+        except DataplaneError as error:
+            raise DecapRefused(f"decapsulation by TUN is not possible here: {error}") from None
+        try:
+            host.receive_on(TUN_DEVICE)
+            self._raw.start()
+        except VipmuxError:
+            self._raw.close()
+            raise
+
+    def change(self, tunnel: Tunnel) -> None:
+        """Other MUXes or VIPs, with no packet lost."""
+        self._pipeline.publish(tunnel.muxes, tunnel.vips)
+
+    def counters(self) -> Mapping[str, int]:
+        return self._pipeline.counters()
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+class IpipDecap:
+    """The kernel's device. Whom to trust is checked by nftables, which counts what it drops for itself."""
+
+    mode = DecapMode.IPIP
+
+    def __init__(self, host: Host, tunnel: Tunnel) -> None:
+        host.add_ipip(IPIP_DEVICE, tunnel.address)
+        host.receive_on(IPIP_DEVICE)
+
+    def counters(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def load_program(settings: AgentSettings, link: Link, tunnel: Tunnel, found: DecapProgram | None) -> DecapProgram:
+    """The program as it should be, not attached yet; raises DecapRefused with the kernel's words."""
+    if link.header is None:
+        raise DecapRefused(
+            f"decapsulation by BPF is not possible on {settings.interface}: it is neither Ethernet nor plain IP"
+        )
+    try:
+        return DecapProgram.load(
+            address=tunnel.address,
+            address6=tunnel.address6,
+            link_header=link.header,
+            muxes=tunnel.muxes,
+            vips=tunnel.vips,
+            inherit=found,
+        )
+    except DataplaneError as error:
+        raise DecapRefused(f"decapsulation by BPF is refused: {error}") from None
+
+
+def open_program(number: int | None) -> DecapProgram | None:
+    """The program of a filter found on the host; None if it is none of ours, or may not be looked at."""
+    if number is None:
+        return None
+    try:
+        return DecapProgram.open(number)
+    except DataplaneError:
+        return None
+
+
+def same_program(one: DecapProgram, other: DecapProgram) -> bool:
+    """Same instructions (hence same address), same MUXes, same VIPs."""
+    return one.tag == other.tag and one.muxes() == other.muxes() and one.vips() == other.vips()
+
+
+def found_filter(host: Host, interface: str, wanted: DecapProgram | None) -> tuple[FoundFilter, DecapProgram | None]:
+    """What stands at an interface's ingress, and its program if it is ours; the caller closes that."""
+    ingress = host.ingress(interface)
+    program = open_program(ingress.program)
+    if not ingress.place_taken:
+        state = FilterState.ABSENT
+    elif ingress.program is None:
+        state = FilterState.FOREIGN
+    elif program is not None and wanted is not None and same_program(program, wanted):
+        state = FilterState.CURRENT
+    else:
+        state = FilterState.STALE
+    return FoundFilter(state, ingress.qdisc, ingress.others), program
+
+
+def reason_texts() -> Mapping[str, str]:
+    """Every reason and its sentence, for metrics and status."""
+    return {reason.name: reason.help for reason in dataplane.HOST_REASONS}
+
+
+def dropped(counters: Mapping[str, int]) -> int:
+    """Packets that ended here."""
+    drops = {reason.name for reason in dataplane.HOST_REASONS if reason.drops}
+    return sum(packets for name, packets in counters.items() if name in drops)

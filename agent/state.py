@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent has changed on the host and cannot see there: former sysctl values, who made a qdisc.
+
+Kept in ``<state_dir>/agent-changes.json``, written in full and put in place atomically *before* each change, so that
+``lb-agent cleanup`` can undo it whatever happens in between. :class:`Changes` is a value; :class:`Store` owns the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from lb.errors import IoError
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting's value before us, and the one we gave it."""
+
+    original: int
+    ours: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """All that must be remembered."""
+
+    sysctls: Mapping[str, Change] = field(default_factory=dict)
+    interfaces: frozenset[str] = frozenset()  #: where a filter of ours is, or was
+    qdiscs: frozenset[str] = frozenset()  #: interfaces whose clsact qdisc we made
+
+    def with_sysctl(self, name: str, original: int, ours: int) -> Changes:
+        """Remembers a change; of several changes to one setting the first original counts."""
+        first = self.sysctls[name].original if name in self.sysctls else original
+        return replace(self, sysctls={**self.sysctls, name: Change(first, ours)})
+
+    def without_sysctl(self, name: str) -> Changes:
+        return replace(self, sysctls={key: value for key, value in self.sysctls.items() if key != name})
+
+    def with_interface(self, name: str, *, made_qdisc: bool) -> Changes:
+        qdiscs = self.qdiscs | {name} if made_qdisc else self.qdiscs
+        return replace(self, interfaces=self.interfaces | {name}, qdiscs=qdiscs)
+
+    def without_interface(self, name: str) -> Changes:
+        return replace(self, interfaces=self.interfaces - {name}, qdiscs=self.qdiscs - {name})
+
+
+class Store:
+    """The file. Reading a damaged one is an error: guessing could restore wrong values."""
+
+    def __init__(self, state_dir: str | Path) -> None:
+        self.path = Path(state_dir) / "agent-changes.json"
+
+    def load(self) -> Changes:
+        try:
+            raw = json.loads(self.path.read_text())
+            if raw["version"] != _VERSION:
+                raise ValueError("another version")
+            return Changes(
+                sysctls={name: Change(int(old), int(ours)) for name, (old, ours) in raw["sysctls"].items()},
+                interfaces=frozenset(map(str, raw["interfaces"])),
+                qdiscs=frozenset(map(str, raw["qdiscs"])),
+            )
+        except FileNotFoundError:
+            return Changes()
+        except OSError as error:
+            raise IoError(f"{self.path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise IoError(
+                f"{self.path}: is damaged, so what lb-agent changed on this host is not known; check the host's "
+                "sysctls by hand, then remove the file"
+            ) from None
+
+    def save(self, changes: Changes) -> None:
+        """In place of the old one, at once and for good; with nothing to remember there is no file."""
+        try:
+            if changes == Changes():
+                self.path.unlink(missing_ok=True)
+                return
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write(_dump(changes))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise IoError(
+                f"{self.path}: cannot be written: {reason}; lb-agent changes nothing that it cannot remember"
+            ) from None
+
+    def _write(self, text: str) -> None:
+        fresh = self.path.with_suffix(".new")
+        try:
+            with fresh.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise
+        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _dump(changes: Changes) -> str:
+    raw = {
+        "version": _VERSION,
+        "sysctls": {name: [change.original, change.ours] for name, change in sorted(changes.sysctls.items())},
+        "interfaces": sorted(changes.interfaces),
+        "qdiscs": sorted(changes.qdiscs),
+    }
+    return json.dumps(raw, indent=1) + "\n"
