@@ -10,40 +10,33 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lb.errors import RequestError
 from lb.model import MuxConfig, MuxSettings, Service
 from lb.pcap import Packet
 
+if TYPE_CHECKING:
+    from lb.dataplane import Result
+
 #: Packets handed over together; what comes out does not depend on it.
 BATCH = 256
 
-
-class Outcome(Protocol):
-    """What became of one packet: :class:`lb.dataplane.Result`."""
-
-    @property
-    def verdict(self) -> Any: ...  # an enum whose value is the word, or the word
-    @property
-    def reason(self) -> str | None: ...
-    @property
-    def flow(self) -> str | None: ...
-    @property
-    def out(self) -> Sequence[bytes]: ...
+#: The data plane's name for what needs no reason.
+PLAIN = "forwarded"
 
 
 class Plane(Protocol):
-    """The data plane as a replay sees it; :class:`NativePlane`, or a stand-in in tests."""
+    """The data plane as a replay sees it: :class:`lb.replay_plane.NativePlane`, or a stand-in in tests."""
 
     def publish(self, services: Sequence[Service]) -> None:
         """Makes these the services for packets from now on; remembered flows stay."""
 
-    def process(self, packets: Sequence[tuple[bytes, int, int]]) -> Sequence[Outcome]:
+    def process(self, packets: Sequence[tuple[bytes, int, int]]) -> Sequence[Result]:
         """Packets as (bytes captured, length on the wire, time in ns), in order."""
 
-    def names(self, outcome: Outcome) -> tuple[str | None, str | None]:
-        """Service and backend that an outcome of the last publish is about."""
+    def names(self, outcome: Result) -> tuple[str | None, str | None]:
+        """Service and backend that an outcome under the services of now is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +73,10 @@ class Replay:
         self,
         plane: Plane,
         *,
-        raw_ip: bool,
         write: Callable[[Packet], None],
         report: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._plane = plane
-        self._raw_ip = raw_ip
         self._write = write
         self._report = report
         self._clock = 0
@@ -107,25 +98,26 @@ class Replay:
         self._clock = max(self._clock, packet.time)
         return packet.data, packet.wire_len, self._clock
 
-    def _account(self, packet: Packet, outcome: Outcome) -> None:
+    def _account(self, packet: Packet, outcome: Result) -> None:
         """Writes what was sent for one packet, and its line of the report."""
         totals = self.totals
         first = totals.sent
         for data in outcome.out:
-            frame = data if self._raw_ip else _swapped(packet.data) + data[12:]
-            self._write(Packet(frame, len(frame), packet.time))
+            self._write(Packet(data, len(data), packet.time))
             totals.sent += 1
-        verdict = str(getattr(outcome.verdict, "value", outcome.verdict))
+        verdict = outcome.verdict.name.lower()
+        # A plain forward needs no reason, and has none in the report.
+        reason = None if outcome.reason == PLAIN else outcome.reason
         totals.verdicts[verdict] += 1
-        if outcome.reason is not None:
-            totals.reasons[verdict, outcome.reason] += 1
+        if reason is not None:
+            totals.reasons[verdict, reason] += 1
         if self._report is not None:
             service, backend = self._plane.names(outcome)
             self._report(
                 {
                     "n": totals.packets,
                     "verdict": verdict,
-                    "reason": outcome.reason,
+                    "reason": reason,
                     "service": service,
                     "backend": backend,
                     "flow": outcome.flow,
@@ -150,8 +142,3 @@ def _batches(packets: Iterable[Packet], switches: Sequence[Switch]) -> Iterator[
         batch.append(packet)
     if batch:
         yield batch, due
-
-
-def _swapped(frame: bytes) -> bytes:
-    """Destination and source of an answer to the frame: the captured link is the only one there is."""
-    return frame[6:12] + frame[0:6]

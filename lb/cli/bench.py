@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
 from lb.cli.output import output_option, print_json, size
@@ -30,22 +28,20 @@ def command() -> None:
 @output_option
 def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: float, as_json: bool) -> None:
     """Measure the in-memory data plane: nanoseconds per packet, and bytes per flow."""
-    from lb.dataplane import bench_pipeline  # noqa: PLC0415  brings the extension
+    from lb.bench import bench_pipeline  # noqa: PLC0415  brings the extension
 
-    result: dict[str, Any] = bench_pipeline(
-        flows=flows, mode=mode, backends=backends, services=services, seconds=seconds
-    )
+    result = bench_pipeline(flows=flows, mode=mode, backends=backends, services=services, seconds=seconds)
     if as_json:
-        print_json(result)
+        print_json(result.as_dict())
         return
-    spread = f"{min(result['runs']):.1f} to {max(result['runs']):.1f}, {len(result['runs'])} runs"
+    spread = f"{min(result.runs):.1f} to {max(result.runs):.1f}, {len(result.runs)} runs"
     for name, text in (
         ("mode", f"{mode}, {flows:,} flows, {services:,} services of {backends:,} backends"),
-        ("packet", f"{result['ns_per_packet']:.1f} ns, median ({spread} of {result['packets_per_run']:,} packets)"),
-        ("rate", f"{1000 / result['ns_per_packet']:.1f} million packets per second on one core"),
-        ("flow", f"{result['bytes_per_flow']:.1f} bytes, {size(int(result['bytes_per_flow'] * flows))} in all"),
-        ("noise", f"{result['noise']:.1%} spread of a fixed loop on this core"),
-        ("cpu", str(result["cpu"])),
-        ("commit", str(result["commit"])),
+        ("packet", f"{result.ns_per_packet:.1f} ns, median ({spread} of {result.packets_per_run:,} packets)"),
+        ("rate", f"{1000 / result.ns_per_packet:.1f} million packets per second on one core"),
+        ("flow", f"{result.bytes_per_flow:.1f} bytes, {size(int(result.bytes_per_flow * flows))} in all"),
+        ("noise", f"{result.noise:.1%} spread of a fixed loop on this core"),
+        ("cpu", result.cpu),
+        ("commit", result.commit),
     ):
         click.echo(f"{name:<8}{text}")

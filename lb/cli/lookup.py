@@ -73,10 +73,10 @@ def _offline(
     services = [service for service in loaded.services if vip.version == service.vip.version and vip in service.vip]
     found = Compiler(loaded.mux).compile(services).lookup(protocol, *source, *destination)
     return {
-        "service": found.service,
+        "service": found.service.name if found.service else None,
         "slot": found.slot,
-        "backend": found.backend,
-        "address": None if found.address is None else str(found.address),
+        "backend": found.backend.name if found.backend else None,
+        "address": str(found.address) if found.address else None,
     }
 
 

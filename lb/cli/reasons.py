@@ -14,10 +14,7 @@ def command(as_json: bool) -> None:
     """List every reason that a packet can end with, and what it means."""
     from lb.dataplane import REASONS  # noqa: PLC0415  brings the extension
 
-    rows = [
-        {"name": reason.name, "verdict": getattr(reason.verdict, "value", reason.verdict), "help": reason.help}
-        for reason in REASONS
-    ]
+    rows = [{"name": reason.name, "verdict": reason.verdict.name.lower(), "help": reason.help} for reason in REASONS]
     if as_json:
         print_json(rows)
     else:

@@ -82,7 +82,7 @@ def _play(loaded: MuxConfig, switches: list[Switch], source: str, target: str, r
             def report(line: Mapping[str, Any]) -> None:
                 report_stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
-        player = Replay(plane, raw_ip=capture.raw_ip, write=writer.write, report=report)
+        player = Replay(plane, write=writer.write, report=report)
         return player.play(capture, loaded.services, switches)
 
 

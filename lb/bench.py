@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures the data plane in memory: nanoseconds per packet on one core, beside a fixed loop that shows the noise.
+
+Called by ``lb bench pipeline`` and by tests. The C benchmark makes the packets and takes the times; here its
+services are made up and its samples are summed up.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+from lb.dataplane import BENCH_SEGMENT, Bench, BenchMode, Link, Pipeline, flow_table_bytes
+from lb.forwarding import Compiler
+from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
+
+#: Runs that a measurement is divided into; their median counts.
+RUNS = 5
+#: One address in 10.0.0.0/8 for each of a service's backends; VIPs in 198.18.0.0/15, which is for benchmarks.
+_FIRST_BACKEND = int(IPv4Address("10.1.0.0"))
+_FIRST_VIP = int(IPv4Address("198.18.0.0"))
+#: With the default size, ten thousand services of a hundred backends would want a gigabyte of tables.
+_SLOTS_ONE, _SLOTS_MANY = 65537, 4093
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineBench:
+    """The answer of ``lb bench pipeline``; the names are a contract."""
+
+    ns_per_packet: float  #: median of the runs
+    runs: list[float]
+    packets_per_run: int
+    bytes_per_flow: float
+    noise: float  #: spread of a fixed loop: how much slower its slowest tenth is than its median
+    cpu: str
+    commit: str
+    mode: str
+    flows: int
+    backends: int
+    services: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: float) -> PipelineBench:
+    """Measures for so long, after the table is filled."""
+    settings = MuxSettings(
+        name="bench",
+        address=IPv4Address("192.0.2.1"),
+        seed=bytes(range(16)),
+        interface="",
+        flows=flows,
+        slots=_SLOTS_ONE if services == 1 else _SLOTS_MANY,
+    )
+    # Kept here, for C keeps pointers into it.
+    snapshot = Compiler(settings).compile(_services(services, backends)).offline_snapshot()
+    table = 0 if mode == "stateless" else flows
+    pipeline = Pipeline(table, Link.SWAP)
+    bench = Bench(pipeline, snapshot, BenchMode[mode.upper()], flows)
+    runs, probes, packets = [], [], []
+    for _ in range(RUNS):
+        samples = bench.run(seconds / RUNS)
+        runs.append(round(statistics.median(sample.ns for sample in samples), 2))
+        probes += [sample.probe for sample in samples]
+        packets.append(len(samples) * BENCH_SEGMENT)
+    return PipelineBench(
+        ns_per_packet=statistics.median(runs),
+        runs=runs,
+        packets_per_run=round(statistics.median(packets)),
+        bytes_per_flow=round(flow_table_bytes(flows) / flows, 2) if table else 0.0,
+        noise=round(_spread(probes), 4),
+        cpu=_cpu(),
+        commit=_commit(),
+        mode=mode,
+        flows=flows,
+        backends=backends,
+        services=services,
+    )
+
+
+def _services(count: int, backends: int) -> list[Service]:
+    """Services of one port each, all with the same machines but backends of their own name."""
+    return [
+        Service(
+            name=f"service-{i}",
+            vip=IPv4Network(_FIRST_VIP + i),
+            protocol=Protocol.TCP,
+            ports=PortRange(80, 80),
+            backends=tuple(Backend(f"backend-{i}-{j}", IPv4Address(_FIRST_BACKEND + j)) for j in range(backends)),
+        )
+        for i in range(count)
+    ]
+
+
+def _spread(values: list[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    return statistics.quantiles(values, n=10)[-1] / statistics.median(values) - 1
+
+
+def _cpu() -> str:
+    """The processor's name, as the kernel knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "unknown"
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
+    return names[0] if names else "unknown"
+
+
+def _commit() -> str:
+    """The commit of a source tree, with ``+`` if it was changed since; else the version that is installed."""
+    root = Path(__file__).resolve().parent.parent
+    if (root / ".git").exists():
+        try:
+            done = subprocess.run(
+                ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+                cwd=root,
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return "unknown"
+        return done.stdout.strip()
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
+
+    try:
+        return version("vipmux")
+    except PackageNotFoundError:
+        return "unknown"
