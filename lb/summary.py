@@ -112,9 +112,9 @@ def _memory(mux: MuxSettings, services: Sequence[Service], flow_table_bytes: Cal
 
 
 def _native_flow_table_bytes(flows: int) -> int:
-    from lb import dataplane  # noqa: PLC0415  an agent's host may have no use for the extension
+    from lb.dataplane import flow_table_bytes  # noqa: PLC0415  an agent's host may have no use for the extension
 
-    return dataplane.flow_table_bytes(flows)
+    return flow_table_bytes(flows)
 
 
 def _notes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.output import output_option, print_json, size
+from lb.cli.output import output_option, plural, print_json, size
 
 
 @click.group("bench")
@@ -36,7 +36,7 @@ def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: fl
         return
     spread = f"{min(result.runs):.1f} to {max(result.runs):.1f}, {len(result.runs)} runs"
     for name, text in (
-        ("mode", f"{mode}, {flows:,} flows, {services:,} services of {backends:,} backends"),
+        ("mode", f"{mode}, {plural(flows, 'flow')}, {plural(services, 'service')} of {plural(backends, 'backend')}"),
         ("packet", f"{result.ns_per_packet:.1f} ns, median ({spread} of {result.packets_per_run:,} packets)"),
         ("rate", f"{1000 / result.ns_per_packet:.1f} million packets per second on one core"),
         ("flow", f"{result.bytes_per_flow:.1f} bytes, {size(int(result.bytes_per_flow * flows))} in all"),
