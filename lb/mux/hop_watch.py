@@ -90,12 +90,12 @@ class HopWatch:
         self._routes = {address: route for address, route in self._routes.items() if address in self._wanted}
         self._resolutions = {address: found for address, found in self._resolutions.items() if address in self._wanted}
 
-    async def settle(self, seconds: float) -> None:
-        """Waits until every neighbour is known, but no longer than this; run() must be running."""
+    async def settle(self, addresses: Collection[Address], seconds: float) -> None:
+        """Waits until the ways to these are known one way or the other, no longer than this; run() must be running."""
         await self._ask()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                while any(found.neighbour for found in self.unreachable()):
+                while any(found.pending and found.address in addresses for found in self.unreachable()):
                     self._decided.clear()
                     await self._decided.wait()
 

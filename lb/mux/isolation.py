@@ -87,12 +87,24 @@ def _initial(elements: list[str]) -> str:
 
 async def apply(text: str) -> None:
     """Runs one transaction; it happens whole or not at all."""
+    code, errors = await _nft(text, "-f", "-")
+    if code:
+        raise IoError(f"nft refused to isolate the VIPs: {_first_line(errors)}")
+
+
+async def exists(table: str) -> bool:
+    """Whether the kernel has a table of that name."""
+    code, _ = await _nft("", "list", "table", "netdev", table)
+    return code == 0
+
+
+async def _nft(text: str, *arguments: str) -> tuple[int, bytes]:
+    """The exit code, and what it complained about."""
     if shutil.which("nft") is None:
         raise FeatureError("nft is not installed: install the package nftables")
     process = await asyncio.create_subprocess_exec(
         "nft",
-        "-f",
-        "-",
+        *arguments,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -104,8 +116,7 @@ async def apply(text: str) -> None:
         process.kill()
         await process.wait()
         raise IoError(f"nft did not finish within {NFT_TIMEOUT:g} s") from None
-    if process.returncode:
-        raise IoError(f"nft refused to isolate the VIPs: {_first_line(errors)}")
+    return process.returncode or 0, errors
 
 
 def _first_line(errors: bytes) -> str:
@@ -120,14 +131,13 @@ class Isolation:
         self._table = table_name(mux)
         self._interface = interface
         self._vips: frozenset[Network] = frozenset()
-
-    @property
-    def table(self) -> str:
-        return self._table
+        #: A killed predecessor left it behind: then only a clean stop removes it, not a start that fails.
+        self.inherited = False
 
     async def install(self, vips: Iterable[Network]) -> None:
         """At start, and again when the interface was created anew (the old one took its hook along)."""
         self._vips = frozenset(vips)
+        self.inherited = await exists(self._table)
         await apply(install_text(self._table, self._interface, self._vips))
 
     async def cover(self, vips: Iterable[Network]) -> None:
@@ -136,9 +146,6 @@ class Isolation:
         if wanted != self._vips:
             await apply(update_text(self._table, wanted))
             self._vips = wanted
-
-    async def reinstall(self) -> None:
-        await self.install(self._vips)
 
     async def remove(self) -> None:
         """The last act of a clean stop, and the repair of a start in another mode."""

@@ -101,6 +101,7 @@ class Unreachable:
     address: Address
     reason: str
     neighbour: NeighbourKey | None = None  #: the neighbour whose link address is wanted, if it is only that
+    pending: bool = False  #: it was not asked for long enough to say that it does not answer
 
 
 Resolution = NextHop | Unreachable
@@ -145,7 +146,7 @@ def _by_neighbour(
     protocol = "ARP" if wanted.version == 4 else "neighbour discovery"
     if neighbour is not None and neighbour.state & NeighbourState.FAILED:
         return Unreachable(address, f"{what}{wanted} on {link.name} does not answer {protocol}", key)
-    return Unreachable(address, f"{what}{wanted} on {link.name} has not answered {protocol} yet", key)
+    return Unreachable(address, f"{what}{wanted} on {link.name} has not answered {protocol} yet", key, pending=True)
 
 
 def to_ask(

@@ -77,12 +77,15 @@ class Tun:
         self._netlink = netlink
         self._restore = state_dir / RESTORE_FILE
         self.name = device_name(mux)
+        #: A killed predecessor left its blackholes behind.
+        self.inherited = False
 
     async def set_up(self) -> None:
         """Address, MTU, sysctls; then up. The routes come with :meth:`cover`."""
         link = await self._netlink.link(self.name)
         if link is None:
             raise IoError(f"the TUN device {self.name} vanished while it was set up")
+        self.inherited = bool(await self._present(link.index))
         self._write(f"ipv4/conf/{self.name}/accept_local", "1")
         self._write(f"ipv4/conf/{self.name}/rp_filter", "2")
         self._silence()

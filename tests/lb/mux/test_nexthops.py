@@ -84,7 +84,8 @@ def test_a_neighbour_without_a_link_address_makes_the_backend_unreachable(
     neighbour: Neighbour | None, reason: str
 ) -> None:
     neighbours = {(2, BACKEND): neighbour} if neighbour else {}
-    assert resolve(BACKEND, ON_LINK, LINKS, neighbours) == Unreachable(BACKEND, reason, (2, BACKEND))
+    pending = reason.endswith("yet")
+    assert resolve(BACKEND, ON_LINK, LINKS, neighbours) == Unreachable(BACKEND, reason, (2, BACKEND), pending)
 
 
 def test_an_unreachable_gateway_is_named_as_the_reason() -> None:

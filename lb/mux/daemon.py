@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb-mux``: starts the data plane from a file, keeps it current, and stops it in the right order.
+
+Start: file, privileges, state directory, interface, isolation, I/O, next hops, workers, then the sockets; the line
+``ready`` comes last. A stop goes the other way, and isolation is the last thing removed. SIGHUP reads the file
+again: right, it is published with no flow forgotten; wrong, every mistake is logged and the old state serves on.
+Whatever a killed predecessor left in the kernel is taken over by the start. One event loop; the workers are C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import structlog
+
+from lb import log as log_setup
+from lb.config import load_mux
+from lb.control import ControlServer
+from lb.errors import ConfigError, VipmuxError
+from lb.forwarding import Compiler
+from lb.metrics import MetricsServer, MuxCollector, serve
+from lb.model import Address, MuxConfig, Service
+from lb.mux.engine import Engine
+from lb.mux.hop_watch import HopWatch
+from lb.mux.mode import Mode, candidates
+from lb.mux.netlink import Netlink
+from lb.mux.nexthops import Link, Resolution
+from lb.mux.ports import Port, open_port
+from lb.mux.reload import check_settings, check_vips
+from lb.mux.requests import handlers
+from lb.mux.startup import StateDir, find_interface
+from lb.mux.status import Condition, Status
+from lb.privileges import Capability, keep_only, require
+
+PROGRAM = "lb-mux"
+SOCKET = "mux.sock"
+#: To open sockets and devices; to change routes, neighbours and nftables.
+NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
+#: How long a start or a reload waits for backends to answer ARP before it goes on without them, seconds.
+SETTLE = 1.0
+#: How often workers are looked after, seconds.
+CARE_INTERVAL = 0.5
+#: A worker whose heartbeat stood still for so long is reported, seconds.
+STALLED = 3.0
+_PRIVILEGED_PORTS = 1024
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """What forwards packets, once it is open."""
+
+    port: Port
+    mode: Mode
+    engine: Engine
+
+
+class Daemon:
+    """One MUX, from its file to its end."""
+
+    def __init__(self, path: Path, config: MuxConfig, netlink: Netlink, state_dir: StateDir) -> None:
+        self._path = path
+        self._settings = config.mux
+        self._netlink = netlink
+        self._state_dir = state_dir
+        self._compiler = Compiler(config.mux)
+        self._condition = Condition()
+        self._watch = HopWatch(netlink, self._hops_changed, self._links_changed)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._reload_wanted = asyncio.Event()
+        self._reopen_wanted = asyncio.Event()
+        self._opened: Plane | None = None
+        self._ifindex = 0
+        self._control: ControlServer | None = None
+        self._metrics: MetricsServer | None = None
+
+    def want_reload(self) -> None:
+        """SIGHUP."""
+        self._reload_wanted.set()
+
+    @property
+    def _plane(self) -> Plane:
+        """For all that happens after the start."""
+        assert self._opened is not None  # noqa: S101
+        return self._opened
+
+    # -- start and stop -----------------------------------------------------------------------------------------
+
+    async def start(self, services: tuple[Service, ...]) -> None:
+        """Everything up to ``ready``."""
+        link = find_interface(self._settings.interface, (await self._netlink.links()).values())
+        self._ifindex = link.index
+        check_vips(services, await self._netlink.local_addresses())
+        forwarding = self._compiler.compile(services)
+        vips = frozenset(service.vip for service in services)
+        port, mode = await open_port(self._settings, vips, self._netlink, self._state_dir.path)
+        engine = Engine(self._settings, port.link, forwarding)
+        self._opened = Plane(port, mode, engine)
+        if port.inherited:
+            log.info(
+                "repaired", reason="an earlier lb-mux did not stop cleanly; its isolation of the VIPs was taken over"
+            )
+        addresses = forwarding.hop_addresses if port.watches_hops else ()
+        await self._watch.start(addresses)
+        self._tasks.append(asyncio.create_task(self._watch.run(), name="next hops"))
+        await self._watch.settle(addresses, SETTLE)
+        self._hops_changed(self._watch.resolutions)
+        self._drop_privileges()
+        engine.start(port.ios)
+        await self._open_sockets()
+        self._tasks.append(asyncio.create_task(self._care(), name="care of workers"))
+        self._tasks.append(asyncio.create_task(self._reloads(), name="reloads"))
+        self._tasks.append(asyncio.create_task(self._reopens(), name="interface"))
+        self._condition.state = "ready"
+        self._log_ready(services)
+
+    def _log_ready(self, services: tuple[Service, ...]) -> None:
+        log.info(
+            "ready",
+            io=self._plane.mode.io.value,
+            mode=self._plane.mode.text,
+            reason=self._plane.mode.reason,
+            interface=self._settings.interface,
+            workers=self._settings.workers,
+            services=len(services),
+            generation=self._plane.engine.generation,
+        )
+
+    def _drop_privileges(self) -> None:
+        keep = list(NEEDED)
+        if int(self._settings.metrics.rpartition(":")[2]) < _PRIVILEGED_PORTS:
+            keep.append(Capability.NET_BIND_SERVICE)
+        kept = keep_only(keep)
+        log.info("privileges dropped", kept=" ".join(str(capability) for capability in kept), new_privileges="never")
+
+    async def _open_sockets(self) -> None:
+        status = Status(self._settings, self._plane.mode, self._plane.engine, self._condition)
+        self._metrics = serve(self._settings.metrics, MuxCollector(status.figures), key="mux.metrics")
+        self._control = ControlServer(self._state_dir.path / SOCKET, handlers(status, self._plane.engine))
+        await self._control.start()
+
+    async def stop(self, *, clean: bool) -> None:
+        """In the reverse order of the start, whatever part of it had happened. Not ``clean``: something failed."""
+        self._condition.state = "stopping"
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._control is not None:
+            await self._control.close()
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)
+        if self._opened is not None:
+            self._opened.engine.stop()
+            self._opened.port.close_ios()
+            if clean or not self._opened.port.inherited:
+                await self._opened.port.remove()
+        log.info("stopped")
+
+    async def failed(self) -> None:
+        """Returns never; raises what a task of ours raised, which is a programming error."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+
+    # -- next hops and the interface ----------------------------------------------------------------------------
+
+    def _hops_changed(self, resolutions: Mapping[Address, Resolution]) -> None:
+        if self._opened is None:
+            return
+        unreachable = {str(found.address): found.reason for found in self._watch.unreachable()}
+        self._condition.unreachable = unreachable
+        self._plane.engine.publish_hops(self._plane.port.hops(self._plane.engine.forwarding.hop_addresses, resolutions))
+
+    def _links_changed(self, links: Mapping[int, Link]) -> None:
+        name = self._settings.interface
+        now = next((link for link in links.values() if link.name == name), None)
+        was_there = self._condition.state != "degraded"
+        if now is None or not now.up:
+            if was_there:
+                what = "is down" if now else "is gone"
+                log.error("interface lost", interface=name, reason=f"{what}; waiting for it to return")
+                self._condition.state = "degraded"
+            return
+        if now.index != self._ifindex:
+            self._ifindex = now.index
+            self._reopen_wanted.set()
+        if not was_there:
+            log.info("interface back", interface=name)
+            self._condition.state = "ready"
+
+    async def _reopens(self) -> None:
+        """A new interface of the old name: new isolation, new rings, the same flow tables."""
+        while True:
+            await self._reopen_wanted.wait()
+            self._reopen_wanted.clear()
+            try:
+                self._plane.engine.stop()
+                await self._plane.port.reopen()
+                self._plane.engine.start(self._plane.port.ios)
+                log.info("interface opened again", interface=self._settings.interface)
+            except VipmuxError as error:
+                log.error("interface cannot be opened again", reason=str(error))
+                await asyncio.sleep(1.0)
+                self._reopen_wanted.set()
+
+    # -- reload -------------------------------------------------------------------------------------------------
+
+    async def _reloads(self) -> None:
+        while True:
+            await self._reload_wanted.wait()
+            self._reload_wanted.clear()
+            try:
+                await self._reload()
+            except VipmuxError as error:
+                self._condition.rejected = str(error)
+                lines = error.lines if isinstance(error, ConfigError) else [str(error)]
+                for line in lines:
+                    log.error("configuration rejected", file=str(self._path), mistake=line)
+                log.warning("serving on with the previous configuration", generation=self._plane.engine.generation)
+
+    async def _reload(self) -> None:
+        config = await asyncio.to_thread(load_mux, self._path)
+        check_settings(self._settings, config.mux)
+        check_vips(config.services, await self._netlink.local_addresses())
+        forwarding = await asyncio.to_thread(self._compiler.compile, config.services)
+        old_vips = frozenset(service.vip for service in self._plane.engine.forwarding.services)
+        new_vips = frozenset(service.vip for service in config.services)
+        if self._plane.port.watches_hops:
+            before = frozenset(self._watch.resolutions)
+            await self._watch.want(forwarding.hop_addresses)
+            await self._watch.settle(frozenset(forwarding.hop_addresses) - before, SETTLE)
+        await self._plane.port.cover(old_vips | new_vips)
+        hops = self._plane.port.hops(forwarding.hop_addresses, self._watch.resolutions)
+        self._plane.engine.publish(forwarding, hops)
+        self._condition.rejected = None
+        await self._plane.port.cover(new_vips)
+        if self._plane.port.watches_hops:
+            self._watch.forget_all_but(forwarding.hop_addresses)
+        log.info("configuration published", services=len(config.services), generation=self._plane.engine.generation)
+
+    # -- care ---------------------------------------------------------------------------------------------------
+
+    async def _care(self) -> None:
+        """Frees what workers let go of, and reports a worker that fails or stands still, once."""
+        loop = asyncio.get_running_loop()
+        beats: dict[int, tuple[int, float]] = {}
+        stalled: set[int] = set()
+        errors: dict[int, int] = {}
+        while True:
+            await asyncio.sleep(CARE_INTERVAL)
+            self._plane.engine.reclaim()
+            for number, worker in enumerate(self._plane.engine.heartbeats()):
+                if worker.error and worker.error != errors.get(number):
+                    log.warning("receive failed", worker=number, error=errno.errorcode.get(worker.error, "?"))
+                errors[number] = worker.error
+                bursts, since = beats.get(number, (-1, 0.0))
+                if bursts != worker.bursts:
+                    beats[number] = (worker.bursts, loop.time())
+                    stalled.discard(number)
+                elif loop.time() - since > STALLED and number not in stalled:
+                    log.error("worker stands still", worker=number, seconds=round(loop.time() - since, 1))
+                    stalled.add(number)
+
+
+async def serve_until_told(path: Path) -> None:
+    """The daemon's whole life; returns after a clean stop."""
+    loop = asyncio.get_running_loop()
+    end = asyncio.Event()
+    hangup = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end.set)
+    loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    config = load_mux(path)
+    candidates(config.mux.io)
+    require(PROGRAM, NEEDED)
+    with contextlib.closing(StateDir(config.mux.state_dir)) as state_dir:
+        async with Netlink() as netlink:
+            daemon = Daemon(path, config, netlink, state_dir)
+            clean = False
+            try:
+                starting = asyncio.create_task(daemon.start(config.services))
+                await _first(starting, end)
+                if starting.done():
+                    loop.add_signal_handler(signal.SIGHUP, daemon.want_reload)
+                    if hangup.is_set():  # came while we were starting
+                        daemon.want_reload()
+                    await _first(asyncio.create_task(daemon.failed()), end)
+                clean = True
+            finally:
+                await daemon.stop(clean=clean)
+
+
+async def _first(task: asyncio.Task[None], end: asyncio.Event) -> None:
+    """Until the task is done, raising what it raised, or the end is asked for, cancelling it."""
+    told = asyncio.create_task(end.wait())
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if task.done():
+        await task
+        return
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@click.command()
+@click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="The MUX's TOML file.")
+@click.version_option(package_name="vipmux", prog_name=PROGRAM)
+def main(path: Path) -> None:
+    """Forward packets for VIPs to backends, as the file says, until SIGTERM; SIGHUP reads the file again."""
+    log_setup.configure(PROGRAM)
+    try:
+        asyncio.run(serve_until_told(path))
+    except ConfigError as error:
+        for line in error.lines:
+            click.echo(line, err=True)
+        sys.exit(error.exit_code)
+    except VipmuxError as error:
+        click.echo(f"{PROGRAM}: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The running data plane: one pipeline and one worker for each io, and what is published to them.
+
+Owned by :mod:`lb.mux.daemon`, which calls everything here from its event loop; :meth:`Engine.figures` alone is also
+called by the metrics thread. Pipelines, and with them the flow tables and counters, live as long as the process;
+workers and ios come and go with the interface.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lb.dataplane import (
+    REASONS,
+    Answer,
+    Counters,
+    FlowTuple,
+    Hop,
+    Io,
+    IoStats,
+    Link,
+    Pipeline,
+    ServiceCounters,
+    Worker,
+    WorkerCounters,
+)
+from lb.forwarding import Forwarding
+from lb.model import Address, MuxSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counters of all workers together."""
+
+    received: int
+    reasons: Mapping[str, int]
+    live: int
+    evicted: int
+    expired: int
+    refused: int
+    moved: int
+    io: IoStats
+    workers: tuple[WorkerCounters, ...]
+
+
+class Engine:
+    """Pipelines and workers of one MUX."""
+
+    def __init__(self, settings: MuxSettings, link: Link, forwarding: Forwarding) -> None:
+        self._settings = settings
+        # In the packet mode the virtio header tells of unfinished checksums; a TUN device has none.
+        flows = -(-settings.flows // settings.workers)
+        self._pipelines = [Pipeline(flows, link, first_id=_first_id(worker)) for worker in range(settings.workers)]
+        self._workers: list[Worker] = []
+        self._ios: list[Io] = []
+        self._closed_ios = IoStats()
+        self._forwarding = forwarding
+        self._hops: dict[Address, Hop] = {}
+        self._generation = 1
+        self._snapshot = forwarding.snapshot({}, self._generation)
+        self._guard = threading.Lock()  # figures() against start, stop and publish
+
+    # -- what is current ----------------------------------------------------------------------------------------
+
+    @property
+    def forwarding(self) -> Forwarding:
+        return self._forwarding
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    @property
+    def reachable(self) -> frozenset[Address]:
+        """Backend addresses that a frame can leave for."""
+        return frozenset(self._hops)
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def start(self, ios: Sequence[Io]) -> None:
+        """One worker for each io, on a CPU of its own where there are enough."""
+        cpus = sorted(os.sched_getaffinity(0))
+        pin = 1 < len(ios) <= len(cpus)
+        with self._guard:
+            self._ios = list(ios)
+            self._workers = [
+                Worker(pipeline, io, self._snapshot, cpus[number] if pin else None)
+                for number, (pipeline, io) in enumerate(zip(self._pipelines, ios, strict=True))
+            ]
+            for worker in self._workers:
+                worker.start()
+
+    def stop(self) -> None:
+        """Ends the workers; flow tables and counters stay. The ios may be closed afterwards."""
+        with self._guard:
+            for worker in self._workers:
+                worker.close()
+            self._workers = []
+            for io in self._ios:
+                self._closed_ios += io.stats()
+            self._ios = []
+
+    # -- publish ------------------------------------------------------------------------------------------------
+
+    def publish(self, forwarding: Forwarding, hops: Mapping[Address, Hop]) -> None:
+        """Other services, other hops, or both. A flow keeps its backend as long as that is up."""
+        with self._guard:
+            self._generation += 1
+            self._forwarding = forwarding
+            self._hops = dict(hops)
+            self._snapshot = forwarding.snapshot(self._hops, self._generation)
+            for worker in self._workers:
+                worker.publish(self._snapshot)
+
+    def publish_hops(self, hops: Mapping[Address, Hop]) -> None:
+        """Does nothing if they are the same."""
+        if dict(hops) != self._hops:
+            self.publish(self._forwarding, hops)
+
+    def reclaim(self) -> int:
+        """Lets go of replaced snapshots; how many a worker still may hold."""
+        return sum(worker.reclaim() for worker in self._workers)
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def lookup(self, flow: FlowTuple) -> Answer:
+        """What a packet would get: its flow entry if a worker has one, else what a new flow gets."""
+        answers = [worker.lookup(self._snapshot, flow) for worker in self._workers]
+        return next((answer for answer in answers if answer.flow is not None), answers[0])
+
+    def heartbeats(self) -> tuple[WorkerCounters, ...]:
+        return tuple(worker.counters() for worker in self._workers)
+
+    def totals(self) -> Totals:
+        """Sums over workers; each worker's own counters add up."""
+        with self._guard:
+            counters = [self._counters(number) for number in range(len(self._pipelines))]
+            io = sum((io.stats() for io in self._ios), self._closed_ios)
+            workers = tuple(worker.counters() for worker in self._workers)
+        reasons = {
+            reason.name: sum(counter.reasons[number] for counter in counters) for number, reason in enumerate(REASONS)
+        }
+        return Totals(
+            received=sum(counter.received for counter in counters),
+            reasons=reasons,
+            live=sum(sum(counter.flows.live) for counter in counters),
+            evicted=sum(counter.flows.evicted for counter in counters),
+            expired=sum(counter.flows.expired for counter in counters),
+            refused=sum(counter.flows.refused for counter in counters),
+            moved=sum(counter.flows.moved for counter in counters),
+            io=io,
+            workers=workers,
+        )
+
+    def _counters(self, number: int) -> Counters:
+        """At rest, between two bursts; a stopped worker's pipeline always is."""
+        if self._workers:
+            return self._workers[number].pipeline_counters()
+        return self._pipelines[number].counters()
+
+    def service_counters(self, service_id: int) -> ServiceCounters:
+        rows = [pipeline.service_counters(service_id) for pipeline in self._pipelines]
+        return ServiceCounters(
+            packets=sum(row.packets for row in rows),
+            bytes=sum(row.bytes for row in rows),
+            flows=sum(row.flows for row in rows),
+            dropped=sum(row.dropped for row in rows),
+        )
+
+    def backend_packets(self, counter: int) -> int:
+        return sum(pipeline.backend_packets(counter) for pipeline in self._pipelines)
+
+
+def _first_id(worker: int) -> int:
+    """Workers begin far apart in the identifications of outer packets."""
+    return (worker * 0x9E37 + os.getpid()) & 0xFFFF

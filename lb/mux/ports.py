@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a MUX's packets come in and go out, with what keeps the kernel away from them: one class for each I/O mode.
+
+:func:`open_port` tries what the configuration allows and returns the first that works. A port owns the ios of the
+workers, the socket filter and the isolation (packet), or the device and its routes (TUN). Isolation is in place
+before the first io opens and is the last to go. Used by :mod:`lb.mux.daemon`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from lb.dataplane import NO_MAC, Hop, Io, Link, PacketIo, TunIo
+from lb.errors import FeatureError, IoError, VipmuxError
+from lb.model import Address, IoMode, MuxSettings, Network
+from lb.mux.isolation import Isolation
+from lb.mux.mode import Mode, candidates, nothing_works, obtained
+from lb.mux.netlink import Netlink
+from lb.mux.nexthops import NextHop, Resolution
+from lb.mux.socket_filter import vip_filter
+from lb.mux.tun import Tun
+
+
+class Port(Protocol):
+    """One I/O mode of one MUX."""
+
+    link: Link  #: what pipelines write before the outer header
+    watches_hops: bool  #: frames need next hops; otherwise the kernel finds the way
+
+    @property
+    def ios(self) -> list[Io]:
+        """One for each worker."""
+
+    def hops(self, addresses: Iterable[Address], found: Mapping[Address, Resolution]) -> dict[Address, Hop]:
+        """The ways to backends, as the data plane takes them; those that are missing cannot be reached."""
+
+    async def cover(self, vips: Iterable[Network]) -> None:
+        """Takes in exactly the packets of these VIPs, and keeps the kernel away from them."""
+
+    async def reopen(self) -> None:
+        """After the interface was created anew; the workers have stopped."""
+
+    def close_ios(self) -> None:
+        """The workers have stopped."""
+
+    @property
+    def inherited(self) -> bool:
+        """Isolation was there already: a predecessor was killed. A start that fails must leave it."""
+
+    async def remove(self) -> None:
+        """The end of a clean stop: the kernel may have the packets again."""
+
+
+class PacketPort:
+    """AF_PACKET on the interface, nftables below it."""
+
+    link = Link.NEXT_HOP
+    watches_hops = True
+
+    def __init__(self, settings: MuxSettings, netlink: Netlink, state_dir: Path) -> None:
+        self._settings = settings
+        self._isolation = Isolation(settings.name, settings.interface)
+        self._left_by_tun = Tun(netlink, settings.name, state_dir)
+        self._vips: frozenset[Network] = frozenset()
+        self._ios: list[PacketIo] = []
+
+    @property
+    def ios(self) -> list[Io]:
+        return list(self._ios)
+
+    async def open(self, vips: Iterable[Network]) -> None:
+        self._vips = frozenset(vips)
+        await self._isolation.install(self._vips)
+        try:
+            self._open_rings()
+        except IoError:
+            self.close_ios()
+            if not self.inherited:
+                await self._isolation.remove()
+            raise
+        await self._left_by_tun.remove()
+
+    @property
+    def inherited(self) -> bool:
+        return self._isolation.inherited
+
+    def _open_rings(self) -> None:
+        interface, filter_ = self._settings.interface, vip_filter(self._vips)
+        if self._settings.workers == 1:
+            self._ios = [PacketIo(interface, filter_=filter_)]
+            return
+        self._ios = [PacketIo(interface, filter_=filter_, group=PacketIo.NEW_GROUP)]
+        group = self._ios[0].group
+        for _ in range(self._settings.workers - 1):
+            self._ios.append(PacketIo(interface, filter_=filter_, group=group))
+
+    def hops(self, addresses: Iterable[Address], found: Mapping[Address, Resolution]) -> dict[Address, Hop]:
+        ways: dict[Address, Hop] = {}
+        for address in addresses:
+            way = found.get(address)
+            if isinstance(way, NextHop):
+                ways[address] = Hop(address, way.mac, way.source_mac, way.ifindex)
+        return ways
+
+    async def cover(self, vips: Iterable[Network]) -> None:
+        self._vips = frozenset(vips)
+        await self._isolation.cover(self._vips)
+        filter_ = vip_filter(self._vips)
+        for io in self._ios:
+            io.set_filter(filter_)
+
+    async def reopen(self) -> None:
+        self.close_ios()
+        await self._isolation.install(self._vips)
+        self._open_rings()
+
+    def close_ios(self) -> None:
+        for io in self._ios:
+            io.close()
+        self._ios = []
+
+    async def remove(self) -> None:
+        await self._isolation.remove()
+
+
+class TunPort:
+    """A TUN device that the kernel routes the VIPs into."""
+
+    link = Link.NONE
+    watches_hops = False
+
+    def __init__(self, settings: MuxSettings, netlink: Netlink, state_dir: Path) -> None:
+        self._settings = settings
+        self._tun = Tun(netlink, settings.name, state_dir)
+        self._left_by_packet = Isolation(settings.name, settings.interface)
+        self._vips: frozenset[Network] = frozenset()
+        self._ios: list[TunIo] = []
+
+    @property
+    def ios(self) -> list[Io]:
+        return list(self._ios)
+
+    async def open(self, vips: Iterable[Network]) -> None:
+        self._vips = frozenset(vips)
+        try:
+            await self._open_device()
+        except IoError:
+            self.close_ios()
+            if not self.inherited:
+                await self._tun.remove()
+            raise
+        await self._forget_packet_mode()
+
+    @property
+    def inherited(self) -> bool:
+        return self._tun.inherited
+
+    async def _open_device(self) -> None:
+        shared = self._settings.workers > 1
+        for _ in range(self._settings.workers):
+            self._ios.append(TunIo(self._tun.name, shared=shared))
+        await self._tun.set_up()
+        await self._tun.cover(self._vips)
+
+    async def _forget_packet_mode(self) -> None:
+        """A drop that a killed MUX left behind would keep the packets from the device."""
+        with contextlib.suppress(FeatureError, IoError):  # no nftables here: then nothing was left behind either
+            await self._left_by_packet.remove()
+
+    def hops(self, addresses: Iterable[Address], found: Mapping[Address, Resolution]) -> dict[Address, Hop]:
+        del found
+        return {address: Hop(address, NO_MAC) for address in addresses}
+
+    async def cover(self, vips: Iterable[Network]) -> None:
+        self._vips = frozenset(vips)
+        await self._tun.cover(self._vips)
+
+    async def reopen(self) -> None:
+        """Nothing: the device is ours, whatever happens to the interface."""
+
+    def close_ios(self) -> None:
+        for io in self._ios:
+            io.close()
+        self._ios = []
+
+    async def remove(self) -> None:
+        await self._tun.remove()
+
+
+async def open_port(
+    settings: MuxSettings, vips: Iterable[Network], netlink: Netlink, state_dir: Path
+) -> tuple[Port, Mode]:
+    """The best I/O that works here, open, with the reason for it."""
+    vips = frozenset(vips)
+    refused: dict[IoMode, str] = {}
+    for candidate in candidates(settings.io):
+        kind = PacketPort if candidate is IoMode.PACKET else TunPort
+        port = kind(settings, netlink, state_dir)
+        try:
+            await port.open(vips)
+        except VipmuxError as error:
+            refused[candidate] = str(error)
+            continue
+        return port, obtained(settings.io, candidate, refused)
+    raise nothing_works(settings.io, refused)

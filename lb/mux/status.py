@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a MUX says of itself: rows for ``lb get`` and ``lb top``, figures for Prometheus. Reads, never changes.
+
+Everything comes from the engine's counters and the configuration that is live; :mod:`lb.mux.daemon` calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lb.dataplane import REASONS, Verdict
+from lb.forwarding import service_key
+from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures
+from lb.model import Backend, BackendState, MuxSettings, Service
+from lb.mux.engine import Engine, Totals
+from lb.mux.mode import Mode
+
+Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Condition:
+    """What the daemon knows beside the counters."""
+
+    state: str = "starting"  #: starting, ready, degraded (the interface is gone), stopping
+    rejected: str | None = None  #: why the last configuration was refused
+    unreachable: dict[str, str] | None = None  #: backend addresses without a way, and why
+
+
+class Status:
+    """Reads one MUX."""
+
+    def __init__(self, settings: MuxSettings, mode: Mode, engine: Engine, condition: Condition) -> None:
+        self._settings = settings
+        self._mode = mode
+        self._engine = engine
+        self._condition = condition
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def mux(self) -> Row:
+        totals = self._engine.totals()
+        return {
+            "name": self._settings.name,
+            "state": self._condition.state,
+            "io": self._mode.io.value,
+            "mode": self._mode.text,
+            "reason": self._mode.reason,
+            "generation": self._engine.generation,
+            "flows": totals.live,
+            "flow_capacity": self._settings.flows,
+            "received": totals.received,
+            **{name: _by_verdict(totals, verdict) for name, verdict in _VERDICTS.items()},
+            "missed": totals.io.missed,
+            "unreachable": self._condition.unreachable or {},
+            "rejected": self._condition.rejected,
+        }
+
+    def services(self) -> list[Row]:
+        rows: list[Row] = []
+        for service, number in self._services():
+            counters = self._engine.service_counters(number)
+            rows.append(
+                {
+                    "name": service.name,
+                    "vip": _vip(service),
+                    "protocol": service.protocol.value,
+                    "port": str(service.ports),
+                    "backends": len(service.backends),
+                    "packets": counters.packets,
+                    "bytes": counters.bytes,
+                    "flows_new": counters.flows,
+                    "dropped": counters.dropped,
+                }
+            )
+        return rows
+
+    def backends(self) -> list[Row]:
+        return [
+            {
+                "service": service.name,
+                "name": backend.name,
+                "address": str(backend.address),
+                "port": backend.port if backend.port is not None else str(service.ports),
+                "weight": backend.weight,
+                "state": self._state(backend),
+                "packets": self._packets(number, backend),
+            }
+            for service, number in self._services()
+            for backend in service.backends
+        ]
+
+    def _state(self, backend: Backend) -> str:
+        """The operator's word, unless no packet can reach it."""
+        return backend.state.value if backend.address in self._engine.reachable else "unreachable"
+
+    # -- figures ------------------------------------------------------------------------------------------------
+
+    def figures(self) -> Figures:
+        """From any thread."""
+        totals = self._engine.totals()
+        return Figures(
+            packets={(reason.verdict.name.lower(), reason.name): totals.reasons[reason.name] for reason in REASONS},
+            services=tuple(self._service_figures()),
+            flows=totals.live,
+            flow_capacity=self._settings.flows,
+            evictions={"untrusted": totals.evicted, "trusted": 0},  # trusted flows are never evicted
+            generation=self._engine.generation,
+            io=IoFigures(totals.io.received, totals.io.sent, totals.io.missed, totals.io.send_errors),
+            unreachable=len(self._condition.unreachable or {}),
+            rejected=self._condition.rejected is not None,
+            bursts=tuple(worker.bursts for worker in totals.workers),
+        )
+
+    def _service_figures(self) -> Iterator[ServiceFigures]:
+        for service, number in self._services():
+            counters = self._engine.service_counters(number)
+            backends = tuple(
+                BackendFigures(backend.name, self._takes_flows(backend), self._packets(number, backend))
+                for backend in service.backends
+            )
+            yield ServiceFigures(service.name, counters.packets, counters.bytes, backends)
+
+    def _takes_flows(self, backend: Backend) -> bool:
+        return backend.state is BackendState.UP and backend.weight > 0 and backend.address in self._engine.reachable
+
+    # -- both ---------------------------------------------------------------------------------------------------
+
+    def _services(self) -> list[tuple[Service, int]]:
+        """The live services in the order of the file, with their numbers in the data plane."""
+        forwarding = self._engine.forwarding
+        numbers = {service_key(service): number for number, service in forwarding.ids.items()}
+        return [(service, numbers[service_key(service)]) for service in forwarding.services]
+
+    def _packets(self, service: int, backend: Backend) -> int:
+        counter = self._engine.forwarding.counters.get((service, backend.name))
+        return self._engine.backend_packets(counter) if counter is not None else 0
+
+
+_VERDICTS = {
+    "forwarded": Verdict.FORWARD,
+    "passed": Verdict.PASS,
+    "replied": Verdict.REPLY,
+    "dropped": Verdict.DROP,
+}
+
+
+def _by_verdict(totals: Totals, verdict: Verdict) -> int:
+    return sum(totals.reasons[reason.name] for reason in REASONS if reason.verdict is verdict)
+
+
+def _vip(service: Service) -> str:
+    whole = service.vip.prefixlen == service.vip.max_prefixlen
+    return str(service.vip.network_address) if whole else str(service.vip)
