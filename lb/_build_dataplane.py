@@ -16,7 +16,11 @@ NATIVE = ROOT / "native"
 
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith"]
 #: ``VIPMUX_CFLAGS`` adds to the flags, for instance ``-fsanitize=address,undefined``.
-FLAGS = ["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", *os.environ.get("VIPMUX_CFLAGS", "").split()]
+#: Hidden names and link-time optimisation let the stages of the pipeline inline across files.
+FLAGS = [
+    *["-std=gnu11", "-O3", "-g", "-fno-strict-aliasing", "-fvisibility=hidden", "-flto=auto"],
+    *os.environ.get("VIPMUX_CFLAGS", "").split(),
+]
 
 #: The module's init function is the one function of the binding without a prototype.
 PREAMBLE = """
@@ -33,6 +37,7 @@ ffibuilder.set_source(
     depends=sorted(str(path.relative_to(ROOT)) for path in NATIVE.glob("**/*.h")),
     include_dirs=[str(NATIVE.relative_to(ROOT))],
     extra_compile_args=[*FLAGS, *WARNINGS, "-Werror"],
+    extra_link_args=FLAGS,
     libraries=["pthread"],
     py_limited_api=True,
 )

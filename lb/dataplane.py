@@ -165,7 +165,7 @@ class VipMap:
         row.vip = _address16(service.vip)
         row.maglev = service.maglev._c
         row.backend_count = len(service.backends)
-        backends = ffi.new("struct backend[]", [(b.hop, b.counter, b.state) for b in service.backends])
+        backends = ffi.new("struct backend[]", [(b.hop << 2 | b.state, b.counter) for b in service.backends])
         code = c.vip_map_add(self._c, row, backends)
         if code < 0:
             _fail(code, f"Cannot add service {service.vip}/{service.prefix_length} port {service.first_port}")

@@ -26,9 +26,8 @@ const uint16_t *maglev_slots(const struct maglev *table);
 
 /* ---- the VIP map (vip_map.h) ---- */
 struct backend {
-	uint32_t hop;
+	uint32_t place;
 	uint32_t counter;
-	uint8_t state;
 };
 struct service {
 	uint32_t id;

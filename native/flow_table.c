@@ -15,9 +15,8 @@
 
 /* 49 bits of remainder fit an entry, so a table has at least 2^15 lines (2 MiB). */
 #define LINES_MIN (1ULL << 15)
-/* 4.2 flows a line of six: 15.2 bytes a flow, and an insert practically always finds room (tests/native measures it). */
-#define LOAD_NUMERATOR 21
-#define LOAD_DENOMINATOR 5
+/* Four flows a line of six: 16 bytes a flow, and an insert practically always finds room (tests/native measures it). */
+#define LINE_LOAD 4
 
 #define SWEEP_TICKS 16       /* one pass */
 #define SWEEP_LINES_MAX 4096 /* a bounded piece: some 40 microseconds */
@@ -29,7 +28,7 @@ _Static_assert(((uint64_t)FLOW_IDLE_MAX_SECONDS * 1000000000u >> FLOW_TICK_SHIFT
 
 static uint64_t lines_for(uint64_t flows)
 {
-	uint64_t lines = (flows * LOAD_DENOMINATOR + LOAD_NUMERATOR - 1) / LOAD_NUMERATOR;
+	uint64_t lines = (flows + LINE_LOAD - 1) / LINE_LOAD;
 
 	return lines < LINES_MIN ? LINES_MIN : lines;
 }

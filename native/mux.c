@@ -153,11 +153,12 @@ static void look_for_flows(struct mux *mux)
 		passage->slot = flow_table_find_home(mux->table, passage->scrambled, &elsewhere);
 		if (LIKELY(passage->slot.line != NULL)) {
 			__builtin_prefetch(&passage->service->backends[flow_slot_backend(passage->slot)]);
+		} else if (elsewhere) {
+			flow_table_prefetch_alternate(mux->table, passage->scrambled);
 		} else {
 			uint32_t slot = maglev_slot_of(mux, &mux->packets[i], passage);
 
 			__builtin_prefetch(&passage->service->maglev->slots[slot]);
-			flow_table_prefetch_alternate(mux->table, passage->scrambled);
 		}
 	}
 }
@@ -168,7 +169,7 @@ static const struct backend *backend_at(const struct service *service, uint32_t 
 {
 	const struct backend *backend = number < service->backend_count ? &service->backends[number] : NULL;
 
-	return backend && backend->state != BACKEND_ABSENT ? backend : NULL;
+	return backend && backend_state(backend) != BACKEND_ABSENT ? backend : NULL;
 }
 
 /* Maglev's choice: sets backend and number, false if no backend takes new flows. */
@@ -207,9 +208,9 @@ static bool keep_remembered(const struct mux *mux, const struct packet *packet, 
 	uint32_t number = flow_slot_backend(passage->slot);
 	const struct backend *backend = backend_at(passage->service, number);
 
-	if (UNLIKELY(!backend || backend->state == BACKEND_DOWN))
+	if (UNLIKELY(!backend || backend_state(backend) == BACKEND_DOWN))
 		return false;
-	if (UNLIKELY(backend->state == BACKEND_DRAIN)) {
+	if (UNLIKELY(backend_state(backend) == BACKEND_DRAIN)) {
 		bool moves = packet->protocol == 17 || packet_opens(packet);
 
 		if (moves && (packet->protocol == 6 || choose_new(mux, packet, passage)))
@@ -264,8 +265,10 @@ static void choose_backends(struct mux *mux)
 			passage->slot = flow_table_find(mux->table, passage->scrambled);
 		if (!passage->slot.line || !use_entry(mux, packet, passage))
 			packet->reason = start_flow(mux, packet, passage);
-		if (LIKELY(packet->reason == REASON_FORWARDED))
-			__builtin_prefetch(&mux->snapshot->hops[passage->backend->hop]);
+		if (LIKELY(packet->reason == REASON_FORWARDED)) {
+			__builtin_prefetch(&mux->snapshot->hops[backend_hop(passage->backend)]);
+			__builtin_prefetch(&mux->backend_counters[passage->backend->counter], 1);
+		}
 	}
 }
 
@@ -378,7 +381,7 @@ static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
 {
 	struct packet *packet = &mux->packets[i];
 	struct passage *passage = &mux->passages[i];
-	const struct hop *hop = &mux->snapshot->hops[passage->backend->hop];
+	const struct hop *hop = &mux->snapshot->hops[backend_hop(passage->backend)];
 	uint32_t mtu = passage->service->mtu, overhead = encap_overhead(hop->family), size;
 	uint8_t link[12];
 

@@ -15,9 +15,9 @@ static bool hops_exist(const struct vip_map *map, uint32_t count)
 		for (uint32_t b = 0; b < service->backend_count; b++) {
 			const struct backend *backend = &service->backends[b];
 
-			if (backend->state == BACKEND_ABSENT)
+			if (backend_state(backend) == BACKEND_ABSENT)
 				continue;
-			if (backend->hop >= count || backend->counter >= COUNTER_MAX)
+			if (backend_hop(backend) >= count || backend->counter >= COUNTER_MAX)
 				return false;
 		}
 	}

@@ -323,7 +323,8 @@ int vip_map_seal(struct vip_map *map)
 
 	if (!index)
 		return -ENOMEM;
-	while (rows < (uint64_t)map->service_count * 4) /* two rows a service, half full */
+	/* At most two rows a service, and a quarter full: a probe that meets another's row costs a misprediction. */
+	while (rows < (uint64_t)map->service_count * 8)
 		rows *= 2;
 	index->rows = calloc(rows, sizeof(*index->rows));
 	index->row_mask = rows - 1;

@@ -25,12 +25,21 @@ enum backend_state {
 	BACKEND_DOWN = 3,
 };
 
-/* A backend of one service, found by its number within the service. */
+/* A backend of one service, found by its number within the service.  Eight to a cache line. */
 struct backend {
-	uint32_t hop;     /* index into the snapshot's hops */
+	uint32_t place;   /* index into the snapshot's hops << 2 | enum backend_state */
 	uint32_t counter; /* index into a worker's backend counters */
-	uint8_t state;    /* enum backend_state */
 };
+
+static inline uint32_t backend_hop(const struct backend *backend)
+{
+	return backend->place >> 2;
+}
+
+static inline enum backend_state backend_state(const struct backend *backend)
+{
+	return (enum backend_state)(backend->place & 3);
+}
 
 struct service {
 	uint32_t id;           /* stable name of the service in flow keys and counters, 0 to SERVICE_ID_MAX */
