@@ -14,8 +14,8 @@ from lb.errors import ControlError
 #: What can be asked -> (columns of the table, those that hold numbers).
 TABLES: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "services": (
-        ("name", "vip", "protocol", "port", "backends", "packets", "bytes", "flows_new"),
-        frozenset({"backends", "packets", "bytes", "flows_new"}),
+        ("name", "vip", "protocol", "port", "backends", "packets", "bytes", "flows_new", "dropped"),
+        frozenset({"backends", "packets", "bytes", "flows_new", "dropped"}),
     ),
     "backends": (
         ("service", "name", "address", "port", "weight", "state", "packets"),

@@ -9,8 +9,8 @@ import click
 
 from lb.cli.endpoint import parse_endpoint
 from lb.cli.local import ask, find_socket, local_options, require_local
-from lb.cli.output import output_option, print_json
-from lb.errors import RequestError
+from lb.cli.output import cell, output_option, print_json
+from lb.errors import ControlError, RequestError
 from lb.model import Address, Protocol
 
 KEYS = ("service", "slot", "backend", "address")
@@ -52,8 +52,7 @@ def command(
             "destination": str(destination),
             "destination_port": destination_port,
         }
-        answer = ask(find_socket(socket, config, "mux"), asked)
-    answer = {key: answer.get(key) for key in KEYS}
+        answer = _known(ask(find_socket(socket, config, "mux"), asked))
     if as_json:
         print_json(answer)
     else:
@@ -80,12 +79,21 @@ def _offline(
     }
 
 
+def _known(answer: Any) -> dict[str, Any]:
+    """The keys of the contract, and ``flow``: what the MUX remembers of this very flow, which then decides."""
+    if not isinstance(answer, dict):
+        raise ControlError("the daemon's answer is not that of a lookup; are daemon and lb of one version?")
+    return {key: answer.get(key) for key in (*KEYS, "flow")}
+
+
 def _show(answer: dict[str, Any]) -> None:
     if answer["service"] is None:
         click.echo("no service takes this flow")
         return
     for key in KEYS:
         if answer[key] is not None:
-            click.echo(f"{key:<9}{answer[key]}")
+            click.echo(f"{key:<9}{cell(answer[key]) if key != 'slot' else answer[key]}")
+    if answer.get("flow") is not None:
+        click.echo(f"{'flow':<9}remembered as {cell(answer['flow']).replace('_', ' ')}, so it stays with this backend")
     if answer["backend"] is None:
         click.echo("no backend takes new flows")

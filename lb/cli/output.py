@@ -60,7 +60,7 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], right: froz
     return drawn
 
 
-def cell(value: Any) -> str:
+def cell(value: Any) -> str:  # noqa: PLR0911  one way for each type
     """One value of a table."""
     if value is None:
         return "-"
@@ -72,6 +72,8 @@ def cell(value: Any) -> str:
         return f"{value:,.1f}"
     if isinstance(value, list | tuple):
         return ", ".join(cell(item) for item in value) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{cell(key)}: {cell(item)}" for key, item in value.items()) or "-"
     return "".join(c if c.isprintable() else "?" for c in str(value))  # what a daemon says must not steer a terminal
 
 
