@@ -59,7 +59,7 @@ class Demo:
         services = (web(self.two), files(self.two))
         self.lab.start(services)
         self.history.append(services)
-        muxes = ", ".join(f"{mux.name} (I/O {self.lab.status(mux)['mode']})" for mux in self.lab.muxes)
+        muxes = ", ".join(f"{mux.name} ({self.lab.status(mux)['io']})" for mux in self.lab.muxes)
         hosts = ", ".join(host.name for host in self.lab.hosts)
         decap = self.lab.get(self.lab.hosts[0], "agents")[0]["mode"]
         say(f"  up in {time.monotonic() - began:.1f} s: {muxes}; {hosts} (decap {decap})")

@@ -8,9 +8,9 @@ drained, before its MUX died) from any other.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 
 from lb.forwarding import Compiler
-
 from lb.model import MuxSettings, Protocol, Service
 from tests.lab.topology import CLIENT
 from tests.lab.traffic import Flow
@@ -18,12 +18,10 @@ from tests.lab.traffic import Flow
 
 def choices(settings: MuxSettings, services: Sequence[Service], flows: Iterable[Flow]) -> dict[int, str | None]:
     """Source port -> name of the backend that a new flow from there gets."""
-    from ipaddress import ip_address
-
     forwarding = Compiler(settings).compile(services)
-    return {
-        flow.source_port: forwarding.lookup(
-            Protocol.TCP, CLIENT, flow.source_port, ip_address(flow.vip), flow.port
-        ).backend
-        for flow in flows
-    }
+
+    def choice(flow: Flow) -> str | None:
+        found = forwarding.lookup(Protocol.TCP, CLIENT, flow.source_port, ip_address(flow.vip), flow.port)
+        return found.backend.name if found.backend else None
+
+    return {flow.source_port: choice(flow) for flow in flows}

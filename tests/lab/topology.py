@@ -43,6 +43,9 @@ PROGRAMS = Path(sys.executable).parent
 
 #: The line that a daemon logs once it serves.
 READY = r"\bevent=ready\b.*"
+#: The lines after a reload.
+PUBLISHED = 'event="configuration published"'
+RELOADED = "event=reloaded"
 
 _NGINX = """\
 daemon off;
@@ -288,16 +291,24 @@ class Lab:
         return AgentConfig(self.agent_settings(node), self.services)
 
     def start_agent(self, host: Node) -> Process:
-        process = self.run(host, "lb-agent", "--config", host.config)
-        process.wait_output(READY)
-        return process
+        return self.start_daemons([host])[0]
 
     def start_mux(self, mux: Node) -> Process:
         """Starts a MUX and, when it is ready, has it announced."""
-        process = self.run(mux, "lb-mux", "--config", mux.config)
-        process.wait_output(READY)
-        self.guardian.announce(mux.name, str(mux.address), process.pid)
-        return process
+        return self.start_daemons([mux])[0]
+
+    def start_daemons(self, nodes: Sequence[Node]) -> list[Process]:
+        """Starts what belongs on each node, then waits until all are ready; MUXes are then announced."""
+        # Not in threads: a child gets its parent's death signal when the thread that made it ends.
+        programs = ["lb-mux" if node in self.muxes else "lb-agent" for node in nodes]
+        started = [
+            self.run(node, program, "--config", node.config) for node, program in zip(nodes, programs, strict=True)
+        ]
+        for node, process in zip(nodes, started, strict=True):
+            process.wait_output(READY)
+            if node in self.muxes:
+                self.guardian.announce(node.name, str(node.address), process.pid)
+        return started
 
     def stop_mux(self, mux: Node) -> int:
         """A planned stop: withdrawn first, then stopped. Returns the exit code."""
@@ -315,27 +326,27 @@ class Lab:
         self.write_files(services)
         self.guardian.serve(tuple(sorted({str(service.vip) for service in services})))
         self.start_nginx()
-        agents = [functools.partial(self.start_agent, host) for host in self.hosts]
-        _all_at_once([*agents, *(functools.partial(self.start_mux, mux) for mux in self.muxes)])
+        self.start_daemons([*self.hosts, *self.muxes])
 
     def publish(self, services: Sequence[Service]) -> None:
         """Changes the services on the running MUXes by SIGHUP, and waits until each serves them."""
-        before = {mux.name: self.status(mux)["generation"] for mux in self.muxes if mux.processes["mux"].running}
         self.write_files(services)
-        for name in before:
-            self.node(name).processes["mux"].signal(signal.SIGHUP)
-        for name, generation in before.items():
-            mux = self.node(name)
-            wait_for(lambda: self.status(mux)["generation"] > generation, f"{name} to serve the new file")  # noqa: B023
+        self.reload([mux for mux in self.muxes if mux.processes["mux"].running], "mux", PUBLISHED)
 
     def publish_agents(self, services: Sequence[Service]) -> None:
-        """Has the running agents read the services, before the MUXes do: install before announce."""
+        """Has the agents read the services, before the MUXes do: install before announce."""
         self.write_files(services, self.hosts)
-        for host in self.hosts:
-            agent = host.processes["agent"]
-            done = agent.output().count("reloaded")
-            agent.signal(signal.SIGHUP)
-            wait_for(lambda: agent.output().count("reloaded") > done, f"{agent.name} to read the new file")  # noqa: B023
+        self.reload(self.hosts, "agent", RELOADED)
+
+    @staticmethod
+    def reload(nodes: Sequence[Node], program: str, line: str) -> None:
+        """SIGHUP to a daemon on each node, then waits until each has logged the line once more."""
+        processes = [node.processes[program] for node in nodes]
+        before = [process.output().count(line) for process in processes]
+        for process in processes:
+            process.signal(signal.SIGHUP)
+        for process, count in zip(processes, before, strict=True):
+            wait_for(functools.partial(_says_more, process, line, count), f"{process.name} to log {line}")
 
     def status(self, mux: Node) -> dict[str, Any]:
         """The MUX's one row of ``lb get muxes --local``."""
@@ -350,23 +361,11 @@ class Lab:
         return rows
 
 
-def _all_at_once(calls: Sequence[Callable[[], object]]) -> None:
-    """Runs the calls in threads of their own; raises the first failure."""
-    failures: list[BaseException] = []
-
-    def guarded(call: Callable[[], object]) -> None:
-        try:
-            call()
-        except BaseException as failure:  # raised below, by the caller's thread
-            failures.append(failure)
-
-    threads = [threading.Thread(target=guarded, args=(call,)) for call in calls]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+def _says_more(process: Process, line: str, count: int) -> bool:
+    output = process.output()
+    if "rejected" in output.rpartition(line)[2] or not process.running:
+        raise LabError(f"{process.name} refused the file: {output[-2000:]}")
+    return output.count(line) > count
 
 
 @contextlib.contextmanager
