@@ -8,6 +8,7 @@ use and the record of what was changed; the decisions are made by :mod:`agent.pl
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Agent:
         self._store = store
         self._changes = store.load()
         self._decap: Decap | None = None
+        self._decap_lock = threading.Lock()  # counters are read from other threads
         self.applied: Applied | None = None
 
     def apply(self, config: AgentConfig) -> Applied:
@@ -97,13 +99,16 @@ class Agent:
         return done
 
     def counters(self) -> Mapping[str, int] | None:
-        return None if self._decap is None else self._decap.counters()
+        """Packets by reason; None where nothing counts. From any thread."""
+        with self._decap_lock:
+            return None if self._decap is None else self._decap.counters()
 
     def close(self) -> None:
         """Lets go of what the process owns; the host stays as it is, but a TUN device ends with us."""
-        if self._decap is not None:
-            self._decap.close()
-            self._decap = None
+        with self._decap_lock:
+            old, self._decap = self._decap, None
+        if old is not None:
+            old.close()
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -240,7 +245,8 @@ class Agent:
 
     def _use(self, decap: Decap) -> None:
         """The new way is working already; the old one is let go."""
-        old, self._decap = self._decap, decap
+        with self._decap_lock:
+            old, self._decap = self._decap, decap
         if old is not None:
             old.close()
 

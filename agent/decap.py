@@ -162,12 +162,11 @@ def found_filter(host: Host, interface: str, wanted: DecapProgram | None) -> tup
     return FoundFilter(state, ingress.qdisc, ingress.others), program
 
 
-def reason_texts() -> Mapping[str, str]:
-    """Every reason and its sentence, for metrics and status."""
-    return {reason.name: reason.help for reason in dataplane.HOST_REASONS}
+def drops() -> tuple[str, ...]:
+    """The reasons for which a packet ends here."""
+    return tuple(reason.name for reason in dataplane.HOST_REASONS if reason.drops)
 
 
 def dropped(counters: Mapping[str, int]) -> int:
     """Packets that ended here."""
-    drops = {reason.name for reason in dataplane.HOST_REASONS if reason.drops}
-    return sum(packets for name, packets in counters.items() if name in drops)
+    return sum(counters[name] for name in drops())

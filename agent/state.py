@@ -8,6 +8,7 @@ Kept in ``<state_dir>/agent-changes.json``, written in full and put in place ato
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Mapping
@@ -118,3 +119,24 @@ def _dump(changes: Changes) -> str:
         "qdiscs": sorted(changes.qdiscs),
     }
     return json.dumps(raw, indent=1) + "\n"
+
+
+class Lock:
+    """One agent in a state directory, as long as this object (and so the process) lives."""
+
+    def __init__(self, state_dir: str | Path) -> None:
+        directory = Path(state_dir)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._file = os.open(directory / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise IoError(f"agent.state_dir {directory} cannot be used: {reason}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._file)
+            raise IoError(f"another lb-agent runs with agent.state_dir {directory}: stop it first") from None
+
+    def close(self) -> None:
+        os.close(self._file)

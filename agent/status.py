@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent tells of itself: rows for the local socket, and Prometheus metrics. Reads, never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from agent.agent import Applied
+from agent.decap import dropped, drops
+from lb.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The agent at one moment."""
+
+    applied: Applied
+    counters: Mapping[str, int] | None  #: packets by reason; None where this way does not count
+    rejected: str | None  #: why the last file was refused
+
+
+def answer(picture: Picture, request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What ``{"op": "get", "what": ...}`` asks for."""
+    tables = {"agents": agents, "status": agents, "services": services, "backends": backends}
+    what = request.get("what")
+    if not isinstance(what, str) or what not in tables:
+        raise RequestError(f"what must be one of {', '.join(sorted(tables))}, not {what!r}")
+    return tables[what](picture)
+
+
+def agents(picture: Picture) -> list[dict[str, Any]]:
+    """One row: this agent."""
+    applied, counters = picture.applied, picture.counters
+    settings = applied.config.agent
+    return [
+        {
+            "name": settings.name,
+            "mode": applied.mode.value,
+            "reason": applied.reason,
+            "address": str(settings.address),
+            "interface": settings.interface,
+            "muxes": [str(mux) for mux in settings.muxes],
+            "services": len(applied.services),
+            "vips": len({own.vip for own in applied.services}),
+            "translated": sum(own.translated for own in applied.services),
+            "decapsulated": None if counters is None else counters["decapsulated"],
+            "dropped": None if counters is None else dropped(counters),
+            "drops": None if counters is None else {name: counters[name] for name in drops() if counters[name]},
+            "rejected": picture.rejected,
+        }
+    ]
+
+
+def services(picture: Picture) -> list[dict[str, Any]]:
+    """The services with a backend on this host. (Packets of each are counted by the MUXes.)"""
+    backends_of = {service.name: len(service.backends) for service in picture.applied.config.services}
+    return [
+        {
+            "name": own.name,
+            "vip": _address(str(own.vip)),
+            "protocol": own.protocol.value,
+            "port": str(own.ports),
+            "backends": backends_of[own.name],
+            "translated_to": own.port,
+        }
+        for own in picture.applied.services
+    ]
+
+
+def backends(picture: Picture) -> list[dict[str, Any]]:
+    """The backends on this host."""
+    settings = picture.applied.config.agent
+    return [
+        {
+            "service": service.name,
+            "name": backend.name,
+            "address": str(backend.address),
+            "port": str(backend.port or service.ports),
+            "weight": backend.weight,
+            "state": backend.state.value,
+        }
+        for service in picture.applied.config.services
+        for backend in service.backends
+        if backend.address in (settings.address, settings.address6)
+    ]
+
+
+class AgentCollector(Collector):
+    """Metrics of the moment, read at each scrape."""
+
+    def __init__(self, read: Callable[[], Picture]) -> None:
+        self._read = read
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not read."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        picture = self._read()
+        packets = CounterMetricFamily(
+            "lb_packets", "Tunnel packets by what became of them and why.", labels=["verdict", "reason"]
+        )
+        for name, count in (picture.counters or {}).items():
+            packets.add_metric(["drop" if name in drops() else "decapsulate", name], count)
+        yield packets
+        mode = GaugeMetricFamily("lb_agent_decap", "The way of decapsulation in use.", labels=["mode"])
+        mode.add_metric([picture.applied.mode.value], 1)
+        yield mode
+        yield GaugeMetricFamily(
+            "lb_agent_services", "Services with a backend on this host.", value=len(picture.applied.services)
+        )
+        yield GaugeMetricFamily(
+            "lb_config_rejected",
+            "1 if the last configuration was refused and an older one serves.",
+            value=picture.rejected is not None,
+        )
+
+
+def _address(network: str) -> str:
+    return network.removesuffix("/32").removesuffix("/128")
