@@ -91,7 +91,7 @@ class Agent:
             done = []
             interfaces = {settings.interface} | self._changes.interfaces
             for action in planning.plan(planning.NOTHING, self._survey(host, None, interfaces, None)[0]):
-                self._perform(host, action)
+                self._perform(host, action, _nothing_begins)
                 done.append(describe(action))
             for name in self._changes.interfaces:  # of interfaces that are gone
                 self._changes = self._changes.without_interface(name)
@@ -118,31 +118,37 @@ class Agent:
         settings = config.agent
         tunnel = Tunnel(settings.address, settings.address6, frozenset(settings.muxes), served_vips(services))
         interfaces = {settings.interface} | self._changes.interfaces
-        fresh: DecapProgram | None = None
-        kept: DecapProgram | None = None
+        prepared = self._prepare(host, link, settings.interface, tunnel, mode)
+        program: DecapProgram | None = None
         try:
-            if mode is DecapMode.BPF:
-                kept = found_filter(host, settings.interface, None)[1]
-                fresh = load_program(settings, link, tunnel, kept)
-            found, kept_now = self._survey(host, settings.interface, interfaces, fresh)
-            if kept is not None:
-                kept.close()
-            kept = kept_now
+            wanted = prepared.program if isinstance(prepared, BpfDecap) else None
+            found, program = self._survey(host, settings.interface, interfaces, wanted)
             actions = planning.plan(_desired(settings, services, mode), found)
-            if found.filters.get(settings.interface, planning.FoundFilter()).state is planning.FilterState.FOREIGN:
-                log.warning("foreign_filter", interface=settings.interface, action="replaced by ours")
             for action in actions:
-                self._perform(host, action, tunnel, fresh)
-                log.debug("done", action=describe(action))
-            if mode is DecapMode.BPF and not any(isinstance(action, planning.Decapsulate) for action in actions):
-                self._use(BpfDecap(_present(kept)))
-                kept = None
-            elif mode is DecapMode.BPF:
-                fresh = None  # in use
+                self._perform(host, action, lambda: prepared.begin(host, settings.interface, tunnel))
+            if any(isinstance(action, planning.Decapsulate) for action in actions):
+                self._use(prepared)
+            else:  # the program found is just the one prepared
+                self._use(BpfDecap(_present(program)))
+                program = None
         finally:
-            for program in (fresh, kept):
-                if program is not None:
-                    program.close()
+            if program is not None:
+                program.close()
+            if prepared is not self._decap:
+                prepared.close()
+
+    def _prepare(self, host: Host, link: Link, interface: str, tunnel: Tunnel, mode: DecapMode) -> Decap:
+        """The way of decapsulation, ready to begin; raises DecapRefused while nothing has been changed."""
+        if mode is DecapMode.IPIP:
+            return IpipDecap(host, tunnel)
+        if mode is DecapMode.TUN:
+            return self._decap if isinstance(self._decap, TunDecap) else TunDecap(tunnel)
+        _, attached = found_filter(host, interface, None)
+        try:
+            return BpfDecap(load_program(interface, link, tunnel, inherit=attached))
+        finally:
+            if attached is not None:
+                attached.close()
 
     def _survey(
         self, host: Host, interface: str | None, interfaces: Iterable[str], wanted: DecapProgram | None
@@ -172,15 +178,14 @@ class Agent:
         )
         return found, ours
 
-    def _perform(
-        self, host: Host, action: Action, tunnel: Tunnel | None = None, program: DecapProgram | None = None
-    ) -> None:
+    def _perform(self, host: Host, action: Action, begin: Callable[[], None]) -> None:  # noqa: PLR0912  a list
         """One action; what cannot be seen on the host is remembered before it is done."""
         match action:
             case planning.SetSysctl(name, value):
                 original = host.sysctls([name])[name]
                 self._remember(self._changes.with_sysctl(name, original, value))
                 host.set_sysctl(name, value)
+                log.info("sysctl_raised", name=f"net/{name}", value=value, before=original)
             case planning.RestoreSysctl(name, value, restore):
                 if restore:
                     host.set_sysctl(name, value)
@@ -197,24 +202,15 @@ class Agent:
                 host.add_route(prefix)
             case planning.RemoveRoute(prefix):
                 host.remove_route(prefix)
-            case _:
-                self._perform_on_interface(host, action, tunnel, program)
-
-    def _perform_on_interface(
-        self, host: Host, action: Action, tunnel: Tunnel | None, program: DecapProgram | None
-    ) -> None:
-        match action:
             case planning.AddQdisc(interface):
-                self._remember(self._changes.with_interface(interface, made_qdisc=True))
-                try:
-                    host.add_qdisc(interface)
-                except IoError as error:
-                    self._remember(self._changes.without_interface(interface))
-                    raise DecapRefused(f"decapsulation by BPF is refused: {error}") from None
+                self._add_qdisc(host, interface)
             case planning.EvictFilter(interface):
+                log.warning("foreign_filter", interface=interface, done="taken out of our place")
                 host.detach(interface)
             case planning.Decapsulate(mode, interface):
-                self._decapsulate(host, mode, interface, _present(tunnel), program)
+                if mode is DecapMode.BPF:
+                    self._remember(self._changes.with_interface(interface, made_qdisc=False))
+                begin()
             case planning.RemoveFilter(interface, is_ours, qdisc):
                 if is_ours:
                     host.detach(interface)
@@ -223,37 +219,31 @@ class Agent:
                 self._remember(self._changes.without_interface(interface))
             case planning.RemoveIpipDevice():
                 host.remove_link(IPIP_DEVICE)
-            case _:
-                raise AssertionError(f"no way to perform {action}")
 
-    def _decapsulate(
-        self, host: Host, mode: DecapMode, interface: str, tunnel: Tunnel, program: DecapProgram | None
-    ) -> None:
-        if mode is DecapMode.BPF:
-            self._remember(self._changes.with_interface(interface, made_qdisc=False))
-            try:
-                host.attach(interface, _present(program).fd)
-            except IoError as error:
-                raise DecapRefused(f"decapsulation by BPF is refused: {error}") from None
-            self._use(BpfDecap(_present(program)))
-        elif mode is DecapMode.IPIP:
-            self._use(IpipDecap(host, tunnel))
-        elif isinstance(self._decap, TunDecap):
-            self._decap.change(tunnel)
-        else:
-            self._use(TunDecap(host, tunnel))
+    def _add_qdisc(self, host: Host, interface: str) -> None:
+        before = self._changes
+        self._remember(self._changes.with_interface(interface, made_qdisc=True))
+        try:
+            host.add_qdisc(interface)
+        except IoError as error:
+            self._remember(before)
+            raise DecapRefused(f"decapsulation by BPF is refused: {error}") from None
 
     def _use(self, decap: Decap) -> None:
         """The new way is working already; the old one is let go."""
         with self._decap_lock:
             old, self._decap = self._decap, decap
-        if old is not None:
+        if old is not None and old is not decap:
             old.close()
 
     def _remember(self, changes: Changes) -> None:
         if changes != self._changes:
             self._store.save(changes)
             self._changes = changes
+
+
+def _nothing_begins() -> None:
+    raise AssertionError("a clean-up begins nothing")
 
 
 def check_host(host: Host, settings: AgentSettings) -> Link:

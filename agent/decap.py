@@ -21,8 +21,8 @@ from agent.host import Host, Link
 from agent.plan import FilterState, FoundFilter
 from lb import dataplane
 from lb.dataplane import DecapProgram, HostPipeline, RawTunnel
-from lb.errors import DataplaneError, FeatureError, VipmuxError
-from lb.model import Address, AgentSettings, DecapMode, Network
+from lb.errors import DataplaneError, FeatureError, IoError
+from lb.model import Address, Network
 
 IPIP_DEVICE = "vipmux-ipip"
 TUN_DEVICE = "vipmux-tun"
@@ -45,8 +45,9 @@ class Tunnel:
 class Decap(Protocol):
     """A way that is in use."""
 
-    @property
-    def mode(self) -> DecapMode: ...
+    def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
+        """Takes over from here on; where it works already, goes on with what ``tunnel`` says."""
+
     def counters(self) -> Mapping[str, int] | None:
         """Packets by reason; None where this way does not count."""
 
@@ -56,10 +57,15 @@ class Decap(Protocol):
 class BpfDecap:
     """An attached program, known by its maps."""
 
-    mode = DecapMode.BPF
-
     def __init__(self, program: DecapProgram) -> None:
         self.program = program
+
+    def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
+        """In the place of an earlier program; this one's maps say the same as the tunnel."""
+        try:
+            host.attach(interface, self.program.fd)
+        except IoError as error:
+            raise DecapRefused(f"decapsulation by BPF is refused: {error}") from None
 
     def counters(self) -> Mapping[str, int]:
         return self.program.counters()
@@ -69,26 +75,25 @@ class BpfDecap:
 
 
 class TunDecap:
-    """A worker between a raw socket and a TUN device."""
+    """A worker between a raw socket and a TUN device; takes no packet before :meth:`begin`."""
 
-    mode = DecapMode.TUN
-
-    def __init__(self, host: Host, tunnel: Tunnel) -> None:
+    def __init__(self, tunnel: Tunnel) -> None:
         try:
             self._pipeline = HostPipeline(tunnel.muxes, tunnel.vips)
             self._raw = RawTunnel(self._pipeline, tunnel.address, TUN_DEVICE)
         except DataplaneError as error:
             raise DecapRefused(f"decapsulation by TUN is not possible here: {error}") from None
-        try:
-            host.receive_on(TUN_DEVICE)
-            self._raw.start()
-        except VipmuxError:
-            self._raw.close()
-            raise
 
-    def change(self, tunnel: Tunnel) -> None:
-        """Other MUXes or VIPs, with no packet lost."""
-        self._pipeline.publish(tunnel.muxes, tunnel.vips)
+        self._works = False
+
+    def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
+        """Starts the worker, or gives it other MUXes and VIPs with no packet lost."""
+        if self._works:
+            self._pipeline.publish(tunnel.muxes, tunnel.vips)
+            return
+        host.receive_on(TUN_DEVICE)
+        self._raw.start()
+        self._works = True
 
     def counters(self) -> Mapping[str, int]:
         return self._pipeline.counters()
@@ -100,10 +105,10 @@ class TunDecap:
 class IpipDecap:
     """The kernel's device. Whom to trust is checked by nftables, which counts what it drops for itself."""
 
-    mode = DecapMode.IPIP
-
     def __init__(self, host: Host, tunnel: Tunnel) -> None:
         host.add_ipip(IPIP_DEVICE, tunnel.address)
+
+    def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
         host.receive_on(IPIP_DEVICE)
 
     def counters(self) -> None:
@@ -113,12 +118,10 @@ class IpipDecap:
         pass
 
 
-def load_program(settings: AgentSettings, link: Link, tunnel: Tunnel, found: DecapProgram | None) -> DecapProgram:
+def load_program(interface: str, link: Link, tunnel: Tunnel, inherit: DecapProgram | None) -> DecapProgram:
     """The program as it should be, not attached yet; raises DecapRefused with the kernel's words."""
     if link.header is None:
-        raise DecapRefused(
-            f"decapsulation by BPF is not possible on {settings.interface}: it is neither Ethernet nor plain IP"
-        )
+        raise DecapRefused(f"decapsulation by BPF is not possible on {interface}: it is neither Ethernet nor plain IP")
     try:
         return DecapProgram.load(
             address=tunnel.address,
@@ -126,7 +129,7 @@ def load_program(settings: AgentSettings, link: Link, tunnel: Tunnel, found: Dec
             link_header=link.header,
             muxes=tunnel.muxes,
             vips=tunnel.vips,
-            inherit=found,
+            inherit=inherit,
         )
     except DataplaneError as error:
         raise DecapRefused(f"decapsulation by BPF is refused: {error}") from None

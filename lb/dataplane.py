@@ -661,7 +661,7 @@ class RawTunnel:
     def __init__(self, pipeline: HostPipeline, address: IPv4Address, device: str) -> None:
         self._pipeline = pipeline
         what = f"Cannot open a raw socket on {address} and the TUN device {device}"
-        self._io = _make("io", c.io_close, what, lambda out: c.raw_io_open(address.packed, device, out))
+        self._io = _make("io", c.io_close, what, lambda out: c.raw_io_open(address.packed, device.encode(), out))
         self._worker: Cdata | None = None
 
     def start(self) -> None:

@@ -128,7 +128,10 @@ class HostLab:
             netns.batch(
                 [
                     "link set mux0 up",
-                    *(f"route add {vip} dev mux0 src {CLIENT}" for vip in (PLAIN_VIP, TRANSLATED_VIP, PREFIX_VIP, NO_VIP)),
+                    *(
+                        f"route add {vip} dev mux0 src {CLIENT}"
+                        for vip in (PLAIN_VIP, TRANSLATED_VIP, PREFIX_VIP, NO_VIP)
+                    ),
                 ],
                 self.client,
             )
