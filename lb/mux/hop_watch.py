@@ -24,6 +24,7 @@ from lb.mux.nexthops import (
     Route,
     Unreachable,
     changes,
+    remember,
     resolve,
     to_ask,
 )
@@ -128,10 +129,7 @@ class HopWatch:
             await self._read_everything()
         else:
             for key, neighbour in notices.neighbours.items():
-                if neighbour is None:
-                    self._neighbours.pop(key, None)
-                else:
-                    self._neighbours[key] = neighbour
+                self._remember(key, neighbour)
             if notices.links:
                 self._links = await self._netlink.links()
             if notices.routes or notices.links:
@@ -142,8 +140,17 @@ class HopWatch:
 
     async def _read_everything(self) -> None:
         self._links = await self._netlink.links()
-        self._neighbours = await self._netlink.neighbours()
+        found = await self._netlink.neighbours()
+        for key in self._neighbours.keys() | found.keys():
+            self._remember(key, found.get(key))
         await self._read_routes(self._wanted)
+
+    def _remember(self, key: NeighbourKey, told: Neighbour | None) -> None:
+        held = remember(self._neighbours.get(key), told)
+        if held is None:
+            self._neighbours.pop(key, None)
+        else:
+            self._neighbours[key] = held
 
     async def _read_routes(self, addresses: Collection[Address]) -> None:
         for address in addresses:

@@ -140,13 +140,30 @@ def _by_neighbour(
 ) -> Resolution:
     key = (link.index, wanted)
     neighbour = neighbours.get(key)
-    if neighbour is not None and neighbour.state & USABLE and neighbour.mac is not None:
+    if neighbour is not None and neighbour.mac is not None and _usable(neighbour):
         return NextHop(address, link.index, link.name, wanted, neighbour.mac, source_mac)
     what = "gateway " if wanted != address else ""
     protocol = "ARP" if wanted.version == 4 else "neighbour discovery"
     if neighbour is not None and neighbour.state & NeighbourState.FAILED:
         return Unreachable(address, f"{what}{wanted} on {link.name} does not answer {protocol}", key)
     return Unreachable(address, f"{what}{wanted} on {link.name} has not answered {protocol} yet", key, pending=True)
+
+
+def remember(old: Neighbour | None, new: Neighbour | None) -> Neighbour | None:
+    """What to hold of a neighbour, given what the kernel now says (None: it forgot the entry).
+
+    A known link address serves until the kernel says that it failed: while an entry is only being renewed, frames go
+    on. A failure stands until somebody answers, although the kernel begins to ask again.
+    """
+    if old is None or (new is not None and (new.state & NeighbourState.FAILED or _usable(new))):
+        return new
+    if _usable(old):
+        return Neighbour(NeighbourState.STALE, old.mac)
+    return old if old.state & NeighbourState.FAILED else new
+
+
+def _usable(neighbour: Neighbour) -> bool:
+    return bool(neighbour.state & USABLE) and neighbour.mac is not None
 
 
 def to_ask(
@@ -180,15 +197,16 @@ class Change:
 
 
 def changes(before: Mapping[Address, Resolution], after: Mapping[Address, Resolution]) -> list[Change]:
-    """What the log should say, each thing once; a first resolution that is reachable says nothing."""
+    """What the log should say, each thing once. What was only not known yet is no change."""
     said: list[Change] = []
     for address, new in after.items():
         old = before.get(address)
         if isinstance(new, Unreachable):
-            if not isinstance(old, Unreachable) or old.reason != new.reason:
+            if not new.pending and not (isinstance(old, Unreachable) and old.reason == new.reason):
                 said.append(Change(address, False, new.reason))
         elif isinstance(old, Unreachable):
-            said.append(Change(address, True, f"by {new.interface}, {_mac_text(new.mac)}"))
+            if not old.pending:
+                said.append(Change(address, True, f"by {new.interface}, {_mac_text(new.mac)}"))
         elif old is not None and (old.mac, old.ifindex) != (new.mac, new.ifindex):
             said.append(Change(address, True, f"moved to {new.interface}, {_mac_text(new.mac)}"))
     return said

@@ -67,7 +67,7 @@ class Status:
                     "name": service.name,
                     "vip": _vip(service),
                     "protocol": service.protocol.value,
-                    "port": str(service.ports),
+                    "port": _port(service),
                     "backends": len(service.backends),
                     "packets": counters.packets,
                     "bytes": counters.bytes,
@@ -83,7 +83,7 @@ class Status:
                 "service": service.name,
                 "name": backend.name,
                 "address": str(backend.address),
-                "port": backend.port if backend.port is not None else str(service.ports),
+                "port": backend.port if backend.port is not None else _port(service),
                 "weight": backend.weight,
                 "state": self._state(backend),
                 "packets": self._packets(number, backend),
@@ -154,3 +154,8 @@ def _by_verdict(totals: Totals, verdict: Verdict) -> int:
 def _vip(service: Service) -> str:
     whole = service.vip.prefixlen == service.vip.max_prefixlen
     return str(service.vip.network_address) if whole else str(service.vip)
+
+
+def _port(service: Service) -> int | str:
+    """A number, or a range in words."""
+    return service.ports.first if service.ports.exact else str(service.ports)

@@ -16,6 +16,7 @@ from lb.mux.nexthops import (
     RouteKind,
     Unreachable,
     changes,
+    remember,
     resolve,
     to_ask,
 )
@@ -112,6 +113,39 @@ def test_backends_behind_one_gateway_ask_for_it_once() -> None:
     backends = [ip_address(f"10.0.3.{last}") for last in range(1, 50)]
     found = {address: resolve(address, BEHIND, LINKS, {}) for address in backends}
     assert to_ask(found, {}) == {(2, GATEWAY)}
+
+
+INCOMPLETE = Neighbour(NeighbourState.INCOMPLETE, None)
+FAILED = Neighbour(NeighbourState.FAILED, None)
+REMEMBERED = Neighbour(NeighbourState.STALE, MAC)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "held"),
+    [
+        (None, REACHABLE, REACHABLE),
+        (REACHABLE, Neighbour(NeighbourState.REACHABLE, OTHER_MAC), Neighbour(NeighbourState.REACHABLE, OTHER_MAC)),
+        (REACHABLE, None, REMEMBERED),
+        (REACHABLE, INCOMPLETE, REMEMBERED),
+        (REACHABLE, FAILED, FAILED),
+        (FAILED, INCOMPLETE, FAILED),
+        (FAILED, None, FAILED),
+        (FAILED, REACHABLE, REACHABLE),
+        (INCOMPLETE, None, None),
+        (None, None, None),
+    ],
+)
+def test_a_link_address_serves_until_it_failed_and_a_failure_stands_until_an_answer(
+    old: Neighbour | None, new: Neighbour | None, held: Neighbour | None
+) -> None:
+    assert remember(old, new) == held
+
+
+def test_what_is_not_known_yet_is_no_change() -> None:
+    waiting = resolve(BACKEND, ON_LINK, LINKS, {})
+    here = resolve(BACKEND, ON_LINK, LINKS, {(2, BACKEND): REACHABLE})
+    assert changes({}, {BACKEND: waiting}) == []
+    assert changes({BACKEND: waiting}, {BACKEND: here}) == []
 
 
 def test_each_change_is_said_once() -> None:
