@@ -72,6 +72,10 @@ _PROBE_KEYS: dict[str, tuple[ProbeType, ...]] = {
 #: Larger files are not configurations.
 _FILE_MAX = 256 * 2**20
 
+#: Characters from which on a text is read in pieces, and services in each.
+_PIECES_FROM = 2**18
+_PIECE = 100
+
 
 class Kind(enum.Enum):
     """What the reader of a file needs it to be."""
@@ -112,7 +116,12 @@ def parse(text: str, kind: Kind = Kind.ANY, *, file: str | None = None, offline:
     """Decides whether a text is a right configuration; raises ConfigError with every mistake otherwise."""
     reader = _Reader(offline)
     with _no_collection():
-        config = reader.read(_toml(text, file), kind)
+        try:
+            config = reader.read(*_in_pieces(text), kind)
+        except _OnlyWholeError:
+            reader = _Reader(offline)
+            document = _toml(text, file)
+            config = reader.read(document, document.pop("service", []), kind)
     tables.forget_addresses()
     if config is None:
         raise ConfigError(reader.in_order(), file)
@@ -134,7 +143,9 @@ def _no_collection() -> Iterator[None]:
 def _read(path: str | Path) -> str:
     try:
         with Path(path).open("rb") as file:
-            data = file.read(_FILE_MAX + 1)
+            data = bytearray()
+            while len(data) <= _FILE_MAX and (more := file.read(2**20)):
+                data += more
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError([(str(path), f"cannot be read: {reason}")]) from None
@@ -147,6 +158,41 @@ def _read(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError([(f"line {line}", "must be UTF-8 text")], str(path)) from None
+
+
+class _OnlyWholeError(Exception):
+    """The text is small, or wrong, or written in a way that cannot be read in pieces."""
+
+
+def _in_pieces(text: str) -> tuple[dict[str, Any], Iterator[Any]]:
+    """Everything before the first service, and the services: the same as from the whole text.
+
+    Dicts of a hundred thousand backends at once would take, and leave behind as holes, twice the memory of the
+    values that are made of them.
+    """
+    if len(text) < _PIECES_FROM or '"""' in text or "'''" in text:
+        raise _OnlyWholeError
+    starts = [match.start() for match in re.finditer(r"^\[\[service\]\]", text, re.MULTILINE)]
+    head = _piece(text[: starts[0]] if starts else text)
+    if "service" in head:
+        raise _OnlyWholeError
+    return head, _services_in_pieces(text, starts)
+
+
+def _services_in_pieces(text: str, starts: list[int]) -> Iterator[Any]:
+    for first in range(0, len(starts), _PIECE):
+        end = starts[first + _PIECE] if first + _PIECE < len(starts) else len(text)
+        piece = _piece(text[starts[first] : end])
+        if piece.keys() != {"service"}:
+            raise _OnlyWholeError  # a table of another name after a service
+        yield from piece["service"]
+
+
+def _piece(text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError):
+        raise _OnlyWholeError from None
 
 
 def _toml(text: str, file: str | None) -> dict[str, Any]:
@@ -211,8 +257,8 @@ class _Reader:
 
     # --- documents and tables ------------------------------------------------------------------------------------
 
-    def read(self, document: dict[str, Any], kind: Kind) -> Config | None:
-        """The configuration, or None if there were mistakes."""
+    def read(self, document: dict[str, Any], raw_services: object, kind: Kind) -> Config | None:
+        """The configuration, or None if there were mistakes; ``raw_services`` may be an iterator."""
         self._check_top(document, kind)
         owner: Owner = None
         idle = None
@@ -220,7 +266,7 @@ class _Reader:
             owner, idle = self._mux(document.pop("mux"))
         elif "agent" in document and kind in (Kind.ANY, Kind.AGENT):
             owner = self._agent(document.pop("agent"))
-        services = self._services(document.pop("service", []), owner)
+        services = self._services(raw_services, owner)
         if self.mistakes:
             return None
         if isinstance(owner, tables.MuxTable):
@@ -310,23 +356,23 @@ class _Reader:
 
     def _services(self, raw: object, owner: Owner) -> tuple[Service, ...]:
         """All services; once there was a mistake they are only checked, not kept."""
-        array = self._array(raw, ("service",))
-        if len(array) > MAX_SERVICES:
-            self.mistake(("service",), f"must be at most {MAX_SERVICES} services, not {len(array)}")
-            return ()
+        array = raw if isinstance(raw, Iterator) else iter(self._array(raw, ("service",)))
         default_slots = _DEFAULT_SLOTS
         if isinstance(owner, tables.MuxTable):
             default_slots = owner.slots or default_slots
         services: list[Service] = []
         partly: list[_Partly] = []
         for i, item in enumerate(array):
+            if i == MAX_SERVICES:
+                self._service_raw = None
+                self.mistake(("service",), f"must be at most {MAX_SERVICES} services")
+                break
             self._service_raw = item
             table = self._table(tables.ServiceTable, item, ("service", i))
             if table is not None:
                 service = self._service(i, table, partly, default_slots)
                 if service is not None:
                     services.append(service)
-            array[i] = None  # a large file takes less memory so
         self._service_raw = None
         self._check_together(partly, owner)
         return tuple(services)
@@ -443,7 +489,7 @@ class _Reader:
     def _check_names(self, partly: list[_Partly]) -> None:
         names: dict[str, int] = {}
         for part in partly:
-            name = part.table.name
+            name = part.name
             if name is not None and names.setdefault(name, part.i) != part.i:
                 self.mistake(("service", part.i, "name"), f"is also the name of service[{names[name]}]: {show(name)}")
 
@@ -451,11 +497,11 @@ class _Reader:
         """Two services tie when a packet could be of both and neither is the more specific."""
         groups: dict[tuple[Network, Protocol], list[_Partly]] = defaultdict(list)
         for part in partly:
-            if part.table.vip is not None and part.table.protocol is not None and part.table.port is not None:
-                groups[part.table.vip, part.table.protocol].append(part)
+            if part.vip is not None and part.protocol is not None and part.ports is not None:
+                groups[part.vip, part.protocol].append(part)
         for group in groups.values():
             for part, other in _ties(group):
-                name = f" {show(other.table.name)}" if other.table.name else ""
+                name = f" {show(other.name)}" if other.name else ""
                 message = f"ties with service[{other.i}]{name}: same VIP and protocol, and the ports overlap"
                 self.mistake(("service", part.i, "port"), message + part.about)
 
@@ -464,7 +510,7 @@ class _Reader:
     ) -> None:
         """A VIP must not take this machine's own packets."""
         for part in partly:
-            vip = part.table.vip
+            vip = part.vip
             own = None if vip is None else owner.address if vip.version == 4 else owner.address6
             if vip is not None and own is not None and own in vip:
                 verb = "is" if vip.prefixlen == vip.max_prefixlen else "holds"
@@ -475,7 +521,7 @@ class _Reader:
         can6 = mux.address6 is not None or ("mux", "address6") in self._wrong
         own = {mux.address, mux.address6} - {None}
         for part in partly:
-            if part.table.vip is not None and part.table.vip.version == 6 and not can6:
+            if part.vip is not None and part.vip.version == 6 and not can6:
                 self.mistake(("service", part.i, "vip"), f"is IPv6, which needs mux.address6{part.about}")
             for j, address in enumerate(part.addresses):
                 if address in own:
@@ -486,7 +532,7 @@ class _Reader:
         """A tunnel to an address inside a VIP would come back to the MUXes for ever."""
         vips: dict[tuple[int, int], dict[int, _Partly]] = defaultdict(dict)
         for part in partly:
-            vip = part.table.vip
+            vip = part.vip
             if vip is not None:
                 vips[vip.version, vip.prefixlen].setdefault(int(vip.network_address), part)
         known: dict[Address, _Partly | None] = {}
@@ -498,24 +544,28 @@ class _Reader:
                     known[address] = _holder(address, vips)
                 holder = known[address]
                 if holder is not None:
-                    which = f"must be outside the VIP of service[{holder.i}], {holder.table.vip}; {address} is not"
+                    which = f"must be outside the VIP of service[{holder.i}], {holder.vip}; {address} is not"
                     self.mistake(("service", part.i, "backend", j, "address"), which + part.about)
 
 
 class _Partly:
     """What is known of a service for the checks between services; keys that were wrong are None."""
 
-    __slots__ = ("addresses", "i", "table")
+    __slots__ = ("addresses", "i", "name", "ports", "protocol", "vip")
 
     def __init__(self, i: int, table: tables.ServiceTable, addresses: list[Address | None]) -> None:
+        # Not the table itself: it holds what the file said of the backends, and that is large.
         self.i = i
-        self.table = table
+        self.name = table.name
+        self.vip = table.vip
+        self.protocol = table.protocol
+        self.ports = table.port
         self.addresses = addresses  # of its backends
 
     @property
     def about(self) -> str:
         """As _about(), for a mistake found after all services were read."""
-        return f" (service {show(self.table.name)})" if self.table.name is not None else ""
+        return f" (service {show(self.name)})" if self.name is not None else ""
 
 
 def _ties(group: list[_Partly]) -> Iterator[tuple[_Partly, _Partly]]:
@@ -526,7 +576,7 @@ def _ties(group: list[_Partly]) -> Iterator[tuple[_Partly, _Partly]]:
     ranges: list[_Partly] = []
     any_port: _Partly | None = None
     for part in group:
-        ports = part.table.port
+        ports = part.ports
         assert ports is not None  # noqa: S101  the group holds only such
         if ports.exact:
             other = exact.setdefault(ports.first, part)
@@ -545,7 +595,7 @@ def _range_ties(ranges: list[_Partly]) -> Iterator[tuple[_Partly, _Partly]]:
     """Sorted by first port, a range overlaps an earlier one exactly if it begins before the farthest end so far."""
 
     def ends(part: _Partly) -> tuple[int, int]:
-        ports = part.table.port
+        ports = part.ports
         assert ports is not None  # noqa: S101  ranges hold only such
         return ports.first, ports.last
 

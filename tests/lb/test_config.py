@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lb.config
 from lb.config import Kind, load_agent, load_any, load_mux, load_services, parse
 from lb.config_text import format_config
 from lb.errors import ConfigError
@@ -144,7 +145,27 @@ def test_a_wrong_key_of_mux_hides_no_check_of_services() -> None:
 def test_too_many_services_or_backends_are_refused() -> None:
     many = "\n".join(f'[[service.backend]]\nname = "{i}"\naddress = "10.1.{i >> 8}.{i & 255}"' for i in range(4096))
     assert mistakes(SERVICE + many) == ['service[0].backend: must be at most 4095 backends, not 4096 (service "s")']
-    assert mistakes("service = [" + "{}," * 32768 + "]") == ["service: must be at most 32767 services, not 32768"]
+    services = [
+        SERVICE.replace('"s"', f'"s{i}"').replace("203.0.113.1", f"203.0.{i >> 8}.{i & 255}") for i in range(32768)
+    ]
+    assert mistakes("".join(services)) == ["service: must be at most 32767 services"]
+
+
+@pytest.mark.parametrize("path", [*CASES, *SHIPPED], ids=lambda path: path.stem)
+def test_reading_in_pieces_gives_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = outcome(path)
+    monkeypatch.setattr(lb.config, "_PIECES_FROM", 0)
+    monkeypatch.setattr(lb.config, "_PIECE", 1)
+    assert outcome(path) == whole
+
+
+def test_a_table_after_the_services_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lb.config, "_PIECES_FROM", 0)
+    assert parse(SERVICE + MUX) == parse(MUX + SERVICE)
+    twice = MUX + SERVICE + MUX
+    assert mistakes(twice)[0].startswith("line 11: is not TOML")
+    for services in ("service = []\n", "[service]\n"):
+        assert "line" in mistakes(services + SERVICE)[0]
 
 
 def test_ten_thousand_services_of_ten_backends_are_read_in_seconds() -> None:
