@@ -70,9 +70,7 @@ def require(program: str, needed: Collection[Capability]) -> None:
     lacking = missing(needed)
     if lacking:
         names = " and ".join(str(capability) for capability in lacking)
-        raise PrivilegeError(
-            f"{program} needs {names}, which this process does not have: start it as root, or by its systemd unit"
-        )
+        raise PrivilegeError(f"this process lacks {names}: start {program} as root, or by its systemd unit")
 
 
 def keep_only(kept: Collection[Capability]) -> list[Capability]:

@@ -163,7 +163,7 @@ class Daemon:
             self._opened.port.close_ios()
             if clean or not self._opened.port.inherited:
                 await self._opened.port.remove()
-        log.info("stopped")
+            log.info("stopped")
 
     async def failed(self) -> None:
         """Returns never; raises what a task of ours raised, which is a programming error."""
