@@ -54,7 +54,7 @@ class UdpLoad:
         for process in self._sinks:
             process.wait_output("^listening")
         numbers = map(str, (port, flows, pps, windows, window_ms))
-        argv: list[str | Path] = [tool, "send", str(CLIENT), vip, *numbers]
+        argv: list[str | Path] = ["nice", "-n", "-15", tool, "send", str(CLIENT), vip, *numbers]
         self._sender = Process("udp sender", lab.client, argv, lab.directory / "sender.log")
 
     def windows(self) -> Iterator[int]:

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 
 import pytest
 
@@ -89,12 +90,14 @@ def test_weight_changes_and_drains_under_wrk_break_nothing(keep_alive: KeepAlive
 
 
 def test_sighup_at_100_kpps_moves_no_flow_and_loses_no_more_than_without(all_running: Lab) -> None:
-    """Odd windows have a reload with other weights, even ones have none; every lost packet is in some counter."""
-    lab = all_running
+    """Odd windows have a reload with other weights, even ones have none; every lost packet is in some counter.
+
+    Medians are compared: on a shared machine a worker may lose its CPU in any window, reload or not.
+    """
+    lab, count, length = all_running, 16, 500
     base = lab.services
-    lab.publish(base)
     before = losses(lab)
-    traffic = UdpLoad(lab, LOAD_VIP, LOAD_PORT, flows=4000, pps=110_000, windows=8)
+    traffic = UdpLoad(lab, LOAD_VIP, LOAD_PORT, flows=4000, pps=110_000, windows=count, window_ms=length)
     try:
         for window in traffic.windows():
             if window % 2:
@@ -103,9 +106,9 @@ def test_sighup_at_100_kpps_moves_no_flow_and_loses_no_more_than_without(all_run
     finally:
         traffic.close()
     counted = losses(lab).since(before)
-    lost = [account.lost(window) for window in range(8)]
+    lost = [account.lost(window) for window in range(count)]
     print(f"sent {account.sent} lost {lost} counted {counted} at sockets {account.socket_drops}")
-    assert min(account.sent) >= 80_000, "the sender did not reach its rate on this machine"
+    assert sum(account.sent) >= 50_000 * count * length / 1000, "this machine was too busy to send at half the rate"
     assert account.flows_on_two_hosts == 0
     assert sum(lost) <= counted.total + account.socket_drops
-    assert sum(lost[1::2]) <= sum(lost[0::2]) + sum(account.sent) // 1000
+    assert median(lost[1::2]) <= median(lost[0::2]) + max(account.sent) / 1000

@@ -172,12 +172,12 @@ def test_stopping_killing_and_starting_an_agent_cuts_no_connection(all_running: 
     translated = KeepAlive(lab, WEB_VIP, 80, count=30).start()
     plain = KeepAlive(lab, FILES_VIP, 80, count=30).start()
     host = lab.hosts[0]
-    for end in (host.processes["agent"].stop, host.processes["agent"].kill):
-        end()
+    for end in (Process.stop, Process.kill):
+        end(host.processes["agent"])
         translated.one_more_answer()
         plain.one_more_answer()
         assert requests(lab, f"http://{WEB_VIP}/", 60)["failed"] == 0
-        host.processes["agent"] = lab.start_agent(host)
+        lab.start_agent(host)
     assert [flow for flow in [*translated.stop(), *plain.stop()] if flow.broken] == []
 
 

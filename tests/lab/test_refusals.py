@@ -129,10 +129,11 @@ class TestStart:
         assert said.count("service[0]") == 10
 
 
-def test_address_that_the_machine_does_not_have_is_refused(lab: Lab) -> None:
-    code, said = refused(
-        lab, lab.muxes[0], PROGRAMS / "lb-mux", "--config", other_mux(lab, address=IPv4Address("10.0.1.99"))
-    )
+def test_address_that_the_machine_does_not_have_is_refused(all_running: Lab) -> None:
+    lab = all_running
+    lab.stop_mux(lab.muxes[1])
+    file = other_mux(lab, address=IPv4Address("10.0.1.99"))
+    code, said = refused(lab, lab.muxes[1], PROGRAMS / "lb-mux", "--config", file)
     assert code == 1
     assert "10.0.1.99" in said
 

@@ -31,6 +31,7 @@
 #define FIRST_PORT 2048
 #define MAX_WINDOWS 1024
 #define MAX_FLOWS 32768
+#define IDLE_ROUNDS 25 /* of 20 ms */
 
 struct payload {
 	uint32_t window;
@@ -196,7 +197,7 @@ static int sink(char **arguments)
 	struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(arguments[0]))};
 	uint32_t flows = (uint32_t)atoi(arguments[1]), windows = (uint32_t)atoi(arguments[2]);
 	struct timeval patience = {.tv_usec = 20000};
-	int room = 64 << 20, fd = socket(AF_INET, SOCK_DGRAM, 0);
+	int idle = 0, room = 64 << 20, fd = socket(AF_INET, SOCK_DGRAM, 0);
 
 	if (flows > MAX_FLOWS || windows > MAX_WINDOWS)
 		return 2;
@@ -213,8 +214,10 @@ static int sink(char **arguments)
 	for (;;) {
 		int count = recvmmsg(fd, messages, BURST, MSG_WAITFORONE, NULL);
 
-		if (count < 0 && stopping)
-			break; /* asked to stop, and nothing waits any more */
+		/* Asked to stop: the last packets may still be in somebody's ring, so wait until none has come for a while. */
+		idle = count < 0 && stopping ? idle + 1 : 0;
+		if (idle == IDLE_ROUNDS)
+			break;
 		for (int i = 0; i < count; i++) {
 			if (payloads[i].window >= windows || payloads[i].flow >= flows)
 				continue;
