@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from lb.cli.local import ask, find_socket, local_options, require_local
-from lb.cli.output import cell, console, output_option, print_json, table
+from lb.cli.output import cell, console, output_option, print_json, size, table
 from lb.errors import ControlError
 
 #: What can be asked -> (columns of the table, those that hold numbers).
 TABLES: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "services": (
-        ("name", "vip", "protocol", "port", "backends", "packets", "bytes", "flows_new", "dropped"),
-        frozenset({"backends", "packets", "bytes", "flows_new", "dropped"}),
+        ("name", "vip", "port", "backends", "packets", "bytes", "flows_new"),
+        frozenset({"backends", "packets", "bytes", "flows_new"}),
     ),
     "backends": (
         ("service", "name", "address", "port", "weight", "state", "packets"),
@@ -46,7 +46,17 @@ def command(*, what: str, local: bool, socket: str | None, config: str | None, a
         _show_keys(rows)
         return
     columns, numbers = TABLES[what]
-    console().print(table(columns, rows, numbers))
+    console().print(table(columns, [_short(row) for row in rows], numbers))
+
+
+def _short(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as it fits a terminal; JSON has it all, and exactly."""
+    shown = dict(row)
+    if "protocol" in row:
+        shown["port"] = f"{row.get('port')}/{row['protocol']}"
+    if isinstance(row.get("bytes"), int):
+        shown["bytes"] = size(row["bytes"])
+    return shown
 
 
 def _show_keys(rows: list[dict[str, Any]]) -> None:

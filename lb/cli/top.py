@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,8 @@ def command(
         else:
             console().print(_view(before, after, None))
         return
-    _watch(path, before, interval)
+    with contextlib.suppress(KeyboardInterrupt):
+        _watch(path, before, interval)
 
 
 class Sample:
