@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark and the list of reasons answer with the names that others rely on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lb._dataplane")
+
+ROOT = Path(__file__).parents[2]
+
+
+def answer(*arguments: object) -> Any:
+    command = [sys.executable, "-m", "lb.cli.main", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("mode", ["hit", "flood", "mix", "stateless", "miss"])
+def test_bench_pipeline_answers_as_the_contract_says(mode: str) -> None:
+    result = answer("bench", "pipeline", "--flows", 50_000, "--mode", mode, "--seconds", 0.2, "--json")
+    assert {"ns_per_packet", "runs", "packets_per_run", "bytes_per_flow", "noise", "cpu", "commit"} <= set(result)
+    assert min(result["runs"]) <= result["ns_per_packet"] <= max(result["runs"])
+    assert result["packets_per_run"] > 0
+
+
+def test_bench_takes_many_services_and_backends() -> None:
+    size = ("--flows", 10_000, "--services", 300, "--backends", 7, "--seconds", 0.1)
+    assert answer("bench", "pipeline", *size, "--json")["ns_per_packet"] > 0
+
+
+def test_a_flow_takes_at_most_16_bytes_of_table() -> None:
+    result = answer("bench", "pipeline", "--flows", 1_000_000, "--seconds", 0.1, "--json")
+    assert 8 < result["bytes_per_flow"] <= 16
+
+
+def test_every_reason_has_a_stable_name_a_verdict_and_a_sentence() -> None:
+    reasons = answer("reasons", "--json")
+    names = [reason["name"] for reason in reasons]
+    assert len(set(names)) == len(names) >= 10
+    assert {"truncated", "no_service", "no_backend"} <= set(names)
+    for reason in reasons:
+        assert set(reason) == {"name", "verdict", "help"}
+        assert reason["name"].replace("_", "").isalnum()
+        assert reason["name"].islower()
+        assert reason["verdict"] in ("forward", "pass", "drop", "reply")
+        assert reason["help"].endswith(".")
