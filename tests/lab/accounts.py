@@ -50,7 +50,7 @@ def losses(lab: Lab) -> Losses:
 
 def lost_in_mux(lab: Lab, mux: Node) -> int:
     row = lab.status(mux)
-    return int(row["dropped"]) + int(row.get("missed", 0)) + int(row.get("send_errors", 0))
+    return int(row["dropped"]) + int(row["missed"])
 
 
 def _device_drops(namespace: str) -> int:

@@ -63,8 +63,8 @@ class Demo:
         hosts = ", ".join(host.name for host in self.lab.hosts)
         decap = self.lab.get(self.lab.hosts[0], "agents")[0]["mode"]
         say(f"  up in {time.monotonic() - began:.1f} s: {muxes}; {hosts} (decap {decap})")
-        say(f"  {WEB_VIP}:80 is served by nginx on port 8080 of host1 and host2 (translated),")
-        say(f"  {FILES_VIP}:80 by nginx on port 80 of the same (not translated).")
+        say(f"  {WEB_VIP}:80 goes to port 8080 of host1 and host2 (translated)")
+        say(f"  {FILES_VIP}:80 goes to port 80 of the same (not translated)")
 
     def ask(self) -> None:
         say("\nWho serves what")
@@ -78,7 +78,7 @@ class Demo:
             self.failures.append(f"wrk saw {result.errors} errors")
 
     def open_connections(self, count: int, first_port: int) -> None:
-        """Keep-alive connections to the one service, downloads from the other."""
+        """Keep-alive connections to the one service, downloads from the other (from ports that nobody else picks)."""
         now = len(self.history) - 1
         self.keep_alives.append((KeepAlive(self.lab, WEB_VIP, 80, count=count).start(), now))
         for port in range(first_port, first_port + 2):
@@ -109,12 +109,12 @@ class Demo:
 
     def change(self) -> None:
         say("\nLive changes, with connections open")
-        self.open_connections(60, 40000)
+        self.open_connections(60, 20000)
         say(f"\n  {'what was done':<34}{'took':>10} {'answers':>9} {'broken':>8}")
         self.step("add host3 to both services", lambda: self.publish((web(self.lab.hosts), files(self.lab.hosts))))
         drain = tuple(drained(service, "host1") for service in self.lab.services)
         self.step("drain host1", lambda: self.publish(drain))
-        self.open_connections(60, 41000)
+        self.open_connections(60, 21000)
         self.step("kill mux1 with SIGKILL", self.kill)
         self.step("start mux1 again", self.restart)
         tally = requests(self.lab, URL, 300)
@@ -152,8 +152,8 @@ class Demo:
         say("\nWhat clients saw")
         say(f"  connections whose Maglev choice stayed:   {_fate(kept)}")
         say(f"  connections whose choice moved before:    {_fate(moved)}")
-        say("    Counted apart: only the MUX that died had remembered where these went, so those")
-        say("    that passed through it end here (docs/flow.md tells why, and what will mend it).")
+        say("    Counted apart: only the MUX that died remembered where these went, so those")
+        say("    that passed through it end (docs/flow.md tells why, and what will mend it).")
         waited = max(keep_alive.slowest for keep_alive, _ in self.keep_alives)
         say(f"  longest wait for an answer: {waited * 1000:,.0f} ms")
         for flow in kept:

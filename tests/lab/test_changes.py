@@ -79,7 +79,7 @@ def test_added_backend_takes_new_flows_and_moves_no_old_one(all_running: Lab) ->
 def test_weight_changes_and_drains_under_wrk_break_nothing(keep_alive: KeepAlive, all_running: Lab) -> None:
     lab = all_running
     original = lab.services
-    fetch = Download(lab, WEB_VIP, 80, 42000, rate="8M")
+    fetch = Download(lab, WEB_VIP, 80, 22000, rate="8M")
     with ThreadPoolExecutor(1) as pool:
         load_under_way = pool.submit(wrk, lab, URL, 3)
         for number in range(6):
