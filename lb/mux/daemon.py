@@ -36,7 +36,7 @@ from lb.mux.nexthops import Link, Resolution
 from lb.mux.ports import Port, open_port
 from lb.mux.reload import check_settings, check_vips
 from lb.mux.requests import handlers
-from lb.mux.startup import StateDir, find_interface
+from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
 from lb.privileges import Capability, keep_only, require
 
@@ -99,7 +99,9 @@ class Daemon:
         """Everything up to ``ready``."""
         link = find_interface(self._settings.interface, (await self._netlink.links()).values())
         self._ifindex = link.index
-        check_vips(services, await self._netlink.local_addresses())
+        local = await self._netlink.local_addresses()
+        check_outer_source(self._settings, local)
+        check_vips(services, local)
         forwarding = self._compiler.compile(services)
         vips = frozenset(service.vip for service in services)
         port, mode = await open_port(self._settings, vips, self._netlink, self._state_dir.path)

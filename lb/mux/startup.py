@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be right before the first packet: state directory, one ``lb-mux`` in it, the interface.
+"""What must be right before the first packet: state directory, one ``lb-mux`` in it, the interface, our address.
 
 Called once by :mod:`lb.mux.daemon`. Each check raises an error of one sentence that says what to do.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lb.errors import IoError
+from lb.model import Address, MuxSettings
 from lb.mux.nexthops import Link
 
 LOCK_FILE = "mux.lock"
@@ -50,3 +51,12 @@ def find_interface(name: str, links: Iterable[Link]) -> Link:
     if link.mac is None:
         raise IoError(f"mux.interface {name!r} has no Ethernet address; choose the link to the router")
     return link
+
+
+def check_outer_source(settings: MuxSettings, local: Mapping[Address, str]) -> None:
+    """The tunnel's source must be ours: hosts accept it alone, and what they answer must come back here."""
+    for key, address in (("mux.address", settings.address), ("mux.address6", settings.address6)):
+        if address is not None and address not in local:
+            others = (str(own) for own in local if own.version == address.version and not own.is_loopback)
+            present = ", ".join(others) or "none of that family"
+            raise IoError(f"{key} {address} is not an address of this machine; it has {present}")
