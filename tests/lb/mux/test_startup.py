@@ -33,7 +33,7 @@ def test_an_interface_without_link_addresses_is_refused() -> None:
 
 def test_an_outer_source_that_the_machine_does_not_have_is_refused() -> None:
     local = {ip_address("10.0.1.12"): "eth0", ip_address("127.0.0.1"): "lo"}
-    with pytest.raises(IoError, match="10.0.1.11 is not an address of this machine; it has 10.0.1.12$"):
+    with pytest.raises(IoError, match=r"10.0.1.11 is not an address of this machine; it has 10.0.1.12$"):
         check_outer_source(SETTINGS, local)
     check_outer_source(SETTINGS, {ip_address("10.0.1.11"): "eth0"})
 
@@ -48,5 +48,5 @@ def test_a_state_directory_serves_one_daemon_at_a_time(tmp_path: Path) -> None:
 
 def test_a_state_directory_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(IoError, match="mux.state_dir .* cannot be used: not a directory"):
+    with pytest.raises(IoError, match=r"mux.state_dir .* cannot be used: not a directory"):
         StateDir(tmp_path / "file" / "state")
