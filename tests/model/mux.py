@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole MUX as a model: packets in, one at a time; verdict, reason, flow, service, backend and packets out.
+
+Made of the same services and settings as :class:`lb.forwarding.Compiler` gets, and of nothing that it makes: the
+permutations' numbers alone (:func:`lb.forwarding.permutation`) are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from lb.forwarding import permutation
+from lb.model import Backend, BackendState, HashMode, MuxSettings, Protocol, Service
+from tests.model import flows, hashing, maglev, read, services, tunnel
+
+FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+
+
+class Expected(NamedTuple):
+    reason: str
+    service: str | None = None
+    backend: str | None = None
+    flow: str | None = None
+    out: tuple[bytes, ...] = ()
+
+
+@cache
+def _table(seed: bytes, size: int, members: tuple[tuple[str, int], ...]) -> list[int]:
+    rows = [(*permutation(seed, name, size), weight, i) for i, (name, weight) in enumerate(members)]
+    return maglev.populate(size, rows)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the I/O is like."""
+
+    detect_partial: bool = False
+    first_id: int = 0
+
+
+class Mux:
+    """One MUX over raw IP packets."""
+
+    def __init__(self, settings: MuxSettings, options: Options | None = None) -> None:
+        self.settings = settings
+        self.options = options or Options()
+        self.flows = flows.Flows()
+        self.services: tuple[Service, ...] = ()
+        self._ids: dict[object, int] = {}
+
+    def publish(self, new: Sequence[Service]) -> None:
+        """Other services, or others' backends. What a backend that left was remembered for is forgotten with use."""
+        self.services = tuple(new)
+
+    def process(self, packet: bytes, wire_length: int, now_ns: int) -> Expected:
+        self.flows.advance(now_ns)
+        if len(packet) < wire_length:
+            return Expected("truncated")
+        version = packet[0] >> 4 if packet else 0
+        if version not in (4, 6):
+            return Expected("not_ip")
+        problem = read.network_problem(packet, version)
+        if problem:
+            return Expected(problem)
+        header = read.Header(packet)
+        if not services.is_vip(self.services, header.destination):
+            return Expected("not_vip")
+        problem = read.vip_problem(packet, header)
+        if problem:
+            return Expected(problem)
+        return self._balance(packet[: header.length], header)
+
+    # ---- decide ----
+
+    def _balance(self, packet: bytes, header: read.Header) -> Expected:
+        source_port, port = header.ports(packet)
+        service = services.match(self.services, header.protocol, header.destination, port)
+        if service is None:
+            return Expected("no_service")
+        if header.ttl <= 1:
+            return Expected("ttl_expired", service.name)
+        name = (service.vip, service.protocol, service.ports)
+        key = flows.Tuple(name, (header.source, source_port), (header.destination, port))
+        chosen = self.choice(service, key)
+        flow = self._remembered(service, key, packet, header, chosen)
+        if flow is not None:
+            report, backend = "known", _named(service, flow.backend)
+        elif chosen is None:
+            return Expected("no_backend", service.name)
+        else:
+            self.flows.start(key, chosen.name)
+            report, backend = "new", chosen
+        reason, out = self._send(service, backend, packet, key)
+        if not out:
+            return Expected(reason, service.name)
+        return Expected(reason, service.name, backend.name, report, out)
+
+    def choice(self, service: Service, key: flows.Tuple) -> Backend | None:
+        """What Maglev gives a new flow."""
+        members = sorted((b.name, b.weight) for b in service.backends if b.state is BackendState.UP and b.weight)
+        if not members:
+            return None
+        size = service.slots or self.settings.slots
+        table = _table(self.settings.seed, size, tuple(members))
+        value = self._hash(service, key, source_only=service.hash is HashMode.SOURCE)
+        return _named(service, members[table[hashing.slot_of(value, size)]][0])
+
+    def _hash(self, service: Service, key: flows.Tuple, *, source_only: bool) -> int:
+        return hashing.tuple_hash(
+            self.settings.seed, service.protocol.number, key.source, key.destination, source_only=source_only
+        )
+
+    def _remembered(
+        self, service: Service, key: flows.Tuple, packet: bytes, header: read.Header, chosen: Backend | None
+    ) -> flows.Flow | None:
+        """The entry, if it still decides for this packet; refreshed then."""
+        idle = self.settings.idle
+        udp = service.protocol is Protocol.UDP
+        trusted = flows.ticks(service.idle or (idle.udp if udp else idle.tcp))
+        untrusted = trusted if udp else flows.ticks(idle.tcp_untrusted)
+        flow = self.flows.find(key, idle=trusted, idle_untrusted=untrusted)
+        if flow is None:
+            return None
+        state = next((b.state for b in service.backends if b.name == flow.backend), None)
+        opens = not udp and packet[header.transport + 13] & (FIN | SYN | RST | ACK) == SYN
+        if state in (None, BackendState.DOWN):
+            return None
+        if state is BackendState.DRAIN and (opens or (udp and chosen is not None)):
+            return None
+        flow.seen = self.flows.tick
+        flow.trusted = flow.trusted or not opens
+        return flow
+
+    # ---- send ----
+
+    def _send(
+        self, service: Service, backend: Backend, packet: bytes, key: flows.Tuple
+    ) -> tuple[str, tuple[bytes, ...]]:
+        mtu, version = service.mtu or self.settings.mtu, backend.address.version
+        reason, parts = "forwarded", [packet]
+        if len(packet) + tunnel.overhead(version) > mtu:
+            size = self._segment_size(packet, mtu - tunnel.overhead(version), mtu)
+            if not size:
+                return "too_big", ()
+            reason, parts = "segmented", list(tunnel.segments(packet, size))
+        elif self.options.detect_partial:
+            parts = [_completed(packet)]
+        return reason, tuple(self._encapsulate(service, backend, tunnel.forwarded(part), key) for part in parts)
+
+    @staticmethod
+    def _segment_size(packet: bytes, room: int, mtu: int) -> int:
+        """Payload of each segment. A capture does not say what is a super-packet, but no link carries a packet
+        larger than its MTU."""
+        header = read.Header(packet)
+        if header.protocol != read.TCP or len(packet) <= mtu:
+            return 0
+        headers = header.transport + (packet[header.transport + 12] >> 4) * 4
+        return max(0, room - headers) if len(packet) > headers else 0
+
+    def _encapsulate(self, service: Service, backend: Backend, inner: bytes, key: flows.Tuple) -> bytes:
+        if backend.address.version == 4:
+            next_id = self._ids.get(backend.address, self.options.first_id)
+            if not inner[6] & 0x40:
+                self._ids[backend.address] = (next_id + 1) & 0xFFFF
+            return tunnel.outer_ipv4(self.settings.address, backend.address, inner, next_id)
+        assert self.settings.address6 is not None
+        label = self._hash(service, key, source_only=False) >> 32 & 0xFFFFF
+        return tunnel.outer_ipv6(self.settings.address6, backend.address, inner, label)
+
+
+def _named(service: Service, name: str) -> Backend:
+    return next(b for b in service.backends if b.name == name)
+
+
+def _completed(packet: bytes) -> bytes:
+    """Senders leave the checksum to the NIC with the pseudo-header's sum in its place: then the real one."""
+    header = read.Header(packet)
+    at = header.transport
+    field = at + (16 if header.protocol == read.TCP else 6)
+    length = header.length - at if header.protocol == read.TCP else int.from_bytes(packet[at + 4 : at + 6], "big")
+    pseudo = tunnel.pseudo_sum(header, length)
+    if int.from_bytes(packet[field : field + 2], "big") != pseudo:
+        return packet
+    return tunnel.with_transport_checksum(packet)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a packet and saying what is wrong with it, from RFC 791, 768, 8200, 9293 and 1812."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+
+from lb.model import Address
+from tests.model.checksum import checksum
+
+HOP_BY_HOP, ICMP, TCP, UDP, ROUTING, FRAGMENT, ICMPV6, DESTINATION = 0, 1, 6, 17, 43, 44, 58, 60
+EXTENSIONS = (HOP_BY_HOP, ROUTING, DESTINATION)
+MAX_EXTENSIONS = 8
+
+
+class Header:
+    """The network header of a packet that is long enough to have one."""
+
+    def __init__(self, packet: bytes) -> None:
+        self.version = packet[0] >> 4
+        self.source: Address
+        self.destination: Address
+        if self.version == 4:
+            self.transport = (packet[0] & 15) * 4
+            self.length = int.from_bytes(packet[2:4], "big")
+            self.protocol = packet[9]
+            self.ttl = packet[8]
+            self.source, self.destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
+            return
+        self.transport = 40
+        self.length = 40 + int.from_bytes(packet[4:6], "big")
+        self.protocol = packet[6]
+        self.ttl = packet[7]
+        self.source, self.destination = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
+        self.extensions = 0
+        while self.protocol in EXTENSIONS and self.transport + 8 <= min(self.length, len(packet)):
+            self.protocol, units = packet[self.transport], packet[self.transport + 1]
+            self.transport += 8 + 8 * units
+            self.extensions += 1
+
+    def ports(self, packet: bytes) -> tuple[int, int]:
+        at = self.transport
+        return int.from_bytes(packet[at : at + 2], "big"), int.from_bytes(packet[at + 2 : at + 4], "big")
+
+
+def network_problem(packet: bytes, version: int) -> str | None:
+    """Why the network header cannot be read; what is longer than the frame is another matter."""
+    if len(packet) < (20 if version == 4 else 40) or packet[0] >> 4 != version:
+        return "bad_header"
+    if version == 4 and not 20 <= (packet[0] & 15) * 4 <= len(packet):
+        return "bad_header"
+    return None
+
+
+def _impossible_source(source: Address, destination: Address) -> bool:
+    """RFC 1812, 5.3.7 (martian addresses); a source equal to the destination is a LAND attack."""
+    if source == destination or source.is_multicast or source.is_loopback or source.is_unspecified:
+        return True
+    if isinstance(source, IPv4Address):
+        return source in IPv4Network("0.0.0.0/8") or source == IPv4Address("255.255.255.255")
+    return False
+
+
+def vip_problem(packet: bytes, header: Header) -> str | None:  # noqa: PLR0911  one return for each thing that can be wrong
+    """Why a packet to a VIP goes no further, before any service is asked; None if nothing is wrong with it."""
+    if header.length > len(packet):
+        return "truncated"
+    packet = packet[: header.length]
+    if header.version == 4:
+        if header.length < header.transport:
+            return "bad_header"
+        if checksum(packet[: header.transport]) != 0:
+            return "bad_checksum"
+    if _impossible_source(header.source, header.destination):
+        return "bad_source"
+    if header.version == 4:
+        if int.from_bytes(packet[6:8], "big") & 0x3FFF:
+            return "fragment"
+    elif header.transport > header.length or header.protocol in EXTENSIONS or header.extensions > MAX_EXTENSIONS:
+        return "bad_header"
+    elif header.protocol == FRAGMENT:
+        return "fragment"
+    return _transport_problem(packet[header.transport :], header.protocol)
+
+
+def _transport_problem(segment: bytes, protocol: int) -> str | None:
+    if protocol == TCP:
+        return None if len(segment) >= 20 and 20 <= (segment[12] >> 4) * 4 <= len(segment) else "bad_header"
+    if protocol == UDP:
+        complete = len(segment) >= 8 and 8 <= int.from_bytes(segment[4:6], "big") <= len(segment)
+        return None if complete else "bad_header"
+    return "icmp" if protocol in (ICMP, ICMPV6) else "unsupported_protocol"

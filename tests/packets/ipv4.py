@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The IPv4 header: what is refused, what is stepped over, what becomes of fields. RFC 791, 1812, 2003, 6040, 6864."""
+
+from __future__ import annotations
+
+from tests.packets.build import ipv4, tcp, udp
+from tests.packets.world import DNS, FIRST_ID, WEB, Row, drops, forwards, to
+
+SYN = ipv4(tcp())
+NOT_OURS = "198.51.100.1"
+RECORD_ROUTE = bytes([7, 7, 4, 0, 0, 0, 0, 0])
+
+HEADER = (
+    forwards("a plain SYN is forwarded", SYN, WEB),
+    drops("a packet to another address is passed", ipv4(tcp(), to=NOT_OURS), "not_vip"),
+    drops("an address outside every prefix is passed", ipv4(tcp(), to="203.0.114.10"), "not_vip"),
+    drops("version 5 is no IP", ipv4(tcp(), version=5), "not_ip"),
+    drops("a header length below five words is malformed", ipv4(tcp(), ihl=4), "bad_header"),
+    drops("a header length of zero is malformed", ipv4(tcp(), ihl=0), "bad_header"),
+    drops("a header that ends behind the frame is malformed", ipv4(udp(b""), ihl=15)[:40], "bad_header"),
+    drops("nineteen bytes are no IPv4 header", SYN[:19], "bad_header"),
+    drops("a header alone, to another address, is passed", ipv4(tcp(), to=NOT_OURS)[:20], "not_vip"),
+    drops("a total length below the header's is malformed", ipv4(tcp(), total=19), "bad_header"),
+    drops("a total length of zero is malformed", ipv4(tcp(), total=0), "bad_header"),
+    drops("a total length beyond the frame is truncated", ipv4(tcp(), total=41), "truncated"),
+    drops("a total length that cuts off the ports is malformed", ipv4(tcp(), total=23), "bad_header"),
+    forwards("padding behind the packet is trimmed", SYN + bytes(6), WEB, leaves=SYN),
+    forwards("a lot of padding is trimmed", SYN + b"\xff" * 1400, WEB, leaves=SYN),
+    forwards("options are stepped over and kept", ipv4(tcp(), options=RECORD_ROUTE), WEB),
+    forwards("forty bytes of options are stepped over", ipv4(tcp(), options=b"\1" * 40), WEB),
+    drops("a wrong header checksum is dropped", ipv4(tcp(), check=0x1111), "bad_checksum"),
+    drops("a header checksum of zero is dropped", ipv4(tcp(), check=0), "bad_checksum"),
+    drops("a wrong checksum over options is dropped", ipv4(tcp(), options=b"\1" * 4, check=2), "bad_checksum"),
+    drops("a wrong checksum to another address is the kernel's", ipv4(tcp(), to=NOT_OURS, check=2), "not_vip"),
+    drops("a wrong length to another address is the kernel's", ipv4(tcp(), to=NOT_OURS, total=9000), "not_vip"),
+    drops("a capture that cut the packet is truncated", SYN[:30], "truncated", wire_length=len(SYN)),
+    drops(
+        "a capture that cut a packet to another address is truncated",
+        ipv4(tcp(), to=NOT_OURS)[:30],
+        "truncated",
+        wire_length=40,
+    ),
+    drops("a frame cut to nothing is truncated", b"", "truncated", wire_length=40),
+)
+
+NO_CLIENTS = ("0.0.0.0", "0.1.2.3", "127.0.0.1", "127.255.255.254", "224.0.0.1", "239.255.255.255")
+
+SOURCES = (
+    *(drops(f"source {source} is no client", ipv4(tcp(), source=source), "bad_source") for source in NO_CLIENTS),
+    drops("source 255.255.255.255 is no client", ipv4(tcp(), source="255.255.255.255"), "bad_source"),
+    drops("a source equal to the destination is a LAND attack", ipv4(tcp(), source="203.0.113.10"), "bad_source"),
+    drops("a LAND attack by UDP is no client either", ipv4(udp(), source="203.0.113.10"), "bad_source"),
+    drops("a bad source to another address is the kernel's", ipv4(tcp(), to=NOT_OURS, source="0.0.0.0"), "not_vip"),
+    forwards("a private source is a client", ipv4(tcp(), source="10.9.9.9"), WEB),
+    forwards("source 223.255.255.255 is a client", ipv4(tcp(), source="223.255.255.255"), WEB),
+)
+
+FRAGMENTS = (
+    drops("a first fragment is dropped", ipv4(tcp("A", bytes(64)), df=False, mf=True), "fragment"),
+    drops("a later fragment is dropped", ipv4(tcp(), df=False, mf=True, offset=8), "fragment"),
+    drops("a last fragment is dropped", ipv4(tcp(), df=False, offset=185), "fragment"),
+    drops("a fragment too short for ports is dropped", ipv4(udp(b""), df=False, mf=True, total=24), "fragment"),
+    drops("a fragment with DF is a fragment", ipv4(tcp(), df=True, offset=1), "fragment"),
+)
+
+
+def marked(tos: int) -> bytes:
+    return ipv4(tcp(), tos=tos)
+
+
+TTL = (
+    drops("TTL 1 is dropped, not forwarded with zero", ipv4(tcp(), ttl=1), "ttl_expired"),
+    drops("TTL 0 is dropped", ipv4(tcp(), ttl=0), "ttl_expired"),
+    forwards("TTL 2 is forwarded with TTL 1", ipv4(tcp(), ttl=2), WEB),
+    forwards("TTL 255 is forwarded with TTL 254", ipv4(tcp(), ttl=255), WEB),
+    drops("TTL 1 to a closed port is dropped for the port", ipv4(udp(dport=9), ttl=1), "no_service"),
+    drops("TTL 1 to another address is the kernel's", ipv4(tcp(), to=NOT_OURS, ttl=1), "not_vip"),
+)
+
+OUTER = (
+    *(
+        forwards(f"ECN {name} is copied to the outer header", marked(tos), WEB)
+        for name, tos in (("not-ECT", 0), ("ECT(1)", 1), ("ECT(0)", 2), ("CE", 3))
+    ),
+    *(forwards(f"DSCP {dscp} is copied to the outer header", marked(dscp << 2 | 1), WEB) for dscp in (8, 46, 63)),
+    forwards("DF inside gives DF and ID zero outside", ipv4(tcp(), df=True, ident=99), WEB),
+    Row(
+        "without DF the outer header gets an ID of its own",
+        ipv4(udp(), df=False, ident=99),
+        "forwarded",
+        (to(DNS, ipv4(udp(), df=False, ident=99), ident=FIRST_ID),),
+    ),
+    forwards("TTL outside does not depend on that inside", ipv4(tcp(), ttl=3), WEB),
+)
+
+ROWS = (*HEADER, *SOURCES, *FRAGMENTS, *TTL, *OUTER)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The IPv6 header and its extensions, in IPv6. RFC 8200, 2473, 6040, 6438."""
+
+from __future__ import annotations
+
+from tests.packets.build import extension, ipv6, tcp, udp
+from tests.packets.world import DNS6, NET6, WEB6, drops, forwards
+
+HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
+NOT_OURS = "2001:db8:e::1"
+SYN = ipv6(tcp())
+
+HEADER = (
+    forwards("an IPv6 SYN is forwarded", SYN, WEB6),
+    forwards("IPv6 UDP is forwarded", ipv6(udp()), DNS6),
+    forwards("an address of an IPv6 prefix is a VIP", ipv6(tcp(), to="2001:db8:f::ffff:1"), NET6),
+    drops("an IPv6 packet to another address is passed", ipv6(tcp(), to=NOT_OURS), "not_vip"),
+    drops("thirty-nine bytes are no IPv6 header", SYN[:39], "bad_header"),
+    drops("a payload length beyond the frame is truncated", ipv6(tcp(), length=21), "truncated"),
+    drops("a payload length that cuts off the ports is malformed", ipv6(tcp(), length=19), "bad_header"),
+    drops("a payload length of zero is malformed", ipv6(tcp(), length=0), "bad_header"),
+    forwards("padding behind an IPv6 packet is trimmed", SYN + bytes(9), WEB6, leaves=SYN),
+    drops("hop limit 1 is dropped", ipv6(tcp(), hops=1), "ttl_expired"),
+    drops("hop limit 0 is dropped", ipv6(tcp(), hops=0), "ttl_expired"),
+    forwards("hop limit 2 is forwarded with 1", ipv6(tcp(), hops=2), WEB6),
+    drops("a capture that cut an IPv6 packet is truncated", SYN[:50], "truncated", wire_length=len(SYN)),
+)
+
+SOURCES = (
+    *(
+        drops(f"source {source} is no IPv6 client", ipv6(tcp(), source=source), "bad_source")
+        for source in ("::", "::1", "ff02::1", "2001:db8:f::10")
+    ),
+    forwards("a link-local source is a client", ipv6(tcp(), source="fe80::1"), WEB6),
+)
+
+
+def extended(*extensions: tuple[int, bytes]) -> bytes:
+    return ipv6(tcp("A", b"data"), extensions=extensions)
+
+
+EXTENSIONS = (
+    forwards("a hop-by-hop header is stepped over", extended((HOP, extension())), WEB6),
+    forwards("a routing header is stepped over", extended((ROUTING, extension(2, fill=0))), WEB6),
+    forwards("destination options are stepped over", extended((DESTINATION, extension(1))), WEB6),
+    forwards(
+        "a chain of extension headers is stepped over",
+        extended(
+            (HOP, extension()), (DESTINATION, extension(3)), (ROUTING, extension(fill=0)), (DESTINATION, extension())
+        ),
+        WEB6,
+    ),
+    forwards("eight extension headers are stepped over", extended(*((DESTINATION, extension()),) * 8), WEB6),
+    drops("nine extension headers are too many", extended(*((DESTINATION, extension()),) * 9), "bad_header"),
+    drops(
+        "an extension header that ends behind the packet is malformed",
+        ipv6(tcp(), extensions=((HOP, bytes([200]) + bytes(6)),)),
+        "bad_header",
+    ),
+    drops("an extension header cut in two is malformed", ipv6(tcp(), extensions=((HOP, b"\0"),))[:42], "truncated"),
+    drops(
+        "an extension header that the payload length cuts in two is malformed",
+        ipv6(tcp(), extensions=((HOP, extension()),), length=4),
+        "bad_header",
+    ),
+    drops("an IPv6 fragment is dropped", extended((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))), "fragment"),
+    drops("a later IPv6 fragment is dropped", extended((FRAGMENT, bytes([0, 5, 0, 0, 0, 0, 9]))), "fragment"),
+    drops("an atomic IPv6 fragment is dropped too", extended((FRAGMENT, bytes([0, 0, 0, 0, 0, 0, 9]))), "fragment"),
+    drops(
+        "a fragment behind other extensions is dropped",
+        extended((HOP, extension()), (FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))),
+        "fragment",
+    ),
+    drops(
+        "the service is that of the ports behind the extensions",
+        ipv6(udp(dport=54), extensions=((HOP, extension()),)),
+        "no_service",
+    ),
+)
+
+OUTER = (
+    *(
+        forwards(f"traffic class {value:#04x} is copied to the outer header", ipv6(tcp(), traffic_class=value), WEB6)
+        for value in (0x01, 0x02, 0x03, 0xB8, 0xFF)
+    ),
+    forwards("the flow label outside is made of the flow, not copied", ipv6(tcp(), flow_label=0xABCDE), WEB6),
+    forwards("another flow has another flow label", ipv6(tcp(sport=40_001)), WEB6),
+)
+
+ROWS = (*HEADER, *SOURCES, *EXTENSIONS, *OUTER)

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All rows, by subject. To run them over another I/O: :mod:`tests.packets.test_rows` shows how."""
+
+from __future__ import annotations
+
+from tests.packets import ipv4, ipv6, matching, size, transport
+from tests.packets.world import Row
+
+ROWS: tuple[Row, ...] = (*ipv4.ROWS, *transport.ROWS, *ipv6.ROWS, *matching.ROWS, *size.ROWS)

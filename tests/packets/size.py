@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packets as large as the way allows, larger, and TCP super-packets that are cut. MTU 1500 unless a row says so."""
+
+from __future__ import annotations
+
+from tests.model.tunnel import segments
+from tests.packets.build import ipv4, ipv6, tcp, udp
+from tests.packets.world import DNS, WEB, WEB6, Row, drops, forwards, to
+
+
+def data(length: int) -> bytes:
+    """Bytes that differ everywhere, so that a piece in the wrong place shows."""
+    return b"".join(i.to_bytes(4, "big") for i in range(length // 4 + 1))[:length]
+
+
+def cut(claim: str, packet: bytes, backend: str, size: int) -> Row:
+    """A super-packet that leaves as segments of ``size`` bytes of payload."""
+    parts = segments(packet, size)
+    return Row(claim, packet, "segmented", tuple(to(backend, part, 7 + n) for n, part in enumerate(parts)))
+
+
+#: Payload of a TCP segment that fits: 1500 less outer header, inner header, TCP header.
+FITS, FITS6 = 1500 - 20 - 20 - 20, 1500 - 40 - 40 - 20
+
+FULL = ipv4(tcp("A", data(FITS)))
+
+EXACT = (
+    forwards("a packet that fits exactly is forwarded", FULL, WEB),
+    forwards("an IPv6 packet that fits exactly is forwarded", ipv6(tcp("A", data(FITS6))), WEB6),
+    drops("one byte more is too big", ipv4(tcp("A", data(FITS + 1))), "too_big"),
+    drops("one byte more is too big without DF too", ipv4(tcp("A", data(FITS + 1)), df=False), "too_big"),
+    drops("one byte more is too big in IPv6", ipv6(tcp("A", data(FITS6 + 1))), "too_big"),
+    drops("a full packet of the client's link is too big", ipv4(tcp("A", data(1460))), "too_big"),
+    drops("a UDP packet above the MTU is too big", ipv4(udp(data(1473))), "too_big"),
+    forwards("a UDP packet that fits exactly is forwarded", ipv4(udp(data(1452))), DNS),
+    forwards("a service's own MTU counts", ipv4(tcp("A", data(8000)), to="203.0.113.200"), WEB),
+    drops("a service's own MTU ends too", ipv4(tcp("A", data(8950)), to="203.0.113.200"), "too_big"),
+    forwards("padding does not count", FULL + bytes(40), WEB, leaves=FULL),
+)
+
+SUPER = (
+    cut("a super-packet is cut into packets that fit", ipv4(tcp("A", data(4000))), WEB, FITS),
+    cut("one byte above the MTU is a super-packet", ipv4(tcp("A", data(1461))), WEB, FITS),
+    cut("a super-packet of whole segments has no empty one", ipv4(tcp("A", data(FITS * 3))), WEB, FITS),
+    cut("PSH and FIN stay with the last segment", ipv4(tcp("FPA", data(3000))), WEB, FITS),
+    cut("CWR stays with the first segment", ipv4(tcp("CPA", data(3000))), WEB, FITS),
+    cut("ECE is in every segment", ipv4(tcp("EA", data(3000)), tos=2), WEB, FITS),
+    cut("without DF every segment gets an ID inside and outside", ipv4(tcp("A", data(4000)), df=False), WEB, FITS),
+    cut("IDs of segments wrap", ipv4(tcp("A", data(4000)), ident=0xFFFF), WEB, FITS),
+    cut("sequence numbers wrap", ipv4(tcp("A", data(4000), seq=0xFFFFFFF0)), WEB, FITS),
+    cut("TCP options are in every segment", ipv4(tcp("A", data(4000), options=b"\1" * 12)), WEB, FITS - 12),
+    cut("IP options are in every segment", ipv4(tcp("A", data(4000)), options=b"\1" * 8), WEB, FITS - 8),
+    cut("a partial checksum does not matter to segments", ipv4(tcp("A", data(4000), check="partial")), WEB, FITS),
+    cut("the largest IPv4 packet there is gets through", ipv4(tcp("PA", data(65535 - 40))), WEB, FITS),
+    cut("a super-packet of IPv6 is cut", ipv6(tcp("PA", data(4000))), WEB6, FITS6),
+    cut("the largest IPv6 packet there is gets through", ipv6(tcp("PA", data(65535 - 20))), WEB6, FITS6),
+    cut(
+        "a super-packet with a larger MTU is cut to that",
+        ipv4(tcp("A", data(20_000)), to="203.0.113.200"),
+        WEB,
+        9000 - 60,
+    ),
+)
+
+ROWS = (*EXACT, *SUPER)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MUX of the tables, and what its rows are made of.
+
+Every service has one backend, so that a row can say where its packet goes; choosing among several is tested elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+from lb.model import Backend, BackendState, Idle, MuxSettings, PortRange, Protocol, Service
+from tests.model import hashing, tunnel
+from tests.model.read import Header
+
+SEED = bytes.fromhex("00112233445566778899aabbccddeeff")
+MUX, MUX6 = IPv4Address("10.0.1.11"), IPv6Address("2001:db8:1::11")
+FIRST_ID = 7
+
+SETTINGS = MuxSettings(
+    name="mux1",
+    address=MUX,
+    address6=MUX6,
+    seed=SEED,
+    interface="eth0",
+    flows=1000,
+    slots=251,
+    idle=Idle(),
+)
+
+ANY_PORT = (0, 65535)
+
+
+def service(
+    name: str,
+    vip: str,
+    protocol: Protocol,
+    ports: int | tuple[int, int],
+    *backends: Backend | str,
+    mtu: int | None = None,
+) -> Service:
+    """A backend given as an address is named after it."""
+    first, last = (ports, ports) if isinstance(ports, int) else ports
+    rows = tuple(Backend(b, ip_address(b)) if isinstance(b, str) else b for b in backends)
+    return Service(name, ip_network(vip), protocol, PortRange(first, last), rows, mtu=mtu)
+
+
+def drained(address: str) -> Backend:
+    return Backend(address, ip_address(address), state=BackendState.DRAIN)
+
+
+WEB, DNS, RANGE, REST, LOWER, WHOLE = (f"10.0.3.{n}" for n in range(1, 7))
+WEB6, DNS6, NET6 = (f"2001:db8:3::{n}" for n in range(1, 4))
+
+SERVICES = (
+    service("web", "203.0.113.10", Protocol.TCP, 80, WEB),
+    service("dns", "203.0.113.10", Protocol.UDP, 53, DNS),
+    service("range", "203.0.113.10", Protocol.TCP, (8000, 8099), RANGE),
+    service("rest", "203.0.113.11", Protocol.TCP, ANY_PORT, REST),
+    service("rest-80", "203.0.113.11", Protocol.TCP, 80, WEB),
+    service("rest-range", "203.0.113.11", Protocol.TCP, (70, 90), RANGE),
+    service("lower", "203.0.113.8/29", Protocol.TCP, ANY_PORT, LOWER),
+    service("whole", "203.0.113.0/24", Protocol.TCP, 80, WHOLE),
+    service("jumbo", "203.0.113.200", Protocol.TCP, 80, WEB, mtu=9000),
+    service("empty", "203.0.113.201", Protocol.TCP, 80),
+    service("leaving", "203.0.113.202", Protocol.TCP, 80, drained(WEB)),
+    service("web6", "2001:db8:f::10", Protocol.TCP, 80, WEB6),
+    service("dns6", "2001:db8:f::10", Protocol.UDP, 53, DNS6),
+    service("net6", "2001:db8:f::/64", Protocol.TCP, ANY_PORT, NET6),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case. ``packet`` starts at the IP header; ``out`` makes the packets that leave, from IP header to IP header.
+
+    ``wire_length``: what it had before a capture cut it; ``partial``: the I/O looks for checksums left to the NIC.
+    """
+
+    claim: str
+    packet: bytes
+    reason: str
+    out: tuple[bytes, ...] = ()
+    wire_length: int | None = None
+    partial: bool = False
+
+    @property
+    def verdict(self) -> str:
+        if self.reason in ("forwarded", "segmented"):
+            return "forward"
+        return "pass" if self.reason in ("not_ip", "not_vip") else "drop"
+
+
+def to(backend: str, packet: bytes, ident: int = FIRST_ID) -> bytes:
+    """``packet`` with one hop less to live, in the outer header to a backend. ``ident``: where DF is not set."""
+    destination = ip_address(backend)
+    inner = tunnel.forwarded(packet)
+    if destination.version == 4:
+        return tunnel.outer_ipv4(MUX, destination, inner, ident)
+    header = Header(packet)
+    source_port, port = header.ports(packet)
+    value = hashing.tuple_hash(SEED, header.protocol, (header.source, source_port), (header.destination, port))
+    return tunnel.outer_ipv6(MUX6, destination, inner, value >> 32 & 0xFFFFF)
+
+
+def forwards(claim: str, packet: bytes, backend: str, *, leaves: bytes | None = None, partial: bool = False) -> Row:
+    """A row whose packet goes to ``backend``, ``leaves`` being what goes into the tunnel if it is not as it came."""
+    return Row(claim, packet, "forwarded", (to(backend, packet if leaves is None else leaves),), partial=partial)
+
+
+def drops(claim: str, packet: bytes, reason: str, wire_length: int | None = None) -> Row:
+    return Row(claim, packet, reason, wire_length=wire_length)
