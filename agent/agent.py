@@ -18,17 +18,7 @@ import structlog
 
 from agent import nat, sysctls
 from agent import plan as planning
-from agent.decap import (
-    IPIP_DEVICE,
-    BpfDecap,
-    Decap,
-    DecapRefused,
-    IpipDecap,
-    TunDecap,
-    Tunnel,
-    found_filter,
-    load_program,
-)
+from agent.decap import IPIP_DEVICE, BpfDecap, Decap, DecapRefused, Prepare, Tunnel, found_filter, prepare
 from agent.host import Host, Link
 from agent.own import OwnService, own_services
 from agent.plan import Action, Desired, Found
@@ -58,8 +48,9 @@ class Applied:
 class Agent:
     """Applies configurations; see the module's text."""
 
-    def __init__(self, host: HostFactory, store: Store) -> None:
+    def __init__(self, host: HostFactory, store: Store, prepare: Prepare = prepare) -> None:
         self._host = host
+        self._prepare = prepare
         self._store = store
         self._changes = store.load()
         self._decap: Decap | None = None
@@ -118,7 +109,7 @@ class Agent:
         settings = config.agent
         tunnel = Tunnel(settings.address, settings.address6, frozenset(settings.muxes), served_vips(services))
         interfaces = {settings.interface} | self._changes.interfaces
-        prepared = self._prepare(host, link, settings.interface, tunnel, mode)
+        prepared = self._prepare(host, link, settings.interface, tunnel, mode, self._decap)
         program: DecapProgram | None = None
         try:
             wanted = prepared.program if isinstance(prepared, BpfDecap) else None
@@ -136,19 +127,6 @@ class Agent:
                 program.close()
             if prepared is not self._decap:
                 prepared.close()
-
-    def _prepare(self, host: Host, link: Link, interface: str, tunnel: Tunnel, mode: DecapMode) -> Decap:
-        """The way of decapsulation, ready to begin; raises DecapRefused while nothing has been changed."""
-        if mode is DecapMode.IPIP:
-            return IpipDecap(host, tunnel)
-        if mode is DecapMode.TUN:
-            return self._decap if isinstance(self._decap, TunDecap) else TunDecap(tunnel)
-        _, attached = found_filter(host, interface, None)
-        try:
-            return BpfDecap(load_program(interface, link, tunnel, inherit=attached))
-        finally:
-            if attached is not None:
-                attached.close()
 
     def _survey(
         self, host: Host, interface: str | None, interfaces: Iterable[str], wanted: DecapProgram | None

@@ -12,7 +12,7 @@ host as it is; taking filters and devices away is the plan's business.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
@@ -22,7 +22,7 @@ from agent.plan import FilterState, FoundFilter
 from lb import dataplane
 from lb.dataplane import DecapProgram, HostPipeline, RawTunnel
 from lb.errors import DataplaneError, FeatureError, IoError
-from lb.model import Address, Network
+from lb.model import Address, DecapMode, Network
 
 IPIP_DEVICE = "vipmux-ipip"
 TUN_DEVICE = "vipmux-tun"
@@ -116,6 +116,24 @@ class IpipDecap:
 
     def close(self) -> None:
         pass
+
+
+#: Makes a way of decapsulation ready to begin: host, interface, its name, tunnel, mode, and the way now in use.
+Prepare = Callable[[Host, Link, str, Tunnel, DecapMode, Decap | None], Decap]
+
+
+def prepare(host: Host, link: Link, interface: str, tunnel: Tunnel, mode: DecapMode, now: Decap | None) -> Decap:  # noqa: PLR0917
+    """See :data:`Prepare`; raises DecapRefused while no packet goes another way yet."""
+    if mode is DecapMode.IPIP:
+        return IpipDecap(host, tunnel)
+    if mode is DecapMode.TUN:
+        return now if isinstance(now, TunDecap) else TunDecap(tunnel)
+    _, attached = found_filter(host, interface, None)
+    try:
+        return BpfDecap(load_program(interface, link, tunnel, inherit=attached))
+    finally:
+        if attached is not None:
+            attached.close()
 
 
 def load_program(interface: str, link: Link, tunnel: Tunnel, inherit: DecapProgram | None) -> DecapProgram:

@@ -14,6 +14,7 @@ import fcntl
 import os
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -24,8 +25,8 @@ from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
+from scapy.compat import raw
 from scapy.layers.inet import IP
-from scapy.packet import raw
 
 from lb import control
 from lb.config_text import format_config
@@ -201,14 +202,14 @@ class HostLab:
 
     def start(self, prefix: Sequence[str] = ()) -> str:
         """Starts the agent and returns its line ``ready``."""
-        argv = [*prefix, PROGRAMS / "lb-agent", "--config", self.config]
+        argv: list[str | Path] = [*prefix, PROGRAMS / "lb-agent", "--config", self.config]
         self.agent = Process("agent", self.host, argv, self.directory / "agent.log")
         return self.agent.wait_output(r"event=ready.*")[0]
 
     def reload(self, until: str = "event=reloaded") -> None:
         assert self.agent is not None
         before = self.agent.output().count(until)
-        self.agent.signal(1)
+        self.agent.signal(signal.SIGHUP)
         wait_for(lambda: self.agent is not None and self.agent.output().count(until) > before, f"{until} in the log")
 
     def cleanup(self) -> str:
@@ -282,7 +283,7 @@ class HostLab:
         """A connection from the client through the MUX."""
 
         def open_connection() -> socket.socket:
-            return socket.create_connection((vip, port), timeout=5, source_address=(CLIENT, 0))
+            return socket.create_connection((vip, port), timeout=20, source_address=(CLIENT, 0))
 
         return netns.inside(self.client, open_connection)
 
@@ -312,24 +313,26 @@ def _listen(port: int) -> socket.socket:
 
 
 def _serve(listener: socket.socket, name: str, stop: threading.Event) -> None:
-    connections: dict[socket.socket, bytes] = {}
+    connections: dict[socket.socket, list[bytes]] = {}
     while not stop.is_set():
         ready, _, _ = select.select([listener, *connections], [], [], 0.05)
         for sock in ready:
             if sock is listener:
-                connection, _ = listener.accept()
-                connections[connection] = b""
+                connections[listener.accept()[0]] = []
                 continue
-            with contextlib.suppress(ConnectionError):
-                connections[sock] += sock.recv(65536)
-            *lines, rest = connections[sock].split(b"\n")
-            if not lines and not rest:
+            try:
+                piece = sock.recv(65536)
+            except ConnectionError:
+                piece = b""
+            if not piece:
                 del connections[sock]
                 sock.close()
                 continue
-            for line in lines:
+            connections[sock].append(piece)
+            if piece.endswith(b"\n"):  # a client asks one thing at a time
+                line = b"".join(connections[sock])[:-1]
+                connections[sock].clear()
                 digest = line.decode() if len(line) < 100 else f"{len(line)} bytes"
                 sock.sendall(f"{name} {digest} {sock.getsockname()[0]}\n".encode())
-            connections[sock] = rest
     for sock in connections:
         sock.close()
