@@ -16,7 +16,7 @@ import gc
 import re
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from lb import config_tables as tables
 from lb.config_tables import MTU_MIN6, show
+from lb.config_text import service_table as service_table  # noqa: PLC0414  offered here, beside its counterpart
 from lb.errors import ConfigError
 from lb.model import (
     MAX_BACKENDS_PER_SERVICE,
@@ -35,6 +36,7 @@ from lb.model import (
     AnnouncePolicy,
     Backend,
     Idle,
+    ManagerSettings,
     MuxConfig,
     MuxSettings,
     Network,
@@ -44,8 +46,8 @@ from lb.model import (
     Service,
 )
 
-#: What a file may turn out to be: a MUX's, an agent's, or services alone.
-Config = MuxConfig | AgentConfig | tuple[Service, ...]
+#: What a file may turn out to be: a MUX's, an agent's, a manager's, or services alone.
+Config = MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]
 
 #: Where in the file: keys and indices from the top.
 Path_ = tuple[str | int, ...]
@@ -54,10 +56,12 @@ TableT = TypeVar("TableT", bound=tables.Table)
 KeyT = TypeVar("KeyT")
 
 #: The table of the program that the file is for; services alone have none.
-Owner = tables.MuxTable | tables.AgentTable | None
+Owner = tables.MuxTable | tables.AgentTable | tables.ManagerTable | None
 
 _DEFAULT_SLOTS = 65537  # as MuxSettings.slots
 _PROBE = Probe(ProbeType.TCP)
+
+_TOP = ("mux", "agent", "manager", "service")
 
 #: Which types of probe use a key; the others suit every type.
 _PROBE_KEYS: dict[str, tuple[ProbeType, ...]] = {
@@ -83,6 +87,7 @@ class Kind(enum.Enum):
     ANY = "any"
     MUX = "mux"
     AGENT = "agent"
+    MANAGER = "manager"
     SERVICES = "services"
 
 
@@ -100,6 +105,13 @@ def load_agent(path: str | Path) -> AgentConfig:
     return config
 
 
+def load_manager(path: str | Path) -> ManagerSettings:
+    """A manager's file."""
+    config = parse(_read(path), Kind.MANAGER, file=str(path))
+    assert isinstance(config, ManagerSettings)  # noqa: S101  what Kind.MANAGER promises
+    return config
+
+
 def load_services(path: str | Path) -> tuple[Service, ...]:
     """A file of services alone."""
     config = parse(_read(path), Kind.SERVICES, file=str(path))
@@ -108,7 +120,7 @@ def load_services(path: str | Path) -> tuple[Service, ...]:
 
 
 def load_any(path: str | Path) -> Config:
-    """Whichever of the three the file is."""
+    """Whichever of the four the file is."""
     return parse(_read(path), Kind.ANY, file=str(path))
 
 
@@ -126,6 +138,18 @@ def parse(text: str, kind: Kind = Kind.ANY, *, file: str | None = None, offline:
     if config is None:
         raise ConfigError(reader.in_order(), file)
     return config
+
+
+def parse_service_tables(array: Sequence[object]) -> tuple[Service, ...]:
+    """``[[service]]`` tables as plain values, from an API or a store; the other way is ``service_table(service)``."""
+    reader = _Reader(offline=False)
+    with _no_collection():
+        services = reader.read({}, list(array), Kind.SERVICES)
+    tables.forget_addresses()
+    if services is None:
+        raise ConfigError(reader.in_order())
+    assert isinstance(services, tuple)  # noqa: S101  what Kind.SERVICES promises
+    return services
 
 
 @contextlib.contextmanager
@@ -247,7 +271,7 @@ class _Reader:
 
     def in_order(self) -> list[tuple[str, str]]:
         """Mistakes from the top of the file to its end, as far as indices tell."""
-        rank = {"mux": 0, "agent": 1, "service": 2}
+        rank = {"mux": 0, "agent": 1, "manager": 2, "service": 3}
 
         def place(mistake: tuple[Path_, str]) -> tuple[int, ...]:
             path = mistake[0]
@@ -266,6 +290,11 @@ class _Reader:
             owner, idle = self._mux(document.pop("mux"))
         elif "agent" in document and kind in (Kind.ANY, Kind.AGENT):
             owner = self._agent(document.pop("agent"))
+        elif "manager" in document and kind in (Kind.ANY, Kind.MANAGER):
+            owner = self._table(tables.ManagerTable, document.pop("manager"), ("manager",))
+        if kind is Kind.MANAGER or isinstance(owner, tables.ManagerTable):
+            self._check_no_services(raw_services)
+            return None if self.mistakes else ManagerSettings(**_given(owner))
         services = self._services(raw_services, owner)
         if self.mistakes:
             return None
@@ -278,16 +307,22 @@ class _Reader:
 
     def _check_top(self, document: dict[str, Any], kind: Kind) -> None:
         for key in document:
-            if key not in ("mux", "agent", "service"):
-                self.mistake((key,), "unknown key" + _suggest(key, ("mux", "agent", "service")))
-        if kind in (Kind.MUX, Kind.AGENT) and kind.value not in document:
-            which = "MUX" if kind is Kind.MUX else "host agent"
+            if key not in _TOP:
+                self.mistake((key,), "unknown key" + _suggest(key, _TOP))
+        which = {Kind.MUX: "MUX", Kind.AGENT: "host agent", Kind.MANAGER: "manager"}.get(kind)
+        if which is not None and kind.value not in document:
             self.mistake((kind.value,), f"is missing; a {which}'s file has a table [{kind.value}]")
-        for key in ("mux", "agent"):
+        for key in ("mux", "agent", "manager"):
             if key in document and kind not in (Kind.ANY, Kind(key)):
                 self.mistake((key,), "has no place in this file")
+        if kind is Kind.ANY and "manager" in document and ("mux" in document or "agent" in document):
+            self.mistake(("manager",), "has no place in this file")
         if kind is Kind.ANY and "mux" in document and "agent" in document:
             self.mistake(("agent",), "has no place beside [mux]; a file is either a MUX's or an agent's")
+
+    def _check_no_services(self, raw: object) -> None:
+        if next(iter(raw), None) is not None if isinstance(raw, Iterable) else True:
+            self.mistake(("service",), "has no place in a manager's file; `lb apply -f FILE` brings services")
 
     def _table(self, shape: type[TableT], raw: object, path: Path_) -> TableT | None:
         """A table with what was right in it; mistakes are gathered and their keys left out."""

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from lb.model import (
     Address,
+    AnnouncePeers,
     AnnouncePolicy,
     BackendState,
     DecapMode,
@@ -375,6 +376,20 @@ def _check_muxes(value: object) -> tuple[Address, ...]:
     return tuple(parse_address(item) for item in value)
 
 
+def _check_prefixes(value: object) -> tuple[Network, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f'must be an array such as ["203.0.113.0/24"], not {show(value)}')
+    if not value:
+        raise ValueError("must hold at least one prefix")
+    return tuple(parse_vip(item) for item in value)
+
+
+def _check_share(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ValueError(f"must be more than 0 and at most 1, not {show(value)}")
+    return float(value)
+
+
 class Table(BaseModel):
     """A table of the file."""
 
@@ -439,6 +454,24 @@ class AgentTable(Table):
     state_dir: _Directory = None
 
 
+class ManagerTable(Table):
+    """``[manager]``"""
+
+    REQUIRED = {
+        "name": 'the name of this manager, such as "manager1"',
+        "vip_prefixes": 'the prefixes that VIPs must be in, such as ["203.0.113.0/24"]',
+    }
+
+    name: _Name = None
+    vip_prefixes: Annotated[tuple[Network, ...] | None, PlainValidator(_check_prefixes)] = None
+    listen: _Listen = None
+    metrics: _Listen = None
+    state_dir: _Directory = None
+    withdraw_cap: Annotated[float | None, PlainValidator(_check_share)] = None
+    health_lease: Annotated[float | None, PlainValidator(seconds(1, 300))] = None
+    hold: Annotated[float | None, PlainValidator(seconds(0.1, 600))] = None
+
+
 class BackendTable(Table):
     """``[[service.backend]]``"""
 
@@ -477,6 +510,7 @@ class AnnounceTable(Table):
     communities: Annotated[tuple[str, ...] | None, PlainValidator(check_communities)] = None
     med: Annotated[int | None, PlainValidator(between(0, 0xFFFFFFFF))] = None
     prepend: Annotated[int | None, PlainValidator(between(0, 16))] = None
+    peers: Annotated[AnnouncePeers | None, PlainValidator(word(AnnouncePeers))] = None
 
 
 class ServiceTable(Table):

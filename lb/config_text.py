@@ -2,8 +2,8 @@
 """Prints a configuration as TOML: the canonical form, from which :func:`lb.config.parse` makes an equal value.
 
 The table of a program is written out in full, defaults included, so that it documents itself; services
-and what is in them only where they differ from the defaults. Called by ``lb check --print`` and the
-tests. Holds no state.
+and what is in them only where they differ from the defaults. :func:`service_table` gives one service under the
+same keys as plain values, for API, store and node stream. Holds no state.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from lb.model import AgentConfig, Backend, MuxConfig, Network, PortRange, Service
+from lb.model import AgentConfig, Backend, ManagerSettings, MuxConfig, Network, PortRange, Probe, Service
 
 
-def format_config(config: MuxConfig | AgentConfig | tuple[Service, ...]) -> str:
+def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]) -> str:
     """The whole file."""
     sections: list[str] = []
     services: tuple[Service, ...]
@@ -30,6 +30,9 @@ def format_config(config: MuxConfig | AgentConfig | tuple[Service, ...]) -> str:
     elif isinstance(config, AgentConfig):
         sections.append(_section("[agent]", _everything(config.agent)))
         services = config.services
+    elif isinstance(config, ManagerSettings):
+        sections.append(_section("[manager]", _everything(config)))
+        services = ()
     else:
         services = config
     for service in services:
@@ -37,18 +40,44 @@ def format_config(config: MuxConfig | AgentConfig | tuple[Service, ...]) -> str:
     return "\n".join(sections)
 
 
+def service_table(service: Service) -> dict[str, Any]:
+    """A ``[[service]]`` table in plain values, fit for JSON; :func:`lb.config.parse_service_tables` reads it."""
+    whole: dict[str, Any] = dict(_service_keys(service))
+    if service.probe is not None:
+        whole["probe"] = _probe_keys(service.probe)
+    if service.announce is not None:
+        whole["announce"] = _changed(service.announce)
+    whole["backend"] = [_backend_keys(backend) for backend in service.backends]
+    plain: dict[str, Any] = _plain(whole)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        return value.value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float) else str(value)
+
+
 def _service(service: Service) -> Iterator[str]:
     yield _section("[[service]]", _service_keys(service))
     if service.probe is not None:
-        probe = _changed(service.probe)
-        if "status" in probe:
-            first, last = service.probe.status
-            probe["status"] = first if first == last else f"{first}-{last}"
-        yield _section("[service.probe]", {"type": service.probe.type, **probe})
+        yield _section("[service.probe]", _probe_keys(service.probe))
     if service.announce is not None:
         yield _section("[service.announce]", _changed(service.announce))
     for backend in service.backends:
         yield _section("[[service.backend]]", _backend_keys(backend))
+
+
+def _probe_keys(probe: Probe) -> dict[str, Any]:
+    changed = _changed(probe)
+    if "status" in changed:
+        first, last = probe.status
+        changed["status"] = first if first == last else f"{first}-{last}"
+    return {"type": probe.type, **changed}
 
 
 def _service_keys(service: Service) -> dict[str, Any]:

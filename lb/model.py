@@ -9,7 +9,7 @@ every other module may use it. Ports are host integers, times are seconds, sizes
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 Address = IPv4Address | IPv6Address
@@ -140,6 +140,14 @@ class AnnouncePolicy(enum.Enum):
     MIN_HEALTHY = "min-healthy"
 
 
+class AnnouncePeers(enum.Enum):
+    """Which BGP peers hear of a service's VIP."""
+
+    ALL = "all"
+    EXTERNAL = "external"
+    INTERNAL = "internal"
+
+
 @dataclass(frozen=True, slots=True)
 class Announce:
     """How a service's VIP is announced by BGP."""
@@ -149,6 +157,7 @@ class Announce:
     communities: tuple[str, ...] = ()  #: "65000:1", or large "65000:1:2"
     med: int | None = None
     prepend: int = 0  #: how often the own AS is put in front
+    peers: AnnouncePeers = AnnouncePeers.ALL
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +212,44 @@ class MuxSettings:
     idle: Idle = Idle()
 
 
+class PeerKind(enum.Enum):
+    """Who is behind a BGP peer; a service may be announced to one kind only."""
+
+    EXTERNAL = "external"
+    INTERNAL = "internal"
+
+
+class BgpFamily(enum.Enum):
+    """What prefixes a BGP session carries."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+
+
+@dataclass(frozen=True, slots=True)
+class BgpPeer:
+    """A ``[[bgp.peer]]`` table: one router."""
+
+    name: str
+    address: Address
+    asn: int
+    families: tuple[BgpFamily, ...]  #: that of the address, unless the file says otherwise
+    password: str | None = field(default=None, repr=False)  #: TCP MD5 (RFC 2385)
+    kind: PeerKind = PeerKind.EXTERNAL
+    gtsm: bool = False  #: TTL security (RFC 5082): both ends send 255 and accept nothing less
+
+
+@dataclass(frozen=True, slots=True)
+class BgpSettings:
+    """The ``[bgp]`` table."""
+
+    asn: int
+    peers: tuple[BgpPeer, ...]
+    router_id: IPv4Address | None = None  #: None: the MUX's address
+    hold: int = 9  #: seconds after which a silent MUX is given up
+    shutdown: float = 3.0  #: seconds that routers get at a planned stop, after GRACEFUL_SHUTDOWN and after withdrawal
+
+
 @dataclass(frozen=True, slots=True)
 class AgentSettings:
     """The ``[agent]`` table."""
@@ -219,11 +266,26 @@ class AgentSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ManagerSettings:
+    """The ``[manager]`` table, which is all of a manager's file."""
+
+    name: str
+    vip_prefixes: tuple[Network, ...]  #: VIPs must be inside one of them
+    listen: str = "0.0.0.0:9740"
+    metrics: str = "127.0.0.1:9743"
+    state_dir: str = "/var/lib/lb-manager"
+    withdraw_cap: float = 0.5  #: share of the MUXes that may withdraw a VIP at once for reasons of their own
+    health_lease: float = 10.0  #: a node's health reports are believed for so long after its last message
+    hold: float = 9.0  #: a MUX that is gone for so long announces nothing any more: the routers' hold time
+
+
+@dataclass(frozen=True, slots=True)
 class MuxConfig:
     """A whole MUX file."""
 
     mux: MuxSettings
     services: tuple[Service, ...] = ()
+    bgp: BgpSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lb.model import AgentConfig, BackendState, IoMode, MuxConfig, MuxSettings, Protocol, Service
+from lb.model import AgentConfig, BackendState, IoMode, ManagerSettings, MuxConfig, MuxSettings, Protocol, Service
+
+Config = MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]
 
 #: A slot of a Maglev table is a backend's number in 16 bits.
 SLOT_BYTES = 2
@@ -57,10 +59,11 @@ class Summary:
         return values
 
 
-def summarize(
-    config: MuxConfig | AgentConfig | tuple[Service, ...], flow_table_bytes: Callable[[int], int] | None = None
-) -> Summary:
+def summarize(config: Config, flow_table_bytes: Callable[[int], int] | None = None) -> Summary:
     """``flow_table_bytes`` tells the size of a table for so many flows; by default the data plane's own answer."""
+    if isinstance(config, ManagerSettings):
+        name = f"{config.name}, serving at {config.listen}"
+        return Summary("a manager's file", name, services=0, tcp=0, udp=0, vips=0, backends=0, addresses=0)
     services = config if isinstance(config, tuple) else config.services
     kind, owner, memory, default_slots = "services alone", None, None, 65537
     if isinstance(config, MuxConfig):
@@ -117,9 +120,7 @@ def _native_flow_table_bytes(flows: int) -> int:
     return flow_table_bytes(flows)
 
 
-def _notes(
-    config: MuxConfig | AgentConfig | tuple[Service, ...], services: Sequence[Service], default_slots: int
-) -> list[str]:
+def _notes(config: Config, services: Sequence[Service], default_slots: int) -> list[str]:
     """Right, but perhaps not meant. Services of a kind are counted, so that a large file has few notes."""
     notes = []
     if not services:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import string
 import time
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lb.config
-from lb.config import Kind, load_agent, load_any, load_mux, load_services, parse
+from lb.config import Kind, load_agent, load_any, load_mux, load_services, parse, parse_service_tables, service_table
 from lb.config_text import format_config
 from lb.errors import ConfigError
 from lb.model import (
@@ -308,3 +309,21 @@ def test_no_bytes_make_it_crash(data: bytes) -> None:
         assert isinstance(parse(data.decode(errors="replace")), MuxConfig | AgentConfig | tuple)
     except ConfigError as error:
         assert error.lines  # noqa: PT017
+
+
+def test_services_in_plain_values_are_the_same_services() -> None:
+    services = load_services(HERE.parent.parent / "deploy" / "services.toml")
+    plain = json.loads(json.dumps([service_table(service) for service in services]))
+    assert parse_service_tables(plain) == services
+
+
+def test_mistakes_in_plain_values_have_their_paths() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_service_tables([{"name": "a", "vip": "203.0.113.1", "protocol": "tcp", "port": 0}, {"name": "a", "x": 1}])
+    assert [path for path, _ in caught.value.mistakes] == [
+        "service[1].vip",
+        "service[1].protocol",
+        "service[1].port",
+        "service[1].x",
+        "service[1].name",
+    ]
