@@ -132,7 +132,6 @@ check: build
 
 bench: build
 	@for mode in hit miss flood mix stateless; do $(VENV)/bin/lb bench pipeline --flows 1000000 --mode $$mode --json; done
-	@for io in packet tun; do deploy/as-root.sh $(VENV)/bin/lb bench io --io $$io --json; done
 
 clean:
 	rm -rf $(BUILD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

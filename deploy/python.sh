@@ -6,7 +6,7 @@ suits='import sys; sys.exit(sys.version_info < (3, 11))'
 for name in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
 	path=$(command -v "$name" 2>/dev/null) || continue
 	if "$path" -c "$suits" 2>/dev/null; then
-		echo "$path"
+		"$path" -c "import sys; print(sys.executable)"
 		exit 0
 	fi
 done
