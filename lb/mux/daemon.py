@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
+import gc
 import signal
 import sys
 from collections.abc import Mapping
@@ -123,6 +125,7 @@ class Daemon:
         self._tasks.append(asyncio.create_task(self._reloads(), name="reloads"))
         self._tasks.append(asyncio.create_task(self._reopens(), name="interface"))
         self._condition.state = "ready"
+        _give_back_memory()
         self._log_ready(services)
 
     def _log_ready(self, services: tuple[Service, ...]) -> None:
@@ -244,10 +247,13 @@ class Daemon:
         hops = self._plane.port.hops(forwarding.hop_addresses, self._watch.resolutions)
         self._plane.engine.publish(forwarding, hops)
         self._condition.rejected = None
+        self._plane.engine.reclaim()
         await self._plane.port.cover(new_vips)
         if self._plane.port.watches_hops:
             self._watch.forget_all_but(forwarding.hop_addresses)
-        log.info("configuration published", services=len(config.services), generation=self._plane.engine.generation)
+        del config
+        _give_back_memory()
+        log.info("configuration published", services=len(forwarding.services), generation=self._plane.engine.generation)
 
     # -- care ---------------------------------------------------------------------------------------------------
 
@@ -271,6 +277,14 @@ class Daemon:
                 elif loop.time() - since > STALLED and number not in stalled:
                     log.error("worker stands still", worker=number, seconds=round(loop.time() - since, 1))
                     stalled.add(number)
+
+
+def _give_back_memory() -> None:
+    """Reading a large file leaves much that nobody needs: to the system with it, where the C library can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 async def serve_until_told(path: Path) -> None:

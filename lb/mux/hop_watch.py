@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import structlog
 
@@ -33,6 +33,8 @@ from lb.mux.nexthops import (
 ASK_INTERVAL = 1.0
 #: Route changes come in storms (BGP): wait this long for the rest, seconds.
 ROUTE_SETTLE = 0.02
+#: Addresses named in one line of the log.
+SHOWN = 5
 
 log = structlog.get_logger()
 
@@ -164,9 +166,9 @@ class HopWatch:
         }
         for change in changes(before, self._resolutions):
             if change.reachable:
-                log.info("backend reachable", address=str(change.address), way=change.text)
+                log.info("backend reachable", address=_some(change.addresses), way=change.text)
             else:
-                log.warning("backend unreachable", address=str(change.address), reason=change.text)
+                log.warning("backend unreachable", address=_some(change.addresses), reason=change.text)
         self._decided.set()
         if self._resolutions != before:
             self._on_change(self._resolutions)
@@ -174,3 +176,10 @@ class HopWatch:
     async def _ask(self) -> None:
         for key in sorted(to_ask(self._resolutions, self._neighbours), key=str):
             await self._netlink.ask_for(key)
+
+
+def _some(addresses: Sequence[Address]) -> str:
+    """All of a few, a few of many."""
+    shown = ", ".join(str(address) for address in addresses[:SHOWN])
+    more = len(addresses) - SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -189,27 +189,33 @@ def to_ask(
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One backend address whose way changed, in words for the log."""
+    """Backend addresses whose way changed alike, in words for the log."""
 
-    address: Address
+    addresses: tuple[Address, ...]
     reachable: bool
     text: str
 
 
 def changes(before: Mapping[Address, Resolution], after: Mapping[Address, Resolution]) -> list[Change]:
-    """What the log should say, each thing once. What was only not known yet is no change."""
-    said: list[Change] = []
+    """What the log should say, each thing once: a gateway that moved is one change, however many are behind it."""
+    said: dict[tuple[bool, str], list[Address]] = {}
     for address, new in after.items():
-        old = before.get(address)
-        if isinstance(new, Unreachable):
-            if not new.pending and not (isinstance(old, Unreachable) and old.reason == new.reason):
-                said.append(Change(address, False, new.reason))
-        elif isinstance(old, Unreachable):
-            if not old.pending:
-                said.append(Change(address, True, f"by {new.interface}, {_mac_text(new.mac)}"))
-        elif old is not None and (old.mac, old.ifindex) != (new.mac, new.ifindex):
-            said.append(Change(address, True, f"moved to {new.interface}, {_mac_text(new.mac)}"))
-    return said
+        change = _change(before.get(address), new)
+        if change is not None:
+            said.setdefault(change, []).append(address)
+    return [Change(tuple(addresses), reachable, text) for (reachable, text), addresses in said.items()]
+
+
+def _change(old: Resolution | None, new: Resolution) -> tuple[bool, str] | None:
+    """What was only not known yet is no change."""
+    if isinstance(new, Unreachable):
+        told = isinstance(old, Unreachable) and old.reason == new.reason
+        return None if new.pending or told else (False, new.reason)
+    if isinstance(old, Unreachable):
+        return None if old.pending else (True, f"by {new.interface}, {_mac_text(new.mac)}")
+    if old is not None and (old.mac, old.ifindex) != (new.mac, new.ifindex):
+        return True, f"moved to {new.interface}, {_mac_text(new.mac)}"
+    return None
 
 
 def _mac_text(mac: bytes) -> str:

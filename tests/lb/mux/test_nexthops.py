@@ -159,3 +159,12 @@ def test_each_change_is_said_once() -> None:
     assert [change.text for change in changes({BACKEND: here}, {BACKEND: moved})] == [
         "moved to eth0, 02:00:00:00:00:99"
     ]
+
+
+def test_many_backends_behind_a_lost_gateway_are_one_change() -> None:
+    backends = [ip_address(f"10.0.3.{last}") for last in range(1, 50)]
+    before = {address: resolve(address, BEHIND, LINKS, {(2, GATEWAY): REACHABLE}) for address in backends}
+    after = {address: resolve(address, BEHIND, LINKS, {(2, GATEWAY): FAILED}) for address in backends}
+    (change,) = changes(before, after)
+    assert change.addresses == tuple(backends)
+    assert change.text == "gateway 10.0.1.1 on eth0 does not answer ARP"
