@@ -9,6 +9,7 @@ seed and of names only. Not thread-safe; its owner is the daemon's event loop, o
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -61,13 +62,13 @@ def permutation(seed: bytes, name: str, size: int) -> tuple[int, int]:
     return offset % size, skip % (size - 1) + 1
 
 
-@dataclass
+@dataclass(slots=True)
 class _ServiceNumbers:
-    """A service's id, and the numbers and counters of its backends by name."""
+    """A service's id, its backends' numbers by name, and counter indices by number."""
 
     id: int
     backends: dict[str, int] = field(default_factory=dict)
-    counters: dict[str, int] = field(default_factory=dict)
+    counters: array[int] = field(default_factory=lambda: array("I"))
 
 
 class Lookup(NamedTuple):
@@ -91,8 +92,7 @@ class Forwarding:
     vip_map: VipMap
     hop_addresses: tuple[Address, ...]  #: distinct outer destinations, in the order backends name them
     ids: Mapping[int, Service]  #: by service id
-    numbers: Mapping[int, Mapping[int, Backend]]  #: by service id, by number within the service
-    counters: Mapping[tuple[int, str], int]  #: counter index by (service id, backend name)
+    _numbers: Mapping[int, _ServiceNumbers]  #: by service id
 
     def snapshot(self, hops: Mapping[Address, Hop], generation: int = 0) -> Snapshot:
         """``hops`` may lack addresses: packets to them are dropped as ``no_next_hop``."""
@@ -110,8 +110,22 @@ class Forwarding:
         """Names of a service and of one of its backends, by the data plane's numbers."""
         if service_id is None or service_id not in self.ids:
             return None, None
-        backend = self.numbers[service_id].get(number) if number is not None else None
+        backend = self.backend(service_id, number)
         return self.ids[service_id].name, backend.name if backend else None
+
+    def backend(self, service_id: int, number: int | None) -> Backend | None:
+        """The backend of a service that has this number now."""
+        numbers = self._numbers[service_id].backends
+        return (
+            next((b for b in self.ids[service_id].backends if numbers.get(b.name) == number), None)
+            if number is not None
+            else None
+        )
+
+    def counter(self, service_id: int, backend: str) -> int:
+        """Where the packets of a service's backend are counted; see :meth:`~lb.dataplane.Pipeline.backend_packets`."""
+        numbers = self._numbers[service_id]
+        return numbers.counters[numbers.backends[backend]]
 
     def lookup(
         self, protocol: Protocol, source: Address, source_port: int, destination: Address, destination_port: int
@@ -121,7 +135,7 @@ class Forwarding:
         answer = lookup(self.offline_snapshot(), flow)
         if answer.service_id is None:
             return Lookup(None, None, None)
-        backend = self.numbers[answer.service_id].get(answer.backend) if answer.backend is not None else None
+        backend = self.backend(answer.service_id, answer.backend)
         return Lookup(self.ids[answer.service_id], answer.slot, backend)
 
 
@@ -149,8 +163,7 @@ class Compiler:
             vip_map=vip_map,
             hop_addresses=tuple(hops),
             ids={numbers.id: service for service, numbers in numbered},
-            numbers={n.id: {n.backends[b.name]: b for b in s.backends} for s, n in numbered},
-            counters={(n.id, b.name): n.counters[b.name] for s, n in numbered for b in s.backends},
+            _numbers={numbers.id: numbers for _, numbers in numbered},
         )
 
     # ---- numbers ----
@@ -184,9 +197,8 @@ class Compiler:
             present = {b.name for b in service.backends}
             gone = next(name for name in numbers.backends if name not in present)
             number = numbers.backends.pop(gone)
-            numbers.counters[backend.name] = numbers.counters.pop(gone)
         elif self._counters < MAX_COUNTERS:
-            numbers.counters[backend.name] = self._counters
+            numbers.counters.append(self._counters)
             self._counters += 1
         else:
             raise DataplaneError(f"More than {MAX_COUNTERS} backends were seen since the start; restart to go on.")
@@ -205,9 +217,8 @@ class Compiler:
         rows = [_ABSENT] * (max((numbers.backends[b.name] for b in service.backends), default=-1) + 1)
         for backend in service.backends:
             hop = hops.setdefault(backend.address, len(hops))
-            rows[numbers.backends[backend.name]] = BackendEntry(
-                hop, numbers.counters[backend.name], _STATES[backend.state]
-            )
+            number = numbers.backends[backend.name]
+            rows[number] = BackendEntry(hop, numbers.counters[number], _STATES[backend.state])
         default_idle = settings.idle.tcp if service.protocol is Protocol.TCP else settings.idle.udp
         return ServiceEntry(
             id=numbers.id,

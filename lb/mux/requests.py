@@ -75,7 +75,7 @@ def _lookup(engine: Engine, flow: FlowTuple) -> Row:
     service, backend = forwarding.names(answer.service_id, number)
     address: str | None = None
     if answer.service_id is not None and number is not None:
-        found = forwarding.numbers[answer.service_id].get(number)
+        found = forwarding.backend(answer.service_id, number)
         address = str(found.address) if found else None
     return {
         "service": service,

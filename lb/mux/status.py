@@ -135,8 +135,7 @@ class Status:
         return [(service, numbers[service_key(service)]) for service in forwarding.services]
 
     def _packets(self, service: int, backend: Backend) -> int:
-        counter = self._engine.forwarding.counters.get((service, backend.name))
-        return self._engine.backend_packets(counter) if counter is not None else 0
+        return self._engine.backend_packets(self._engine.forwarding.counter(service, backend.name))
 
 
 _VERDICTS = {
