@@ -337,7 +337,7 @@ class Pipeline:
     """One MUX pipeline with its flow table and counters; a worker runs it, or :meth:`process` does."""
 
     def __init__(self, flows: int, link: Link, *, detect_partial: bool = False, first_id: int = 0) -> None:
-        """``flows`` 0: no table, every packet by Maglev. ``detect_partial``: the io cannot tell of partial checksums."""
+        """``flows`` 0: no table, every packet by Maglev. ``detect_partial``: its io cannot tell partial checksums."""
         config = ffi.new("struct mux_config *", [flows, int(link), int(detect_partial), first_id])
         what = f"Cannot make a flow table for {flows} flows ({flow_table_bytes(flows) >> 20} MiB)"
         self._c = _make("mux", c.mux_destroy, what, lambda out: c.mux_create(config, out))
