@@ -71,7 +71,7 @@ int bpf_sys_program_load(enum bpf_prog_type type, const char *name, const struct
 	attr.log_level = 1;
 	again = bpf(BPF_PROG_LOAD, &attr);
 	log[log_size - 1] = '\0';
-	return again >= 0 || again == -ENOSPC ? (again >= 0 ? again : fd) : again;
+	return again == -ENOSPC ? fd : again;
 }
 
 int bpf_sys_program_by_id(uint32_t id)
