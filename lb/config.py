@@ -35,6 +35,9 @@ from lb.model import (
     Announce,
     AnnouncePolicy,
     Backend,
+    BgpFamily,
+    BgpPeer,
+    BgpSettings,
     Idle,
     ManagerSettings,
     MuxConfig,
@@ -61,7 +64,7 @@ Owner = tables.MuxTable | tables.AgentTable | tables.ManagerTable | None
 _DEFAULT_SLOTS = 65537  # as MuxSettings.slots
 _PROBE = Probe(ProbeType.TCP)
 
-_TOP = ("mux", "agent", "manager", "service")
+_TOP = ("mux", "bgp", "agent", "manager", "service")
 
 #: Which types of probe use a key; the others suit every type.
 _PROBE_KEYS: dict[str, tuple[ProbeType, ...]] = {
@@ -271,7 +274,7 @@ class _Reader:
 
     def in_order(self) -> list[tuple[str, str]]:
         """Mistakes from the top of the file to its end, as far as indices tell."""
-        rank = {"mux": 0, "agent": 1, "manager": 2, "service": 3}
+        rank = {"mux": 0, "bgp": 1, "agent": 2, "manager": 3, "service": 4}
 
         def place(mistake: tuple[Path_, str]) -> tuple[int, ...]:
             path = mistake[0]
@@ -286,8 +289,11 @@ class _Reader:
         self._check_top(document, kind)
         owner: Owner = None
         idle = None
+        bgp = None
         if "mux" in document and kind in (Kind.ANY, Kind.MUX):
             owner, idle = self._mux(document.pop("mux"))
+            if "bgp" in document:
+                bgp = self._bgp(document.pop("bgp"), owner)
         elif "agent" in document and kind in (Kind.ANY, Kind.AGENT):
             owner = self._agent(document.pop("agent"))
         elif "manager" in document and kind in (Kind.ANY, Kind.MANAGER):
@@ -300,7 +306,7 @@ class _Reader:
             return None
         if isinstance(owner, tables.MuxTable):
             given = {"interface": "", **_given(owner, "idle")}
-            return MuxConfig(MuxSettings(**given, idle=Idle(**_given(idle))), services)
+            return MuxConfig(MuxSettings(**given, idle=Idle(**_given(idle))), services, bgp)
         if isinstance(owner, tables.AgentTable):
             return AgentConfig(AgentSettings(**_given(owner)), services)
         return services
@@ -315,6 +321,8 @@ class _Reader:
         for key in ("mux", "agent", "manager"):
             if key in document and kind not in (Kind.ANY, Kind(key)):
                 self.mistake((key,), "has no place in this file")
+        if "bgp" in document and "mux" not in document:
+            self.mistake(("bgp",), "has no place in a file without [mux]; only MUXes announce")
         if kind is Kind.ANY and "manager" in document and ("mux" in document or "agent" in document):
             self.mistake(("manager",), "has no place in this file")
         if kind is Kind.ANY and "mux" in document and "agent" in document:
@@ -386,6 +394,48 @@ class _Reader:
     def _check_mtu6(self, table: tables.MuxTable | tables.AgentTable, path: Path_) -> None:
         if table.address6 is not None and table.mtu is not None and table.mtu < MTU_MIN6:
             self.mistake((*path, "mtu"), f"must be at least {MTU_MIN6} where address6 is set, not {table.mtu}")
+
+    # --- [bgp] ---------------------------------------------------------------------------------------------------
+
+    def _bgp(self, raw: object, mux: tables.MuxTable | None) -> BgpSettings | None:
+        table = self._table(tables.BgpTable, raw, ("bgp",))
+        if table is None:
+            return None
+        array = [] if table.peer is None else self._array(table.peer, ("bgp", "peer"))
+        if table.peer == []:
+            self.mistake(("bgp", "peer"), "must be at least one router")
+        peers: list[BgpPeer] = []
+        names: dict[str, int] = {}
+        addresses: dict[Address, int] = {}
+        for i, item in enumerate(array):
+            here: Path_ = ("bgp", "peer", i)
+            peer = self._table(tables.PeerTable, item, here)
+            if peer is None:
+                continue
+            self._check_first_peer(names, peer.name, i, (*here, "name"), "is also the name of")
+            self._check_first_peer(addresses, peer.address, i, (*here, "address"), "is also the address of")
+            self._check_peer(peer, mux, here)
+            if not self.mistakes and peer.address is not None:
+                own = BgpFamily.IPV4 if peer.address.version == 4 else BgpFamily.IPV6
+                peers.append(BgpPeer(**{"families": (own,), **_given(peer)}))
+        if self.mistakes:
+            return None
+        return BgpSettings(peers=tuple(peers), **_given(table, "peer"))
+
+    def _check_first_peer(self, seen: dict[KeyT, int], key: KeyT | None, i: int, path: Path_, message: str) -> None:
+        if key is not None and seen.setdefault(key, i) != i:
+            self.mistake(path, f"{message} peer[{seen[key]}]")
+
+    def _check_peer(self, peer: tables.PeerTable, mux: tables.MuxTable | None, path: Path_) -> None:
+        """A peer against its MUX."""
+        if mux is None or ("mux", "address6") in self._wrong:
+            return
+        if peer.address is not None and peer.address in (mux.address, mux.address6):
+            self.mistake((*path, "address"), f"is the MUX's own address, {peer.address}")
+        if peer.address is not None and peer.address.version == 6 and mux.address6 is None:
+            self.mistake((*path, "address"), "is IPv6, which needs mux.address6")
+        elif BgpFamily.IPV6 in (peer.families or ()) and mux.address6 is None:
+            self.mistake((*path, "families"), "holds ipv6, whose next hop is mux.address6; it is missing")
 
     # --- services ------------------------------------------------------------------------------------------------
 

@@ -26,11 +26,13 @@ from lb.model import (
     AnnouncePeers,
     AnnouncePolicy,
     BackendState,
+    BgpFamily,
     DecapMode,
     Encap,
     HashMode,
     IoMode,
     Network,
+    PeerKind,
     PortRange,
     ProbeType,
     Protocol,
@@ -42,6 +44,8 @@ MAX_FLOWS = 100_000_000
 MAX_IDLE = 14_400
 MTU_MIN, MTU_MIN6, MTU_MAX = 576, 1280, 9216
 NAME_MAX = 128
+#: TCP MD5's limit, bytes.
+PASSWORD_MAX = 80
 
 
 def show(value: object) -> str:
@@ -351,6 +355,55 @@ def check_communities(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+# --- BGP ---------------------------------------------------------------------------------------------------------
+
+
+def check_asn(value: object) -> int:
+    """AS numbers that a session can be opened with: not 0, AS_TRANS, or the last ones of either size (RFC 7300)."""
+    asn = between(1, 0xFFFFFFFE)(value)
+    if asn in (23456, 65535):
+        raise ValueError(f"must be an AS number that is not reserved, not {asn}")
+    return asn
+
+
+def check_router_id(value: object) -> IPv4Address:
+    """Only has the form of an address."""
+    try:
+        router_id = IPv4Address(check_text(value))
+    except AddressValueError:
+        raise ValueError(f'must look like an IPv4 address, such as "10.0.1.11", not {show(value)}') from None
+    if router_id == IPv4Address(0):
+        raise ValueError("must not be 0.0.0.0")
+    return router_id
+
+
+def check_password(value: object) -> str:
+    """What TCP MD5 can sign with; never shown."""
+    if not isinstance(value, str):
+        raise ValueError("must be text in quotes")
+    if not 1 <= len(value.encode()) <= PASSWORD_MAX:
+        raise ValueError(f"must be 1 to {PASSWORD_MAX} bytes, not {len(value.encode())}")
+    if "\0" in value:
+        raise ValueError("must not hold a NUL")
+    return value
+
+
+def check_families(value: object) -> tuple[BgpFamily, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f'must be an array such as ["ipv4", "ipv6"], not {show(value)}')
+    check = word(BgpFamily)
+    families = tuple(check(item) for item in value)
+    if len(set(families)) != len(families):
+        raise ValueError("names a family more than once")
+    return families
+
+
+def check_bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {show(value)}")
+    return value
+
+
 # --- the tables --------------------------------------------------------------------------------------------------
 
 _Name = Annotated[str | None, PlainValidator(check_name)]
@@ -431,6 +484,36 @@ class MuxTable(Table):
     metrics: _Listen = None
     state_dir: _Directory = None
     idle: Any = None  # an IdleTable, read by itself
+
+
+class BgpTable(Table):
+    """``[bgp]``"""
+
+    REQUIRED = {"asn": "this MUX's AS number", "peer": "at least one router, in a table [[bgp.peer]]"}
+
+    asn: Annotated[int | None, PlainValidator(check_asn)] = None
+    router_id: Annotated[IPv4Address | None, PlainValidator(check_router_id)] = None
+    hold: Annotated[int | None, PlainValidator(between(3, 65535, " s"))] = None
+    shutdown: Annotated[float | None, PlainValidator(seconds(0, 300))] = None
+    peer: Any = None  # PeerTables, read by themselves
+
+
+class PeerTable(Table):
+    """``[[bgp.peer]]``"""
+
+    REQUIRED = {
+        "name": 'a unique name, such as "router1"',
+        "address": "the router's address on this side",
+        "asn": "the router's AS number",
+    }
+
+    name: _Name = None
+    address: Annotated[Address | None, PlainValidator(parse_address)] = None
+    asn: Annotated[int | None, PlainValidator(check_asn)] = None
+    password: Annotated[str | None, PlainValidator(check_password)] = None
+    kind: Annotated[PeerKind | None, PlainValidator(word(PeerKind))] = None
+    families: Annotated[tuple[BgpFamily, ...] | None, PlainValidator(check_families)] = None
+    gtsm: Annotated[bool | None, PlainValidator(check_bool)] = None
 
 
 class AgentTable(Table):

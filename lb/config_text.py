@@ -14,7 +14,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from lb.model import AgentConfig, Backend, ManagerSettings, MuxConfig, Network, PortRange, Probe, Service
+from lb.model import (
+    AgentConfig,
+    Backend,
+    BgpPeer,
+    BgpSettings,
+    ManagerSettings,
+    MuxConfig,
+    Network,
+    PortRange,
+    Probe,
+    Service,
+)
 
 
 def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]) -> str:
@@ -26,6 +37,8 @@ def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Serv
         idle = settings.pop("idle")
         settings["seed"] = config.mux.seed.hex()
         sections += [_section("[mux]", settings), _section("[mux.idle]", _everything(idle))]
+        if config.bgp is not None:
+            sections += _bgp(config.bgp)
         services = config.services
     elif isinstance(config, AgentConfig):
         sections.append(_section("[agent]", _everything(config.agent)))
@@ -38,6 +51,14 @@ def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Serv
     for service in services:
         sections += _service(service)
     return "\n".join(sections)
+
+
+def _bgp(settings: BgpSettings) -> Iterator[str]:
+    table = _everything(settings)
+    peers: tuple[BgpPeer, ...] = table.pop("peers")
+    yield _section("[bgp]", table)
+    for peer in peers:
+        yield _section("[[bgp.peer]]", _everything(peer))
 
 
 def service_table(service: Service) -> dict[str, Any]:
