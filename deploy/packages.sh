@@ -48,7 +48,7 @@ fuzz_needs() {
 test_needs() {
 	demo_needs
 	fuzz_needs
-	printf '%s\n' "command ping iputils-ping" "command tcpdump"
+	printf '%s\n' "command ping iputils-ping" "command tcpdump" "command bird bird2" "program /usr/lib/frr/bgpd frr"
 }
 
 fail() {
@@ -79,6 +79,7 @@ missing() {
 		package=${words##* }
 		case $kind in
 		command) command -v "${words%% *}" > /dev/null || echo "$package" ;;
+		program) [ -x "${words%% *}" ] || echo "$package" ;;
 		headers) has_headers || echo "$package" ;;
 		runtime) has_clang_runtime || clang_runtime ;;
 		missing) echo "$package" ;;
