@@ -73,8 +73,9 @@ def test_two_workers_share_the_packets_and_keep_a_flow_together(stage: Stage) ->
     stage.start(DNS)
     clients = 40
     with stage.tap() as tap:
-        for _ in range(clients):
+        for number in range(clients):
             with stage.udp_client() as client:
+                client.bind((CLIENT, 20_000 + number))
                 for _ in range(5):
                     client.sendto(b"question", (VIP, 53))
         assert len(tap.take(clients * 5)) == clients * 5
