@@ -20,7 +20,7 @@
 
 #define SWEEP_TICKS 16       /* one pass */
 #define SWEEP_LINES_MAX 4096 /* a bounded piece: some 40 microseconds */
-/* An entry may be this much older than the longest idle timeout before its 16-bit stamp would look young again. */
+/* An entry may be this much older than the longest idle timeout; more, and its 16-bit stamp might look young again. */
 #define JUMP_TICKS 8192
 _Static_assert(((uint64_t)FLOW_IDLE_MAX_SECONDS * 1000000000u >> FLOW_TICK_SHIFT) + 2 + JUMP_TICKS + SWEEP_TICKS <
 		       65536,
@@ -350,6 +350,14 @@ uint64_t flow_table_live(const struct flow_table *table)
 	return live[0] + live[1] + live[2] + live[3];
 }
 
+/* Decides by the clock as it was plus what passed since: after that, 16 bits would lie. */
+static void sweep_all(struct flow_table *table, uint64_t passed)
+{
+	for (uint64_t i = 0; i < table->line_count && flow_table_live(table); i++)
+		sweep_line(table, &table->lines[i], passed);
+	table->sweep_due = 0;
+}
+
 void flow_table_advance(struct flow_table *table, uint64_t now_ns)
 {
 	uint64_t tick = now_ns >> FLOW_TICK_SHIFT;
@@ -358,11 +366,9 @@ void flow_table_advance(struct flow_table *table, uint64_t now_ns)
 		return;
 	uint64_t passed = tick - table->clock;
 
-	if (passed > JUMP_TICKS && flow_table_live(table)) {
-		/* So far ahead that 16 bits would lie: decide by the old clock plus what passed, then set it. */
-		for (uint64_t i = 0; i < table->line_count; i++)
-			sweep_line(table, &table->lines[i], passed);
-		table->sweep_due = 0;
+	if (UNLIKELY(tick - table->swept_since > JUMP_TICKS)) {
+		sweep_all(table, passed);
+		table->swept_since = table->pass_began = tick;
 	} else {
 		table->sweep_due += table->line_count * passed / SWEEP_TICKS;
 		if (table->sweep_due > table->line_count)
@@ -378,8 +384,11 @@ void flow_table_sweep(struct flow_table *table)
 	table->sweep_due -= count;
 	while (count--) {
 		sweep_line(table, &table->lines[table->sweep_next], 0);
-		if (++table->sweep_next == table->line_count)
-			table->sweep_next = 0;
+		if (++table->sweep_next < table->line_count)
+			continue;
+		table->sweep_next = 0;
+		table->swept_since = table->pass_began;
+		table->pass_began = table->clock;
 	}
 }
 

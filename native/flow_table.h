@@ -60,6 +60,8 @@ struct flow_table {
 	uint16_t idle[FLOW_CLASSES]; /* ticks; the longest of any service, see flow_table_set_idle() */
 	uint64_t sweep_next;         /* line the sweep goes on from */
 	uint64_t sweep_due;          /* lines it is behind */
+	uint64_t pass_began;         /* tick when it was last at the first line */
+	uint64_t swept_since;        /* since this tick every line has been swept */
 	struct flow_counters counters;
 	size_t bytes;
 };
@@ -80,7 +82,10 @@ size_t flow_table_bytes(uint64_t flows);
 /* Idle timeouts by class in ticks, the longest that any service asks for: what is older is gone for every service. */
 void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_CLASSES]);
 
-/* Sets the clock.  Time never goes back: an earlier value is ignored.  A long jump sweeps the whole table at once. */
+/*
+ * Sets the clock.  Time never goes back: an earlier value is ignored.  Where the sweep would come too late, after a long
+ * jump or many short ones without the packets that drive it, the whole table is swept at once.
+ */
 void flow_table_advance(struct flow_table *table, uint64_t now_ns);
 
 /* Removes what has expired, a bounded piece of the table at a time; a whole pass takes some 4 seconds. */

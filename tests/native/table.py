@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One flow table, by itself: :class:`Table` calls native/flow_table.c through table_probe.c."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_bool, c_char_p, c_uint, c_uint16, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+
+from tests.native.compiled import library
+
+TCP_UNTRUSTED, UDP_UNTRUSTED, TCP_TRUSTED, UDP_TRUSTED = range(4)
+TRUSTED = 2
+TICK_NS = 1 << 28
+MIN_LINES = 1 << 15
+WAYS = 6
+
+
+class Counters(Structure):
+    live: ctypes.Array[c_uint64]
+    expired: int
+    evicted: int
+    refused: int
+    moved: int
+    _fields_ = [
+        ("live", c_uint64 * 4),
+        ("expired", c_uint64),
+        ("evicted", c_uint64),
+        ("refused", c_uint64),
+        ("moved", c_uint64),
+    ]
+
+
+class _Found(Structure):
+    _fields_ = [("line", c_uint64), ("way", c_uint32), ("backend", c_uint32), ("klass", c_uint32), ("age", c_uint32)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    backend: int
+    klass: int
+    age: int
+    line: int
+    way: int
+
+
+def _c() -> ctypes.CDLL:
+    lib = library("table_probe.c")
+    lib.probe_create.restype = c_void_p
+    lib.probe_lines.restype = lib.probe_clock.restype = lib.probe_key.restype = lib.flow_table_bytes.restype = c_uint64
+    lib.probe_find.restype = lib.probe_found_at_home.restype = lib.flow_table_insert.restype = c_bool
+    lib.flow_table_check.restype = c_char_p
+    lib.flow_table_bytes.argtypes = [c_uint64]
+    lib.probe_create.argtypes = [c_uint64]
+    lib.probe_lines.argtypes = lib.probe_clock.argtypes = lib.flow_table_check.argtypes = [c_void_p]
+    lib.flow_table_sweep.argtypes = lib.flow_table_destroy.argtypes = [c_void_p]
+    lib.probe_counters.argtypes = [c_void_p, POINTER(Counters)]
+    lib.probe_find.argtypes = [c_void_p, c_uint64, POINTER(_Found)]
+    lib.probe_found_at_home.argtypes = [c_void_p, c_uint64, POINTER(c_bool)]
+    for name in ("probe_key", "probe_touch", "probe_trust", "probe_remove", "flow_table_advance"):
+        getattr(lib, name).argtypes = [c_void_p, c_uint64]
+    lib.probe_rewrite.argtypes = lib.flow_table_insert.argtypes = [c_void_p, c_uint64, c_uint, c_uint]
+    lib.probe_crowded.argtypes = [c_void_p, c_uint64, POINTER(c_uint64), c_uint]
+    lib.flow_table_set_idle.argtypes = [c_void_p, POINTER(c_uint16)]
+    return lib
+
+
+class Table:
+    """Keys are scrambled already: any 64 bits."""
+
+    def __init__(self, flows: int, idle: tuple[int, int, int, int]) -> None:
+        """``idle`` by class, in ticks."""
+        self._lib = _c()
+        self._table = self._lib.probe_create(flows)
+        assert self._table
+        self.set_idle(idle)
+
+    def __del__(self) -> None:
+        self._lib.flow_table_destroy(self._table)
+
+    @property
+    def lines(self) -> int:
+        return int(self._lib.probe_lines(self._table))
+
+    @property
+    def clock(self) -> int:
+        return int(self._lib.probe_clock(self._table))
+
+    def set_idle(self, idle: tuple[int, int, int, int]) -> None:
+        self._lib.flow_table_set_idle(self._table, (c_uint16 * 4)(*idle))
+
+    def find(self, key: int) -> Entry | None:
+        found = _Found()
+        if not self._lib.probe_find(self._table, key, byref(found)):
+            return None
+        return Entry(found.backend, found.klass, found.age, found.line, found.way)
+
+    def at_home(self, key: int) -> tuple[bool, bool]:
+        """Whether it is found in its home line, and whether it may be elsewhere."""
+        elsewhere = c_bool()
+        return bool(self._lib.probe_found_at_home(self._table, key, byref(elsewhere))), elsewhere.value
+
+    def key(self, key: int) -> int:
+        """The key that the table reconstructs of an entry."""
+        return int(self._lib.probe_key(self._table, key))
+
+    def insert(self, key: int, backend: int, klass: int) -> bool:
+        return bool(self._lib.flow_table_insert(self._table, key, backend, klass))
+
+    def touch(self, key: int) -> None:
+        self._lib.probe_touch(self._table, key)
+
+    def trust(self, key: int) -> None:
+        self._lib.probe_trust(self._table, key)
+
+    def remove(self, key: int) -> None:
+        self._lib.probe_remove(self._table, key)
+
+    def rewrite(self, key: int, backend: int, klass: int) -> None:
+        self._lib.probe_rewrite(self._table, key, backend, klass)
+
+    def advance(self, tick: int) -> None:
+        self._lib.flow_table_advance(self._table, tick * TICK_NS)
+
+    def sweep(self) -> None:
+        self._lib.flow_table_sweep(self._table)
+
+    def counters(self) -> Counters:
+        out = Counters()
+        self._lib.probe_counters(self._table, byref(out))
+        return out
+
+    def check(self) -> str | None:
+        broken = self._lib.flow_table_check(self._table)
+        return broken.decode() if broken else None
+
+    def crowded(self, lines: int, count: int) -> list[int]:
+        """Keys all of whose places are in the first few lines."""
+        keys = (c_uint64 * count)()
+        self._lib.probe_crowded(self._table, lines, keys, count)
+        return list(keys)
+
+
+def table_bytes(flows: int) -> int:
+    return int(_c().flow_table_bytes(flows))

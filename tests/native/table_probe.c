@@ -1,0 +1,108 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The flow table in the form of plain calls, for tests/native/table.py.  It includes the source file, so that it can
+ * aim at chosen lines; what it owns is what flow_table_create() returns.
+ */
+#include "flow_table.c"
+
+struct found {
+	uint64_t line;
+	uint32_t way;
+	uint32_t backend;
+	uint32_t class;
+	uint32_t age;
+};
+
+struct flow_table *probe_create(uint64_t flows);
+uint64_t probe_lines(const struct flow_table *table);
+void probe_counters(const struct flow_table *table, struct flow_counters *out);
+uint64_t probe_clock(const struct flow_table *table);
+bool probe_find(struct flow_table *table, uint64_t scrambled, struct found *out);
+bool probe_found_at_home(struct flow_table *table, uint64_t scrambled, bool *elsewhere);
+uint64_t probe_key(struct flow_table *table, uint64_t scrambled);
+void probe_touch(struct flow_table *table, uint64_t scrambled);
+void probe_trust(struct flow_table *table, uint64_t scrambled);
+void probe_remove(struct flow_table *table, uint64_t scrambled);
+void probe_rewrite(struct flow_table *table, uint64_t scrambled, unsigned backend, unsigned class);
+void probe_crowded(const struct flow_table *table, uint64_t lines, uint64_t *keys, unsigned count);
+
+struct flow_table *probe_create(uint64_t flows)
+{
+	struct flow_table *table;
+
+	return flow_table_create(flows, &table) ? NULL : table;
+}
+
+uint64_t probe_lines(const struct flow_table *table)
+{
+	return table->line_count;
+}
+
+void probe_counters(const struct flow_table *table, struct flow_counters *out)
+{
+	*out = table->counters;
+}
+
+uint64_t probe_clock(const struct flow_table *table)
+{
+	return table->clock;
+}
+
+bool probe_find(struct flow_table *table, uint64_t scrambled, struct found *out)
+{
+	struct flow_slot slot = flow_table_find(table, scrambled);
+
+	if (!slot.line)
+		return false;
+	*out = (struct found){ .line = index_of(table, slot.line),
+			       .way = slot.way,
+			       .backend = flow_slot_backend(slot),
+			       .class = flow_slot_class(slot),
+			       .age = flow_slot_age(table, slot) };
+	return true;
+}
+
+bool probe_found_at_home(struct flow_table *table, uint64_t scrambled, bool *elsewhere)
+{
+	return flow_table_find_home(table, scrambled, elsewhere).line != NULL;
+}
+
+uint64_t probe_key(struct flow_table *table, uint64_t scrambled)
+{
+	return flow_slot_key(table, flow_table_find(table, scrambled));
+}
+
+void probe_touch(struct flow_table *table, uint64_t scrambled)
+{
+	flow_slot_touch(table, flow_table_find(table, scrambled));
+}
+
+void probe_trust(struct flow_table *table, uint64_t scrambled)
+{
+	flow_slot_trust(table, flow_table_find(table, scrambled));
+}
+
+void probe_remove(struct flow_table *table, uint64_t scrambled)
+{
+	flow_table_remove(table, flow_table_find(table, scrambled));
+}
+
+void probe_rewrite(struct flow_table *table, uint64_t scrambled, unsigned backend, unsigned class)
+{
+	flow_slot_rewrite(table, flow_table_find(table, scrambled), backend, class);
+}
+
+/* Keys at home in the first `lines` lines whose alternate line is one of them too: a small table within the large. */
+void probe_crowded(const struct flow_table *table, uint64_t lines, uint64_t *keys, unsigned count)
+{
+	uint64_t step = UINT64_MAX / table->line_count, candidate = 0x9e3779b97f4a7c15u;
+
+	while (count) {
+		uint64_t key = candidate % (step * lines);
+
+		candidate = candidate * 6364136223846793005u + 1442695040888963407u;
+		if (flow_table_line_of(table, key) >= lines || index_of(table, alternate_line(table, key)) >= lines)
+			continue;
+		keys[--count] = key;
+	}
+}
