@@ -34,6 +34,8 @@ BLACKHOLE_METRIC = 4_000_000_000
 #: Only makes the kernel willing to take packets from the device; link-local, never used as a source.
 DEVICE_ADDRESS = "169.254.118.1"
 MTU = 9000
+#: Packets that wait for a worker that lost its CPU; the default of 500 lasts a few milliseconds.
+QUEUE_LENGTH = 10_000
 RESTORE_FILE = "restore.json"
 
 _RTN_UNICAST, _RTN_BLACKHOLE = 1, 6
@@ -92,7 +94,7 @@ class Tun:
         ipr = self._netlink.ipr
         try:
             await ipr.addr("replace", index=link.index, address=DEVICE_ADDRESS, prefixlen=32)
-            await ipr.link("set", index=link.index, mtu=MTU, state="up")
+            await ipr.link("set", index=link.index, mtu=MTU, txqlen=QUEUE_LENGTH, state="up")
         except NetlinkError as error:
             raise IoError(f"cannot set up the TUN device {self.name}: {error}") from None
         self._remember_and_write("ipv4/ip_forward", "1")
