@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles pieces of ``native/`` with a test's own C beside them, for what Python cannot reach through the extension."""
+"""Compiles pieces of ``native/`` with a test's own C beside them: what Python cannot reach through the extension."""
 
 from __future__ import annotations
 
