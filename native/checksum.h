@@ -6,8 +6,9 @@
 #ifndef VIPMUX_CHECKSUM_H
 #define VIPMUX_CHECKSUM_H
 
-#include <stdint.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 
 /* Adds len bytes to a running sum; only the last piece of a packet may have an odd length. */
 uint64_t checksum_add(const void *data, size_t len, uint64_t sum);
@@ -22,10 +23,31 @@ static inline uint16_t checksum_fold(uint64_t sum)
 	return (uint16_t)sum;
 }
 
+/* The same for a sum of a few 16-bit words. */
+static inline uint16_t checksum_fold32(uint32_t sum)
+{
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (uint16_t)sum;
+}
+
+/* Sum of an IPv4 header without options, folded: 0xffff if its checksum is right. */
+static inline uint16_t checksum_header20(const uint8_t *header)
+{
+	uint64_t words[2], sum;
+	uint32_t last;
+
+	memcpy(words, header, 16);
+	memcpy(&last, header + 16, 4);
+	sum = (words[0] & 0xffffffff) + (words[0] >> 32) + (words[1] & 0xffffffff) + (words[1] >> 32) + last;
+	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+	return checksum_fold32((uint32_t)sum);
+}
+
 /* The checksum field after the 16-bit word `from` became `to`; all three as they lie in memory (RFC 1624, eqn. 3). */
 static inline uint16_t checksum_replace(uint16_t check, uint16_t from, uint16_t to)
 {
-	return (uint16_t)~checksum_fold((uint64_t)(uint16_t)~check + (uint16_t)~from + to);
+	return (uint16_t)~checksum_fold32((uint32_t)(uint16_t)~check + (uint16_t)~from + to);
 }
 
 /* Sum of the pseudo-header; addresses point into the IP header (addr_len 4 or 16 each), length in host order. */

@@ -34,22 +34,6 @@ void encap_prepare(struct hop *hop, const struct hop_spec *spec)
 	}
 }
 
-void encap_ipv4(const struct hop *hop, uint8_t *ip, uint32_t length, uint16_t id)
-{
-	uint8_t *outer = ip - 20;
-	uint8_t tos = ip[1], df = ip[6] & 0x40;
-	uint16_t words[3] = { htons(tos), htons((uint16_t)(length + 20)), df ? 0 : htons(id) };
-	uint16_t fragment = htons((uint16_t)(df << 8));
-	uint64_t sum = (uint64_t)hop->sum + words[0] + words[1] + words[2] + fragment;
-	uint16_t check = (uint16_t)~checksum_fold(sum);
-
-	memcpy(outer, hop->header, 20);
-	outer[1] = tos;
-	memcpy(outer + 2, &words[1], 4); /* total length, ID */
-	outer[6] = df;
-	memcpy(outer + 10, &check, 2);
-}
-
 void encap_ipv6(const struct hop *hop, uint8_t *ip, uint32_t length, uint32_t flow)
 {
 	uint8_t *outer = ip - 40;

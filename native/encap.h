@@ -9,8 +9,11 @@
 #ifndef VIPMUX_ENCAP_H
 #define VIPMUX_ENCAP_H
 
+#include <arpa/inet.h>
 #include <stdint.h>
+#include <string.h>
 
+#include "checksum.h"
 #include "snapshot.h"
 
 #define ENCAP_TTL 64
@@ -24,7 +27,21 @@ static inline unsigned encap_overhead(uint8_t family)
 void encap_prepare(struct hop *hop, const struct hop_spec *spec);
 
 /* Writes the outer header before an IPv4 packet of `length` bytes at ip.  id in host order, used where DF is not set. */
-void encap_ipv4(const struct hop *hop, uint8_t *ip, uint32_t length, uint16_t id);
+static inline void encap_ipv4(const struct hop *hop, uint8_t *ip, uint32_t length, uint16_t id)
+{
+	uint8_t *outer = ip - 20;
+	uint8_t tos = ip[1], df = ip[6] & 0x40;
+	uint16_t words[4] = { htons(tos), htons((uint16_t)(length + 20)), df ? 0 : htons(id), htons((uint16_t)(df << 8)) };
+	uint32_t sum = (uint32_t)hop->sum + words[0] + words[1] + words[2] + words[3];
+	uint16_t check = (uint16_t)~checksum_fold32(sum);
+
+	memcpy(outer, hop->header, 20);
+	outer[1] = tos;
+	memcpy(outer + 2, &words[1], 2);
+	memcpy(outer + 4, &words[2], 2);
+	outer[6] = df;
+	memcpy(outer + 10, &check, 2);
+}
 
 /* The same for IPv6; the low 20 bits of flow become the flow label. */
 void encap_ipv6(const struct hop *hop, uint8_t *ip, uint32_t length, uint32_t flow);

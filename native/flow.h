@@ -9,6 +9,7 @@
 #ifndef VIPMUX_FLOW_H
 #define VIPMUX_FLOW_H
 
+#include <endian.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -38,6 +39,23 @@ void flow_seed_init(struct flow_seed *seed, const uint8_t bytes[16]);
 
 /* SipHash-1-3 over the whole tuple, or over family and source only.  Same seed, same tuple: same value on every MUX. */
 uint64_t flow_tuple_hash(const struct flow_seed *seed, const struct flow_tuple *tuple, bool source_only);
+
+/*
+ * What of an IPv4 tuple is hashed, as two words; flow_hash4_burst() hashes many, in whatever vector width the processor
+ * has.  The values are those of flow_tuple_hash().  Addresses and ports as they lie in memory.
+ */
+static inline uint64_t flow_word4_addresses(uint32_t source, uint32_t destination)
+{
+	return (uint64_t)le32toh(destination) << 32 | le32toh(source);
+}
+
+static inline uint64_t flow_word4_ports(uint16_t source_port, uint16_t destination_port, uint8_t protocol)
+{
+	return (uint64_t)protocol << 32 | (uint64_t)le16toh(destination_port) << 16 | le16toh(source_port);
+}
+
+void flow_hash4_burst(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports, uint64_t *out,
+		      unsigned count);
 
 /*
  * The key of a flow of an IPv4 service with one address and one port: source address, source port and service are

@@ -10,8 +10,8 @@
 #define BACKEND_BITS 12
 #define CLASS_SHIFT 12
 #define AWAY_BIT (1ULL << 14)
-#define KEY_SHIFT 15
-#define KEY_MASK (~0ULL << 14) /* remainder and the alternate bit: what must be equal */
+#define KEY_SHIFT FLOW_KEY_SHIFT
+#define KEY_MASK (~0ULL << FLOW_REST_BITS) /* remainder and the alternate bit: what must be equal */
 
 /* 49 bits of remainder fit an entry, so a table has at least 2^15 lines (2 MiB). */
 #define LINES_MIN (1ULL << 15)
@@ -84,11 +84,6 @@ void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_CLAS
 
 /* ---- places ---- */
 
-static inline uint64_t remainder_of(const struct flow_table *table, uint64_t scrambled)
-{
-	return scrambled & ((1ULL << table->remainder_bits) - 1);
-}
-
 /* How far the alternate line lies from home, 1 to line_count - 1; told by the remainder, so it can be undone. */
 static inline uint64_t away_distance(const struct flow_table *table, uint64_t remainder)
 {
@@ -131,41 +126,11 @@ uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot)
 	return first + ((remainder - first) & mask);
 }
 
-static inline bool expired(const struct flow_table *table, const struct flow_line *line, unsigned way)
-{
-	uint16_t age = (uint16_t)((uint16_t)table->clock - line->stamp[way]);
-
-	return age >= table->idle[line->entry[way] >> CLASS_SHIFT & 3];
-}
-
 /* ---- find ---- */
-
-static inline int way_of(const struct flow_line *line, uint64_t key)
-{
-	unsigned hits = 0;
-
-	/* No early exit: six compares without a branch are cheaper than one mispredicted branch. */
-	for (unsigned way = 0; way < FLOW_WAYS; way++)
-		hits |= (unsigned)((line->entry[way] & KEY_MASK) == key && (line->entry[way] & 0xfff)) << way;
-	return hits ? __builtin_ctz(hits) : -1;
-}
-
-struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere)
-{
-	struct flow_line *line = &table->lines[flow_table_line_of(table, scrambled)];
-	int way = way_of(line, remainder_of(table, scrambled) << KEY_SHIFT);
-
-	if (LIKELY(way >= 0)) {
-		*elsewhere = false;
-		return (struct flow_slot){ line, (unsigned)way };
-	}
-	*elsewhere = line->away != 0;
-	return (struct flow_slot){ NULL, 0 };
-}
 
 static struct flow_line *alternate_line(const struct flow_table *table, uint64_t scrambled)
 {
-	return &table->lines[alternate_of(table, flow_table_line_of(table, scrambled), remainder_of(table, scrambled))];
+	return &table->lines[alternate_of(table, flow_table_line_of(table, scrambled), flow_table_remainder(table, scrambled))];
 }
 
 void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled)
@@ -182,19 +147,34 @@ struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scramb
 		return slot;
 
 	struct flow_line *line = alternate_line(table, scrambled);
-	int way = way_of(line, remainder_of(table, scrambled) << KEY_SHIFT | AWAY_BIT);
+	int way = flow_line_way(line, flow_table_remainder(table, scrambled) << KEY_SHIFT | AWAY_BIT);
 
 	return way < 0 ? (struct flow_slot){ NULL, 0 } : (struct flow_slot){ line, (unsigned)way };
 }
 
 /* ---- change ---- */
 
+void flow_table_settle(struct flow_table *table)
+{
+	for (unsigned i = 0; i < table->owed_count; i++)
+		table->owed[i]->away--;
+	table->owed_count = 0;
+}
+
+static void owe(struct flow_table *table, struct flow_line *line)
+{
+	if (UNLIKELY(table->owed_count == FLOW_OWED_MAX))
+		flow_table_settle(table);
+	__builtin_prefetch(line, 1);
+	table->owed[table->owed_count++] = line;
+}
+
 static void clear_way(struct flow_table *table, struct flow_slot slot)
 {
 	uint64_t entry = slot.line->entry[slot.way];
 
 	if (entry & AWAY_BIT)
-		table->lines[home_of(table, slot)].away--;
+		owe(table, &table->lines[home_of(table, slot)]);
 	table->counters.live[entry >> CLASS_SHIFT & 3]--;
 	slot.line->entry[slot.way] = 0;
 	table->changes++;
@@ -215,35 +195,39 @@ static void fill_way(struct flow_table *table, struct flow_slot slot, uint64_t e
 	table->changes++;
 }
 
-/* A way that is empty, or is made so because its flow has expired; -1 if all are in use. */
-static int free_way(struct flow_table *table, struct flow_line *line)
+/* What a line has to offer to a new flow. */
+struct offer {
+	unsigned free; /* bit per way that is empty or whose flow has expired */
+	int oldest;    /* age << 3 | 7 - way of the untrusted flow that has been silent longest, -1 if all are trusted */
+};
+
+/* No branches: what is in a way is as good as random. */
+static struct offer offer_of(const struct flow_table *table, const struct flow_line *line)
 {
+	struct offer offer = { 0, -1 };
+
 	for (unsigned way = 0; way < FLOW_WAYS; way++) {
-		if (!line->entry[way])
-			return (int)way;
-		if (expired(table, line, way)) {
-			clear_way(table, (struct flow_slot){ line, way });
-			table->counters.expired++;
-			return (int)way;
-		}
+		uint64_t entry = line->entry[way];
+		unsigned class = entry >> CLASS_SHIFT & 3;
+		uint16_t age = (uint16_t)((uint16_t)table->clock - line->stamp[way]);
+		/* Ties go to the first way. */
+		int score = ((int)age << 3 | (int)(7 - way)) | -(int)(class >> 1);
+
+		offer.free |= (unsigned)((entry == 0) | (age >= table->idle[class])) << way;
+		offer.oldest = score > offer.oldest ? score : offer.oldest;
 	}
-	return -1;
+	return offer;
 }
 
-/* The untrusted flow that has been silent longest; older than *age only.  -1 if there is none. */
-static int oldest_untrusted(const struct flow_table *table, const struct flow_line *line, int *age)
+static struct flow_slot take_free(struct flow_table *table, struct flow_line *line, struct offer offer)
 {
-	int found = -1;
+	struct flow_slot slot = { line, (unsigned)__builtin_ctz(offer.free) };
 
-	for (unsigned way = 0; way < FLOW_WAYS; way++) {
-		int its_age = (uint16_t)((uint16_t)table->clock - line->stamp[way]);
-
-		if (line->entry[way] >> CLASS_SHIFT & FLOW_CLASS_TRUSTED || its_age <= *age)
-			continue;
-		*age = its_age;
-		found = (int)way;
+	if (line->entry[slot.way]) {
+		clear_way(table, slot);
+		table->counters.expired++;
 	}
-	return found;
+	return slot;
 }
 
 /* Moves one flow of a full line to its own other line, if that has room; returns the way it left, or -1. */
@@ -253,14 +237,13 @@ static int move_one(struct flow_table *table, struct flow_line *line)
 		struct flow_slot from = { line, way };
 		uint64_t entry = line->entry[way], home = home_of(table, from);
 		uint64_t target = entry & AWAY_BIT ? home : alternate_of(table, home, entry >> KEY_SHIFT);
-		struct flow_slot to = { &table->lines[target], 0 };
-		int room = free_way(table, to.line);
-
-		if (room < 0)
-			continue;
+		struct offer offer = offer_of(table, &table->lines[target]);
 		uint16_t stamp = line->stamp[way];
 
-		to.way = (unsigned)room;
+		if (!offer.free)
+			continue;
+		struct flow_slot to = take_free(table, &table->lines[target], offer);
+
 		clear_way(table, from);
 		fill_way(table, to, entry ^ AWAY_BIT, stamp);
 		table->counters.moved++;
@@ -272,19 +255,19 @@ static int move_one(struct flow_table *table, struct flow_line *line)
 /* Finds or makes room for a key whose two lines are given; see flow_table_insert() for the order. */
 static struct flow_slot make_room(struct flow_table *table, struct flow_line *home, struct flow_line *alternate)
 {
-	int age = -1, way, other;
+	struct offer here = offer_of(table, home), there;
+	int way;
 
-	way = free_way(table, home);
-	if (way >= 0)
-		return (struct flow_slot){ home, (unsigned)way };
-	way = free_way(table, alternate);
-	if (way >= 0)
-		return (struct flow_slot){ alternate, (unsigned)way };
+	if (here.free)
+		return take_free(table, home, here);
+	there = offer_of(table, alternate);
+	if (there.free)
+		return take_free(table, alternate, there);
 
-	way = oldest_untrusted(table, home, &age);
-	other = oldest_untrusted(table, alternate, &age);
-	if (way >= 0 || other >= 0) {
-		struct flow_slot slot = { other >= 0 ? alternate : home, (unsigned)(other >= 0 ? other : way) };
+	if (here.oldest >= 0 || there.oldest >= 0) {
+		bool stay = here.oldest >> 3 >= there.oldest >> 3;
+		struct flow_slot slot = { stay ? home : alternate,
+					  7 - ((unsigned)(stay ? here.oldest : there.oldest) & 7) };
 
 		clear_way(table, slot);
 		table->counters.evicted++;
@@ -309,7 +292,7 @@ bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned ba
 		table->counters.refused++;
 		return false;
 	}
-	uint64_t entry = remainder_of(table, scrambled) << KEY_SHIFT | (uint64_t)class << CLASS_SHIFT | (backend + 1);
+	uint64_t entry = flow_table_remainder(table, scrambled) << KEY_SHIFT | (uint64_t)class << CLASS_SHIFT | (backend + 1);
 
 	fill_way(table, slot, slot.line == home ? entry : entry | AWAY_BIT, (uint16_t)table->clock);
 	return true;
@@ -419,7 +402,7 @@ const char *flow_table_check(const struct flow_table *table)
 				return "an entry that a lookup of its key does not find";
 		}
 	}
-	if (away_flags != away_counts)
+	if (away_flags != away_counts - table->owed_count)
 		return "lines count other flows away than there are";
 	for (unsigned c = 0; c < FLOW_CLASSES; c++)
 		if (live[c] != table->counters.live[c])

@@ -23,6 +23,7 @@
 #define FLOW_IDLE_MAX_SECONDS 14400
 #define FLOW_BACKEND_MAX 4095 /* backends of a service are numbered 0 to 4094 */
 #define FLOW_WAYS 6
+#define FLOW_OWED_MAX 64
 
 /* Class of an entry, and index of its idle timeout. */
 enum flow_class {
@@ -39,7 +40,7 @@ enum flow_class {
 struct flow_line {
 	uint64_t entry[FLOW_WAYS]; /* key remainder (49) | alternate | class (2) | backend + 1 (12); 0: empty */
 	uint16_t stamp[FLOW_WAYS]; /* low bits of the tick of the last packet */
-	uint32_t away;             /* flows at home here that live in their alternate line */
+	uint32_t away;             /* flows at home here that live in their alternate line, or did until lately */
 };
 _Static_assert(sizeof(struct flow_line) == CACHE_LINE, "one line, one cache line");
 
@@ -64,6 +65,9 @@ struct flow_table {
 	uint64_t swept_since;        /* since this tick every line has been swept */
 	struct flow_counters counters;
 	size_t bytes;
+	/* Lines whose `away` is one too high still, see flow_table_settle(). */
+	struct flow_line *owed[FLOW_OWED_MAX];
+	unsigned owed_count;
 };
 
 /* Where an entry is; line is NULL where there is none. */
@@ -101,11 +105,18 @@ static inline void flow_table_prefetch(const struct flow_table *table, uint64_t 
 	__builtin_prefetch(&table->lines[flow_table_line_of(table, scrambled)], 1);
 }
 
-/* Asks for the line where a flow may live that is not at home. */
-void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled);
+/*
+ * When a flow leaves that lived in its alternate line, its home line has one flow less away; that line is in no cache
+ * then.  So it is asked for, and counted down here, at the end of a burst.  Until then a lookup may look once more than
+ * it must, which changes no answer.
+ */
+void flow_table_settle(struct flow_table *table);
 
 /* Looks in the home line only: one cache line.  *elsewhere tells that the flow may live in its alternate line. */
-struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere);
+static inline struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere);
+
+/* Asks for the line where a flow may live that is not at home. */
+void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled);
 
 /* Looks everywhere.  Does not look at the age. */
 struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled);
@@ -165,6 +176,39 @@ static inline uint16_t flow_ticks(uint32_t seconds)
 
 /* The scrambled key of an entry. */
 uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot);
+
+/* ---- what every packet goes through is inline ---- */
+
+#define FLOW_KEY_SHIFT 15 /* of the remainder in an entry */
+#define FLOW_REST_BITS 14 /* class and backend, below remainder and the alternate bit */
+
+static inline uint64_t flow_table_remainder(const struct flow_table *table, uint64_t scrambled)
+{
+	return scrambled & ((1ULL << table->remainder_bits) - 1);
+}
+
+/*
+ * The way that holds remainder and alternate bit `key`, or -1.  Where they are equal, class and backend are all that
+ * is left of the difference, and no entry has zero there.  No early exit: six compares without a branch are
+ * cheaper than one branch mispredicted.
+ */
+static inline int flow_line_way(const struct flow_line *line, uint64_t key)
+{
+	unsigned hits = 0;
+
+	for (unsigned way = 0; way < FLOW_WAYS; way++)
+		hits |= (unsigned)((line->entry[way] ^ key) - 1 < (1u << FLOW_REST_BITS) - 1) << way;
+	return LIKELY(hits) ? __builtin_ctz(hits) : -1;
+}
+
+static inline struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere)
+{
+	struct flow_line *line = &table->lines[flow_table_line_of(table, scrambled)];
+	int way = flow_line_way(line, flow_table_remainder(table, scrambled) << FLOW_KEY_SHIFT);
+
+	*elsewhere = line->away != 0;
+	return way < 0 ? (struct flow_slot){ NULL, 0 } : (struct flow_slot){ line, (unsigned)way };
+}
 
 /* Entries now in the table. */
 uint64_t flow_table_live(const struct flow_table *table);

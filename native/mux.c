@@ -12,66 +12,79 @@
 #define SEGMENT_HEADROOM 64u
 #define SEGMENT_ROOM (SEGMENT_HEADROOM + 9216u) /* of one segment buffer: up to the largest MTU a service may have */
 
-/* ---- parse ---- */
+/*
+ * Headers are asked for so many packets before they are read, and flows in groups as soon as their keys are known, so
+ * that memory works while packets are parsed.
+ */
+#define AHEAD 24u
+#define GROUP 16u
 
-static void parse_burst(struct mux *mux, const struct frame *frames)
+/* ---- parse, find service ---- */
+
+/* The line where the packet begins and the outer header will end, and the next with the rest of its headers. */
+static inline void prefetch_headers(const struct frame *frame)
 {
-	const struct vip_map *map = mux->snapshot->map;
-
-	for (unsigned i = 0; i < mux->count; i++)
-		__builtin_prefetch(frames[i].data);
-	for (unsigned i = 0; i < mux->count; i++) {
-		struct packet *packet = &mux->packets[i];
-
-		packet_parse_network(packet, &frames[i], mux->io->link);
-		if (packet->family == 4 && packet->reason == REASON_FORWARDED)
-			vip_map_prefetch4(map, packet->ip + 16, packet->protocol, packet->destination_port);
-	}
+	__builtin_prefetch(frame->data, 1);
+	__builtin_prefetch(frame->data + CACHE_LINE);
 }
 
-/* ---- find service ---- */
+static uint8_t time_to_live(const struct packet *packet)
+{
+	return packet->ip[packet->family == 4 ? 8 : 7];
+}
 
-static enum reason find_service(struct mux *mux, struct packet *packet, const struct frame *frame,
+/* Any packet at all: packet.h's list, step by step. */
+static enum reason find_service(const struct mux *mux, struct packet *packet, const struct frame *frame,
 				struct passage *passage)
 {
 	const struct vip_map *map = mux->snapshot->map;
+	bool is_vip;
+
+	packet_parse_network(packet, frame, mux->io->link);
+	if (packet->reason != REASON_FORWARDED)
+		return packet->reason;
+
 	const uint8_t *destination = packet_destination(packet);
 	uint8_t protocol = packet->protocol;
 	uint16_t port = packet->destination_port;
-	bool is_vip;
+	const struct service *service = vip_map_find(map, packet->family, destination, protocol, port, &is_vip);
 
-	passage->service = vip_map_find(map, packet->family, destination, protocol, port, &is_vip);
 	if (!is_vip)
 		return REASON_NOT_VIP;
 	packet_parse_transport(packet, frame);
-	if (UNLIKELY(packet->reason != REASON_FORWARDED)) {
-		passage->service = NULL;
+	if (packet->reason != REASON_FORWARDED)
 		return packet->reason;
-	}
 	/* Behind IPv6 extension headers the ports were not where the first look took them from. */
 	if (UNLIKELY(packet->protocol != protocol || packet->destination_port != port))
-		passage->service = vip_map_find(map, packet->family, destination, packet->protocol,
-						packet->destination_port, &is_vip);
-	if (UNLIKELY(!passage->service))
+		service = vip_map_find(map, packet->family, destination, packet->protocol, packet->destination_port,
+				       &is_vip);
+	passage->service = service;
+	if (!service)
 		return REASON_NO_SERVICE;
-	if (UNLIKELY(packet->ip[packet->family == 4 ? 8 : 7] <= 1))
-		return REASON_TTL_EXPIRED;
-	return REASON_FORWARDED;
+	return time_to_live(packet) <= 1 ? REASON_TTL_EXPIRED : REASON_FORWARDED;
 }
 
-static void find_services(struct mux *mux, const struct frame *frames)
+static void find_services(struct mux *mux, const struct frame *frames, unsigned first, unsigned end)
 {
-	for (unsigned i = 0; i < mux->count; i++) {
+	const struct vip_map *map = mux->snapshot->map;
+	enum link_type link = mux->io->link;
+
+	for (unsigned i = first; i < end; i++) {
 		struct packet *packet = &mux->packets[i];
 		struct passage *passage = &mux->passages[i];
+		const struct service *service = NULL;
 
-		passage->service = NULL;
-		passage->backend = NULL;
-		passage->slot.line = NULL;
+		if (i + AHEAD < mux->count)
+			prefetch_headers(&frames[i + AHEAD]);
+		if (LIKELY(packet_parse_plain(packet, &frames[i], link)))
+			service = vip_map_find_exact4(map, packet->ip + 16, packet->protocol, packet->destination_port);
+		passage->service = service;
 		passage->hashed = false;
 		passage->flow = FLOW_NONE;
-		if (packet->reason == REASON_FORWARDED)
+		if (UNLIKELY(!service))
 			packet->reason = find_service(mux, packet, &frames[i], passage);
+		else if (UNLIKELY(packet->ip[8] <= 1))
+			packet->reason = REASON_TTL_EXPIRED;
 	}
 }
 
@@ -112,21 +125,34 @@ static uint64_t flow_key(const struct mux *mux, const struct packet *packet, str
 	return flow_key_narrow(passage->service->id, source, packet->source_port);
 }
 
-/* Scrambles all keys together, so that one vector instruction does many, and asks for their lines. */
-static void key_flows(struct mux *mux)
+/* Scrambles keys together, so that one vector instruction does many, and asks for their lines. */
+static void key_flows(struct mux *mux, unsigned first, unsigned end)
 {
-	uint64_t keys[BURST_MAX], scrambled[BURST_MAX];
+	uint64_t keys[GROUP], scrambled[GROUP];
 
-	for (unsigned i = 0; i < mux->count; i++) {
+	for (unsigned i = first; i < end; i++) {
 		bool on = mux->packets[i].reason == REASON_FORWARDED;
 
-		keys[i] = on ? flow_key(mux, &mux->packets[i], &mux->passages[i]) : 0;
+		keys[i - first] = on ? flow_key(mux, &mux->packets[i], &mux->passages[i]) : 0;
 	}
-	flow_scramble_burst(&mux->snapshot->map->seed, keys, scrambled, mux->count);
-	for (unsigned i = 0; i < mux->count; i++) {
-		mux->passages[i].scrambled = scrambled[i];
-		if (mux->packets[i].reason == REASON_FORWARDED)
-			flow_table_prefetch(mux->table, scrambled[i]);
+	flow_scramble_burst(&mux->snapshot->map->seed, keys, scrambled, end - first);
+	for (unsigned i = first; i < end; i++) {
+		mux->passages[i].scrambled = scrambled[i - first];
+		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
+			flow_table_prefetch(mux->table, scrambled[i - first]);
+	}
+}
+
+static void read_burst(struct mux *mux, const struct frame *frames)
+{
+	for (unsigned i = 0; i < mux->count && i < AHEAD; i++)
+		prefetch_headers(&frames[i]);
+	for (unsigned first = 0; first < mux->count; first += GROUP) {
+		unsigned end = first + GROUP < mux->count ? first + GROUP : mux->count;
+
+		find_services(mux, frames, first, end);
+		if (mux->table)
+			key_flows(mux, first, end);
 	}
 }
 
@@ -141,26 +167,56 @@ static uint32_t maglev_slot_of(const struct mux *mux, const struct packet *packe
 	return maglev_slot(service->maglev, flow_tuple_hash(&mux->snapshot->map->seed, &tuple, true));
 }
 
+/*
+ * Maglev slots of the packets listed, asked for.  The common ones are hashed together; IPv6 and services that hash
+ * the source alone one by one.
+ */
+static void prefetch_slots(struct mux *mux, const uint8_t *list, unsigned count)
+{
+	uint64_t *addresses = mux->addresses, *ports = mux->ports, *hashes = mux->hashes;
+	uint32_t pair[2];
+
+	for (unsigned n = 0; n < count; n++) {
+		const struct packet *packet = &mux->packets[list[n]];
+
+		memcpy(pair, packet->ip + 12, 8);
+		addresses[n] = flow_word4_addresses(pair[0], pair[1]);
+		ports[n] = flow_word4_ports(packet->source_port, packet->destination_port, packet->protocol);
+	}
+	flow_hash4_burst(&mux->snapshot->map->seed, addresses, ports, hashes, count);
+	for (unsigned n = 0; n < count; n++) {
+		const struct packet *packet = &mux->packets[list[n]];
+		struct passage *passage = &mux->passages[list[n]];
+
+		if (LIKELY(packet->family == 4)) {
+			passage->hash = hashes[n];
+			passage->hashed = true;
+		}
+		__builtin_prefetch(&passage->service->maglev->slots[maglev_slot_of(mux, packet, passage)]);
+	}
+}
+
 /* First look, without deciding anything: what is not at home will need its other line or its Maglev slot soon. */
 static void look_for_flows(struct mux *mux)
 {
+	uint8_t missing[BURST_MAX];
+	unsigned count = 0;
+
 	for (unsigned i = 0; i < mux->count; i++) {
 		struct passage *passage = &mux->passages[i];
 		bool elsewhere;
 
-		if (mux->packets[i].reason != REASON_FORWARDED)
+		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
 			continue;
 		passage->slot = flow_table_find_home(mux->table, passage->scrambled, &elsewhere);
 		if (LIKELY(passage->slot.line != NULL)) {
 			__builtin_prefetch(&passage->service->backends[flow_slot_backend(passage->slot)]);
-		} else if (elsewhere) {
-			flow_table_prefetch_alternate(mux->table, passage->scrambled);
 		} else {
-			uint32_t slot = maglev_slot_of(mux, &mux->packets[i], passage);
-
-			__builtin_prefetch(&passage->service->maglev->slots[slot]);
+			flow_table_prefetch_alternate(mux->table, passage->scrambled);
+			missing[count++] = (uint8_t)i;
 		}
 	}
+	prefetch_slots(mux, missing, count);
 }
 
 /* ---- choose backend ---- */
@@ -275,10 +331,13 @@ static void choose_backends(struct mux *mux)
 /* Without a flow table every packet asks Maglev. */
 static void choose_stateless(struct mux *mux)
 {
+	uint8_t all[BURST_MAX];
+	unsigned count = 0;
+
 	for (unsigned i = 0; i < mux->count; i++)
-		if (mux->packets[i].reason == REASON_FORWARDED)
-			__builtin_prefetch(&mux->passages[i].service->maglev->slots[maglev_slot_of(
-				mux, &mux->packets[i], &mux->passages[i])]);
+		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
+			all[count++] = (uint8_t)i;
+	prefetch_slots(mux, all, count);
 	for (unsigned i = 0; i < mux->count; i++) {
 		struct packet *packet = &mux->packets[i];
 		struct passage *passage = &mux->passages[i];
@@ -454,14 +513,15 @@ static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot
 	mux->count = count;
 	mux->out_count = 0;
 
-	parse_burst(mux, frames);
-	find_services(mux, frames);
 	if (mux->table) {
 		flow_table_set_idle(mux->table, snapshot->map->class_idle);
 		flow_table_advance(mux->table, now_ns);
-		key_flows(mux);
+	}
+	read_burst(mux, frames);
+	if (mux->table) {
 		look_for_flows(mux);
 		choose_backends(mux);
+		flow_table_settle(mux->table);
 	} else {
 		choose_stateless(mux);
 	}

@@ -67,6 +67,7 @@ struct mux {
 	struct passage passages[BURST_MAX];
 	struct frame out[BURST_MAX];
 	unsigned out_count;
+	uint64_t addresses[BURST_MAX], ports[BURST_MAX], hashes[BURST_MAX]; /* of packets hashed together */
 	uint8_t *segments; /* BURST_MAX buffers for segments */
 
 	struct mux_counters counters;

@@ -2,40 +2,12 @@
 /* See packet.h. */
 #include "packet.h"
 
-#include <string.h>
-
-#include "checksum.h"
-#include "cpu.h"
-
-#define ETHERTYPE_IPV4 0x0800
-#define ETHERTYPE_IPV6 0x86dd
-
 #define PROTOCOL_HOP_BY_HOP 0
 #define PROTOCOL_ICMP 1
-#define PROTOCOL_TCP 6
-#define PROTOCOL_UDP 17
 #define PROTOCOL_ROUTING 43
 #define PROTOCOL_FRAGMENT 44
 #define PROTOCOL_ICMPV6 58
 #define PROTOCOL_DESTINATION 60
-
-static inline uint16_t load_be16(const uint8_t *p)
-{
-	return (uint16_t)(p[0] << 8 | p[1]);
-}
-
-static inline uint16_t load16(const uint8_t *p)
-{
-	uint16_t v;
-
-	memcpy(&v, p, 2);
-	return v;
-}
-
-static inline void store16(uint8_t *p, uint16_t v)
-{
-	memcpy(p, &v, 2);
-}
 
 /* ---- network header ---- */
 
@@ -223,21 +195,4 @@ void packet_complete_checksum(const struct packet *packet, const struct frame *f
 	uint16_t check = (uint16_t)~checksum_fold(checksum_add(header, length, pseudo));
 
 	store16(field, packet->protocol == PROTOCOL_UDP && check == 0 ? 0xffff : check);
-}
-
-bool packet_decrement_ttl(struct packet *packet)
-{
-	uint8_t *ttl = packet->ip + (packet->family == 4 ? 8 : 7);
-
-	if (UNLIKELY(*ttl <= 1))
-		return false;
-	if (packet->family == 4) {
-		uint16_t before = load16(ttl); /* TTL and protocol share a checksum word */
-
-		--*ttl;
-		store16(ttl + 2, checksum_replace(load16(ttl + 2), before, load16(ttl)));
-	} else {
-		--*ttl;
-	}
-	return true;
 }

@@ -23,7 +23,10 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
+#include "checksum.h"
+#include "cpu.h"
 #include "io.h"
 #include "reason.h"
 
@@ -42,9 +45,9 @@ struct vip_map;
 struct packet {
 	uint8_t *ip;           /* first byte of the IP header */
 	uint32_t length;       /* of the IP packet, all headers included */
-	uint16_t transport;    /* offset of the TCP or UDP header from ip */
 	uint16_t source_port;  /* wire order */
 	uint16_t destination_port;
+	uint16_t transport;    /* offset of the TCP or UDP header from ip */
 	uint8_t family;        /* 4 or 6 */
 	uint8_t protocol;      /* 6 or 17 once parsed */
 	uint8_t reason;        /* enum reason; REASON_FORWARDED while the packet is on its way */
@@ -55,6 +58,13 @@ void packet_parse_network(struct packet *packet, const struct frame *frame, enum
 
 /* Second half, once the destination is known to be a VIP: all that the table above lists after not_vip. */
 void packet_parse_transport(struct packet *packet, const struct frame *frame);
+
+/*
+ * Both halves at once for the packet that nothing is the matter with: IPv4 without options, not a fragment, TCP or UDP.
+ * All of the table above is one verdict here; a packet that gets false goes the long way, which alone says what is wrong
+ * (and finds many in order that are only unusual).
+ */
+static inline bool packet_parse_plain(struct packet *packet, const struct frame *frame, enum link_type link);
 
 static inline const uint8_t *packet_source(const struct packet *packet)
 {
@@ -86,6 +96,93 @@ static inline bool packet_opens(const struct packet *packet)
 void packet_complete_checksum(const struct packet *packet, const struct frame *frame, bool detect);
 
 /* Decrements TTL or hop limit in place, header checksum included; false (and untouched) where it would reach zero. */
-bool packet_decrement_ttl(struct packet *packet);
+static inline bool packet_decrement_ttl(struct packet *packet);
+
+/* ---- what every packet goes through is inline ---- */
+
+#define ETHERTYPE_IPV4 0x0800
+#define ETHERTYPE_IPV6 0x86dd
+
+#define PROTOCOL_TCP 6
+#define PROTOCOL_UDP 17
+
+static inline uint16_t load_be16(const uint8_t *p)
+{
+	return (uint16_t)(p[0] << 8 | p[1]);
+}
+
+static inline uint16_t load16(const uint8_t *p)
+{
+	uint16_t v;
+
+	memcpy(&v, p, 2);
+	return v;
+}
+
+static inline void store16(uint8_t *p, uint16_t v)
+{
+	memcpy(p, &v, 2);
+}
+
+/* Addresses no client has, and some more that the long way is to look at: 0/8, 127/8, 224/4 and 255/8. */
+static inline bool source_is_odd(const uint8_t *source, const uint8_t *destination)
+{
+	uint8_t first = source[0];
+
+	return ((uint8_t)(first + 1) < 2) | (first == 127) | ((first & 0xf0) == 0xe0) |
+	       (memcmp(source, destination, 4) == 0);
+}
+
+static inline bool packet_parse_plain(struct packet *packet, const struct frame *frame, enum link_type link)
+{
+	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
+	uint8_t *ip = frame->data + before, *header = ip + 20;
+
+	/* 40: whatever is read below is there. */
+	if (UNLIKELY((frame->len < frame->wire_len) | (frame->len < before + 40)))
+		return false;
+
+	uint32_t length = load_be16(ip + 2);
+	bool tcp = ip[9] == PROTOCOL_TCP, udp = ip[9] == PROTOCOL_UDP;
+	/* What the transport header says that it (TCP) or it and its data (UDP) take. */
+	uint32_t takes = tcp ? (header[12] >> 4) * 4u : load_be16(header + 4);
+
+	/* No shortcuts: each would be a branch of its own, and all of them go the same way. */
+	bool plain = (link != LINK_ETHERNET) | (load_be16(frame->data + before - 2) == ETHERTYPE_IPV4);
+
+	plain &= ip[0] == 0x45;
+	plain &= !(ip[6] & 0x3f) & !ip[7];
+	plain &= tcp | udp;
+	plain &= (takes >= (tcp ? 20 : 8)) & (takes + 20 <= length) & (length <= frame->len - before);
+	plain &= checksum_header20(ip) == 0xffff;
+	plain &= !source_is_odd(ip + 12, ip + 16);
+
+	packet->ip = ip;
+	packet->length = length;
+	packet->source_port = load16(header);
+	packet->destination_port = load16(header + 2);
+	packet->transport = 20;
+	packet->family = 4;
+	packet->protocol = ip[9];
+	packet->reason = REASON_FORWARDED;
+	return LIKELY(plain);
+}
+
+static inline bool packet_decrement_ttl(struct packet *packet)
+{
+	uint8_t *ttl = packet->ip + (packet->family == 4 ? 8 : 7);
+
+	if (UNLIKELY(*ttl <= 1))
+		return false;
+	if (LIKELY(packet->family == 4)) {
+		uint16_t before = load16(ttl); /* TTL and protocol share a checksum word */
+
+		--*ttl;
+		store16(ttl + 2, checksum_replace(load16(ttl + 2), before, load16(ttl)));
+	} else {
+		--*ttl;
+	}
+	return true;
+}
 
 #endif

@@ -2,18 +2,21 @@
 /*
  * See vip_map.h.
  *
- * The index is one open-addressed hash table with three kinds of rows for every prefix in use:
+ * What is no single IPv4 address and port (see struct exact_table) is in the index, one open-addressed hash table with three
+ * kinds of rows for every prefix in use:
  *	EXACT  (prefix, protocol, port) -> the service of exactly this port
  *	RANGES (prefix, protocol)       -> the services of port ranges, and the one of any port
  *	VIP    (prefix)                 -> this is a VIP of ours, whatever the port
- * A lookup goes through the prefix lengths in use, longest first.  With plain addresses that is one length, and the
- * common packet is found by the first probe.
+ * A lookup goes through the prefix lengths in use, longest first.
  */
 #include "vip_map.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdlib.h>
+
+#define EXACT_SPARSE 16 /* rows per service */
+#define EXACT_TRIES 32
 
 enum row_kind { ROW_EXACT = 1, ROW_RANGES = 2, ROW_VIP = 3 };
 
@@ -146,6 +149,7 @@ void vip_map_put(struct vip_map *map)
 	if (!map || __atomic_sub_fetch(&map->references, 1, __ATOMIC_ACQ_REL))
 		return;
 	index_free(map->index);
+	free(map->exact.rows);
 	for (uint32_t i = 0; i < map->service_count; i++) {
 		maglev_put(map->services[i]->maglev);
 		free(map->services[i]);
@@ -286,6 +290,11 @@ static struct length *note_length(struct vip_index *index, const struct service 
 	return &lengths[at];
 }
 
+static bool in_exact_table(const struct service *service)
+{
+	return service->family == 4 && service->prefix_length == 32 && service->first_port == service->last_port;
+}
+
 static int index_add(struct vip_map *map, struct vip_index *index, struct service *service)
 {
 	struct length *length = note_length(index, service);
@@ -295,6 +304,8 @@ static int index_add(struct vip_map *map, struct vip_index *index, struct servic
 
 	row->key = key;
 	row->value = map;
+	if (in_exact_table(service))
+		return 0;
 
 	key = service_key(service, exact ? ROW_EXACT : ROW_RANGES);
 	row = row_at(index, &key);
@@ -316,11 +327,75 @@ static int index_add(struct vip_map *map, struct vip_index *index, struct servic
 	return ranges_add(row->value, service);
 }
 
+/* Fills the empty table; false where two services tie.  *displaced: how many are not where the first probe looks. */
+static bool exact_fill(struct exact_table *table, struct service *const *services, uint32_t count, uint32_t *displaced)
+{
+	*displaced = 0;
+	for (uint32_t i = 0; i < count; i++) {
+		const struct service *service = services[i];
+		uint32_t address;
+
+		if (!in_exact_table(service))
+			continue;
+		memcpy(&address, service->vip, 4);
+		uint64_t key = exact_key(address, service->protocol, htons(service->first_port));
+		uint64_t at = exact_place(table, key);
+
+		while (table->rows[at].key) {
+			if (table->rows[at].key == key)
+				return false;
+			at = (at + 1) & table->mask;
+		}
+		*displaced += at != exact_place(table, key);
+		table->rows[at] = (struct exact_row){ key, service };
+	}
+	return true;
+}
+
+/*
+ * A packet whose service is displaced costs a mispredicted branch, so several multipliers are tried and the best
+ * one is kept: with some hundred services there is one that displaces none.
+ */
+static int exact_build(struct exact_table *table, struct service *const *services, uint32_t count)
+{
+	uint32_t displaced, fewest = UINT32_MAX;
+	uint64_t best = 0, multiplier = 0x9e3779b97f4a7c15u, rows = 16;
+	size_t size;
+
+	while (rows < (uint64_t)count * EXACT_SPARSE)
+		rows *= 2;
+	free(table->rows); /* of a seal that failed */
+	size = rows * sizeof(*table->rows);
+	table->rows = aligned_alloc(CACHE_LINE, size);
+	table->mask = rows - 1;
+	table->shift = 64 - (unsigned)__builtin_ctzll(rows);
+	if (!table->rows)
+		return -ENOMEM;
+	for (unsigned i = 0; i < EXACT_TRIES && fewest; i++, multiplier *= 0xbf58476d1ce4e5b9u) {
+		memset(table->rows, 0, size);
+		table->multiplier = multiplier;
+		if (!exact_fill(table, services, count, &displaced))
+			return -EEXIST;
+		if (displaced < fewest) {
+			fewest = displaced;
+			best = multiplier;
+		}
+	}
+	memset(table->rows, 0, size);
+	table->multiplier = best;
+	exact_fill(table, services, count, &displaced);
+	return 0;
+}
+
 int vip_map_seal(struct vip_map *map)
 {
-	struct vip_index *index = calloc(1, sizeof(*index));
+	struct vip_index *index;
 	uint64_t rows = 16;
+	int error = exact_build(&map->exact, map->services, map->service_count);
 
+	if (error)
+		return error;
+	index = calloc(1, sizeof(*index));
 	if (!index)
 		return -ENOMEM;
 	/* At most two rows a service, and a quarter full: a probe that meets another's row costs a misprediction. */
@@ -333,8 +408,7 @@ int vip_map_seal(struct vip_map *map)
 		return -ENOMEM;
 	}
 	for (uint32_t i = 0; i < map->service_count; i++) {
-		int error = index_add(map, index, map->services[i]);
-
+		error = index_add(map, index, map->services[i]);
 		if (error) {
 			index_free(index);
 			return error;
@@ -382,6 +456,14 @@ const struct service *vip_map_find(const struct vip_map *map, uint8_t family, co
 	const struct length *end = length + index->length_count[family_index(family)];
 	uint64_t address[2];
 
+	if (family == 4) {
+		const struct service *service = vip_map_find_exact4(map, destination, protocol, port);
+
+		if (service) {
+			*is_vip = true;
+			return service;
+		}
+	}
 	load_address(family, destination, address);
 	*is_vip = false;
 	for (; length < end; length++) {
@@ -430,19 +512,4 @@ bool vip_map_contains(const struct vip_map *map, uint8_t family, const uint8_t *
 			return true;
 	}
 	return false;
-}
-
-void vip_map_prefetch4(const struct vip_map *map, const uint8_t *destination, uint8_t protocol, uint16_t port)
-{
-	const struct vip_index *index = map->index;
-	const struct length *length = &index->lengths[0][0];
-	struct row_key key;
-	uint64_t address[2];
-
-	if (!index->length_count[0])
-		return;
-	load_address(4, destination, address);
-	key = masked_key(address, length);
-	key.what = row_what(ROW_EXACT, 4, length->bits, protocol, port);
-	__builtin_prefetch(&index->rows[row_hash(&key) & index->row_mask]);
 }

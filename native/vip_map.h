@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "cpu.h"
 #include "flow.h"
 #include "flow_table.h"
 #include "maglev.h"
@@ -58,6 +59,22 @@ struct service {
 	struct backend *backends;
 };
 
+/*
+ * IPv4 services of one address and one port, which most are.  None is more specific, so this is looked at first; an
+ * open-addressed table that is nearly empty, so that the first probe tells.
+ */
+struct exact_row {
+	uint64_t key; /* see exact_key(); 0: empty */
+	const struct service *service;
+};
+
+struct exact_table {
+	struct exact_row *rows;
+	uint64_t multiplier;
+	uint64_t mask;
+	unsigned shift; /* the product's highest bits are the place: they depend on all of the key */
+};
+
 struct vip_map {
 	uint32_t references; /* atomic */
 	struct flow_seed seed;
@@ -65,7 +82,8 @@ struct vip_map {
 	uint32_t service_count;
 	struct service **services;  /* in the order added */
 	struct service **by_id;     /* SERVICE_ID_MAX + 1 pointers; NULL: no such service */
-	struct vip_index *index;    /* made by vip_map_seal() */
+	struct exact_table exact;   /* both made by vip_map_seal() */
+	struct vip_index *index;
 	uint16_t class_idle[FLOW_CLASSES]; /* the longest of all services, for the flow table's sweep */
 };
 
@@ -88,8 +106,35 @@ const struct service *vip_map_find(const struct vip_map *map, uint8_t family, co
 /* Whether an address belongs to a VIP. */
 bool vip_map_contains(const struct vip_map *map, uint8_t family, const uint8_t *address);
 
-/* Asks the cache for the line that the first probe for this IPv4 destination will read. */
-void vip_map_prefetch4(const struct vip_map *map, const uint8_t *destination, uint8_t protocol, uint16_t port);
+/* address as it lies in memory, port in wire order */
+static inline uint64_t exact_key(uint32_t address, uint8_t protocol, uint16_t port)
+{
+	return (uint64_t)address << 32 | (uint64_t)protocol << 16 | port;
+}
+
+/* Not keyed: what is stored comes from the operator, a client only asks. */
+static inline uint64_t exact_place(const struct exact_table *table, uint64_t key)
+{
+	return key * table->multiplier >> table->shift;
+}
+
+/* The IPv4 service of exactly this address and port; NULL says nothing about the others that vip_map_find() knows. */
+static inline const struct service *vip_map_find_exact4(const struct vip_map *map, const uint8_t *destination,
+							uint8_t protocol, uint16_t port)
+{
+	const struct exact_table *table = &map->exact;
+	uint32_t address;
+
+	memcpy(&address, destination, 4);
+	uint64_t key = exact_key(address, protocol, port), at = exact_place(table, key);
+
+	while (UNLIKELY(table->rows[at].key != key)) {
+		if (!table->rows[at].key)
+			return NULL;
+		at = (at + 1) & table->mask;
+	}
+	return table->rows[at].service;
+}
 
 struct vip_map *vip_map_get(struct vip_map *map);
 void vip_map_put(struct vip_map *map);
