@@ -9,7 +9,9 @@
     ├── IoError                 exit code 1   an interface, socket or device does not do what is needed
     ├── PrivilegeError          exit code 1   a right is missing; says which and how to get it
     ├── FeatureError            exit code 1   this kernel or this version cannot do it
-    └── ControlError            exit code 1   a daemon's local socket does not answer, or the daemon refused
+    ├── ControlError            exit code 1   a daemon's local socket does not answer, or the daemon refused
+    ├── AccessError             exit code 1   who asks is not known or may not: certificates, tokens, joining
+    └── MessageError            exit code 1   what came over the node stream is no message
 
 The message says what is wrong, where, and what to do. Programs print it on stderr and exit with
 ``exit_code``: 0 is fine, 1 bad news, 2 the request or the file was wrong. Anything else that is raised is
@@ -81,3 +83,11 @@ class FeatureError(VipmuxError):
 
 class ControlError(VipmuxError):
     """A daemon's local socket cannot be reached, or the daemon answered with an error."""
+
+
+class AccessError(VipmuxError):
+    """Who asks is not known, or may not: a certificate or a token that is missing, wrong, used, expired or revoked."""
+
+
+class MessageError(VipmuxError):
+    """What the other end of the node stream sent is no message, or is larger than any of ours."""

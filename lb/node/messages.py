@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What manager and nodes say to each other: the state of a node, the difference of two, and their digest. Pure.
+"""What manager and nodes say to each other: a node's state, the difference of two, their digest, the messages. Pure.
 
 A node's state is generic, ``{section: {key: plain JSON value}}``, so that the stream need not know what it carries:
 
@@ -8,16 +8,19 @@ A node's state is generic, ``{section: {key: plain JSON value}}``, so that the s
     muxes          name -> {"address", "address6"}, whose tunnels to accept     agents only
     options        "drain": true                                                MUXes only
 
-Used by ``manager/nodes.py`` and by the nodes. Values are never changed in place: whoever changes one makes a new
-one, so that the same object is the same value and comparing large states is cheap.
+Used by ``manager/nodes.py``, ``manager/stream.py`` and by the nodes. Values are never changed in place: whoever
+changes one makes a new one, so that the same object is the same value and comparing large states is cheap.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
+
+from lb.errors import MessageError
 
 NodeState = dict[str, dict[str, Any]]
 
@@ -108,3 +111,306 @@ def _entry(section: str, key: str, value: Any) -> int:
 def digest(state: Mapping[str, Mapping[str, Any]]) -> str:
     """64 hex digits; equal states, and only those, have equal ones."""
     return str(Digest(state))
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+#
+# JSON objects in text frames, known by "type". What came over the wire is checked here once: types, lengths, finite
+# numbers. What a state's entries mean is checked by whoever applies them.
+
+#: Largest message from a node, characters; a node cuts its reports into several.
+FROM_NODE_MAX = 2 * 2**20
+#: Largest message to a node: the whole state of 30,000 services with many backends.
+TO_NODE_MAX = 256 * 2**20
+REPORTS_MAX = 1000
+TEXT_MAX = 1000
+NAME_MAX = 128
+#: Terms and generations are counters; nothing of ours counts so far.
+COUNT_MAX = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The node begins: what it holds, and what it is."""
+
+    term: int
+    generation: int
+    digest: str
+    settings: Mapping[str, Any]
+    version: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "hello", **_fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A generation is live at the node, or is refused and the one before serves on."""
+
+    term: int
+    generation: int
+    error: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "ack", **_fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """A node's word on one backend."""
+
+    service: str
+    backend: str
+    source: str  #: agent or tunnel
+    up: bool
+    reason: str
+    since: float
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.service, self.backend, self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthMessage:
+    """Words on backends that are new; those said before stand. An empty one renews the lease."""
+
+    lease: float
+    reports: tuple[HealthReport, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "health", "lease": self.lease, "reports": [_fields(report) for report in self.reports]}
+
+
+@dataclass(frozen=True, slots=True)
+class StatusMessage:
+    """How the node is, for people."""
+
+    body: Mapping[str, Any]
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "status", "body": dict(self.body)}
+
+
+@dataclass(frozen=True, slots=True)
+class EventMessage:
+    """Something that happened at the node, in words."""
+
+    text: str
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "event", "text": self.text}
+
+
+@dataclass(frozen=True, slots=True)
+class StateMessage:
+    """The whole state of the node."""
+
+    term: int
+    generation: int
+    digest: str
+    body: NodeState
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "state", **_fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaMessage:
+    """What makes the state of ``generation`` of that of ``base``."""
+
+    term: int
+    base: int
+    generation: int
+    digest: str
+    set: Mapping[str, Mapping[str, Any]]
+    remove: Mapping[str, Sequence[str]]
+
+    @property
+    def delta(self) -> dict[str, Any]:
+        return {"set": self.set, "remove": self.remove}
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "delta", **_fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedMessage:
+    """The manager will not talk to this node, and why; it closes the connection."""
+
+    reason: str
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "refused", "reason": self.reason}
+
+
+FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage
+ToNode = StateMessage | DeltaMessage | RefusedMessage
+
+
+def encode(message: FromNode | ToNode) -> str:
+    """One text frame."""
+    return json.dumps(message.plain(), separators=(",", ":"), ensure_ascii=False)
+
+
+def parse_from_node(text: str) -> FromNode:
+    """A node's message; raises MessageError, and nothing else, whatever it is given."""
+    read = _Fields(text, FROM_NODE_MAX)
+    match read.type:
+        case "hello":
+            return Hello(
+                read.count("term"),
+                read.count("generation"),
+                read.text("digest"),
+                read.table("settings"),
+                read.text("version", ""),
+            )
+        case "ack":
+            return Ack(read.count("term"), read.count("generation"), read.optional_text("error"))
+        case "health":
+            array = read.array("reports", REPORTS_MAX)
+            return HealthMessage(read.number("lease"), tuple(_report(item) for item in array))
+        case "status":
+            return StatusMessage(read.table("body"))
+        case "event":
+            return EventMessage(read.text("text"))
+        case _:
+            raise MessageError(f"unknown type of message from a node: {_show(read.type)}")
+
+
+def parse_to_node(text: str) -> ToNode:
+    """A manager's message; raises MessageError, and nothing else, whatever it is given."""
+    read = _Fields(text, TO_NODE_MAX)
+    match read.type:
+        case "state":
+            return StateMessage(
+                read.count("term"), read.count("generation"), read.text("digest"), _sections(read.table("body"))
+            )
+        case "delta":
+            return DeltaMessage(
+                read.count("term"),
+                read.count("base"),
+                read.count("generation"),
+                read.text("digest"),
+                _sections(read.table("set")),
+                _removals(read.table("remove")),
+            )
+        case "refused":
+            return RefusedMessage(read.text("reason"))
+        case _:
+            raise MessageError(f"unknown type of message from a manager: {_show(read.type)}")
+
+
+class _Fields:
+    """One message's fields, each checked as it is read. Unknown fields are of a newer version, and left alone."""
+
+    def __init__(self, source: str | Mapping[str, Any], limit: int = 0) -> None:
+        if isinstance(source, str):
+            if len(source) > limit:
+                raise MessageError(f"a message of {len(source)} characters; none of ours is longer than {limit}")
+            try:
+                source = json.loads(source, parse_constant=_no_constant)
+            except (ValueError, RecursionError):
+                raise MessageError("a message must be one JSON object") from None
+        if not isinstance(source, dict):
+            raise MessageError("a message must be one JSON object")
+        self._raw: dict[str, Any] = source
+        self.type = source.get("type")
+
+    def _wrong(self, key: str, expected: str) -> MessageError:
+        where = f"in a message of type {_show(self.type)}" if self.type is not None else "in a report"
+        return MessageError(f"{key} {where} must be {expected}, not {_show(self._raw.get(key))}")
+
+    def count(self, key: str) -> int:
+        value = self._raw.get(key)
+        if type(value) is not int or not 0 <= value < COUNT_MAX:
+            raise self._wrong(key, "a counter")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self._raw.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < COUNT_MAX:
+            raise self._wrong(key, "a number that is not negative")
+        return float(value)
+
+    def text(self, key: str, default: str | None = None, limit: int = TEXT_MAX) -> str:
+        value = self._raw.get(key, default)
+        if not isinstance(value, str) or len(value) > limit or not _is_text(value):
+            raise self._wrong(key, f"text of at most {limit} characters")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        return None if self._raw.get(key) is None else self.text(key)
+
+    def flag(self, key: str) -> bool:
+        value = self._raw.get(key)
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
+
+    def table(self, key: str) -> dict[str, Any]:
+        value = self._raw.get(key)
+        if not isinstance(value, dict):
+            raise self._wrong(key, "a table")
+        return value
+
+    def array(self, key: str, limit: int) -> list[Any]:
+        value = self._raw.get(key)
+        if not isinstance(value, list) or len(value) > limit:
+            raise self._wrong(key, f"an array of at most {limit}")
+        return value
+
+
+def _report(raw: object) -> HealthReport:
+    if not isinstance(raw, dict):
+        raise MessageError(f"a report must be a table, not {_show(raw)}")
+    read = _Fields({key: value for key, value in raw.items() if key != "type"})
+    source = read.text("source")
+    if source not in ("agent", "tunnel"):
+        raise MessageError(f"source in a report must be agent or tunnel, not {_show(source)}")
+    return HealthReport(
+        read.text("service", limit=NAME_MAX),
+        read.text("backend", limit=NAME_MAX),
+        source,
+        read.flag("up"),
+        read.text("reason"),
+        read.number("since"),
+    )
+
+
+def _sections(raw: dict[str, Any]) -> NodeState:
+    """Sections that a newer manager knows are kept: the digest counts them."""
+    for section, entries in raw.items():
+        if not isinstance(entries, dict):
+            raise MessageError(f"section {_show(section)} must be a table, not {_show(entries)}")
+    return raw
+
+
+def _removals(raw: dict[str, Any]) -> dict[str, list[str]]:
+    for section, keys in raw.items():
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+            raise MessageError(f"what is removed from section {_show(section)} must be an array of names")
+    return raw
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)
+
+
+def _is_text(value: str) -> bool:
+    """Half a surrogate pair can be written in JSON, and could not be sent or printed again."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _show(value: object) -> str:
+    """A value of somebody else's, cut short, safe to print."""
+    text = ascii(value) if not isinstance(value, dict | list) else type(value).__name__
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _fields(message: Any) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in fields(message)}

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages of the node stream: what is right is read back the same, and nothing else gets through."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lb.errors import MessageError
+from lb.node import messages
+from lb.node.messages import (
+    Ack,
+    DeltaMessage,
+    EventMessage,
+    FromNode,
+    HealthMessage,
+    HealthReport,
+    Hello,
+    RefusedMessage,
+    StateMessage,
+    StatusMessage,
+    ToNode,
+    encode,
+    parse_from_node,
+    parse_to_node,
+)
+
+REPORT = HealthReport("web", "web-1", "agent", True, "HTTP 200", 1700000000.5)
+FROM_NODE: list[FromNode] = [
+    Hello(3, 41, "ab" * 32, {"address": "10.0.1.11"}, "0.1.0"),
+    Ack(3, 41),
+    Ack(3, 41, "service[0].vip: is local here"),
+    HealthMessage(10.0, (REPORT,)),
+    HealthMessage(10.0),
+    StatusMessage({"flows": 7}),
+    EventMessage("next hop lost"),
+]
+TO_NODE: list[ToNode] = [
+    StateMessage(3, 41, "ab" * 32, {"services": {"web": {"vip": "203.0.113.10"}}}),
+    DeltaMessage(3, 41, 42, "cd" * 32, {"services": {"web": {"vip": "203.0.113.11"}}}, {"services": ["dns"]}),
+    RefusedMessage("this certificate was revoked"),
+]
+
+
+@pytest.mark.parametrize("message", FROM_NODE, ids=lambda message: type(message).__name__)
+def test_what_a_node_says_is_read_back_the_same(message: FromNode) -> None:
+    assert parse_from_node(encode(message)) == message
+
+
+@pytest.mark.parametrize("message", TO_NODE, ids=lambda message: type(message).__name__)
+def test_what_a_manager_says_is_read_back_the_same(message: ToNode) -> None:
+    assert parse_to_node(encode(message)) == message
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({}, "unknown type"),
+    ({"type": ["ack"]}, "unknown type"),
+    ({"type": "state", "term": 1, "generation": 1, "digest": "", "body": {}}, "unknown type"),  # only a manager may
+    ({"type": "ack", "term": -1, "generation": 1}, "term"),
+    ({"type": "ack", "term": True, "generation": 1}, "term"),
+    ({"type": "ack", "term": 1, "generation": 2**60}, "generation"),
+    ({"type": "ack", "term": 1, "generation": 1, "error": "x" * 2000}, "error"),
+    ({"type": "hello", "term": 1, "generation": 1, "digest": "", "settings": []}, "settings"),
+    ({"type": "event", "text": "\ud800"}, "text"),
+    ({"type": "health", "lease": 10, "reports": [1]}, "a report"),
+    ({"type": "health", "lease": 10, "reports": [{}] * 1001}, "at most 1000"),
+    ({"type": "health", "lease": 1e300, "reports": []}, "lease"),
+    ({"type": "health", "lease": 10, "reports": [{"service": "x" * 129, "source": "agent"}]}, "service"),
+    ({"type": "health", "lease": 10, "reports": [{"service": "x", "source": "rumour"}]}, "source"),
+]
+
+
+@pytest.mark.parametrize(("raw", "named"), WRONG, ids=lambda value: json.dumps(value)[:40])
+def test_a_wrong_message_is_refused_in_words(raw: dict[str, Any], named: str) -> None:
+    with pytest.raises(MessageError, match=named):
+        parse_from_node(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "7", "{", "null", '{"type": "ack", "term": NaN}', "[" * 100_000, "9" * 5000]
+)
+def test_what_is_no_message_is_refused_in_words(text: str) -> None:
+    for parse in (parse_from_node, parse_to_node):
+        with pytest.raises(MessageError):
+            parse(text)
+
+
+def test_a_message_longer_than_any_of_ours_is_not_even_parsed() -> None:
+    with pytest.raises(MessageError, match="longer"):
+        parse_from_node(" " * (messages.FROM_NODE_MAX + 1))
+
+
+def test_the_words_of_a_refusal_hold_no_control_characters() -> None:
+    with pytest.raises(MessageError) as refusal:
+        parse_from_node(json.dumps({"type": "\x1b[2J\n" + "x" * 1000}))
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 200
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = ["term", "generation", "digest", "settings", "version", "error", "lease", "reports", "body", "text", "base"]
+KEYS += ["set", "remove", "reason"]
+TYPES = ["hello", "ack", "health", "status", "event", "state", "delta", "refused"]
+REPORTS = st.lists(
+    st.dictionaries(st.sampled_from(["service", "backend", "source", "up", "reason", "since", "type"]), JSON),
+    max_size=2,
+)
+MESSAGES = st.fixed_dictionaries({"type": st.sampled_from(TYPES) | JSON}, optional=dict.fromkeys(KEYS, JSON | REPORTS))
+
+
+def tried(text: str) -> Iterator[FromNode | ToNode | str]:
+    """What each side reads: a message, or why it is none."""
+    for parse in (parse_from_node, parse_to_node):
+        try:
+            yield parse(text)
+        except MessageError as error:
+            yield str(error)
+
+
+@given(MESSAGES)
+def test_any_json_is_a_message_or_refused(raw: dict[str, Any]) -> None:
+    for read in tried(json.dumps(raw)):
+        if isinstance(read, str):
+            assert read.isprintable()
+        else:
+            encode(read).encode(errors="surrogatepass")
+
+
+@given(
+    st.text()
+    | st.sampled_from([encode(message) for message in FROM_NODE]).flatmap(
+        lambda text: st.tuples(st.integers(0, len(text)), st.integers(0, len(text)), st.text(max_size=3)).map(
+            lambda cut: text[: cut[0]] + cut[2] + text[cut[1] :]
+        )
+    )
+)
+def test_any_text_is_a_message_or_refused(text: str) -> None:
+    assert all(read.isprintable() for read in tried(text) if isinstance(read, str))
