@@ -185,6 +185,15 @@ void flow_table_remove(struct flow_table *table, struct flow_slot slot)
 	clear_way(table, slot);
 }
 
+bool flow_table_expire(struct flow_table *table, struct flow_slot slot)
+{
+	if (flow_slot_age(table, slot) < table->idle[flow_slot_class(slot)])
+		return false;
+	clear_way(table, slot);
+	table->counters.expired++;
+	return true;
+}
+
 static void fill_way(struct flow_table *table, struct flow_slot slot, uint64_t entry, uint16_t stamp)
 {
 	slot.line->entry[slot.way] = entry;

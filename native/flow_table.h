@@ -165,6 +165,9 @@ static inline void flow_slot_trust(struct flow_table *table, struct flow_slot sl
 	slot.line->entry[slot.way] |= (uint64_t)FLOW_CLASS_TRUSTED << 12;
 }
 
+/* Removes an entry that the next sweep would; false, and nothing done, where it is not that old. */
+bool flow_table_expire(struct flow_table *table, struct flow_slot slot);
+
 /* Gives an entry another backend and class, as if new. */
 void flow_slot_rewrite(struct flow_table *table, struct flow_slot slot, unsigned backend, enum flow_class class);
 

@@ -299,6 +299,9 @@ static enum reason start_flow(struct mux *mux, const struct packet *packet, stru
 	if (!choose_new(mux, packet, passage))
 		return REASON_NO_BACKEND;
 	passage->flow = FLOW_NEW;
+	/* What has expired is gone, whether the sweep has come by or not: else places would depend on how bursts fell. */
+	if (passage->slot.line && flow_table_expire(mux->table, passage->slot))
+		passage->slot.line = NULL;
 	if (passage->slot.line)
 		flow_slot_rewrite(mux->table, passage->slot, passage->backend_number, class);
 	else if (!flow_table_insert(mux->table, passage->scrambled, passage->backend_number, class))
