@@ -50,6 +50,14 @@ class IoFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class BgpFigures:
+    """What routers were told, and who listens."""
+
+    announced: tuple[tuple[str, str], ...] = ()  #: VIP and name of the peer
+    sessions: tuple[tuple[str, bool], ...] = ()  #: name of the peer, and whether it is up
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """A MUX at one moment."""
 
@@ -63,6 +71,7 @@ class Figures:
     unreachable: int = 0  #: backend addresses without a next hop
     rejected: bool = False  #: the last configuration was refused
     bursts: tuple[int, ...] = ()  #: heartbeat of each worker
+    bgp: BgpFigures | None = None  #: None: this MUX speaks no BGP
 
 
 class MuxCollector(Collector):
@@ -81,6 +90,8 @@ class MuxCollector(Collector):
         yield from _services(figures)
         yield from _flows(figures)
         yield from _machine(figures)
+        if figures.bgp is not None:
+            yield from _bgp(figures.bgp)
 
 
 def _packets(figures: Figures) -> Iterator[Metric]:
@@ -132,6 +143,17 @@ def _machine(figures: Figures) -> Iterator[Metric]:
     for index, bursts in enumerate(figures.bursts):
         family.add_metric([str(index)], bursts)
     yield family
+
+
+def _bgp(figures: BgpFigures) -> Iterator[Metric]:
+    announced = GaugeMetricFamily("lb_announced", "1 if the peer was told of the VIP.", labels=["vip", "peer"])
+    for vip, peer in figures.announced:
+        announced.add_metric([vip, peer], 1.0)
+    yield announced
+    up = GaugeMetricFamily("lb_bgp_session_up", "1 if the BGP session is established.", labels=["peer"])
+    for peer, is_up in figures.sessions:
+        up.add_metric([peer], float(is_up))
+    yield up
 
 
 class MetricsServer:

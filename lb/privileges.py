@@ -27,6 +27,9 @@ _CAPABILITY_VERSION_3 = 0x20080522
 class Capability(enum.IntEnum):
     """The capabilities that our programs have a use for, by their kernel numbers."""
 
+    KILL = 5
+    SETGID = 6
+    SETUID = 7
     NET_BIND_SERVICE = 10
     NET_ADMIN = 12
     NET_RAW = 13

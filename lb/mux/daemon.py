@@ -27,16 +27,17 @@ from lb import log as log_setup
 from lb.config import load_mux
 from lb.control import ControlServer
 from lb.errors import ConfigError, VipmuxError
-from lb.forwarding import Compiler
+from lb.forwarding import Compiler, Forwarding
 from lb.metrics import MetricsServer, MuxCollector, serve
-from lb.model import Address, MuxConfig, Service
+from lb.model import Address, MuxConfig, Network, Service
+from lb.mux.announcer import Announcer
 from lb.mux.engine import Engine
 from lb.mux.hop_watch import HopWatch
 from lb.mux.mode import Mode, candidates
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
 from lb.mux.ports import Port, open_port
-from lb.mux.reload import check_settings, check_vips
+from lb.mux.reload import check_bgp, check_settings, check_vips
 from lb.mux.requests import handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
@@ -46,6 +47,8 @@ PROGRAM = "lb-mux"
 SOCKET = "mux.sock"
 #: To open sockets and devices; to change routes, neighbours and nftables.
 NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
+#: To start ExaBGP as somebody without rights, and to end it.
+FOR_BGP = (Capability.KILL, Capability.SETGID, Capability.SETUID)
 #: How long a start or a reload waits for backends to answer ARP before it goes on without them, seconds.
 SETTLE = 1.0
 #: How often workers are looked after, seconds.
@@ -72,6 +75,8 @@ class Daemon:
     def __init__(self, path: Path, config: MuxConfig, netlink: Netlink, state_dir: StateDir) -> None:
         self._path = path
         self._settings = config.mux
+        self._bgp = config.bgp
+        self._announcer: Announcer | None = None
         self._netlink = netlink
         self._state_dir = state_dir
         self._compiler = Compiler(config.mux)
@@ -109,6 +114,8 @@ class Daemon:
         port, mode = await open_port(self._settings, vips, self._netlink, self._state_dir.path)
         engine = Engine(self._settings, port.link, forwarding)
         self._opened = Plane(port, mode, engine)
+        if self._bgp is not None:
+            self._announcer = Announcer(self._bgp, self._settings, engine, self._unsound)
         if port.inherited:
             log.info(
                 "repaired", reason="an earlier lb-mux did not stop cleanly; its isolation of the VIPs was taken over"
@@ -127,6 +134,9 @@ class Daemon:
         self._condition.state = "ready"
         _give_back_memory()
         self._log_ready(services)
+        if self._announcer is not None:
+            await self._announcer.start()
+            self._tasks += self._announcer.tasks
 
     def _log_ready(self, services: tuple[Service, ...]) -> None:
         log.info(
@@ -144,17 +154,21 @@ class Daemon:
         keep = list(NEEDED)
         if int(self._settings.metrics.rpartition(":")[2]) < _PRIVILEGED_PORTS:
             keep.append(Capability.NET_BIND_SERVICE)
+        if self._bgp is not None:
+            keep += FOR_BGP
         kept = keep_only(keep)
         log.info("privileges dropped", kept=" ".join(str(capability) for capability in kept), new_privileges="never")
 
     async def _open_sockets(self) -> None:
-        status = Status(self._settings, self._plane.mode, self._plane.engine, self._condition)
+        status = Status(self._settings, self._plane.mode, self._plane.engine, self._condition, self._announcer)
         self._metrics = serve(self._settings.metrics, MuxCollector(status.figures), key="mux.metrics")
         self._control = ControlServer(self._state_dir.path / SOCKET, handlers(status, self._plane.engine))
         await self._control.start()
 
     async def stop(self, *, clean: bool) -> None:
         """In the reverse order of the start, whatever part of it had happened. Not ``clean``: something failed."""
+        if self._announcer is not None:  # first: while routers are told, packets are still forwarded
+            await self._announcer.stop(planned=clean)
         self._condition.state = "stopping"
         for task in self._tasks:
             task.cancel()
@@ -183,7 +197,16 @@ class Daemon:
             return
         unreachable = {str(found.address): found.reason for found in self._watch.unreachable()}
         self._condition.unreachable = unreachable
+        before = self._plane.engine.generation
         self._plane.engine.publish_hops(self._plane.port.hops(self._plane.engine.forwarding.hop_addresses, resolutions))
+        if self._plane.engine.generation != before:
+            self._tell_announcer()
+
+    def _unsound(self) -> str | None:
+        """Why no VIP may be announced now, whatever the table says."""
+        if self._condition.state == "degraded":
+            return f"the interface {self._settings.interface} is down or gone"
+        return None
 
     def _links_changed(self, links: Mapping[int, Link]) -> None:
         name = self._settings.interface
@@ -194,6 +217,7 @@ class Daemon:
                 what = "is down" if now else "is gone"
                 log.error("interface lost", interface=name, reason=f"{what}; waiting for it to return")
                 self._condition.state = "degraded"
+                self._tell_announcer()
             return
         if now.index != self._ifindex:
             self._ifindex = now.index
@@ -201,6 +225,11 @@ class Daemon:
         if not was_there:
             log.info("interface back", interface=name)
             self._condition.state = "ready"
+            self._tell_announcer()
+
+    def _tell_announcer(self) -> None:
+        if self._announcer is not None:
+            self._announcer.published()
 
     async def _reopens(self) -> None:
         """A new interface of the old name: new isolation, new rings, the same flow tables."""
@@ -235,6 +264,7 @@ class Daemon:
     async def _reload(self) -> None:
         config = await asyncio.to_thread(load_mux, self._path)
         check_settings(self._settings, config.mux)
+        check_bgp(self._bgp, config.bgp)
         check_vips(config.services, await self._netlink.local_addresses())
         forwarding = await asyncio.to_thread(self._compiler.compile, config.services)
         old_vips = frozenset(service.vip for service in self._plane.engine.forwarding.services)
@@ -243,17 +273,29 @@ class Daemon:
             before = frozenset(self._watch.resolutions)
             await self._watch.want(forwarding.hop_addresses)
             await self._watch.settle(frozenset(forwarding.hop_addresses) - before, SETTLE)
+        if self._announcer is not None:
+            await self._announcer.release(old_vips - new_vips)
+        try:
+            await self._publish(forwarding, old_vips, new_vips)
+        finally:
+            if self._announcer is not None:
+                self._announcer.restore()
+        if self._plane.port.watches_hops:
+            self._watch.forget_all_but(forwarding.hop_addresses)
+        del config
+        _give_back_memory()
+        log.info("configuration published", services=len(forwarding.services), generation=self._plane.engine.generation)
+
+    async def _publish(
+        self, forwarding: Forwarding, old_vips: frozenset[Network], new_vips: frozenset[Network]
+    ) -> None:
+        """Packets of old and new VIPs come in until the new table is live."""
         await self._plane.port.cover(old_vips | new_vips)
         hops = self._plane.port.hops(forwarding.hop_addresses, self._watch.resolutions)
         self._plane.engine.publish(forwarding, hops)
         self._condition.rejected = None
         self._plane.engine.reclaim()
         await self._plane.port.cover(new_vips)
-        if self._plane.port.watches_hops:
-            self._watch.forget_all_but(forwarding.hop_addresses)
-        del config
-        _give_back_memory()
-        log.info("configuration published", services=len(forwarding.services), generation=self._plane.engine.generation)
 
     # -- care ---------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from lb.dataplane import (
     Link,
     Pipeline,
     ServiceCounters,
+    Snapshot,
     Worker,
     WorkerCounters,
 )
@@ -72,6 +73,11 @@ class Engine:
     @property
     def generation(self) -> int:
         return self._generation
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What was published last."""
+        return self._snapshot
 
     @property
     def reachable(self) -> frozenset[Address]:
@@ -130,6 +136,11 @@ class Engine:
         """What a packet would get: its flow entry if a worker has one, else what a new flow gets."""
         answers = [worker.lookup(self._snapshot, flow) for worker in self._workers]
         return next((answer for answer in answers if answer.flow is not None), answers[0])
+
+    def bursts(self) -> tuple[int, ...]:
+        """Each running worker's turns so far: its heartbeat. From any thread; empty while there are no workers."""
+        with self._guard:
+            return tuple(worker.counters().bursts for worker in self._workers)
 
     def heartbeats(self) -> tuple[WorkerCounters, ...]:
         return tuple(worker.counters() for worker in self._workers)

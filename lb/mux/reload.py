@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
 from lb.errors import ConfigError
-from lb.model import Address, Idle, MuxSettings, Service
+from lb.model import Address, BgpSettings, Idle, MuxSettings, Service
 
 
 def changed_keys(old: MuxSettings, new: MuxSettings) -> list[str]:
@@ -34,6 +34,12 @@ def check_settings(old: MuxSettings, new: MuxSettings) -> None:
     keys = changed_keys(old, new)
     if keys:
         raise ConfigError((key, "cannot change while the MUX runs: restart lb-mux, or put it back") for key in keys)
+
+
+def check_bgp(old: BgpSettings | None, new: BgpSettings | None) -> None:
+    """Raises ConfigError if sessions would have to be opened anew."""
+    if old != new:
+        raise ConfigError([("bgp", "cannot change while the MUX runs: restart lb-mux, or put it back")])
 
 
 def check_vips(services: Iterable[Service], local: Mapping[Address, str]) -> None:

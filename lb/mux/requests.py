@@ -22,6 +22,8 @@ def handlers(status: Status, engine: Engine) -> dict[str, Handler]:
         "backends": status.backends,
         "muxes": lambda: [status.mux()],
         "agents": list,
+        "announcements": status.announcements,
+        "peers": status.peers,
         "status": lambda: [status.mux()],
     }
 

@@ -14,6 +14,7 @@ from lb.dataplane import REASONS, Verdict
 from lb.forwarding import service_key
 from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures
 from lb.model import Backend, BackendState, MuxSettings, Service
+from lb.mux.announcer import Announcer
 from lb.mux.engine import Engine, Totals
 from lb.mux.mode import Mode
 
@@ -32,11 +33,20 @@ class Condition:
 class Status:
     """Reads one MUX."""
 
-    def __init__(self, settings: MuxSettings, mode: Mode, engine: Engine, condition: Condition) -> None:
+    def __init__(
+        self,
+        settings: MuxSettings,
+        mode: Mode,
+        engine: Engine,
+        condition: Condition,
+        announcer: Announcer | None = None,
+    ) -> None:
+        """``announcer`` None: this MUX speaks no BGP."""
         self._settings = settings
         self._mode = mode
         self._engine = engine
         self._condition = condition
+        self._announcer = announcer
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -56,7 +66,16 @@ class Status:
             "missed": totals.io.missed,
             "unreachable": self._condition.unreachable or {},
             "rejected": self._condition.rejected,
+            "bgp": {row["name"]: _session(row) for row in self.peers()},
         }
+
+    def peers(self) -> list[Row]:
+        """BGP sessions."""
+        return self._announcer.peers() if self._announcer is not None else []
+
+    def announcements(self) -> list[Row]:
+        """VIPs and who was told of them."""
+        return self._announcer.announcements() if self._announcer is not None else []
 
     def services(self) -> list[Row]:
         rows: list[Row] = []
@@ -112,6 +131,7 @@ class Status:
             unreachable=len(self._condition.unreachable or {}),
             rejected=self._condition.rejected is not None,
             bursts=tuple(worker.bursts for worker in totals.workers),
+            bgp=self._announcer.figures() if self._announcer is not None else None,
         )
 
     def _service_figures(self) -> Iterator[ServiceFigures]:
@@ -144,6 +164,13 @@ _VERDICTS = {
     "replied": Verdict.REPLY,
     "dropped": Verdict.DROP,
 }
+
+
+def _session(row: Row) -> str:
+    """``established, 3 announced``, or what is wrong."""
+    if row["state"] == "established":
+        return f"established, {row['announced']} announced"
+    return f"{row['state']}: {row['error']}" if row["error"] else str(row["state"])
 
 
 def _by_verdict(totals: Totals, verdict: Verdict) -> int:

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What to tell ExaBGP so that routers hear what they should: a pure plan from what is announced to what is wanted.
+
+:func:`offers` says what each peer shall hear; :func:`plan` turns the difference to what it has heard into commands.
+Everything that goes into a command is a number, an address or a checked community, so no text of an operator, a
+manager or a router can become part of one. Used by :mod:`lb.bgp.speaker`; holds no state.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from lb.errors import ConfigError
+from lb.model import Address, AnnouncePeers, BgpFamily, BgpPeer, BgpSettings, Network
+
+#: RFC 8326: routers that honour it prefer every other path, and none is lost as long as there is another.
+GRACEFUL_SHUTDOWN = "65535:0"
+#: Prefixes in one command: ExaBGP's line stays far below its limit, and an error does not take too many along.
+BATCH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How one VIP is announced."""
+
+    communities: tuple[str, ...] = ()  #: "65000:1", or large "65000:1:2"
+    med: int | None = None
+    prepend: int = 0  #: how often the own AS is put in front, towards external peers
+    peers: AnnouncePeers = AnnouncePeers.ALL
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One VIP towards one peer."""
+
+    peer: Address
+    vip: Network
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One line for ExaBGP and what is true once it was accepted: these keys have these attributes, or are gone."""
+
+    line: str
+    keys: tuple[Key, ...]
+    attributes: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Speaks:
+    """The MUX's side of its sessions."""
+
+    settings: BgpSettings
+    address: IPv4Address
+    address6: IPv6Address | None = None
+
+
+def family(vip: Network) -> BgpFamily:
+    return BgpFamily.IPV4 if vip.version == 4 else BgpFamily.IPV6
+
+
+def hears(peer: BgpPeer, vip: Network, route: Route) -> bool:
+    """Whether the peer is one of those that shall hear of the VIP, and can."""
+    wanted = route.peers is AnnouncePeers.ALL or route.peers.value == peer.kind.value
+    return wanted and family(vip) in peer.families
+
+
+def attributes(speaks: Speaks, peer: BgpPeer, vip: Network, route: Route, *, drained: bool) -> str:
+    """The path attributes as ExaBGP reads them, the same text for the same attributes."""
+    words = ["next-hop", _next_hop(speaks, peer, vip)]
+    own = speaks.settings.asn
+    if route.prepend and peer.asn != own:  # within one AS a path with our own number would be a loop
+        words += ["as-path", "[", *[str(own)] * (route.prepend + 1), "]"]
+    if route.med is not None:
+        words += ["med", str(route.med)]
+    communities = dict.fromkeys((*route.communities, *([GRACEFUL_SHUTDOWN] if drained else [])))
+    for name, parts in (("community", 2), ("large-community", 3)):
+        of_kind = [community for community in communities if community.count(":") == parts - 1]
+        if of_kind:
+            words += [name, "[", *of_kind, "]"]
+    return " ".join(words)
+
+
+def _next_hop(speaks: Speaks, peer: BgpPeer, vip: Network) -> str:
+    """``self`` is the session's own address, which is of the wrong family for the other one's prefixes."""
+    if peer.address.version == vip.version:
+        return "self"
+    return str(speaks.address if vip.version == 4 else speaks.address6)
+
+
+def offers(speaks: Speaks, wanted: Mapping[Network, Route], *, drained: bool = False) -> dict[Key, str]:
+    """What each peer shall hear: attributes by peer and VIP."""
+    return {
+        Key(peer.address, vip): attributes(speaks, peer, vip, route, drained=drained)
+        for peer in speaks.settings.peers
+        for vip, route in wanted.items()
+        if hears(peer, vip, route)
+    }
+
+
+def plan(announced: Mapping[Key, str], wanted: Mapping[Key, str]) -> tuple[Command, ...]:
+    """The commands that lead from one to the other: what must go goes first. Empty when they are equal.
+
+    Changed attributes replace the announcement in one step; the route is never gone in between.
+    """
+    gone = {key: text for key, text in announced.items() if key not in wanted}
+    fresh = {key: text for key, text in wanted.items() if announced.get(key) != text}
+    return (*_commands("withdraw", gone), *_commands("announce", fresh))
+
+
+def withdrawals(announced: Mapping[Key, str]) -> list[str]:
+    """The lines that take everything back."""
+    return [command.line for command in plan(announced, {})]
+
+
+def _commands(verb: str, keys: Mapping[Key, str]) -> Iterator[Command]:
+    groups: dict[tuple[Address, int, str], list[Key]] = {}
+    for key, text in keys.items():
+        # A withdrawal needs no attributes, only that ExaBGP can read the line.
+        said = text if verb == "announce" else "next-hop self"
+        groups.setdefault((key.peer, key.vip.version, said), []).append(key)
+    for (peer, _, text), members in sorted(groups.items(), key=lambda item: _order(item[0])):
+        ordered = sorted(members, key=lambda key: (key.vip.network_address.packed, key.vip.prefixlen))
+        for start in range(0, len(ordered), BATCH):
+            part = tuple(ordered[start : start + BATCH])
+            line = f"neighbor {peer} {verb} attributes {text} nlri {' '.join(str(key.vip) for key in part)}"
+            yield Command(line, part, text if verb == "announce" else None)
+
+
+def _order(group: tuple[Address, int, str]) -> tuple[int, bytes, int, str]:
+    peer, version, text = group
+    return (peer.version, peer.packed, version, text)
+
+
+# --- announcements as a manager sends them -----------------------------------------------------------------------
+
+
+def parse_announcements(table: Mapping[str, Any]) -> dict[Network, Route]:
+    """A node state's section ``announcements``; raises ConfigError with everything that is wrong in it."""
+    from lb import config_tables as tables  # noqa: PLC0415  brings pydantic, which a MUX without BGP can do without
+
+    found: dict[Network, Route] = {}
+    mistakes: list[tuple[str, str]] = []
+    for vip, raw in table.items():
+        where = f"announcements.{tables.show(vip)}"
+        try:
+            network = tables.parse_vip(vip)
+        except ValueError as error:
+            mistakes.append((where, str(error)))
+            continue
+        if not isinstance(raw, dict):
+            mistakes.append((where, f"must be a table, not {tables.show(raw)}"))
+            continue
+        checks = {
+            "communities": tables.check_communities,
+            "med": tables.between(0, 0xFFFFFFFF),
+            "prepend": tables.between(0, 16),
+            "peers": tables.word(AnnouncePeers),
+        }
+        given: dict[str, Any] = {}
+        for key, value in raw.items():
+            if key not in checks:
+                mistakes.append((f"{where}.{key}", "unknown key"))
+            elif value is not None:
+                try:
+                    given[key] = checks[key](value)
+                except ValueError as error:
+                    mistakes.append((f"{where}.{key}", str(error)))
+        found[network] = Route(**given)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return found
+
+
+_SAFE = re.compile(r"[0-9a-f:./ a-z\[\]-]*", re.ASCII)
+
+
+def is_safe(lines: Iterable[str]) -> bool:
+    """Whether lines hold nothing but what commands of ours are made of; asked once more before they leave."""
+    return all(_SAFE.fullmatch(line) for line in lines)
