@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo is the first thing that a newcomer sees: it must succeed, be short, and fit a terminal."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytestmark = pytest.mark.lab
+
+
+def test_demo_succeeds_within_a_minute_and_80_columns() -> None:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "tests.lab.demo"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert time.monotonic() - began < 60
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
+    assert "kill mux1 with SIGKILL" in done.stdout
