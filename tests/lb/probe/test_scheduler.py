@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""When probes run: at once, apart from one another, never twice at a time, and each for all who want it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from lb.model import Probe, ProbeType
+from lb.probe.scheduler import Scheduler
+from lb.probe.state import Health, Say
+
+
+def probe(interval: float = 2.0, timeout: float = 1.0, **more: Any) -> Probe:
+    return Probe(ProbeType.TCP, interval=interval, timeout=timeout, **more)
+
+
+class Target:
+    """Answers probes as told, on a loop whose clock is the test's: no test waits."""
+
+    def __init__(self, takes: float = 0.0) -> None:
+        self.takes = takes
+        self.well = True
+        self.starts: dict[str, list[float]] = {}
+        self.said: list[tuple[str, Say]] = []
+        self.now, self.most = 0, 0
+
+    async def ask(self, key: str) -> tuple[bool, str]:
+        self.starts.setdefault(key, []).append(asyncio.get_running_loop().time())
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(self.takes)
+        finally:
+            self.now -= 1
+        return self.well, "well" if self.well else "ill"
+
+    def say(self, key: str, say: Say) -> None:
+        self.said.append((key, say))
+
+    def scheduler(self, **more: Any) -> Scheduler[str]:
+        return Scheduler(self.ask, self.say, chance=random.Random(1), wall=lambda: 1e9, **more)
+
+
+class Clock(asyncio.SelectorEventLoop):
+    """Time passes when nothing else is left to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._elapsed = 0.0
+
+    def time(self) -> float:
+        return self._elapsed
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self._elapsed = max(self._elapsed, self._scheduled[0].when())  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+def play(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=Clock) as runner:
+        runner.run(story())
+
+
+def test_first_probe_is_immediate_and_one_success_is_said() -> None:
+    async def story() -> None:
+        target = Target()
+        probes = target.scheduler()
+        probes.update({"a": probe()})
+        await asyncio.sleep(0.1)
+        assert target.starts == {"a": [0.0]}
+        assert target.said == [("a", Say(Health.UP, "well", changed=True))]
+        assert probes.since("a") == 1e9
+        await probes.close()
+
+    play(story)
+
+
+def test_interval_is_shortened_by_up_to_a_fifth_and_never_lengthened() -> None:
+    async def story() -> None:
+        target = Target(takes=0.5)
+        probes = target.scheduler()
+        probes.update({"a": probe()})
+        await asyncio.sleep(400)
+        starts = target.starts["a"][1:]
+        gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
+        assert 1.6 <= min(gaps) < 1.65
+        assert 1.95 < max(gaps) <= 2.0
+        await probes.close()
+
+    play(story)
+
+
+def test_probes_that_begin_together_drift_apart() -> None:
+    async def story() -> None:
+        target = Target()
+        probes = target.scheduler()
+        probes.update({str(number): probe() for number in range(1000)})
+        await asyncio.sleep(20)
+        starts = [at for key in target.starts for at in target.starts[key] if at >= 18]
+        per_tenth = [sum(1 for at in starts if n / 10 <= at - 18 < (n + 1) / 10) for n in range(20)]
+        assert max(per_tenth) < 2 * 1000 / 18  # twice the mean
+        await probes.close()
+
+    play(story)
+
+
+def test_a_failure_is_found_within_interval_times_fall_plus_timeout() -> None:
+    async def story() -> None:
+        target = Target()
+        probes = target.scheduler()
+        probes.update({"a": probe(fall=3)})
+        await asyncio.sleep(11)
+        target.well, target.takes = False, 1.0
+        await asyncio.sleep(2.0 * 3 + 1.0)
+        assert probes.state("a").health is Health.DOWN
+        await probes.close()
+
+    play(story)
+
+
+def test_a_probe_never_runs_twice_at_a_time_and_a_slow_one_delays_only_itself() -> None:
+    async def story() -> None:
+        target = Target(takes=5.0)
+        probes = target.scheduler()
+        probes.update({"slow": probe(timeout=1.0)})
+        await asyncio.sleep(100)
+        assert target.most == 1
+        assert len(target.starts["slow"]) == 20
+        await probes.close()
+
+    play(story)
+
+
+def test_no_more_start_than_the_rate_and_no_more_run_than_allowed() -> None:
+    async def story() -> None:
+        target = Target(takes=0.9)
+        probes = target.scheduler(rate=100.0, at_once=50)
+        probes.update({str(number): probe() for number in range(500)})
+        await asyncio.sleep(30)
+        assert target.most == 50
+        starts = sorted(at for starts in target.starts.values() for at in starts)
+        assert len(starts) <= 30 * 100 + 1
+        assert len(target.starts) == 500
+        assert probes.overload == pytest.approx(2.5)
+        await probes.close()
+
+    play(story)
+
+
+def test_update_keeps_what_goes_on_ends_what_is_gone_and_begins_what_is_new() -> None:
+    async def story() -> None:
+        target = Target()
+        probes = target.scheduler()
+        probes.update({"old": probe(), "kept": probe()})
+        await asyncio.sleep(1)
+        probes.update({"kept": probe(), "new": probe()})
+        at = asyncio.get_running_loop().time()
+        await asyncio.sleep(5)
+        assert max(target.starts["old"]) < at
+        assert target.starts["new"][0] - at < 0.01
+        assert [key for key, _ in target.said] == ["old", "kept", "new"]
+        assert len(probes) == 2
+        assert probes.state("old").health is Health.UNKNOWN
+        await probes.close()
+
+    play(story)
+
+
+def test_a_programming_error_in_a_probe_is_not_swallowed() -> None:
+    async def story() -> None:
+        async def ask(key: str) -> tuple[bool, str]:
+            raise ZeroDivisionError
+
+        probes: Scheduler[str] = Scheduler(ask, lambda key, say: None)
+        probes.update({"a": probe()})
+        with pytest.raises(ZeroDivisionError):
+            await probes.failed()
+        await probes.close()
+
+    play(story)
