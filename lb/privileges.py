@@ -34,6 +34,7 @@ class Capability(enum.IntEnum):
     NET_ADMIN = 12
     NET_RAW = 13
     SYS_ADMIN = 21
+    SYS_NICE = 23
     SYS_RESOURCE = 24
     PERFMON = 38
     BPF = 39

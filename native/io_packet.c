@@ -37,8 +37,12 @@
 #define PACKET_IGNORE_OUTGOING 23
 #endif
 
-#define BLOCK_BYTES (256u << 10) /* holds the largest super-packet */
-#define RETIRE_MS 1              /* the kernel hands over a block that is not full after this */
+/*
+ * A block must hold the largest super-packet.  No larger than that: the kernel hands over a block that is not full
+ * after RETIRE_MS (rounded up to a jiffy), so it is the number of blocks that says how long the ring lasts.
+ */
+#define BLOCK_BYTES (128u << 10)
+#define RETIRE_MS 1
 #define SEND_BUFFER (16 << 20)
 #define SEND_RETRIES 16u         /* per send(): a full transmit queue must not hold the worker */
 

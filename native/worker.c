@@ -15,12 +15,14 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "snapshot.h"
 
 #define IDLE_MS 100
+#define WORKER_NICE (-10)
 
 /* A snapshot that was replaced when the worker's count of bursts was `burst`. */
 struct retired {
@@ -141,6 +143,9 @@ static void *worker_main(void *argument)
 	struct worker *worker = argument;
 
 	pthread_setname_np(pthread_self(), "lb-worker");
+	/* Packets go before whatever else runs here, above all our own threads when they read a file.  Without
+	 * CAP_SYS_NICE all are equal, and that is all. */
+	setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
 	while (!atomic_load_explicit(&worker->stopping, memory_order_relaxed))
 		one_burst(worker);
 	return NULL;

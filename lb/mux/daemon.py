@@ -151,7 +151,7 @@ class Daemon:
         )
 
     def _drop_privileges(self) -> None:
-        keep = list(NEEDED)
+        keep = [*NEEDED, Capability.SYS_NICE]  # the last, if we have it, so that workers go before other threads
         if int(self._settings.metrics.rpartition(":")[2]) < _PRIVILEGED_PORTS:
             keep.append(Capability.NET_BIND_SERVICE)
         if self._bgp is not None:
