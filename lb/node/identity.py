@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who a node is: its key, which never leaves the machine, the certificate for it, and the authority it trusts.
+
+:class:`Identity` owns ``<state_dir>/identity`` (mode 0700): ``node.pem``, key and certificate in one file so that the
+two always belong together, and ``ca.pem``; both 0600 and replaced atomically. Used by :mod:`lb.node.client` and the
+daemons. Joining trusts nobody on first use: the token holds the SHA-256 of the authority's certificate, the node
+fetches that certificate, compares, and only then sends the token over a connection verified with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from lb.errors import AccessError, IoError, RequestError
+from lb.node.files import make_private_directory, write_private
+
+if TYPE_CHECKING:
+    from cryptography import x509
+
+#: A certificate is renewed when this part of its life is over.
+RENEW_AT = 1 / 3
+#: Until a manager that does not answer is given up, seconds.
+TIMEOUT = 10.0
+_ANSWER_MAX = 64 * 1024
+DEFAULT_PORT = 9740
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """A token as it is shown: ``lb1.SECRET.FINGERPRINT``."""
+
+    secret: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"lb1.{self.secret}.{self.fingerprint}"
+
+    @classmethod
+    def parse(cls, text: str) -> TokenText:
+        match = re.fullmatch(r"lb1\.([A-Za-z0-9_-]{16,128})\.([0-9a-f]{64})", text.strip())
+        if match is None:
+            raise RequestError(
+                "the token is not one: it must look like lb1.SECRET.FINGERPRINT, as lb-manager token shows"
+            )
+        return cls(match[1], match[2])
+
+
+class ManagerUnreachableError(Exception):
+    """Nobody answers, or not as a manager does; worth another try. Never leaves :mod:`lb.node`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The certificate that a node holds."""
+
+    common_name: str
+    serial: str
+    not_before: float
+    not_after: float
+
+    def renewal_due(self, now: float) -> bool:
+        return now >= self.not_before + (self.not_after - self.not_before) * RENEW_AT
+
+
+class Identity:
+    """The identity of one node, ``kind:name``."""
+
+    def __init__(self, directory: Path, kind: str, name: str) -> None:
+        self._directory = directory
+        self.kind = kind
+        self.name = name
+        self.held: Held | None = None
+
+    @property
+    def common_name(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+    @property
+    def file(self) -> Path:
+        return self._directory / "node.pem"
+
+    @property
+    def ca_file(self) -> Path:
+        return self._directory / "ca.pem"
+
+    # -- what is there ------------------------------------------------------------------------------------------
+
+    def load(self) -> bool:
+        """Whether there is a certificate; raises AccessError for one that is damaged or somebody else's."""
+        self.held = None
+        try:
+            data = self.file.read_bytes()
+            self.ca_file.read_bytes()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise AccessError(f"{self._directory}: cannot be read: {(error.strerror or str(error)).lower()}") from None
+        held = _held(data)
+        if held is None:
+            raise AccessError(f"{self.file}: is damaged; join again: start once with --token")
+        if held.common_name != self.common_name:
+            raise AccessError(
+                f"{self.file}: is the certificate of {held.common_name}, and this node is {self.common_name}; "
+                "correct the name in the configuration, or join again with --token"
+            )
+        self.held = held
+        return True
+
+    def usable(self, now: float) -> bool:
+        return self.held is not None and now < self.held.not_after
+
+    def belongs_to(self, token: TokenText) -> bool:
+        """Whether the certificate is of the manager that the token is for."""
+        try:
+            return _fingerprint(self.ca_file.read_text()) == token.fingerprint
+        except (OSError, ValueError):
+            return False
+
+    def context(self) -> ssl.SSLContext:
+        """For connections to the manager as this node; raises AccessError."""
+        try:
+            context = client_context(self.ca_file.read_text())
+            context.load_cert_chain(self.file)
+        except (OSError, ValueError) as error:
+            raise AccessError(f"{self._directory}: cannot be used: {error}; join again with --token") from None
+        return context
+
+    # -- getting one --------------------------------------------------------------------------------------------
+
+    async def join(self, url: str, token: TokenText) -> None:
+        """Gets a first certificate. Raises AccessError if refused, ManagerUnreachableError if nobody could be asked."""
+        ca = await _ask(url, "/v1/ca", None, unverified_context())
+        pem = ca.get("ca")
+        if not isinstance(pem, str) or _fingerprint(pem) != token.fingerprint:
+            raise AccessError(
+                f"{url} is not the manager that the token is from: the fingerprint of its authority is another. "
+                "Nothing was sent to it"
+            )
+        key, csr = await asyncio.to_thread(_new_key)
+        asked = {"token": token.secret, "kind": self.kind, "name": self.name, "csr": csr}
+        answer = await _ask(url, "/v1/join", asked, client_context(pem))
+        self._keep(key, answer, pem)
+
+    async def renew(self, url: str) -> None:
+        """Gets the next certificate, for a new key; the old ones serve until it is in place. Raises as join()."""
+        key, csr = await asyncio.to_thread(_new_key)
+        answer = await _ask(url, "/v1/renew", {"csr": csr}, self.context())
+        self._keep(key, answer, None)
+
+    def _keep(self, key: bytes, answer: dict[str, Any], ca: str | None) -> None:
+        certificate = answer.get("certificate")
+        data = key + (certificate.encode() if isinstance(certificate, str) else b"")
+        held = _held(data)
+        if held is None or held.common_name != self.common_name:
+            raise AccessError("the manager answered with a certificate that is not for this node and its key")
+        try:
+            make_private_directory(self._directory)
+            if ca is not None:
+                write_private(self.ca_file, ca.encode())
+            write_private(self.file, data)
+        except OSError as error:
+            raise IoError(f"{self._directory}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+        self.held = held
+
+
+def check_url(url: str) -> str:
+    """The manager's address, in one form; raises RequestError."""
+    try:
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+        host, port = parts.hostname, parts.port or DEFAULT_PORT
+    except ValueError:
+        host, port = None, 0
+    if not host or parts.scheme != "https" or parts.path.strip("/") or parts.query or parts.username:
+        raise RequestError(f'the manager must be an address such as "https://10.0.1.9:9740", not {url[:100]!r}')
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def client_context(ca: str) -> ssl.SSLContext:
+    """Verifies the manager and its address by our authority, and no other; raises ValueError for what is no PEM."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_verify_locations(cadata=ca)
+    except ssl.SSLError:
+        raise ValueError("the authority's certificate is damaged") from None
+    return context
+
+
+def unverified_context() -> ssl.SSLContext:
+    """To fetch what is public and compared with a fingerprint afterwards, and for nothing else."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _ask(url: str, path: str, body: dict[str, Any] | None, context: ssl.SSLContext) -> dict[str, Any]:
+    import aiohttp  # noqa: PLC0415  a daemon without a manager never needs it
+
+    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.request("GET" if body is None else "POST", url + path, json=body, ssl=context) as reply,
+        ):
+            text = b""
+            async for piece in reply.content.iter_chunked(_ANSWER_MAX):
+                text += piece
+                if len(text) > _ANSWER_MAX:
+                    raise ManagerUnreachableError(f"answers {path} at a length that no manager does")
+            answer = json.loads(text)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise unreachable(error) from None
+    except ValueError:
+        raise ManagerUnreachableError(f"answers {path} with what is not JSON") from None
+    if not isinstance(answer, dict):
+        raise ManagerUnreachableError(f"answers {path} with what is not a table")
+    if reply.status >= 500:  # a fault there, not a decision
+        raise ManagerUnreachableError(f"answers {reply.status}: {answer.get('error')}")
+    if reply.status != 200:
+        raise AccessError(f"the manager refused: {answer.get('error')}")
+    return answer
+
+
+def unreachable(error: BaseException) -> ManagerUnreachableError | AccessError:
+    """What went wrong with a connection, in words; a certificate that is not to be trusted is a decision."""
+    import aiohttp  # noqa: PLC0415
+
+    cause: BaseException = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return AccessError(f"the manager's certificate is not to be trusted: {cause.verify_message}")
+    if isinstance(cause, ssl.SSLError):
+        return ManagerUnreachableError(f"TLS failed: {(cause.reason or str(cause)).lower().replace('_', ' ')}")
+    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError):
+        # In TLS 1.3 a client learns only this way that its certificate was refused.
+        return ManagerUnreachableError("closed the connection at once; if it refuses our certificate, its log says why")
+    if isinstance(error, TimeoutError):
+        return ManagerUnreachableError("no answer in time")
+    number = getattr(cause, "errno", None)
+    return ManagerUnreachableError((os.strerror(number) if number else str(error) or type(error).__name__).lower())
+
+
+def _new_key() -> tuple[bytes, str]:
+    """A key and a request to sign it, as PEM. Nobody but us ever has the key."""
+    from cryptography import x509  # noqa: PLC0415  slow to import
+    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
+    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return pem, request.public_bytes(serialization.Encoding.PEM).decode()
+
+
+def _held(data: bytes) -> Held | None:
+    """The certificate of a key and certificate that belong together."""
+    from cryptography import x509  # noqa: PLC0415
+    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
+    from cryptography.x509.oid import NameOID  # noqa: PLC0415
+
+    try:
+        key = serialization.load_pem_private_key(data, None)
+        certificate: x509.Certificate = x509.load_pem_x509_certificate(data)
+        if key.public_key() != certificate.public_key():
+            return None
+        (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except (ValueError, TypeError):
+        return None
+    return Held(
+        str(name.value),
+        f"{certificate.serial_number:X}",
+        certificate.not_valid_before_utc.timestamp(),
+        certificate.not_valid_after_utc.timestamp(),
+    )
+
+
+def _fingerprint(pem: str) -> str:
+    """SHA-256 of a certificate; raises ValueError."""
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tokens: a secret that lets one node join once, or an operator's script ask for a while.
+
+Pure, but for the random numbers. :mod:`manager.trust` asks :func:`refusal` and keeps what it decides in the store, by
+way of :class:`TrustStore`. A token is shown once, when it is made; the store has only its hash. (The secret is 24
+random bytes, so a plain hash cannot be guessed back.) Its text holds the fingerprint of the authority as well, so that
+a node that joins knows the manager from the first message. The text's form is known to :mod:`lb.node.identity`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from lb.errors import RequestError
+from lb.node.identity import TokenText
+from manager.authority import KINDS, subject
+
+DEFAULT_TTL = 15 * 60.0
+TTL_MAX = 366 * 86400.0
+_SECRET_BYTES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What the store keeps of a token."""
+
+    digest: str  #: SHA-256 of the secret, hex
+    kind: str  #: mux and agent join with it, once; an operator asks with it until it expires
+    name: str | None  #: the only name that may join with it; None: any that has no certificate yet
+    made_by: str
+    made_at: float
+    expires: float
+    used_at: float | None = None
+    used_by: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the store keeps of a certificate that was signed."""
+
+    serial: str
+    kind: str
+    name: str
+    made_at: float
+    expires: float
+    revoked_at: float | None = None
+    revoked_why: str | None = None
+
+    @property
+    def common_name(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+
+class TrustStore(Protocol):
+    """What :mod:`manager.trust` needs of the store."""
+
+    async def add_token(self, token: Token) -> None: ...
+
+    async def token(self, digest: str) -> Token | None: ...
+
+    async def spend_token(self, digest: str, at: float, by: str) -> bool:
+        """Marks it as used; False if somebody had used it, even in this instant."""
+        ...
+
+    async def add_certificate(self, certificate: Certificate) -> None: ...
+
+    async def certificates(self) -> list[Certificate]:
+        """All that have not expired."""
+        ...
+
+    async def revoke(self, serials: Collection[str], at: float, why: str) -> None: ...
+
+
+def digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def make(kind: str, name: str | None, ttl: float, made_by: str, now: float) -> tuple[Token, str]:
+    """A new token and its secret; raises RequestError."""
+    if kind not in KINDS:
+        raise RequestError(f"kind must be one of {', '.join(KINDS)}, not {kind[:20]!r}")
+    if kind == "operator" and name is None:
+        raise RequestError("an operator's token needs a name, for the audit")
+    if name is not None:
+        subject(kind, name)
+    if not 0 < ttl <= TTL_MAX:
+        raise RequestError(f"a token lives for 1 s to {TTL_MAX / 86400:.0f} days, not {ttl:g} s")
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    return Token(digest(secret), kind, name, made_by, now, now + ttl), secret
+
+
+def text(secret: str, fingerprint: str) -> str:
+    """What is shown, and given to ``--token``."""
+    return str(TokenText(secret, fingerprint))
+
+
+def refusal(token: Token | None, kind: str, name: str, now: float) -> str | None:
+    """Why a node of this kind and name may not join with the token; None if it may."""
+    if token is None:
+        return "the token is not one of this manager's"
+    reasons = (
+        (token.kind == "operator", "the token is an operator's, and nodes cannot join with it"),
+        (token.used_at is not None, f"the token was used already, by {token.used_by}, and works once"),
+        (token.expires <= now, f"the token expired {_ago(now - token.expires)} ago"),
+        (token.kind != kind, f"the token is for a node of kind {token.kind}, not {kind}"),
+        (token.name not in (None, name), f"the token is for {token.name!r}, not for {name!r}"),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
+
+
+def operator_refusal(token: Token | None, now: float) -> str | None:
+    """Why nobody may ask with the token as an operator."""
+    if token is None or token.kind != "operator":
+        return "the token is not an operator's of this manager"
+    if token.expires <= now:
+        return f"the token expired {_ago(now - token.expires)} ago"
+    return None
+
+
+def parse_ttl(value: str) -> float:
+    """``90``, ``90s``, ``15m``, ``12h`` or ``7d`` in seconds; raises RequestError."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", value.strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] if match else math.nan
+    if not 0 < seconds <= TTL_MAX:
+        raise RequestError(f"a time must be such as 90s, 15m, 12h or 7d, not {value[:20]!r}")
+    return seconds
+
+
+def _ago(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is on the other end, and whether they may: TLS contexts, joining, renewal, revocation. Every refusal is logged.
+
+One :class:`Trust` belongs to the daemon; the API and the node stream ask it. At the TLS layer a client certificate is
+optional, so that a node without one can join; everything else needs one (or, for operators, a bearer token). Who asks
+is what the certificate says, never what a message says. Certificates that do not verify never get as far as a request;
+:class:`Listener` and :class:`_LoggedTls` see to it that they leave a line in the log, too.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import hmac
+import socket
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from lb.errors import AccessError, IoError
+from manager import tokens
+from manager.authority import Authority, Issued, Subject, subject
+from manager.tokens import Certificate, Token, TrustStore
+
+log = structlog.get_logger()
+
+#: The peer of the connection that the running handshake belongs to.
+_peer: contextvars.ContextVar[str] = contextvars.ContextVar("peer", default="?")
+
+#: Connections waiting to be accepted.
+BACKLOG = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who asks, as verified."""
+
+    kind: str
+    name: str
+    serial: str | None = None  #: of the certificate; None: a bearer token
+    expires: float | None = None  #: Unix time
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+
+class Trust:
+    """Decides who may; see the module's text."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        store: TrustStore,
+        node_lifetime: float,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.authority = authority
+        self._store = store
+        self.node_lifetime = node_lifetime
+        self._clock = clock
+        self._revoked: Mapping[str, str] = {}
+
+    # -- who asks -----------------------------------------------------------------------------------------------
+
+    def node(self, certificate: Mapping[str, Any] | None, address: str) -> Peer:
+        """The node with this certificate (as ``peercert``), or AccessError."""
+        peer = self._peer(certificate, address, "a node's")
+        if peer.kind not in ("mux", "agent"):
+            raise self.refused("node stream", address, f"{peer} is not a node", who=str(peer))
+        return peer
+
+    async def operator(self, certificate: Mapping[str, Any] | None, authorization: str | None, address: str) -> Peer:
+        """The operator with this certificate, or with ``Authorization: Bearer TOKEN``; or AccessError."""
+        if not certificate and authorization is not None:
+            return await self._bearer(authorization, address)
+        peer = self._peer(certificate, address, "an operator's")
+        if peer.kind != "operator":
+            raise self.refused("request", address, f"{peer} is not an operator", who=str(peer))
+        return peer
+
+    def _peer(self, certificate: Mapping[str, Any] | None, address: str, whose: str) -> Peer:
+        if not certificate:
+            raise self.refused("request", address, f"no client certificate was shown; {whose} is needed")
+        peer = peer_of(certificate)
+        if peer is None:
+            raise self.refused("request", address, "the certificate is neither a node's nor an operator's")
+        reason = self.standing(peer)
+        if reason is not None:
+            raise self.refused("request", address, reason, who=str(peer))
+        return peer
+
+    def standing(self, peer: Peer) -> str | None:
+        """Why a peer that was verified once may not go on; None if it may."""
+        why = self._revoked.get(peer.serial) if peer.serial is not None else None
+        if why is not None:
+            return f"the certificate of {peer} was revoked: {why}"
+        if peer.expires is not None and peer.expires <= self._clock():
+            return f"the certificate of {peer} has expired"
+        return None
+
+    async def _bearer(self, authorization: str, address: str) -> Peer:
+        scheme, _, text = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise self.refused("request", address, "only bearer tokens and client certificates are accepted")
+        token = await self._find(text.strip())
+        reason = tokens.operator_refusal(token, self._clock())
+        if token is None or token.name is None or reason is not None:
+            raise self.refused("request", address, reason or "the token names nobody")
+        return Peer("operator", token.name, expires=token.expires)
+
+    async def _find(self, text: str) -> Token | None:
+        """By its secret, whether the fingerprint is still on it or not."""
+        secret = text.split(".")[1] if text.startswith("lb1.") and text.count(".") == 2 else text
+        digest = tokens.digest(secret)
+        token = await self._store.token(digest)
+        return token if token is not None and hmac.compare_digest(token.digest, digest) else None
+
+    @staticmethod
+    def refused(what: str, address: str, reason: str, **also: str) -> AccessError:
+        """Logs a refusal; the error is for the caller to raise."""
+        log.warning("refused", what=what, peer=address, reason=reason, **also)
+        return AccessError(reason)
+
+    # -- certificates -------------------------------------------------------------------------------------------
+
+    async def join(self, body: Mapping[str, Any], address: str) -> dict[str, str]:
+        """A first certificate for a node with a token. Raises AccessError."""
+        kind, name, secret, csr = (_text(body, key) for key in ("kind", "name", "token", "csr"))
+        now = self._clock()
+        try:
+            whose = subject(kind, name)
+        except AccessError as error:
+            raise self.refused("join", address, str(error)) from None
+        token = await self._find(secret)
+        reason = tokens.refusal(token, kind, name, now)
+        held = [held for held in await self._store.certificates() if held.common_name == str(whose)]
+        valid = [held for held in held if held.revoked_at is None]
+        if token is None or reason is not None:
+            raise self.refused("join", address, reason or "no token", who=str(whose))
+        if token.name is None and valid:
+            reason = f"{name} has a certificate already; to replace it make a token with --name {name}"
+            raise self.refused("join", address, reason, who=str(whose))
+        try:
+            issued = self.authority.sign_request(csr, whose, self.node_lifetime)
+        except AccessError as error:
+            raise self.refused("join", address, str(error), who=str(whose)) from None
+        if not await self._store.spend_token(token.digest, now, str(whose)):
+            raise self.refused("join", address, "the token was used already, and works once", who=str(whose))
+        if valid:
+            await self.revoke([old.serial for old in valid], f"{name} joined anew")
+        await self._record(issued, now)
+        log.info("joined", node=str(whose), peer=address, serial=issued.serial, token_by=token.made_by)
+        return {"certificate": issued.pem, "ca": self.authority.pem}
+
+    async def renew(self, peer: Peer, body: Mapping[str, Any], address: str) -> dict[str, str]:
+        """The next certificate of a node that has one."""
+        try:
+            issued = self.authority.sign_request(_text(body, "csr"), Subject(peer.kind, peer.name), self.node_lifetime)
+        except AccessError as error:
+            raise self.refused("renewal", address, str(error), who=str(peer)) from None
+        await self._record(issued, self._clock())
+        log.info("renewed", node=str(peer), peer=address, serial=issued.serial)
+        return {"certificate": issued.pem, "ca": self.authority.pem}
+
+    async def make_token(self, kind: str, name: str | None, ttl: float, made_by: str) -> str:
+        """A token's text, shown once. Raises RequestError."""
+        token, secret = tokens.make(kind, name, ttl, made_by, self._clock())
+        await self._store.add_token(token)
+        log.info("token made", kind=kind, name=name or "any", by=made_by, seconds=ttl)
+        return tokens.text(secret, self.authority.fingerprint)
+
+    async def make_operator(self, name: str) -> tuple[str, str]:
+        """An operator's certificate and key, as PEM."""
+        issued, key = self.authority.make_operator(name)
+        await self._record(issued, self._clock())
+        return issued.pem, key
+
+    async def _record(self, issued: Issued, now: float) -> None:
+        whose = issued.subject
+        await self._store.add_certificate(Certificate(issued.serial, whose.kind, whose.name, now, issued.not_after))
+
+    # -- revocation ---------------------------------------------------------------------------------------------
+
+    async def revoke(self, serials: list[str], why: str) -> None:
+        await self._store.revoke(serials, self._clock(), why)
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        """Reads what is revoked: it may have been another process. The daemon calls this every second or so."""
+        self._revoked = {
+            certificate.serial: certificate.revoked_why or "no reason was given"
+            for certificate in await self._store.certificates()
+            if certificate.revoked_at is not None
+        }
+
+    # -- TLS ----------------------------------------------------------------------------------------------------
+
+    def server_context(self, manager: str, listen: str) -> ssl.SSLContext:
+        """TLS 1.3; a client certificate is verified if there is one."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.load_verify_locations(self.authority.ca_file)
+        self.load_server_certificate(context, manager, listen)
+        context.sslobject_class = _LoggedTls
+        # A resumed session would bring back a certificate without anybody looking at it again.
+        context.num_tickets = 0
+        return context
+
+    def load_server_certificate(self, context: ssl.SSLContext, manager: str, listen: str) -> None:
+        """Made anew when it ages; connections that come later see the new one. Call it once a day."""
+        context.load_cert_chain(self.authority.server_certificate(manager, listen))
+
+
+class _LoggedTls(ssl.SSLObject):
+    """A handshake that fails on the client's certificate is worth a line; asyncio would only drop the connection."""
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            Trust.refused("connection", _peer.get(), f"the client's certificate is refused: {error.verify_message}")
+            raise
+
+
+class Listener(socket.socket):
+    """A listening socket that notes who connects, for the log of a handshake that fails before anybody is known."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        # asyncio runs the connection's handshake in a copy of the context in which it was accepted.
+        _peer.set(str(address[0]))
+        return connection, address
+
+
+def listener(listen: str) -> Listener:
+    """Listens on ``host:port`` or ``[host]:port``; raises IoError."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    server = Listener(family, socket.SOCK_STREAM)
+    try:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        server.bind((host, int(port)))
+        server.listen(BACKLOG)
+        server.setblocking(False)
+    except OSError as error:
+        server.close()
+        raise IoError(f"manager.listen {listen}: {(error.strerror or str(error)).lower()}") from None
+    return server
+
+
+def peer_of(certificate: Mapping[str, Any]) -> Peer | None:
+    """Who a verified certificate (as ``peercert``) is for; None for one that is not for a client of ours."""
+    names = [value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"]
+    kind, _, name = names[0].partition(":") if len(names) == 1 else ("", "", "")
+    if kind not in ("mux", "agent", "operator") or not name:
+        return None
+    expires = ssl.cert_time_to_seconds(certificate["notAfter"])
+    return Peer(kind, name, str(certificate["serialNumber"]), float(expires))
+
+
+def _text(body: Mapping[str, Any], key: str) -> str:
+    value = body.get(key)
+    return value if isinstance(value, str) else ""
