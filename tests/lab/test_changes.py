@@ -92,7 +92,8 @@ def test_weight_changes_and_drains_under_wrk_break_nothing(keep_alive: KeepAlive
 def test_sighup_at_100_kpps_moves_no_flow_and_loses_no_more_than_without(all_running: Lab) -> None:
     """Odd windows have a reload with other weights, even ones have none; every lost packet is in some counter.
 
-    Medians are compared: on a shared machine a worker may lose its CPU in any window, reload or not.
+    Each window with a reload is compared with its neighbours, and the median counts: on a shared machine a worker
+    may lose its CPU in any window, and for several in a row, reload or not.
     """
     lab, count, length = all_running, 16, 500
     base = lab.services
@@ -111,4 +112,5 @@ def test_sighup_at_100_kpps_moves_no_flow_and_loses_no_more_than_without(all_run
     assert sum(account.sent) >= 50_000 * count * length / 1000, "this machine was too busy to send at half the rate"
     assert account.flows_on_two_hosts == 0
     assert sum(lost) <= counted.total + account.socket_drops
-    assert median(lost[1::2]) <= median(lost[0::2]) + max(account.sent) / 1000
+    more = [lost[n] - (lost[n - 1] + lost[min(n + 1, count - 2)]) / 2 for n in range(1, count, 2)]
+    assert median(more) <= max(account.sent) / 1000
