@@ -107,7 +107,7 @@ def _service_keys(service: Service) -> dict[str, Any]:
         changed.pop(key, None)
     return {
         "name": service.name,
-        "vip": _vip(service.vip),
+        "vip": vip_text(service.vip),
         "protocol": service.protocol,
         "port": _ports(service.ports),
         **changed,
@@ -118,7 +118,8 @@ def _backend_keys(backend: Backend) -> dict[str, Any]:
     return {"name": backend.name, "address": backend.address, **_changed(backend)}
 
 
-def _vip(vip: Network) -> str:
+def vip_text(vip: Network) -> str:
+    """As in a file: a single address without its length."""
     return str(vip.network_address if vip.prefixlen == vip.max_prefixlen else vip)
 
 

@@ -1,0 +1,510 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators want: the desired state as a value, and the changes of it, checked whole before anything happens.
+
+:mod:`manager.controller` makes a :class:`Change` here, commits it to the store, and only then takes it for true. A
+change never alters a :class:`Desired`; it makes a new one that shares what is the same, so that one change among ten
+thousand services costs little. In the store and in the audit it is ``{section: {key: plain value}}``:
+
+    services    name -> ``[[service]]`` table
+    retiring    key -> table of a service that is deleted, or was at another VIP, and is not yet withdrawn everywhere
+    drains      "SERVICE/BACKEND" -> {"who", "at"}; outlives ``lb apply``
+    mux_drains  MUX -> {"who", "at"}
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
+
+from lb.config import parse_service_tables, service_table
+from lb.config_tables import parse_address, parse_ports, parse_vip, show
+from lb.config_text import vip_text
+from lb.errors import ConfigError, RequestError
+from lb.model import MAX_SERVICES, Address, Announce, Backend, BackendState, Network, PortRange, Service
+
+Entries = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Who gave an order, and when (Unix time)."""
+
+    who: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """One version of what operators want. Its mappings are never changed."""
+
+    version: int = 0
+    services: Mapping[str, Service] = field(default_factory=dict)
+    retiring: Mapping[str, Service] = field(default_factory=dict)
+    drains: Mapping[str, Order] = field(default_factory=dict)
+    mux_drains: Mapping[str, Order] = field(default_factory=dict)
+    # Derived, kept in step by _with(): where to find what belongs together.
+    by_vip: Mapping[Network, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    by_address: Mapping[Address, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    retiring_by_vip: Mapping[Network, tuple[str, ...]] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that a change does."""
+
+    name: str
+    action: str  #: created, changed, unchanged, deleted, drained, undrained
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.action}" + (f": {', '.join(self.details)}" if self.details else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """From one desired state to the next."""
+
+    old: Desired
+    new: Desired
+    lines: tuple[Line, ...]
+
+    @property
+    def empty(self) -> bool:
+        return all(line.action == "unchanged" for line in self.lines)
+
+    @property
+    def what(self) -> str:
+        """For the audit."""
+        done = [str(line) for line in self.lines if line.action != "unchanged"]
+        return "; ".join(done[:20]) + (f"; and {len(done) - 20:,} more" if len(done) > 20 else "")
+
+    def vips(self) -> set[Network]:
+        """The VIPs whose plan may differ."""
+        vips = {
+            service.vip
+            for table in ("services", "retiring")
+            for service in _touched(getattr(self.old, table), getattr(self.new, table))
+        }
+        for key in self.old.drains.keys() ^ self.new.drains.keys():
+            name = key.rpartition("/")[0]
+            vips |= {desired.services[name].vip for desired in (self.old, self.new) if name in desired.services}
+        return vips
+
+    def delta(self) -> dict[str, Any]:
+        """What the store writes: ``{"set": {section: {key: value}}, "remove": {section: [key]}}``."""
+        changed: dict[str, dict[str, Any]] = {}
+        removed: dict[str, list[str]] = {}
+        for section, plain in _PLAIN.items():
+            before, after = getattr(self.old, section), getattr(self.new, section)
+            found = {key: plain(value) for key, value in after.items() if before.get(key) is not value}
+            gone = sorted(before.keys() - after.keys())
+            if found:
+                changed[section] = found
+            if gone:
+                removed[section] = gone
+        return {"set": changed, "remove": removed}
+
+
+def _touched(old: Mapping[str, Service], new: Mapping[str, Service]) -> Iterator[Service]:
+    for key, service in old.items():
+        if new.get(key) is not service:
+            yield service
+    for key, service in new.items():
+        if old.get(key) is not service:
+            yield service
+
+
+_PLAIN: dict[str, Any] = {
+    "services": service_table,
+    "retiring": service_table,
+    "drains": lambda order: {"who": order.who, "at": order.at},
+    "mux_drains": lambda order: {"who": order.who, "at": order.at},
+}
+
+
+def from_entries(version: int, entries: Entries) -> Desired:
+    """What the store had."""
+    names = list(entries.get("services", {}))
+    services = parse_service_tables([entries["services"][name] for name in names])
+    # One by one: a retiring service may well be in the way of others of its kind.
+    retiring = {key: parse_service_tables([table])[0] for key, table in entries.get("retiring", {}).items()}
+
+    def orders(section: str) -> dict[str, Order]:
+        return {key: Order(**value) for key, value in entries.get(section, {}).items()}
+
+    empty = Desired(version, drains=orders("drains"), mux_drains=orders("mux_drains"))
+    return _with(empty, {service.name: service for service in services}, retiring)
+
+
+# --- services --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a manager allows."""
+
+    vip_prefixes: tuple[Network, ...]
+    node_addresses: Mapping[Address, str] = field(default_factory=dict)  #: address -> "MUX mux1"; none may be a VIP
+
+
+#: A service with its backends as MUXes were last told of them; used where it retires.
+AsTold = Callable[[Service], Service]
+
+
+def apply_tables(
+    desired: Desired,
+    array: Sequence[object],
+    rules: Rules,
+    *,
+    replace_all: bool = False,
+    as_told: AsTold = lambda service: service,
+) -> Change:
+    """Services created or changed; with ``replace_all`` those not named are deleted. Raises every mistake at once."""
+    others = {} if replace_all else {k: v for k, v in desired.services.items() if k not in _names(array)}
+    mistakes: list[tuple[str, str]] = []
+    services: tuple[Service, ...] = ()
+    try:
+        services = parse_service_tables(array)
+    except ConfigError as error:
+        mistakes += error.mistakes
+    mistakes += _Neighbours(desired, others, rules).check(array)
+    if len(array) + len(others) > MAX_SERVICES:
+        total = len(array) + len(others)
+        mistakes.append(("service", f"would be {total} with those that are there; at most {MAX_SERVICES} are possible"))
+    if mistakes:
+        raise ConfigError(sorted(mistakes, key=lambda mistake: _place(mistake[0])))
+    given = {service.name: _same(desired.services.get(service.name), service) for service in services}
+    lines = [_line(desired.services.get(name), service) for name, service in given.items()]
+    if replace_all:
+        lines += [Line(f"service {name}", "deleted") for name in desired.services if name not in given]
+    return Change(desired, _change_services(desired, {**others, **given}, as_told), tuple(lines))
+
+
+def delete_service(desired: Desired, name: str, as_told: AsTold = lambda service: service) -> Change:
+    if name not in desired.services:
+        raise RequestError(f"there is no service {show(name)}{_hint(desired)}")
+    services = {key: service for key, service in desired.services.items() if key != name}
+    return Change(desired, _change_services(desired, services, as_told), (Line(f"service {name}", "deleted"),))
+
+
+def purge(desired: Desired, keys: Iterable[str]) -> Change:
+    """Retiring services that are withdrawn everywhere."""
+    gone = [key for key in keys if key in desired.retiring]
+    retiring = {key: service for key, service in desired.retiring.items() if key not in gone}
+    lines = tuple(Line(f"service {key}", "removed", ("withdrawn everywhere",)) for key in gone)
+    return Change(desired, _with(desired, desired.services, retiring), lines)
+
+
+def _change_services(desired: Desired, services: Mapping[str, Service], as_told: AsTold) -> Desired:
+    """A VIP that nobody wants any more keeps its services, as retiring ones, until it is withdrawn everywhere."""
+    wanted = {service.vip for service in services.values() if desired.services.get(service.name) is not service}
+
+    def is_wanted(vip: Network) -> bool:
+        return vip in wanted or any(
+            services.get(name) is desired.services[name] for name in desired.by_vip.get(vip, ())
+        )
+
+    retiring = {key: service for key, service in desired.retiring.items() if not is_wanted(service.vip)}
+    for service in desired.services.values():
+        now = services.get(service.name)
+        if now is not service and (now is None or now.vip != service.vip) and not is_wanted(service.vip):
+            retiring[_free_key(service.name, retiring)] = as_told(service)
+    taken = {key: service for key, service in retiring.items() if key in services}
+    for key, service in taken.items():
+        del retiring[key]
+        retiring[_free_key(key, {**services, **retiring})] = service
+    drains = desired.drains
+    if any(_drained(services, key) is None for key in drains):
+        drains = {key: order for key, order in drains.items() if _drained(services, key) is not None}
+    return replace(_with(desired, services, retiring), drains=drains)
+
+
+def _free_key(name: str, taken: Mapping[str, object]) -> str:
+    """The name itself, or the first of name~2, name~3, …"""
+    number = 2
+    key = name
+    while key in taken:
+        key = f"{name}~{number}"
+        number += 1
+    return key
+
+
+def _with(desired: Desired, services: Mapping[str, Service], retiring: Mapping[str, Service]) -> Desired:
+    """Other services, and the indices of them."""
+    by_vip, by_address = dict(desired.by_vip), dict(desired.by_address)
+    for name, service in desired.services.items():
+        if services.get(name) is not service:
+            _unlist(by_vip, service.vip, name)
+            for address in {backend.address for backend in service.backends}:
+                _unlist(by_address, address, name)
+    for name, service in services.items():
+        if desired.services.get(name) is not service:
+            by_vip[service.vip] = tuple(sorted((*by_vip.get(service.vip, ()), name)))
+            for address in {backend.address for backend in service.backends}:
+                by_address[address] = (*by_address.get(address, ()), name)
+    retiring_by_vip: dict[Network, tuple[str, ...]] = {}
+    for key in sorted(retiring):
+        retiring_by_vip[retiring[key].vip] = (*retiring_by_vip.get(retiring[key].vip, ()), key)
+    return replace(
+        desired,
+        services=services,
+        retiring=retiring,
+        by_vip=by_vip,
+        by_address=by_address,
+        retiring_by_vip=retiring_by_vip,
+    )
+
+
+def _unlist(index: dict[Any, tuple[str, ...]], key: Any, name: str) -> None:
+    left = tuple(item for item in index[key] if item != name)
+    if left:
+        index[key] = left
+    else:
+        del index[key]
+
+
+def _same(old: Service | None, new: Service) -> Service:
+    """The old object where nothing changed, so that everything later sees at a glance that it is the same."""
+    return old if old is not None and old == new else new
+
+
+# --- what a change says of itself ------------------------------------------------------------------------------------
+
+
+def _line(old: Service | None, new: Service) -> Line:
+    name = f"service {new.name}"
+    if old is None:
+        where = f"{vip_text(new.vip)} {new.protocol.value} {new.ports}"
+        return Line(name, "created", (where, f"{len(new.backends)} backend{'s' * (len(new.backends) != 1)}"))
+    if old is new:
+        return Line(name, "unchanged")
+    details = [
+        f"{f.name} {_word(getattr(old, f.name))} → {_word(getattr(new, f.name))}"
+        for f in fields(Service)
+        if f.name not in ("backends", "probe", "announce") and getattr(old, f.name) != getattr(new, f.name)
+    ]
+    details += [
+        f"{key} {'removed' if getattr(new, key) is None else 'added' if getattr(old, key) is None else 'changed'}"
+        for key in ("probe", "announce")
+        if getattr(old, key) != getattr(new, key)
+    ]
+    return Line(name, "changed", (*details, *_backend_details(old, new)) or ("order of its backends",))
+
+
+def _backend_details(old: Service, new: Service) -> list[str]:
+    before = {backend.name: backend for backend in old.backends}
+    after = {backend.name: backend for backend in new.backends}
+    details = [f"backend {name} added" for name in after if name not in before]
+    details += [f"backend {name} removed" for name in before if name not in after]
+    for name, backend in after.items():
+        if name in before and before[name] != backend:
+            details += [
+                f"{f.name} of {name} {_word(getattr(before[name], f.name))} → {_word(getattr(backend, f.name))}"
+                for f in fields(Backend)
+                if getattr(before[name], f.name) != getattr(backend, f.name)
+            ]
+    return details
+
+
+def _word(value: object) -> str:
+    if value is None:
+        return "default"
+    return str(getattr(value, "value", value))
+
+
+# --- drains ----------------------------------------------------------------------------------------------------------
+
+
+def drain_backend(desired: Desired, service: str, backend: str, order: Order | None) -> Change:
+    """``order`` None takes the drain back."""
+    key = f"{service}/{backend}"
+    found = _drained(desired.services, key)
+    if found is None:
+        if service not in desired.services:
+            raise RequestError(f"there is no service {show(service)}{_hint(desired)}")
+        names = ", ".join(item.name for item in desired.services[service].backends) or "none"
+        raise RequestError(f"service {show(service)} has no backend {show(backend)}; its backends are {names}")
+    name = f"backend {key}"
+    if order is None:
+        if key not in desired.drains and found.state is BackendState.DRAIN:
+            raise RequestError(f'{name} is drained by its table (state = "drain"); change it there and apply')
+        return _ordered(desired, "drains", key, None, Line(name, "undrained"))
+    return _ordered(desired, "drains", key, order, Line(name, "drained"))
+
+
+def drain_mux(desired: Desired, mux: str, order: Order | None) -> Change:
+    line = Line(f"mux {mux}", "undrained" if order is None else "drained")
+    return _ordered(desired, "mux_drains", mux, order, line)
+
+
+def _ordered(desired: Desired, section: str, key: str, order: Order | None, line: Line) -> Change:
+    orders = dict(getattr(desired, section))
+    if (key in orders) == (order is not None):
+        return Change(desired, desired, (Line(line.name, "unchanged"),))
+    if order is None:
+        del orders[key]
+    else:
+        orders[key] = order
+    new = replace(desired, drains=orders) if section == "drains" else replace(desired, mux_drains=orders)
+    return Change(desired, new, (line,))
+
+
+def _drained(services: Mapping[str, Service], key: str) -> Backend | None:
+    """The backend that "SERVICE/BACKEND" names; either name may hold slashes."""
+    for match in re.finditer("/", key):
+        service = services.get(key[: match.start()])
+        for backend in service.backends if service else ():
+            if backend.name == key[match.end() :]:
+                return backend
+    return None
+
+
+def _hint(desired: Desired) -> str:
+    names = sorted(desired.services)
+    if not names:
+        return "; there are none yet"
+    return f"; there are {', '.join(names[:8])}{' and others' if len(names) > 8 else ''}"
+
+
+# --- checks against what is there ------------------------------------------------------------------------------------
+
+
+def _names(array: Sequence[object]) -> set[str]:
+    return {item["name"] for item in array if isinstance(item, dict) and isinstance(item.get("name"), str)}
+
+
+def _place(path: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\[(\d+)\]", path))
+
+
+class _Neighbours:
+    """New tables against the manager's rules and the services that stay. Reads as much of a wrong table as it can."""
+
+    def __init__(self, desired: Desired, others: Mapping[str, Service], rules: Rules) -> None:
+        self._others = others
+        self._rules = rules
+        self._by_vip = desired.by_vip if others else {}
+        self._by_address = desired.by_address if others else {}
+        self._lengths = {(vip.version, vip.prefixlen) for vip in self._by_vip}
+        self._mistakes: list[tuple[str, str]] = []
+        self._announce: dict[Network, tuple[str, Announce]] = {}
+
+    def check(self, array: Sequence[object]) -> list[tuple[str, str]]:
+        for i, table in enumerate(array):
+            if isinstance(table, dict):
+                self._check(f"service[{i}]", table)
+        return self._mistakes
+
+    def _say(self, path: str, message: str, table: Mapping[str, Any]) -> None:
+        name = table.get("name")
+        self._mistakes.append((path, message + (f" (service {show(name)})" if isinstance(name, str) else "")))
+
+    def _check(self, path: str, table: Mapping[str, Any]) -> None:
+        vip = _try(parse_vip, table.get("vip"))
+        if vip is not None:
+            self._check_vip(f"{path}.vip", vip, table)
+            self._check_ties(f"{path}.port", vip, table)
+            self._check_announce(f"{path}.announce", vip, table)
+        backends = table.get("backend")
+        for j, backend in enumerate(backends if isinstance(backends, list) else []):
+            address = _try(parse_address, backend.get("address")) if isinstance(backend, dict) else None
+            if address is not None:
+                self._check_backend(f"{path}.backend[{j}].address", address, table)
+
+    def _check_vip(self, path: str, vip: Network, table: Mapping[str, Any]) -> None:
+        if not any(_inside(vip, prefix) for prefix in self._rules.vip_prefixes):
+            allowed = ", ".join(str(prefix) for prefix in self._rules.vip_prefixes)
+            self._say(path, f"must be inside manager.vip_prefixes, {allowed}; {vip_text(vip)} is not", table)
+        for address, whose in self._rules.node_addresses.items():
+            if address in vip:
+                self._say(path, f"takes the address of {whose}, {address}", table)
+        if vip.prefixlen == vip.max_prefixlen:
+            held = [vip.network_address] if vip.network_address in self._by_address else []
+        else:
+            held = [address for address in self._by_address if address in vip]
+        for address in held:
+            users = [name for name in self._by_address[address] if name in self._others]
+            if users:
+                self._say(path, f"takes the address of a backend of service {show(users[0])}, {address}", table)
+
+    def _check_ties(self, path: str, vip: Network, table: Mapping[str, Any]) -> None:
+        ports, protocol = _try(parse_ports, table.get("port")), table.get("protocol")
+        for name in self._by_vip.get(vip, ()):
+            other = self._others.get(name)
+            if other is None or ports is None or other.protocol.value != protocol or not _tie(ports, other.ports):
+                continue
+            message = f"ties with service {show(name)}, which is there already: same VIP and protocol, and the ports"
+            self._say(path, f"{message} overlap", table)
+
+    def _check_announce(self, path: str, vip: Network, table: Mapping[str, Any]) -> None:
+        """A VIP has one announcement, so services that share it must not want different ones."""
+        if not isinstance(table.get("announce"), dict):
+            return
+        known = self._announce.get(vip)
+        for name in self._by_vip.get(vip, ()):
+            other = self._others.get(name)
+            if known is None and other is not None and other.announce is not None:
+                known = (name, other.announce)
+        mine = _try(lambda: _announce(table))
+        if mine is None:
+            return
+        if known is not None:
+            differing = [key for key in ANNOUNCED if getattr(known[1], key) != getattr(mine, key)]
+            if differing:
+                message = f"must agree with that of service {show(known[0])} at the same VIP in {', '.join(differing)}"
+                self._say(path, message, table)
+        self._announce.setdefault(vip, (str(table.get("name")), mine))
+
+    def _check_backend(self, path: str, address: Address, table: Mapping[str, Any]) -> None:
+        whose = self._rules.node_addresses.get(address, "")
+        if whose.startswith("MUX "):
+            self._say(path, f"is the address of {whose}; a MUX cannot be a backend", table)
+        for version, length in self._lengths:
+            if version != address.version:
+                continue
+            vip = _around(address, length)
+            for name in self._by_vip.get(vip, ()):
+                if name in self._others:
+                    message = f"must be outside the VIP of service {show(name)}, {vip_text(vip)}; {address} is not"
+                    self._say(path, message, table)
+
+
+#: What of ``announce`` belongs to the VIP rather than to the service.
+ANNOUNCED = ("communities", "med", "prepend", "peers")
+
+
+def _announce(table: Mapping[str, Any]) -> Announce | None:
+    service = {"name": "x", "vip": "203.0.113.1", "protocol": "tcp", "port": 1}
+    attributes = {key: value for key, value in table["announce"].items() if key in ANNOUNCED}
+    return parse_service_tables([{**service, "announce": attributes}])[0].announce
+
+
+def _around(address: Address, length: int) -> Network:
+    """The prefix of that length that holds the address."""
+    low = address.max_prefixlen - length
+    number = int(address) >> low << low
+    return IPv4Network((number, length)) if address.version == 4 else IPv6Network((number, length))
+
+
+def _try(parse: Any, *arguments: Any) -> Any:
+    """None for what is wrong; parse_service_tables says what."""
+    try:
+        return parse(*arguments)
+    except (ValueError, ConfigError):
+        return None
+
+
+def _inside(vip: Network, prefix: Network) -> bool:
+    return vip.version == prefix.version and vip.subnet_of(prefix)  # type: ignore[arg-type]  # of one version
+
+
+def _tie(one: PortRange, other: PortRange) -> bool:
+    """Of one VIP and protocol: is neither the more specific for some port? See lb.config."""
+
+    def kind(ports: PortRange) -> int:
+        return 0 if ports.exact else 2 if ports.any else 1
+
+    return kind(one) == kind(other) and one.first <= other.last and other.first <= one.last

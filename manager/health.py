@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What probes say of backends: the reports of agents and MUXes, and the verdict on each backend, in words.
+
+``Reports`` keeps the latest word of every node and for how long to believe it; :mod:`manager.controller` owns one.
+:func:`judge` is pure and is called by :mod:`manager.plan` for each backend of a service with a probe:
+
+    agent   tunnels (MUXes)        verdict
+    up      no majority says down  up
+    up      a majority says down   down: the path is broken for most
+    down    any                    down: the agent sees the process itself
+    none    a majority says down   down
+    none    at least one says up   up
+    none    else                   unknown: no news is not bad news; the plan keeps what was
+
+A node's reports are believed until its lease ends; each message of the node renews the lease.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+#: Service and backend, by name.
+Key = tuple[str, str]
+
+
+class Health(enum.Enum):
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+class Source(enum.Enum):
+    """Who probed: the agent on the backend's own host, or a MUX through its tunnel."""
+
+    AGENT = "agent"
+    TUNNEL = "tunnel"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One node's word on one backend."""
+
+    up: bool
+    reason: str
+    since: float  #: Unix time, of the node's clock: for people only
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that is believed of one backend at a moment."""
+
+    agent: Report | None = None
+    tunnels: Mapping[str, Report] = field(default_factory=dict)  #: by MUX
+    muxes: int = 0  #: how many MUXes have a vote
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    health: Health
+    reason: str
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """The table above."""
+    failing = {name: report for name, report in evidence.tunnels.items() if not report.up}
+    working = len(evidence.tunnels) - len(failing)
+    veto = 2 * len(failing) > max(evidence.muxes, len(evidence.tunnels))
+    agent = evidence.agent
+    if agent is not None and not agent.up:
+        return Verdict(Health.DOWN, f"its agent says: {agent.reason}")
+    if veto:
+        return Verdict(Health.DOWN, _cannot_reach(failing, evidence))
+    minority = f"; but {_cannot_reach(failing, evidence)}" if failing else ""
+    if agent is not None:
+        return Verdict(Health.UP, f"its agent says: {agent.reason}{minority}")
+    if working:
+        return Verdict(Health.UP, f"no news from an agent; {working} of {evidence.muxes} MUXes reach it{minority}")
+    return Verdict(Health.UNKNOWN, f"no news from an agent or a MUX{minority}")
+
+
+def _cannot_reach(failing: Mapping[str, Report], evidence: Evidence) -> str:
+    who, report = min(failing.items())
+    return f"{len(failing)} of {evidence.muxes} MUXes cannot reach it through the tunnel ({who}: {report.reason})"
+
+
+class Reports:
+    """The latest word of every node; of nodes that are silent for longer than their lease, nothing."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[Source, str], dict[Key, Report]] = {}  # node -> its reports
+        self._expires: dict[tuple[Source, str], float] = {}  # node -> end of its lease; no key once it has ended
+        self._tunnels: dict[Key, dict[str, Report]] = {}  # backend -> MUX -> report, of live leases
+
+    def heard(self, source: Source, node: str, reports: Mapping[Key, Report], expires: float) -> set[str]:
+        """A message of a node; returns the services on which its word is another than before."""
+        who = (source, node)
+        known = self._of.setdefault(who, {})
+        revived = who not in self._expires
+        self._expires[who] = expires
+        changed = {key[0] for key, report in reports.items() if _differs(known.get(key), report)}
+        known.update(reports)
+        if revived:
+            changed |= {key[0] for key in known}
+        if source is Source.TUNNEL:
+            for key in known if revived else reports:
+                self._tunnels.setdefault(key, {})[node] = known[key]
+        return changed
+
+    def expire(self, now: float) -> set[str]:
+        """Ends leases; returns the services on which somebody's word is no longer believed."""
+        ended = [who for who, expires in self._expires.items() if expires <= now]
+        return set().union(*(self._end(who) for who in ended))
+
+    def forget(self, source: Source, node: str) -> set[str]:
+        """The node is no longer one of ours."""
+        changed = self._end((source, node))
+        self._of.pop((source, node), None)
+        return changed
+
+    def drop(self, gone: Iterable[Key]) -> None:
+        """Backends that are no longer there."""
+        for key in gone:
+            for reports in self._of.values():
+                reports.pop(key, None)
+            self._tunnels.pop(key, None)
+
+    def agent(self, node: str | None, key: Key) -> Report | None:
+        who = (Source.AGENT, node or "")
+        return self._of[who].get(key) if who in self._expires else None
+
+    def tunnels(self, key: Key) -> Mapping[str, Report]:
+        return self._tunnels.get(key, {})
+
+    def next_expiry(self) -> float | None:
+        return min(self._expires.values(), default=None)
+
+    def _end(self, who: tuple[Source, str]) -> set[str]:
+        if self._expires.pop(who, None) is None:
+            return set()
+        keys = self._of.get(who, {}).keys()
+        if who[0] is Source.TUNNEL:
+            for key in keys:
+                self._tunnels.get(key, {}).pop(who[1], None)
+        return {key[0] for key in keys}
+
+
+def _differs(old: Report | None, new: Report) -> bool:
+    return old is None or (old.up, old.reason) != (new.up, new.reason)

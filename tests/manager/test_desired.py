@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes of the desired state: what is refused, all of it at once; what changes say of themselves; what is shared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import pytest
+
+from lb.config_text import service_table
+from lb.errors import ConfigError, RequestError
+from lb.model import BackendState, Service
+from lb.node.messages import apply
+from manager.desired import (
+    Change,
+    Desired,
+    Order,
+    Rules,
+    apply_tables,
+    delete_service,
+    drain_backend,
+    drain_mux,
+    from_entries,
+    purge,
+)
+from tests.manager.fleet import RULES, service
+
+ALICE = Order("alice", 12.0)
+NOTHING = Desired()
+
+
+def after(*tables: dict[str, Any], desired: Desired = NOTHING) -> Desired:
+    return apply_tables(desired, tables, RULES).new
+
+
+def mistakes(desired: Desired, *tables: object, rules: Rules = RULES) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        apply_tables(desired, tables, rules)
+    return caught.value.lines
+
+
+def test_every_mistake_is_reported_at_once_and_in_order() -> None:
+    there = after(service("old"))
+    found = mistakes(
+        there,
+        service("web"),
+        service("far", "198.51.100.1"),
+        {
+            **service("ranged", "203.0.113.12"),
+            "port": "80-90",
+            "backend": [{"name": "a", "address": "10.0.3.1", "port": 1}],
+        },
+        service("web", "203.0.113.13", colour="red"),
+    )
+    assert found == [
+        'service[0].port: ties with service "old", which is there already: same VIP and protocol, and the ports '
+        'overlap (service "web")',
+        'service[1].vip: must be inside manager.vip_prefixes, 203.0.113.0/24; 198.51.100.1 is not (service "far")',
+        "service[2].backend[0].port: cannot be translated where the service has a range of ports; leave it out "
+        '(backend "a" of service "ranged")',
+        "service[3].colour: unknown key; known are name, vip, protocol, port, slots, hash, mtu, idle, probe, announce, "
+        'backend (service "web")',
+        'service[3].name: is also the name of service[0]: "web"',
+    ]
+
+
+def test_tables_that_are_no_tables_are_mistakes_and_no_crash() -> None:
+    assert mistakes(Desired(), 7, None, {"name": [], "vip": {}, "backend": 1, "announce": []})
+
+
+def test_a_vip_must_not_take_a_backend_of_another_service_nor_a_node() -> None:
+    rules = Rules((IPv4Network("0.0.0.0/0"),), {IPv4Address("10.0.1.11"): "MUX mux1"})
+    there = after(service())
+    assert mistakes(there, service("b", "10.0.3.1", hosts=()), rules=rules) == [
+        'service[0].vip: takes the address of a backend of service "web", 10.0.3.1 (service "b")'
+    ]
+    assert "takes the address of a backend" in mistakes(there, service("b", "10.0.3.0/24", hosts=()), rules=rules)[0]
+    assert mistakes(there, service("b", "10.0.1.0/24", hosts=()), rules=rules) == [
+        'service[0].vip: takes the address of MUX mux1, 10.0.1.11 (service "b")'
+    ]
+    backend = {"name": "x", "address": "203.0.113.10"}
+    assert mistakes(there, {**service("b", "203.0.113.11"), "backend": [backend]}) == [
+        'service[0].backend[0].address: must be outside the VIP of service "web", 203.0.113.10; 203.0.113.10 is not '
+        '(service "b")'
+    ]
+
+
+def test_services_at_one_vip_agree_on_its_announcement() -> None:
+    there = after(service(announce={"med": 5}))
+    after(service("tls", port=443, announce={"med": 5, "policy": "any-backend"}), desired=there)
+    after(service("tls", port=443), desired=there)
+    assert mistakes(there, service("tls", port=443, announce={"med": 6})) == [
+        'service[0].announce: must agree with that of service "web" at the same VIP in med (service "tls")'
+    ]
+
+
+def test_a_service_replaces_itself_without_tying() -> None:
+    there = after(service(), service("dns", "203.0.113.11"))
+    change = apply_tables(there, [service(hosts=(1, 3)), service("dns", "203.0.113.11")], RULES)
+    assert [str(line) for line in change.lines] == [
+        "service web changed: backend web-3 added, backend web-2 removed",
+        "service dns unchanged",
+    ]
+    assert change.vips() == {IPv4Network("203.0.113.10")}
+    assert change.new.services["dns"] is there.services["dns"]
+    assert change.delta()["set"].keys() == {"services"}
+    assert change.delta()["set"]["services"].keys() == {"web"}
+
+
+def test_two_services_may_swap_places_in_one_change() -> None:
+    there = after(service("a", port=80), service("b", port=81))
+    change = apply_tables(there, [service("a", port=81), service("b", port=80)], RULES)
+    assert [line.action for line in change.lines] == ["changed", "changed"]
+    assert change.new.retiring == {}
+
+
+def test_details_say_what_was_and_what_is() -> None:
+    there = after(service())
+    table = service(idle=60, probe={"type": "tcp"})
+    table["backend"][0]["weight"] = 5
+    line = apply_tables(there, [table], RULES).lines[0]
+    assert str(line) == "service web changed: idle default → 60, probe added, weight of web-1 1 → 5"
+
+
+def test_deleting_keeps_the_service_until_its_vip_is_withdrawn() -> None:
+    there = after(service(), service("tls", port=443))
+    one = delete_service(there, "tls").new
+    assert one.retiring == {}, "the VIP is still wanted"
+    none = delete_service(one, "web").new
+    assert none.retiring.keys() == {"web"}
+    assert none.retiring_by_vip == {IPv4Network("203.0.113.10"): ("web",)}
+    again = after(service("other"), desired=none)
+    assert again.retiring == {}, "the VIP is wanted again"
+    assert purge(none, ["web"]).new.retiring == {}
+
+
+def test_a_retiring_service_keeps_what_muxes_were_told_of_its_backends() -> None:
+    def as_told(found: Service) -> Service:
+        return replace(found, backends=tuple(replace(b, state=BackendState.DOWN) for b in found.backends))
+
+    gone = delete_service(after(service()), "web", as_told).new
+    assert {backend.state for backend in gone.retiring["web"].backends} == {BackendState.DOWN}
+
+
+def test_a_service_that_moves_retires_its_old_place_under_another_name() -> None:
+    moved = after(service(vip="203.0.113.11"), desired=after(service()))
+    assert {key: str(found.vip) for key, found in moved.retiring.items()} == {"web~2": "203.0.113.10/32"}
+
+
+def test_unknown_names_are_refused_with_those_that_are_known() -> None:
+    there = after(service())
+    with pytest.raises(RequestError, match='there is no service "wab"; there are web'):
+        delete_service(there, "wab")
+    with pytest.raises(RequestError, match='has no backend "x"; its backends are web-1, web-2'):
+        drain_backend(there, "web", "x", ALICE)
+
+
+def test_drains_outlive_applying_but_not_their_backend() -> None:
+    there = drain_backend(after(service()), "web", "web-1", ALICE).new
+    assert after(service(idle=5), desired=there).drains == {"web/web-1": ALICE}
+    assert after(service(hosts=(2,)), desired=there).drains == {}
+    assert delete_service(there, "web").new.drains == {}
+    assert drain_backend(there, "web", "web-1", ALICE).empty
+    assert drain_backend(there, "web", "web-1", None).new.drains == {}
+    assert drain_mux(there, "mux1", ALICE).new.mux_drains == {"mux1": ALICE}
+
+
+def test_what_only_a_table_drains_is_undrained_there() -> None:
+    table = service()
+    table["backend"][0]["state"] = "drain"
+    with pytest.raises(RequestError, match="change it there"):
+        drain_backend(after(table), "web", "web-1", None)
+
+
+def test_entries_make_the_same_desired_state_again() -> None:
+    entries: dict[str, dict[str, Any]] = {}
+    desired = Desired()
+    changes: list[Change] = []
+
+    def run(change: Change) -> None:
+        nonlocal desired, entries
+        changes.append(change)
+        desired = change.new
+        entries = apply(entries, json.loads(json.dumps(change.delta())))
+
+    run(apply_tables(desired, [service(), service("dns", "203.0.113.11"), service("x", "203.0.113.12")], RULES))
+    run(drain_backend(desired, "web", "web-1", ALICE))
+    run(drain_mux(desired, "mux1", ALICE))
+    run(delete_service(desired, "dns"))
+    run(apply_tables(desired, [service("x", "203.0.113.13", port=81)], RULES))
+    again = from_entries(desired.version, entries)
+    assert again == desired
+    assert again.by_vip == desired.by_vip
+    assert again.retiring_by_vip == desired.retiring_by_vip
+    assert {key: set(names) for key, names in again.by_address.items()} == {
+        key: set(names) for key, names in desired.by_address.items()
+    }
+    assert changes[0].what.startswith("service web created: 203.0.113.10 tcp 80, 2 backends; service dns created")
+
+
+def test_replacing_all_deletes_the_rest() -> None:
+    there = after(service(), service("dns", "203.0.113.11"))
+    change = apply_tables(there, [service()], RULES, replace_all=True)
+    assert [str(line) for line in change.lines] == ["service web unchanged", "service dns deleted"]
+    assert change.new.retiring.keys() == {"dns"}
+
+
+def test_one_change_among_thousands_reads_only_its_own() -> None:
+    tables = [service(f"s{i}", f"203.0.113.{i % 200}", port=1000 + i) for i in range(2000)]
+    there = after(*tables)
+    change = apply_tables(there, [service("s7", "203.0.113.7", hosts=(3,), port=1007)], RULES)
+    assert sum(there.services[name] is not found for name, found in change.new.services.items()) == 1
+    assert service_table(change.new.services["s7"])["backend"][0]["address"] == "10.0.3.3"

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports and leases, and the verdict that they add up to."""
+
+from __future__ import annotations
+
+import pytest
+
+from manager.health import Evidence, Health, Report, Reports, Source, judge
+
+UP, DOWN = Report(True, "200 OK", 0.0), Report(False, "timed out", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("agent", "tunnels", "muxes", "expected", "words"),
+    [
+        (UP, {}, 3, Health.UP, "its agent says: 200 OK"),
+        (UP, {"m1": UP, "m2": UP}, 2, Health.UP, "its agent says: 200 OK"),
+        (UP, {"m1": DOWN}, 3, Health.UP, "but 1 of 3 MUXes cannot reach it through the tunnel (m1: timed out)"),
+        (UP, {"m1": DOWN, "m2": DOWN, "m3": UP}, 3, Health.DOWN, "2 of 3 MUXes cannot reach it"),
+        (UP, {"m1": DOWN, "m2": UP}, 2, Health.UP, "1 of 2 MUXes cannot reach it"),
+        (UP, {"m1": DOWN}, 1, Health.DOWN, "1 of 1 MUXes cannot reach it"),
+        (DOWN, {"m1": UP, "m2": UP}, 2, Health.DOWN, "its agent says: timed out"),
+        (None, {"m1": UP, "m2": DOWN}, 2, Health.UP, "no news from an agent; 1 of 2 MUXes reach it"),
+        (None, {"m1": DOWN, "m2": DOWN}, 3, Health.DOWN, "2 of 3 MUXes cannot reach it"),
+        (None, {"m1": DOWN}, 3, Health.UNKNOWN, "no news from an agent or a MUX"),
+        (None, {}, 3, Health.UNKNOWN, "no news"),
+    ],
+)
+def test_verdicts(agent: Report | None, tunnels: dict[str, Report], muxes: int, expected: Health, words: str) -> None:
+    verdict = judge(Evidence(agent, tunnels, muxes))
+    assert verdict.health is expected
+    assert words in verdict.reason
+
+
+KEY = ("web", "web-1")
+
+
+def test_reports_are_believed_until_the_lease_ends_and_any_message_renews_it() -> None:
+    reports = Reports()
+    assert reports.heard(Source.AGENT, "host1", {KEY: UP}, expires=10) == {"web"}
+    assert reports.heard(Source.AGENT, "host1", {}, expires=15) == set()
+    assert reports.expire(12) == set()
+    assert reports.agent("host1", KEY) == UP
+    assert reports.expire(15) == {"web"}
+    assert reports.agent("host1", KEY) is None
+    assert reports.expire(16) == set()
+
+
+def test_a_node_that_speaks_again_is_believed_again() -> None:
+    reports = Reports()
+    reports.heard(Source.TUNNEL, "mux1", {KEY: UP, ("dns", "d"): DOWN}, expires=10)
+    assert reports.expire(10) == {"web", "dns"}
+    assert reports.tunnels(KEY) == {}
+    assert reports.heard(Source.TUNNEL, "mux1", {KEY: UP}, expires=20) == {"web", "dns"}
+    assert reports.tunnels(("dns", "d")) == {"mux1": DOWN}
+
+
+def test_only_news_counts_as_a_change() -> None:
+    reports = Reports()
+    reports.heard(Source.AGENT, "host1", {KEY: UP}, expires=10)
+    assert reports.heard(Source.AGENT, "host1", {KEY: Report(True, "200 OK", 5.0)}, expires=12) == set()
+    assert reports.heard(Source.AGENT, "host1", {KEY: DOWN}, expires=14) == {"web"}
+
+
+def test_a_node_that_is_forgotten_says_nothing() -> None:
+    reports = Reports()
+    reports.heard(Source.TUNNEL, "mux1", {KEY: UP}, expires=10)
+    assert reports.forget(Source.TUNNEL, "mux1") == {"web"}
+    assert reports.tunnels(KEY) == {}
+    assert reports.next_expiry() is None
+
+
+def test_backends_that_are_gone_are_forgotten() -> None:
+    reports = Reports()
+    reports.heard(Source.AGENT, "host1", {KEY: UP}, expires=10)
+    reports.drop([KEY])
+    assert reports.agent("host1", KEY) is None

@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan: what nodes are told, in which order, for which reason; and what holds for any history."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Network
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lb.config import parse_service_tables
+from manager.desired import Order, delete_service, drain_backend, drain_mux, purge
+from manager.plan import Memory, Plan, plan, replan
+from tests.manager.fleet import Fleet, service, with_probe
+
+VIP = "203.0.113.10/32"
+
+
+def settled(*tables: dict[str, Any], **shape: Any) -> Fleet:
+    """A fleet that has these services, all healthy."""
+    fleet = Fleet(**shape)
+    fleet.apply(*tables)
+    fleet.plan()
+    fleet.take()
+    fleet.all_healthy()
+    fleet.settle()
+    return fleet
+
+
+# --- install before announce -----------------------------------------------------------------------------------------
+
+
+def test_a_new_service_is_installed_everywhere_before_it_is_announced() -> None:
+    fleet = Fleet()
+    fleet.apply(service())
+    fleet.plan()
+    assert fleet.table() is not None
+    assert fleet.table(node="agent:host1") is not None
+    assert fleet.announced() == set()
+    assert fleet.withheld("mux1") == "it has not installed service web yet"
+    fleet.take("mux1", "mux2")
+    fleet.plan()
+    assert fleet.announced() == set()
+    assert fleet.withheld("mux1") == "agent host1 has not installed service web yet"
+    fleet.take("host1", "host2")
+    fleet.plan()
+    assert fleet.announced("mux1") == fleet.announced("mux2") == {VIP}
+
+
+def test_a_backend_takes_no_traffic_before_its_agent_has_it() -> None:
+    fleet = settled(service(hosts=(1,)))
+    fleet.apply(service(hosts=(1, 2)))
+    fleet.plan()
+    assert fleet.states() == {"web-1": "up", "web-2": "down"}
+    assert fleet.shown()["web-2"] == "installing"
+    fleet.take("host2")
+    fleet.plan()
+    assert fleet.states() == {"web-1": "up", "web-2": "up"}
+
+
+def test_agents_get_only_what_is_theirs() -> None:
+    fleet = settled(service(hosts=(1, 2)), service("dns", "203.0.113.11", hosts=(3,)))
+    table = fleet.table(node="agent:host2")
+    assert table is not None
+    assert [backend["name"] for backend in table["backend"]] == ["web-2"]
+    assert fleet.table("dns", "agent:host2") is None
+    assert fleet.last.states["agent:host2"]["muxes"] == {
+        "mux1": {"address": "10.0.1.11", "address6": None},
+        "mux2": {"address": "10.0.1.12", "address6": None},
+    }
+
+
+def test_an_agent_that_does_not_answer_holds_up_nobody_else() -> None:
+    fleet = Fleet()
+    fleet.apply(service())
+    fleet.plan()
+    fleet.take("mux1", "mux2", "host1")
+    fleet.set("host2", late=True)
+    fleet.plan()
+    assert fleet.announced() == {VIP}
+    assert fleet.states() == {"web-1": "up", "web-2": "down"}
+    fleet.set("host2", late=False, refused="nft is not installed")
+    fleet.plan()
+    assert fleet.reason("web-2") == "agent host2 refused it: nft is not installed"
+
+
+def test_a_new_mux_announces_once_agents_accept_its_tunnels() -> None:
+    fleet = settled(service())
+    mux = replace(fleet.muxes["mux1"], name="mux3", address=None, live={})
+    fleet.muxes["mux3"] = mux
+    fleet.plan()
+    fleet.take("mux3")
+    fleet.plan()
+    assert fleet.announced("mux3") == set()
+    assert fleet.withheld("mux3") == "agent host1 does not accept its tunnels yet"
+    fleet.take()
+    fleet.plan()
+    assert fleet.announced("mux3") == {VIP}
+
+
+def test_a_backend_without_an_agent_is_the_operators_word() -> None:
+    fleet = settled(service(hosts=(1, 200)))
+    assert fleet.states() == {"web-1": "up", "web-200": "up"}
+    assert "no agent has joined for 10.0.3.200" in fleet.reason("web-200")
+
+
+# --- withdraw before remove ------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_service_is_withdrawn_everywhere_before_it_is_removed() -> None:
+    fleet = settled(service())
+    fleet.apply(only=True)
+    fleet.plan()
+    assert fleet.announced() == set()
+    assert fleet.table() is not None
+    fleet.take("mux1")
+    fleet.plan()
+    assert fleet.table() is not None, "mux2 may still announce it"
+    fleet.take("mux2")
+    fleet.plan()
+    assert fleet.table() is None
+    assert fleet.table(node="agent:host1") is not None, "MUXes may still send to it"
+    fleet.take("mux1", "mux2")
+    fleet.plan()
+    assert fleet.table(node="agent:host1") is None
+    assert fleet.last.vips[IPv4Network("203.0.113.10")].done == ("web",)
+    fleet.settle()
+    assert fleet.desired.retiring == {}
+
+
+def test_a_mux_that_is_gone_for_longer_than_the_hold_time_holds_nobody_up() -> None:
+    fleet = settled(service())
+    fleet.set("mux2", connected=False)
+    fleet.apply(only=True)
+    fleet.plan()
+    fleet.take()
+    fleet.plan()
+    assert fleet.table() is not None
+    fleet.set("mux2", gone=True)
+    fleet.settle()
+    assert fleet.desired.retiring == {}
+
+
+def test_a_service_that_moves_to_another_vip_keeps_the_old_one_until_it_is_withdrawn() -> None:
+    fleet = settled(service())
+    fleet.apply(service(vip="203.0.113.11"))
+    fleet.plan()
+    tables = fleet.last.states["mux:mux1"]["services"]
+    assert {table["vip"] for table in tables.values()} == {"203.0.113.10", "203.0.113.11"}
+    assert fleet.announced() == set()
+    fleet.settle()
+    assert fleet.announced() == {"203.0.113.11/32"}
+    assert list(fleet.last.states["mux:mux1"]["services"]) == ["web"]
+    assert list(fleet.last.states["agent:host1"]["services"]) == ["web"]
+
+
+def test_a_removed_backend_stays_on_its_agent_until_no_mux_sends_to_it() -> None:
+    fleet = settled(service(hosts=(1, 2)))
+    fleet.apply(service(hosts=(1,)))
+    fleet.plan()
+    assert fleet.states() == {"web-1": "up"}
+    assert fleet.table(node="agent:host2") is not None
+    fleet.take("mux1")
+    fleet.plan()
+    assert fleet.table(node="agent:host2") is not None
+    fleet.take("mux2")
+    fleet.plan()
+    assert fleet.table(node="agent:host2") is None
+
+
+def test_one_of_two_services_at_a_vip_can_go_without_a_withdrawal() -> None:
+    fleet = settled(service(), service("tls", port=443))
+    fleet.apply(service(), only=True)
+    fleet.plan()
+    assert fleet.announced() == {VIP}
+    assert fleet.table("tls") is None
+    assert fleet.table("tls", "agent:host1") is not None
+    fleet.settle()
+    assert fleet.table("tls", "agent:host1") is None
+    assert fleet.desired.retiring == {}
+
+
+# --- a manager that starts anew --------------------------------------------------------------------------------------
+
+
+def restarted(fleet: Fleet) -> Fleet:
+    """The manager lost all but the store: nodes are not connected, nothing is reported."""
+    anew = Fleet(0, 0)
+    anew.desired = fleet.desired
+    anew.last = Plan(memory=Memory(fleet.last.memory.backends, fleet.last.memory.granted))
+    for name, node in fleet.muxes.items():
+        anew.muxes[name] = replace(node, connected=False, live=None)
+    for name, node in fleet.agents.items():
+        anew.agents[name] = replace(node, connected=False, live=None)
+    return anew
+
+
+def test_a_manager_that_starts_anew_changes_nothing() -> None:
+    fleet = settled(with_probe(service()), with_probe(service("dns", "203.0.113.11", hosts=(3,))))
+    fleet.report("host2", "web", "web-2", False)
+    fleet.settle()
+    anew = restarted(fleet)
+    assert anew.plan().states == fleet.last.states
+    for name in ("mux1", "host1", "mux2"):
+        anew.set(name, connected=True)
+        assert anew.plan().states == fleet.last.states
+    anew.take()
+    assert anew.plan().states == fleet.last.states
+
+
+def test_a_half_done_deletion_goes_on_after_a_start() -> None:
+    fleet = settled(service())
+    fleet.apply(only=True)
+    fleet.plan()
+    anew = restarted(fleet)
+    anew.plan()
+    assert anew.table() is not None
+    assert anew.announced() == set()
+    for name in [*anew.muxes, *anew.agents]:
+        anew.set(name, connected=True)
+    anew.take()
+    anew.settle()
+    assert anew.desired.retiring == {}
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_success_brings_an_unknown_backend_up() -> None:
+    fleet = Fleet()
+    fleet.apply(with_probe(service(), policy="any-backend"))
+    fleet.plan()
+    fleet.take()
+    fleet.plan()
+    assert fleet.shown() == {"web-1": "unknown", "web-2": "unknown"}
+    assert fleet.states() == {"web-1": "down", "web-2": "down"}
+    assert fleet.withheld("mux1") == "web has 0 healthy backends and its policy any-backend asks for 1"
+    fleet.report("host1", "web", "web-1", True)
+    fleet.plan()
+    assert fleet.states() == {"web-1": "up", "web-2": "down"}
+    assert fleet.announced() == {VIP}
+    assert fleet.last.vips[IPv4Network("203.0.113.10")].panic == {}
+
+
+def test_silence_changes_nothing() -> None:
+    fleet = settled(with_probe(service(hosts=(1, 2))))
+    fleet.report("host2", "web", "web-2", False)
+    fleet.settle()
+    fleet.reports.expire(fleet.now + 60)
+    fleet.set("host1", connected=False)
+    fleet.plan()
+    assert fleet.states() == {"web-1": "up", "web-2": "down"}
+    assert fleet.reason("web-1") == "no news from an agent or a MUX; it stays as it was"
+
+
+def test_probes_take_out_half_and_no_more() -> None:
+    fleet = settled(with_probe(service(hosts=(1, 2, 3, 4)), policy="any-backend"), hosts=4)
+    for host in (1, 2):
+        fleet.report(f"host{host}", "web", f"web-{host}", False)
+        fleet.settle()
+    assert fleet.states() == {"web-1": "down", "web-2": "down", "web-3": "up", "web-4": "up"}
+    fleet.report("host3", "web", "web-3", False)
+    fleet.settle()
+    assert fleet.states()["web-3"] == "up"
+    assert fleet.shown() == {"web-1": "down", "web-2": "down", "web-3": "panic", "web-4": "up"}
+    assert "PANIC" in fleet.last.states["mux:mux1"]["options"]["panic"]["web"]
+    fleet.report("host4", "web", "web-4", False)
+    fleet.settle()
+    assert [name for name, state in fleet.states().items() if state == "up"] == ["web-3", "web-4"]
+    assert fleet.announced() == set(), "no backend is healthy, and the policy asks for one"
+    for host in (1, 2):
+        fleet.report(f"host{host}", "web", f"web-{host}", True)
+        fleet.settle()
+    assert fleet.shown() == {"web-1": "up", "web-2": "up", "web-3": "down", "web-4": "down"}
+    assert fleet.announced() == {VIP}
+
+
+def test_all_backends_failing_at_once_keeps_the_last_good_set_and_the_vip_of_policy_always() -> None:
+    fleet = settled(with_probe(service()))
+    for host in (1, 2):
+        fleet.report(f"host{host}", "web", f"web-{host}", False)
+    fleet.settle()
+    assert fleet.states() == {"web-1": "up", "web-2": "up"}
+    assert set(fleet.shown().values()) == {"panic"}
+    assert fleet.announced() == {VIP}
+
+
+def test_weights_count_for_the_cap_and_not_heads() -> None:
+    table = with_probe(service(hosts=(1, 2)))
+    table["backend"][0]["weight"] = 10
+    fleet = settled(table)
+    fleet.report("host1", "web", "web-1", False)
+    fleet.settle()
+    assert fleet.shown() == {"web-1": "panic", "web-2": "up"}
+
+
+def test_a_minority_of_muxes_cannot_take_a_backend_out_for_all() -> None:
+    fleet = settled(with_probe(service()), muxes=3)
+    for mux in ("mux1", "mux2", "mux3"):
+        for backend in ("web-1", "web-2"):
+            fleet.report(mux, "web", backend, True)
+    fleet.report("mux1", "web", "web-1", False, "timed out")
+    fleet.settle()
+    assert fleet.states() == {"web-1": "up", "web-2": "up"}
+    assert "1 of 3 MUXes cannot reach it through the tunnel (mux1: timed out)" in fleet.reason("web-1")
+    fleet.report("mux2", "web", "web-1", False, "timed out")
+    fleet.settle()
+    assert fleet.states() == {"web-1": "down", "web-2": "up"}
+
+
+def test_a_mux_that_reaches_nothing_withdraws_but_not_all_of_them() -> None:
+    fleet = settled(with_probe(service()), muxes=3)
+    for backend in ("web-1", "web-2"):
+        fleet.report("mux1", "web", backend, False)
+        fleet.report("mux2", "web", backend, True)
+    fleet.settle()
+    assert [fleet.announced(f"mux{n}") for n in (1, 2, 3)] == [set(), {VIP}, {VIP}]
+    assert fleet.withheld("mux1") == "it reaches no healthy backend through the tunnel, other MUXes do"
+    for backend in ("web-1", "web-2"):
+        fleet.report("mux1", "web", backend, True)
+    fleet.settle()
+    assert fleet.announced("mux1") == {VIP}
+
+
+def test_min_healthy_counts() -> None:
+    fleet = settled(with_probe(service(hosts=(1, 2, 3)), policy="min-healthy", n=2))
+    fleet.report("host1", "web", "web-1", False)
+    fleet.settle()
+    assert fleet.announced() == {VIP}
+    fleet.report("host2", "web", "web-2", False)
+    fleet.settle()
+    assert fleet.announced() == set()
+    assert fleet.withheld("mux2") == "web has 1 healthy backends and its policy min-healthy asks for 2"
+
+
+# --- drains ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_drained_backend_keeps_its_flows_and_the_reason_names_who() -> None:
+    fleet = settled(service())
+    fleet.desired = drain_backend(fleet.desired, "web", "web-1", Order("alice", 5.0)).new
+    fleet.settle()
+    assert fleet.states() == {"web-1": "drain", "web-2": "up"}
+    assert fleet.reason("web-1").startswith("drained by alice; up: ")
+    fleet.desired = drain_backend(fleet.desired, "web", "web-1", None).new
+    fleet.settle()
+    assert fleet.states() == {"web-1": "up", "web-2": "up"}
+
+
+@pytest.mark.parametrize(("muxes", "gone", "told"), [(1, 0, 1), (2, 0, 1), (3, 0, 1), (4, 0, 2), (2, 1, 0)])
+def test_only_so_many_muxes_drain_at_once(muxes: int, gone: int, told: int) -> None:
+    fleet = settled(service(), muxes=muxes)
+    for n in range(gone):
+        fleet.set(f"mux{muxes - n}", gone=True, connected=False)
+    for n in range(1, muxes + 1 - gone):
+        fleet.desired = drain_mux(fleet.desired, f"mux{n}", Order("alice", float(n))).new
+    fleet.plan()
+    draining = [name for name, state in fleet.last.states.items() if state.get("options", {}).get("drain")]
+    assert draining == [f"mux:mux{n}" for n in range(1, told + 1)]
+    assert sum("waits" in (reason or "") for reason in fleet.last.drains.values()) == muxes - gone - told
+
+
+# --- whatever happens ------------------------------------------------------------------------------------------------
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("apply"), st.sampled_from(["a", "b", "c"]), st.sampled_from([10, 11]), st.sets(st.integers(1, 3))
+        ),
+        st.tuples(st.just("delete"), st.sampled_from(["a", "b", "c"])),
+        st.tuples(st.just("take"), st.sampled_from(["mux1", "mux2", "host1", "host2", "host3"])),
+        st.tuples(st.just("settle"), st.integers(1, 3)),
+        st.tuples(st.just("connect"), st.sampled_from(["mux1", "mux2", "host1", "host2"]), st.booleans()),
+        st.tuples(st.just("gone"), st.sampled_from(["mux1", "mux2"])),
+        st.tuples(st.just("report"), st.sampled_from(["a", "b"]), st.integers(1, 3), st.booleans()),
+    ),
+    max_size=25,
+)
+PORTS = {"a": 80, "b": 81, "c": 82}
+
+
+def step(fleet: Fleet, event: tuple[Any, ...]) -> None:
+    kind, *rest = event
+    if kind == "apply":
+        name, vip, hosts = rest
+        fleet.apply(
+            with_probe(service(name, f"203.0.113.{vip}", tuple(sorted(hosts)), PORTS[name]), policy="any-backend")
+        )
+    elif kind == "delete":
+        left = [name for name in fleet.desired.services if name != rest[0]]
+        if len(left) < len(fleet.desired.services):
+            fleet.desired = delete_service(fleet.desired, rest[0]).new
+    elif kind == "take":
+        fleet.take(rest[0])
+    elif kind == "settle":
+        for _ in range(rest[0]):  # as a controller would, with no look in between
+            fleet.take()
+            fleet.plan()
+    elif kind == "connect":
+        node = {**fleet.muxes, **fleet.agents}[rest[0]]
+        fleet.set(rest[0], connected=rest[1], gone=node.gone and not rest[1])
+    elif kind == "gone":
+        if not fleet.muxes[rest[0]].connected:
+            fleet.set(rest[0], gone=True)
+    else:
+        fleet.report(f"host{rest[1]}", rest[0], f"{rest[0]}-{rest[1]}", rest[2])
+
+
+def check(fleet: Fleet, before: Plan) -> None:
+    """No plan announces what is not installed, or removes what is not withdrawn."""
+    world = fleet.world()
+    for mux in fleet.muxes.values():
+        state = fleet.last.states[mux.id]
+        tables = {table["vip"] for table in state.get("services", {}).values()}
+        for prefix in state.get("announcements", {}):
+            vip = IPv4Network(prefix)
+            assert vip in fleet.desired.by_vip
+            if mux.name in before.memory.granted.get(vip, frozenset()):
+                continue
+            for name in fleet.desired.by_vip[vip]:
+                installed = mux.has("services", name)
+                assert installed is not None, "announced before it was installed"
+                assert installed["vip"] == str(vip.network_address)
+                for backend in fleet.desired.services[name].backends:
+                    agent = world.agent_of(backend.address)
+                    if agent is not None and agent.connected:
+                        assert agent.has("services", name) is not None
+                        assert agent.has("muxes", mux.name) is not None
+        for prefix in (mux.live or {}).get("announcements", {}):
+            if mux.gone:
+                continue
+            address = prefix.removesuffix("/32")
+            assert address in tables, "removed from a MUX before it was withdrawn"
+            for other in fleet.agents.values():
+                has = [t for t in (other.live or {}).get("services", {}).values() if t["vip"] == address]
+                kept = [t for t in fleet.last.states[other.id].get("services", {}).values() if t["vip"] == address]
+                assert kept or not has or IPv4Network(prefix) in fleet.desired.by_vip
+    parse_all(fleet)
+
+
+def parse_all(fleet: Fleet) -> None:
+    """Whatever a node is told is a configuration that it can read."""
+    for state in fleet.last.states.values():
+        parse_service_tables(list(state.get("services", {}).values()))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(STEPS)
+def test_any_history_is_safe_and_comes_to_rest(events: list[tuple[Any, ...]]) -> None:
+    fleet = Fleet()
+    fleet.plan()
+    for event in events:
+        step(fleet, event)
+        before = fleet.last
+        fleet.plan()
+        check(fleet, before)
+        assert plan(fleet.world()).states == fleet.last.states, "planning again changes nothing"
+        done = [key for found in fleet.last.vips.values() for key in found.done]
+        fleet.desired = purge(fleet.desired, done).new
+    for name in [*fleet.muxes, *fleet.agents]:
+        fleet.set(name, connected=True, gone=False)
+    fleet.all_healthy()
+    fleet.settle(8)
+    assert fleet.desired.retiring == {}
+    for mux in fleet.muxes:
+        state = fleet.last.states[f"mux:{mux}"]
+        assert state.get("services", {}).keys() == fleet.desired.services.keys()
+        wanted = {str(s.vip) for s in fleet.desired.services.values() if s.backends}
+        assert state.get("announcements", {}).keys() == wanted
+    for agent in fleet.agents.values():
+        own = {s.name for s in fleet.desired.services.values() if agent.address in {b.address for b in s.backends}}
+        assert fleet.last.states[agent.id].get("services", {}).keys() == own
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS)
+def test_planning_only_what_was_touched_gives_the_same(events: list[tuple[Any, ...]]) -> None:
+    fleet = Fleet()
+    fleet.plan()
+    for event in events:
+        old = fleet.desired
+        step(fleet, event)
+        touched: set[Any] | None = None
+        if event[0] in ("apply", "delete"):
+            touched = {s.vip for d in (old, fleet.desired) for s in (*d.services.values(), *d.retiring.values())}
+            touched &= {s.vip for s in {*old.services.values()} ^ {*fleet.desired.services.values()}}
+        elif event[0] == "report":
+            found = fleet.desired.services.get(event[1])
+            touched = {found.vip} if found else set()
+        incremental = replan(fleet.last, fleet.world(), touched)
+        assert incremental == plan(fleet.world())
+        fleet.last = incremental
