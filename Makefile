@@ -95,14 +95,17 @@ sanitize: build
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
 	  $(CURDIR)/$(PY) -m pytest --quiet -p no:cacheprovider -m 'not lab' tests/native
 
-# Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.
+# Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.  A target
+# may include a source file, to reach what is static there; it is not compiled a second time then.
 $(BUILD)/fuzz/%: tests/fuzz/%.c $(NATIVE)
 	@deploy/packages.sh --check fuzz
 	@mkdir -p $(@D)
 	@echo 'compiling $*'
-	@clang -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Inative $< $(C_SOURCES) -lpthread -o $@
+	@clang -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Inative $< \
+	  $(filter-out $(shell sed -n 's|^#include "\(.*\.c\)"|native/\1|p' $<),$(C_SOURCES)) -lpthread -o $@
 
-fuzz: $(FUZZERS)
+fuzz: build $(FUZZERS)
+	@$(PY) -m tests.fuzz.seeds $(BUILD)/fuzz
 	@for target in $(FUZZERS); do \
 	  mkdir -p $$target.corpus; \
 	  echo "$$(basename $$target): $(SECONDS) s of random packets"; \

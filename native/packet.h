@@ -135,7 +135,7 @@ static inline bool source_is_odd(const uint8_t *source, const uint8_t *destinati
 
 static inline bool packet_parse_plain(struct packet *packet, const struct frame *frame, enum link_type link)
 {
-	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
+	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0, type = before ? before - 2 : 0;
 	uint8_t *ip = frame->data + before, *header = ip + 20;
 
 	/* 40: whatever is read below is there. */
@@ -148,7 +148,7 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 	uint32_t takes = tcp ? (header[12] >> 4) * 4u : load_be16(header + 4);
 
 	/* No shortcuts: each would be a branch of its own, and all of them go the same way. */
-	bool plain = (link != LINK_ETHERNET) | (load_be16(frame->data + before - 2) == ETHERTYPE_IPV4);
+	bool plain = (link != LINK_ETHERNET) | (load_be16(frame->data + type) == ETHERTYPE_IPV4);
 
 	plain &= ip[0] == 0x45;
 	plain &= !(ip[6] & 0x3f) & !ip[7];

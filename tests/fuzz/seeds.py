@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the fuzzers start: every row of tests/packets, in the form that each target reads.
+
+``python -m tests.fuzz.seeds DIRECTORY`` writes ``DIRECTORY/fuzz_*.corpus/``; ``make fuzz`` calls it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.model.tunnel import outer_ipv4
+from tests.packets.build import ethernet
+from tests.packets.frames import ROWS as FRAMES
+from tests.packets.rows import ROWS
+from tests.packets.world import MUX
+
+#: What to do with a record of fuzz_mux.c.
+GROW, OFFLOAD, BURST_ENDS, TIME_PASSES, OTHER_SNAPSHOT = 0x04, 0x08, 0x20, 0x40, 0x80
+LONGEST = 4000
+
+
+def _record(packet: bytes, what: int = 0, how: int = 0) -> bytes:
+    return bytes([what, how]) + len(packet).to_bytes(2, "big") + packet
+
+
+def mux() -> Iterator[bytes]:
+    """One packet each, then several in one burst, offloaded, with time passing and services changing."""
+    packets = [row.packet for row in ROWS if len(row.packet) < LONGEST]
+    for setup, frames in ((0, packets), (1, [ethernet(p) for p in packets] + [row.frame for row in FRAMES])):
+        for frame in frames:
+            yield bytes([setup]) + _record(frame)
+        for start in range(0, len(frames), 8):
+            some = frames[start : start + 8]
+            yield bytes([setup]) + b"".join(_record(f, BURST_ENDS, 0) + _record(f, OTHER_SNAPSHOT, 0) for f in some)
+            yield bytes([setup | 8]) + b"".join(_record(f, TIME_PASSES | OFFLOAD, 35) for f in some)
+            yield bytes([setup | 4]) + b"".join(_record(f, GROW, 20) for f in some)
+
+
+def packet() -> Iterator[bytes]:
+    for row in ROWS:
+        if len(row.packet) < LONGEST:
+            yield bytes([0, 99]) + row.packet
+            yield bytes([4, 99]) + row.packet
+            yield bytes([5, 255]) + ethernet(row.packet)
+    for frame in FRAMES:
+        yield bytes([1, 20]) + frame.frame
+
+
+def host() -> Iterator[bytes]:
+    for row in ROWS:
+        yield from (out for out in row.out if len(out) < LONGEST)
+        if row.packet and row.packet[0] >> 4 == 4 and 20 < len(row.packet) < LONGEST:
+            yield outer_ipv4(MUX, MUX, row.packet, 1)
+
+
+def flow_table() -> Iterator[bytes]:
+    """Fill, trust, let time pass, fill again."""
+    fill = b"".join(bytes([n, 4 * n]) for n in range(32))
+    trust = b"".join(bytes([3 << 5 | n, 0]) for n in range(32))
+    for jump in range(8):
+        yield fill + trust + bytes([7 << 5, jump | 8]) + fill + bytes([7 << 5, jump | 24]) + trust + fill
+
+
+SEEDS = {"fuzz_mux": mux, "fuzz_packet": packet, "fuzz_host": host, "fuzz_flow_table": flow_table}
+
+
+def write(directory: Path) -> None:
+    for target, seeds in SEEDS.items():
+        corpus = directory / f"{target}.corpus"
+        corpus.mkdir(parents=True, exist_ok=True)
+        for seed in seeds():
+            (corpus / hashlib.sha256(seed).hexdigest()[:16]).write_bytes(seed)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
