@@ -24,17 +24,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lb.config_text import format_config
-from lb.model import AgentConfig, AgentSettings, DecapMode, IoMode, MuxConfig, MuxSettings, Service
+from lb.model import (
+    AgentConfig,
+    AgentSettings,
+    BgpFamily,
+    BgpPeer,
+    BgpSettings,
+    DecapMode,
+    IoMode,
+    MuxConfig,
+    MuxSettings,
+    Service,
+)
 from tests.lab import netns
 from tests.lab.guardian import Guardian
 from tests.lab.netns import LabError
 from tests.lab.process import Process, wait_for
+from tests.lab.routers import HOLD, KINDS, MUX_ASN, ROUTER_ASN, Announcements, Neighbour, Router, Routers, RouteWatch
 
 SEED = bytes.fromhex("00112233445566778899aabbccddeeff")
 CLIENT = IPv4Address("10.0.0.2")
@@ -91,6 +103,12 @@ class Node:
     processes: dict[str, Process] = field(default_factory=dict)
 
     @property
+    def address6(self) -> IPv6Address:
+        """The same machine in a lab with IPv6: fd00:1::11 for 10.0.1.11."""
+        _, _, network, host = str(self.address).split(".")
+        return IPv6Address(f"fd00:{network}::{host}")
+
+    @property
     def config(self) -> Path:
         return self.directory / f"{self.name}.toml"
 
@@ -110,6 +128,8 @@ class Lab:
         offloads: bool = True,
         io: IoMode = IoMode.AUTO,
         decap: DecapMode = DecapMode.AUTO,
+        routers: Routers = Routers.STATIC,
+        ipv6: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.prefix = netns.unique_prefix()
@@ -118,6 +138,11 @@ class Lab:
         self.io = io
         self.decap = decap
         self.offloads = offloads
+        self.routers = routers
+        self.ipv6 = ipv6
+        self.guardian: Guardian | Announcements
+        self.bgp_router: Router | None = None
+        self.routes: RouteWatch | None = None
         self.services: tuple[Service, ...] = ()
         self.router = f"{self.prefix}-r"
         self.client = f"{self.prefix}-c"
@@ -151,10 +176,23 @@ class Lab:
             self._exits.callback(self._remove)
             self._exits.enter_context(_signals_raise())
             self._build()
-            self.guardian = Guardian(self.router, "brm", self._say)
+            self.guardian = self._start_routers()
             self._exits.callback(self.guardian.close)
             self._exits = self._exits.pop_all()
         return self
+
+    def _start_routers(self) -> Guardian | Announcements:
+        """The guardian, or a real router that waits for the MUXes to call."""
+        if self.routers is Routers.STATIC:
+            return Guardian(self.router, "brm", self._say)
+        self.routes = RouteWatch(self.router)
+        router = KINDS[self.routers](
+            self.router, self.directory / "router", "10.0.1.1", "fd00:1::1" if self.ipv6 else None
+        )
+        self.bgp_router = router
+        self._exits.callback(router.stop)
+        router.start([Neighbour(mux.name, str(mux.address)) for mux in self.muxes])
+        return Announcements(self.routes)
 
     def __exit__(self, *exception: object) -> None:
         self._exits.close()
@@ -185,6 +223,15 @@ class Lab:
             "ipv4/conf/all/rp_filter": 0,
             "ipv4/conf/default/rp_filter": 0,
         }
+        if self.ipv6:
+            forwarding |= {
+                "ipv6/conf/all/forwarding": 1,
+                "ipv6/fib_multipath_hash_policy": 3,
+                "ipv6/fib_multipath_hash_fields": 55,
+            }
+            # Else the first second is lost to duplicate address detection, of link-local addresses too.
+            for namespace in self.namespaces:
+                netns.sysctl(namespace, {"ipv6/conf/all/accept_dad": 0, "ipv6/conf/default/accept_dad": 0})
         netns.sysctl(self.router, forwarding)
         netns.batch(self._router_lines(), self.router)
         self._end(self.client, CLIENT, "10.0.0.1")
@@ -192,8 +239,21 @@ class Lab:
             self._end(mux.namespace, mux.address, "10.0.1.1")
         for host in self.hosts:
             self._end(host.namespace, host.address, "10.0.3.1")
+        if self.ipv6:
+            self._build6()
         if not self.offloads:
             self._offloads_off()
+
+    def _build6(self) -> None:
+        lines = [
+            f"addr add fd00:{number}::1/64 dev {device} nodad"
+            for number, device in ((0, "toc"), (1, "brm"), (3, "brh"))
+        ]
+        netns.batch(lines, self.router)
+        ends = [(self.client, IPv6Address("fd00:0::2"))] + [(node.namespace, node.address6) for node in self.nodes]
+        for namespace, address in ends:
+            gateway = IPv6Address(int(address) >> 64 << 64 | 1)
+            netns.batch([f"addr add {address}/64 dev eth0 nodad", f"route add default via {gateway}"], namespace)
 
     def _router_lines(self) -> list[str]:
         lines = [
@@ -261,6 +321,7 @@ class Lab:
         return MuxSettings(
             name=mux.name,
             address=mux.address,
+            address6=mux.address6 if self.ipv6 else None,
             seed=SEED,
             interface="eth0",
             io=self.io,
@@ -284,10 +345,18 @@ class Lab:
         for node in self.nodes if nodes is None else nodes:
             node.config.write_text(format_config(self.configuration(node)))
 
+    def bgp_settings(self, mux: Node) -> BgpSettings | None:
+        """One session to the router, where that speaks BGP."""
+        if self.routers is Routers.STATIC:
+            return None
+        families = (BgpFamily.IPV4, BgpFamily.IPV6) if self.ipv6 else (BgpFamily.IPV4,)
+        peer = BgpPeer("router", IPv4Address("10.0.1.1"), ROUTER_ASN, families)
+        return BgpSettings(MUX_ASN, (peer,), hold=HOLD, shutdown=0.3)
+
     def configuration(self, node: Node) -> MuxConfig | AgentConfig:
         """The whole file of a node, as a value."""
         if node in self.muxes:
-            return MuxConfig(self.mux_settings(node), self.services)
+            return MuxConfig(self.mux_settings(node), self.services, self.bgp_settings(node))
         return AgentConfig(self.agent_settings(node), self.services)
 
     def start_agent(self, host: Node) -> Process:
