@@ -3,8 +3,7 @@
 
 What must be true before the first line of ExaBGP runs is made true here: it dies with its parent, whatever kills
 that (PR_SET_PDEATHSIG, which must come after the change of user); it has no capability and gets none; and its
-configuration, which holds passwords, is a file in memory that no other process can open. The user was already
-changed by whoever started us.
+configuration, which holds passwords, is in no file. The user was already changed by whoever started us.
 """
 
 from __future__ import annotations
@@ -27,24 +26,29 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def in_memory(data: bytes) -> str:
-    """The path of a file that exists as long as we do."""
-    fd = os.memfd_create("exabgp.conf", os.MFD_CLOEXEC)
-    os.write(fd, data)
-    return f"/proc/self/fd/{fd}"
+def exabgp(configuration: str) -> int:
+    """What ``exabgp server FILE`` does, without a file. Imported only now, when nothing can go wrong any more."""
+    from exabgp.bgp.message.update.attribute import Attribute  # noqa: PLC0415
+    from exabgp.configuration.configuration import Configuration  # noqa: PLC0415
+    from exabgp.environment import getenv  # noqa: PLC0415
+    from exabgp.logger import log  # noqa: PLC0415
+    from exabgp.reactor.loop import Reactor  # noqa: PLC0415
+
+    environment = getenv()
+    log.init(environment)
+    Attribute.caching = environment.cache.attributes
+    code: int = Reactor(Configuration([configuration], text=True)).run()
+    return code
 
 
 def main() -> None:
     keep_only(())
     ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)  # others of our user may not look into us
     die_with(int(sys.argv[1]))
-    path = in_memory(sys.stdin.buffer.read())
+    configuration = sys.stdin.read()
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    sys.argv = ["exabgp", "server", path]
-    from exabgp.application.main import main as exabgp  # noqa: PLC0415  only once nothing can go wrong any more
-
-    exabgp()
+    sys.exit(exabgp(configuration))
 
 
 if __name__ == "__main__":

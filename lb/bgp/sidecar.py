@@ -190,7 +190,7 @@ class Sidecar:
     async def _ended(self, process: asyncio.subprocess.Process) -> str:
         code = await process.wait()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        last = next((line for line in reversed(self._tail) if line), "")
+        last = " / ".join([line for line in self._tail if line][-3:])
         return f"{how}; it last said: {last}" if last and code > 0 else how
 
     def _kill(self) -> None:
@@ -227,7 +227,7 @@ class Sidecar:
             return f"its helper did not start within {START_TIMEOUT:g} s"
         try:
             self._link = link
-            log.info("ExaBGP started", pid=exabgp, user=self._account.name, helper=link.pid)
+            log.info("ExaBGP runs", pid=exabgp, user=self._account.name, helper=link.pid)
             self._listener.up()
             await link.listen(self._listener)
         finally:
@@ -403,7 +403,8 @@ async def choose_account() -> Account:
         account = Account(name, entry.pw_uid, entry.pw_gid, "an account without rights")
         if await _can_run(account):
             return account
-        return Account(own, None, None, f"{name} cannot read {sys.prefix} and {Path(__file__).parent}")
+        python = Path(sys.executable).resolve()
+        return Account(own, None, None, f"{name} may not run {python}, or not read {Path(__file__).parent}")
     return Account(own, None, None, f"there is no account named {' or '.join(USERS)}")
 
 

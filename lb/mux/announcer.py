@@ -11,6 +11,7 @@ interface is there. What fails says so in ``lb get announcements``. :mod:`lb.mux
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -120,10 +121,10 @@ class Announcer:
         account = await choose_account()
         log.info("BGP", user=account.name, reason=account.reason, peers=len(self._speaks.settings.peers))
         self._speaker = Speaker(self._speaks, account, self._note)
-        loop = asyncio.get_running_loop()
+        loop, context = asyncio.get_running_loop(), contextvars.copy_context()
 
         def changed(alive: bool) -> None:
-            loop.call_soon_threadsafe(self._pulse, alive)
+            loop.call_soon_threadsafe(self._pulse, alive, context=context)
 
         self._heart = Heart(self._engine.bursts, self._speaker.beat, changed)
         self._heart.start()
