@@ -22,6 +22,7 @@ import structlog
 
 from agent.agent import Agent, Applied
 from agent.linux import LinuxHost
+from agent.probes import LocalProbes
 from agent.state import Lock, Store
 from agent.status import AgentCollector, Picture, answer
 from lb import log as logging
@@ -47,6 +48,7 @@ class Daemon:
         self._agent = agent
         self._applied: Applied | None = None
         self._rejected: str | None = None
+        self._probes: LocalProbes | None = None
 
     async def run(self) -> None:
         stop, reload = asyncio.Event(), asyncio.Event()
@@ -60,24 +62,33 @@ class Daemon:
         try:
             self._applied = await asyncio.to_thread(self._agent.apply, self._config)
             exporter = metrics.serve(settings.metrics, AgentCollector(self._picture), key="agent.metrics")
+            self._probes = LocalProbes()
             try:
                 self._say("ready", self._applied)
+                self._probes.update(self._applied.config)
                 await self._obey(stop, reload)
             finally:
+                await self._probes.close()
                 await asyncio.to_thread(exporter.close)
         finally:
             await control.close()
             await asyncio.to_thread(self._agent.close)
 
     async def _obey(self, stop: asyncio.Event, reload: asyncio.Event) -> None:
+        assert self._probes is not None  # noqa: S101  made before
         stopping = asyncio.ensure_future(stop.wait())
+        probing = asyncio.ensure_future(self._probes.run())
         while not stop.is_set():
             waiting = asyncio.ensure_future(reload.wait())
-            await asyncio.wait((stopping, waiting), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stopping, waiting, probing), return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
+            if probing.done():
+                await probing  # raises: a programming error
             if reload.is_set() and not stop.is_set():
                 reload.clear()
                 await asyncio.to_thread(self._reload)
+                self._probes.update(self._present.config)
+        probing.cancel()
         if self._present.mode is DecapMode.TUN:
             log.warning("stopped", host="packets in tunnels are no longer taken out: the TUN device has ended")
         else:
@@ -112,7 +123,8 @@ class Daemon:
         return self._applied
 
     def _picture(self) -> Picture:
-        return Picture(self._present, self._agent.counters(), self._rejected)
+        known = self._probes.known() if self._probes is not None else {}
+        return Picture(self._present, self._agent.counters(), self._rejected, known)
 
     async def _get(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         if self._applied is None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 from agent.agent import Applied
 from agent.decap import dropped, drops
 from lb.errors import RequestError
+from lb.probe.board import Known, Label
+from lb.probe.state import Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Picture:
     applied: Applied
     counters: Mapping[str, int] | None  #: packets by reason; None where this way does not count
     rejected: str | None  #: why the last file was refused
+    known: Mapping[Label, Known] = field(default_factory=dict)  #: what probes know of this host's backends
 
 
 def answer(picture: Picture, request: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -83,11 +86,19 @@ def backends(picture: Picture) -> list[dict[str, Any]]:
             "port": str(backend.port or service.ports),
             "weight": backend.weight,
             "state": backend.state.value,
+            **_health(picture.known.get((service.name, backend.name))),
         }
         for service in picture.applied.config.services
         for backend in service.backends
         if backend.address in (settings.address, settings.address6)
     ]
+
+
+def _health(known: Known | None) -> dict[str, Any]:
+    """The probe's word; ``since`` is Unix time."""
+    if known is None:
+        return {"health": Health.UNKNOWN.value, "reason": "not probed yet", "since": None}
+    return {"health": known.health.value, "reason": known.reason, "since": known.since or None}
 
 
 class AgentCollector(Collector):
@@ -114,6 +125,11 @@ class AgentCollector(Collector):
         yield GaugeMetricFamily(
             "lb_agent_services", "Services with a backend on this host.", value=len(picture.applied.services)
         )
+        up = GaugeMetricFamily("lb_probe_up", "1 if the last probes found it well.", labels=["service", "backend"])
+        for (service, backend), known in picture.known.items():
+            if known.health is not Health.UNKNOWN:
+                up.add_metric([service, backend], known.health is Health.UP)
+        yield up
         yield GaugeMetricFamily(
             "lb_config_rejected",
             "1 if the last configuration was refused and an older one serves.",

@@ -46,6 +46,8 @@ def command(*, what: str, local: bool, socket: str | None, config: str | None, a
         _show_keys(rows)
         return
     columns, numbers = TABLES[what]
+    if any("health" in row for row in rows):  # where backends are probed
+        columns = (*columns, "health", "reason")
     console().print(table(columns, [_short(row) for row in rows], numbers))
 
 

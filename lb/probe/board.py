@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What probes know of backends: which probe stands for which backends, what is shown, logged and reported.
+
+A :class:`Board` is owned by the agent (``source`` agent) and by the MUX (``source`` tunnel), each of which says with
+:meth:`Board.update` what it wants to know, as often as its services change. Backends with equal checks share one
+probe. It runs in the event loop; :meth:`Board.known` may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import structlog
+
+from lb.model import Probe
+from lb.node.messages import HealthReport
+from lb.probe.scheduler import Scheduler
+from lb.probe.state import Health, Say
+
+#: Names of services in one line of the log.
+SHOWN = 5
+
+#: A backend: service and name.
+Label = tuple[str, str]
+
+log = structlog.get_logger()
+
+
+class Check(Protocol):
+    """What is asked, and where; equal ones are one probe. Hashable."""
+
+    @property
+    def probe(self) -> Probe: ...
+
+    @property
+    def place(self) -> str:
+        """In words, for the log."""
+
+    def __hash__(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NotProbed:
+    """A backend that nobody asks, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a backend."""
+
+    health: Health
+    reason: str
+    since: float  #: Unix time
+
+
+CheckT = TypeVar("CheckT", bound=Check)
+
+
+class Board(Generic[CheckT]):
+    """See the module's text. ``send`` hears of what changed; ``unprobed`` is the health of who is not probed."""
+
+    def __init__(
+        self,
+        source: str,
+        ask: Callable[[CheckT], Awaitable[tuple[bool, str]]],
+        send: Callable[[Sequence[HealthReport]], None],
+        *,
+        unprobed: Health,
+    ) -> None:
+        self._source = source
+        self._send = send
+        self._unprobed = unprobed
+        self._scheduler: Scheduler[CheckT] = Scheduler(ask, self._said)
+        self._wanted: Mapping[Label, CheckT | NotProbed] = {}
+        self._labels: dict[CheckT, list[Label]] = {}
+        self._resting: dict[Label, Known] = {}  # those that are not probed
+        self._overload = 1.0
+
+    def update(self, wanted: Mapping[Label, CheckT | NotProbed]) -> None:
+        """From now on exactly these backends. A check that was wanted before keeps what is known."""
+        before, self._wanted = self._wanted, dict(wanted)
+        self._labels = {}
+        resting: dict[Label, Known] = {}
+        for label, check in wanted.items():
+            if isinstance(check, NotProbed):
+                old = self._resting.get(label)
+                same = old is not None and old.reason == check.reason
+                since = old.since if old is not None and same else round(time.time(), 3)
+                resting[label] = Known(self._unprobed, check.reason, since)
+            else:
+                self._labels.setdefault(check, []).append(label)
+        self._resting = resting
+        self._scheduler.update({check: check.probe for check in self._labels})
+        self._tell([label for label, check in wanted.items() if before.get(label) != check])
+        self._mention_overload()
+
+    def known(self) -> dict[Label, Known]:
+        """Of every backend."""
+        return {label: self._known(label, check) for label, check in self._wanted.items()}
+
+    def reports(self) -> list[HealthReport]:
+        """Of every backend that something is known of."""
+        return self._reports(self._wanted)
+
+    def __len__(self) -> int:
+        """How many probes run."""
+        return len(self._scheduler)
+
+    async def run(self) -> None:
+        """Returns never; raises what a probe raised, which is a programming error."""
+        await self._scheduler.failed()
+
+    async def close(self) -> None:
+        await self._scheduler.close()
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _known(self, label: Label, check: CheckT | NotProbed) -> Known:
+        if isinstance(check, NotProbed):
+            return self._resting.get(label, Known(self._unprobed, check.reason, 0.0))
+        state = self._scheduler.state(check)
+        return Known(state.health, state.reason, self._scheduler.since(check))
+
+    def _reports(self, labels: Mapping[Label, object] | Sequence[Label]) -> list[HealthReport]:
+        found = []
+        for label in labels:
+            known = self._known(label, self._wanted[label])
+            if known.health is not Health.UNKNOWN:
+                up = known.health is Health.UP
+                found.append(HealthReport(*label, self._source, up, known.reason, known.since))
+        return found
+
+    def _tell(self, labels: Sequence[Label]) -> None:
+        reports = self._reports(labels)
+        if reports:
+            self._send(reports)
+
+    def _said(self, check: CheckT, say: Say) -> None:
+        labels = self._labels.get(check, [])
+        if say.changed:
+            write = log.info if say.health is Health.UP else log.warning
+            write(f"backend_{say.health.value}", backend=_some(labels), probe=check.place, reason=say.reason)
+        self._tell(labels)
+
+    def _mention_overload(self) -> None:
+        """Once for each time that it changes much."""
+        overload = self._scheduler.overload
+        if overload > 1 and overload > 1.2 * self._overload:
+            log.warning(
+                "probes_late",
+                probes=len(self._scheduler),
+                reason=f"they are too many: each is asked {overload:.1f} times less often than its interval says",
+            )
+        self._overload = overload
+
+
+def _some(labels: Sequence[Label]) -> str:
+    shown = ", ".join("/".join(label) for label in labels[:SHOWN])
+    more = len(labels) - SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
