@@ -92,8 +92,8 @@ sanitize: build
 	@echo 'compiling the data plane with the address and undefined-behaviour sanitizers'
 	@cd $(BUILD)/sanitize && VIPMUX_CFLAGS='$(SANITIZE)' LDFLAGS='-fsanitize=address,undefined' $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
 	@cd $(BUILD)/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc \
-	  $(CURDIR)/$(PY) -m pytest --quiet -p no:cacheprovider -m 'not lab' tests/native
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc VIPMUX_CFLAGS='$(SANITIZE)' \
+	  $(CURDIR)/$(PY) -m pytest --quiet -p no:cacheprovider -m 'not lab' tests/native tests/packets
 
 # Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.  A target
 # may include a source file, to reach what is static there; it is not compiled a second time then.
