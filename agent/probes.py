@@ -23,7 +23,7 @@ from lb.model import Address, AgentConfig, Backend, Probe, ProbeType, Protocol, 
 from lb.node.messages import HealthReport
 from lb.probe.board import Board, Known, Label, NotProbed
 from lb.probe.checkers import PlainSockets, ask
-from lb.probe.state import Health
+from lb.probe.state import Answer, Health
 
 log = structlog.get_logger()
 
@@ -97,7 +97,7 @@ class LocalProbes:
         await self._board.close()
 
 
-async def _ask(check: LocalCheck) -> tuple[bool, str]:
+async def _ask(check: LocalCheck) -> Answer:
     return await ask(check.probe, check.address, check.port, PlainSockets(check.address))
 
 

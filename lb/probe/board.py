@@ -18,7 +18,7 @@ import structlog
 from lb.model import Probe
 from lb.node.messages import HealthReport
 from lb.probe.scheduler import Scheduler
-from lb.probe.state import Health, Say
+from lb.probe.state import Answer, Health, Say
 
 #: Names of services in one line of the log.
 SHOWN = 5
@@ -67,7 +67,7 @@ class Board(Generic[CheckT]):
     def __init__(
         self,
         source: str,
-        ask: Callable[[CheckT], Awaitable[tuple[bool, str]]],
+        ask: Callable[[CheckT], Awaitable[Answer]],
         send: Callable[[Sequence[HealthReport]], None],
         *,
         unprobed: Health,

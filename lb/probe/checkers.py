@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
 
 from lb.model import Address, Probe, ProbeType
+from lb.probe.state import Answer
 
 T = TypeVar("T")
 
@@ -37,13 +38,10 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Sockets(Protocol):
-    """Makes the sockets of one probe, and knows what the way to the backend itself had to say."""
+    """Makes the sockets of one probe."""
 
     def open(self, kind: socket.SocketKind) -> AbstractContextManager[socket.socket]:
         """A non-blocking socket, closed on leaving. Raises OSError."""
-
-    def explain(self, reason: str) -> str:
-        """The reason of a failure, with what is known of the way."""
 
 
 class PlainSockets:
@@ -57,9 +55,6 @@ class PlainSockets:
         with socket.socket(self._family, kind | socket.SOCK_NONBLOCK) as opened:
             yield opened
 
-    def explain(self, reason: str) -> str:
-        return reason
-
 
 class FailedError(Exception):
     """The probe failed; the message is the reason, in words. ``cause``: what the system said, if it was that."""
@@ -69,15 +64,15 @@ class FailedError(Exception):
         self.cause = cause
 
 
-async def ask(probe: Probe, address: Address, port: int, sockets: Sockets) -> tuple[bool, str]:
+async def ask(probe: Probe, address: Address, port: int, sockets: Sockets) -> Answer:
     """Whether the backend did as the probe expects, and the reason in words."""
     deadline = asyncio.get_running_loop().time() + probe.timeout
     try:
         if probe.type is ProbeType.COMMAND:
-            return True, await _command(probe, address, port)
-        return True, await _ASKS[probe.type](_Conversation(probe, address, port, sockets, deadline))
+            return Answer(True, await _command(probe, address, port))
+        return Answer(True, await _ASKS[probe.type](_Conversation(probe, address, port, sockets, deadline)))
     except FailedError as failure:
-        return False, sockets.explain(str(failure))
+        return Answer(False, str(failure), silent=isinstance(failure.cause, TimeoutError))
 
 
 class _Conversation:

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
 from lb.model import Probe
-from lb.probe.state import Outcome, Policy, Say, State, step
+from lb.probe.state import Answer, Outcome, Policy, Say, State, step
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -36,7 +36,7 @@ class Scheduler(Generic[KeyT]):
 
     def __init__(
         self,
-        ask: Callable[[KeyT], Awaitable[tuple[bool, str]]],
+        ask: Callable[[KeyT], Awaitable[Answer]],
         say: Callable[[KeyT, Say], None],
         *,
         rate: float = RATE,
@@ -106,8 +106,8 @@ class Scheduler(Generic[KeyT]):
             await self._turn()
             async with self._slots:
                 began = loop.time()
-                success, reason = await self._ask(key)
-            self._note(key, running, Outcome(loop.time(), success, reason), policy)
+                answer = await self._ask(key)
+            self._note(key, running, Outcome(loop.time(), answer.success, answer.reason), policy)
             pause = running.probe.interval * self._chance.uniform(shortest, 1.0)
             shortest = 1.0 - JITTER
             await asyncio.sleep(began + pause - loop.time())

@@ -34,12 +34,21 @@ class Health(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """How one probe ended, as whoever asked saw it."""
+
+    success: bool
+    reason: str  #: in words, without figures that change from probe to probe
+    silent: bool = False  #: it failed since nothing came back
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one probe ended: the event."""
+    """How one probe ended, and when: the event."""
 
     at: float
     success: bool
-    reason: str  #: in words, without figures that change from probe to probe
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

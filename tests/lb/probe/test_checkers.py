@@ -18,6 +18,7 @@ import pytest
 
 from lb.model import Probe, ProbeType
 from lb.probe.checkers import PlainSockets, ask
+from lb.probe.state import Answer
 from tests.lab.process import wait_for
 from tests.lb.probe.server import Answer, says, tcp, udp
 
@@ -27,14 +28,18 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nfin\r\n2;x
 BIG = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1_000_000 + b"fine!"
 
 
+def words(answer: Answer) -> tuple[bool, str]:
+    return answer.success, answer.reason
+
+
 def check(probe: Probe, port: int, address: IPv4Address = HERE) -> tuple[bool, str]:
-    return asyncio.run(ask(probe, address, port, PlainSockets(address)))
+    return words(asyncio.run(ask(probe, address, port, PlainSockets(address))))
 
 
 def check_server(probe: Probe, answer: Answer) -> tuple[bool, str]:
     async def run() -> tuple[bool, str]:
         async with tcp(answer) as port:
-            return await ask(probe, HERE, port, PlainSockets(HERE))
+            return words(await ask(probe, HERE, port, PlainSockets(HERE)))
 
     return asyncio.run(run())
 
@@ -42,7 +47,7 @@ def check_server(probe: Probe, answer: Answer) -> tuple[bool, str]:
 def check_udp(probe: Probe, reply: bytes | None) -> tuple[bool, str]:
     async def run() -> tuple[bool, str]:
         async with udp(reply) as port:
-            return await ask(probe, HERE, port, PlainSockets(HERE))
+            return words(await ask(probe, HERE, port, PlainSockets(HERE)))
 
     return asyncio.run(run())
 
@@ -107,7 +112,7 @@ def test_tcp_send_and_expect(answer: Answer, outcome: tuple[bool, str]) -> None:
 def test_a_probe_leaves_no_port_in_time_wait() -> None:
     async def run() -> int:
         async with tcp(says(b"+PONG")) as port:
-            assert (await ask(Probe(ProbeType.TCP), HERE, port, PlainSockets(HERE)))[0]
+            assert (await ask(Probe(ProbeType.TCP), HERE, port, PlainSockets(HERE))).success
             return port
 
     port = asyncio.run(run())

@@ -13,7 +13,7 @@ import pytest
 
 from lb.model import Probe, ProbeType
 from lb.probe.scheduler import Scheduler
-from lb.probe.state import Health, Say
+from lb.probe.state import Answer, Health, Say
 
 
 def probe(interval: float = 2.0, timeout: float = 1.0, **more: Any) -> Probe:
@@ -30,7 +30,7 @@ class Target:
         self.said: list[tuple[str, Say]] = []
         self.now, self.most = 0, 0
 
-    async def ask(self, key: str) -> tuple[bool, str]:
+    async def ask(self, key: str) -> Answer:
         self.starts.setdefault(key, []).append(asyncio.get_running_loop().time())
         self.now += 1
         self.most = max(self.most, self.now)
@@ -38,7 +38,7 @@ class Target:
             await asyncio.sleep(self.takes)
         finally:
             self.now -= 1
-        return self.well, "well" if self.well else "ill"
+        return Answer(self.well, "well" if self.well else "ill")
 
     def say(self, key: str, say: Say) -> None:
         self.said.append((key, say))
@@ -175,7 +175,7 @@ def test_update_keeps_what_goes_on_ends_what_is_gone_and_begins_what_is_new() ->
 
 def test_a_programming_error_in_a_probe_is_not_swallowed() -> None:
     async def story() -> None:
-        async def ask(key: str) -> tuple[bool, str]:
+        async def ask(key: str) -> Answer:
             raise ZeroDivisionError
 
         probes: Scheduler[str] = Scheduler(ask, lambda key, say: None)
