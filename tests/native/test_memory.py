@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory a large MUX needs: in a process of its own, read from the kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+#: 10,000 services of 4,093 slots with four backends each that no other service has, and a million remembered flows.
+SCRIPT = """
+from ipaddress import IPv4Address, ip_network
+from itertools import islice
+
+from lb.dataplane import Link, Pipeline
+from lb.forwarding import Compiler
+from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
+from tests.native.test_pressure import packet
+
+def service(n):
+    backends = tuple(Backend(f"s{n}-{i}", IPv4Address(0x0B000000 + 4 * n + i)) for i in range(4))
+    vip = ip_network(("203.0.113.10", 32) if n == 0 else (0x0A000000 + n, 32))
+    return Service(f"s{n}", vip, Protocol.TCP, PortRange(80, 80), backends)
+
+settings = MuxSettings("m", IPv4Address("10.0.1.1"), bytes(16), "eth0", slots=4093, flows=1_000_000)
+forwarding = Compiler(settings).compile(service(n) for n in range(10_000))
+snapshot = forwarding.offline_snapshot()
+pipeline = Pipeline(settings.flows, Link.NONE)
+for start in range(0, 1_000_000, 64):
+    pipeline.process(snapshot, [(packet("S", flow), 40, 0) for flow in range(start, start + 64)])
+assert sum(pipeline.counters().flows.live) > 990_000  # some untrusted ones made room for others
+with open("/proc/self/status") as status:
+    print(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+"""
+
+
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer needs more memory itself")
+def test_ten_thousand_services_and_a_million_flows_stay_under_256_mib() -> None:
+    found = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert int(found.stdout) < 256 * 1024, f"{int(found.stdout) / 1024:.0f} MiB"
