@@ -46,9 +46,9 @@ class Desired:
     drains: Mapping[str, Order] = field(default_factory=dict)
     mux_drains: Mapping[str, Order] = field(default_factory=dict)
     # Derived, kept in step by _with(): where to find what belongs together.
-    by_vip: Mapping[Network, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    by_vip: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)  #: "203.0.113.10/32" -> names
     by_address: Mapping[Address, tuple[str, ...]] = field(default_factory=dict, compare=False)
-    retiring_by_vip: Mapping[Network, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    retiring_by_vip: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +81,16 @@ class Change:
         done = [str(line) for line in self.lines if line.action != "unchanged"]
         return "; ".join(done[:20]) + (f"; and {len(done) - 20:,} more" if len(done) > 20 else "")
 
-    def vips(self) -> set[Network]:
+    def vips(self) -> set[str]:
         """The VIPs whose plan may differ."""
         vips = {
-            service.vip
+            str(service.vip)
             for table in ("services", "retiring")
             for service in _touched(getattr(self.old, table), getattr(self.new, table))
         }
         for key in self.old.drains.keys() ^ self.new.drains.keys():
             name = key.rpartition("/")[0]
-            vips |= {desired.services[name].vip for desired in (self.old, self.new) if name in desired.services}
+            vips |= {str(desired.services[name].vip) for desired in (self.old, self.new) if name in desired.services}
         return vips
 
     def delta(self) -> dict[str, Any]:
@@ -200,9 +200,10 @@ def purge(desired: Desired, keys: Iterable[str]) -> Change:
 
 def _change_services(desired: Desired, services: Mapping[str, Service], as_told: AsTold) -> Desired:
     """A VIP that nobody wants any more keeps its services, as retiring ones, until it is withdrawn everywhere."""
-    wanted = {service.vip for service in services.values() if desired.services.get(service.name) is not service}
+    wanted = {str(service.vip) for service in services.values() if desired.services.get(service.name) is not service}
 
-    def is_wanted(vip: Network) -> bool:
+    def is_wanted(network: Network) -> bool:
+        vip = str(network)
         return vip in wanted or any(
             services.get(name) is desired.services[name] for name in desired.by_vip.get(vip, ())
         )
@@ -237,17 +238,19 @@ def _with(desired: Desired, services: Mapping[str, Service], retiring: Mapping[s
     by_vip, by_address = dict(desired.by_vip), dict(desired.by_address)
     for name, service in desired.services.items():
         if services.get(name) is not service:
-            _unlist(by_vip, service.vip, name)
+            _unlist(by_vip, str(service.vip), name)
             for address in {backend.address for backend in service.backends}:
                 _unlist(by_address, address, name)
     for name, service in services.items():
         if desired.services.get(name) is not service:
-            by_vip[service.vip] = tuple(sorted((*by_vip.get(service.vip, ()), name)))
+            vip = str(service.vip)
+            by_vip[vip] = tuple(sorted((*by_vip.get(vip, ()), name)))
             for address in {backend.address for backend in service.backends}:
                 by_address[address] = (*by_address.get(address, ()), name)
-    retiring_by_vip: dict[Network, tuple[str, ...]] = {}
+    retiring_by_vip: dict[str, tuple[str, ...]] = {}
     for key in sorted(retiring):
-        retiring_by_vip[retiring[key].vip] = (*retiring_by_vip.get(retiring[key].vip, ()), key)
+        vip = str(retiring[key].vip)
+        retiring_by_vip[vip] = (*retiring_by_vip.get(vip, ()), key)
     return replace(
         desired,
         services=services,
@@ -388,7 +391,7 @@ class _Neighbours:
         self._rules = rules
         self._by_vip = desired.by_vip if others else {}
         self._by_address = desired.by_address if others else {}
-        self._lengths = {(vip.version, vip.prefixlen) for vip in self._by_vip}
+        self._lengths = {(6 if ":" in vip else 4, int(vip.rpartition("/")[2])) for vip in self._by_vip}
         self._mistakes: list[tuple[str, str]] = []
         self._announce: dict[Network, tuple[str, Announce]] = {}
 
@@ -432,7 +435,7 @@ class _Neighbours:
 
     def _check_ties(self, path: str, vip: Network, table: Mapping[str, Any]) -> None:
         ports, protocol = _try(parse_ports, table.get("port")), table.get("protocol")
-        for name in self._by_vip.get(vip, ()):
+        for name in self._by_vip.get(str(vip), ()):
             other = self._others.get(name)
             if other is None or ports is None or other.protocol.value != protocol or not _tie(ports, other.ports):
                 continue
@@ -444,7 +447,7 @@ class _Neighbours:
         if not isinstance(table.get("announce"), dict):
             return
         known = self._announce.get(vip)
-        for name in self._by_vip.get(vip, ()):
+        for name in self._by_vip.get(str(vip), ()):
             other = self._others.get(name)
             if known is None and other is not None and other.announce is not None:
                 known = (name, other.announce)
@@ -466,7 +469,7 @@ class _Neighbours:
             if version != address.version:
                 continue
             vip = _around(address, length)
-            for name in self._by_vip.get(vip, ()):
+            for name in self._by_vip.get(str(vip), ()):
                 if name in self._others:
                     message = f"must be outside the VIP of service {show(name)}, {vip_text(vip)}; {address} is not"
                     self._say(path, message, table)

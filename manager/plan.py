@@ -19,12 +19,12 @@ A MUX that is gone for longer than the hold time, and an agent that is gone or d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lb.config_text import service_table, vip_text
-from lb.model import Address, Announce, AnnouncePolicy, Backend, BackendState, Network, Service
+from lb.model import Address, Announce, AnnouncePolicy, Backend, BackendState, Service
 from lb.node.messages import NodeState
 from manager.desired import Desired
 from manager.health import Evidence, Health, Reports, judge
@@ -33,6 +33,9 @@ MUX, AGENT = "mux", "agent"
 
 #: Service, backend and its address: a backend that moves is another one.
 BackendKey = tuple[str, str, str]
+
+#: A VIP as text, always with its length: "203.0.113.10/32". Text is a faster key than a network.
+Vip = str
 
 #: Agent -> service -> table.
 AgentTables = Mapping[str, Mapping[str, Any]]
@@ -80,8 +83,8 @@ class Memory:
     """What the last plan decided, as far as the next depends on it."""
 
     backends: Mapping[BackendKey, Remembered] = field(default_factory=dict)
-    granted: Mapping[Network, frozenset[str]] = field(default_factory=dict)  #: VIP -> MUXes told to announce it
-    lent: Mapping[Network, AgentTables] = field(default_factory=dict)  #: VIP -> what agents were told of it
+    granted: Mapping[Vip, frozenset[str]] = field(default_factory=dict)  #: VIP -> MUXes told to announce it
+    lent: Mapping[Vip, AgentTables] = field(default_factory=dict)  #: VIP -> what agents were told of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +100,55 @@ class World:
     now: float = 0.0
     withdraw_cap: float = 0.5
     draining: frozenset[str] = frozenset()  #: MUXes told to drain; replan() fills it in
+    tables: Tables | None = None  #: kept from plan to plan, it saves most of the work; changes no result
 
-    def agent_of(self, address: Address) -> Node | None:
-        name = self.agent_at.get(address)
-        return None if name is None else self.agents.get(name)
+
+class Tables:
+    """What was made of services before. One entry for each service, valid for that very object."""
+
+    def __init__(self) -> None:
+        self._prepared: dict[str, Prepared] = {}
+
+    def get(self, service: Service, world: World) -> Prepared:
+        found = self._prepared.get(service.name)
+        if found is None or found.service is not service or found.agent_at is not world.agent_at:
+            found = self._prepared[service.name] = Prepared(service, world)
+        return found
+
+    def keep_only(self, names: Container[str]) -> None:
+        self._prepared = {name: found for name, found in self._prepared.items() if name in names}
+
+
+class Prepared:
+    """What a plan needs of a service and does not depend on how its backends are."""
+
+    def __init__(self, service: Service, world: World) -> None:
+        self.service = service
+        self.agent_at = world.agent_at
+        self.vip = vip_text(service.vip)
+        self.addresses = [str(backend.address) for backend in service.backends]
+        self.agents = [world.agent_at.get(backend.address) for backend in service.backends]
+        self.agent_tables = self._agent_tables()
+        self._told: tuple[tuple[BackendState, ...], dict[str, Any]] | None = None
+
+    def mux_table(self, states: tuple[BackendState, ...]) -> dict[str, Any]:
+        """What a MUX needs of the service: all but the announcement, each backend with the state that it has now."""
+        if self._told is None or self._told[0] != states:
+            told = tuple(
+                backend if state is backend.state else replace(backend, state=state)
+                for backend, state in zip(self.service.backends, states, strict=True)
+            )
+            self._told = states, service_table(replace(self.service, announce=None, backends=told))
+        return self._told[1]
+
+    def _agent_tables(self) -> dict[str, dict[str, Any]]:
+        """What each agent needs: its own backends, with no state or weight, so that these do not disturb it."""
+        own: dict[str, list[Backend]] = {}
+        for backend, agent in zip(self.service.backends, self.agents, strict=True):
+            if agent is not None:
+                own.setdefault(agent, []).append(Backend(backend.name, backend.address, backend.port))
+        bare = replace(self.service, announce=None, slots=None, idle=None)
+        return {name: service_table(replace(bare, backends=tuple(found))) for name, found in own.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +157,8 @@ class BackendPlan:
 
     service: str
     backend: Backend
+    address: str  #: the backend's
+    agent: str | None  #: the agent of its host
     state: BackendState  #: what MUXes are told
     shown: str  #: up, down, drain, panic (down, but kept), unknown, installing
     reason: str
@@ -117,14 +167,14 @@ class BackendPlan:
 
     @property
     def key(self) -> BackendKey:
-        return (self.service, self.backend.name, str(self.backend.address))
+        return (self.service, self.backend.name, self.address)
 
 
 @dataclass(frozen=True, slots=True)
 class VipPlan:
     """What is at one VIP."""
 
-    vip: Network
+    vip: Vip
     tables: Mapping[str, Any] = field(default_factory=dict)  #: for every MUX: service -> table
     agents: AgentTables = field(default_factory=dict)
     announcement: Mapping[str, Any] | None = None
@@ -139,7 +189,7 @@ class VipPlan:
 class Plan:
     """What every node should have."""
 
-    vips: Mapping[Network, VipPlan] = field(default_factory=dict)
+    vips: Mapping[Vip, VipPlan] = field(default_factory=dict)
     states: Mapping[str, NodeState] = field(default_factory=dict)  #: node's id -> state
     drains: Mapping[str, str | None] = field(default_factory=dict)  #: MUX to drain -> None, or why it must wait
     memory: Memory = Memory()
@@ -153,28 +203,25 @@ def plan(world: World) -> Plan:
     return replan(Plan(), world, None)
 
 
-def replan(last: Plan, world: World, touched: Iterable[Network] | None) -> Plan:
+def replan(last: Plan, world: World, touched: Iterable[Vip] | None) -> Plan:
     """``last`` with the VIPs in ``touched`` planned anew; None: all. Whatever else changed in ``world`` must not
     matter to the other VIPs: that is the caller's promise."""
     drains = drain_muxes(world)
     world = replace(world, draining=frozenset(name for name, waits in drains.items() if waits is None))
     desired = world.desired
-    everywhere = {*last.vips, *desired.by_vip, *desired.retiring_by_vip}
-    names = everywhere if touched is None else everywhere.intersection(touched)
+    names = {*last.vips, *desired.by_vip, *desired.retiring_by_vip} if touched is None else set(touched)
     vips = dict(last.vips)
     for vip in names:
         if vip in desired.by_vip or vip in desired.retiring_by_vip:
             vips[vip] = plan_vip(vip, world)
         else:
             vips.pop(vip, None)
-    states = _States(last, world, vips, names).states()
+    states = _States(last, world, vips, None if touched is None else names).states()
     before = Memory() if touched is None else world.memory
     return Plan(vips, states, drains, _remember(last, before, world.memory, vips, names))
 
 
-def _remember(
-    last: Plan, before: Memory, known: Memory, vips: Mapping[Network, VipPlan], names: Iterable[Network]
-) -> Memory:
+def _remember(last: Plan, before: Memory, known: Memory, vips: Mapping[Vip, VipPlan], names: Iterable[Vip]) -> Memory:
     """``before`` with what was planned anew."""
     backends, granted, lent = dict(before.backends), dict(before.granted), dict(before.lent)
     gone = {found.key for vip in names if vip in last.vips for found in last.vips[vip].backends}
@@ -221,27 +268,29 @@ def drain_muxes(world: World) -> dict[str, str | None]:
 # --- one VIP ---------------------------------------------------------------------------------------------------------
 
 
-def plan_vip(vip: Network, world: World) -> VipPlan:
+def plan_vip(vip: Vip, world: World) -> VipPlan:
     """All that is at one VIP."""
     names = world.desired.by_vip.get(vip)
     if names is None:
         return _retire(vip, world)
-    services = [world.desired.services[name] for name in names]
+    tables_of = world.tables or Tables()
+    services = [tables_of.get(world.desired.services[name], world) for name in names]
     backends: list[BackendPlan] = []
     panic: dict[str, str] = {}
     tables: dict[str, Any] = {}
-    for service in services:
-        found, reason = plan_backends(service, world)
+    for prepared in services:
+        found, reason = plan_backends(prepared, world)
         backends += found
-        tables[service.name] = _mux_table(service, found)
+        name = prepared.service.name
+        tables[name] = prepared.mux_table(tuple(item.state for item in found))
         if reason is not None:
-            panic[service.name] = reason
+            panic[name] = reason
     unwanted = _unwanted(services, backends)
     granted, withheld = _grants(vip, services, backends, unwanted, world)
     return VipPlan(
         vip,
         tables=tables,
-        agents=_with_lent(vip, _agent_tables(services, world), world),
+        agents=_with_lent(vip, _agents_of(services), world),
         announcement=_announcement(services),
         granted=granted,
         withheld=withheld,
@@ -250,11 +299,10 @@ def plan_vip(vip: Network, world: World) -> VipPlan:
     )
 
 
-def _retire(vip: Network, world: World) -> VipPlan:
+def _retire(vip: Vip, world: World) -> VipPlan:
     """Nobody wants the VIP: withdraw it, then take its services from the MUXes, then from the agents."""
     keys = world.desired.retiring_by_vip[vip]
-    services = [replace(world.desired.retiring[key], name=key) for key in keys]
-    prefix = str(vip)
+    services = [Prepared(replace(world.desired.retiring[key], name=key), world) for key in keys]
     withheld = dict.fromkeys(world.muxes, "its services were deleted")
 
     def holds(mux: Node, section: str, wanted: Iterable[str]) -> bool:
@@ -262,29 +310,44 @@ def _retire(vip: Network, world: World) -> VipPlan:
             return False
         return mux.live is None or any(key in mux.live.get(section, {}) for key in wanted)
 
-    if any(holds(mux, "announcements", [prefix]) for mux in world.muxes.values()):
-        tables = {service.name: service_table(replace(service, announce=None)) for service in services}
-        return VipPlan(vip, tables=tables, agents=_agent_tables(services, world), withheld=withheld)
+    if any(holds(mux, "announcements", [vip]) for mux in world.muxes.values()):
+        tables = {
+            found.service.name: found.mux_table(tuple(backend.state for backend in found.service.backends))
+            for found in services
+        }
+        return VipPlan(vip, tables=tables, agents=_agents_of(services), withheld=withheld)
     if any(holds(mux, "services", keys) for mux in world.muxes.values()):
-        return VipPlan(vip, agents=_agent_tables(services, world), withheld=withheld)
+        return VipPlan(vip, agents=_agents_of(services), withheld=withheld)
     return VipPlan(vip, withheld=withheld, done=tuple(keys))
 
 
 # --- backends --------------------------------------------------------------------------------------------------------
 
 
-def plan_backends(service: Service, world: World) -> tuple[list[BackendPlan], str | None]:
+class _Place(NamedTuple):
+    """A backend of a service on a host."""
+
+    service: Service
+    backend: Backend
+    address: str
+    agent: Node | None
+
+
+def plan_backends(prepared: Prepared, world: World) -> tuple[list[BackendPlan], str | None]:
     """Every backend of a service, and why the service is in panic, if it is."""
-    judged = [_judge(service, backend, world) for backend in service.backends]
-    return _cap(service, judged, world)
+    judged = []
+    for backend, address, agent in zip(prepared.service.backends, prepared.addresses, prepared.agents, strict=True):
+        node = None if agent is None else world.agents.get(agent)
+        judged.append(_judge(_Place(prepared.service, backend, address, node), world))
+    return _cap(judged, world)
 
 
-def _judge(service: Service, backend: Backend, world: World) -> BackendPlan:
+def _judge(place: _Place, world: World) -> BackendPlan:
     """One backend by itself."""
-    key = (service.name, backend.name, str(backend.address))
-    known = world.memory.backends.get(key)
-    order = world.desired.drains.get(f"{service.name}/{backend.name}")
-    healthy, shown, reason = _health(service, backend, known, world)
+    service, backend, address, agent = place
+    known = world.memory.backends.get((service.name, backend.name, address))
+    order = world.desired.drains.get(f"{service.name}/{backend.name}") if world.desired.drains else None
+    healthy, shown, reason = _health(place, known, world)
     state = BackendState.UP if healthy else BackendState.DOWN
     if backend.state is BackendState.DOWN:
         state, shown, reason = BackendState.DOWN, "down", 'its table says state = "down"'
@@ -295,20 +358,21 @@ def _judge(service: Service, backend: Backend, world: World) -> BackendPlan:
         state, reason = BackendState.DRAIN, f"{who}; {shown}: {reason}"
         shown = "drain"
     since = known.since if known is not None and known.shown == shown else world.now
-    return BackendPlan(service.name, backend, state, shown, reason, since, healthy)
+    name = agent.name if agent is not None else None
+    return BackendPlan(service.name, backend, address, name, state, shown, reason, since, healthy)
 
 
-def _health(service: Service, backend: Backend, known: Remembered | None, world: World) -> tuple[bool, str, str]:
+def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool, str, str]:
     """Is it able to serve: (yes or no, what to show, why)."""
-    agent = world.agent_of(backend.address)
-    # Of an agent that has not told yet what it has, and of one that is away, the best guess is what was.
-    told = agent is not None and agent.connected and agent.live is not None
+    service, backend, address, agent = place
     was_there = known is not None and known.proven
-    waiting = _not_installed(agent, service, backend) if agent is not None and (told or not was_there) else None
-    if waiting is not None:
-        return False, "installing", waiting
+    # Of an agent that has not told yet what it has, and of one that is away, the best guess is what was.
+    if agent is not None and (not was_there or (agent.connected and agent.live is not None)):
+        waiting = _not_installed(agent, service.name, backend.name, address)
+        if waiting is not None:
+            return False, "installing", waiting
     if service.probe is None:
-        whose = "" if agent is not None else f"; no agent has joined for {backend.address}"
+        whose = "" if agent is not None else f"; no agent has joined for {address}"
         return True, "up", f"it has no probe, so it is taken to be well{whose}"
     key = (service.name, backend.name)
     verdict = judge(
@@ -325,19 +389,17 @@ def _health(service: Service, backend: Backend, known: Remembered | None, world:
     return known.healthy, "up" if known.healthy else "down", f"{verdict.reason}; it stays as it was"
 
 
-def _not_installed(agent: Node, service: Service, backend: Backend) -> str | None:
+def _not_installed(agent: Node, service: str, backend: str, address: str) -> str | None:
     """Why its agent cannot serve the backend yet, or None."""
-    table = agent.has("services", service.name)
-    if table is not None and any(
-        item["address"] == str(backend.address) and item["name"] == backend.name for item in table["backend"]
-    ):
+    table = agent.has("services", service)
+    if table is not None and any(item["address"] == address and item["name"] == backend for item in table["backend"]):
         return None
     if agent.refused is not None:
         return f"agent {agent.name} refused it: {agent.refused}"
     return f"agent {agent.name} has not installed it yet" + ("" if agent.connected else ": it is not connected")
 
 
-def _cap(service: Service, judged: list[BackendPlan], world: World) -> tuple[list[BackendPlan], str | None]:
+def _cap(judged: list[BackendPlan], world: World) -> tuple[list[BackendPlan], str | None]:
     """Probes must not take out more than half: then the last good set stays, dead or not."""
     memory = world.memory.backends
     wanted = [item for item in judged if item.shown != "drain" and item.backend.state is BackendState.UP]
@@ -364,10 +426,10 @@ def _kept(item: BackendPlan, memory: Mapping[BackendKey, Remembered], now: float
 # --- announcing ------------------------------------------------------------------------------------------------------
 
 
-def _unwanted(services: list[Service], backends: list[BackendPlan]) -> str | None:
+def _unwanted(services: list[Prepared], backends: list[BackendPlan]) -> str | None:
     """Why the VIP's policies do not want it announced, or None: one service that wants it is enough."""
     reasons = []
-    for service in services:
+    for service in (prepared.service for prepared in services):
         healthy = sum(item.healthy for item in backends if item.service == service.name)
         policy = service.announce.policy if service.announce else AnnouncePolicy.ALWAYS
         needed = {AnnouncePolicy.ALWAYS: 0, AnnouncePolicy.ANY_BACKEND: 1}.get(policy)
@@ -379,9 +441,9 @@ def _unwanted(services: list[Service], backends: list[BackendPlan]) -> str | Non
     return "; ".join(reasons)
 
 
-def _announcement(services: list[Service]) -> dict[str, Any]:
+def _announcement(services: list[Prepared]) -> dict[str, Any]:
     """The services that share a VIP agree on this: manager.desired sees to it."""
-    announce = next((service.announce for service in services if service.announce is not None), Announce())
+    announce = next((found.service.announce for found in services if found.service.announce is not None), Announce())
     return {
         "communities": list(announce.communities),
         "med": announce.med,
@@ -391,7 +453,7 @@ def _announcement(services: list[Service]) -> dict[str, Any]:
 
 
 def _grants(
-    vip: Network, services: list[Service], backends: list[BackendPlan], unwanted: str | None, world: World
+    vip: Vip, services: list[Prepared], backends: list[BackendPlan], unwanted: str | None, world: World
 ) -> tuple[frozenset[str], dict[str, str]]:
     """Which MUXes shall announce the VIP, and why the others shall not."""
     if unwanted is not None:
@@ -410,31 +472,30 @@ def _grants(
     return frozenset(granted), withheld
 
 
-def _not_ready(mux: Node, services: list[Service], world: World) -> str | None:
+def _not_ready(mux: Node, services: list[Prepared], world: World) -> str | None:
     """Why packets that came to this MUX now would be lost, or None."""
     if not mux.connected:
         return "it is not connected"
     if mux.refused is not None:
         return f"it refused its state: {mux.refused}"
-    for service in services:
-        table = mux.has("services", service.name)
-        if table is None or table["vip"] != vip_text(service.vip):
-            return f"it has not installed service {service.name} yet"
-        for backend in service.backends:
-            reason = _agent_not_ready(mux, service, backend, world)
-            if reason is not None:
-                return reason
+    for prepared in services:
+        name = prepared.service.name
+        table = mux.has("services", name)
+        if table is None or table["vip"] != prepared.vip:
+            return f"it has not installed service {name} yet"
+        for backend, address, agent in zip(prepared.service.backends, prepared.addresses, prepared.agents, strict=True):
+            if agent is not None and backend.state is BackendState.UP and backend.weight > 0:
+                reason = _agent_not_ready(mux, world.agents.get(agent), name, backend.name, address)
+                if reason is not None:
+                    return reason
     return None
 
 
-def _agent_not_ready(mux: Node, service: Service, backend: Backend, world: World) -> str | None:
-    if backend.state is not BackendState.UP or backend.weight == 0:
-        return None
-    agent = world.agent_of(backend.address)
+def _agent_not_ready(mux: Node, agent: Node | None, service: str, backend: str, address: str) -> str | None:
     if agent is None or not agent.connected or agent.late or agent.refused is not None:
         return None  # nobody waits for it; the backend takes no traffic meanwhile
-    if _not_installed(agent, service, backend) is not None:
-        return f"agent {agent.name} has not installed service {service.name} yet"
+    if _not_installed(agent, service, backend, address) is not None:
+        return f"agent {agent.name} has not installed service {service} yet"
     if agent.has("muxes", mux.name) != _outer(mux):
         return f"agent {agent.name} does not accept its tunnels yet"
     return None
@@ -461,37 +522,20 @@ def _blind(before: frozenset[str], backends: list[BackendPlan], world: World) ->
 # --- tables for nodes ------------------------------------------------------------------------------------------------
 
 
-def _mux_table(service: Service, backends: list[BackendPlan]) -> dict[str, Any]:
-    """What a MUX needs of a service: all but the announcement, each backend with the state that it has now."""
-    states = {item.backend.name: item.state for item in backends}
-    told = tuple(
-        backend if states[backend.name] is backend.state else replace(backend, state=states[backend.name])
-        for backend in service.backends
-    )
-    return service_table(replace(service, announce=None, backends=told))
-
-
-def _agent_tables(services: list[Service], world: World) -> dict[str, dict[str, Any]]:
-    """What each agent needs: its own backends, with no state or weight, so that these do not disturb it."""
+def _agents_of(services: list[Prepared]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for service in services:
-        own: dict[str, list[Backend]] = {}
-        for backend in service.backends:
-            agent = world.agent_of(backend.address)
-            if agent is not None:
-                own.setdefault(agent.name, []).append(Backend(backend.name, backend.address, backend.port))
-        for name, backends in own.items():
-            bare = replace(service, announce=None, slots=None, idle=None, backends=tuple(backends))
-            found.setdefault(name, {})[service.name] = service_table(bare)
+    for prepared in services:
+        for agent, table in prepared.agent_tables.items():
+            found.setdefault(agent, {})[prepared.service.name] = table
     return found
 
 
-def _with_lent(vip: Network, tables: dict[str, dict[str, Any]], world: World) -> dict[str, dict[str, Any]]:
+def _with_lent(vip: Vip, tables: dict[str, dict[str, Any]], world: World) -> dict[str, dict[str, Any]]:
     """What agents had of this VIP stays with them until no MUX sends to it any more."""
     for agent, services in world.memory.lent.get(vip, {}).items():
         for name, table in services.items():
             wanted = world.desired.services.get(name)
-            if agent not in world.agents or (wanted is not None and wanted.vip != vip):
+            if agent not in world.agents or (wanted is not None and str(wanted.vip) != vip):
                 continue
             now = tables.get(agent, {}).get(name)
             kept = {item["name"] for item in now["backend"]} if now else set()
@@ -529,63 +573,66 @@ def _outer(mux: Node) -> dict[str, str | None]:
 class _States:
     """Puts the plans of VIPs together into a state for every node; what did not change stays the same object."""
 
-    def __init__(self, last: Plan, world: World, vips: Mapping[Network, VipPlan], names: set[Network]) -> None:
-        self._last = last
+    def __init__(self, last: Plan, world: World, vips: Mapping[Vip, VipPlan], names: set[Vip] | None) -> None:
+        self._last = last if names is not None else Plan()
         self._world = world
-        self._vips = vips
-        self._names = names
-        self._whole = not names < last.vips.keys() | vips.keys()
+        self._old = [last.vips[vip] for vip in names if vip in last.vips] if names is not None else []
+        self._new = [vips[vip] for vip in names if vip in vips] if names is not None else list(vips.values())
 
     def states(self) -> dict[str, NodeState]:
-        services = self._services()
-        panic = {service: reason for found in self._vips.values() for service, reason in found.panic.items()}
+        services = self._changed(self._before(MUX, "services"), "tables")
+        panic = self._changed(self._before(MUX, "options").get("panic", {}), "panic")
         muxes = {name: _outer(mux) for name, mux in sorted(self._world.muxes.items())}
         states = {mux.id: self._mux(mux, services, panic) for mux in self._world.muxes.values()}
-        touched = self._touched_agents()
+        tables = self._agent_services()
         for agent in self._world.agents.values():
-            services = self._agent(agent) if agent.name in touched else self._before(agent, "services")
-            states[agent.id] = _without_empty({"services": services, "muxes": muxes})
+            own = tables.get(agent.name)
+            if own is None:
+                own = self._last.states.get(agent.id, {}).get("services", {})
+            states[agent.id] = _without_empty({"services": own, "muxes": muxes})
         return states
 
-    def _before(self, node: Node, section: str) -> dict[str, Any]:
-        return {} if self._whole else self._last.states.get(node.id, {}).get(section, {})
+    def _before(self, kind: str, section: str) -> dict[str, Any]:
+        """What all MUXes had alike."""
+        return next((s.get(section, {}) for id_, s in self._last.states.items() if id_.startswith(kind)), {})
 
-    def _services(self) -> dict[str, Any]:
-        """Of all MUXes alike."""
-        tables: dict[str, Any] = {}
-        for found in self._vips.values():
-            tables.update(found.tables)
-        return tables
+    def _changed(self, before: Mapping[str, Any], what: str) -> dict[str, Any]:
+        """The entries before, without those of old plans of VIPs, with those of the new."""
+        entries = dict(before)
+        for found in self._old:
+            for key in getattr(found, what):
+                entries.pop(key, None)
+        for found in self._new:
+            entries.update(getattr(found, what))
+        return entries
 
     def _mux(self, mux: Node, services: dict[str, Any], panic: dict[str, str]) -> NodeState:
-        announcements = dict(self._before(mux, "announcements"))
-        for vip in self._names:
-            announcements.pop(str(vip), None)
-            found = self._vips.get(vip)
-            if found is not None and mux.name in found.granted:
-                announcements[str(vip)] = found.announcement
+        announcements = dict(self._last.states.get(mux.id, {}).get("announcements", {}))
+        for found in self._old:
+            announcements.pop(found.vip, None)
+        for found in self._new:
+            if mux.name in found.granted:
+                announcements[found.vip] = found.announcement
         options: dict[str, Any] = {"drain": True} if mux.name in self._world.draining else {}
         if panic:
             options["panic"] = panic
         return _without_empty({"services": services, "announcements": announcements, "options": options})
 
-    def _touched_agents(self) -> set[str]:
-        """Those with something at a VIP that was planned anew, now or before; all where all is made anew."""
-        if self._whole:
-            return set(self._world.agents)
-        plans = [found for vip in self._names for found in (self._last.vips.get(vip), self._vips.get(vip)) if found]
-        return {name for found in plans for name in found.agents}
-
-    def _agent(self, agent: Node) -> dict[str, Any]:
-        services = dict(self._before(agent, "services"))
-        for vip in self._names:
-            before = self._last.vips.get(vip)
-            for key in before.agents.get(agent.name, {}) if before else ():
-                services.pop(key, None)
-        for vip in self._names:
-            found = self._vips.get(vip)
-            services.update(found.agents.get(agent.name, {}) if found else {})
-        return services
+    def _agent_services(self) -> dict[str, dict[str, Any]]:
+        """Of the agents with something at a VIP that was planned anew, now or before."""
+        found: dict[str, dict[str, Any]] = {}
+        for vip_plan in (*self._old, *self._new):
+            for name in vip_plan.agents:
+                if name not in found:
+                    found[name] = dict(self._last.states.get(f"{AGENT}:{name}", {}).get("services", {}))
+        for vip_plan in self._old:
+            for name, tables in vip_plan.agents.items():
+                for key in tables:
+                    found[name].pop(key, None)
+        for vip_plan in self._new:
+            for name, tables in vip_plan.agents.items():
+                found[name].update(tables)
+        return found
 
 
 def _without_empty(state: NodeState) -> NodeState:

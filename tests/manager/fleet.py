@@ -9,10 +9,10 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from lb.config import parse_service_tables
-from lb.model import Address, Network
+from lb.model import Address
 from manager.desired import Desired, Rules, apply_tables, purge
 from manager.health import Report, Reports, Source
-from manager.plan import AGENT, MUX, BackendPlan, Node, Plan, World, plan, replan
+from manager.plan import AGENT, MUX, BackendPlan, Node, Plan, Tables, World, plan, replan
 
 RULES = Rules((IPv4Network("203.0.113.0/24"),))
 
@@ -45,6 +45,8 @@ class Fleet:
         self.now = 1000.0
         self.last = Plan()
         self.withdraw_cap = withdraw_cap
+        self.tables = Tables()
+        self.agent_at: dict[Address, str] = {}
         for n in range(1, muxes + 1):
             self.muxes[f"mux{n}"] = Node(MUX, f"mux{n}", IPv4Address(f"10.0.1.{10 + n}"), connected=True, live={})
         for n in range(1, hosts + 1):
@@ -76,6 +78,9 @@ class Fleet:
 
     def world(self) -> World:
         agent_at: dict[Address, str] = {node.address: name for name, node in self.agents.items() if node.address}
+        if agent_at == self.agent_at:
+            agent_at = self.agent_at
+        self.agent_at = agent_at
         return World(
             self.desired,
             dict(self.muxes),
@@ -85,13 +90,14 @@ class Fleet:
             self.last.memory,
             self.now,
             self.withdraw_cap,
+            tables=self.tables,
         )
 
     def plan(self) -> Plan:
         self.last = plan(self.world())
         return self.last
 
-    def replan(self, *vips: Network) -> Plan:
+    def replan(self, *vips: str) -> Plan:
         self.last = replan(self.last, self.world(), vips)
         return self.last
 
@@ -141,4 +147,4 @@ class Fleet:
         return [item for found in self.last.vips.values() for item in found.backends]
 
     def withheld(self, mux: str, vip: str = "203.0.113.10") -> str | None:
-        return self.last.vips[IPv4Network(vip)].withheld.get(mux)
+        return self.last.vips[f"{vip}/32"].withheld.get(mux)

@@ -104,7 +104,7 @@ def test_a_service_replaces_itself_without_tying() -> None:
         "service web changed: backend web-3 added, backend web-2 removed",
         "service dns unchanged",
     ]
-    assert change.vips() == {IPv4Network("203.0.113.10")}
+    assert change.vips() == {"203.0.113.10/32"}
     assert change.new.services["dns"] is there.services["dns"]
     assert change.delta()["set"].keys() == {"services"}
     assert change.delta()["set"]["services"].keys() == {"web"}
@@ -131,7 +131,7 @@ def test_deleting_keeps_the_service_until_its_vip_is_withdrawn() -> None:
     assert one.retiring == {}, "the VIP is still wanted"
     none = delete_service(one, "web").new
     assert none.retiring.keys() == {"web"}
-    assert none.retiring_by_vip == {IPv4Network("203.0.113.10"): ("web",)}
+    assert none.retiring_by_vip == {"203.0.113.10/32": ("web",)}
     again = after(service("other"), desired=none)
     assert again.retiring == {}, "the VIP is wanted again"
     assert purge(none, ["web"]).new.retiring == {}
