@@ -74,7 +74,7 @@ def _judge(
         other = forwarding.ids.get(result.service_id)
         if other is not None and _more_specific(other, service):
             return _SHADOWED
-        return f"{_WRONG} to service {other.name if other else result.service_id!r} instead"
+        return f"{_WRONG} to service {other.name if other else result.service_id} instead"
     if result.verdict is not Verdict.FORWARD:
         return f"{result.verdict.name.lower()}: {result.reason}"
     backend = forwarding.backend(number, result.backend) if number is not None else None

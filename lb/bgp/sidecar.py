@@ -50,6 +50,8 @@ USERS = ("lb-bgp", "nobody")
 #: An answer of the helper to the largest batch, with room.
 LINE_MAX = 4 * 1024 * 1024
 _LOG_LINES = 20
+_PYTHON = Path(sys.executable).resolve()
+_HERE = Path(__file__).parent
 
 log = structlog.get_logger()
 
@@ -403,8 +405,7 @@ async def choose_account() -> Account:
         account = Account(name, entry.pw_uid, entry.pw_gid, "an account without rights")
         if await _can_run(account):
             return account
-        python = Path(sys.executable).resolve()
-        return Account(own, None, None, f"{name} may not run {python}, or not read {Path(__file__).parent}")
+        return Account(own, None, None, f"{name} may not run {_PYTHON}, or not read {_HERE}")
     return Account(own, None, None, f"there is no account named {' or '.join(USERS)}")
 
 

@@ -191,8 +191,12 @@ class Lab:
         )
         self.bgp_router = router
         self._exits.callback(router.stop)
-        router.start([Neighbour(mux.name, str(mux.address)) for mux in self.muxes])
+        router.start(self.neighbours())
         return Announcements(self.routes)
+
+    def neighbours(self) -> list[Neighbour]:
+        """The MUXes as the router is configured for them."""
+        return [Neighbour(mux.name, str(mux.address)) for mux in self.muxes]
 
     def __exit__(self, *exception: object) -> None:
         self._exits.close()
