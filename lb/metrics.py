@@ -71,6 +71,7 @@ class Figures:
     unreachable: int = 0  #: backend addresses without a next hop
     rejected: bool = False  #: the last configuration was refused
     bursts: tuple[int, ...] = ()  #: heartbeat of each worker
+    probes: Mapping[tuple[str, str], bool] = field(default_factory=dict)  #: by service and backend, through the tunnel
     bgp: BgpFigures | None = None  #: None: this MUX speaks no BGP
 
 
@@ -88,6 +89,7 @@ class MuxCollector(Collector):
         figures = self._read()
         yield from _packets(figures)
         yield from _services(figures)
+        yield from _probes(figures)
         yield from _flows(figures)
         yield from _machine(figures)
         if figures.bgp is not None:
@@ -115,6 +117,15 @@ def _services(figures: Figures) -> Iterator[Metric]:
             by_backend.add_metric([service.name, backend.name], backend.packets)
             up.add_metric([service.name, backend.name], float(backend.up))
     yield from (packets, octets, by_backend, up)
+
+
+def _probes(figures: Figures) -> Iterator[Metric]:
+    family = GaugeMetricFamily(
+        "lb_probe_up", "1 if the last probes through the tunnel found it well.", labels=["service", "backend"]
+    )
+    for (service, backend), up in figures.probes.items():
+        family.add_metric([service, backend], float(up))
+    yield family
 
 
 def _flows(figures: Figures) -> Iterator[Metric]:

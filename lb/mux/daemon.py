@@ -41,6 +41,7 @@ from lb.mux.reload import check_bgp, check_settings, check_vips
 from lb.mux.requests import handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
+from lb.mux.tunnel_probes import TunnelProbes
 from lb.privileges import Capability, keep_only, require
 
 PROGRAM = "lb-mux"
@@ -87,6 +88,7 @@ class Daemon:
         self._reopen_wanted = asyncio.Event()
         self._opened: Plane | None = None
         self._ifindex = 0
+        self._probes = TunnelProbes(config.mux, netlink)
         self._control: ControlServer | None = None
         self._metrics: MetricsServer | None = None
 
@@ -128,6 +130,8 @@ class Daemon:
         self._drop_privileges()
         engine.start(port.ios)
         await self._open_sockets()
+        await self._probes.start(services)
+        self._tasks.append(asyncio.create_task(self._probes.run(), name="probes"))
         self._tasks.append(asyncio.create_task(self._care(), name="care of workers"))
         self._tasks.append(asyncio.create_task(self._reloads(), name="reloads"))
         self._tasks.append(asyncio.create_task(self._reopens(), name="interface"))
@@ -160,7 +164,14 @@ class Daemon:
         log.info("privileges dropped", kept=" ".join(str(capability) for capability in kept), new_privileges="never")
 
     async def _open_sockets(self) -> None:
-        status = Status(self._settings, self._plane.mode, self._plane.engine, self._condition, self._announcer)
+        status = Status(
+            self._settings,
+            self._plane.mode,
+            self._plane.engine,
+            self._condition,
+            self._announcer,
+            probed=self._probes.known,
+        )
         self._metrics = serve(self._settings.metrics, MuxCollector(status.figures), key="mux.metrics")
         self._control = ControlServer(self._state_dir.path / SOCKET, handlers(status, self._plane.engine))
         await self._control.start()
@@ -173,6 +184,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._probes.close()
         if self._control is not None:
             await self._control.close()
         if self._metrics is not None:
@@ -282,6 +294,7 @@ class Daemon:
                 self._announcer.restore()
         if self._plane.port.watches_hops:
             self._watch.forget_all_but(forwarding.hop_addresses)
+        await self._probes.update(config.services)
         del config
         _give_back_memory()
         log.info("configuration published", services=len(forwarding.services), generation=self._plane.engine.generation)

@@ -6,7 +6,7 @@ Everything comes from the engine's counters and the configuration that is live; 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from lb.model import Backend, BackendState, MuxSettings, Service
 from lb.mux.announcer import Announcer
 from lb.mux.engine import Engine, Totals
 from lb.mux.mode import Mode
+from lb.probe.board import Known, Label
+from lb.probe.state import Health
 
 Row = dict[str, Any]
 
@@ -40,13 +42,16 @@ class Status:
         engine: Engine,
         condition: Condition,
         announcer: Announcer | None = None,
+        *,
+        probed: Callable[[], Mapping[Label, Known]] = dict,
     ) -> None:
-        """``announcer`` None: this MUX speaks no BGP."""
+        """``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from any thread."""
         self._settings = settings
         self._mode = mode
         self._engine = engine
         self._condition = condition
         self._announcer = announcer
+        self._probed = probed
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -97,6 +102,7 @@ class Status:
         return rows
 
     def backends(self) -> list[Row]:
+        probed = self._probed()
         return [
             {
                 "service": service.name,
@@ -106,6 +112,7 @@ class Status:
                 "weight": backend.weight,
                 "state": self._state(backend),
                 "packets": self._packets(number, backend),
+                **_health(probed.get((service.name, backend.name))),
             }
             for service, number in self._services()
             for backend in service.backends
@@ -131,6 +138,11 @@ class Status:
             unreachable=len(self._condition.unreachable or {}),
             rejected=self._condition.rejected is not None,
             bursts=tuple(worker.bursts for worker in totals.workers),
+            probes={
+                label: known.health is Health.UP
+                for label, known in self._probed().items()
+                if known.health is not Health.UNKNOWN
+            },
             bgp=self._announcer.figures() if self._announcer is not None else None,
         )
 
@@ -171,6 +183,13 @@ def _session(row: Row) -> str:
     if row["state"] == "established":
         return f"established, {row['announced']} announced"
     return f"{row['state']}: {row['error']}" if row["error"] else str(row["state"])
+
+
+def _health(known: Known | None) -> Row:
+    """The tunnel probes' word, where the backend is probed; ``since`` is Unix time."""
+    if known is None:
+        return {}
+    return {"health": known.health.value, "reason": known.reason, "since": known.since or None}
 
 
 def _by_verdict(totals: Totals, verdict: Verdict) -> int:

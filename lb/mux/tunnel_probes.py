@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The MUX's own probes: the real VIP, through the real tunnel, of each backend in turn.
+
+What a client would meet is met: outer header, the way to the host, decapsulation, translation, the process, and the
+reply that comes straight back with the VIP as its source. What to ask is decided by :func:`checks`, which is pure:
+
+    the service has no probe                   nothing; its operator asked for none
+    probe tcp or http, at the service's port   the same, at VIP:port
+    probe at another port, or a command        TCP connect to VIP:port: the tunnel leads to the service alone
+    udp with an expected answer                the same, at VIP:port
+    udp without, IPv6, no single port          nothing
+
+:mod:`lb.mux.daemon` owns one :class:`TunnelProbes`. Their way out of this machine is :mod:`lb.mux.probe_path`; it is
+opened when the first backend is to be probed. Where it cannot be, probes are off, and that is said, not guessed at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import structlog
+
+from lb.errors import VipmuxError
+from lb.model import Address, Backend, MuxSettings, Probe, ProbeType, Protocol, Service
+from lb.mux.netlink import Netlink
+from lb.mux.nexthops import RouteKind
+from lb.mux.probe_path import ProbePath
+from lb.node.messages import HealthReport
+from lb.probe.board import Board, Known, Label, NotProbed
+from lb.probe.checkers import ask
+from lb.probe.state import Answer, Health
+
+log = structlog.get_logger()
+
+_UNASKED = NotProbed("not probed: the service has no probe")
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelCheck:
+    """A probe of a VIP through the tunnel of one backend."""
+
+    probe: Probe
+    vip: IPv4Address
+    port: int
+    backend: IPv4Address
+
+    @property
+    def place(self) -> str:
+        return f"{self.probe.type.value} {self.vip}:{self.port} through the tunnel to {self.backend}"
+
+
+def checks(services: Iterable[Service]) -> dict[Label, TunnelCheck | NotProbed]:
+    """What to ask of each backend."""
+    return {
+        (service.name, backend.name): _check(service, backend) for service in services for backend in service.backends
+    }
+
+
+def _check(service: Service, backend: Backend) -> TunnelCheck | NotProbed:
+    probe, vip = service.probe, service.vip.network_address
+    if probe is None:
+        return _UNASKED
+    if not isinstance(vip, IPv4Address) or not isinstance(backend.address, IPv4Address):
+        return NotProbed("not probed: tunnel probes are for IPv4 only")
+    port = _vip_port(service, probe)
+    if port is None:
+        return NotProbed("not probed: the service has no single port; probe.port may name one of its own")
+    asked = _through_tunnel(service, backend, probe, port)
+    return asked if isinstance(asked, NotProbed) else TunnelCheck(asked, vip, port, backend.address)
+
+
+def _vip_port(service: Service, probe: Probe) -> int | None:
+    if service.ports.exact:
+        return service.ports.first
+    if probe.port is not None and service.ports.first <= probe.port <= service.ports.last:
+        return probe.port
+    return None
+
+
+def _through_tunnel(service: Service, backend: Backend, probe: Probe, vip_port: int) -> Probe | NotProbed:
+    """The service's probe as it can be asked at the VIP."""
+    same_place = probe.port is None or probe.port == (backend.port or vip_port)
+    if service.protocol is Protocol.UDP:
+        if probe.type is ProbeType.UDP and probe.expect is not None and same_place:
+            return replace(probe, port=None)
+        return NotProbed("not probed: through a tunnel, a UDP service must be expected to answer")
+    if probe.type in (ProbeType.TCP, ProbeType.HTTP) and same_place:
+        return replace(probe, port=None)
+    timing = {"interval": probe.interval, "timeout": probe.timeout, "rise": probe.rise, "fall": probe.fall}
+    return Probe(ProbeType.TCP, **timing)  # type: ignore[arg-type]
+
+
+def deaf(vip: Address, interface: str, rp_filter: int, way: str | None) -> str | None:
+    """Why the kernel would drop what the VIP answers, or None. ``way``: the interface of the route to the VIP."""
+    if rp_filter == 1 and way != interface:
+        by = f"by {way}" if way else "nowhere"
+        return f"the route to {vip} leads {by} and net.ipv4.conf.{interface}.rp_filter is 1 (strict); set it to 2 or 0"
+    if rp_filter == 2 and way is None:
+        return (
+            f"there is no route to {vip} and net.ipv4.conf.{interface}.rp_filter is 2 (loose); add one, or set it to 0"
+        )
+    return None
+
+
+class TunnelProbes:
+    """See the module's text. ``send`` hears of changes; None: there is no manager."""
+
+    def __init__(
+        self,
+        settings: MuxSettings,
+        netlink: Netlink,
+        send: Callable[[Sequence[HealthReport]], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._netlink = netlink
+        self._path = ProbePath(settings.name, settings.address, settings.mtu, netlink)
+        self._board: Board[TunnelCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=Health.UNKNOWN)
+        self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
+        self._off: set[str] = set()  # reasons that were logged
+        self._services: tuple[Service, ...] = ()
+
+    async def start(self, services: Iterable[Service]) -> None:
+        """Repairs what a killed predecessor left, and begins."""
+        if await self._path.repair():
+            log.info("repaired", reason="an earlier lb-mux did not stop cleanly; its rule for probes was removed")
+        await self.update(services)
+
+    async def update(self, services: Iterable[Service]) -> None:
+        """The services that are live; a probe that stays the same keeps its state."""
+        self._services = tuple(services)
+        wanted = checks(self._services)
+        if any(isinstance(check, TunnelCheck) for check in wanted.values()):
+            wanted = await self._possible(wanted)
+        before = len(self._board)
+        self._board.update(wanted)
+        if before or len(self._board):
+            log.info("probing", probes=len(self._board), through="the tunnel", told=self._told)
+
+    def known(self) -> Mapping[Label, Known]:
+        """Of the backends that are probed, or should be. From any thread."""
+        return {label: known for label, known in self._board.known().items() if known.reason != _UNASKED.reason}
+
+    def reports(self) -> list[HealthReport]:
+        return self._board.reports()
+
+    async def run(self) -> None:
+        """Until cancelled: opens the way again if somebody takes it; raises what is a programming error."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._board.run())
+            tasks.create_task(self._reopens())
+
+    async def close(self) -> None:
+        """Ends probes, and takes away what is ours in the kernel."""
+        await self._board.close()
+        await self._path.close()
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    async def _reopens(self) -> None:
+        while True:
+            await self._path.lost.wait()
+            log.warning("probe_device_lost", device=self._path.names.device, then="made again")
+            await self._path.close()
+            await self.update(self._services)
+            await asyncio.sleep(1)  # not faster than this, if it is taken again and again
+
+    async def _ask(self, check: TunnelCheck) -> Answer:
+        sockets = self._path.sockets(check.backend)
+        answer = await ask(check.probe, check.vip, check.port, sockets)
+        if answer.success:
+            return replace(answer, reason=f"{answer.reason} through the tunnel")
+        if answer.silent:
+            heard = sockets.complaint or "is IP-in-IP (protocol 4) dropped on the way, or lb-agent not running there?"
+            return replace(answer, reason=f"{answer.reason} through the tunnel to {check.backend}; {heard}")
+        return replace(answer, reason=f"{answer.reason} by {check.vip} through the tunnel to {check.backend}")
+
+    async def _possible(self, wanted: Mapping[Label, TunnelCheck | NotProbed]) -> dict[Label, TunnelCheck | NotProbed]:
+        """Those that cannot be asked from this machine are not, for they would only seem to be down."""
+        if not self._path.is_open:
+            try:
+                await self._path.open()
+            except VipmuxError as error:
+                return {label: self._without(str(error)) for label in wanted}
+        vips = {check.vip for check in wanted.values() if isinstance(check, TunnelCheck)}
+        unheard = await self._unheard(vips)
+        return {
+            label: self._without(unheard[check.vip])
+            if isinstance(check, TunnelCheck) and check.vip in unheard
+            else check
+            for label, check in wanted.items()
+        }
+
+    def _without(self, reason: str) -> NotProbed:
+        if reason not in self._off:
+            log.warning("tunnel_probes_off", reason=reason)
+            self._off.add(reason)
+        return NotProbed(f"not probed: {reason}")
+
+    async def _unheard(self, vips: Iterable[IPv4Address]) -> dict[IPv4Address, str]:
+        """VIPs whose answers this kernel would drop, and why."""
+        local = await self._netlink.local_addresses()
+        interface = local.get(self._settings.address, self._settings.interface)
+        interface = self._settings.interface if interface == "lo" else interface
+        strictness = max(_rp_filter("all"), _rp_filter(interface))
+        if strictness == 0:
+            return {}
+        links = await self._netlink.links()
+        found: dict[IPv4Address, str] = {}
+        for vip in vips:
+            route = await self._netlink.route(vip)
+            link = links.get(route.ifindex) if route and route.kind is RouteKind.UNICAST else None
+            reason = deaf(vip, interface, strictness, link.name if link else None)
+            if reason is not None:
+                found[vip] = reason
+        return found
+
+
+def _rp_filter(name: str) -> int:
+    try:
+        return int(Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _nobody(reports: Sequence[HealthReport]) -> None:
+    """Without a manager."""
