@@ -30,7 +30,7 @@ help:
 	@echo 'make unit      the fast tests, no privilege needed'
 	@echo 'make sanitize  the native tests under the address and undefined-behaviour sanitizers'
 	@echo 'make check     format, lint, types, C warnings, who imports whom'
-	@echo 'make bench     how fast the data plane is here'
+	@echo 'make bench     how fast data plane and packet I/O are here (packet I/O: root)'
 	@echo 'make fuzz      random packets for SECONDS=60, or as long as you say'
 	@echo 'make clean     removes what was built (distclean: .venv as well)'
 
@@ -129,7 +129,7 @@ check: build
 	@echo 'check: all good'
 
 bench: build
-	@for mode in hit miss flood mix stateless; do $(VENV)/bin/lb bench pipeline --flows 1000000 --mode $$mode --json; done
+	@$(VENV)/bin/lb bench all
 
 clean:
 	rm -rf $(BUILD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -74,8 +74,8 @@ def bench_pipeline(*, flows: int, mode: str, backends: int, services: int, secon
         packets_per_run=round(statistics.median(packets)),
         bytes_per_flow=round(flow_table_bytes(flows) / flows, 2) if table else 0.0,
         noise=round(_spread(probes), 4),
-        cpu=_cpu(),
-        commit=_commit(),
+        cpu=cpu_name(),
+        commit=commit_name(),
         mode=mode,
         flows=flows,
         backends=backends,
@@ -103,7 +103,7 @@ def _spread(values: list[float]) -> float:
     return statistics.quantiles(values, n=10)[-1] / statistics.median(values) - 1
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """The processor's name, as the kernel knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -113,7 +113,7 @@ def _cpu() -> str:
     return names[0] if names else "unknown"
 
 
-def _commit() -> str:
+def commit_name() -> str:
     """The commit of a source tree, with ``+`` if it was changed since; else the version that is installed."""
     root = Path(__file__).resolve().parent.parent
     if (root / ".git").exists():

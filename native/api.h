@@ -156,6 +156,18 @@ int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint
 uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
 void bench_destroy(struct bench *bench);
 
+/* ---- packets to measure with (generator.h) ---- */
+struct generator_result {
+	uint64_t sent;
+	uint64_t refused;
+	uint64_t elapsed_ns;
+};
+struct generator;
+int generator_open(const char *interface, const uint8_t *frame, uint32_t length, uint32_t flows,
+		   struct generator **out);
+int generator_run(struct generator *generator, double seconds, double rate, struct generator_result *out);
+void generator_close(struct generator *generator);
+
 /* ---- packets from the network (io_packet.h, io_tun.h) ---- */
 int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const uint64_t *filter, unsigned filter_count,
 		   struct io **out);

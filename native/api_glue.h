@@ -11,6 +11,7 @@
 
 #include "bench.h"
 #include "bpf/decap.h"
+#include "generator.h"
 #include "host.h"
 #include "io_memory.h"
 #include "io_packet.h"

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import statistics
+from typing import Any
+
 import click
 
-from lb.cli.output import output_option, plural, print_json, size
+from lb.cli.output import console, output_option, plural, print_json, size, table
 
 
 @click.group("bench")
@@ -45,3 +48,87 @@ def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: fl
         ("commit", result.commit),
     ):
         click.echo(f"{name:<8}{text}")
+
+
+@command.command("io")
+@click.option(
+    "--io",
+    type=click.Choice(["xdp", "packet", "tun"]),
+    default="packet",
+    show_default=True,
+    help="How packets come in and go out.",
+)
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=10.0, show_default=True, help="To measure for.")
+@output_option
+def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
+    """Measure a real lb-mux between network namespaces: packets per second, CPU and loss. Needs root."""
+    from lb.bench_io import FRAME_BYTES, bench_io  # noqa: PLC0415  brings the extension
+    from lb.model import IoMode  # noqa: PLC0415
+
+    result = bench_io(io=IoMode(io), seconds=seconds)
+    if as_json:
+        print_json(result.as_dict())
+        return
+    offered = statistics.median(run.offered for run in result.details)
+    busy = statistics.median(run.busy for run in result.details)
+    paced = statistics.median(run.paced_mpps for run in result.details)
+    spread = f"{min(result.runs):.3f} to {max(result.runs):.3f}, {len(result.runs)} runs"
+    for name, text in (
+        ("mode", f"{result.io}: {result.mode}"),
+        ("rate", f"{result.mpps:.3f} million packets per second, median ({spread}), of {FRAME_BYTES + 4} bytes"),
+        ("offered", f"{offered:.3f} million packets per second; the MUX used {busy:.0%} of its core"),
+        ("packet", f"{result.ns_per_packet:.0f} ns of CPU, with what the sink's side of the link takes"),
+        ("loss", f"{result.loss:.4%} at {paced:.3f} million packets per second"),
+        ("steal", f"{result.steal:.1%} of the two cores went to others on this host"),
+        ("cpu", result.cpu),
+        ("commit", result.commit),
+    ):
+        click.echo(f"{name:<8}{text}")
+
+
+@command.command("all")
+@click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="Live flows.")
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=5.0, show_default=True, help="For each measurement.")
+@output_option
+def everything(*, flows: int, seconds: float, as_json: bool) -> None:
+    """Measure every mode of pipeline and I/O, one after the other, into one table."""
+    from lb.bench import bench_pipeline  # noqa: PLC0415  brings the extension
+    from lb.bench_io import bench_io  # noqa: PLC0415
+    from lb.errors import FeatureError, PrivilegeError  # noqa: PLC0415
+    from lb.model import IoMode  # noqa: PLC0415
+
+    answers: dict[str, dict[str, Any]] = {}
+    for mode in ("hit", "flood", "mix", "stateless", "miss"):
+        done = bench_pipeline(flows=flows, mode=mode, backends=100, services=1, seconds=seconds)
+        answers[f"pipeline {mode}"] = done.as_dict()
+    refused = ""
+    for io in (IoMode.PACKET, IoMode.TUN):
+        try:
+            answers[f"io {io.value}"] = bench_io(io=io, seconds=seconds).as_dict()
+        except (FeatureError, PrivilegeError) as error:
+            refused = str(error)
+    if as_json:
+        print_json(answers)
+    else:
+        rows = [_row(name, answer) for name, answer in answers.items()]
+        columns = ("measurement", "ns_per_packet", "Mpps", "spread", "noise", "steal", "loss")
+        console().print(table(columns, rows, right=frozenset(columns[1:])))
+        answer = answers["pipeline hit"]
+        runs = len(answer["runs"])
+        click.echo(f"{answer['cpu']}, commit {answer['commit']}, {plural(flows, 'flow')}; medians of {runs} runs")
+    if refused:
+        click.echo(f"packet I/O was not measured: {refused}", err=True)
+
+
+def _row(name: str, answer: dict[str, Any]) -> dict[str, str]:
+    """Of the table: the spread is that of the runs, the noise that of a fixed loop beside them."""
+    ns, runs = answer["ns_per_packet"], answer["runs"]
+    return {
+        "measurement": name,
+        "ns_per_packet": f"{ns:.1f}" if ns < 1000 else f"{ns:.0f}",
+        "Mpps": f"{answer.get('mpps', 1000 / ns):.2f}",
+        "spread": f"{(max(runs) - min(runs)) / statistics.median(runs):.0%}",
+        "noise": "-" if "mpps" in answer else f"{answer['noise']:.0%}",
+        "steal": f"{answer['steal']:.1%}" if "steal" in answer else "-",
+        "loss": f"{answer['loss']:.3%}" if "loss" in answer else "-",
+    }

@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures packet I/O: a real ``lb-mux`` between two network namespaces, a generator before it and a sink behind it.
+
+Called by ``lb bench io`` and ``lb bench all``. The path is generator - veth - MUX - veth - sink; the generator (C, in
+a thread of ours) has one core, ``lb-mux`` another. Runs that go as fast as they can alternate with runs at half of
+that rate: the first give packets per second and CPU per packet, the second what is lost when there is room. A
+:class:`_Stage` owns namespaces, process and directory; what a killed run left behind the next one removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from lb import netns
+from lb.bench import commit_name, cpu_name
+from lb.config_text import format_config
+from lb.control import request
+from lb.dataplane import Generator, Sent
+from lb.errors import ControlError, FeatureError, IoError, PrivilegeError, RequestError
+from lb.model import Backend, IoMode, MuxConfig, MuxSettings, PortRange, Protocol, Service
+from lb.privileges import Capability, missing
+
+T = TypeVar("T")
+
+#: Runs of each kind; their median counts.
+RUNS = 5
+#: Shortest run that says anything, seconds.
+RUN_MIN = 0.1
+FLOWS = 1024
+#: 64 bytes on the wire, with the frame check sequence.
+FRAME_BYTES = 60
+#: Before and after the window of a run at full speed, as a part of it.
+MARGIN = 0.2
+READY_TIMEOUT = 20.0
+STOP_TIMEOUT = 10.0
+#: Nothing arrived for so long: the last packet has arrived, seconds.
+QUIET = 0.1
+NICE = -20
+
+_PROGRAMS = {"ip": "iproute2", "setpriv": "util-linux", "taskset": "util-linux"}
+_NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW, Capability.SYS_ADMIN)
+
+_CLIENT, _MUX_IN, _MUX_OUT, _HOST = "10.0.1.1", "10.0.1.11", "10.0.2.11", "10.0.2.21"
+_CLIENT_MAC, _MUX_IN_MAC, _MUX_OUT_MAC = (f"02:00:00:00:00:{number:02x}" for number in (1, 2, 3))
+#: Of nobody: the sink's interface counts the frames, and its kernel drops them at once as somebody else's.
+_HOST_MAC = "02:00:00:00:00:ff"
+_VIP, _PORT = "198.18.0.1", 53
+_IN, _OUT = "lbin", "lbout"
+_CPUCLOCK_SCHED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class IoRun:
+    """A run at full speed, and the one at half of it that followed."""
+
+    mpps: float  #: forwarded, million packets per second
+    offered: float  #: what the generator sent meanwhile, the same unit
+    ns_per_packet: float  #: CPU time of lb-mux for a forwarded packet, the sink's receive side included
+    busy: float  #: part of its core that lb-mux took
+    steal: float  #: part of the two cores that the hypervisor took
+    paced_mpps: float  #: the rate of the second run
+    loss: float  #: part of its packets that did not arrive
+    paced_steal: float
+
+
+@dataclass(frozen=True, slots=True)
+class IoBench:
+    """The answer of ``lb bench io``; the names are a contract."""
+
+    mpps: float  #: median of the runs
+    ns_per_packet: float
+    loss: float
+    steal: float
+    runs: list[float]  #: million packets per second of each
+    mode: str
+    cpu: str
+    commit: str
+    io: str
+    noise: float  #: spread of the runs, as a part of the median
+    cores: list[int]  #: of generator and MUX
+    details: list[IoRun]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_io(*, io: IoMode, seconds: float) -> IoBench:
+    """Measures for so long, half of it at full speed; needs root."""
+    check(io)
+    netns.reap()
+    cores = _two_cores()
+    window = max(seconds / (2 * RUNS), RUN_MIN)
+    with _ended_by_signals(), _first_in_line(), _Stage(io, cores) as stage:
+        runs: list[IoRun] = []
+        for _ in range(RUNS):
+            runs.append(_one_run(stage, window, [run.mpps for run in runs]))
+        mode = stage.mode()
+    rates = [run.mpps for run in runs]
+    mpps = statistics.median(rates)
+    return IoBench(
+        mpps=mpps,
+        ns_per_packet=statistics.median(run.ns_per_packet for run in runs),
+        loss=statistics.median(run.loss for run in runs),
+        steal=round(statistics.mean([*(run.steal for run in runs), *(run.paced_steal for run in runs)]), 4),
+        runs=rates,
+        mode=mode,
+        cpu=cpu_name(),
+        commit=commit_name(),
+        io=io.value,
+        noise=round((max(rates) - min(rates)) / mpps, 4) if mpps else 0.0,
+        cores=list(cores),
+        details=runs,
+    )
+
+
+def check(io: IoMode) -> None:
+    """Raises what stands in the way, before anything is made."""
+    if io is IoMode.XDP:
+        raise RequestError('AF_XDP ("xdp") is not available in this version; measure "packet" or "tun"')
+    if missing(_NEEDED):
+        raise PrivilegeError("lb bench io makes network namespaces of its own, which needs root: run it with sudo")
+    for program, package in _PROGRAMS.items():
+        if shutil.which(program) is None:
+            raise FeatureError(f"{program} is not installed: install the package {package}")
+
+
+# ---- one measurement ----
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """Counters, and when they were read."""
+
+    at: int  #: ns
+    arrived: int
+    cpu: int  #: ns that lb-mux has used
+    ticks: int
+    stolen: int
+
+    def steal_until(self, later: _Moment) -> float:
+        return (later.stolen - self.stolen) / max(later.ticks - self.ticks, 1)
+
+
+def _one_run(stage: _Stage, window: float, rates: list[float]) -> IoRun:
+    margin = window * MARGIN
+    sending = stage.send(window + 2 * margin)
+    time.sleep(margin)
+    first = stage.moment()
+    time.sleep(window)
+    last = stage.moment()
+    sent = sending.result()
+    stage.settle()
+    elapsed, arrived = last.at - first.at, last.arrived - first.arrived
+    if not arrived:
+        raise IoError(f"no packet came through lb-mux (the generator sent {sent.sent:,}); {stage.last_words()}")
+    mpps = round(arrived * 1e3 / elapsed, 4)
+    rate = statistics.median([*rates, mpps]) / 2
+    paced, loss, paced_steal = _paced_run(stage, window, rate * 1e6)
+    return IoRun(
+        mpps=mpps,
+        offered=round(sent.sent / sent.seconds / 1e6, 4),
+        ns_per_packet=round((last.cpu - first.cpu) / arrived, 1),
+        busy=round((last.cpu - first.cpu) / elapsed, 3),
+        steal=round(first.steal_until(last), 4),
+        paced_mpps=round(paced.sent / paced.seconds / 1e6, 4),
+        loss=loss,
+        paced_steal=round(paced_steal, 4),
+    )
+
+
+def _paced_run(stage: _Stage, window: float, rate: float) -> tuple[Sent, float, float]:
+    """What was sent, the part that was lost, and what the hypervisor took."""
+    first = stage.moment()
+    sent = stage.send(window, rate).result()
+    stage.settle()
+    last = stage.moment()
+    lost = sent.sent - (last.arrived - first.arrived)
+    return sent, round(max(lost, 0) / sent.sent, 6), first.steal_until(last)
+
+
+def _two_cores() -> tuple[int, int]:
+    """For generator and MUX: not two halves of one core, where there is a choice."""
+    allowed = sorted(os.sched_getaffinity(0))
+    first = allowed[0]
+    others = [cpu for cpu in allowed if cpu not in _siblings(first)] or allowed[1:]
+    return first, others[0] if others else first
+
+
+def _siblings(cpu: int) -> set[int]:
+    """CPUs that share a core with this one, itself included."""
+    try:
+        text = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return {cpu}
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        start, _, end = part.partition("-")
+        found.update(range(int(start), int(end or start) + 1))
+    return found
+
+
+def _ticks(cpus: tuple[int, ...]) -> tuple[int, int]:
+    """All and stolen time of these CPUs, in ticks."""
+    total = stolen = 0
+    names = {f"cpu{cpu}" for cpu in cpus}
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *words = line.split()
+        if name in names:
+            fields = [int(word) for word in words[:8]]  # what guests had is in the first two already
+            total += sum(fields)
+            stolen += fields[7]
+    return total, stolen
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end us as Ctrl-C does, so that everything is removed."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _first_in_line() -> Iterator[None]:
+    """Where the kernel shares the CPU among sessions first, ``nice`` counts only within one: lifts our session."""
+    try:
+        before = Path("/proc/self/autogroup").read_text().split()[-1]
+    except (OSError, IndexError):
+        yield
+        return
+    _lift_session(os.getpid(), NICE)
+    try:
+        yield
+    finally:
+        _lift_session(os.getpid(), int(before))
+
+
+def _lift_session(pid: int, nice: int) -> None:
+    with contextlib.suppress(OSError):  # sessions count for nothing here
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
+# ---- the stage ----
+
+
+class _Stage:
+    """Generator, MUX and sink, each in a namespace of its own, with all that runs in them."""
+
+    def __init__(self, io: IoMode, cores: tuple[int, int]) -> None:
+        prefix = netns.unique_prefix()
+        self._generator_ns, self._mux_ns, self._sink_ns = (f"{prefix}-{role}" for role in ("gen", "mux", "sink"))
+        self._cores = cores
+        self._resources = contextlib.ExitStack()
+        self._directory = Path(
+            self._resources.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
+        )
+        self._settings = MuxSettings(
+            name="bench",
+            address=IPv4Address(_MUX_OUT),
+            seed=bytes(range(16)),
+            interface=_IN,
+            io=io,
+            state_dir=str(self._directory / "state"),
+        )
+
+    def __enter__(self) -> _Stage:
+        try:
+            self._build()
+        except BaseException:
+            self._resources.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    # -- set-up -------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        for name in (self._generator_ns, self._mux_ns, self._sink_ns):
+            self._resources.callback(_delete, name)
+            netns.ip("netns", "add", name)
+            # Nothing moves by itself, and packets from a made-up source are no offence.
+            settings: dict[str, int | str] = {"ipv4/conf/all/rp_filter": 0, "ipv4/conf/default/rp_filter": 0}
+            if Path("/proc/sys/net/ipv6").exists():
+                settings |= {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1}
+            netns.sysctl(name, settings)
+        self._wire()
+        self._arrivals = self._resources.enter_context(netns.inside(self._sink_ns, _open_counters))
+        generator = netns.inside(self._generator_ns, lambda: Generator(_OUT, _frame(), FLOWS))
+        self._resources.callback(generator.close)
+        self._generator = generator
+        self._thread = self._resources.enter_context(
+            ThreadPoolExecutor(1, "generator", initializer=_take_core, initargs=(self._cores[0],))
+        )
+        self._start_mux()
+
+    def _wire(self) -> None:
+        mux, sink = self._mux_ns, self._sink_ns
+        netns.batch(
+            [
+                f"link add name {_OUT} address {_CLIENT_MAC} type veth"
+                f" peer name {_IN} address {_MUX_IN_MAC} netns {mux}",
+                f"address add {_CLIENT}/24 dev {_OUT}",
+                f"link set dev {_OUT} up",
+            ],
+            self._generator_ns,
+        )
+        netns.batch(
+            [
+                f"link add name {_OUT} address {_MUX_OUT_MAC} type veth peer name {_IN} netns {sink}",
+                f"address add {_MUX_IN}/24 dev {_IN}",
+                f"address add {_MUX_OUT}/24 dev {_OUT}",
+                *(f"link set dev {device} up" for device in ("lo", _IN, _OUT)),
+                f"neighbour replace {_HOST} lladdr {_HOST_MAC} dev {_OUT} nud permanent",
+            ],
+            mux,
+        )
+        netns.batch([f"link set dev {_IN} up"], sink)
+
+    def _start_mux(self) -> None:
+        path = self._directory / "mux.toml"
+        path.write_text(format_config(MuxConfig(self._settings, (_service(),))))
+        self._log = self._directory / "log"
+        with self._log.open("wb") as log:
+            self._mux = subprocess.Popen(
+                [
+                    *("ip", "netns", "exec", self._mux_ns, "setpriv", "--pdeathsig", "TERM"),
+                    *("taskset", "-c", str(self._cores[1]), "nice", "-n", str(NICE)),
+                    *(sys.executable, "-P", "-m", "lb.mux.daemon", "--config", path),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._resources.callback(self._stop_mux)
+        _lift_session(self._mux.pid, NICE)
+        _wait(lambda: self._row().get("state") == "ready", "lb-mux to be ready", READY_TIMEOUT)
+
+    def _stop_mux(self) -> None:
+        self._mux.terminate()
+        try:
+            self._mux.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._mux.kill()
+            self._mux.wait()
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def _row(self) -> dict[str, Any]:
+        """What ``lb get muxes`` shows of it; empty while it is not there."""
+        if self._mux.poll() is not None:
+            raise IoError(f"lb-mux ended with {self._mux.returncode}; {self.last_words()}")
+        try:
+            found: dict[str, Any] = request(
+                Path(self._settings.state_dir) / "mux.sock", {"op": "get", "what": "muxes"}
+            )[0]
+        except ControlError:
+            return {}
+        return found
+
+    def mode(self) -> str:
+        """The I/O mode obtained, in words."""
+        return str(self._row()["mode"])
+
+    def last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return f"its last line was: {lines[-1]}" if lines else "it said nothing"
+
+    def moment(self) -> _Moment:
+        ticks, stolen = _ticks(self._cores)
+        cpu = time.clock_gettime_ns(~self._mux.pid << 3 | _CPUCLOCK_SCHED)
+        return _Moment(time.monotonic_ns(), self._arrived(), cpu, ticks, stolen)
+
+    def _arrived(self) -> int:
+        """Packets that came to the sink."""
+        self._arrivals.seek(0)
+        for line in self._arrivals.read().decode().splitlines():
+            name, _, words = line.partition(":")
+            if name.strip() == _IN:
+                return int(words.split()[1])
+        raise IoError("the sink's interface is gone")
+
+    # -- acts ---------------------------------------------------------------------------------------------------
+
+    def send(self, seconds: float, rate: float = 0.0) -> Future[Sent]:
+        return self._thread.submit(self._generator.run, seconds, rate)
+
+    def settle(self) -> None:
+        """Returns when all that was sent has arrived or is lost."""
+        seen, since = self._arrived(), time.monotonic()
+        while time.monotonic() - since < QUIET:
+            time.sleep(QUIET / 10)
+            now = self._arrived()
+            if now != seen:
+                seen, since = now, time.monotonic()
+
+
+def _service() -> Service:
+    return Service(
+        name="bench",
+        vip=IPv4Network(_VIP),
+        protocol=Protocol.UDP,
+        ports=PortRange(_PORT, _PORT),
+        backends=(Backend("sink", IPv4Address(_HOST)),),
+    )
+
+
+def _frame() -> bytes:
+    """From the client to the VIP, as its router would hand it to the MUX."""
+    length = FRAME_BYTES - 14
+    udp = struct.pack("!HHHH", 0, _PORT, length - 20, 0)
+    addresses = IPv4Address(_CLIENT).packed + IPv4Address(_VIP).packed
+    header = struct.pack("!BBHHHBBH", 0x45, 0, length, 0, 0x4000, 64, 17, 0) + addresses
+    total: int = sum(struct.unpack("!10H", header))
+    checksum = ~(total + (total >> 16)) & 0xFFFF
+    ethernet = bytes.fromhex((_MUX_IN_MAC + _CLIENT_MAC).replace(":", "")) + b"\x08\x00"
+    return (ethernet + header[:10] + checksum.to_bytes(2) + header[12:] + udp).ljust(FRAME_BYTES, b"\0")
+
+
+def _open_counters() -> Any:
+    """The interfaces' counters of the namespace that this thread is in, wherever they are read."""
+    return Path("/proc/thread-self/net/dev").open("rb", buffering=0)
+
+
+def _take_core(cpu: int) -> None:
+    """For the calling thread alone."""
+    os.sched_setaffinity(0, {cpu})
+    os.setpriority(os.PRIO_PROCESS, 0, NICE)
+
+
+def _delete(namespace: str) -> None:
+    with contextlib.suppress(IoError):  # it was never made
+        netns.ip("netns", "del", namespace)
+
+
+def _wait(question: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not question():
+        if time.monotonic() > deadline:
+            raise IoError(f"waited {seconds:g} s for {what}")
+        time.sleep(0.02)

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A source of UDP packets for `lb bench io`: sends one frame again and again, only its source port changes, as fast as
+ * it can or at a steady rate.  An AF_PACKET socket that passes by the queueing discipline, 64 frames a system call.
+ * It takes the whole core that its caller runs on, always for a bounded time.  One thread at a time.
+ */
+#ifndef VIPMUX_GENERATOR_H
+#define VIPMUX_GENERATOR_H
+
+#include <stdint.h>
+
+struct generator_result {
+	uint64_t sent;       /* frames that left by the interface */
+	uint64_t refused;    /* frames that the interface did not take */
+	uint64_t elapsed_ns;
+};
+
+struct generator;
+
+/* The frame: Ethernet, IPv4 without options, UDP without a checksum.  It is copied. */
+int generator_open(const char *interface, const uint8_t *frame, uint32_t length, uint32_t flows,
+		   struct generator **out);
+/* Returns after so many seconds; rate in frames per second, 0: as many as go. */
+int generator_run(struct generator *generator, double seconds, double rate, struct generator_result *out);
+void generator_close(struct generator *generator);
+
+#endif

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb bench io`` measures, answers with the names that others rely on, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lb._dataplane")
+
+from lb import netns
+from tests.lab.process import wait_for
+
+ROOT = Path(__file__).parents[2]
+KEYS = {"mpps", "ns_per_packet", "loss", "steal", "runs", "mode", "cpu", "commit"}
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lb.cli.main", "bench", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    return process.communicate(timeout=90)
+
+
+def left_by(pid: int) -> list[str]:
+    """Namespaces and directories with the number of a process in their names."""
+    places = (netns.NETNS, Path(tempfile.gettempdir()))
+    return [str(path) for place in places if place.is_dir() for path in place.glob(f"vipmux-{pid}-*")]
+
+
+def mux_of(pid: int) -> int | None:
+    """The lb-mux that a benchmark has started, once it has its control socket."""
+    names = [path.name for path in netns.NETNS.glob(f"vipmux-{pid}-*-mux")] if netns.NETNS.is_dir() else []
+    served = list(Path(tempfile.gettempdir()).glob(f"vipmux-{pid}-*/state/mux.sock"))
+    found = netns.pids(names[0]) if names and served else []
+    return found[0] if found else None
+
+
+def test_xdp_is_refused_in_one_sentence() -> None:
+    process = start("io", "--io", "xdp")
+    out, error = finish(process)
+    assert (process.returncode, out) == (2, "")
+    assert error == 'lb: AF_XDP ("xdp") is not available in this version; measure "packet" or "tun"\n'
+
+
+@pytest.mark.lab
+def test_without_root_it_says_so() -> None:
+    command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--", sys.executable, "-m", "lb.cli.main"]
+    done = subprocess.run([*command, "bench", "io"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1
+    assert "root" in done.stderr
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("io", ["packet", "tun"])
+def test_a_short_run_answers_as_the_contract_says_and_leaves_nothing(io: str) -> None:
+    process = start("io", "--io", io, "--seconds", "1", "--json")
+    out, error = finish(process)
+    assert process.returncode == 0, error
+    answer: dict[str, Any] = json.loads(out)
+    assert answer.keys() >= KEYS
+    assert len(answer["runs"]) >= 5
+    assert answer["mpps"] == statistics.median(answer["runs"]) > 0.01
+    assert 100 < answer["ns_per_packet"] < 100_000
+    assert 0 <= answer["loss"] < 0.5
+    assert 0 <= answer["steal"] <= 1
+    assert answer["mode"]
+    assert left_by(process.pid) == []
+
+
+@pytest.mark.lab
+def test_sigterm_in_the_middle_leaves_nothing() -> None:
+    process = start("io", "--seconds", "60")
+    mux = wait_for(lambda: mux_of(process.pid), "lb-mux of the benchmark", 30)
+    process.terminate()
+    out, _ = finish(process)
+    assert process.returncode == 130
+    assert out == ""
+    assert left_by(process.pid) == []
+    assert not Path(f"/proc/{mux}").exists()
+
+
+@pytest.mark.lab
+def test_what_a_killed_run_leaves_is_ended_by_the_kernel_and_removed_by_the_next() -> None:
+    killed = start("io", "--seconds", "60")
+    mux = wait_for(lambda: mux_of(killed.pid), "lb-mux of the benchmark", 30)
+    os.kill(killed.pid, signal.SIGKILL)
+    finish(killed)
+    wait_for(lambda: not Path(f"/proc/{mux}").exists(), "the end of lb-mux", 20)
+    # Its namespaces are removed by whoever makes some next; in a test run beside this one that may have happened.
+    following = start("io", "--io", "tun", "--seconds", "1")
+    _, error = finish(following)
+    assert following.returncode == 0, error
+    assert left_by(killed.pid) == []
