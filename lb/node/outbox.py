@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a node wants to tell its manager, bounded: of what is the same thing, only the newest is kept. Pure.
+
+Owned by :class:`lb.node.client.NodeClient`. However long the manager is away and however much happens, what waits is at
+most one acknowledgement, one status, one report for each backend and the last events.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lb.node.messages import (
+    REPORTS_MAX,
+    TEXT_MAX,
+    Ack,
+    EventMessage,
+    FromNode,
+    HealthMessage,
+    HealthReport,
+    Hello,
+    StatusMessage,
+)
+
+EVENTS_MAX = 200
+
+
+class Outbox:
+    """Messages to be sent, in the order of their weight."""
+
+    def __init__(self, lease: float) -> None:
+        self._lease = lease
+        self._hello: Hello | None = None
+        self._ack: Ack | None = None
+        self._renewal = False
+        self._reports: dict[tuple[str, str, str], HealthReport] = {}
+        self._status: Mapping[str, Any] | None = None
+        self._sent_status: Mapping[str, Any] | None = None
+        self._events: deque[str] = deque(maxlen=EVENTS_MAX)
+        self._lost_events = 0
+
+    def begin(self, hello: Hello, reports: Iterable[HealthReport]) -> None:
+        """A new connection: the manager may have forgotten everything."""
+        self._hello = hello
+        self._ack = None
+        self._reports |= {report.key: report for report in reports}
+        self._status = self._status or self._sent_status
+        self._sent_status = None
+
+    def greet(self, hello: Hello) -> None:
+        """Once more on the same connection: asks for the whole state."""
+        self._hello = hello
+
+    def ack(self, ack: Ack) -> None:
+        self._ack = ack
+
+    def health(self, reports: Iterable[HealthReport]) -> None:
+        self._reports |= {report.key: report for report in reports}
+
+    def renew_lease(self) -> None:
+        """Nothing new: what was said stands."""
+        self._renewal = True
+
+    def status(self, body: Mapping[str, Any]) -> None:
+        """Said only if it is another than before."""
+        self._status = body if body != self._sent_status else None
+
+    def event(self, text: str) -> None:
+        self._lost_events += len(self._events) == EVENTS_MAX
+        self._events.append(text[:TEXT_MAX])
+
+    def take(self) -> list[FromNode]:
+        """All that waits; it counts as said."""
+        messages: list[FromNode] = []
+        if self._hello is not None:
+            messages.append(self._hello)
+        if self._ack is not None:
+            messages.append(self._ack)
+        reports = list(self._reports.values())
+        for start in range(0, len(reports), REPORTS_MAX):
+            messages.append(HealthMessage(self._lease, tuple(reports[start : start + REPORTS_MAX])))
+        if self._renewal and not reports:
+            messages.append(HealthMessage(self._lease))
+        if self._status is not None:
+            messages.append(StatusMessage(self._status))
+            self._sent_status = self._status
+        if self._lost_events:
+            messages.append(EventMessage(f"{self._lost_events} events before these were too many to keep"))
+        messages += [EventMessage(text) for text in self._events]
+        self._hello = self._ack = self._status = None
+        self._renewal = False
+        self._reports = {}
+        self._events.clear()
+        self._lost_events = 0
+        return messages

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manager's end of the node stream: connections of MUXes and agents, and what goes over them.
+
+Moves messages between connections and the :class:`Hub` (:class:`manager.nodes.NodeHub`), which knows what every node
+should have and hears what it has. Decides only who may be connected. A connection has no queue: it remembers what it
+sent last and, when woken, sends what makes the newest state of that. So 10,000 services are sent once, then changes;
+and a node that reads slowly skips states instead of making the manager remember them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+from aiohttp import WSMsgType, web
+
+from lb.errors import AccessError, MessageError
+from lb.node.messages import (
+    FROM_NODE_MAX,
+    Ack,
+    DeltaMessage,
+    Digest,
+    EventMessage,
+    FromNode,
+    HealthMessage,
+    Hello,
+    NodeState,
+    RefusedMessage,
+    StateMessage,
+    StatusMessage,
+    ToNode,
+    diff,
+    encode,
+    parse_from_node,
+)
+from manager.joining import address_of, certificate_of
+from manager.trust import Peer, Trust
+
+#: A connection that says nothing for so long is asked whether it lives, and closed if it does not answer, seconds.
+HEARTBEAT = 4.0
+#: Until a node must have said hello, seconds.
+HELLO_TIMEOUT = 10.0
+#: Until a node that takes nothing is given up, seconds.
+SEND_TIMEOUT = 30.0
+#: States under way to one node; the next one waits for an acknowledgement.
+UNDER_WAY_MAX = 16
+#: How often revocations and expiries are looked at, seconds.
+CHECK_INTERVAL = 1.0
+#: Larger states are made text beside the event loop, entries.
+_LARGE = 200
+
+log = structlog.get_logger()
+
+
+class Hub(Protocol):
+    """What a connection needs of the one who knows all nodes. Called in the event loop; returns at once."""
+
+    @property
+    def term(self) -> int: ...
+
+    def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
+        """The generation and the state that a node should have. What is unchanged is the same object as before."""
+        ...
+
+    def arrived(self, connection: Connection) -> None:
+        """It said hello. May raise AccessError with a reason to refuse it."""
+        ...
+
+    def left(self, connection: Connection) -> None: ...
+
+    def live(self, connection: Connection, generation: int, state: NodeState) -> None:
+        """This state is live at the node, and on its disk."""
+        ...
+
+    def refused(self, connection: Connection, generation: int, reason: str) -> None:
+        """The node could not make it live, and serves on with the one before."""
+        ...
+
+    def health(self, connection: Connection, message: HealthMessage) -> None: ...
+
+    def status(self, connection: Connection, body: Mapping[str, Any]) -> None: ...
+
+    def event(self, connection: Connection, text: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Sent:
+    """What was sent last, and its digest to be carried on."""
+
+    generation: int
+    state: NodeState
+    sum: Digest
+
+
+class Connection:
+    """One node's connection, from its hello to its end."""
+
+    def __init__(self, peer: Peer, address: str, hello: Hello, socket: web.WebSocketResponse) -> None:
+        self.peer = peer
+        self.address = address  #: where it comes from
+        self.settings: Mapping[str, Any] = hello.settings
+        self.version = hello.version
+        self.since = time.time()
+        self.heard = time.monotonic()
+        self._hello: Hello | None = hello
+        self._socket = socket
+        self._wake = asyncio.Event()
+        self._sent: _Sent | None = None
+        self._under_way: dict[int, NodeState] = {}
+
+    @property
+    def kind(self) -> str:
+        return self.peer.kind
+
+    @property
+    def name(self) -> str:
+        return self.peer.name
+
+    @property
+    def id(self) -> str:
+        return str(self.peer)
+
+    def wake(self) -> None:
+        """The node should have another state, or may be it should: the hub is asked again."""
+        self._wake.set()
+
+    async def refuse(self, reason: str) -> None:
+        """Says why, and closes."""
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                await self._socket.send_str(encode(RefusedMessage(reason[:1000])))
+        await self._socket.close()
+
+    # -- to the node --------------------------------------------------------------------------------------------
+
+    async def send_states(self, hub: Hub) -> None:
+        """Keeps the node at what the hub wants for it; returns never."""
+        self._wake.set()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            message = await self._next(hub)
+            if message is None:
+                continue
+            text = await _text(message)
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await self._socket.send_str(text)
+            except TimeoutError:
+                log.warning("node dropped", node=self.id, reason=f"took nothing for {SEND_TIMEOUT:.0f} s")
+                return
+
+    async def _next(self, hub: Hub) -> ToNode | None:
+        generation, state = hub.wanted(self.kind, self.name)
+        if self._hello is not None:
+            hello, self._hello = self._hello, None
+            return await self._first(hub, hello, generation, state)
+        sent = self._sent
+        if sent is None or generation == sent.generation or len(self._under_way) >= UNDER_WAY_MAX:
+            return None  # nothing new, or an acknowledgement will wake us
+        delta = diff(sent.state, state)
+        sent.sum.update(sent.state, delta)
+        message = DeltaMessage(hub.term, sent.generation, generation, str(sent.sum), delta["set"], delta["remove"])
+        self._note(generation, state, sent.sum)
+        return message
+
+    async def _first(self, hub: Hub, hello: Hello, generation: int, state: NodeState) -> ToNode:
+        """What answers a hello: the whole state, or word that the node has it already."""
+        total = await asyncio.to_thread(Digest, state)
+        digest = str(total)
+        self._under_way = {}
+        self._note(generation, state, total)
+        if hello.digest == digest and hello.term <= hub.term:
+            return DeltaMessage(hub.term, hello.generation, generation, digest, {}, {})
+        return StateMessage(hub.term, generation, digest, state)
+
+    def _note(self, generation: int, state: NodeState, total: Digest) -> None:
+        self._sent = _Sent(generation, state, total)
+        self._under_way[generation] = state
+
+    # -- from the node ------------------------------------------------------------------------------------------
+
+    def said(self, hub: Hub, message: FromNode) -> None:
+        """One message after the first; raises AccessError for what this node may not say."""
+        self.heard = time.monotonic()
+        match message:
+            case Ack():
+                self._acknowledged(hub, message)
+            case HealthMessage():
+                source = "tunnel" if self.kind == "mux" else "agent"
+                if any(report.source != source for report in message.reports):
+                    raise AccessError(f"{self.id} reports what is not its to know: it may only say source {source!r}")
+                hub.health(self, message)
+            case StatusMessage(body):
+                hub.status(self, body)
+            case EventMessage(text):
+                hub.event(self, text)
+            case Hello():
+                self._hello = message
+                self._wake.set()
+
+    def _acknowledged(self, hub: Hub, ack: Ack) -> None:
+        state = self._under_way.get(ack.generation)
+        if ack.term != hub.term or state is None:
+            if ack.error is not None:
+                hub.refused(self, ack.generation, ack.error)
+            return
+        # It takes the newest of those that wait, so what went before is done with.
+        order = list(self._under_way)
+        for generation in order[: order.index(ack.generation) + 1]:
+            del self._under_way[generation]
+        if ack.error is None:
+            hub.live(self, ack.generation, state)
+        else:
+            hub.refused(self, ack.generation, ack.error)
+            self._under_way[ack.generation] = state  # the node tries again by itself, and may say so later
+        self._wake.set()
+
+
+class Streams:
+    """All connections, and who may have one."""
+
+    def __init__(self, hub: Hub, trust: Trust) -> None:
+        self._hub = hub
+        self._trust = trust
+        self._connections: dict[str, Connection] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> Mapping[str, Connection]:
+        """By ``kind:name``."""
+        return self._connections
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/v1/stream", self.handle)]
+
+    def wake(self) -> None:
+        """The plan is another: every connection asks for its state."""
+        for connection in self._connections.values():
+            connection.wake()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One connection's whole life."""
+        address = address_of(request)
+        try:
+            peer = self._trust.node(certificate_of(request), address)
+        except AccessError as error:
+            return web.json_response({"error": str(error)}, status=403)
+        socket = web.WebSocketResponse(timeout=2.0, heartbeat=HEARTBEAT, max_msg_size=4 * FROM_NODE_MAX, compress=False)
+        await socket.prepare(request)
+        try:
+            await self._serve(socket, peer, address)
+        except MessageError as error:
+            log.warning("node dropped", node=str(peer), peer=address, reason=str(error))
+            await _say_refused(socket, str(error))
+        except AccessError as error:
+            self._trust.refused("node stream", address, str(error), who=str(peer))
+            await _say_refused(socket, str(error))
+        return socket
+
+    async def _serve(self, socket: web.WebSocketResponse, peer: Peer, address: str) -> None:
+        hello = await _hello(socket)
+        if hello is None:
+            return
+        claimed = hello.settings.get("name", peer.name)
+        if claimed != peer.name:
+            raise AccessError(f"the node calls itself {str(claimed)[:80]!r} and has the certificate of {peer}")
+        connection = Connection(peer, address, hello, socket)
+        self._admit(connection)
+        self._hub.arrived(connection)
+        log.info("node connected", node=connection.id, peer=address, generation=hello.generation, term=hello.term)
+        sending = asyncio.create_task(connection.send_states(self._hub))
+        receiving = asyncio.create_task(self._receive(socket, connection))
+        try:
+            await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (sending, receiving):
+                task.cancel()
+            results = await asyncio.gather(sending, receiving, return_exceptions=True)
+            if self._connections.get(connection.id) is connection:
+                del self._connections[connection.id]
+                self._hub.left(connection)
+                log.info("node disconnected", node=connection.id, peer=address)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, ConnectionError):
+                raise result
+
+    async def _receive(self, socket: web.WebSocketResponse, connection: Connection) -> None:
+        async for frame in socket:
+            if frame.type is not WSMsgType.TEXT:
+                raise MessageError("a message must be a text frame")
+            connection.said(self._hub, parse_from_node(frame.data))
+
+    def _admit(self, connection: Connection) -> None:
+        """One connection for each name: the newer is refused, unless the older is dead, or was its own."""
+        older = self._connections.get(connection.id)
+        if older is not None:
+            same = (older.address, older.peer.serial) == (connection.address, connection.peer.serial)
+            silent = time.monotonic() - older.heard
+            if not same and silent < 2 * HEARTBEAT:
+                raise AccessError(f"{connection.id} is connected already, from {older.address}")
+            log.info("node came back", node=connection.id, reason="its connection before had not ended yet")
+            self._connections[connection.id] = connection
+            self._hub.left(older)
+            ending = asyncio.create_task(older.refuse("this node connected anew"))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+        self._connections[connection.id] = connection
+
+    async def watch(self) -> None:
+        """Ends connections whose certificate was revoked or has expired; returns never."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL)
+            await self._trust.refresh()
+            for connection in list(self._connections.values()):
+                reason = self._trust.standing(connection.peer)
+                if reason is not None:
+                    self._trust.refused("node stream", connection.address, reason, who=connection.id)
+                    await connection.refuse(reason)
+
+    async def close(self) -> None:
+        """At the manager's end."""
+        for connection in list(self._connections.values()):
+            await connection.refuse("the manager stops")
+
+
+async def _hello(socket: web.WebSocketResponse) -> Hello | None:
+    """The first message; None if the node left."""
+    try:
+        async with asyncio.timeout(HELLO_TIMEOUT):
+            frame = await socket.receive()
+    except TimeoutError:
+        raise MessageError(f"no hello within {HELLO_TIMEOUT:.0f} s") from None
+    if frame.type is not WSMsgType.TEXT:
+        return None
+    message = parse_from_node(frame.data)
+    if not isinstance(message, Hello):
+        raise MessageError("the first message must be hello")
+    return message
+
+
+async def _say_refused(socket: web.WebSocketResponse, reason: str) -> None:
+    with contextlib.suppress(ConnectionError, TimeoutError):
+        async with asyncio.timeout(2.0):
+            await socket.send_str(encode(RefusedMessage(reason[:1000])))
+    await socket.close()
+
+
+async def _text(message: ToNode) -> str:
+    size = 0
+    if isinstance(message, StateMessage):
+        size = sum(len(entries) for entries in message.body.values())
+    return await asyncio.to_thread(encode, message) if size > _LARGE else encode(message)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A manager's node stream with a hub in memory, and nodes that run the real client, on loopback over real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from lb.node.cache import Cache
+from lb.node.client import NodeClient
+from lb.node.identity import Identity, TokenText
+from lb.node.messages import HealthMessage, NodeState
+from manager import joining
+from manager.authority import Authority
+from manager.stream import Connection, Streams
+from manager.trust import Trust, listener
+from tests.manager.memory import MemoryTrust
+
+
+async def until(true: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+    """Waits for a condition; fails with what was waited for."""
+    try:
+        async with asyncio.timeout(seconds):
+            while not true():  # noqa: ASYNC110  of several things, none of which is an event
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"waited {seconds} s for {what}") from None
+
+
+class MemoryHub:
+    """What :class:`manager.stream.Hub` asks for, with one state for all nodes."""
+
+    def __init__(self, term: int = 1) -> None:
+        self.term = term
+        self.generation = 1
+        self.state: NodeState = {}
+        self.lives: dict[str, tuple[int, NodeState]] = {}
+        self.refusals: list[tuple[str, int, str]] = []
+        self.reports: dict[str, list[Any]] = {}
+        self.leases: dict[str, int] = {}
+        self.statuses: list[Mapping[str, Any]] = []
+        self.events: list[str] = []
+        self.log: list[str] = []
+
+    def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
+        return self.generation, self.state
+
+    def arrived(self, connection: Connection) -> None:
+        self.log.append(f"{connection.id} arrived")
+
+    def left(self, connection: Connection) -> None:
+        self.log.append(f"{connection.id} left")
+
+    def live(self, connection: Connection, generation: int, state: NodeState) -> None:
+        self.lives[connection.id] = (generation, state)
+
+    def refused(self, connection: Connection, generation: int, reason: str) -> None:
+        self.refusals.append((connection.id, generation, reason))
+
+    def health(self, connection: Connection, message: HealthMessage) -> None:
+        self.reports.setdefault(connection.id, []).extend(message.reports)
+        self.leases[connection.id] = self.leases.get(connection.id, 0) + 1
+
+    def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
+        self.statuses.append(body)
+
+    def event(self, connection: Connection, text: str) -> None:
+        self.events.append(text)
+
+
+class StageManager:
+    """A manager that can be stopped, and started again with another term."""
+
+    def __init__(self, directory: Path, lifetime: float = 3600) -> None:
+        self.directory = directory
+        self.authority = Authority.create(directory / "ca")
+        self.store = MemoryTrust()
+        self.trust = Trust(self.authority, self.store, lifetime)
+        self.hub = MemoryHub()
+        self.streams = Streams(self.hub, self.trust)
+        with listener("127.0.0.1:0") as free:
+            self.port: int = free.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    @contextlib.asynccontextmanager
+    async def serving(self, term: int = 1) -> AsyncIterator[StageManager]:
+        self.hub.term = term
+        self.streams = Streams(self.hub, self.trust)
+        app = web.Application()
+        app.add_routes([*joining.routes(self.trust), *self.streams.routes()])
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        server = listener(f"127.0.0.1:{self.port}")
+        await web.SockSite(runner, server, ssl_context=self.trust.server_context("m1", "127.0.0.1:0")).start()
+        watch = asyncio.create_task(self.streams.watch())
+        try:
+            yield self
+        finally:
+            watch.cancel()
+            await asyncio.gather(watch, return_exceptions=True)
+            await self.streams.close()
+            await runner.cleanup()
+
+    def want(self, state: NodeState) -> None:
+        self.hub.state = state
+        self.hub.generation += 1
+        self.streams.wake()
+
+    async def token(self, kind: str = "mux", name: str | None = None) -> TokenText:
+        return TokenText.parse(await self.trust.make_token(kind, name, 900, "operator:test"))
+
+
+class StageNode:
+    """A node that applies states to a variable."""
+
+    def __init__(self, manager: StageManager, name: str, token: TokenText | None = None, kind: str = "mux") -> None:
+        self.directory = manager.directory / name
+        self.identity = Identity(self.directory / "identity", kind, name)
+        self.identity.load()
+        self.cache = Cache(self.directory / "node", f"{kind}:{name}")
+        self.state: NodeState | None = None
+        self.applied = 0
+        self.refuse: str | None = None
+        self.claims = name
+        self.client = NodeClient(
+            manager.url, self.identity, self.cache, self._apply, lambda: {"name": self.claims}, token=token
+        )
+        cached = self.cache.load()
+        if cached is not None:
+            self.state = cached.state
+            self.client.begin_with(cached)
+
+    async def _apply(self, state: NodeState) -> str | None:
+        if self.refuse is None:
+            self.state = state
+            self.applied += 1
+        return self.refuse
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[StageNode]:
+        task = asyncio.create_task(self.client.run())
+        try:
+            yield self
+        finally:
+            ended = task.done()
+            task.cancel()
+            results = await asyncio.gather(task, return_exceptions=True)
+            assert not ended, f"the client ended: {results}"
