@@ -73,7 +73,10 @@ class Plane:
 class Daemon:
     """One MUX, from its file to its end."""
 
-    def __init__(self, path: Path, config: MuxConfig, netlink: Netlink, state_dir: StateDir) -> None:
+    def __init__(
+        self, path: Path, config: MuxConfig, netlink: Netlink, state_dir: StateDir, reload_wanted: asyncio.Event
+    ) -> None:
+        """``reload_wanted`` is set by SIGHUP, perhaps before the start has ended."""
         self._path = path
         self._settings = config.mux
         self._bgp = config.bgp
@@ -84,17 +87,13 @@ class Daemon:
         self._condition = Condition()
         self._watch = HopWatch(netlink, self._hops_changed, self._links_changed)
         self._tasks: list[asyncio.Task[None]] = []
-        self._reload_wanted = asyncio.Event()
+        self._reload_wanted = reload_wanted
         self._reopen_wanted = asyncio.Event()
         self._opened: Plane | None = None
         self._ifindex = 0
         self._probes = TunnelProbes(config.mux, netlink)
         self._control: ControlServer | None = None
         self._metrics: MetricsServer | None = None
-
-    def want_reload(self) -> None:
-        """SIGHUP."""
-        self._reload_wanted.set()
 
     @property
     def _plane(self) -> Plane:
@@ -355,15 +354,12 @@ async def serve_until_told(path: Path) -> None:
     require(PROGRAM, NEEDED)
     with contextlib.closing(StateDir(config.mux.state_dir)) as state_dir:
         async with Netlink() as netlink:
-            daemon = Daemon(path, config, netlink, state_dir)
+            daemon = Daemon(path, config, netlink, state_dir, hangup)
             clean = False
             try:
                 starting = asyncio.create_task(daemon.start(config.services))
                 await _first(starting, end)
                 if starting.done():
-                    loop.add_signal_handler(signal.SIGHUP, daemon.want_reload)
-                    if hangup.is_set():  # came while we were starting
-                        daemon.want_reload()
                     await _first(asyncio.create_task(daemon.failed()), end)
                 clean = True
             finally:
