@@ -140,7 +140,7 @@ def test_privileges_are_given_up(packet: Stage) -> None:
     process = packet.start(DNS)
     for status in Path(f"/proc/{process.pid}/task").glob("*/status"):
         fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
-        mask = 1 << 12 | 1 << 13  # CAP_NET_ADMIN, CAP_NET_RAW
+        mask = 1 << 12 | 1 << 13 | 1 << 23  # CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_NICE
         assert {int(fields[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {mask}
         assert fields["NoNewPrivs"] == "1"
 
