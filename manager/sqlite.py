@@ -1,0 +1,261 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store in one SQLite file: ``<state_dir>/manager.db``, in WAL mode, synchronised to disk at every commit.
+
+All statements run in one thread of the store's own, one transaction at a time, so the event loop never waits for the
+disk. Other processes (``lb-manager token`` and friends) may use the file at the same time; SQLite's locks see to that.
+The audit is append-only: the database itself refuses to change or delete a line of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any, TypeVar
+
+from manager.store import AuditRecord, ConflictError, Entries, NodeRecord, Stored, StoreError
+from manager.tokens import Certificate, Token
+
+FILE = "manager.db"
+#: How long to wait for another process that writes, seconds.
+BUSY_TIMEOUT = 5.0
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counter VALUES ('version', 0), ('term', 0);
+CREATE TABLE desired (section TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (section, key)) WITHOUT ROWID;
+CREATE TABLE memory (section TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (section, key)) WITHOUT ROWID;
+CREATE TABLE audit (version INTEGER PRIMARY KEY, at REAL NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
+                    change TEXT NOT NULL);
+CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+CREATE TRIGGER audit_is_never_deleted BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+CREATE TABLE node (kind TEXT, name TEXT, address TEXT, address6 TEXT, first_seen REAL, last_seen REAL, version TEXT,
+                   PRIMARY KEY (kind, name)) WITHOUT ROWID;
+CREATE TABLE token (digest TEXT PRIMARY KEY, kind TEXT, name TEXT, made_by TEXT, made_at REAL, expires REAL,
+                    used_at REAL, used_by TEXT) WITHOUT ROWID;
+CREATE TABLE certificate (serial TEXT PRIMARY KEY, kind TEXT, name TEXT, made_at REAL, expires REAL, revoked_at REAL,
+                          revoked_why TEXT) WITHOUT ROWID;
+"""
+
+T = TypeVar("T")
+
+
+class SqliteStore:
+    """A :class:`manager.store.Store`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._database: sqlite3.Connection | None = None
+
+    @classmethod
+    async def open(cls, state_dir: Path) -> SqliteStore:
+        """Opens the file, or makes it."""
+        store = cls(state_dir / FILE)
+        try:
+            await store._run(store._open)
+        except BaseException:
+            store._thread.shutdown(wait=False)
+            raise
+        return store
+
+    async def close(self) -> None:
+        if self._database is not None:
+            await self._run(self._database.close)
+        self._thread.shutdown()
+
+    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """In the store's thread. What was begun there is finished, even if the caller is cancelled."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, function, arguments)
+
+    def _guarded(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+        try:
+            return function(*arguments)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"{self._path}: {error}; is the disk full, or the file another user's?") from None
+
+    def _open(self) -> None:
+        before = os.umask(0o077)  # tokens' hashes and who did what are the manager's alone
+        try:
+            database = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
+        finally:
+            os.umask(before)
+        try:
+            database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = FULL")
+            self._database = database
+            with self._transaction():
+                found = database.execute("PRAGMA user_version").fetchone()[0]
+                if found == 0:
+                    for statement in _statements(SCHEMA):
+                        database.execute(statement)
+                    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+                elif found != SCHEMA_VERSION:
+                    raise StoreError(
+                        f"{self._path} is of form {found}; this version of lb-manager reads form {SCHEMA_VERSION}"
+                    )
+        except BaseException:
+            database.close()
+            self._database = None
+            raise
+
+    @property
+    def _db(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise StoreError(f"{self._path} is closed")
+        return self._database
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and on the disk at its end."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    # -- desired state ------------------------------------------------------------------------------------------
+
+    async def load(self) -> Stored:
+        return await self._run(self._load)
+
+    def _load(self) -> Stored:
+        with self._transaction():
+            return Stored(self._counter("version"), self._entries("desired"))
+
+    async def commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float) -> int:
+        return await self._run(self._commit, expected, change, who, what, at)
+
+    def _commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float) -> int:
+        with self._transaction() as database:
+            version = self._counter("version")
+            if version != expected:
+                raise ConflictError(f"the desired state is at version {version} by now, not at {expected}")
+            self._write("desired", change)
+            database.execute("UPDATE counter SET value = ? WHERE name = 'version'", (version + 1,))
+            row = (version + 1, at, who, what, json.dumps(change, ensure_ascii=False))
+            database.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?)", row)
+        return version + 1
+
+    async def audit(self, limit: int) -> list[AuditRecord]:
+        return await self._run(self._audit, limit)
+
+    def _audit(self, limit: int) -> list[AuditRecord]:
+        rows = self._db.execute("SELECT * FROM audit ORDER BY version DESC LIMIT ?", (limit,)).fetchall()
+        return [AuditRecord(version, at, who, what, json.loads(change)) for version, at, who, what, change in rows]
+
+    # -- memory -------------------------------------------------------------------------------------------------
+
+    async def memory(self) -> Entries:
+        return await self._run(self._entries, "memory")
+
+    async def remember(self, change: Mapping[str, Any]) -> None:
+        await self._run(self._remember, change)
+
+    def _remember(self, change: Mapping[str, Any]) -> None:
+        with self._transaction():
+            self._write("memory", change)
+
+    # -- nodes and terms ----------------------------------------------------------------------------------------
+
+    async def nodes(self) -> list[NodeRecord]:
+        return await self._run(lambda: [NodeRecord(*row) for row in self._db.execute("SELECT * FROM node")])
+
+    async def save_node(self, record: NodeRecord) -> None:
+        await self._run(self._execute, "INSERT OR REPLACE INTO node VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(record))
+
+    async def forget_node(self, kind: str, name: str) -> None:
+        await self._run(self._execute, "DELETE FROM node WHERE kind = ? AND name = ?", (kind, name))
+
+    async def next_term(self) -> int:
+        return await self._run(self._next_term)
+
+    def _next_term(self) -> int:
+        with self._transaction() as database:
+            term = self._counter("term") + 1
+            database.execute("UPDATE counter SET value = ? WHERE name = 'term'", (term,))
+        return term
+
+    # -- trust --------------------------------------------------------------------------------------------------
+
+    async def add_token(self, token: Token) -> None:
+        await self._run(self._execute, "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
+
+    async def token(self, digest: str) -> Token | None:
+        return await self._run(self._token, digest)
+
+    def _token(self, digest: str) -> Token | None:
+        row = self._db.execute("SELECT * FROM token WHERE digest = ?", (digest,)).fetchone()
+        return Token(*row) if row else None
+
+    async def spend_token(self, digest: str, at: float, by: str) -> bool:
+        statement = "UPDATE token SET used_at = ?, used_by = ? WHERE digest = ? AND used_at IS NULL"
+        return await self._run(self._execute, statement, (at, by, digest)) == 1
+
+    async def add_certificate(self, certificate: Certificate) -> None:
+        statement = "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?)"
+        await self._run(self._execute, statement, astuple(certificate))
+
+    async def certificates(self) -> list[Certificate]:
+        return await self._run(self._certificates)
+
+    def _certificates(self) -> list[Certificate]:
+        rows = self._db.execute("SELECT * FROM certificate WHERE expires > ?", (time.time(),))
+        return [Certificate(*row) for row in rows]
+
+    async def revoke(self, serials: Collection[str], at: float, why: str) -> None:
+        await self._run(self._revoke, list(serials), at, why)
+
+    def _revoke(self, serials: list[str], at: float, why: str) -> None:
+        with self._transaction() as database:
+            for serial in serials:
+                database.execute(
+                    "UPDATE certificate SET revoked_at = ?, revoked_why = ? WHERE serial = ? AND revoked_at IS NULL",
+                    (at, why, serial),
+                )
+
+    # -- what all of them use -----------------------------------------------------------------------------------
+
+    def _execute(self, statement: str, values: tuple[Any, ...]) -> int:
+        """One statement, its own transaction; returns how many rows it changed."""
+        with self._transaction() as database:
+            return database.execute(statement, values).rowcount
+
+    def _counter(self, name: str) -> int:
+        return int(self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()[0])
+
+    def _entries(self, table: str) -> Entries:
+        entries: Entries = {}
+        for section, key, value in self._db.execute(f"SELECT section, key, value FROM {table}"):  # noqa: S608  ours
+            entries.setdefault(section, {})[key] = json.loads(value)
+        return entries
+
+    def _write(self, table: str, change: Mapping[str, Any]) -> None:
+        removed = [(section, key) for section, keys in change.get("remove", {}).items() for key in keys]
+        changed = [
+            (section, key, json.dumps(value, ensure_ascii=False))
+            for section, entries in change.get("set", {}).items()
+            for key, value in entries.items()
+        ]
+        self._db.executemany(f"DELETE FROM {table} WHERE section = ? AND key = ?", removed)  # noqa: S608  ours
+        self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", changed)  # noqa: S608  ours
+
+
+def _statements(script: str) -> Iterator[str]:
+    """One by one, for executescript() would commit in between."""
+    statement = ""
+    for line in script.splitlines():
+        statement += line + "\n"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the manager keeps, behind one small interface: desired state, audit, memory of the plan, nodes, trust, terms.
+
+:class:`Store` is all that the rest of the manager knows of it; :mod:`manager.sqlite` is the one implementation, and
+another for etcd would be a second. Values are plain JSON. A change is atomic, and lasts once the call has returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lb.errors import VipmuxError
+from manager.tokens import TrustStore
+
+#: {section: {key: plain value}}
+Entries = dict[str, dict[str, Any]]
+
+
+class ConflictError(VipmuxError):
+    """Somebody else changed the desired state in the meantime; read it again."""
+
+
+class StoreError(VipmuxError):
+    """The store cannot be read or written; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The desired state at one version."""
+
+    version: int = 0
+    entries: Entries = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRecord:
+    """Who changed the desired state, when, and what. Never changed, never deleted."""
+
+    version: int
+    at: float  #: Unix time
+    who: str
+    what: str
+    change: Mapping[str, Any]  #: {"set": {section: {key: value}}, "remove": {section: [key]}}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A MUX or agent that was connected once."""
+
+    kind: str
+    name: str
+    address: str | None
+    address6: str | None
+    first_seen: float
+    last_seen: float
+    version: str = ""
+
+
+class Store(TrustStore, Protocol):
+    """One manager's store."""
+
+    async def load(self) -> Stored: ...
+
+    async def commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float) -> int:
+        """Makes the next version by a change and writes it into the audit, both or neither; returns its number.
+        Raises ConflictError if the version is not the expected one."""
+        ...
+
+    async def audit(self, limit: int) -> list[AuditRecord]:
+        """The latest first."""
+        ...
+
+    async def memory(self) -> Entries:
+        """What the plan must remember; see manager.plan.Memory."""
+        ...
+
+    async def remember(self, change: Mapping[str, Any]) -> None:
+        """Changes the memory, as commit() does the desired state, but with no version and no audit."""
+        ...
+
+    async def nodes(self) -> list[NodeRecord]: ...
+
+    async def save_node(self, record: NodeRecord) -> None: ...
+
+    async def forget_node(self, kind: str, name: str) -> None: ...
+
+    async def next_term(self) -> int:
+        """A number that no manager had before."""
+        ...
+
+    async def close(self) -> None: ...
