@@ -21,6 +21,11 @@ TABLES: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
         ("service", "name", "address", "port", "weight", "state", "packets"),
         frozenset({"weight", "packets"}),
     ),
+    "announcements": (("vip", "peer", "state", "med", "prepend", "communities", "why"), frozenset({"med", "prepend"})),
+    "peers": (
+        ("name", "address", "asn", "kind", "state", "seconds", "announced", "error"),
+        frozenset({"seconds", "announced"}),
+    ),
 }
 #: Asked of an agent, not of a MUX.
 _OF_AGENT = ("agents",)
@@ -29,11 +34,13 @@ _SINGLE = ("muxes", "agents", "status")
 
 
 @click.command("get")
-@click.argument("what", type=click.Choice(["services", "backends", "muxes", "agents", "status"]))
+@click.argument(
+    "what", type=click.Choice(["services", "backends", "muxes", "agents", "announcements", "peers", "status"])
+)
 @local_options
 @output_option
 def command(*, what: str, local: bool, socket: str | None, config: str | None, as_json: bool) -> None:
-    """Show services, backends, muxes or agents, as the daemon on this machine knows them (--local)."""
+    """Show services, backends, announcements and so on, as the daemon on this machine knows them (--local)."""
     require_local(local, socket)
     data = ask(find_socket(socket, config, "agent" if what in _OF_AGENT else "mux"), {"op": "get", "what": what})
     if as_json:
@@ -56,6 +63,8 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
     shown = dict(row)
     if "protocol" in row:
         shown["port"] = f"{row.get('port')}/{row['protocol']}"
+    if isinstance(row.get("asn"), int):
+        shown["asn"] = str(row["asn"])  # a number of no quantity
     if isinstance(row.get("bytes"), int):
         shown["bytes"] = size(row["bytes"])
     return shown
