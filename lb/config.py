@@ -94,16 +94,17 @@ class Kind(enum.Enum):
     SERVICES = "services"
 
 
-def load_mux(path: str | Path, *, offline: bool = False) -> MuxConfig:
-    """A MUX's file. ``offline`` tools never look at the interface, so for them it may be absent."""
-    config = parse(_read(path), Kind.MUX, file=str(path), offline=offline)
+def load_mux(path: str | Path, *, offline: bool = False, manager: str | None = None) -> MuxConfig:
+    """A MUX's file. ``offline`` tools never look at the interface, so for them it may be absent. ``manager``: as
+    ``[manager] url`` would be, and instead of it."""
+    config = parse(_read(path), Kind.MUX, file=str(path), offline=offline, manager=manager)
     assert isinstance(config, MuxConfig)  # noqa: S101  what Kind.MUX promises
     return config
 
 
-def load_agent(path: str | Path) -> AgentConfig:
-    """A host agent's file."""
-    config = parse(_read(path), Kind.AGENT, file=str(path))
+def load_agent(path: str | Path, *, manager: str | None = None) -> AgentConfig:
+    """A host agent's file; ``manager`` as for a MUX's."""
+    config = parse(_read(path), Kind.AGENT, file=str(path), manager=manager)
     assert isinstance(config, AgentConfig)  # noqa: S101  what Kind.AGENT promises
     return config
 
@@ -127,14 +128,21 @@ def load_any(path: str | Path) -> Config:
     return parse(_read(path), Kind.ANY, file=str(path))
 
 
-def parse(text: str, kind: Kind = Kind.ANY, *, file: str | None = None, offline: bool = False) -> Config:
+def parse(
+    text: str,
+    kind: Kind = Kind.ANY,
+    *,
+    file: str | None = None,
+    offline: bool = False,
+    manager: str | None = None,
+) -> Config:
     """Decides whether a text is a right configuration; raises ConfigError with every mistake otherwise."""
-    reader = _Reader(offline)
+    reader = _Reader(offline, manager)
     with _no_collection():
         try:
             config = reader.read(*_in_pieces(text), kind)
         except _OnlyWholeError:
-            reader = _Reader(offline)
+            reader = _Reader(offline, manager)
             document = _toml(text, file)
             config = reader.read(document, document.pop("service", []), kind)
     tables.forget_addresses()
@@ -143,16 +151,35 @@ def parse(text: str, kind: Kind = Kind.ANY, *, file: str | None = None, offline:
     return config
 
 
-def parse_service_tables(array: Sequence[object]) -> tuple[Service, ...]:
-    """``[[service]]`` tables as plain values, from an API or a store; the other way is ``service_table(service)``."""
+def parse_service_tables(
+    array: Sequence[object], owner: MuxSettings | AgentSettings | None = None
+) -> tuple[Service, ...]:
+    """``[[service]]`` tables as plain values, from an API, a store or a manager; ``service_table(service)`` is the
+    other way. With an ``owner`` they are checked as if they stood in its file."""
     reader = _Reader(offline=False)
     with _no_collection():
-        services = reader.read({}, list(array), Kind.SERVICES)
+        services = reader.services(array, _owner_table(owner))
     tables.forget_addresses()
     if services is None:
         raise ConfigError(reader.in_order())
-    assert isinstance(services, tuple)  # noqa: S101  what Kind.SERVICES promises
     return services
+
+
+def _owner_table(owner: MuxSettings | AgentSettings | None) -> Owner:
+    """As much of the owner's table as services are checked against."""
+    if isinstance(owner, MuxSettings):
+        return tables.MuxTable.model_construct(address=owner.address, address6=owner.address6, slots=owner.slots)
+    if isinstance(owner, AgentSettings):
+        return tables.AgentTable.model_construct(address=owner.address, address6=owner.address6)
+    return None
+
+
+def parse_manager_url(text: str) -> str:
+    """``--manager`` in one form; raises ConfigError."""
+    try:
+        return tables.check_url(text)
+    except ValueError as error:
+        raise ConfigError([("--manager", str(error))]) from None
 
 
 @contextlib.contextmanager
@@ -258,9 +285,10 @@ def format_path(path: Path_) -> str:
 class _Reader:
     """Reads one document, gathering mistakes; used once."""
 
-    def __init__(self, offline: bool) -> None:
+    def __init__(self, offline: bool, manager: str | None = None) -> None:
         self.mistakes: list[tuple[Path_, str]] = []
         self._offline = offline
+        self._manager = manager
         self._wrong: set[Path_] = set()
         # The service and backend being read: mistakes name them, for those who do not count from 0.
         self._service_raw: object = None
@@ -291,25 +319,35 @@ class _Reader:
         idle = None
         bgp = None
         if "mux" in document and kind in (Kind.ANY, Kind.MUX):
+            self._follow(document)
             owner, idle = self._mux(document.pop("mux"))
             if "bgp" in document:
                 bgp = self._bgp(document.pop("bgp"), owner)
         elif "agent" in document and kind in (Kind.ANY, Kind.AGENT):
+            self._follow(document)
             owner = self._agent(document.pop("agent"))
         elif "manager" in document and kind in (Kind.ANY, Kind.MANAGER):
             owner = self._table(tables.ManagerTable, document.pop("manager"), ("manager",))
         if kind is Kind.MANAGER or isinstance(owner, tables.ManagerTable):
-            self._check_no_services(raw_services)
+            self._check_no_services(raw_services, "a manager's file; `lb apply -f FILE` brings services")
             return None if self.mistakes else ManagerSettings(**_given(owner))
+        if self._manager is not None:
+            self._check_no_services(raw_services, "a file with a manager; services come from the manager")
+            raw_services = []
         services = self._services(raw_services, owner)
         if self.mistakes:
             return None
         if isinstance(owner, tables.MuxTable):
             given = {"interface": "", **_given(owner, "idle")}
-            return MuxConfig(MuxSettings(**given, idle=Idle(**_given(idle))), services, bgp)
+            return MuxConfig(MuxSettings(**given, idle=Idle(**_given(idle))), services, bgp, self._manager)
         if isinstance(owner, tables.AgentTable):
-            return AgentConfig(AgentSettings(**_given(owner)), services)
+            return AgentConfig(AgentSettings(**{"muxes": (), **_given(owner)}), services, self._manager)
         return services
+
+    def services(self, array: Sequence[object], owner: Owner) -> tuple[Service, ...] | None:
+        """Services alone, or None if there were mistakes."""
+        services = self._services(list(array), owner)
+        return None if self.mistakes else services
 
     def _check_top(self, document: dict[str, Any], kind: Kind) -> None:
         for key in document:
@@ -319,18 +357,17 @@ class _Reader:
         if which is not None and kind.value not in document:
             self.mistake((kind.value,), f"is missing; a {which}'s file has a table [{kind.value}]")
         for key in ("mux", "agent", "manager"):
-            if key in document and kind not in (Kind.ANY, Kind(key)):
+            follows = key == "manager" and kind in (Kind.MUX, Kind.AGENT)
+            if key in document and kind not in (Kind.ANY, Kind(key)) and not follows:
                 self.mistake((key,), "has no place in this file")
         if "bgp" in document and "mux" not in document:
             self.mistake(("bgp",), "has no place in a file without [mux]; only MUXes announce")
-        if kind is Kind.ANY and "manager" in document and ("mux" in document or "agent" in document):
-            self.mistake(("manager",), "has no place in this file")
         if kind is Kind.ANY and "mux" in document and "agent" in document:
             self.mistake(("agent",), "has no place beside [mux]; a file is either a MUX's or an agent's")
 
-    def _check_no_services(self, raw: object) -> None:
+    def _check_no_services(self, raw: object, where: str) -> None:
         if next(iter(raw), None) is not None if isinstance(raw, Iterable) else True:
-            self.mistake(("service",), "has no place in a manager's file; `lb apply -f FILE` brings services")
+            self.mistake(("service",), f"has no place in {where}")
 
     def _table(self, shape: type[TableT], raw: object, path: Path_) -> TableT | None:
         """A table with what was right in it; mistakes are gathered and their keys left out."""
@@ -338,7 +375,7 @@ class _Reader:
             self.mistake(path, f"must be a table, not {show(raw)}")
             return None
         for key, hint in shape.REQUIRED.items():
-            if key not in raw and not (self._offline and key == "interface"):
+            if key not in raw and not self._may_lack(key):
                 self.mistake((*path, key), f"is missing: {hint}")
         try:
             return shape.model_validate(raw)
@@ -353,6 +390,9 @@ class _Reader:
                     self.mistake((*path, key), str(detail["ctx"]["error"]))
             return shape.model_validate({key: value for key, value in raw.items() if key not in wrong})
 
+    def _may_lack(self, key: str) -> bool:
+        return (self._offline and key == "interface") or (self._manager is not None and key == "muxes")
+
     def _array(self, raw: object, path: Path_) -> list[Any]:
         """An array of tables, each still unread."""
         if isinstance(raw, list):
@@ -363,6 +403,12 @@ class _Reader:
         return []
 
     # --- [mux] and [agent] ---------------------------------------------------------------------------------------
+
+    def _follow(self, document: dict[str, Any]) -> None:
+        """``[manager]`` of a node; a URL from the command line goes before it."""
+        if "manager" in document:
+            table = self._table(tables.FollowTable, document.pop("manager"), ("manager",))
+            self._manager = self._manager or (table.url if table is not None else None) or ""  # wrong, but there
 
     def _mux(self, raw: object) -> tuple[tables.MuxTable | None, tables.IdleTable | None]:
         table = self._table(tables.MuxTable, raw, ("mux",))
@@ -377,9 +423,11 @@ class _Reader:
         if table is None:
             return None
         self._check_mtu6(table, ("agent",))
+        path = ("agent", "muxes")
+        if self._manager is not None and isinstance(raw, dict) and "muxes" in raw:
+            self.mistake(path, "has no place beside a manager, who knows the MUXes; leave it out")
         if table.muxes is None:
             return table
-        path = ("agent", "muxes")
         versions = {mux.version for mux in table.muxes}
         for mux in {mux for mux in table.muxes if table.muxes.count(mux) > 1}:
             self.mistake(path, f"names {mux} more than once")

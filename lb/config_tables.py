@@ -18,6 +18,7 @@ import socket
 from collections.abc import Callable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
 from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
@@ -46,6 +47,8 @@ MTU_MIN, MTU_MIN6, MTU_MAX = 576, 1280, 9216
 NAME_MAX = 128
 #: TCP MD5's limit, bytes.
 PASSWORD_MAX = 80
+#: Where a manager listens, unless told.
+MANAGER_PORT = 9740
 
 
 def show(value: object) -> str:
@@ -355,6 +358,20 @@ def check_communities(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def check_url(value: object) -> str:
+    """Where a manager is, in one form: https://HOST:PORT."""
+    text = check_text(value)
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        host, port = parts.hostname, parts.port or MANAGER_PORT
+    except ValueError:
+        host, port = None, 0
+    plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username) if host else False
+    if not host or parts.scheme != "https" or not plain or not host.isprintable() or " " in host:
+        raise ValueError(f'must be an address such as "https://10.0.1.9:9740", not {show(value)}')
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 # --- BGP ---------------------------------------------------------------------------------------------------------
 
 
@@ -535,6 +552,14 @@ class AgentTable(Table):
     mtu: _Mtu = None
     metrics: _Listen = None
     state_dir: _Directory = None
+
+
+class FollowTable(Table):
+    """``[manager]`` in the file of a MUX or an agent"""
+
+    REQUIRED = {"url": 'the manager\'s address, such as "https://10.0.1.9:9740"'}
+
+    url: Annotated[str | None, PlainValidator(check_url)] = None
 
 
 class ManagerTable(Table):

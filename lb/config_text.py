@@ -39,9 +39,13 @@ def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Serv
         sections += [_section("[mux]", settings), _section("[mux.idle]", _everything(idle))]
         if config.bgp is not None:
             sections += _bgp(config.bgp)
+        sections += _follow(config.manager)
         services = config.services
     elif isinstance(config, AgentConfig):
-        sections.append(_section("[agent]", _everything(config.agent)))
+        settings = _everything(config.agent)
+        if config.manager is not None:
+            del settings["muxes"]
+        sections += [_section("[agent]", settings), *_follow(config.manager)]
         services = config.services
     elif isinstance(config, ManagerSettings):
         sections.append(_section("[manager]", _everything(config)))
@@ -59,6 +63,11 @@ def _bgp(settings: BgpSettings) -> Iterator[str]:
     yield _section("[bgp]", table)
     for peer in peers:
         yield _section("[[bgp.peer]]", _everything(peer))
+
+
+def _follow(manager: str | None) -> Iterator[str]:
+    if manager is not None:
+        yield _section("[manager]", {"url": manager})
 
 
 def service_table(service: Service) -> dict[str, Any]:

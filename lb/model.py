@@ -257,7 +257,7 @@ class AgentSettings:
     name: str
     address: IPv4Address
     interface: str
-    muxes: tuple[Address, ...]
+    muxes: tuple[Address, ...]  #: outer sources that are accepted; none of them, no tunnels
     address6: IPv6Address | None = None
     decap: DecapMode = DecapMode.AUTO
     mtu: int = 1500
@@ -286,6 +286,7 @@ class MuxConfig:
     mux: MuxSettings
     services: tuple[Service, ...] = ()
     bgp: BgpSettings | None = None
+    manager: str | None = None  #: the manager's URL; the services come from it then
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,3 +295,4 @@ class AgentConfig:
 
     agent: AgentSettings
     services: tuple[Service, ...] = ()
+    manager: str | None = None  #: the manager's URL; services and MUXes come from it then

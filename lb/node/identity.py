@@ -18,7 +18,6 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from lb.errors import AccessError, IoError, RequestError
 from lb.node.files import make_private_directory, write_private
@@ -31,7 +30,6 @@ RENEW_AT = 1 / 3
 #: Until a manager that does not answer is given up, seconds.
 TIMEOUT = 10.0
 _ANSWER_MAX = 64 * 1024
-DEFAULT_PORT = 9740
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,18 +168,6 @@ class Identity:
         except OSError as error:
             raise IoError(f"{self._directory}: cannot be written: {(error.strerror or str(error)).lower()}") from None
         self.held = held
-
-
-def check_url(url: str) -> str:
-    """The manager's address, in one form; raises RequestError."""
-    try:
-        parts = urlsplit(url if "://" in url else f"https://{url}")
-        host, port = parts.hostname, parts.port or DEFAULT_PORT
-    except ValueError:
-        host, port = None, 0
-    if not host or parts.scheme != "https" or parts.path.strip("/") or parts.query or parts.username:
-        raise RequestError(f'the manager must be an address such as "https://10.0.1.9:9740", not {url[:100]!r}')
-    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def client_context(ca: str) -> ssl.SSLContext:

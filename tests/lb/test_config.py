@@ -18,7 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lb.config
-from lb.config import Kind, load_agent, load_any, load_mux, load_services, parse, parse_service_tables, service_table
+from lb.config import (
+    Kind,
+    load_agent,
+    load_any,
+    load_mux,
+    load_services,
+    parse,
+    parse_manager_url,
+    parse_service_tables,
+    service_table,
+)
 from lb.config_text import format_config
 from lb.errors import ConfigError
 from lb.model import (
@@ -327,3 +337,31 @@ def test_mistakes_in_plain_values_have_their_paths() -> None:
         "service[1].x",
         "service[1].name",
     ]
+
+
+def test_the_managers_address_is_read() -> None:
+    assert parse_manager_url("https://10.0.1.9") == "https://10.0.1.9:9740"
+    assert parse_manager_url("https://[2001:db8::9]:1") == "https://[2001:db8::9]:1"
+    assert parse_manager_url("lb.example.net") == "https://lb.example.net:9740"
+    for wrong in ("http://10.0.1.9", "https://", "https://a:b", "https://a/b", "ftp://a", "", "https://u@a", "a b"):
+        with pytest.raises(ConfigError, match="--manager: must be an address"):
+            parse_manager_url(wrong)
+
+
+def test_with_a_manager_services_come_from_it(tmp_path: Path) -> None:
+    alone, both = tmp_path / "alone.toml", tmp_path / "both.toml"
+    alone.write_text(MUX)
+    both.write_text(MUX + SERVICE)
+    assert load_mux(alone).manager is None
+    assert load_mux(alone, manager="https://10.0.1.9:9740").manager == "https://10.0.1.9:9740"
+    with pytest.raises(ConfigError, match="services come from the manager"):
+        load_mux(both, manager="https://10.0.1.9:9740")
+
+
+def test_services_of_a_manager_are_checked_as_those_of_a_file() -> None:
+    mux = parse(MUX, Kind.MUX)
+    assert isinstance(mux, MuxConfig)
+    table = {"name": "s", "vip": "2001:db8::1", "protocol": "tcp", "port": 80}
+    assert len(parse_service_tables([table])) == 1
+    with pytest.raises(ConfigError, match=r"is IPv6, which needs mux\.address6"):
+        parse_service_tables([table], mux.mux)

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from lb.errors import AccessError, RequestError
 from lb.node.files import write_private
-from lb.node.identity import Identity, ManagerUnreachableError, TokenText, check_url, unreachable
+from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
 from manager import joining
 from manager.authority import Authority, subject
 from manager.tokens import parse_ttl
@@ -357,15 +357,6 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 def test_what_is_no_token_is_refused(text: str) -> None:
     with pytest.raises(RequestError):
         TokenText.parse(text)
-
-
-def test_the_managers_address_is_read() -> None:
-    assert check_url("https://10.0.1.9") == "https://10.0.1.9:9740"
-    assert check_url("https://[2001:db8::9]:1") == "https://[2001:db8::9]:1"
-    assert check_url("lb.example.net") == "https://lb.example.net:9740"
-    for wrong in ("http://10.0.1.9", "https://", "https://a:b", "https://a/b", "ftp://a"):
-        with pytest.raises(RequestError):
-            check_url(wrong)
 
 
 def test_a_private_file_replaces_what_a_killed_process_left(tmp_path: Path) -> None:
