@@ -171,7 +171,7 @@ def _clamp_chain(groups: Sequence[_Group]) -> list[str]:
 
 def _guard_chains(guard: TunnelGuard, services: Sequence[OwnService]) -> list[str]:
     family = "ip" if guard.address.version == 4 else "ip6"
-    protocol = "ip protocol ipip" if guard.address.version == 4 else "ip6 nexthdr ipv6"
+    protocol = "ip protocol 4" if guard.address.version == 4 else "ip6 nexthdr 41"  # nft's "ipip" is 94
     muxes = ", ".join(str(mux) for mux in guard.muxes if mux.version == guard.address.version)
     vips = sorted({_network(own.vip) for own in services if own.vip.version == guard.address.version})
     return [

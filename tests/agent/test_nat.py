@@ -120,7 +120,7 @@ def test_ipip_device_is_guarded_by_the_table() -> None:
     rules = chain(text_for(service("web", "203.0.113.10"), guard=guard), "tunnel")
     assert rules == [
         'iifname "vipmux-ipip" ip daddr != @served counter name inner_not_vip drop',
-        "ip protocol ipip ip daddr 10.0.3.21 ip saddr != { 10.0.1.11 } counter name untrusted_source drop",
+        "ip protocol 4 ip daddr 10.0.3.21 ip saddr != { 10.0.1.11 } counter name untrusted_source drop",
     ]
 
 
