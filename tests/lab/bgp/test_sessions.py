@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sessions: passwords, AS numbers, TTL security, silence, two kinds of peers, many routes; and errors in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_network
+
+import pytest
+
+from lb.model import Announce, AnnouncePeers, Backend, BgpFamily, BgpPeer, PeerKind, PortRange, Protocol, Service
+from tests.lab import netns
+from tests.lab.bgp.conftest import BgpLab
+from tests.lab.process import wait_for
+from tests.lab.routers import HOLD, MUX_ASN, Bird, Neighbour, Routers, RouteWatch
+from tests.lab.services import FILES_VIP, WEB_VIP, files, web
+
+pytestmark = pytest.mark.lab
+
+PASSWORD = "it's; {a} secret #1"  # noqa: S105  of the lab
+INSIDE = IPv4Address("10.0.1.2")
+
+
+class Disagreeing(BgpLab):
+    """mux1 has the router's password and TTL, mux2 another password, mux3 another idea of the router's AS."""
+
+    def __init__(self, routers: Routers) -> None:
+        super().__init__(3, 1, routers)
+        # FRR's configuration takes words only.
+        password = PASSWORD if routers is Routers.BIRD else "s3cret"
+        self.neighbour_changes = {"mux1": {"password": password, "gtsm": True}, "mux2": {"password": password}}
+        self.peer_changes = {
+            "mux1": {"password": password, "gtsm": True},
+            "mux2": {"password": "wrong"},
+            "mux3": {"asn": 64999},
+        }
+
+
+@pytest.fixture(scope="module")
+def disagreeing(routers: Routers) -> Iterator[BgpLab]:
+    with Disagreeing(routers) as lab:
+        lab.up((web(lab.hosts),))
+        yield lab
+
+
+def test_right_password_and_ttl_give_a_session_and_wrong_ones_none(disagreeing: BgpLab) -> None:
+    lab = disagreeing
+    lab.wait_hops(WEB_VIP, lab.muxes[0])
+    assert lab.peer(lab.muxes[0])["state"] == "established"
+    mux = lab.muxes[1]
+    lab.wait_peer(mux, lambda row: "another password" in str(row["error"]), "that the password may be wrong")
+    assert lab.peer(mux)["state"] == "connecting"
+    assert lab.announcements(mux)[WEB_VIP, "router"]["state"] == "waiting"
+    lab.wait_hops(WEB_VIP, lab.muxes[0])
+
+
+def test_wrong_as_number_is_said_in_words(disagreeing: BgpLab) -> None:
+    lab, mux = disagreeing, disagreeing.muxes[2]
+    lab.wait_peer(mux, lambda row: "AS number" in str(row["error"]), "that the AS number is wrong")
+    assert "AS number" in lab.status(mux)["bgp"]["router"]
+
+
+def test_silence_ends_the_session_after_the_hold_time_and_routes_return(disagreeing: BgpLab) -> None:
+    lab, mux = disagreeing, disagreeing.muxes[0]
+    lab.wait_hops(WEB_VIP, mux)
+    at = time.monotonic()
+    rules = "table ip hole { chain in { type filter hook ingress device eth0 priority 0; drop\n}\n}".replace(
+        "table ip", "table netdev"
+    )
+    netns.ip("netns", "exec", mux.namespace, "nft", rules)
+    try:
+        took = lab.withdrawn_after(mux, [WEB_VIP], at)
+        lab.wait_peer(mux, lambda row: row["state"] != "established", "the session is down")
+        assert "hold timer" in str(lab.peer(mux)["error"])
+    finally:
+        netns.ip("netns", "exec", mux.namespace, "nft", "delete", "table", "netdev", "hole")
+    healed = time.monotonic()
+    lab.wait_hops(WEB_VIP, mux, seconds=30)
+    back = time.monotonic() - healed
+    print(f"\n{lab.routers.value}: silence: withdrawn after {took:.1f} s, back {back:.1f} s after it ended")
+    assert took <= HOLD + 1.5
+
+
+# --- two routers: one outside, one inside ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_sided(routers: Routers) -> Iterator[tuple[BgpLab, RouteWatch]]:
+    """The lab's router, and beside it one of the MUXes' own AS: BIRD at 10.0.1.2."""
+    lab = BgpLab(1, 1, routers)
+    lab.more_peers = (
+        BgpPeer("inside", INSIDE, MUX_ASN, (BgpFamily.IPV4,), password="in", kind=PeerKind.INTERNAL),  # noqa: S106
+    )
+    with lab:
+        namespace = f"{lab.prefix}-r2"
+        netns.batch([f"netns add {namespace}"])
+        inside = Bird(namespace, lab.directory / "inside", str(INSIDE), asn=MUX_ASN)
+        watch = None
+        try:
+            netns.batch(
+                [f"link add name tor2 type veth peer name eth0 netns {namespace}", "link set tor2 master brm up"],
+                lab.router,
+            )
+            netns.batch(["link set lo up", f"addr add {INSIDE}/24 dev eth0", "link set eth0 up"], namespace)
+            watch = RouteWatch(namespace)
+            inside.start([Neighbour(mux.name, str(mux.address), password="in") for mux in lab.muxes])  # noqa: S106
+            lab.up(
+                (
+                    replace(web(lab.hosts), announce=Announce(peers=AnnouncePeers.EXTERNAL)),
+                    replace(files(lab.hosts), announce=Announce(peers=AnnouncePeers.INTERNAL)),
+                )
+            )
+            yield lab, watch
+        finally:
+            inside.stop()
+            if watch is not None:
+                watch.close()
+            netns.batch([f"netns del {namespace}"])
+
+
+def test_internal_and_external_peers_hear_different_vips(two_sided: tuple[BgpLab, RouteWatch]) -> None:
+    lab, inside = two_sided
+    mux = lab.muxes[0]
+    lab.wait_hops(WEB_VIP, mux)
+    wait_for(lambda: inside.hops(FILES_VIP) == {str(mux.address)}, "the inside router to learn the internal VIP")
+    assert lab.watch.hops(FILES_VIP) == frozenset()
+    assert inside.hops(WEB_VIP) == frozenset()
+    told = {pair for pair, row in lab.announcements(mux).items() if row["state"] == "announced"}
+    assert told == {(WEB_VIP, "router"), (FILES_VIP, "inside")}
+
+
+def test_a_vip_can_move_from_inside_to_everywhere(two_sided: tuple[BgpLab, RouteWatch]) -> None:
+    lab, inside = two_sided
+    mux = lab.muxes[0]
+    lab.publish((web(lab.hosts), files(lab.hosts)))
+    lab.wait_hops(FILES_VIP, mux)
+    wait_for(lambda: inside.hops(WEB_VIP) == {str(mux.address)}, "the inside router to learn both")
+
+
+def test_a_thousand_vips_are_announced_and_withdrawn_without_a_deadlock(two_sided: tuple[BgpLab, RouteWatch]) -> None:
+    """Each answer of ExaBGP goes through a pipe that must never fill."""
+    lab, inside = two_sided
+    backend = Backend("host1", lab.hosts[0].address)
+    many = tuple(
+        Service(
+            f"s{n}",
+            ip_network(f"198.18.{n // 250}.{n % 250 + 1}"),
+            Protocol.TCP,
+            PortRange(80, 80),
+            (backend,),
+            slots=251,
+        )
+        for n in range(1000)
+    )
+    lab.publish((web(lab.hosts),))
+    wait_for(lambda: (lab.watch.count(), inside.count()) == (1, 1), "one route everywhere")
+    began = time.monotonic()
+    lab.publish((web(lab.hosts), *many))
+    wait_for(lambda: (lab.watch.count(), inside.count()) == (1001, 1001), "1,001 routes in both routers", 60)
+    announced = time.monotonic()
+    assert lab.peer(lab.muxes[0])["announced"] == 1001
+    lab.publish((web(lab.hosts),))
+    wait_for(lambda: (lab.watch.count(), inside.count()) == (1, 1), "one route everywhere", 60)
+    withdrawn = time.monotonic()
+    print(
+        f"\n{lab.routers.value}: 1,000 routes to two peers: in both kernels {announced - began:.1f} s after the reload "
+        f"was asked for, gone after {withdrawn - announced:.1f} s"
+    )
+    for name in ("router", "inside"):
+        assert lab.peer(lab.muxes[0], name)["state"] == "established"
