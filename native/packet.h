@@ -21,6 +21,7 @@
 #ifndef VIPMUX_PACKET_H
 #define VIPMUX_PACKET_H
 
+#include <arpa/inet.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -175,10 +176,11 @@ static inline bool packet_decrement_ttl(struct packet *packet)
 	if (UNLIKELY(*ttl <= 1))
 		return false;
 	if (LIKELY(packet->family == 4)) {
-		uint16_t before = load16(ttl); /* TTL and protocol share a checksum word */
+		/* TTL and protocol share a checksum word.  It is read whole: a byte just written would stall that. */
+		uint16_t before = load16(ttl), after = before - htons(1 << 8);
 
-		--*ttl;
-		store16(ttl + 2, checksum_replace(load16(ttl + 2), before, load16(ttl)));
+		store16(ttl, after);
+		store16(ttl + 2, checksum_replace(load16(ttl + 2), before, after));
 	} else {
 		--*ttl;
 	}
