@@ -18,6 +18,8 @@ void encap_prepare(struct hop *hop, const struct hop_spec *spec)
 	hop->resolved = spec->resolved != 0;
 	memcpy(hop->mac, spec->mac, 6);
 	memcpy(hop->source_mac, spec->source_mac, 6);
+	hop->ethertype[0] = spec->family == 4 ? 0x08 : 0x86;
+	hop->ethertype[1] = spec->family == 4 ? 0x00 : 0xdd;
 	if (spec->family == 4) {
 		hop->header[0] = 0x45;
 		hop->header[8] = ENCAP_TTL;

@@ -6,6 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
 
 #define BACKEND_BITS 12
 #define CLASS_SHIFT 12
@@ -25,6 +28,8 @@
 _Static_assert(((uint64_t)FLOW_IDLE_MAX_SECONDS * 1000000000u >> FLOW_TICK_SHIFT) + 2 + JUMP_TICKS + SWEEP_TICKS <
 		       65536,
 	       "the stamp must not wrap before the sweep comes by");
+
+static flow_find_burst *best_find_burst(void);
 
 static uint64_t lines_for(uint64_t flows)
 {
@@ -46,6 +51,7 @@ int flow_table_create(uint64_t flows, struct flow_table **out)
 
 	if (!table)
 		return -ENOMEM;
+	table->find_burst = best_find_burst();
 	table->line_count = lines_for(flows);
 	table->remainder_bits = 64 - (63 - (unsigned)__builtin_clzll(table->line_count));
 	table->bytes = (flow_table_bytes(flows) + huge - 1) & ~(huge - 1);
@@ -127,6 +133,58 @@ uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot)
 }
 
 /* ---- find ---- */
+
+void flow_find_burst_plain(const struct flow_table *table, const uint64_t *scrambled, struct flow_slot *slots,
+			   unsigned count)
+{
+	bool elsewhere;
+
+	for (unsigned i = 0; i < count; i++)
+		slots[i] = flow_table_find_home(table, scrambled[i], &elsewhere);
+}
+
+#ifdef __x86_64__
+/* flow_line_way() on four entries at once; what the last two words of the line hold is masked off. */
+__attribute__((target("avx2,bmi"))) static void find_burst_avx2(const struct flow_table *table,
+								 const uint64_t *scrambled,
+								 struct flow_slot *slots, unsigned count)
+{
+	const __m256i one = _mm256_set1_epi64x(1), zero = _mm256_setzero_si256();
+
+	for (unsigned i = 0; i < count; i++) {
+		struct flow_line *line = &table->lines[flow_table_line_of(table, scrambled[i])];
+		uint64_t remainder = flow_table_remainder(table, scrambled[i]);
+		__m256i key = _mm256_set1_epi64x((long long)(remainder << KEY_SHIFT));
+		__m256i low = _mm256_load_si256((const __m256i *)line);
+		__m256i high = _mm256_load_si256((const __m256i *)line + 1);
+
+		low = _mm256_sub_epi64(_mm256_xor_si256(low, key), one);
+		high = _mm256_sub_epi64(_mm256_xor_si256(high, key), one);
+		low = _mm256_cmpeq_epi64(_mm256_srli_epi64(low, FLOW_REST_BITS), zero);
+		high = _mm256_cmpeq_epi64(_mm256_srli_epi64(high, FLOW_REST_BITS), zero);
+
+		unsigned hits = (unsigned)_mm256_movemask_pd(_mm256_castsi256_pd(low)) |
+				(unsigned)_mm256_movemask_pd(_mm256_castsi256_pd(high)) << 4;
+
+		hits &= (1u << FLOW_WAYS) - 1;
+		slots[i].line = hits ? line : NULL;
+		slots[i].way = hits ? (unsigned)__builtin_ctz(hits) : 0;
+	}
+}
+flow_find_burst *const flow_find_burst_avx2 = find_burst_avx2;
+
+static flow_find_burst *best_find_burst(void)
+{
+	return __builtin_cpu_supports("avx2") ? find_burst_avx2 : flow_find_burst_plain;
+}
+#else
+flow_find_burst *const flow_find_burst_avx2;
+
+static flow_find_burst *best_find_burst(void)
+{
+	return flow_find_burst_plain;
+}
+#endif
 
 static struct flow_line *alternate_line(const struct flow_table *table, uint64_t scrambled)
 {

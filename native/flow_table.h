@@ -52,6 +52,13 @@ struct flow_counters {
 	uint64_t moved;   /* trusted flows moved to their other line to make room */
 };
 
+struct flow_slot;
+struct flow_table;
+
+/* See flow_table_find_home_burst(). */
+typedef void flow_find_burst(const struct flow_table *table, const uint64_t *scrambled, struct flow_slot *slots,
+			     unsigned count);
+
 struct flow_table {
 	struct flow_line *lines;
 	uint64_t line_count;
@@ -65,6 +72,7 @@ struct flow_table {
 	uint64_t swept_since;        /* since this tick every line has been swept */
 	struct flow_counters counters;
 	size_t bytes;
+	flow_find_burst *find_burst; /* the best of those below that the processor can run */
 	/* Lines whose `away` is one too high still, see flow_table_settle(). */
 	struct flow_line *owed[FLOW_OWED_MAX];
 	unsigned owed_count;
@@ -114,6 +122,19 @@ void flow_table_settle(struct flow_table *table);
 
 /* Looks in the home line only: one cache line.  *elsewhere tells that the flow may live in its alternate line. */
 static inline struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere);
+
+/*
+ * Looks in the home lines of many flows, whose keys may be any numbers.  flow_find_burst_plain() is what it means;
+ * others do the same faster, and are NULL where the compiler cannot make them.
+ */
+static inline void flow_table_find_home_burst(const struct flow_table *table, const uint64_t *scrambled,
+					      struct flow_slot *slots, unsigned count)
+{
+	table->find_burst(table, scrambled, slots, count);
+}
+
+flow_find_burst flow_find_burst_plain;
+extern flow_find_burst *const flow_find_burst_avx2;
 
 /* Asks for the line where a flow may live that is not at home. */
 void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled);

@@ -19,6 +19,43 @@
 #define AHEAD 24u
 #define GROUP 16u
 
+/* ---- names of a flow ---- */
+
+static void packet_tuple(const struct packet *packet, struct flow_tuple *tuple)
+{
+	size_t size = packet->family == 4 ? 4 : 16;
+
+	memset(tuple, 0, sizeof(*tuple));
+	memcpy(tuple->source, packet_source(packet), size);
+	memcpy(tuple->destination, packet_destination(packet), size);
+	tuple->source_port = packet->source_port;
+	tuple->destination_port = packet->destination_port;
+	tuple->protocol = packet->protocol;
+	tuple->family = packet->family;
+}
+
+static uint64_t passage_hash(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	struct flow_tuple tuple;
+
+	if (!passage->hashed) {
+		packet_tuple(packet, &tuple);
+		passage->hash = flow_tuple_hash(&mux->snapshot->map->seed, &tuple, false);
+		passage->hashed = true;
+	}
+	return passage->hash;
+}
+
+static uint64_t flow_key(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	uint32_t source;
+
+	if (UNLIKELY(!passage->service->narrow))
+		return flow_key_wide(passage->service->id, passage_hash(mux, packet, passage));
+	memcpy(&source, packet->ip + 12, 4);
+	return flow_key_narrow(passage->service->id, source, packet->source_port);
+}
+
 /* ---- parse, find service ---- */
 
 /* The line where the packet begins and the outer header will end, and the next with the rest of its headers. */
@@ -64,97 +101,52 @@ static enum reason find_service(const struct mux *mux, struct packet *packet, co
 	return time_to_live(packet) <= 1 ? REASON_TTL_EXPIRED : REASON_FORWARDED;
 }
 
-static void find_services(struct mux *mux, const struct frame *frames, unsigned first, unsigned end)
+/* The flow's key, or 0 where the packet goes no further. */
+static inline uint64_t read_packet(struct mux *mux, unsigned i, const struct frame *frame, enum link_type link)
 {
-	const struct vip_map *map = mux->snapshot->map;
+	struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
+	const struct service *service = NULL;
+
+	if (LIKELY(packet_parse_plain(packet, frame, link)))
+		service = vip_map_find_exact4(mux->snapshot->map, packet->ip + 16, packet->protocol,
+					      packet->destination_port);
+	passage->service = service;
+	passage->hashed = false;
+	passage->flow = FLOW_NONE;
+	if (UNLIKELY(!service))
+		packet->reason = find_service(mux, packet, frame, passage);
+	else if (UNLIKELY(packet->ip[8] <= 1))
+		packet->reason = REASON_TTL_EXPIRED;
+	return LIKELY(packet->reason == REASON_FORWARDED) ? flow_key(mux, packet, passage) : 0;
+}
+
+/* Reads the packets, scrambles keys together so that one vector instruction does many, and asks for their lines. */
+static void read_burst(struct mux *mux, const struct frame *frames)
+{
+	unsigned count = mux->count;
 	enum link_type link = mux->io->link;
+	uint64_t keys[GROUP];
 
-	for (unsigned i = first; i < end; i++) {
-		struct packet *packet = &mux->packets[i];
-		struct passage *passage = &mux->passages[i];
-		const struct service *service = NULL;
+	for (unsigned i = 0; i < count && i < AHEAD; i++)
+		prefetch_headers(&frames[i]);
+	for (unsigned first = 0; first < count; first += GROUP) {
+		unsigned n = count - first < GROUP ? count - first : GROUP;
 
-		if (i + AHEAD < mux->count)
-			prefetch_headers(&frames[i + AHEAD]);
-		if (LIKELY(packet_parse_plain(packet, &frames[i], link)))
-			service = vip_map_find_exact4(map, packet->ip + 16, packet->protocol, packet->destination_port);
-		passage->service = service;
-		passage->hashed = false;
-		passage->flow = FLOW_NONE;
-		if (UNLIKELY(!service))
-			packet->reason = find_service(mux, packet, &frames[i], passage);
-		else if (UNLIKELY(packet->ip[8] <= 1))
-			packet->reason = REASON_TTL_EXPIRED;
+		for (unsigned i = 0; i < n; i++) {
+			if (first + i + AHEAD < count)
+				prefetch_headers(&frames[first + i + AHEAD]);
+			keys[i] = read_packet(mux, first + i, &frames[first + i], link);
+		}
+		if (!mux->table)
+			continue;
+		flow_scramble_burst(&mux->snapshot->map->seed, keys, &mux->scrambled[first], n);
+		for (unsigned i = 0; i < n; i++)
+			flow_table_prefetch(mux->table, mux->scrambled[first + i]);
 	}
 }
 
 /* ---- find flow ---- */
-
-static void packet_tuple(const struct packet *packet, struct flow_tuple *tuple)
-{
-	size_t size = packet->family == 4 ? 4 : 16;
-
-	memset(tuple, 0, sizeof(*tuple));
-	memcpy(tuple->source, packet_source(packet), size);
-	memcpy(tuple->destination, packet_destination(packet), size);
-	tuple->source_port = packet->source_port;
-	tuple->destination_port = packet->destination_port;
-	tuple->protocol = packet->protocol;
-	tuple->family = packet->family;
-}
-
-static uint64_t passage_hash(const struct mux *mux, const struct packet *packet, struct passage *passage)
-{
-	struct flow_tuple tuple;
-
-	if (!passage->hashed) {
-		packet_tuple(packet, &tuple);
-		passage->hash = flow_tuple_hash(&mux->snapshot->map->seed, &tuple, false);
-		passage->hashed = true;
-	}
-	return passage->hash;
-}
-
-static uint64_t flow_key(const struct mux *mux, const struct packet *packet, struct passage *passage)
-{
-	uint32_t source;
-
-	if (UNLIKELY(!passage->service->narrow))
-		return flow_key_wide(passage->service->id, passage_hash(mux, packet, passage));
-	memcpy(&source, packet->ip + 12, 4);
-	return flow_key_narrow(passage->service->id, source, packet->source_port);
-}
-
-/* Scrambles keys together, so that one vector instruction does many, and asks for their lines. */
-static void key_flows(struct mux *mux, unsigned first, unsigned end)
-{
-	uint64_t keys[GROUP], scrambled[GROUP];
-
-	for (unsigned i = first; i < end; i++) {
-		bool on = mux->packets[i].reason == REASON_FORWARDED;
-
-		keys[i - first] = on ? flow_key(mux, &mux->packets[i], &mux->passages[i]) : 0;
-	}
-	flow_scramble_burst(&mux->snapshot->map->seed, keys, scrambled, end - first);
-	for (unsigned i = first; i < end; i++) {
-		mux->passages[i].scrambled = scrambled[i - first];
-		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
-			flow_table_prefetch(mux->table, scrambled[i - first]);
-	}
-}
-
-static void read_burst(struct mux *mux, const struct frame *frames)
-{
-	for (unsigned i = 0; i < mux->count && i < AHEAD; i++)
-		prefetch_headers(&frames[i]);
-	for (unsigned first = 0; first < mux->count; first += GROUP) {
-		unsigned end = first + GROUP < mux->count ? first + GROUP : mux->count;
-
-		find_services(mux, frames, first, end);
-		if (mux->table)
-			key_flows(mux, first, end);
-	}
-}
 
 static uint32_t maglev_slot_of(const struct mux *mux, const struct packet *packet, struct passage *passage)
 {
@@ -202,17 +194,16 @@ static void look_for_flows(struct mux *mux)
 	uint8_t missing[BURST_MAX];
 	unsigned count = 0;
 
+	flow_table_find_home_burst(mux->table, mux->scrambled, mux->slots, mux->count);
 	for (unsigned i = 0; i < mux->count; i++) {
-		struct passage *passage = &mux->passages[i];
-		bool elsewhere;
+		struct flow_slot slot = mux->slots[i];
 
 		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
 			continue;
-		passage->slot = flow_table_find_home(mux->table, passage->scrambled, &elsewhere);
-		if (LIKELY(passage->slot.line != NULL)) {
-			__builtin_prefetch(&passage->service->backends[flow_slot_backend(passage->slot)]);
+		if (LIKELY(slot.line != NULL)) {
+			__builtin_prefetch(&mux->passages[i].service->backends[flow_slot_backend(slot)]);
 		} else {
-			flow_table_prefetch_alternate(mux->table, passage->scrambled);
+			flow_table_prefetch_alternate(mux->table, mux->scrambled[i]);
 			missing[count++] = (uint8_t)i;
 		}
 	}
@@ -245,23 +236,20 @@ static enum flow_class class_of(const struct packet *packet, bool trusted)
 	return (packet->protocol == 17 ? FLOW_CLASS_UDP : 0u) | (trusted ? FLOW_CLASS_TRUSTED : 0u);
 }
 
-static bool flow_expired(const struct mux *mux, const struct passage *passage, enum flow_class class)
+static bool flow_expired(const struct mux *mux, const struct passage *passage, struct flow_slot slot,
+			 enum flow_class class)
 {
-	uint16_t age = flow_slot_age(mux->table, passage->slot);
+	uint16_t idle = class == FLOW_TCP_UNTRUSTED ? mux->snapshot->map->idle_untrusted : passage->service->idle;
 
-	/* Most packets belong to flows seen within this very tick. */
-	if (LIKELY(age == 0))
-		return false;
-	return age >= (class == FLOW_TCP_UNTRUSTED ? mux->snapshot->map->idle_untrusted : passage->service->idle);
+	return flow_slot_age(mux->table, slot) >= idle;
 }
 
 /*
  * Whether the remembered backend still serves this packet.  Draining backends keep their TCP conversations but not
  * a new one on the same ports; their UDP flows move at once, if there is anywhere to move.  Sets the backend if so.
  */
-static bool keep_remembered(const struct mux *mux, const struct packet *packet, struct passage *passage)
+static bool keep_remembered(const struct mux *mux, const struct packet *packet, struct passage *passage, uint32_t number)
 {
-	uint32_t number = flow_slot_backend(passage->slot);
 	const struct backend *backend = backend_at(passage->service, number);
 
 	if (UNLIKELY(!backend || backend_state(backend) == BACKEND_DOWN))
@@ -278,56 +266,64 @@ static bool keep_remembered(const struct mux *mux, const struct packet *packet, 
 }
 
 /* A known flow whose backend serves on: refresh it, and trust it once a later packet has come. */
-static bool use_entry(struct mux *mux, const struct packet *packet, struct passage *passage)
+static inline bool use_entry(struct mux *mux, const struct packet *packet, struct passage *passage,
+			     struct flow_slot slot)
 {
-	enum flow_class class = flow_slot_class(passage->slot);
+	enum flow_class class = flow_slot_class(slot);
 
-	if (UNLIKELY(flow_expired(mux, passage, class)) || UNLIKELY(!keep_remembered(mux, packet, passage)))
+	if (UNLIKELY(flow_expired(mux, passage, slot, class)) ||
+	    UNLIKELY(!keep_remembered(mux, packet, passage, flow_slot_backend(slot))))
 		return false;
 	if (UNLIKELY(!(class & FLOW_CLASS_TRUSTED)) && !packet_opens(packet))
-		flow_slot_trust(mux->table, passage->slot);
-	flow_slot_touch(mux->table, passage->slot);
+		flow_slot_trust(mux->table, slot);
+	flow_slot_touch(mux->table, slot);
 	passage->flow = FLOW_KNOWN;
 	return true;
 }
 
 /* No usable entry: Maglev decides, and the table remembers, in the old entry's place if there is one. */
-static enum reason start_flow(struct mux *mux, const struct packet *packet, struct passage *passage)
+static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot)
 {
+	struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
 	enum flow_class class = class_of(packet, false);
 
 	if (!choose_new(mux, packet, passage))
 		return REASON_NO_BACKEND;
 	passage->flow = FLOW_NEW;
 	/* What has expired is gone, whether the sweep has come by or not: else places would depend on how bursts fell. */
-	if (passage->slot.line && flow_table_expire(mux->table, passage->slot))
-		passage->slot.line = NULL;
-	if (passage->slot.line)
-		flow_slot_rewrite(mux->table, passage->slot, passage->backend_number, class);
-	else if (!flow_table_insert(mux->table, passage->scrambled, passage->backend_number, class))
+	if (slot.line && !flow_table_expire(mux->table, slot))
+		flow_slot_rewrite(mux->table, slot, passage->backend_number, class);
+	else if (!flow_table_insert(mux->table, mux->scrambled[i], passage->backend_number, class))
 		passage->flow = FLOW_UNTRACKED;
 	return REASON_FORWARDED;
 }
 
+static inline void prefetch_way_out(const struct mux *mux, const struct backend *backend)
+{
+	__builtin_prefetch(&mux->snapshot->hops[backend_hop(backend)]);
+	__builtin_prefetch(&mux->backend_counters[backend->counter], 1);
+}
+
 static void choose_backends(struct mux *mux)
 {
-	uint32_t unchanged = mux->table->changes;
+	struct flow_table *table = mux->table;
+	uint32_t unchanged = table->changes;
 
 	for (unsigned i = 0; i < mux->count; i++) {
 		struct packet *packet = &mux->packets[i];
 		struct passage *passage = &mux->passages[i];
+		struct flow_slot slot = mux->slots[i];
 
-		if (packet->reason != REASON_FORWARDED)
+		if (UNLIKELY(packet->reason != REASON_FORWARDED))
 			continue;
 		/* An earlier packet of the burst may have made, moved or evicted the entry since the first look. */
-		if (!passage->slot.line || mux->table->changes != unchanged)
-			passage->slot = flow_table_find(mux->table, passage->scrambled);
-		if (!passage->slot.line || !use_entry(mux, packet, passage))
-			packet->reason = start_flow(mux, packet, passage);
-		if (LIKELY(packet->reason == REASON_FORWARDED)) {
-			__builtin_prefetch(&mux->snapshot->hops[backend_hop(passage->backend)]);
-			__builtin_prefetch(&mux->backend_counters[passage->backend->counter], 1);
-		}
+		if (UNLIKELY(!slot.line || table->changes != unchanged))
+			slot = flow_table_find(table, mux->scrambled[i]);
+		if (UNLIKELY(!slot.line || !use_entry(mux, packet, passage, slot)))
+			packet->reason = start_flow(mux, i, slot);
+		if (LIKELY(packet->reason == REASON_FORWARDED))
+			prefetch_way_out(mux, passage->backend);
 	}
 }
 
@@ -341,16 +337,16 @@ static void choose_stateless(struct mux *mux)
 		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
 			all[count++] = (uint8_t)i;
 	prefetch_slots(mux, all, count);
-	for (unsigned i = 0; i < mux->count; i++) {
-		struct packet *packet = &mux->packets[i];
-		struct passage *passage = &mux->passages[i];
+	for (unsigned n = 0; n < count; n++) {
+		struct packet *packet = &mux->packets[all[n]];
+		struct passage *passage = &mux->passages[all[n]];
 
-		if (packet->reason != REASON_FORWARDED)
-			continue;
-		if (choose_new(mux, packet, passage))
+		if (LIKELY(choose_new(mux, packet, passage))) {
 			passage->flow = FLOW_UNTRACKED;
-		else
+			prefetch_way_out(mux, passage->backend);
+		} else {
 			packet->reason = REASON_NO_BACKEND;
+		}
 	}
 }
 
@@ -367,33 +363,29 @@ static void flush(struct mux *mux)
 	mux->out_count = 0;
 }
 
-/*
- * Puts outer and link header before the packet at ip and queues the result.  `link` is the 12 bytes of addresses that
- * the packet came with; the outer header overwrites them, so they are passed by value.
- */
-static void emit(struct mux *mux, unsigned origin, const struct hop *hop, uint8_t *ip, uint32_t length,
-		 const uint8_t link[12])
-{
-	const struct passage *passage = &mux->passages[origin];
-	unsigned overhead = encap_overhead(hop->family), hop_slot = (unsigned)(hop - mux->snapshot->hops) & 255;
-	uint8_t *start = ip - overhead;
-	uint8_t addresses[12];
+/* The link addresses that a packet came with: the outer header overwrites them, so they are kept aside. */
+struct link_addresses {
+	uint8_t destination[6];
+	uint8_t source[6];
+};
 
-	if (hop->family == 4)
-		encap_ipv4(hop, ip, length, ip[6] & 0x40 ? 0 : mux->ids[hop_slot]++);
+/* Puts outer and link header before the packet at ip and queues the result. */
+static inline void emit(struct mux *mux, unsigned origin, const struct hop *hop, uint8_t *ip, uint32_t length,
+			const struct link_addresses *from)
+{
+	uint8_t *start = ip - encap_overhead(hop->family);
+
+	if (LIKELY(hop->family == 4))
+		encap_ipv4(hop, ip, length, ip[6] & 0x40 ? 0 : mux->ids[(hop - mux->snapshot->hops) & 255]++);
 	else
-		encap_ipv6(hop, ip, length, (uint32_t)(passage->hash >> 32));
+		encap_ipv6(hop, ip, length, (uint32_t)(mux->passages[origin].hash >> 32));
 	if (mux->config.link != MUX_LINK_NONE) {
 		start -= ETHERNET_HEADER;
-		if (mux->config.link == MUX_LINK_SWAP) {
-			memcpy(addresses, link + 6, 6);
-			memcpy(addresses + 6, link, 6);
-			memcpy(start, addresses, 12);
-		} else {
-			memcpy(start, hop->mac, 12); /* mac and source_mac lie side by side */
-		}
-		start[12] = hop->family == 4 ? 0x08 : 0x86;
-		start[13] = hop->family == 4 ? 0x00 : 0xdd;
+		memcpy(start, hop->mac, ETHERNET_HEADER); /* all of it, see struct hop */
+	}
+	if (mux->config.link == MUX_LINK_SWAP) {
+		memcpy(start, from->source, 6);
+		memcpy(start + 6, from->destination, 6);
 	}
 	if (UNLIKELY(mux->out_count == BURST_MAX))
 		flush(mux);
@@ -420,7 +412,8 @@ static uint32_t segment_size(const struct packet *packet, const struct frame *fr
 	return frame->gso_size && frame->gso_size < fits ? frame->gso_size : fits;
 }
 
-static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, uint32_t size, const uint8_t link[12])
+static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, uint32_t size,
+			  const struct link_addresses *from)
 {
 	struct packet *packet = &mux->packets[i];
 	uint32_t count = segment_count(packet, size);
@@ -432,7 +425,7 @@ static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, ui
 
 		if (mux->out_count == BURST_MAX)
 			flush(mux);
-		emit(mux, i, hop, ip, segment_write(packet, size, n, ip), link);
+		emit(mux, i, hop, ip, segment_write(packet, size, n, ip), from);
 	}
 	flush(mux);
 	if (packet->reason == REASON_FORWARDED)
@@ -445,7 +438,7 @@ static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
 	struct passage *passage = &mux->passages[i];
 	const struct hop *hop = &mux->snapshot->hops[backend_hop(passage->backend)];
 	uint32_t mtu = passage->service->mtu, overhead = encap_overhead(hop->family), size;
-	uint8_t link[12];
+	struct link_addresses from;
 
 	if (UNLIKELY(!hop->resolved)) {
 		packet->reason = REASON_NO_NEXT_HOP;
@@ -454,7 +447,7 @@ static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
 	if (UNLIKELY(hop->family == 6 && !passage->hashed))
 		passage_hash(mux, packet, passage); /* for the flow label */
 	if (mux->config.link == MUX_LINK_SWAP)
-		memcpy(link, frame->data, 12);
+		memcpy(&from, frame->data, sizeof(from));
 	if (UNLIKELY(packet->length + overhead > mtu)) {
 		size = segment_size(packet, frame, mtu, overhead);
 		if (!size) {
@@ -462,12 +455,13 @@ static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
 			return;
 		}
 		packet_decrement_ttl(packet);
-		emit_segments(mux, i, hop, size, link);
+		emit_segments(mux, i, hop, size, &from);
 		return;
 	}
-	packet_complete_checksum(packet, frame, mux->config.detect_partial);
+	if (UNLIKELY(frame->csum_start || mux->config.detect_partial))
+		packet_complete_checksum(packet, frame, mux->config.detect_partial);
 	packet_decrement_ttl(packet);
-	emit(mux, i, hop, packet->ip, packet->length, link);
+	emit(mux, i, hop, packet->ip, packet->length, &from);
 }
 
 static void encap_burst(struct mux *mux, const struct frame *frames)
@@ -480,28 +474,38 @@ static void encap_burst(struct mux *mux, const struct frame *frames)
 
 /* ---- count ---- */
 
+static void count_dropped(struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	mux->counters.reasons[packet->reason]++;
+	passage->flow = FLOW_NONE;
+	if (passage->service)
+		mux->service_counters[passage->service->id].dropped++;
+}
+
 static void count_burst(struct mux *mux)
 {
-	mux->counters.received += mux->count;
+	unsigned sent = 0, segmented = 0;
+
 	for (unsigned i = 0; i < mux->count; i++) {
 		const struct packet *packet = &mux->packets[i];
 		struct passage *passage = &mux->passages[i];
 		struct service_counters *service;
 
-		mux->counters.reasons[packet->reason]++;
-		if (!passage->service)
-			continue;
-		service = &mux->service_counters[passage->service->id];
-		if (UNLIKELY(packet->reason != REASON_FORWARDED && packet->reason != REASON_SEGMENTED)) {
-			service->dropped++;
-			passage->flow = FLOW_NONE;
+		if (UNLIKELY(packet->reason > REASON_SEGMENTED)) {
+			count_dropped(mux, packet, passage);
 			continue;
 		}
+		segmented += packet->reason == REASON_SEGMENTED;
+		sent++;
+		service = &mux->service_counters[passage->service->id];
 		service->packets++;
 		service->bytes += packet->length;
 		service->flows += passage->flow == FLOW_NEW;
 		mux->backend_counters[passage->backend->counter]++;
 	}
+	mux->counters.received += mux->count;
+	mux->counters.reasons[REASON_FORWARDED] += sent - segmented;
+	mux->counters.reasons[REASON_SEGMENTED] += segmented;
 }
 
 /* ---- the pipeline ---- */

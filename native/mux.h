@@ -45,9 +45,7 @@ struct mux_config {
 struct passage {
 	const struct service *service;
 	const struct backend *backend;
-	uint64_t scrambled; /* flow key, see flow.h */
-	uint64_t hash;      /* tuple hash; computed for wide keys and on a miss */
-	struct flow_slot slot;
+	uint64_t hash; /* tuple hash; computed for wide keys and on a miss */
 	bool hashed;
 	uint8_t flow; /* enum flow_report */
 	uint16_t backend_number;
@@ -65,6 +63,8 @@ struct mux {
 	unsigned count;
 	struct packet packets[BURST_MAX];
 	struct passage passages[BURST_MAX];
+	uint64_t scrambled[BURST_MAX]; /* flow keys, see flow.h */
+	struct flow_slot slots[BURST_MAX];
 	struct frame out[BURST_MAX];
 	unsigned out_count;
 	uint64_t addresses[BURST_MAX], ports[BURST_MAX], hashes[BURST_MAX]; /* of packets hashed together */

@@ -125,38 +125,35 @@ static inline void store16(uint8_t *p, uint16_t v)
 	memcpy(p, &v, 2);
 }
 
-/* Addresses no client has, and some more that the long way is to look at: 0/8, 127/8, 224/4 and 255/8. */
-static inline bool source_is_odd(const uint8_t *source, const uint8_t *destination)
-{
-	uint8_t first = source[0];
-
-	return ((uint8_t)(first + 1) < 2) | (first == 127) | ((first & 0xf0) == 0xe0) |
-	       (memcmp(source, destination, 4) == 0);
-}
+/* First octets of sources that no client has, or only some: the long way is to look at them. */
+static const bool packet_odd_source[256] = { [0] = true, [127] = true, [224 ... 239] = true, [255] = true };
 
 static inline bool packet_parse_plain(struct packet *packet, const struct frame *frame, enum link_type link)
 {
-	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0, type = before ? before - 2 : 0;
+	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0, room = frame->len - before;
 	uint8_t *ip = frame->data + before, *header = ip + 20;
 
 	/* 40: whatever is read below is there. */
-	if (UNLIKELY((frame->len < frame->wire_len) | (frame->len < before + 40)))
+	if (UNLIKELY(frame->len < before + 40) || UNLIKELY(frame->len < frame->wire_len))
+		return false;
+	if (link == LINK_ETHERNET && UNLIKELY(load16(ip - 2) != htons(ETHERTYPE_IPV4)))
+		return false;
+	if (UNLIKELY(ip[0] != 0x45) || UNLIKELY(load16(ip + 6) & htons(0x3fff)))
 		return false;
 
 	uint32_t length = load_be16(ip + 2);
-	bool tcp = ip[9] == PROTOCOL_TCP, udp = ip[9] == PROTOCOL_UDP;
-	/* What the transport header says that it (TCP) or it and its data (UDP) take. */
+	bool tcp = ip[9] == PROTOCOL_TCP;
+	/* What the transport header says that it (TCP) or it and its data (UDP) take.  No branch: both come mixed. */
 	uint32_t takes = tcp ? (header[12] >> 4) * 4u : load_be16(header + 4);
 
-	/* No shortcuts: each would be a branch of its own, and all of them go the same way. */
-	bool plain = (link != LINK_ETHERNET) | (load_be16(frame->data + type) == ETHERTYPE_IPV4);
-
-	plain &= ip[0] == 0x45;
-	plain &= !(ip[6] & 0x3f) & !ip[7];
-	plain &= tcp | udp;
-	plain &= (takes >= (tcp ? 20 : 8)) & (takes + 20 <= length) & (length <= frame->len - before);
-	plain &= checksum_header20(ip) == 0xffff;
-	plain &= !source_is_odd(ip + 12, ip + 16);
+	if (UNLIKELY(!tcp && ip[9] != PROTOCOL_UDP) || UNLIKELY(takes < (tcp ? 20 : 8)))
+		return false;
+	if (UNLIKELY(takes + 20 > length) || UNLIKELY(length > room))
+		return false;
+	if (UNLIKELY(packet_odd_source[ip[12]]) || UNLIKELY(memcmp(ip + 12, ip + 16, 4) == 0))
+		return false;
+	if (UNLIKELY(checksum_header20(ip) != 0xffff))
+		return false;
 
 	packet->ip = ip;
 	packet->length = length;
@@ -166,7 +163,7 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 	packet->family = 4;
 	packet->protocol = ip[9];
 	packet->reason = REASON_FORWARDED;
-	return LIKELY(plain);
+	return true;
 }
 
 static inline bool packet_decrement_ttl(struct packet *packet)

@@ -22,8 +22,10 @@ struct hop {
 	uint16_t sum;
 	uint8_t family;      /* 4 or 6 */
 	bool resolved;       /* the MAC addresses are known (or the link needs none) */
+	/* the whole Ethernet header: */
 	uint8_t mac[6];      /* of the next hop */
 	uint8_t source_mac[6];
+	uint8_t ethertype[2];
 } CACHE_ALIGNED;
 _Static_assert(sizeof(struct hop) == CACHE_LINE, "one hop, one cache line");
 
