@@ -101,23 +101,40 @@ static enum reason find_service(const struct mux *mux, struct packet *packet, co
 	return time_to_live(packet) <= 1 ? REASON_TTL_EXPIRED : REASON_FORWARDED;
 }
 
+/* The common packet: all of packet.h's list in one, and the first probe of the VIP map. */
+static inline bool find_service_plain(const struct mux *mux, struct packet *packet, const struct frame *frame,
+				      enum link_type link, struct passage *passage)
+{
+	const struct vip_map *map = mux->snapshot->map;
+	const struct service *service;
+	const uint8_t *destination;
+	bool is_vip;
+
+	if (UNLIKELY(!packet_parse_plain(packet, frame, link)))
+		return false;
+	destination = packet->ip + 16;
+	service = vip_map_find_exact4(map, destination, packet->protocol, packet->destination_port);
+	if (UNLIKELY(!service))
+		service = vip_map_find_other4(map, destination, packet->protocol, packet->destination_port, &is_vip);
+	if (UNLIKELY(!service))
+		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
+	else if (UNLIKELY(packet->ip[8] <= 1))
+		packet->reason = REASON_TTL_EXPIRED;
+	passage->service = service;
+	return true;
+}
+
 /* The flow's key, or 0 where the packet goes no further. */
 static inline uint64_t read_packet(struct mux *mux, unsigned i, const struct frame *frame, enum link_type link)
 {
 	struct packet *packet = &mux->packets[i];
 	struct passage *passage = &mux->passages[i];
-	const struct service *service = NULL;
 
-	if (LIKELY(packet_parse_plain(packet, frame, link)))
-		service = vip_map_find_exact4(mux->snapshot->map, packet->ip + 16, packet->protocol,
-					      packet->destination_port);
-	passage->service = service;
+	passage->service = NULL;
 	passage->hashed = false;
 	passage->flow = FLOW_NONE;
-	if (UNLIKELY(!service))
+	if (UNLIKELY(!find_service_plain(mux, packet, frame, link, passage)))
 		packet->reason = find_service(mux, packet, frame, passage);
-	else if (UNLIKELY(packet->ip[8] <= 1))
-		packet->reason = REASON_TTL_EXPIRED;
 	return LIKELY(packet->reason == REASON_FORWARDED) ? flow_key(mux, packet, passage) : 0;
 }
 

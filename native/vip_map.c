@@ -17,6 +17,7 @@
 
 #define EXACT_SPARSE 16 /* rows per service */
 #define EXACT_TRIES 32
+#define EXACT_MULTIPLIER 0x9e3779b97f4a7c15u
 
 enum row_kind { ROW_EXACT = 1, ROW_RANGES = 2, ROW_VIP = 3 };
 
@@ -150,6 +151,7 @@ void vip_map_put(struct vip_map *map)
 		return;
 	index_free(map->index);
 	free(map->exact.rows);
+	free(map->addresses.rows);
 	for (uint32_t i = 0; i < map->service_count; i++) {
 		maglev_put(map->services[i]->maglev);
 		free(map->services[i]);
@@ -297,15 +299,18 @@ static bool in_exact_table(const struct service *service)
 
 static int index_add(struct vip_map *map, struct vip_index *index, struct service *service)
 {
-	struct length *length = note_length(index, service);
 	bool exact = service->first_port == service->last_port;
-	struct row_key key = service_key(service, ROW_VIP);
-	struct row *row = row_at(index, &key);
+	struct length *length;
+	struct row_key key;
+	struct row *row;
 
-	row->key = key;
-	row->value = map;
 	if (in_exact_table(service))
 		return 0;
+	length = note_length(index, service);
+	key = service_key(service, ROW_VIP);
+	row = row_at(index, &key);
+	row->key = key;
+	row->value = map;
 
 	key = service_key(service, exact ? ROW_EXACT : ROW_RANGES);
 	row = row_at(index, &key);
@@ -327,27 +332,60 @@ static int index_add(struct vip_map *map, struct vip_index *index, struct servic
 	return ranges_add(row->value, service);
 }
 
+static uint64_t exact_key_of(const struct service *service, uint8_t protocol, uint16_t port)
+{
+	uint32_t address;
+
+	memcpy(&address, service->vip, 4);
+	return exact_key(address, protocol, port);
+}
+
+static int exact_allocate(struct exact_table *table, uint32_t count)
+{
+	uint64_t rows = 16;
+
+	while (rows < (uint64_t)count * EXACT_SPARSE)
+		rows *= 2;
+	free(table->rows); /* of a seal that failed */
+	table->rows = aligned_alloc(CACHE_LINE, rows * sizeof(*table->rows));
+	table->mask = rows - 1;
+	table->shift = 64 - (unsigned)__builtin_ctzll(rows);
+	return table->rows ? 0 : -ENOMEM;
+}
+
+static void exact_clear(struct exact_table *table, uint64_t multiplier)
+{
+	memset(table->rows, 0, (table->mask + 1) * sizeof(*table->rows));
+	table->multiplier = multiplier;
+}
+
+/* Puts a row where it belongs; false where its key is there already.  *displaced goes up if its place was taken. */
+static bool exact_add(struct exact_table *table, struct exact_row new, uint32_t *displaced)
+{
+	uint64_t place = exact_place(table, new.key), at = place;
+
+	while (table->rows[at].key) {
+		if (table->rows[at].key == new.key)
+			return false;
+		at = (at + 1) & table->mask;
+	}
+	*displaced += at != place;
+	table->rows[at] = new;
+	return true;
+}
+
 /* Fills the empty table; false where two services tie.  *displaced: how many are not where the first probe looks. */
 static bool exact_fill(struct exact_table *table, struct service *const *services, uint32_t count, uint32_t *displaced)
 {
 	*displaced = 0;
 	for (uint32_t i = 0; i < count; i++) {
 		const struct service *service = services[i];
-		uint32_t address;
+		uint16_t port = htons(service->first_port);
 
-		if (!in_exact_table(service))
-			continue;
-		memcpy(&address, service->vip, 4);
-		uint64_t key = exact_key(address, service->protocol, htons(service->first_port));
-		uint64_t at = exact_place(table, key);
-
-		while (table->rows[at].key) {
-			if (table->rows[at].key == key)
-				return false;
-			at = (at + 1) & table->mask;
-		}
-		*displaced += at != exact_place(table, key);
-		table->rows[at] = (struct exact_row){ key, service };
+		if (in_exact_table(service) &&
+		    !exact_add(table, (struct exact_row){ exact_key_of(service, service->protocol, port), service },
+			       displaced))
+			return false;
 	}
 	return true;
 }
@@ -356,34 +394,40 @@ static bool exact_fill(struct exact_table *table, struct service *const *service
  * A packet whose service is displaced costs a mispredicted branch, so several multipliers are tried and the best
  * one is kept: with some hundred services there is one that displaces none.
  */
-static int exact_build(struct exact_table *table, struct service *const *services, uint32_t count)
+static int exact_build(struct vip_map *map)
 {
-	uint32_t displaced, fewest = UINT32_MAX;
-	uint64_t best = 0, multiplier = 0x9e3779b97f4a7c15u, rows = 16;
-	size_t size;
+	uint32_t displaced, fewest = UINT32_MAX, count = map->service_count;
+	uint64_t best = 0, multiplier = EXACT_MULTIPLIER;
+	int error = exact_allocate(&map->exact, count);
 
-	while (rows < (uint64_t)count * EXACT_SPARSE)
-		rows *= 2;
-	free(table->rows); /* of a seal that failed */
-	size = rows * sizeof(*table->rows);
-	table->rows = aligned_alloc(CACHE_LINE, size);
-	table->mask = rows - 1;
-	table->shift = 64 - (unsigned)__builtin_ctzll(rows);
-	if (!table->rows)
-		return -ENOMEM;
-	for (unsigned i = 0; i < EXACT_TRIES && fewest; i++, multiplier *= 0xbf58476d1ce4e5b9u) {
-		memset(table->rows, 0, size);
-		table->multiplier = multiplier;
-		if (!exact_fill(table, services, count, &displaced))
-			return -EEXIST;
+	for (unsigned i = 0; i < EXACT_TRIES && fewest && !error; i++, multiplier *= 0xbf58476d1ce4e5b9u) {
+		exact_clear(&map->exact, multiplier);
+		if (!exact_fill(&map->exact, map->services, count, &displaced))
+			error = -EEXIST;
 		if (displaced < fewest) {
 			fewest = displaced;
 			best = multiplier;
 		}
 	}
-	memset(table->rows, 0, size);
-	table->multiplier = best;
-	exact_fill(table, services, count, &displaced);
+	if (error)
+		return error;
+	exact_clear(&map->exact, best);
+	exact_fill(&map->exact, map->services, count, &displaced);
+	return 0;
+}
+
+static int exact_build_addresses(struct vip_map *map)
+{
+	uint32_t ignored = 0;
+	int error = exact_allocate(&map->addresses, map->service_count);
+
+	if (error)
+		return error;
+	exact_clear(&map->addresses, EXACT_MULTIPLIER);
+	for (uint32_t i = 0; i < map->service_count; i++)
+		if (in_exact_table(map->services[i]))
+			exact_add(&map->addresses, (struct exact_row){ exact_key_of(map->services[i], 0, 0), NULL },
+				  &ignored);
 	return 0;
 }
 
@@ -391,8 +435,10 @@ int vip_map_seal(struct vip_map *map)
 {
 	struct vip_index *index;
 	uint64_t rows = 16;
-	int error = exact_build(&map->exact, map->services, map->service_count);
+	int error = exact_build(map);
 
+	if (!error)
+		error = exact_build_addresses(map);
 	if (error)
 		return error;
 	index = calloc(1, sizeof(*index));
@@ -448,24 +494,18 @@ static inline struct row_key masked_key(const uint64_t address[2], const struct 
 	return (struct row_key){ .address = { address[0] & length->mask[0], address[1] & length->mask[1] } };
 }
 
-const struct service *vip_map_find(const struct vip_map *map, uint8_t family, const uint8_t *destination,
-				   uint8_t protocol, uint16_t port, bool *is_vip)
+static inline bool in_exact_addresses(const struct vip_map *map, const uint64_t address[2])
 {
-	const struct vip_index *index = map->index;
+	return exact_row_at(&map->addresses, exact_key((uint32_t)address[0], 0, 0))->key != 0;
+}
+
+/* Looks in the index.  Leaves *is_vip true where it is so already. */
+static inline const struct service *index_find(const struct vip_index *index, uint8_t family, const uint64_t address[2],
+					       uint8_t protocol, uint16_t port, bool *is_vip)
+{
 	const struct length *length = index->lengths[family_index(family)];
 	const struct length *end = length + index->length_count[family_index(family)];
-	uint64_t address[2];
 
-	if (family == 4) {
-		const struct service *service = vip_map_find_exact4(map, destination, protocol, port);
-
-		if (service) {
-			*is_vip = true;
-			return service;
-		}
-	}
-	load_address(family, destination, address);
-	*is_vip = false;
 	for (; length < end; length++) {
 		struct row_key key = masked_key(address, length);
 		const struct service *service;
@@ -496,6 +536,34 @@ const struct service *vip_map_find(const struct vip_map *map, uint8_t family, co
 	return NULL;
 }
 
+const struct service *vip_map_find_other4(const struct vip_map *map, const uint8_t *destination, uint8_t protocol,
+					  uint16_t port, bool *is_vip)
+{
+	uint64_t address[2];
+
+	load_address(4, destination, address);
+	*is_vip = in_exact_addresses(map, address);
+	if (LIKELY(!map->index->length_count[0]))
+		return NULL;
+	return index_find(map->index, 4, address, protocol, port, is_vip);
+}
+
+const struct service *vip_map_find(const struct vip_map *map, uint8_t family, const uint8_t *destination,
+				   uint8_t protocol, uint16_t port, bool *is_vip)
+{
+	const struct service *service;
+	uint64_t address[2];
+
+	if (family == 4) {
+		service = vip_map_find_exact4(map, destination, protocol, port);
+		*is_vip = true;
+		return service ? service : vip_map_find_other4(map, destination, protocol, port, is_vip);
+	}
+	load_address(family, destination, address);
+	*is_vip = false;
+	return index_find(map->index, family, address, protocol, port, is_vip);
+}
+
 bool vip_map_contains(const struct vip_map *map, uint8_t family, const uint8_t *address)
 {
 	const struct vip_index *index = map->index;
@@ -504,6 +572,8 @@ bool vip_map_contains(const struct vip_map *map, uint8_t family, const uint8_t *
 	uint64_t words[2];
 
 	load_address(family, address, words);
+	if (family == 4 && in_exact_addresses(map, words))
+		return true;
 	for (; length < end; length++) {
 		struct row_key key = masked_key(words, length);
 

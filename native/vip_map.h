@@ -60,12 +60,12 @@ struct service {
 };
 
 /*
- * IPv4 services of one address and one port, which most are.  None is more specific, so this is looked at first; an
- * open-addressed table that is nearly empty, so that the first probe tells.
+ * IPv4 services of one address and one port, which most are.  None is more specific, so they are looked for first; the
+ * table is open-addressed and nearly empty, so that the first probe tells.  Their addresses are in another of its kind.
  */
 struct exact_row {
 	uint64_t key; /* see exact_key(); 0: empty */
-	const struct service *service;
+	const struct service *service; /* NULL for an address */
 };
 
 struct exact_table {
@@ -82,7 +82,8 @@ struct vip_map {
 	uint32_t service_count;
 	struct service **services;  /* in the order added */
 	struct service **by_id;     /* SERVICE_ID_MAX + 1 pointers; NULL: no such service */
-	struct exact_table exact;   /* both made by vip_map_seal() */
+	struct exact_table exact;   /* these three are made by vip_map_seal() */
+	struct exact_table addresses;
 	struct vip_index *index;
 	uint16_t class_idle[FLOW_CLASSES]; /* the longest of all services, for the flow table's sweep */
 };
@@ -106,7 +107,7 @@ const struct service *vip_map_find(const struct vip_map *map, uint8_t family, co
 /* Whether an address belongs to a VIP. */
 bool vip_map_contains(const struct vip_map *map, uint8_t family, const uint8_t *address);
 
-/* address as it lies in memory, port in wire order */
+/* address as it lies in memory, port in wire order; protocol and port 0 name the address itself */
 static inline uint64_t exact_key(uint32_t address, uint8_t protocol, uint16_t port)
 {
 	return (uint64_t)address << 32 | (uint64_t)protocol << 16 | port;
@@ -118,23 +119,28 @@ static inline uint64_t exact_place(const struct exact_table *table, uint64_t key
 	return key * table->multiplier >> table->shift;
 }
 
+static inline const struct exact_row *exact_row_at(const struct exact_table *table, uint64_t key)
+{
+	uint64_t at = exact_place(table, key);
+
+	while (UNLIKELY(table->rows[at].key != key) && table->rows[at].key)
+		at = (at + 1) & table->mask;
+	return &table->rows[at];
+}
+
 /* The IPv4 service of exactly this address and port; NULL says nothing about the others that vip_map_find() knows. */
 static inline const struct service *vip_map_find_exact4(const struct vip_map *map, const uint8_t *destination,
 							uint8_t protocol, uint16_t port)
 {
-	const struct exact_table *table = &map->exact;
 	uint32_t address;
 
 	memcpy(&address, destination, 4);
-	uint64_t key = exact_key(address, protocol, port), at = exact_place(table, key);
-
-	while (UNLIKELY(table->rows[at].key != key)) {
-		if (!table->rows[at].key)
-			return NULL;
-		at = (at + 1) & table->mask;
-	}
-	return table->rows[at].service;
+	return exact_row_at(&map->exact, exact_key(address, protocol, port))->service;
 }
+
+/* vip_map_find() for IPv4, where vip_map_find_exact4() found nothing. */
+const struct service *vip_map_find_other4(const struct vip_map *map, const uint8_t *destination, uint8_t protocol,
+					  uint16_t port, bool *is_vip);
 
 struct vip_map *vip_map_get(struct vip_map *map);
 void vip_map_put(struct vip_map *map);
