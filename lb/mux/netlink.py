@@ -62,6 +62,7 @@ class Netlink:
         self._marshal = MarshalRtnl()
         self._listener: socket.socket | None = None
         self._notices = Notices()
+        self._dumping = asyncio.Lock()
 
     async def __aenter__(self) -> Netlink:
         return self
@@ -85,6 +86,11 @@ class Netlink:
 
     # -- questions ----------------------------------------------------------------------------------------------
 
+    async def dump(self, table: str, **filters: Any) -> list[Any]:
+        """All of ``table``. One at a time: the kernel refuses a second dump while one goes on (EBUSY)."""
+        async with self._dumping:
+            return [message async for message in await getattr(self._ipr, table)("dump", **filters)]
+
     async def route(self, address: Address) -> Route | None:
         """Where the kernel would send a packet for this address."""
         try:
@@ -101,12 +107,8 @@ class Netlink:
 
     async def links(self) -> dict[int, Link]:
         """All interfaces, by index."""
-        return {link.index: link async for link in self._links()}
-
-    async def _links(self) -> Any:
-        async for message in await self._ipr.link("dump"):
-            if message.get("event") == "RTM_NEWLINK":
-                yield _link(message)
+        messages = await self.dump("link")
+        return {link.index: link for link in map(_link, (m for m in messages if m.get("event") == "RTM_NEWLINK"))}
 
     async def link(self, name: str) -> Link | None:
         """The interface of that name."""
@@ -118,7 +120,7 @@ class Netlink:
     async def neighbours(self) -> dict[NeighbourKey, Neighbour]:
         """All neighbours of all links."""
         found: dict[NeighbourKey, Neighbour] = {}
-        async for message in await self._ipr.neigh("dump"):
+        for message in await self.dump("neigh"):
             key, neighbour = _neighbour(message)
             if key is not None:
                 found[key] = neighbour
@@ -128,7 +130,7 @@ class Netlink:
         """The addresses of this machine, with the name of their interface."""
         names = {link.index: link.name for link in (await self.links()).values()}
         found: dict[Address, str] = {}
-        async for message in await self._ipr.addr("dump"):
+        for message in await self.dump("addr"):
             text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             if text:
                 found[ip_address(text)] = names.get(message["index"], str(message["index"]))

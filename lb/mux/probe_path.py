@@ -132,7 +132,7 @@ class ProbePath:
     async def repair(self) -> bool:
         """Removes the rule that a killed predecessor left; whether there was one."""
         found = False
-        async for message in await self._netlink.ipr.rule("dump", family=socket.AF_INET):
+        for message in await self._netlink.dump("rule", family=socket.AF_INET):
             if message.get_attr("FRA_FWMARK") == self.names.mark and message.get_attr("FRA_TABLE") == self.names.mark:
                 await self._rule("del", message.get_attr("FRA_PRIORITY") or 0)
                 found = True

@@ -121,7 +121,7 @@ class Tun:
 
     async def _present(self, ifindex: int | None) -> list[VipRoute]:
         found: list[VipRoute] = []
-        async for message in await self._netlink.ipr.route("dump"):
+        for message in await self._netlink.dump("route"):
             if message["proto"] != ROUTE_PROTOCOL or message.get_attr("RTA_DST") is None:
                 continue
             vip = ip_network(f"{message.get_attr('RTA_DST')}/{message['dst_len']}")

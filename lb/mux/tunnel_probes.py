@@ -122,6 +122,7 @@ class TunnelProbes:
         self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
         self._off: set[str] = set()  # reasons that were logged
         self._services: tuple[Service, ...] = ()
+        self._changing = asyncio.Lock()
 
     async def start(self, services: Iterable[Service]) -> None:
         """Repairs what a killed predecessor left, and begins."""
@@ -131,7 +132,11 @@ class TunnelProbes:
 
     async def update(self, services: Iterable[Service]) -> None:
         """The services that are live; a probe that stays the same keeps its state."""
-        self._services = tuple(services)
+        async with self._changing:
+            self._services = tuple(services)
+            await self._update()
+
+    async def _update(self) -> None:
         wanted = checks(self._services)
         if any(isinstance(check, TunnelCheck) for check in wanted.values()):
             wanted = await self._possible(wanted)
@@ -164,8 +169,9 @@ class TunnelProbes:
         while True:
             await self._path.lost.wait()
             log.warning("probe_device_lost", device=self._path.names.device, then="made again")
-            await self._path.close()
-            await self.update(self._services)
+            async with self._changing:
+                await self._path.close()
+                await self._update()
             await asyncio.sleep(1)  # not faster than this, if it is taken again and again
 
     async def _ask(self, check: TunnelCheck) -> Answer:
