@@ -14,6 +14,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -91,6 +92,28 @@ class Pulse:
         return bool(bursts) and max(self._still) < STILL
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What this MUX knows of itself: why a VIP may be announced, or may not."""
+
+    alive: bool = False  #: workers turn
+    proved: frozenset[Network] = frozenset()  #: VIPs whose services passed the self-test of a live table
+    failed: Mapping[Network, str] = field(default_factory=dict)  #: VIPs that failed it, and how
+    released: frozenset[Network] = frozenset()  #: VIPs that are about to be removed
+
+    def why_not(self, vip: Network, unsound: str | None) -> str | None:
+        """Why the VIP must not be announced, in words; None if it may. ``unsound``: what else is wrong here."""
+        if vip in self.released:
+            return "it is being removed from this MUX"
+        if not self.alive:
+            return "the data plane stands still"
+        if vip in self.failed:
+            return f"the self-test failed: {self.failed[vip]}"
+        if vip not in self.proved:
+            return "no service here has this VIP, or the self-test still runs"
+        return unsound
+
+
 class Announcer:
     """The BGP part of one MUX."""
 
@@ -101,10 +124,7 @@ class Announcer:
         self._unsound = unsound
         self._manager: Mapping[Network, Route] | None = None
         self._draining = False
-        self._alive = False
-        self._proved: frozenset[Network] = frozenset()
-        self._failed: Mapping[Network, str] = {}
-        self._released: frozenset[Network] = frozenset()
+        self._ground = Ground()
         self._held: Mapping[Network, str] = {}
         self._wanted: Mapping[Network, Route] = {}
         self._declined: Mapping[Network, str] = {}
@@ -150,7 +170,7 @@ class Announcer:
                 await speaker.settle(SETTLE)
                 await asyncio.sleep(pause)
             told = bool(speaker.view.announced)
-            self._released = frozenset(self._wanted)
+            self._ground = replace(self._ground, released=frozenset(self._wanted))
             self._evaluate()
             if told:
                 log.info("withdrawing", vips=len(self._wanted), seconds=pause)
@@ -184,11 +204,12 @@ class Announcer:
 
     async def release(self, vips: Iterable[Network]) -> None:
         """Withdraw before remove: returns when routers had time to forget these VIPs. Until :meth:`restore`."""
-        self._released = frozenset(vips)
+        released = frozenset(vips)
+        self._ground = replace(self._ground, released=released)
         speaker = self._speaker
-        if speaker is None or not self._released:
+        if speaker is None or not released:
             return
-        told = any(key.vip in self._released for key in speaker.view.announced)
+        told = any(key.vip in released for key in speaker.view.announced)
         self._evaluate()
         if told:
             await speaker.settle(SETTLE)
@@ -196,7 +217,7 @@ class Announcer:
 
     def restore(self) -> None:
         """What was released is gone from the table now, or stays after all."""
-        self._released = frozenset()
+        self._ground = replace(self._ground, released=frozenset())
         self.published()
 
     # -- what may be announced ----------------------------------------------------------------------------------
@@ -210,21 +231,11 @@ class Announcer:
         else:
             wanted, declined = self._manager, {}
         self._wanted, self._declined = wanted, declined
-        self._held = {vip: why for vip in wanted if (why := self._why_not(vip)) is not None}
+        unsound = self._unsound()
+        self._held = {vip: why for vip in wanted if (why := self._ground.why_not(vip, unsound)) is not None}
         offered = {vip: route for vip, route in wanted.items() if vip not in self._held}
         self._speaker.offer(offers(self._speaks, offered, drained=self._draining))
         self._note()
-
-    def _why_not(self, vip: Network) -> str | None:
-        if vip in self._released:
-            return "it is being removed from this MUX"
-        if not self._alive:
-            return "the data plane stands still"
-        if vip in self._failed:
-            return f"the self-test failed: {self._failed[vip]}"
-        if vip not in self._proved:
-            return "no service here has this VIP, or the self-test still runs"
-        return self._unsound()
 
     def _takes_flows(self, backend: Backend) -> bool:
         return backend.state is BackendState.UP and backend.weight > 0 and backend.address in self._engine.reachable
@@ -234,7 +245,7 @@ class Announcer:
             log.info("data plane lives")
         else:
             log.error("data plane stands still", reason=f"no turn of a worker for {STILL * BEAT:g} s; VIPs withdrawn")
-        self._alive = alive
+        self._ground = replace(self._ground, alive=alive)
         self._evaluate()
 
     # -- self-tests ---------------------------------------------------------------------------------------------
@@ -251,10 +262,10 @@ class Announcer:
                 await asyncio.sleep(BEAT / 5)
             by_vip = {service.vip: failed[service.name] for service in forwarding.services if service.name in failed}
             for vip, why in by_vip.items():
-                if self._failed.get(vip) != why:
+                if self._ground.failed.get(vip) != why:
                     log.error("self-test failed", vip=str(vip), reason=why)
-            self._failed = by_vip
-            self._proved = frozenset(service.vip for service in forwarding.services) - by_vip.keys()
+            proved = frozenset(service.vip for service in forwarding.services) - by_vip.keys()
+            self._ground = replace(self._ground, proved=proved, failed=by_vip)
             self._evaluate()
 
     # -- what is told of it -------------------------------------------------------------------------------------

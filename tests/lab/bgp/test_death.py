@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,8 @@ from tests.lab.topology import Node
 pytestmark = pytest.mark.lab
 
 VIPS = (WEB_VIP, FILES_VIP)
+
+PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 17, 0x4206, 0x4207, 0x40000000
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +92,45 @@ def test_frozen_lb_mux_vouches_for_nothing_and_the_helper_withdraws(announced: B
         took = lab.withdrawn_after(mux, VIPS, at)
     print(f"\n{lab.routers.value}: SIGSTOP of lb-mux: withdrawn after {took * 1000:.0f} ms")
     assert took <= 2.0
+    for vip in VIPS:
+        lab.wait_hops(vip, *lab.muxes)
+
+
+def worker_of(pid: int) -> int:
+    """The thread id of a worker."""
+    return next(
+        int(task.name) for task in Path(f"/proc/{pid}/task").iterdir() if (task / "comm").read_text() == "lb-worker\n"
+    )
+
+
+@contextmanager
+def thread_stopped(tid: int) -> Iterator[None]:
+    """One thread held still, as a debugger does; the rest of its process goes on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ptrace(request: int) -> None:
+        if libc.ptrace(ctypes.c_long(request), ctypes.c_long(tid), None, None) < 0:
+            raise OSError(ctypes.get_errno(), f"ptrace {request:#x}")
+
+    ptrace(PTRACE_SEIZE)
+    ptrace(PTRACE_INTERRUPT)
+    try:
+        yield
+    finally:
+        os.waitpid(tid, WALL)
+        ptrace(PTRACE_DETACH)
+
+
+def test_worker_that_stands_still_withdraws_and_returns_when_it_turns(announced: BgpLab) -> None:
+    """The data plane dies although lb-mux, ExaBGP and the sessions live."""
+    lab, mux = announced, announced.muxes[0]
+    at = time.monotonic()
+    with thread_stopped(worker_of(lb_mux_of(mux))):
+        took = lab.withdrawn_after(mux, VIPS, at)
+        assert {row["why"] for row in lab.get(mux, "announcements")} == {"the data plane stands still"}
+        assert lab.peer(mux)["state"] == "established"
+    print(f"\n{lab.routers.value}: worker stopped: withdrawn after {took * 1000:.0f} ms")
+    assert took <= 1.5
     for vip in VIPS:
         lab.wait_hops(vip, *lab.muxes)
 
