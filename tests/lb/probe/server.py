@@ -8,11 +8,11 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
-Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @contextlib.asynccontextmanager
-async def tcp(answer: Answer) -> AsyncIterator[int]:
+async def tcp(answer: Script) -> AsyncIterator[int]:
     """Runs ``answer`` for each connection; yields the port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,7 +27,7 @@ async def tcp(answer: Answer) -> AsyncIterator[int]:
         server.close()
 
 
-def says(data: bytes, *, then_wait: bool = False) -> Answer:
+def says(data: bytes, *, then_wait: bool = False) -> Script:
     """Reads a request, says this, and closes, or keeps silent."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -20,7 +20,7 @@ from lb.model import Probe, ProbeType
 from lb.probe.checkers import PlainSockets, ask
 from lb.probe.state import Answer
 from tests.lab.process import wait_for
-from tests.lb.probe.server import Answer, says, tcp, udp
+from tests.lb.probe.server import Script, says, tcp, udp
 
 HERE = IPv4Address("127.0.0.1")
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nfine!\n"
@@ -36,7 +36,7 @@ def check(probe: Probe, port: int, address: IPv4Address = HERE) -> tuple[bool, s
     return words(asyncio.run(ask(probe, address, port, PlainSockets(address))))
 
 
-def check_server(probe: Probe, answer: Answer) -> tuple[bool, str]:
+def check_server(probe: Probe, answer: Script) -> tuple[bool, str]:
     async def run() -> tuple[bool, str]:
         async with tcp(answer) as port:
             return words(await ask(probe, HERE, port, PlainSockets(HERE)))
@@ -105,7 +105,7 @@ def test_tcp_timeout_is_kept_and_said(silent_port: int) -> None:
     ],
     ids=["as expected", "other", "closed", "silent", "incomplete"],
 )
-def test_tcp_send_and_expect(answer: Answer, outcome: tuple[bool, str]) -> None:
+def test_tcp_send_and_expect(answer: Script, outcome: tuple[bool, str]) -> None:
     assert check_server(Probe(ProbeType.TCP, request="PING\r\n", expect="PONG", timeout=0.2), answer) == outcome
 
 
@@ -140,7 +140,7 @@ def test_a_probe_leaves_no_port_in_time_wait() -> None:
         ({}, says(b"HTTP/1.1 2", then_wait=True), (False, "connects, but no whole HTTP answer within 0.3 s")),
     ],
 )
-def test_http(probe: dict[str, object], answer: Answer, outcome: tuple[bool, str]) -> None:
+def test_http(probe: dict[str, object], answer: Script, outcome: tuple[bool, str]) -> None:
     assert check_server(Probe(ProbeType.HTTP, timeout=0.3, **probe), answer) == outcome  # type: ignore[arg-type]
 
 
