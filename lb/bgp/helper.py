@@ -5,7 +5,7 @@ Run as a program by ExaBGP, with the standard library alone (``python -I -S help
 commands from our stdout and answers on our stdin, where it blocks, and with it every session, as soon as we do not
 read; so stdin is drained whatever happens. ``lb-mux`` is reached by two connections to an abstract UNIX socket:
 
-    talk   lines of JSON   lb-mux -> us   {"id": 7, "lines": [...], "undo": [...]}
+    talk   lines of JSON   lb-mux -> us   {"id": 7, "lines": [...], "undo": [...]}; undo null: as before
                            us -> lb-mux   {"hello": PID}, {"id": 7, "results": [true, ...]}, {"id": 7, "refused": why}
                                           {"event": {...}} from ExaBGP, {"expired": why} once everything was taken back
     beat   single bytes    lb-mux -> us   the data plane lives
@@ -66,7 +66,8 @@ class Helper:
         try:
             order = json.loads(line)
             number, lines, undo = order["id"], order["lines"], order["undo"]
-            sane = all(isinstance(text, str) and text.isprintable() and text.isascii() for text in (*lines, *undo))
+            said = (*lines, *(undo or ()))
+            sane = all(isinstance(text, str) and text.isprintable() and text.isascii() for text in said)
         except (ValueError, TypeError, KeyError):
             self.say({"error": "an order must have id, lines and undo"})
             return
@@ -77,7 +78,7 @@ class Helper:
         elif self._waiting:
             self.say({"id": number, "refused": "another batch is outstanding"})
         else:
-            self._undo = undo
+            self._undo = self._undo if undo is None else undo
             self._send(number, lines)
 
     def gone(self) -> None:

@@ -82,7 +82,7 @@ def step(session: Session, event: Mapping[str, Any], now: float) -> Session:
     if state == "up":
         return replace(session, state=State.ESTABLISHED, since=now, error=None, established=session.established + 1)
     if state == "down":
-        error = in_words(reason if isinstance(reason, str) else "", session.peer.address)
+        error = in_words(reason if isinstance(reason, str) else "", session.peer.address, was_up=session.up)
         return replace(session, state=State.CONNECTING, since=now, error=error)
     return session
 
@@ -127,7 +127,7 @@ _MEANINGS: dict[tuple[int, int | None], str] = {
 }
 
 
-def in_words(reason: str, address: Address) -> str:
+def in_words(reason: str, address: Address, *, was_up: bool = True) -> str:
     """One of ExaBGP's reasons as an operator's sentence. What a router said is not repeated, only its codes."""
     found = _NOTIFICATION.search(reason)
     if found:
@@ -135,6 +135,9 @@ def in_words(reason: str, address: Address) -> str:
         meaning = _MEANINGS.get((code, subcode)) or _MEANINGS.get((code, None)) or "an unknown code"
         who = f"{address} says" if found[1] == "received" else f"told {address}"
         return f"{who}: {meaning} (notification {code}/{subcode})"
+    if "closing connection" in reason and not was_up:
+        # ExaBGP takes a connection that fails for one that opened, so the two look the same.
+        return f"{address} refuses the connection or closes it at once: is BGP running there, and expects it this MUX?"
     if "closing connection" in reason:
         return f"{address} closed the connection"
     if "failed" in reason:

@@ -106,21 +106,24 @@ class Sidecar:
         if link is not None:
             link.send_beat()
 
-    async def send(self, lines: Sequence[str], undo: Sequence[str]) -> list[bool]:
+    async def send(
+        self, lines: Sequence[str], undo: Sequence[str] | None, patience: float = ANSWER_TIMEOUT
+    ) -> list[bool]:
         """Has ExaBGP take these lines; for each, whether it did. Raises SidecarGone or OrderRefused.
 
-        ``undo`` takes back all that may be announced afterwards. One call at a time.
+        ``undo`` takes back all that may be announced afterwards; None: what was said last still does. One call at a
+        time. An ExaBGP that does not answer within ``patience`` is killed: its sessions must not outlive its mind.
         """
-        if not is_safe((*lines, *undo)):
+        if not is_safe((*lines, *(undo or ()))):
             raise AssertionError("a command for ExaBGP holds what no command of ours can hold")
         link = self._link
         if link is None:
             raise SidecarGone
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT):
+            async with asyncio.timeout(patience):
                 results: list[bool] = await link.send(lines, undo)
         except TimeoutError:
-            log.error("ExaBGP does not answer", reason=f"no answer for {ANSWER_TIMEOUT:g} s; it is started anew")
+            log.error("ExaBGP does not answer", reason=f"no answer for {patience:g} s; it is started anew")
             self._kill()
             raise SidecarGone from None
         return results
@@ -215,8 +218,9 @@ class Sidecar:
                 return
             text = "".join(c if c.isprintable() else " " for c in line.decode(errors="replace")).strip()
             self._tail.append(text)
-            if text.startswith(_WORTH_TELLING):
-                log.warning("ExaBGP says", line=text[:300])
+            said = text.partition(" ")[2].strip()  # after the name of its part that speaks
+            if said.startswith(_WORTH_TELLING):
+                log.warning("ExaBGP says", line=said[:300])
 
     # -- the helper ---------------------------------------------------------------------------------------------
 
@@ -239,8 +243,8 @@ class Sidecar:
         return "its helper ended"
 
 
-#: ExaBGP's lines that an operator should see; the rest is in its events.
-_WORTH_TELLING = ("could not", "can not", "error", "critical")
+#: Beginnings of ExaBGP's lines that an operator should see; what befalls sessions is in its events.
+_WORTH_TELLING = ("could not", "can not", "command could not", "invalid", "issue", "the route family", "ExaBGP lost")
 
 
 class _Link:
@@ -259,12 +263,12 @@ class _Link:
         with contextlib.suppress(OSError):  # full: it has enough to read; closed: the listener knows
             self._beat.send(b".", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
-    async def send(self, lines: Sequence[str], undo: Sequence[str]) -> list[bool]:
+    async def send(self, lines: Sequence[str], undo: Sequence[str] | None) -> list[bool]:
         """As :meth:`Sidecar.send`."""
         self._number += 1
         answer: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         self._answer = answer
-        order = {"id": self._number, "lines": list(lines), "undo": list(undo)}
+        order = {"id": self._number, "lines": list(lines), "undo": undo if undo is None else list(undo)}
         try:
             self._writer.write(json.dumps(order).encode() + b"\n")
             await self._writer.drain()

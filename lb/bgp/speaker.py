@@ -9,6 +9,7 @@ plan the difference, send it, note what was accepted, plan again. A new ExaBGP k
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import structlog
 
 from lb.bgp import session as sessions
-from lb.bgp.routes import Command, Key, Speaks, plan, withdrawals
+from lb.bgp.routes import ALIVE, Command, Key, Speaks, plan, withdrawals
 from lb.bgp.session import Session
 from lb.bgp.sidecar import Account, Listener, OrderRefused, Sidecar, SidecarGone
 from lb.model import Address
@@ -25,6 +26,8 @@ from lb.model import Address
 COMMANDS = 20
 #: After the helper refused because the data plane was silent, seconds.
 RETRY = 0.05
+#: An idle ExaBGP is asked for a sign of life this often, and killed when it gives none for so long, seconds.
+SIGN, SILENCE = 1.0, 5.0
 
 log = structlog.get_logger()
 
@@ -116,7 +119,12 @@ class Speaker:
 
     async def _keep_equal(self) -> None:
         while True:
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(SIGN):
+                    await self._wake.wait()
+            except TimeoutError:
+                await self._ask_sign()
+                continue
             self._wake.clear()
             while self._running and (commands := self._left()):
                 # Whatever part of it gets through, this takes it all back.
@@ -128,6 +136,11 @@ class Speaker:
                 except SidecarGone:
                     break
             await self._tell()
+
+    async def _ask_sign(self) -> None:
+        if self._running:
+            with contextlib.suppress(OrderRefused, SidecarGone):  # either is told of where it happens
+                await self._sidecar.send([ALIVE], None, SILENCE)
 
     async def _say(self, commands: tuple[Command, ...], undo: list[str]) -> None:
         for command, accepted in zip(

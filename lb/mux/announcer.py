@@ -100,11 +100,14 @@ class Ground:
     proved: frozenset[Network] = frozenset()  #: VIPs whose services passed the self-test of a live table
     failed: Mapping[Network, str] = field(default_factory=dict)  #: VIPs that failed it, and how
     released: frozenset[Network] = frozenset()  #: VIPs that are about to be removed
+    away: bool = False  #: drained: routers had time to move, now nothing is announced
 
     def why_not(self, vip: Network, unsound: str | None) -> str | None:
         """Why the VIP must not be announced, in words; None if it may. ``unsound``: what else is wrong here."""
         if vip in self.released:
             return "it is being removed from this MUX"
+        if self.away:
+            return "this MUX is drained"
         if not self.alive:
             return "the data plane stands still"
         if vip in self.failed:
@@ -124,6 +127,7 @@ class Announcer:
         self._unsound = unsound
         self._manager: Mapping[Network, Route] | None = None
         self._draining = False
+        self._leaving: asyncio.TimerHandle | None = None
         self._ground = Ground()
         self._held: Mapping[Network, str] = {}
         self._wanted: Mapping[Network, Route] = {}
@@ -166,7 +170,7 @@ class Announcer:
             pause = self._speaks.settings.shutdown
             if speaker.view.announced:
                 log.info("announcing GRACEFUL_SHUTDOWN", community=GRACEFUL_SHUTDOWN, seconds=pause)
-                self.drain(True)
+                self._demote(True)
                 await speaker.settle(SETTLE)
                 await asyncio.sleep(pause)
             told = bool(speaker.view.announced)
@@ -193,8 +197,27 @@ class Announcer:
         self._evaluate()
 
     def drain(self, draining: bool) -> None:
-        """Whether everything is announced with GRACEFUL_SHUTDOWN, so that routers prefer other MUXes."""
+        """Takes this MUX out: GRACEFUL_SHUTDOWN, so that routers prefer others, and later withdrawal. Or back in."""
+        if draining is self._draining:
+            return
+        self._demote(draining)
+        if draining:
+            log.info("drained", community=GRACEFUL_SHUTDOWN, withdrawn_in=self._speaks.settings.shutdown)
+            self._leaving = asyncio.get_running_loop().call_later(self._speaks.settings.shutdown, self._leave)
+        else:
+            log.info("no longer drained")
+
+    def _demote(self, draining: bool) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            self._leaving = None
         self._draining = draining
+        self._ground = replace(self._ground, away=False)
+        self._evaluate()
+
+    def _leave(self) -> None:
+        self._leaving = None
+        self._ground = replace(self._ground, away=True)
         self._evaluate()
 
     def published(self) -> None:

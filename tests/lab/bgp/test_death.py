@@ -96,6 +96,20 @@ def test_frozen_lb_mux_vouches_for_nothing_and_the_helper_withdraws(announced: B
         lab.wait_hops(vip, *lab.muxes)
 
 
+def test_frozen_exabgp_is_killed_and_started_again(announced: BgpLab) -> None:
+    """Its sessions would live on for the hold time, whatever lb-mux wants announced."""
+    lab, mux = announced, announced.muxes[0]
+    frozen = exabgp_of(mux)
+    at = time.monotonic()
+    with stopped(frozen):
+        wait_for(lambda: not _alive(frozen), "the frozen ExaBGP to be killed", 15)
+        took = time.monotonic() - at
+    for vip in VIPS:
+        lab.wait_hops(vip, *lab.muxes)
+    assert exabgp_of(mux) != frozen
+    print(f"\n{lab.routers.value}: SIGSTOP of exabgp: killed after {took:.1f} s")
+
+
 def worker_of(pid: int) -> int:
     """The thread id of a worker."""
     return next(

@@ -76,6 +76,15 @@ def test_only_one_batch_is_outstanding(helper: Helper) -> None:
     assert said(helper) == [{"id": 2, "refused": "another batch is outstanding"}]
 
 
+def test_an_order_without_an_undo_keeps_the_last_one(helper: Helper) -> None:
+    helper.ordered(order(1, ["announce x"], ["withdraw x"]))
+    helper.answered(b"done\n")
+    helper.ordered(b'{"id": 2, "lines": ["# alive"], "undo": null}\n')
+    helper.answered(b"done\n")
+    helper.gone()
+    assert sent(helper) == ["announce x", "# alive", "withdraw x"]
+
+
 def test_an_empty_batch_is_answered_at_once(helper: Helper) -> None:
     helper.ordered(order(1, []))
     assert said(helper) == [{"id": 1, "results": []}]

@@ -46,6 +46,14 @@ def test_reasons_are_sentences(reason: str, words: str) -> None:
     assert words in in_words(reason, OUTSIDE.address)
 
 
+def test_a_connection_that_closes_before_a_session_was_up_is_told_as_refused() -> None:
+    session = step(step(Session(OUTSIDE), event("connected"), 1.0), event("down", "closing connection"), 1.0)
+    assert session.error is not None
+    assert session.error.startswith("10.0.1.1 refuses the connection or closes it at once")
+    up = step(step(session, event("up"), 2.0), event("down", "closing connection"), 3.0)
+    assert up.error == "10.0.1.1 closed the connection"
+
+
 def test_a_session_that_never_connects_is_explained_after_a_while() -> None:
     session = started(Session(OUTSIDE), 10.0)
     assert session.why(11.0) is None

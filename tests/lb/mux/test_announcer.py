@@ -24,6 +24,7 @@ def test_each_doubt_holds_the_vip_and_says_so() -> None:
         ),
         "no service here has this VIP, or the self-test still runs": replace(SOLID, proved=frozenset()),
         "it is being removed from this MUX": replace(SOLID, released=frozenset({VIP})),
+        "this MUX is drained": replace(SOLID, away=True),
     }
     assert {why: ground.why_not(VIP, None) for why, ground in doubts.items()} == {why: why for why in doubts}
     assert SOLID.why_not(VIP, "the interface eth0 is gone") == "the interface eth0 is gone"
