@@ -18,8 +18,9 @@ A node's reports are believed until its lease ends; each message of the node ren
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 #: Service and backend, by name.
 Key = tuple[str, str]
@@ -119,12 +120,12 @@ class Reports:
         self._of.pop((source, node), None)
         return changed
 
-    def drop(self, gone: Iterable[Key]) -> None:
-        """Backends that are no longer there."""
-        for key in gone:
-            for reports in self._of.values():
-                reports.pop(key, None)
-            self._tunnels.pop(key, None)
+    def keep_only(self, there: Container[Key]) -> None:
+        """Forgets backends that are no longer there."""
+        tables: list[MutableMapping[Key, Any]] = [*self._of.values(), self._tunnels]
+        for known in tables:
+            for key in [key for key in known if key not in there]:
+                del known[key]
 
     def agent(self, node: str | None, key: Key) -> Report | None:
         who = (Source.AGENT, node or "")

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP API of operators: thin methods between requests and the controller, one for each route of the table.
+
+Who asks is decided before any of them runs, by the ``authenticate`` that :mod:`manager.daemon` gives (TLS and tokens,
+or nothing on loopback where that was asked for). An error is ``{"error": sentence, "mistakes": [{path, message}]}``:
+400 a wrong request, 401 or 403 who may not ask, 404 no such thing, 409 somebody else was faster, 503 the store failed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from lb.config_tables import show
+from lb.config_text import service_table
+from lb.errors import AccessError, ConfigError, RequestError, VipmuxError
+from manager.controller import Applied, Controller
+from manager.openapi import ROUTES, describe
+from manager.plan import AGENT, MUX
+from manager.store import ConflictError, Store, StoreError
+from manager.view import View
+
+#: Largest request: some tens of thousands of services.
+BODY_MAX = 64 * 2**20
+LIMIT_MAX = 5000
+WAIT_MAX = 300.0
+
+#: Who asks, as it will stand in the audit; raises AccessError.
+Authenticate = Callable[[web.Request], Awaitable[str]]
+#: Makes a token: kind, name, seconds, who; returns its text.
+MakeToken = Callable[[str, str | None, float, str], Awaitable[str]]
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+#: Where a request keeps who asks.
+WHO = "who"
+
+log = structlog.get_logger()
+
+
+def application(api: Api, authenticate: Authenticate, of_nodes: Iterable[web.AbstractRouteDef] = ()) -> web.Application:
+    """The whole server: operators' routes, and those of nodes, which authenticate by themselves."""
+    own = {(route.method, route.path) for route in ROUTES if not route.of_nodes}
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            resource = request.match_info.route.resource
+            path = resource.canonical if resource is not None else ""
+            if (request.method, path) in own or not path:
+                request[WHO] = await authenticate(request)
+            return await handler(request)
+        except web.HTTPException as error:
+            return _error(error.status, _http_sentence(request, error))
+        except VipmuxError as error:
+            return _refusal(error)
+
+    app = web.Application(middlewares=[middleware], client_max_size=BODY_MAX)
+    for route in ROUTES:
+        if not route.of_nodes:
+            app.router.add_route(route.method, route.path, getattr(api, route.operation))
+    app.add_routes(of_nodes)
+    return app
+
+
+class Api:
+    """Each method serves the route of its name."""
+
+    def __init__(
+        self, controller: Controller, view: View, store: Store, version: str, make_token: MakeToken | None = None
+    ) -> None:
+        self._controller = controller
+        self._view = view
+        self._store = store
+        self._description = json.dumps(describe(version))
+        self._make_token = make_token
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    async def status(self, _: web.Request) -> web.Response:
+        return _answer(self._view.status())
+
+    async def services(self, _: web.Request) -> web.Response:
+        return _answer(self._view.services())
+
+    async def describe(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        self._must_be_there(name)
+        return _answer(self._view.describe(name))
+
+    async def tables(self, _: web.Request) -> web.Response:
+        services = self._controller.desired.services
+        return _answer([service_table(services[name]) for name in sorted(services)])
+
+    async def backends(self, _: web.Request) -> web.Response:
+        return _answer(self._view.backends())
+
+    async def muxes(self, _: web.Request) -> web.Response:
+        return _answer(self._view.muxes())
+
+    async def agents(self, _: web.Request) -> web.Response:
+        return _answer(self._view.agents())
+
+    async def announcements(self, _: web.Request) -> web.Response:
+        return _answer(self._view.announcements())
+
+    async def events(self, request: web.Request) -> web.Response:
+        return _answer(self._view.events(_limit(request)))
+
+    async def audit(self, request: web.Request) -> web.Response:
+        lines = await self._store.audit(_limit(request))
+        return _answer(
+            [
+                {"version": line.version, "at": line.at, "who": line.who, "what": line.what, "change": line.change}
+                for line in lines
+            ]
+        )
+
+    async def openapi(self, _: web.Request) -> web.Response:
+        return web.Response(text=self._description, content_type="application/json")
+
+    # -- changing -----------------------------------------------------------------------------------------------
+
+    async def apply(self, request: web.Request) -> web.Response:
+        body = await _table(request, {"services", "dry_run", "prune", "wait"})
+        tables = _array(body.get("services"), "services")
+        dry_run, prune = _flag(body, "dry_run"), _flag(body, "prune")
+        wait = _wait(body)
+        done = await self._controller.apply(tables, request[WHO], replace_all=prune, dry_run=dry_run)
+        behind = await self._controller.followed(wait) if wait and not dry_run else None
+        return _change(done, dry_run, behind)
+
+    async def replace_services(self, request: web.Request) -> web.Response:
+        tables = _array(await _json(request), "the body")
+        return _change(await self._controller.apply(tables, request[WHO], replace_all=True))
+
+    async def put_service(self, request: web.Request) -> web.Response:
+        body = await _table(request, None)
+        name = request.match_info["name"]
+        if body.setdefault("name", name) != name:
+            raise RequestError(f"the table's name is {show(body['name'])}, and the path's is {show(name)}")
+        return _change(await self._controller.apply([body], request[WHO]))
+
+    async def delete_service(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        self._must_be_there(name)
+        return _change(await self._controller.delete_service(name, request[WHO]))
+
+    async def drain_backend(self, request: web.Request) -> web.Response:
+        return await self._drain(request, drain=True)
+
+    async def undrain_backend(self, request: web.Request) -> web.Response:
+        return await self._drain(request, drain=False)
+
+    async def _drain(self, request: web.Request, *, drain: bool) -> web.Response:
+        names = request.match_info
+        return _change(
+            await self._controller.drain_backend(names["service"], names["backend"], request[WHO], drain=drain)
+        )
+
+    async def drain_mux(self, request: web.Request) -> web.Response:
+        return _change(await self._controller.drain_mux(request.match_info["name"], request[WHO], drain=True))
+
+    async def undrain_mux(self, request: web.Request) -> web.Response:
+        return _change(await self._controller.drain_mux(request.match_info["name"], request[WHO], drain=False))
+
+    async def forget_mux(self, request: web.Request) -> web.Response:
+        await self._controller.forget_node(MUX, request.match_info["name"], request[WHO])
+        return _answer({})
+
+    async def forget_agent(self, request: web.Request) -> web.Response:
+        await self._controller.forget_node(AGENT, request.match_info["name"], request[WHO])
+        return _answer({})
+
+    async def make_token(self, request: web.Request) -> web.Response:
+        body = await _table(request, {"kind", "name", "ttl"})
+        kind, name, ttl = body.get("kind"), body.get("name"), body.get("ttl", 900.0)
+        if not isinstance(kind, str) or not (name is None or isinstance(name, str)):
+            raise RequestError("kind must be mux, agent or operator, and name a text or absent")
+        if not isinstance(ttl, int | float) or isinstance(ttl, bool):
+            raise RequestError(f"ttl must be a number of seconds, not {show(ttl)}")
+        if self._make_token is None:
+            raise RequestError("this manager serves without TLS, so it has no tokens")
+        return _answer({"token": await self._make_token(kind, name, float(ttl), request[WHO])})
+
+    def _must_be_there(self, name: str) -> None:
+        services = self._controller.desired.services
+        if name not in services:
+            known = ", ".join(sorted(services)[:8]) or "none yet"
+            raise _NotThereError(f"there is no service {show(name)}; there are {known}")
+
+
+class _NotThereError(RequestError):
+    """404."""
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+async def _json(request: web.Request) -> Any:
+    text = await request.read()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        where = f": {error.msg} at line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise RequestError(f"the body must be JSON{where}") from None
+
+
+async def _table(request: web.Request, known: set[str] | None) -> dict[str, Any]:
+    body = await _json(request)
+    if not isinstance(body, dict):
+        raise RequestError("the body must be a JSON object")
+    unknown = sorted(body.keys() - known) if known is not None else []
+    if known is not None and unknown:
+        expected = f"unknown key; known are {', '.join(sorted(known))}"
+        raise ConfigError([(key, expected) for key in unknown])
+    return body
+
+
+def _array(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise RequestError(f"{name} must be an array of [[service]] tables, not {show(value)}")
+    return value
+
+
+def _flag(body: dict[str, Any], key: str) -> bool:
+    value = body.get(key, False)
+    if not isinstance(value, bool):
+        raise RequestError(f"{key} must be true or false, not {show(value)}")
+    return value
+
+
+def _wait(body: dict[str, Any]) -> float:
+    value = body.get("wait", 0)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= WAIT_MAX:
+        raise RequestError(f"wait must be 0 to {WAIT_MAX:g} seconds, not {show(value)}")
+    return float(value)
+
+
+def _limit(request: web.Request) -> int:
+    text = request.query.get("limit", "100")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
+        raise RequestError(f"limit must be 1 to {LIMIT_MAX}, not {show(text)}")
+    return int(text)
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def _answer(value: Any) -> web.Response:
+    return web.Response(text=json.dumps(value, ensure_ascii=False), content_type="application/json")
+
+
+def _change(done: Applied, dry_run: bool = False, behind: list[str] | None = None) -> web.Response:
+    lines = [{"name": line.name, "action": line.action, "details": list(line.details)} for line in done.change.lines]
+    body: dict[str, Any] = {
+        "version": done.version,
+        "changed": not done.change.empty,
+        "dry_run": dry_run,
+        "lines": lines,
+    }
+    if behind is not None:
+        body["behind"] = behind
+    return _answer(body)
+
+
+def _error(status: int, sentence: str, mistakes: Iterable[tuple[str, str]] = ()) -> web.Response:
+    body: dict[str, Any] = {"error": sentence}
+    found = [{"path": path, "message": message} for path, message in mistakes]
+    if found:
+        body["mistakes"] = found
+    return web.Response(status=status, text=json.dumps(body, ensure_ascii=False), content_type="application/json")
+
+
+def _refusal(error: VipmuxError) -> web.Response:
+    if isinstance(error, ConfigError):
+        return _error(400, str(error), error.mistakes)
+    codes = {_NotThereError: 404, AccessError: 403, ConflictError: 409, StoreError: 503, RequestError: 400}
+    status = next((code for kind, code in codes.items() if isinstance(error, kind)), 500)
+    return _error(status, str(error))
+
+
+def _http_sentence(request: web.Request, error: web.HTTPException) -> str:
+    if error.status == 404:
+        return f"there is no {request.path}; GET /v1/openapi.json tells what there is"
+    if error.status == 405 and isinstance(error, web.HTTPMethodNotAllowed):
+        return f"{request.path} takes {', '.join(sorted(error.allowed_methods))}, not {request.method}"
+    if error.status == 413:
+        return f"the request is larger than {BODY_MAX >> 20} MiB"
+    return error.reason

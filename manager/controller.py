@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manager's heart: holds the desired state, hears what happens, plans, and has nodes told.
+
+One :class:`Controller` in one event loop. Operators' changes come by :mod:`manager.api` and are committed to the store
+before they count. Everything that happens marks the VIPs that it touches; one task then plans those anew, keeps what
+the next plan must remember, and only then gives nodes their new states, by :class:`manager.nodes.NodeHub`. Owns the
+plan, the reports and the events. The store may fail: then changes are refused, but health and withdrawals go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from lb.errors import RequestError, VipmuxError
+from lb.model import BackendState, ManagerSettings, Service
+from lb.node.messages import HealthMessage
+from manager import desired as changes
+from manager.desired import Change, Desired, Order, Rules
+from manager.events import Events, differences
+from manager.health import Report, Reports, Source
+from manager.nodes import NodeHub
+from manager.plan import AGENT, MUX, BackendKey, Memory, Plan, Remembered, Tables, World, plan, replan
+from manager.store import Entries, NodeRecord, Store
+
+#: How many VIPs are planned in one go.
+TURN = 500
+#: How often time itself is looked at: leases, hold times, late nodes; seconds.
+TICK = 0.2
+#: Leases of nodes are bounded by the manager's own setting, and by this from below.
+LEASE_MIN = 1.0
+#: A manager that starts anew counts on from here, beyond what it may have given out after its last note.
+GENERATION_GAP = 1000
+#: Tables of services that are gone are cleared away after so many plans.
+_TABLES_KEPT = 1000
+
+#: More services than this in one request are read beside the event loop.
+LARGE = 50
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A change that was made, or would be."""
+
+    version: int
+    change: Change
+
+
+class Controller:
+    """See the module's text. Everything but start() and stop() runs in the event loop that it was started in."""
+
+    def __init__(
+        self,
+        settings: ManagerSettings,
+        store: Store,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings = settings
+        self.events = Events()
+        self.desired = Desired()
+        self.plan = Plan()
+        self.hub: NodeHub
+        self._store = store
+        self._clock = clock
+        self._reports = Reports()
+        self._tables = Tables()
+        self._changing = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._touched: set[str] = set()
+        self._backlog: set[str] = set()  # touched as well, but by something large
+        self._to_keep: dict[tuple[str, str], NodeRecord] = {}
+        self._stored_memory = Memory()
+        self._unstored = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._plans = 0
+        self.change_made = asyncio.Condition()  #: for who waits for nodes to follow
+
+    # -- start and stop -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Reads the store and plans for what was; nobody is told of it before they connect."""
+        term = await self._store.next_term()
+        stored = await self._store.load()
+        self.desired = await asyncio.to_thread(changes.from_entries, stored.version, stored.entries)
+        entries = await self._store.memory()
+        memory = _memory(entries)
+        self._stored_memory = memory
+        generation = int(entries.get("generation", {}).get("latest", 0)) + GENERATION_GAP
+        self.hub = NodeHub(term, generation if stored.version else 0, self, self.settings.hold, self._clock())
+        self.hub.load(await self._store.nodes())
+        self.plan = Plan(memory=memory)
+        self._plan_all()
+        self._tasks = [
+            asyncio.create_task(self._run(), name="plan"),
+            asyncio.create_task(self._ticks(), name="clock"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._keep_nodes()
+
+    async def failed(self) -> None:
+        """Returns never; raises what a task of ours raised, which is a programming error."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            await task
+
+    # -- what operators want ------------------------------------------------------------------------------------
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.settings.vip_prefixes, self.hub.addresses())
+
+    async def apply(
+        self, tables: list[object], who: str, *, replace_all: bool = False, dry_run: bool = False
+    ) -> Applied:
+        def change(desired: Desired) -> Change:
+            return changes.apply_tables(desired, tables, self.rules, replace_all=replace_all, as_told=self._as_told)
+
+        return await self._change(change, who, dry_run=dry_run, large=replace_all or len(tables) > LARGE)
+
+    async def delete_service(self, name: str, who: str) -> Applied:
+        return await self._change(lambda desired: changes.delete_service(desired, name, self._as_told), who)
+
+    async def drain_backend(self, service: str, backend: str, who: str, *, drain: bool) -> Applied:
+        order = Order(who, self._clock()) if drain else None
+        return await self._change(lambda desired: changes.drain_backend(desired, service, backend, order), who)
+
+    async def drain_mux(self, mux: str, who: str, *, drain: bool) -> Applied:
+        self._known(MUX, mux)
+        order = Order(who, self._clock()) if drain else None
+        return await self._change(lambda desired: changes.drain_mux(desired, mux, order), who)
+
+    async def forget_node(self, kind: str, name: str, who: str) -> None:
+        """A node that will not come back."""
+        self._known(kind, name)
+        self.hub.forget(kind, name)
+        if kind == MUX and name in self.desired.mux_drains:
+            await self._change(lambda desired: changes.drain_mux(desired, name, None), who)
+        source = Source.TUNNEL if kind == MUX else Source.AGENT
+        self._reports.forget(source, name)
+        await self._store.forget_node(kind, name)
+        self.happened(f"{kind} {name}", f"forgotten by {who}")
+
+    def _known(self, kind: str, name: str) -> None:
+        names = [entry.record.name for entry in self.hub.entries.values() if entry.record.kind == kind]
+        if name not in names:
+            word = "MUX" if kind == MUX else kind
+            known = f"known are {', '.join(sorted(names))}" if names else "none has joined yet"
+            raise RequestError(f'there is no {word} "{name}"; {known}')
+
+    async def _change(
+        self, make: Callable[[Desired], Change], who: str, *, dry_run: bool = False, large: bool = False
+    ) -> Applied:
+        """Decides, commits, and then takes it for true; one change at a time."""
+        async with self._changing:
+            if large:  # takes seconds for thousands of services, beside the event loop
+                change, delta = await asyncio.to_thread(_with_delta, make, self.desired)
+            else:
+                change, delta = _with_delta(make, self.desired)
+            if change.empty or dry_run:
+                return Applied(self.desired.version, change)
+            version = await self._store.commit(self.desired.version, delta, who, change.what, self._clock())
+            self.desired = replace(change.new, version=version)
+        log.info("changed", version=version, who=who, what=change.what)
+        self.touched(change.vips())
+        return Applied(version, change)
+
+    def _as_told(self, service: Service) -> Service:
+        """A service with its backends as MUXes know them, for the time that it retires."""
+        found = self.plan.vips.get(str(service.vip))
+        states = {item.key: item.state for item in found.backends} if found else {}
+
+        def told(name: str, address: object, state: BackendState) -> BackendState:
+            return states.get((service.name, name, str(address)), state)
+
+        backends = tuple(
+            replace(backend, state=told(backend.name, backend.address, backend.state)) for backend in service.backends
+        )
+        return replace(service, backends=backends)
+
+    # -- what happens (manager.nodes.Listener) ------------------------------------------------------------------
+
+    def touched(self, vips: Iterable[str] | None) -> None:
+        if vips is None:
+            vips = {*self.plan.vips, *self.desired.by_vip, *self.desired.retiring_by_vip}
+        found = set(vips)
+        (self._touched if len(found) <= TURN else self._backlog).update(found)
+        self._wake.set()
+
+    def plan_now(self) -> None:
+        self._plan_all()
+
+    def heard(self, kind: str, name: str, message: HealthMessage) -> None:
+        """A node's reports on backends; an agent's only of its own host's."""
+        source = Source.TUNNEL if kind == MUX else Source.AGENT
+        found = {}
+        for report in message.reports:
+            if source is Source.AGENT and not self._is_of(name, report.service, report.backend):
+                continue
+            found[report.service, report.backend] = Report(report.up, report.reason, report.since)
+        lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
+        services = self._reports.heard(source, name, found, self._clock() + lease)
+        self.touched(self._vips_of(services))
+
+    def _is_of(self, agent: str, service: str, backend: str) -> bool:
+        found = self.desired.services.get(service)
+        return found is not None and any(
+            item.name == backend and self.hub.agent_at.get(item.address) == agent for item in found.backends
+        )
+
+    def _vips_of(self, services: Iterable[str]) -> set[str]:
+        known = self.desired.services
+        return {str(known[name].vip) for name in services if name in known}
+
+    def happened(self, subject: str, text: str, *, bad: bool = False) -> None:
+        self.events.add(self._clock(), subject, text, bad=bad)
+        say = log.warning if bad else log.info
+        say("event", subject=subject, text=text)
+
+    def keep(self, record: NodeRecord) -> None:
+        self._to_keep[record.kind, record.name] = record
+        self._wake.set()
+
+    # -- planning -----------------------------------------------------------------------------------------------
+
+    def world(self) -> World:
+        return World(
+            self.desired,
+            self.hub.of(MUX),
+            self.hub.of(AGENT),
+            self.hub.agent_at,
+            self._reports,
+            self.plan.memory,
+            self._clock(),
+            self.settings.withdraw_cap,
+            tables=self._tables,
+        )
+
+    def _plan_all(self) -> None:
+        """For what was touched or not; the states count at once. Used where nobody could have been told yet."""
+        self._touched.clear()
+        self._backlog.clear()
+        old = self.plan
+        self.plan = plan(self.world())
+        self._say(old, {*old.vips, *self.plan.vips})
+        self.hub.want(self.plan.states, None)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._turn()
+
+    async def _turn(self) -> None:
+        """Plans what was touched, keeps what must be remembered, tells the nodes. Bounded work: the rest comes next,
+        so that a backend's end does not wait for ten thousand services."""
+        touched, self._touched = self._touched, set()
+        while self._backlog and len(touched) < TURN:
+            touched.add(self._backlog.pop())
+        if touched or self._nodes_differ():
+            old = self.plan
+            self.plan = replan(old, self.world(), touched)
+            self._say(old, touched)
+            await self._remember(old, touched)
+            if self.hub.want(self.plan.states, touched):
+                await self._remember_generation()
+            await self._purge(touched)
+            self._clear_tables()
+        await self._keep_nodes()
+        if self._backlog:
+            self._wake.set()
+            await asyncio.sleep(0)
+        async with self.change_made:
+            self.change_made.notify_all()
+
+    def _nodes_differ(self) -> bool:
+        """Are there nodes without a state, or states without a node?"""
+        return self.plan.states.keys() != self.hub.entries.keys() or self.plan.drains.keys() != (
+            self.desired.mux_drains.keys() & self.hub.of(MUX).keys()
+        )
+
+    async def followed(self, seconds: float) -> list[str]:
+        """Waits until every connected node has what it should; returns those that do not."""
+
+        def behind() -> list[str]:
+            if self._touched or self._backlog or self._wake.is_set():
+                return ["manager"]
+            entries = self.hub.entries.values()
+            connected = [entry for entry in entries if entry.connection is not None and entry.refused is None]
+            return [entry.id for entry in connected if entry.live is None or entry.live_generation < entry.generation]
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds), self.change_made:
+                await self.change_made.wait_for(lambda: not behind())
+        entries = self.hub.entries.values()
+        return sorted({*behind(), *(e.id for e in entries if e.connection is not None and e.refused is not None)})
+
+    def _say(self, old: Plan, vips: Iterable[str]) -> None:
+        for subject, text, bad in differences(old, self.plan, sorted(vips)):
+            self.happened(subject, text, bad=bad)
+
+    async def _remember(self, old: Plan, touched: set[str]) -> None:
+        """Before nodes are told: a manager that starts anew must know what it granted."""
+        new = self.plan
+        if self._unstored:
+            keys = self._stored_memory.backends.keys() | new.memory.backends.keys()
+            vips = self._stored_memory.granted.keys() | new.memory.granted.keys()
+        else:
+            vips = touched
+            keys = {
+                item.key for vip in vips for plan in (old, new) if vip in plan.vips for item in plan.vips[vip].backends
+            }
+        change = _memory_change(self._stored_memory, new.memory, keys, vips)
+        if (not change["set"] and not change["remove"]) or await self._store_or_say(change):
+            self._stored_memory = new.memory
+
+    async def _remember_generation(self) -> None:
+        if self.hub.generation % (GENERATION_GAP // 2) == 1 or self.hub.generation == 1:
+            await self._store_or_say({"set": {"generation": {"latest": self.hub.generation}}, "remove": {}})
+
+    async def _store_or_say(self, change: Mapping[str, Any]) -> bool:
+        try:
+            await self._store.remember(change)
+        except VipmuxError as error:
+            if not self._unstored:
+                self.happened("manager", f"cannot write its store, and goes on without: {error}", bad=True)
+            self._unstored = True
+            return False
+        if self._unstored:
+            self.happened("manager", "writes its store again")
+        self._unstored = False
+        return True
+
+    async def _purge(self, touched: Iterable[str]) -> None:
+        """Retiring services that nobody has any more leave the desired state."""
+        done = [key for vip in touched if vip in self.plan.vips for key in self.plan.vips[vip].done]
+        if done:
+            with contextlib.suppress(VipmuxError):  # the store failed: the next plan of the VIP tries again
+                await self._change(lambda desired: changes.purge(desired, done), "manager")
+
+    async def _keep_nodes(self) -> None:
+        while self._to_keep:
+            key, record = self._to_keep.popitem()
+            if f"{key[0]}:{key[1]}" not in self.hub.entries:
+                continue
+            try:
+                await self._store.save_node(record)
+            except VipmuxError as error:
+                log.error("node not kept in the store", node=record.name, reason=str(error))
+
+    def _clear_tables(self) -> None:
+        self._plans += 1
+        if self._plans % _TABLES_KEPT == 0:
+            self._tables.keep_only(self.desired.services)
+            self._reports.keep_only(
+                {(s.name, backend.name) for s in self.desired.services.values() for backend in s.backends}
+            )
+
+    async def _ticks(self) -> None:
+        while True:
+            await asyncio.sleep(TICK)
+            now = self._clock()
+            self.hub.tick(now)
+            silent = self._reports.expire(now)
+            if silent:
+                self.touched(self._vips_of(silent))
+
+
+def _with_delta(make: Callable[[Desired], Change], desired: Desired) -> tuple[Change, dict[str, Any]]:
+    change = make(desired)
+    return change, change.delta()
+
+
+# --- memory in the store ---------------------------------------------------------------------------------------------
+
+
+def _memory(entries: Entries) -> Memory:
+    backends = {}
+    for value in entries.get("backends", {}).values():
+        service, backend, address, *known = value
+        backends[service, backend, address] = Remembered(*known)
+    granted = {vip: frozenset(muxes) for vip, muxes in entries.get("granted", {}).items()}
+    return Memory(backends, granted)
+
+
+def _memory_change(old: Memory, new: Memory, keys: Iterable[BackendKey], vips: Iterable[str]) -> dict[str, Any]:
+    """What of these backends and VIPs differs, as the store takes it. What was lent to agents is not kept."""
+    changed: dict[str, dict[str, Any]] = {"backends": {}, "granted": {}}
+    removed: dict[str, list[str]] = {"backends": [], "granted": []}
+    for key in keys:
+        was, now = old.backends.get(key), new.backends.get(key)
+        if now is None:
+            removed["backends"] += ["\n".join(key)] * (was is not None)
+        elif was != now:
+            changed["backends"]["\n".join(key)] = [*key, *dataclasses.astuple(now)]
+    for vip in vips:
+        muxes = new.granted.get(vip)
+        if muxes is None:
+            removed["granted"] += [vip] * (vip in old.granted)
+        elif old.granted.get(vip) != muxes:
+            changed["granted"][vip] = sorted(muxes)
+    return {
+        "set": {section: entries for section, entries in changed.items() if entries},
+        "remove": {section: found for section, found in removed.items() if found},
+    }

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb-manager``: the control plane's daemon, and the commands that go with it.
+
+``run`` starts in this order: file, state directory (one manager each), store, controller, then the sockets; the line
+``ready`` comes last. A stop goes the other way; nodes go on by themselves. Everything it knows is in the store, so a
+killed manager loses nothing but its events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from ipaddress import ip_address
+from pathlib import Path
+
+import click
+import structlog
+from aiohttp import web
+
+from lb import log as log_setup
+from lb.config import load_manager
+from lb.errors import ConfigError, IoError, RequestError, VipmuxError
+from lb.metrics import serve
+from lb.model import ManagerSettings
+from manager.api import Api, Authenticate, MakeToken, application
+from manager.controller import Controller
+from manager.metrics import ManagerCollector
+from manager.sqlite import SqliteStore
+from manager.store import Store
+from manager.view import View
+
+PROGRAM = "lb-manager"
+#: Open requests get so long to end when the manager stops, seconds.
+GRACE = 1.0
+
+log = structlog.get_logger()
+
+
+@contextlib.contextmanager
+def state_directory(path: str) -> Iterator[Path]:
+    """The directory, made if it is not there, for one manager at a time."""
+    directory = Path(path)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise IoError(f"manager.state_dir {path}: cannot be used: {reason}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise IoError(f"manager.state_dir {path}: another lb-manager uses it; stop that one first") from None
+    try:
+        yield directory
+    finally:
+        os.close(handle)
+
+
+@contextlib.asynccontextmanager
+async def serving(app: web.Application, listen: str, tls: object = None) -> AsyncIterator[None]:
+    """The API at ``host:port``, until left."""
+    host, _, port = listen.rpartition(":")
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE)
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=tls).start()  # type: ignore[arg-type]
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise IoError(f"manager.listen {listen} cannot be served: {reason}") from None
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def program_version() -> str:
+    try:
+        return version("vipmux")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+async def run_manager(settings: ManagerSettings, *, insecure_loopback: bool) -> None:
+    """The daemon's whole life; returns after a clean stop."""
+    end = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end.set)
+    loop.add_signal_handler(signal.SIGHUP, _no_reload)
+    with state_directory(settings.state_dir) as directory:
+        store = await SqliteStore.open(directory)
+        try:
+            controller = Controller(settings, store)
+            await controller.start()
+            _calm_collector()
+            try:
+                await _serve(settings, controller, store, end, insecure_loopback=insecure_loopback)
+            finally:
+                await controller.stop()
+        finally:
+            await store.close()
+    log.info("stopped")
+
+
+async def _serve(
+    settings: ManagerSettings, controller: Controller, store: Store, end: asyncio.Event, *, insecure_loopback: bool
+) -> None:
+    view = View(controller)
+    authenticate, make_token = _access(settings, insecure_loopback=insecure_loopback)
+    app = application(Api(controller, view, store, program_version(), make_token), authenticate)
+    metrics = serve(settings.metrics, ManagerCollector(controller), key="manager.metrics")
+    try:
+        async with serving(app, settings.listen):
+            log.info(
+                "ready",
+                listen=settings.listen,
+                tls=not insecure_loopback,
+                term=controller.hub.term,
+                version=controller.desired.version,
+                services=len(controller.desired.services),
+                nodes=len(controller.hub.entries),
+            )
+            await _first(asyncio.create_task(controller.failed()), end)
+    finally:
+        await asyncio.to_thread(metrics.close)
+
+
+def _access(settings: ManagerSettings, *, insecure_loopback: bool) -> tuple[Authenticate, MakeToken | None]:
+    """Who may ask. Without TLS that is whoever can reach this machine's loopback."""
+    host = ip_address(settings.listen.rpartition(":")[0].strip("[]"))
+    if not insecure_loopback:
+        raise RequestError("this version serves without TLS only: give --insecure-loopback, and listen on loopback")
+    if not host.is_loopback:
+        raise RequestError(
+            f"--insecure-loopback serves without TLS, so manager.listen must be on loopback, such as 127.0.0.1:9740; "
+            f"{settings.listen} is not"
+        )
+
+    async def authenticate(_: web.Request) -> str:
+        return "operator:loopback"
+
+    return authenticate, None
+
+
+def _no_reload() -> None:
+    log.warning("SIGHUP ignored", reason="the manager's file is read at start only; services come by `lb apply`")
+
+
+def _calm_collector() -> None:
+    """What was loaded stays; looking through it for cycles again and again costs tens of milliseconds each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+async def _first(task: asyncio.Task[None], end: asyncio.Event) -> None:
+    """Until the task is done, raising what it raised, or the end is asked for, cancelling it."""
+    told = asyncio.create_task(end.wait())
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if task.done():
+        await task
+        return
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="vipmux", prog_name=PROGRAM)
+def lb_manager() -> None:
+    """The control plane of vipmux: holds what operators want, and sees to it that every node has it."""
+
+
+@lb_manager.command("run")
+@click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="The manager's TOML file.")
+@click.option("--insecure-loopback", is_flag=True, help="Plain HTTP, for whoever is on this machine; loopback only.")
+def run(path: Path, insecure_loopback: bool) -> None:
+    """Serve until SIGTERM."""
+    log_setup.configure(PROGRAM)
+    asyncio.run(run_manager(load_manager(path), insecure_loopback=insecure_loopback))
+
+
+def main() -> None:
+    """Entry point of the program."""
+    try:
+        code = lb_manager.main(standalone_mode=False, prog_name=PROGRAM)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except ConfigError as error:
+        for line in error.lines:
+            click.echo(line, err=True)
+        sys.exit(error.exit_code)
+    except VipmuxError as error:
+        click.echo(f"{PROGRAM}: {error}", err=True)
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+if __name__ == "__main__":
+    main()

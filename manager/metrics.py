@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manager's Prometheus metrics, read from the controller at each scrape, in the thread of the metrics server.
+
+What a scrape sees may be a moment old and is never half of a plan: plans are values, and are replaced as a whole.
+``lb_generation`` and ``lb_generation_wanted`` of a node that differ for long are a node that does not follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from manager.controller import Controller
+from manager.nodes import rows
+from manager.plan import MUX
+
+
+class ManagerCollector(Collector):
+    """Turns the moment into metric families."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    def describe(self) -> list[Metric]:
+        """Nothing: registering must not read."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._backends()
+        yield from self._nodes()
+        yield from self._announced()
+        yield from self._manager()
+
+    def _backends(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("lb_backend_up", "1 if the backend is healthy.", labels=["service", "backend"])
+        taking = GaugeMetricFamily(
+            "lb_backend_takes_flows", "1 if MUXes give it new flows, healthy or not.", labels=["service", "backend"]
+        )
+        panic = GaugeMetricFamily(
+            "lb_panic", "1 if too few backends are healthy, so that the last good set is kept.", labels=["service"]
+        )
+        plan = self._controller.plan
+        for found in plan.vips.values():
+            for item in found.backends:
+                labels = [item.service, item.backend.name]
+                up.add_metric(labels, float(item.healthy))
+                taking.add_metric(labels, float(item.state.value == "up" and item.backend.weight > 0))
+            for service in found.tables:
+                panic.add_metric([service], float(service in found.panic))
+        yield from (up, taking, panic)
+
+    def _nodes(self) -> Iterator[Metric]:
+        labels = ["kind", "node"]
+        connected = GaugeMetricFamily("lb_node_connected", "1 if the node is connected.", labels=labels)
+        live = GaugeMetricFamily("lb_generation", "The generation that the node acknowledged.", labels=labels)
+        wanted = GaugeMetricFamily("lb_generation_wanted", "The generation that the node should have.", labels=labels)
+        refused = GaugeMetricFamily("lb_node_refused", "1 if the node refused its state.", labels=labels)
+        for entry in list(self._controller.hub.entries.values()):
+            names = [entry.record.kind, entry.record.name]
+            connected.add_metric(names, float(entry.connection is not None))
+            live.add_metric(names, entry.live_generation)
+            wanted.add_metric(names, entry.generation)
+            refused.add_metric(names, float(entry.refused is not None))
+        yield from (connected, live, wanted, refused)
+
+    def _announced(self) -> Iterator[Metric]:
+        """By peer, as MUXes tell of it; and what they were told to."""
+        announced = GaugeMetricFamily(
+            "lb_announced", "1 if the MUX announces the VIP to the peer.", labels=["vip", "peer", "mux"]
+        )
+        for entry in list(self._controller.hub.entries.values()):
+            if entry.record.kind == MUX and entry.connection is not None:
+                for row in rows(entry.status, "announcements"):
+                    if row.get("peer") is not None:
+                        said = row.get("state") in ("announced", "draining")
+                        announced.add_metric([str(row.get("vip")), str(row["peer"]), entry.record.name], float(said))
+        yield announced
+        granted = GaugeMetricFamily("lb_announce_wanted", "How many MUXes shall announce the VIP.", labels=["vip"])
+        for vip, found in self._controller.plan.vips.items():
+            granted.add_metric([vip], len(found.granted))
+        yield granted
+
+    def _manager(self) -> Iterator[Metric]:
+        controller = self._controller
+        yield GaugeMetricFamily("lb_manager_term", "Number of this leadership.", value=controller.hub.term)
+        yield GaugeMetricFamily("lb_manager_version", "Version of the desired state.", value=controller.desired.version)
+        yield GaugeMetricFamily("lb_manager_services", "Services wanted.", value=len(controller.desired.services))

@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the manager knows of its nodes: which are connected, what each should have, has, and says of itself.
+
+:class:`NodeHub` is between the node stream (:mod:`manager.stream`, which only moves messages) and
+:class:`manager.controller.Controller`, which plans. It decides nothing about services; it says which VIPs something
+happened to. It owns the list of nodes, which outlives the manager in the store.
+
+The body of a node's status, as far as commands and metrics read it (everything may be missing):
+
+    mux             the row of ``lb get muxes --local``
+    services        rows: name, packets, bytes, flows_new
+    backends        rows: service, name, packets
+    peers           rows of BGP sessions: name, address, state, error, ...
+    announcements   rows: vip, peer, state ("announced", ...), why
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from lb.errors import AccessError
+from lb.model import Address
+from lb.node.messages import HealthMessage, NodeState
+from manager.plan import AGENT, MUX, Node
+from manager.store import NodeRecord
+
+#: A node that has not acknowledged for so long holds nobody up any more, seconds.
+LATE = 10.0
+#: How many generations back a node may be and still be told apart by what changed since.
+HISTORY = 4096
+
+
+class Connection(Protocol):
+    """A node's connection; :class:`manager.stream.Connection`, or a fake."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    @property
+    def version(self) -> str: ...
+
+    @property
+    def address(self) -> str: ...
+
+    def wake(self) -> None: ...
+
+
+class Listener(Protocol):
+    """Who wants to know what happens to nodes; called in the event loop, returns at once."""
+
+    def touched(self, vips: Iterable[str] | None) -> None:
+        """Something happened that the plan of these VIPs (None: of all) depends on."""
+        ...
+
+    def plan_now(self) -> None:
+        """A node is there that no plan knows."""
+        ...
+
+    def heard(self, kind: str, name: str, message: HealthMessage) -> None: ...
+
+    def happened(self, subject: str, text: str, *, bad: bool = False) -> None:
+        """For the events."""
+        ...
+
+    def keep(self, record: NodeRecord) -> None:
+        """For the store."""
+        ...
+
+
+@dataclass(slots=True)
+class Entry:
+    """One node."""
+
+    record: NodeRecord
+    since: float  #: when it connected, or left
+    address: Address | None
+    address6: Address | None
+    connection: Connection | None = None
+    gone: bool = False
+    generation: int = 0  #: of ``state``
+    state: NodeState | None = None  #: what it should have; None: no plan has it yet
+    live_generation: int = 0  #: 0: it has acknowledged nothing since the manager began
+    live: NodeState | None = None
+    pending_since: float | None = None  #: since when it owes an acknowledgement
+    late: bool = False
+    refused: str | None = None
+    status: Mapping[str, Any] = field(default_factory=dict)
+    node: Node = field(default_factory=lambda: Node(MUX, ""))  #: as the plan sees it
+
+    @property
+    def id(self) -> str:
+        return f"{self.record.kind}:{self.record.name}"
+
+    def look(self) -> None:
+        """Brings ``node`` up to date."""
+        self.node = Node(
+            self.record.kind,
+            self.record.name,
+            self.address,
+            self.address6,
+            connected=self.connection is not None,
+            gone=self.gone,
+            late=self.late,
+            live=self.live,
+            refused=self.refused,
+        )
+
+
+class NodeHub:
+    """All nodes. A :class:`manager.stream.Hub`."""
+
+    def __init__(self, term: int, generation: int, listener: Listener, hold: float, now: float) -> None:
+        self._term = term
+        self._generation = generation
+        self._listener = listener
+        self._hold = hold
+        self._now = now
+        self._entries: dict[str, Entry] = {}
+        self._history: deque[tuple[int, frozenset[str] | None]] = deque(maxlen=HISTORY)
+        self.agent_at: dict[Address, str] = {}
+
+    @property
+    def term(self) -> int:
+        return self._term
+
+    @property
+    def generation(self) -> int:
+        """The latest of any node."""
+        return self._generation
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """By ``kind:name``."""
+        return self._entries
+
+    def of(self, kind: str) -> dict[str, Node]:
+        """By name, as the plan sees them."""
+        return {entry.record.name: entry.node for entry in self._entries.values() if entry.record.kind == kind}
+
+    def addresses(self) -> dict[Address, str]:
+        """Whose they are, in words."""
+        words = {MUX: "MUX", AGENT: "agent"}
+        return {
+            address: f"{words[entry.record.kind]} {entry.record.name}"
+            for entry in self._entries.values()
+            for address in (entry.address, entry.address6)
+            if address is not None
+        }
+
+    # -- from the manager ---------------------------------------------------------------------------------------
+
+    def load(self, records: Iterable[NodeRecord]) -> None:
+        """Nodes from the store; none is connected yet."""
+        for record in records:
+            self._add(Entry(record, self._now, _parse(record.address), _parse(record.address6)))
+        self._map_addresses()
+
+    def want(self, states: Mapping[str, NodeState], touched: Iterable[str] | None) -> list[str]:
+        """What nodes should have from now on, and the VIPs that the plan was made anew for; returns whose changed."""
+        changed = [(id_, state) for id_, state in states.items() if id_ in self._entries and not self._has(id_, state)]
+        if not changed:
+            return []
+        self._generation += 1
+        self._history.append((self._generation, None if touched is None else frozenset(touched)))
+        for id_, state in changed:
+            entry = self._entries[id_]
+            entry.state, entry.generation = state, self._generation
+            if entry.connection is not None:
+                entry.pending_since = entry.pending_since or self._now
+                entry.connection.wake()
+        return [id_ for id_, _ in changed]
+
+    def _has(self, id_: str, state: NodeState) -> bool:
+        return self._entries[id_].state == state
+
+    def forget(self, kind: str, name: str) -> Entry:
+        """The operator says that the node will not come back."""
+        entry = self._entries[f"{kind}:{name}"]
+        if entry.connection is not None:
+            raise AccessError(f"{entry.id} is connected; stop it first")
+        del self._entries[entry.id]
+        self._map_addresses()
+        self._listener.touched(None)
+        return entry
+
+    def tick(self, now: float) -> None:
+        """Time passes: MUXes are gone for long enough, nodes are late."""
+        self._now = now
+        for entry in self._entries.values():
+            gone = entry.connection is None and now - entry.since > self._hold
+            late = entry.pending_since is not None and now - entry.pending_since > LATE
+            if (gone, late) == (entry.gone, entry.late):
+                continue
+            if late and not entry.late:
+                self._listener.happened(_subject(entry), f"has not acknowledged its state for {LATE:g} s", bad=True)
+            if gone and not entry.gone and entry.record.kind == MUX:
+                text = f"was away for {self._hold:g} s, the hold time; nobody waits for it any more"
+                self._listener.happened(_subject(entry), text, bad=True)
+            entry.gone, entry.late = gone, late
+            entry.look()
+            self._touch(entry)
+
+    # -- from the stream ----------------------------------------------------------------------------------------
+
+    def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
+        entry = self._entries[f"{kind}:{name}"]
+        if entry.state is None:
+            self._listener.plan_now()
+        return entry.generation, entry.state or {}
+
+    def arrived(self, connection: Connection) -> None:
+        id_ = f"{connection.kind}:{connection.name}"
+        address, address6 = (self._address(connection, key) for key in ("address", "address6"))
+        if address is None and address6 is None:
+            raise AccessError(f"{id_} says no address of its own")
+        known = self._entries.get(id_)
+        first_seen = known.record.first_seen if known else self._now
+        record = NodeRecord(
+            connection.kind,
+            connection.name,
+            None if address is None else str(address),
+            None if address6 is None else str(address6),
+            first_seen,
+            self._now,
+            connection.version,
+        )
+        moved = known is not None and (known.address, known.address6) != (address, address6)
+        entry = known or Entry(record, self._now, address, address6)
+        entry.record, entry.address, entry.address6 = record, address, address6
+        entry.connection, entry.since, entry.gone, entry.late = connection, self._now, False, False
+        entry.live, entry.live_generation, entry.refused = None, 0, None
+        entry.pending_since = self._now
+        self._add(entry)
+        self._map_addresses()
+        self._listener.keep(record)
+        text = f"connected from {connection.address}" + (f"; its address is now {address or address6}" if moved else "")
+        self._listener.happened(_subject(entry), text if known else f"{text}, for the first time")
+        if known is None or moved:
+            self._listener.touched(None)
+        self._touch(entry)
+
+    def left(self, connection: Connection) -> None:
+        entry = self._current(connection)
+        if entry is None:
+            return
+        entry.connection, entry.since, entry.pending_since, entry.late = None, self._now, None, False
+        entry.record = replace(entry.record, last_seen=self._now)
+        entry.look()
+        self._listener.keep(entry.record)
+        self._listener.happened(_subject(entry), "is not connected any more; it goes on with what it has", bad=True)
+        self._touch(entry)
+
+    def live(self, connection: Connection, generation: int, state: NodeState) -> None:
+        entry = self._current(connection)
+        if entry is None:
+            return
+        since = entry.live_generation if entry.live is not None else None
+        if entry.refused is not None:
+            self._listener.happened(_subject(entry), "accepted its state")
+        entry.live, entry.live_generation, entry.refused = state, generation, None
+        entry.pending_since = None if generation >= entry.generation else self._now
+        entry.late = False
+        entry.look()
+        self._touch_since(entry, since)
+
+    def refused(self, connection: Connection, generation: int, reason: str) -> None:
+        entry = self._current(connection)
+        if entry is None or generation < entry.generation:
+            return  # a newer one is on its way
+        if entry.refused != reason:
+            self._listener.happened(_subject(entry), f"refused its state, and goes on with the old: {reason}", bad=True)
+        entry.refused, entry.pending_since, entry.late = reason, None, False
+        entry.look()
+        self._touch(entry)
+
+    def health(self, connection: Connection, message: HealthMessage) -> None:
+        if self._current(connection) is not None:
+            self._listener.heard(connection.kind, connection.name, message)
+
+    def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
+        entry = self._current(connection)
+        if entry is not None:
+            self._say_sessions(entry, body)
+            entry.status = body
+
+    def event(self, connection: Connection, text: str) -> None:
+        entry = self._current(connection)
+        if entry is not None:
+            self._listener.happened(_subject(entry), text)
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    def _current(self, connection: Connection) -> Entry | None:
+        """The node, if this connection is the one that counts."""
+        entry = self._entries.get(f"{connection.kind}:{connection.name}")
+        return entry if entry is not None and entry.connection is connection else None
+
+    def _add(self, entry: Entry) -> None:
+        entry.look()
+        self._entries[entry.id] = entry
+
+    def _map_addresses(self) -> None:
+        found = {
+            address: entry.record.name
+            for entry in self._entries.values()
+            if entry.record.kind == AGENT
+            for address in (entry.address, entry.address6)
+            if address is not None
+        }
+        if found != self.agent_at:
+            self.agent_at = found
+
+    def _address(self, connection: Connection, key: str) -> Address | None:
+        """An address that the node says is its own, unless it is another's."""
+        text = connection.settings.get(key)
+        if text is None:
+            return None
+        address = _parse(text)
+        if address is None:
+            raise AccessError(f"{connection.kind}:{connection.name} says an {key} that is none: {str(text)[:80]!r}")
+        for entry in self._entries.values():
+            same = entry.record.kind == connection.kind and address in (entry.address, entry.address6)
+            if same and entry.record.name != connection.name:
+                raise AccessError(
+                    f"{connection.kind}:{connection.name} says address {address}, which is that of {entry.id}; "
+                    f"`lb delete {connection.kind} {entry.record.name}` frees it if that node is no more"
+                )
+        return address
+
+    def _touch(self, entry: Entry) -> None:
+        """All that the node has to do with. Every VIP has to do with every MUX."""
+        if entry.record.kind == MUX:
+            self._listener.touched(None)
+            return
+        states = [state for state in (entry.state, entry.live) if state is not None]
+        self._listener.touched(
+            {_prefix(table["vip"]) for state in states for table in state.get("services", {}).values()}
+        )
+
+    def _touch_since(self, entry: Entry, generation: int | None) -> None:
+        """The VIPs of all plans since the generation that the node had before."""
+        if generation is None or not self._history or self._history[0][0] > generation + 1:
+            self._touch(entry)
+            return
+        vips: set[str] = set()
+        for number, touched in reversed(self._history):
+            if number <= generation:
+                break
+            if number > entry.live_generation:
+                continue
+            if touched is None:
+                self._touch(entry)
+                return
+            vips |= touched
+        self._listener.touched(vips)
+
+    def _say_sessions(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        """BGP sessions that came up or went down since the last status."""
+        before = {row["name"]: row.get("state") for row in rows(entry.status, "peers") if "name" in row}
+        for row in rows(body, "peers"):
+            name, state = row.get("name"), row.get("state")
+            if name is None or before.get(name) == state:
+                continue
+            up = state == "established"
+            if up or before.get(name) == "established":
+                why = f": {row['error']}" if row.get("error") and not up else ""
+                what = "is established" if up else f"is {state}"
+                self._listener.happened(_subject(entry), f"BGP session with {name} {what}{why}", bad=not up)
+
+
+def rows(status: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """Of a status; whatever a node says, only tables are rows."""
+    found = status.get(key)
+    return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def _subject(entry: Entry) -> str:
+    return f"{entry.record.kind} {entry.record.name}"
+
+
+def _parse(text: object) -> Address | None:
+    try:
+        return ip_address(text) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+def _prefix(vip: str) -> str:
+    """The VIP of a table as the plan's key."""
+    if "/" in vip:
+        return vip
+    return f"{vip}/{128 if ':' in vip else 32}"

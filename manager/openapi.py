@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP API as one table: its routes, what they take and what they answer; and the OpenAPI description made of it.
+
+:mod:`manager.api` adds exactly these routes to the server, so the description cannot tell of others. The few calls of
+nodes (:mod:`manager.joining`, :mod:`manager.stream`) are described here as well, and served there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Schema = Mapping[str, Any]
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def array(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def record(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
+    return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
+
+
+TEXT: Schema = {"type": "string"}
+MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+COUNT: Schema = {"type": "integer"}
+MAYBE_COUNT: Schema = {"type": ["integer", "null"]}
+NUMBER: Schema = {"type": "number"}
+FLAG: Schema = {"type": "boolean"}
+MAYBE_FLAG: Schema = {"type": ["boolean", "null"]}
+TIME: Schema = {"type": "number", "description": "Unix time, seconds"}
+ANYTHING: Schema = {"type": "object"}
+
+#: What ``[[service]]`` tables hold; see deploy/services.toml for every key.
+SERVICE_TABLE = record(
+    {
+        "name": TEXT,
+        "vip": {"type": "string", "description": "an address, or a prefix"},
+        "protocol": {"enum": ["tcp", "udp"]},
+        "port": {"type": ["integer", "string"], "description": 'a number, "8000-8099", or 0 for any'},
+    },
+    {
+        "slots": COUNT,
+        "hash": {"enum": ["5-tuple", "source"]},
+        "mtu": COUNT,
+        "idle": COUNT,
+        "probe": ANYTHING,
+        "announce": ANYTHING,
+        "backend": array(
+            record(
+                {"name": TEXT, "address": TEXT},
+                {"port": COUNT, "weight": COUNT, "state": {"enum": ["up", "drain", "down"]}},
+            )
+        ),
+    },
+)
+
+_NODE = {
+    "name": TEXT,
+    "state": {"enum": ["ready", "following", "late", "refused", "away", "gone"]},
+    "address": MAYBE_TEXT,
+    "address6": MAYBE_TEXT,
+    "since": TIME,
+    "generation": MAYBE_COUNT,
+    "wanted": COUNT,
+    "refused": MAYBE_TEXT,
+    "version": TEXT,
+}
+
+SCHEMAS: dict[str, Schema] = {
+    "ServiceTable": SERVICE_TABLE,
+    "Error": record(
+        {"error": {"type": "string", "description": "one sentence"}},
+        {"mistakes": array(record({"path": TEXT, "message": TEXT}))},
+    ),
+    "Change": record(
+        {
+            "version": {"type": "integer", "description": "of the desired state, after the change"},
+            "changed": FLAG,
+            "dry_run": FLAG,
+            "lines": array(
+                record(
+                    {
+                        "name": TEXT,
+                        "action": {"enum": ["created", "changed", "unchanged", "deleted", "drained", "undrained"]},
+                        "details": array(TEXT),
+                    }
+                )
+            ),
+        },
+        {"behind": {**array(TEXT), "description": "with wait: nodes that did not follow in that time"}},
+    ),
+    "Service": record(
+        {
+            "name": TEXT,
+            "vip": TEXT,
+            "protocol": TEXT,
+            "port": TEXT,
+            "state": {"enum": ["new", "up", "degraded", "PANIC", "down", "retiring"]},
+            "backends": COUNT,
+            "healthy": COUNT,
+            "announced_by": array(TEXT),
+            "flows_new": MAYBE_COUNT,
+            "packets": MAYBE_COUNT,
+            "bytes": MAYBE_COUNT,
+        }
+    ),
+    "Backend": record(
+        {
+            "service": TEXT,
+            "vip": TEXT,
+            "protocol": TEXT,
+            "service_port": TEXT,
+            "name": TEXT,
+            "address": TEXT,
+            "port": TEXT,
+            "weight": COUNT,
+            "state": {"enum": ["up", "down", "drain", "panic", "unknown", "installing"]},
+            "takes_flows": FLAG,
+            "healthy": FLAG,
+            "agent": MAYBE_TEXT,
+            "since": TIME,
+            "reason": TEXT,
+            "packets": MAYBE_COUNT,
+        }
+    ),
+    "Mux": record(
+        {
+            **_NODE,
+            "drain": MAYBE_TEXT,
+            "announces": COUNT,
+            "io": MAYBE_TEXT,
+            "mode": MAYBE_TEXT,
+            "flows": MAYBE_COUNT,
+            "forwarded": MAYBE_COUNT,
+            "dropped": MAYBE_COUNT,
+            "peers": array(ANYTHING),
+        }
+    ),
+    "Agent": record({**_NODE, "services": COUNT}),
+    "Announcement": record(
+        {"vip": TEXT, "mux": TEXT, "wanted": FLAG, "peer": MAYBE_TEXT, "state": MAYBE_TEXT, "reason": MAYBE_TEXT}
+    ),
+    "Event": record({"at": TIME, "subject": TEXT, "text": TEXT, "bad": FLAG}),
+    "AuditLine": record({"version": COUNT, "at": TIME, "who": TEXT, "what": TEXT, "change": ANYTHING}),
+    "Description": record(
+        {
+            "service": ref("Service"),
+            "table": ref("ServiceTable"),
+            "panic": MAYBE_TEXT,
+            "probe": TEXT,
+            "policy": TEXT,
+            "backends": array(ref("Backend")),
+            "announcements": array(
+                record({"mux": TEXT, "announces": MAYBE_FLAG, "reason": TEXT, "peers": array(ANYTHING)})
+            ),
+            "explanation": array(TEXT),
+            "events": array(ref("Event")),
+        }
+    ),
+    "Status": record(
+        {
+            "name": TEXT,
+            "version": COUNT,
+            "term": COUNT,
+            "generation": COUNT,
+            "services": COUNT,
+            "nodes": COUNT,
+            "connected": COUNT,
+            "behind": array(TEXT),
+        }
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One call."""
+
+    method: str
+    path: str
+    operation: str  #: the method of manager.api.Api that serves it
+    summary: str
+    answer: Schema
+    body: Schema | None = None
+    query: Mapping[str, Schema] = field(default_factory=dict)
+    of_nodes: bool = False  #: served by manager.joining or manager.stream
+    public: bool = False  #: needs no client certificate and no token
+
+
+_WAIT = {"wait": {"type": "number", "description": "seconds to wait until every connected node has followed"}}
+_LIMIT = {"limit": {"type": "integer", "minimum": 1, "maximum": 5000, "default": 100}}
+_CHANGE = ref("Change")
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/v1/status", "status", "The manager itself, and which nodes are behind", ref("Status")),
+    Route("GET", "/v1/services", "services", "All services", array(ref("Service"))),
+    Route(
+        "PUT",
+        "/v1/services",
+        "replace_services",
+        "Makes these the services; all others are deleted",
+        _CHANGE,
+        array(ref("ServiceTable")),
+    ),
+    Route("GET", "/v1/services/{name}", "describe", "One service, explained", ref("Description")),
+    Route("PUT", "/v1/services/{name}", "put_service", "Creates or changes one service", _CHANGE, ref("ServiceTable")),
+    Route("DELETE", "/v1/services/{name}", "delete_service", "Withdraws a service, then removes it", _CHANGE),
+    Route(
+        "POST",
+        "/v1/apply",
+        "apply",
+        "Creates or changes services; leaves the others alone, unless prune is true",
+        _CHANGE,
+        record({"services": array(ref("ServiceTable"))}, {"dry_run": FLAG, "prune": FLAG, **_WAIT}),
+    ),
+    Route("GET", "/v1/tables", "tables", "The services as they were applied", array(ref("ServiceTable"))),
+    Route(
+        "GET", "/v1/backends", "backends", "All backends, with the reason for each one's state", array(ref("Backend"))
+    ),
+    Route(
+        "POST",
+        "/v1/backends/{service}/{backend}/drain",
+        "drain_backend",
+        "Keeps its connections and gives it no new ones",
+        _CHANGE,
+    ),
+    Route("POST", "/v1/backends/{service}/{backend}/undrain", "undrain_backend", "Takes the drain back", _CHANGE),
+    Route("GET", "/v1/muxes", "muxes", "All MUXes", array(ref("Mux"))),
+    Route("POST", "/v1/muxes/{name}/drain", "drain_mux", "GRACEFUL_SHUTDOWN, then withdraws its VIPs", _CHANGE),
+    Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Takes the drain back", _CHANGE),
+    Route("DELETE", "/v1/muxes/{name}", "forget_mux", "Forgets a MUX that will not come back", ANYTHING),
+    Route("GET", "/v1/agents", "agents", "All host agents", array(ref("Agent"))),
+    Route("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
+    Route("GET", "/v1/announcements", "announcements", "Who announces which VIP to whom", array(ref("Announcement"))),
+    Route("GET", "/v1/events", "events", "What happened, and why; the oldest first", array(ref("Event")), query=_LIMIT),
+    Route("GET", "/v1/audit", "audit", "Who changed what; the latest first", array(ref("AuditLine")), query=_LIMIT),
+    Route("GET", "/v1/openapi.json", "openapi", "This description", ANYTHING),
+    Route(
+        "POST",
+        "/v1/tokens",
+        "make_token",
+        "A token: for a node to join once, or for an operator to ask with",
+        record({"token": TEXT}),
+        record({"kind": {"enum": ["mux", "agent", "operator"]}}, {"name": MAYBE_TEXT, "ttl": NUMBER}),
+    ),
+    Route("GET", "/v1/ca", "ca", "The authority's certificate", record({"ca": TEXT}), of_nodes=True, public=True),
+    Route(
+        "POST",
+        "/v1/join",
+        "join",
+        "A node's first certificate, for a token",
+        record({"certificate": TEXT, "ca": TEXT}),
+        record({"kind": {"enum": ["mux", "agent"]}, "name": TEXT, "token": TEXT, "csr": TEXT}),
+        of_nodes=True,
+        public=True,
+    ),
+    Route(
+        "POST",
+        "/v1/renew",
+        "renew",
+        "A node's next certificate",
+        record({"certificate": TEXT, "ca": TEXT}),
+        record({"csr": TEXT}),
+        of_nodes=True,
+    ),
+    Route("GET", "/v1/stream", "stream", "The node stream, a WebSocket", ANYTHING, of_nodes=True),
+)
+
+
+def describe(version: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "vipmux manager", "version": version, "license": {"name": "Apache-2.0"}},
+        "security": [{"certificate": []}, {"token": []}],
+        "paths": paths,
+        "components": {
+            "schemas": SCHEMAS,
+            "securitySchemes": {"certificate": {"type": "mutualTLS"}, "token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    error = {"description": "what is wrong, all of it", "content": _json(ref("Error"))}
+    operation: dict[str, Any] = {
+        "operationId": route.operation,
+        "summary": route.summary,
+        "parameters": [
+            *(
+                {"name": name, "in": "path", "required": True, "schema": TEXT}
+                for name in re.findall(r"{(\w+)}", route.path)
+            ),
+            *({"name": name, "in": "query", "schema": schema} for name, schema in route.query.items()),
+        ],
+        "responses": {
+            "101" if route.operation == "stream" else "200": {
+                "description": "done",
+                "content": _json(route.answer),
+            },
+            "default": error,
+        },
+    }
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": _json(route.body)}
+    if route.public:
+        operation["security"] = []
+    return operation
+
+
+def _json(schema: Schema) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}}

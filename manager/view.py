@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What operators see: the rows of ``lb get`` and the words of ``lb describe``. Reads the controller, never changes it.
+
+Used by :mod:`manager.api`. Packets and flows are what MUXes last told, summed over them; what nobody told is null.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from lb.config_text import service_table, vip_text
+from lb.errors import RequestError
+from lb.model import AnnouncePolicy, Service
+from manager.controller import Controller
+from manager.nodes import Entry, rows
+from manager.plan import AGENT, MUX, BackendPlan, VipPlan
+
+Row = dict[str, Any]
+
+#: Counters of a service that MUXes tell, and of a backend.
+SERVICE_COUNTERS = ("flows_new", "packets", "bytes")
+BACKEND_COUNTERS = ("packets",)
+
+
+class View:
+    """Reads one controller."""
+
+    def __init__(self, controller: Controller, clock: Callable[[], float] = time.time) -> None:
+        self._controller = controller
+        self._clock = clock
+
+    # -- rows ---------------------------------------------------------------------------------------------------
+
+    def services(self, names: Iterable[str] | None = None) -> list[Row]:
+        """Sorted by name; those that retire come last."""
+        desired = self._controller.desired
+        counters = self._counters("services", ("name",), SERVICE_COUNTERS)
+        wanted = sorted(desired.services) if names is None else sorted(names)
+        found = [self._service(desired.services[name], counters.get((name,), {})) for name in wanted]
+        if names is None:
+            found += [self._retiring(key, service) for key, service in sorted(desired.retiring.items())]
+        return found
+
+    def _service(self, service: Service, counters: Mapping[str, int | None]) -> Row:
+        vip = self._vip(service)
+        backends = self._backends_of(service)
+        return {
+            "name": service.name,
+            "vip": vip_text(service.vip),
+            "protocol": service.protocol.value,
+            "port": str(service.ports),
+            "state": _state(service, backends, vip),
+            "backends": len(service.backends),
+            "healthy": sum(item.healthy for item in backends),
+            "announced_by": sorted(vip.granted) if vip else [],
+            **{name: counters.get(name) for name in SERVICE_COUNTERS},
+        }
+
+    @staticmethod
+    def _retiring(key: str, service: Service) -> Row:
+        return {
+            "name": key,
+            "vip": vip_text(service.vip),
+            "protocol": service.protocol.value,
+            "port": str(service.ports),
+            "state": "retiring",
+            "backends": len(service.backends),
+            "healthy": 0,
+            "announced_by": [],
+            **dict.fromkeys(SERVICE_COUNTERS),
+        }
+
+    def backends(self, names: Iterable[str] | None = None) -> list[Row]:
+        desired = self._controller.desired
+        counters = self._counters("backends", ("service", "name"), BACKEND_COUNTERS)
+        services = [desired.services[name] for name in (sorted(desired.services) if names is None else sorted(names))]
+        return [
+            self._backend(service, item, counters.get((service.name, item.backend.name), {}))
+            for service in services
+            for item in self._backends_of(service)
+        ]
+
+    def _backend(self, service: Service, item: BackendPlan, counters: Mapping[str, int | None]) -> Row:
+        return {
+            "service": service.name,
+            "vip": vip_text(service.vip),
+            "protocol": service.protocol.value,
+            "service_port": str(service.ports),
+            "name": item.backend.name,
+            "address": item.address,
+            "port": str(item.backend.port or service.ports),
+            "weight": item.backend.weight,
+            "state": item.shown,
+            "takes_flows": item.state.value == "up" and item.backend.weight > 0,
+            "healthy": item.healthy,
+            "agent": item.agent,
+            "since": item.since,
+            "reason": item.reason,
+            **{name: counters.get(name) for name in BACKEND_COUNTERS},
+        }
+
+    def muxes(self) -> list[Row]:
+        return [
+            {
+                **self._node(entry),
+                "drain": self._drain(entry.record.name),
+                "announces": len((entry.state or {}).get("announcements", {})),
+                "io": self._mux_row(entry).get("io"),
+                "mode": self._mux_row(entry).get("mode"),
+                "flows": self._mux_row(entry).get("flows"),
+                "forwarded": self._mux_row(entry).get("forwarded"),
+                "dropped": self._mux_row(entry).get("dropped"),
+                "peers": [
+                    {key: row.get(key) for key in ("name", "address", "state", "announced", "error")}
+                    for row in rows(entry.status, "peers")
+                ],
+            }
+            for entry in self._entries(MUX)
+        ]
+
+    def agents(self) -> list[Row]:
+        return [
+            {**self._node(entry), "services": len((entry.state or {}).get("services", {}))}
+            for entry in self._entries(AGENT)
+        ]
+
+    def _node(self, entry: Entry) -> Row:
+        return {
+            "name": entry.record.name,
+            "state": _node_state(entry),
+            "address": entry.record.address,
+            "address6": entry.record.address6,
+            "since": entry.since,
+            "generation": entry.live_generation if entry.live is not None else None,
+            "wanted": entry.generation,
+            "refused": entry.refused,
+            "version": entry.record.version,
+        }
+
+    def announcements(self) -> list[Row]:
+        """One row for each VIP and MUX, and for each BGP peer where the MUX tells of them."""
+        plan = self._controller.plan
+        entries = self._entries(MUX)
+        heard = {entry.record.name: _by_vip(entry) for entry in entries}
+        return [
+            row
+            for vip, found in sorted(plan.vips.items())
+            for entry in entries
+            for row in self._announced(vip, found, entry, heard[entry.record.name].get(vip, []))
+        ]
+
+    @staticmethod
+    def _announced(vip: str, found: VipPlan, entry: Entry, told: list[Mapping[str, Any]]) -> Iterator[Row]:
+        name = entry.record.name
+        wanted = name in found.granted
+        why = None if wanted else found.withheld.get(name)
+        if wanted and not told:
+            why = "the MUX is not connected" if entry.connection is None else "the MUX has not told of it yet"
+        for row in told or [{}]:
+            yield {
+                "vip": vip,
+                "mux": name,
+                "wanted": wanted,
+                "peer": row.get("peer"),
+                "state": row.get("state"),
+                "reason": why or row.get("why"),
+            }
+
+    def events(self, limit: int) -> list[Row]:
+        return [
+            {"at": event.at, "subject": event.subject, "text": event.text, "bad": event.bad}
+            for event in self._controller.events.latest(limit)
+        ]
+
+    def status(self) -> Row:
+        """The manager itself."""
+        controller = self._controller
+        connected = [entry for entry in controller.hub.entries.values() if entry.connection is not None]
+        behind = [entry.id for entry in connected if entry.live is None or entry.live_generation < entry.generation]
+        return {
+            "name": controller.settings.name,
+            "version": controller.desired.version,
+            "term": controller.hub.term,
+            "generation": controller.hub.generation,
+            "services": len(controller.desired.services),
+            "nodes": len(controller.hub.entries),
+            "connected": len(connected),
+            "behind": sorted(behind),
+        }
+
+    # -- one service in words -----------------------------------------------------------------------------------
+
+    def describe(self, name: str) -> Row:
+        """Everything on one service, and the sentences that explain it."""
+        service = self._controller.desired.services.get(name)
+        if service is None:
+            known = ", ".join(sorted(self._controller.desired.services)[:8]) or "none yet"
+            raise RequestError(f'there is no service "{name}"; there are {known}')
+        backends = self._backends_of(service)
+        vip = self._vip(service)
+        subjects = {f"service {name}", f"vip {service.vip}"}
+        subjects |= {f"backend {name}/{backend.name}" for backend in service.backends}
+        return {
+            "service": self.services([name])[0],
+            "table": service_table(service),
+            "panic": vip.panic.get(name) if vip else None,
+            "probe": _probe_words(service),
+            "policy": _policy_words(service),
+            "backends": self.backends([name]),
+            "announcements": [self._announcement_words(entry, vip) for entry in self._entries(MUX)],
+            "explanation": [_explain(item) for item in backends],
+            "events": [
+                {"at": event.at, "subject": event.subject, "text": event.text, "bad": event.bad}
+                for event in self._controller.events.latest(20, subjects)
+            ],
+        }
+
+    def _announcement_words(self, entry: Entry, vip: VipPlan | None) -> Row:
+        name = entry.record.name
+        if vip is None or name not in vip.granted:
+            reason = vip.withheld.get(name, "it is new") if vip else "it is not planned yet"
+            return {"mux": name, "announces": False, "reason": reason, "peers": []}
+        told = _by_vip(entry).get(vip.vip, [])
+        peers = [{"name": row.get("peer"), "state": row.get("state"), "why": row.get("why")} for row in told]
+        if self._controller.plan.drains.get(name, "") is None:
+            reason = "told to, but it drains"
+        elif entry.connection is None:
+            reason = "told to, and goes on with it by itself, for it is not connected"
+        elif entry.live_generation < entry.generation:
+            reason = f"told to; it has not acknowledged generation {entry.generation} yet"
+        else:
+            reason = "told to"
+        announces = any(peer["state"] in ("announced", "draining") for peer in peers) if peers else None
+        return {"mux": name, "announces": announces, "reason": reason, "peers": peers}
+
+    # -- what they share ----------------------------------------------------------------------------------------
+
+    def _vip(self, service: Service) -> VipPlan | None:
+        return self._controller.plan.vips.get(str(service.vip))
+
+    def _backends_of(self, service: Service) -> list[BackendPlan]:
+        vip = self._vip(service)
+        return [item for item in vip.backends if item.service == service.name] if vip else []
+
+    def _entries(self, kind: str) -> list[Entry]:
+        found = [entry for entry in self._controller.hub.entries.values() if entry.record.kind == kind]
+        return sorted(found, key=lambda entry: entry.record.name)
+
+    def _drain(self, mux: str) -> str | None:
+        waits = self._controller.plan.drains.get(mux, "no")
+        return None if waits == "no" else waits or "told to drain"
+
+    @staticmethod
+    def _mux_row(entry: Entry) -> Mapping[str, Any]:
+        found = entry.status.get("mux")
+        return found if isinstance(found, dict) else {}
+
+    def _counters(
+        self, what: str, keys: tuple[str, ...], counters: tuple[str, ...]
+    ) -> dict[tuple[Any, ...], dict[str, int | None]]:
+        """Summed over the MUXes."""
+        total: dict[tuple[Any, ...], dict[str, int | None]] = {}
+        for entry in self._entries(MUX):
+            for row in rows(entry.status, what):
+                sums = total.setdefault(tuple(row.get(key) for key in keys), {})
+                for name in counters:
+                    value = row.get(name)
+                    if isinstance(value, int):
+                        sums[name] = (sums.get(name) or 0) + value
+        return total
+
+
+def _by_vip(entry: Entry) -> dict[str, list[Mapping[str, Any]]]:
+    """What a MUX tells of its announcements, by the VIP as the plan writes it."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows(entry.status, "announcements"):
+        vip = row.get("vip")
+        if isinstance(vip, str):
+            prefix = vip if "/" in vip else f"{vip}/{128 if ':' in vip else 32}"
+            found.setdefault(prefix, []).append(row)
+    return found
+
+
+def _node_state(entry: Entry) -> str:
+    if entry.connection is None:
+        return "gone" if entry.gone else "away"
+    if entry.refused is not None:
+        return "refused"
+    if entry.late:
+        return "late"
+    return "ready" if entry.live is not None and entry.live_generation >= entry.generation else "following"
+
+
+def _state(service: Service, backends: list[BackendPlan], vip: VipPlan | None) -> str:
+    if vip is None:
+        return "new"
+    if service.name in vip.panic:
+        return "PANIC"
+    wanted = [item for item in backends if item.shown != "drain"]
+    if not any(item.state.value == "up" for item in backends):
+        return "down"
+    return "up" if all(item.healthy for item in wanted) else "degraded"
+
+
+def _explain(item: BackendPlan) -> str:
+    words = {
+        "up": "takes traffic",
+        "down": "takes no traffic",
+        "drain": "keeps its connections and takes no new ones",
+        "panic": "is not healthy, but kept in service",
+        "unknown": "takes no traffic yet",
+        "installing": "takes no traffic yet",
+    }
+    idle = "; its weight is 0, so it takes no new flows" if item.backend.weight == 0 else ""
+    return f"{item.backend.name} {words.get(item.shown, item.shown)}: {item.reason}{idle}"
+
+
+def _probe_words(service: Service) -> str:
+    probe = service.probe
+    if probe is None:
+        return "none: backends count as healthy once their agents have installed them"
+    worst = probe.interval * probe.fall + probe.timeout
+    return (
+        f"{probe.type.value} every {probe.interval:g} s, down after {probe.fall} failures (at worst {worst:g} s), "
+        f"up after {probe.rise} successes"
+    )
+
+
+def _policy_words(service: Service) -> str:
+    policy = service.announce.policy if service.announce else AnnouncePolicy.ALWAYS
+    if policy is AnnouncePolicy.ALWAYS:
+        return "always: the VIP stays announced whatever happens to backends"
+    if policy is AnnouncePolicy.ANY_BACKEND:
+        return "any-backend: the VIP is announced while a backend is healthy"
+    needed = service.announce.n if service.announce else 1
+    return f"min-healthy: the VIP is announced while {needed} backends are healthy"
