@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same rows over real interfaces: a veth pair between two namespaces, AF_PACKET, and a worker.
+
+The rows go in as the kernel of a neighbouring machine would send them: super-packets whole, checksums left to the NIC.
+What a wire cannot carry is left out, and said so by :func:`why_not`.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Worker
+from lb.forwarding import Compiler
+from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
+from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
+from tests.packets.frames import ROWS as FRAMES
+from tests.packets.frames import SYN, FrameRow
+from tests.packets.rows import ROWS
+from tests.packets.size import SUPER
+from tests.packets.world import SERVICES, SETTINGS, Row
+
+pytestmark = pytest.mark.lab
+
+MTU = 65535
+LARGEST_GSO = 65536 - 14 - 20  #: larger ones the kernel cuts itself before they reach the wire
+SOL_PACKET, PACKET_VNET_HDR, PACKET_OUTGOING, ETH_P_ALL = 263, 15, 4, 3
+NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6 = 1, 0, 1, 4
+NOTHING_LEFT = bytes(10)  #: a virtio header that says so
+MUX_SOURCES = (SETTINGS.address.packed, SETTINGS.address6.packed if SETTINGS.address6 else b"")
+
+
+def without_id(packet: bytes) -> bytes:
+    """Rows expect the first ID of a new MUX; here all rows share one."""
+    return packet if packet[0] >> 4 == 6 else packet[:4] + b"\0\0" + packet[6:10] + b"\0\0" + packet[12:]
+
+
+class Wire:
+    """Two namespaces, a MUX in one, and a raw socket in the other that plays router and backends."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        prefix = unique_prefix()
+        outside, mux = f"{prefix}-out", f"{prefix}-mux"
+        for name in (outside, mux):
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "del", name)
+            sysctl(name, {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1})
+        batch(
+            [
+                f"link add name m0 address {MUX_MAC.hex(':')} mtu {MTU} type veth "
+                f"peer name o0 address {ROUTER_MAC.hex(':')} mtu {MTU} netns {outside}",
+                "link set dev m0 up",
+            ],
+            mux,
+        )
+        batch(["link set dev o0 up"], outside)
+        self.socket = inside(outside, self._open_socket)
+        stack.callback(self.socket.close)
+        forwarding = Compiler(SETTINGS).compile(SERVICES)
+        hops = {address: Hop(address, ROUTER_MAC, MUX_MAC) for address in forwarding.hop_addresses}
+        io = inside(mux, lambda: PacketIo("m0"))
+        stack.callback(io.close)
+        self.worker = Worker(Pipeline(SETTINGS.flows, Link.NEXT_HOP), io, forwarding.snapshot(hops))
+        stack.callback(self.worker.close)
+        self.worker.start()
+
+    @staticmethod
+    def _open_socket() -> socket.socket:
+        made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        made.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        made.bind(("o0", 0))
+        made.settimeout(5)
+        return made
+
+    def send(self, frame: bytes, offload: bytes = NOTHING_LEFT) -> None:
+        self.socket.send(offload + frame)
+
+    def receive(self) -> bytes:
+        """The next frame that the MUX sent."""
+        while True:
+            data, (_, _, kind, *_) = self.socket.recvfrom(70_000)
+            if kind == PACKET_OUTGOING:
+                continue
+            frame = data[10:]
+            source = frame[26:30] if frame[12:14] == b"\x08\x00" else frame[22:38]
+            if source in MUX_SOURCES:
+                return frame
+
+    def _forget(self) -> None:
+        """What a test that failed left behind."""
+        self.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                self.socket.recv(70_000)
+        self.socket.settimeout(5)
+
+    def run(self, frame: bytes, expected: int, offload: bytes = NOTHING_LEFT) -> tuple[str, list[bytes]]:
+        """The reason that was counted, and what came out."""
+        self._forget()
+        before = self.worker.pipeline_counters()
+        self.send(frame, offload)
+        deadline = time.monotonic() + 10
+        while (after := self.worker.pipeline_counters()).received == before.received:
+            assert time.monotonic() < deadline, "the frame never arrived"
+        counted = [r.name for r, a, b in zip(REASONS, after.reasons, before.reasons, strict=True) if a != b]
+        assert len(counted) == 1, counted
+        return counted[0], [self.receive() for _ in range(expected)]
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    with ExitStack() as stack:
+        yield Wire(stack)
+
+
+def offload_of(row: Row) -> bytes:
+    """The virtio header of a sender that leaves checksum, and cutting, to its NIC."""
+    packet = row.packet
+    transport = (packet[0] & 15) * 4 if packet[0] >> 4 == 4 else 40
+    protocol = packet[9] if packet[0] >> 4 == 4 else packet[6]
+    field = 16 if protocol == 6 else 6
+    kind, size, headers = GSO_NONE, 0, 0
+    if row.reason == "segmented":
+        kind = GSO_TCPV4 if packet[0] >> 4 == 4 else GSO_TCPV6
+        headers = transport + (packet[transport + 12] >> 4) * 4
+        size = 9000 if len(row.out[0]) > 1500 else 1460
+    return struct.pack("<BBHHHH", NEEDS_CSUM, kind, 14 + headers, size, 14 + transport, field)
+
+
+def why_not(row: Row) -> str | None:
+    if row.wire_length is not None:
+        return "no wire cuts a packet short"
+    if row.reason == "not_ip":
+        return "Ethernet says which version it is"
+    return "longer than the longest frame" if len(row.packet) > MTU else None
+
+
+def sendable(row: FrameRow) -> bool:
+    return len(row.frame) > 14 and row.wire_length is None and "VLAN" not in row.claim
+
+
+CARRIED = [row for row in ROWS if why_not(row) is None]
+
+
+def test_most_rows_can_be_carried() -> None:
+    assert len(ROWS) - len(CARRIED) < 10
+
+
+def completed(row: Row) -> bool:
+    """What leaves has another checksum than what came: the sender left it to its NIC."""
+    return row.partial and row.packet[20:] not in row.out[0]
+
+
+@pytest.mark.parametrize("row", CARRIED, ids=[row.claim for row in CARRIED])
+def test_row_over_a_wire(wire: Wire, row: Row) -> None:
+    reason, out = wire.run(ethernet(row.packet), len(row.out), offload_of(row) if completed(row) else NOTHING_LEFT)
+    assert reason == row.reason
+    assert [without_id(frame[14:]) for frame in out] == [without_id(packet) for packet in row.out]
+    assert {frame[:12] for frame in out} <= {ROUTER_MAC + MUX_MAC}
+
+
+@pytest.mark.parametrize("row", [r for r in SUPER if len(r.packet) <= LARGEST_GSO], ids=lambda row: row.claim)
+def test_super_packet_of_a_nic_offload_over_a_wire(wire: Wire, row: Row) -> None:
+    """As a neighbour's TCP sends it: one frame, segment size and unfinished checksum beside it."""
+    reason, out = wire.run(ethernet(row.packet), len(row.out), offload_of(row))
+    assert reason == "segmented"
+    assert [without_id(frame[14:]) for frame in out] == [without_id(packet) for packet in row.out]
+
+
+@pytest.mark.parametrize("row", [r for r in FRAMES if sendable(r)], ids=lambda row: row.claim)
+def test_frame_over_a_wire(wire: Wire, row: FrameRow) -> None:
+    reason, out = wire.run(row.frame, len(row.out))
+    assert (reason, [without_id(frame[14:]) for frame in out]) == (row.reason, [without_id(p) for p in row.out])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        *(row.frame for row in FRAMES if "VLAN" in row.claim),
+        bytes.fromhex("020000000099") + ethernet(SYN)[6:],
+        bytes.fromhex("ffffffffffff") + ethernet(SYN)[6:],
+    ],
+    ids=["a VLAN tag", "a service VLAN tag", "another machine's MAC", "broadcast"],
+)
+def test_frames_that_a_nic_would_not_give_us_are_stepped_over(wire: Wire, frame: bytes) -> None:
+    before = wire.worker.pipeline_counters().received
+    wire.send(frame)
+    assert wire.run(ethernet(SYN), 1)[0] == "forwarded"
+    assert wire.worker.pipeline_counters().received == before + 1
