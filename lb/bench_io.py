@@ -10,9 +10,12 @@ that rate: the first give packets per second and CPU per packet, the second what
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import os
 import shutil
 import signal
+import socket
 import statistics
 import struct
 import subprocess
@@ -31,8 +34,8 @@ from lb import netns
 from lb.bench import commit_name, cpu_name
 from lb.config_text import format_config
 from lb.control import request
-from lb.dataplane import Generator, Sent
-from lb.errors import ControlError, FeatureError, IoError, PrivilegeError, RequestError
+from lb.dataplane import Generator, GeneratorKind, Sent
+from lb.errors import ControlError, DataplaneError, FeatureError, IoError, PrivilegeError, RequestError
 from lb.model import Backend, IoMode, MuxConfig, MuxSettings, PortRange, Protocol, Service
 from lb.privileges import Capability, missing
 
@@ -63,6 +66,7 @@ _HOST_MAC = "02:00:00:00:00:ff"
 _VIP, _PORT = "198.18.0.1", 53
 _IN, _OUT = "lbin", "lbout"
 _CPUCLOCK_SCHED = 2
+_SIOCETHTOOL, _ETHTOOL_SGRO = 0x8946, 0x2C
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class IoBench:
     cpu: str
     commit: str
     io: str
+    source: str  #: what made the packets at full speed
     noise: float  #: spread of the runs, as a part of the median
     cores: list[int]  #: of generator and MUX
     details: list[IoRun]
@@ -110,7 +115,7 @@ def bench_io(*, io: IoMode, seconds: float) -> IoBench:
         runs: list[IoRun] = []
         for _ in range(RUNS):
             runs.append(_one_run(stage, window, [run.mpps for run in runs]))
-        mode = stage.mode()
+        mode, source = stage.mode(), stage.source
     rates = [run.mpps for run in runs]
     mpps = statistics.median(rates)
     return IoBench(
@@ -123,6 +128,7 @@ def bench_io(*, io: IoMode, seconds: float) -> IoBench:
         cpu=cpu_name(),
         commit=commit_name(),
         io=io.value,
+        source=source,
         noise=round((max(rates) - min(rates)) / mpps, 4) if mpps else 0.0,
         cores=list(cores),
         details=runs,
@@ -187,7 +193,7 @@ def _one_run(stage: _Stage, window: float, rates: list[float]) -> IoRun:
 def _paced_run(stage: _Stage, window: float, rate: float) -> tuple[Sent, float, float]:
     """What was sent, the part that was lost, and what the hypervisor took."""
     first = stage.moment()
-    sent = stage.send(window, rate).result()
+    sent = stage.send_steadily(window, rate).result()
     stage.settle()
     last = stage.moment()
     lost = sent.sent - (last.arrived - first.arrived)
@@ -309,12 +315,13 @@ class _Stage:
             netns.sysctl(name, settings)
         self._wire()
         self._arrivals = self._resources.enter_context(netns.inside(self._sink_ns, _open_counters))
-        generator = netns.inside(self._generator_ns, lambda: Generator(_OUT, _frame(), FLOWS))
-        self._resources.callback(generator.close)
-        self._generator = generator
         self._thread = self._resources.enter_context(
-            ThreadPoolExecutor(1, "generator", initializer=_take_core, initargs=(self._cores[0],))
+            ThreadPoolExecutor(
+                1, "generator", initializer=_settle_thread, initargs=(self._generator_ns, self._cores[0])
+            )
         )
+        self._steady = self._open_generator(GeneratorKind.SOCKET)
+        self._fastest, self.source = self._open_fastest()
         self._start_mux()
 
     def _wire(self) -> None:
@@ -339,6 +346,20 @@ class _Stage:
             mux,
         )
         netns.batch([f"link set dev {_IN} up"], sink)
+
+    def _open_generator(self, kind: GeneratorKind) -> Generator:
+        generator = self._thread.submit(Generator, _OUT, _frame(), FLOWS, kind).result()
+        self._resources.callback(generator.close)
+        return generator
+
+    def _open_fastest(self) -> tuple[Generator, str]:
+        """The generator for full speed, and what it is."""
+        try:
+            netns.inside(self._mux_ns, lambda: _merge_received(_IN))  # or the link takes no frames of the kernel's
+            return self._open_generator(GeneratorKind.LIVE), "frames made by the kernel (XDP)"
+        except (DataplaneError, OSError) as error:
+            reason = str(error).rstrip(".")
+            return self._steady, f"a socket, which may be the limit; the kernel does not make frames: {reason}"
 
     def _start_mux(self) -> None:
         path = self._directory / "mux.toml"
@@ -406,8 +427,12 @@ class _Stage:
 
     # -- acts ---------------------------------------------------------------------------------------------------
 
-    def send(self, seconds: float, rate: float = 0.0) -> Future[Sent]:
-        return self._thread.submit(self._generator.run, seconds, rate)
+    def send(self, seconds: float) -> Future[Sent]:
+        """As fast as it goes."""
+        return self._thread.submit(self._fastest.run, seconds)
+
+    def send_steadily(self, seconds: float, rate: float) -> Future[Sent]:
+        return self._thread.submit(self._steady.run, seconds, rate)
 
     def settle(self) -> None:
         """Returns when all that was sent has arrived or is lost."""
@@ -446,8 +471,16 @@ def _open_counters() -> Any:
     return Path("/proc/thread-self/net/dev").open("rb", buffering=0)
 
 
-def _take_core(cpu: int) -> None:
-    """For the calling thread alone."""
+def _merge_received(interface: str) -> None:
+    """Receive offload (GRO) on, as NICs have it."""
+    value = (ctypes.c_uint32 * 2)(_ETHTOOL_SGRO, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, struct.pack("16sP16x", interface.encode(), ctypes.addressof(value)))
+
+
+def _settle_thread(namespace: str, cpu: int) -> None:
+    """Of the generator: namespace, core and priority are the thread's own."""
+    netns.enter(namespace)
     os.sched_setaffinity(0, {cpu})
     os.setpriority(os.PRIO_PROCESS, 0, NICE)
 

@@ -476,20 +476,27 @@ class Sent:
     seconds: float
 
 
-class Generator:
-    """Sends UDP packets by an interface of the network namespace that it was made in."""
+class GeneratorKind(enum.IntEnum):
+    """Who makes the packets; see native/generator.h."""
 
-    def __init__(self, interface: str, frame: bytes, flows: int) -> None:
+    SOCKET = 0
+    LIVE = 1
+
+
+class Generator:
+    """Sends UDP packets by an interface of the network namespace that makes and runs it."""
+
+    def __init__(self, interface: str, frame: bytes, flows: int, kind: GeneratorKind) -> None:
         """``frame``: Ethernet, IPv4 without options, UDP without checksum; each flow has a source port of its own."""
         self._c = _make(
             "generator",
             c.generator_close,
             f"Cannot open a packet generator on {interface}",
-            lambda out: c.generator_open(interface.encode(), frame, len(frame), flows, out),
+            lambda out: c.generator_open(interface.encode(), frame, len(frame), flows, int(kind), out),
         )
 
     def run(self, seconds: float, rate: float = 0.0) -> Sent:
-        """Takes this thread's core for so long; ``rate`` in packets per second, 0: as many as go."""
+        """Takes this thread's core for so long; ``rate`` in packets per second (SOCKET alone), 0: as many as go."""
         raw = ffi.new("struct generator_result *")
         _check(c.generator_run(self._c, seconds, rate, raw), "The packet generator cannot send")
         return Sent(raw.sent, raw.refused, raw.elapsed_ns / 1e9)

@@ -52,21 +52,26 @@ def batch(lines: Iterable[str], namespace: str | None = None) -> None:
     ip(*where, "-batch", "-", stdin="\n".join(lines) + "\n")
 
 
+def enter(namespace: str) -> None:
+    """Moves the calling thread into the namespace, for good."""
+    with (NETNS / namespace).open("rb") as handle:
+        if _libc.setns(handle.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+
+
 def inside(namespace: str, function: Callable[[], T]) -> T:
     """Calls the function in a short-lived thread that has entered the namespace; sockets it opens stay there."""
     results: list[T] = []
     failures: list[BaseException] = []
 
-    def enter() -> None:
+    def visit() -> None:
         try:
-            with (NETNS / namespace).open("rb") as handle:
-                if _libc.setns(handle.fileno(), CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+            enter(namespace)
             results.append(function())
         except BaseException as failure:  # handed to the caller's thread
             failures.append(failure)
 
-    thread = threading.Thread(target=enter)
+    thread = threading.Thread(target=visit)
     thread.start()
     thread.join()
     if failures:

@@ -164,7 +164,7 @@ struct generator_result {
 };
 struct generator;
 int generator_open(const char *interface, const uint8_t *frame, uint32_t length, uint32_t flows,
-		   struct generator **out);
+		   uint32_t kind, struct generator **out);
 int generator_run(struct generator *generator, double seconds, double rate, struct generator_result *out);
 void generator_close(struct generator *generator);
 

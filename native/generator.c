@@ -13,17 +13,26 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "bpf/live_frames.h"
+
 #define BATCH 64u       /* frames a system call when it goes as fast as it can */
 #define PACED_BATCH 16u /* at a steady rate: small bursts, as a NIC that moderates its interrupts makes them */
+#define LIVE_MIN (1u << 14) /* frames in one call */
+#define LIVE_MAX (1u << 20)
+#define LIVE_CALL_NS 100000000u
 #define FRAME_MAX 2048u
 #define SOURCE_PORT 34u /* of the frame: behind 14 bytes of Ethernet and 20 of IPv4 */
+#define HEADERS 42u     /* Ethernet, IPv4, UDP */
 #define FIRST_PORT 1024u
 #define FLOWS_MAX (65536u - FIRST_PORT)
 #define SEND_BUFFER (8 << 20)
 #define BEHIND_NS 1000000u /* what was not sent for so long (we lost the CPU) is not made up for in one burst */
 
 struct generator {
+	uint32_t kind;
+	int ifindex;
 	int fd;
+	struct live_frames live;
 	uint32_t flows;
 	uint32_t flow; /* of the next frame */
 	struct mmsghdr messages[BATCH];
@@ -39,16 +48,11 @@ static uint64_t now_ns(void)
 	return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
-static int open_socket(struct generator *generator, const char *interface)
+static int open_socket(struct generator *generator)
 {
-	struct sockaddr_ll address = {
-		.sll_family = AF_PACKET,
-		.sll_ifindex = (int)if_nametoindex(interface),
-	};
+	struct sockaddr_ll address = { .sll_family = AF_PACKET, .sll_ifindex = generator->ifindex };
 	int one = 1, bytes = SEND_BUFFER;
 
-	if (!address.sll_ifindex)
-		return -ENODEV;
 	generator->fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
 	if (generator->fd < 0)
 		return -errno;
@@ -59,18 +63,29 @@ static int open_socket(struct generator *generator, const char *interface)
 	return 0;
 }
 
-int generator_open(const char *interface, const uint8_t *frame, uint32_t length, uint32_t flows,
+/* With a frame at once: a kernel that takes the program may still not know how to run it so. */
+static int open_live(struct generator *generator, uint32_t length)
+{
+	int error = live_frames_open(&generator->live, generator->ifindex, generator->frames[0], length, FIRST_PORT,
+				     generator->flows);
+
+	return error ? error : live_frames_run(&generator->live, 1);
+}
+
+int generator_open(const char *interface, const uint8_t *frame, uint32_t length, uint32_t flows, uint32_t kind,
 		   struct generator **out)
 {
 	struct generator *generator;
 	int error;
 
-	if (length < SOURCE_PORT + 2 || length > FRAME_MAX || !flows || flows > FLOWS_MAX)
+	if (length < HEADERS || length > FRAME_MAX || !flows || flows > FLOWS_MAX)
 		return -EINVAL;
 	generator = calloc(1, sizeof(*generator));
 	if (!generator)
 		return -ENOMEM;
-	generator->fd = -1;
+	generator->kind = kind;
+	generator->fd = generator->live.program = generator->live.numbers = -1;
+	generator->ifindex = (int)if_nametoindex(interface);
 	generator->flows = flows;
 	for (unsigned i = 0; i < BATCH; i++) {
 		memcpy(generator->frames[i], frame, length);
@@ -78,7 +93,10 @@ int generator_open(const char *interface, const uint8_t *frame, uint32_t length,
 		generator->messages[i].msg_hdr.msg_iov = &generator->vectors[i];
 		generator->messages[i].msg_hdr.msg_iovlen = 1;
 	}
-	error = open_socket(generator, interface);
+	if (!generator->ifindex)
+		error = -ENODEV;
+	else
+		error = kind == GENERATOR_LIVE ? open_live(generator, length) : open_socket(generator);
 	if (error) {
 		generator_close(generator);
 		return error;
@@ -122,6 +140,28 @@ static int send_frames(struct generator *generator, unsigned count, struct gener
 	return 0;
 }
 
+/* A call waits for some RCU grace periods before it begins and after it ended: it should be long, but end in time. */
+static int run_live(struct generator *generator, double seconds, struct generator_result *out)
+{
+	uint64_t start = now_ns(), end = start + (uint64_t)(seconds * 1e9), before = live_frames_made(&generator->live);
+	uint32_t count = LIVE_MIN;
+	int error = 0;
+
+	for (uint64_t now = start; now < end && !error; ) {
+		uint64_t called = now;
+
+		error = live_frames_run(&generator->live, count);
+		if (error == -EINTR)
+			error = 0;
+		now = now_ns();
+		if (now - called < LIVE_CALL_NS && count < LIVE_MAX)
+			count *= 2;
+	}
+	out->sent = live_frames_made(&generator->live) - before;
+	out->elapsed_ns = now_ns() - start;
+	return error;
+}
+
 int generator_run(struct generator *generator, double seconds, double rate, struct generator_result *out)
 {
 	uint64_t start = now_ns(), end = start + (uint64_t)(seconds * 1e9), now = start;
@@ -130,6 +170,8 @@ int generator_run(struct generator *generator, double seconds, double rate, stru
 	int error = 0;
 
 	*out = (struct generator_result){ .sent = 0 };
+	if (generator->kind == GENERATOR_LIVE)
+		return rate > 0 ? -EINVAL : run_live(generator, seconds, out);
 	for (; now < end && !error; now = now_ns()) {
 		if ((double)now < due)
 			continue;
@@ -148,5 +190,6 @@ void generator_close(struct generator *generator)
 		return;
 	if (generator->fd >= 0)
 		close(generator->fd);
+	live_frames_close(&generator->live);
 	free(generator);
 }

@@ -76,7 +76,8 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
     for name, text in (
         ("mode", f"{result.io}: {result.mode}"),
         ("rate", f"{result.mpps:.3f} million packets per second, median ({spread}), of {FRAME_BYTES + 4} bytes"),
-        ("offered", f"{offered:.3f} million packets per second; the MUX used {busy:.0%} of its core"),
+        ("offered", f"{offered:.3f} million packets per second by {result.source}"),
+        ("core", f"{busy:.0%} of it used by the MUX"),
         ("packet", f"{result.ns_per_packet:.0f} ns of CPU, with what the sink's side of the link takes"),
         ("loss", f"{result.loss:.4%} at {paced:.3f} million packets per second"),
         ("steal", f"{result.steal:.1%} of the two cores went to others on this host"),

@@ -159,6 +159,22 @@ int bpf_sys_program_test(int fd, const uint8_t *in, uint32_t in_len, uint8_t *ou
 	return 0;
 }
 
+int bpf_sys_program_run_live(int fd, const uint8_t *frame, uint32_t length, uint32_t count, uint32_t batch)
+{
+	union bpf_attr attr;
+	int rc;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.test.prog_fd = (uint32_t)fd;
+	attr.test.data_in = pointer(frame);
+	attr.test.data_size_in = length;
+	attr.test.repeat = count;
+	attr.test.flags = BPF_F_TEST_XDP_LIVE_FRAMES;
+	attr.test.batch_size = batch;
+	rc = bpf(BPF_PROG_TEST_RUN, &attr);
+	return rc < 0 ? rc : 0;
+}
+
 unsigned bpf_sys_possible_cpus(void)
 {
 	unsigned first = 0, last = 0, most = 0;

@@ -27,6 +27,8 @@ int bpf_sys_map_info(int fd, struct bpf_map_info *info);
 /* Runs a classifier once over a frame that nobody receives. */
 int bpf_sys_program_test(int fd, const uint8_t *in, uint32_t in_len, uint8_t *out, uint32_t *out_len,
 			 uint32_t *verdict);
+/* Runs an XDP program over so many frames that go where it sends them; kernels from 5.18. */
+int bpf_sys_program_run_live(int fd, const uint8_t *frame, uint32_t length, uint32_t count, uint32_t batch);
 
 /* Values that a lookup in a per-CPU map fills: CPUs that may ever appear, not only those present. */
 unsigned bpf_sys_possible_cpus(void);
