@@ -6,6 +6,9 @@
 
 Stopping leaves the host as it is, so that connections live on while the agent is replaced; only a TUN device needs
 the agent to run. All work on the host is done by :mod:`agent.agent`, in a helper thread, one call at a time.
+
+With a manager, services and MUXes come from it. The start takes the last good state from the disk; as long as there is
+none, the host is left as it is.
 """
 
 from __future__ import annotations
@@ -14,8 +17,10 @@ import asyncio
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import structlog
@@ -24,14 +29,18 @@ from agent.agent import Agent, Applied
 from agent.linux import LinuxHost
 from agent.probes import LocalProbes
 from agent.state import Lock, Store
-from agent.status import AgentCollector, Picture, answer
+from agent.status import AgentCollector, Picture, answer, for_manager
 from lb import log as logging
 from lb import metrics
-from lb.config import load_agent
+from lb.config import load_agent, parse_manager_url
 from lb.control import ControlServer
-from lb.errors import ConfigError, VipmuxError
-from lb.model import AgentConfig, DecapMode
+from lb.errors import ConfigError, RequestError, VipmuxError
+from lb.model import Address, AgentConfig, DecapMode, Service
 from lb.privileges import Capability, require
+
+if TYPE_CHECKING:
+    from lb.node.follower import Follower
+    from lb.node.messages import NodeState
 
 log = structlog.get_logger()
 
@@ -42,13 +51,15 @@ NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
 class Daemon:
     """One run of the agent, from the first file to SIGTERM."""
 
-    def __init__(self, file: Path, config: AgentConfig, agent: Agent) -> None:
+    def __init__(self, file: Path, config: AgentConfig, agent: Agent, token: str | None = None) -> None:
         self._file = file
         self._config = config
         self._agent = agent
         self._applied: Applied | None = None
         self._rejected: str | None = None
         self._probes: LocalProbes | None = None
+        self._changing = asyncio.Lock()  # one call of the agent at a time, whoever wants it
+        self._follower = self._follow(config, token)
 
     async def run(self) -> None:
         stop, reload = asyncio.Event(), asyncio.Event()
@@ -60,12 +71,13 @@ class Daemon:
         control = ControlServer(Path(settings.state_dir) / "agent.sock", {"get": self._get})
         await control.start()
         try:
-            self._applied = await asyncio.to_thread(self._agent.apply, self._config)
+            await self._begin()
             exporter = metrics.serve(settings.metrics, AgentCollector(self._picture), key="agent.metrics")
-            self._probes = LocalProbes()
+            self._probes = LocalProbes(self._follower.client.send_health if self._follower else None)
             try:
-                self._say("ready", self._applied)
-                self._probes.update(self._applied.config)
+                if self._applied is not None:
+                    self._say("ready", self._applied)
+                    self._probes.update(self._applied.config)
                 await self._obey(stop, reload)
             finally:
                 await self._probes.close()
@@ -74,22 +86,47 @@ class Daemon:
             await control.close()
             await asyncio.to_thread(self._agent.close)
 
+    async def _begin(self) -> None:
+        """The file in force, or with a manager the last good state of it."""
+        if self._follower is None:
+            self._applied = await asyncio.to_thread(self._agent.apply, self._config)
+            return
+        state, services = await self._follower.begin()
+        if not state:
+            log.info("waiting", reason="the manager has not said yet what to serve; the host is left as it is")
+            return
+        try:
+            self._applied = await asyncio.to_thread(self._agent.apply, self._managed(state, services))
+        except ConfigError as error:
+            self._follower.not_begun(str(error))
+
     async def _obey(self, stop: asyncio.Event, reload: asyncio.Event) -> None:
         assert self._probes is not None  # noqa: S101  made before
         stopping = asyncio.ensure_future(stop.wait())
-        probing = asyncio.ensure_future(self._probes.run())
+        running = [asyncio.ensure_future(self._probes.run())]
+        if self._follower is not None:
+            self._follower.status = self._status
+            self._follower.client.reports = self._probes.reports
+            running.append(asyncio.ensure_future(self._follower.run()))
         while not stop.is_set():
             waiting = asyncio.ensure_future(reload.wait())
-            await asyncio.wait((stopping, waiting, probing), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((stopping, waiting, *running), return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
-            if probing.done():
-                await probing  # raises: a programming error
+            for task in running:
+                if task.done():
+                    await task  # raises: a programming error
             if reload.is_set() and not stop.is_set():
                 reload.clear()
-                await asyncio.to_thread(self._reload)
-                self._probes.update(self._present.config)
-        probing.cancel()
-        if self._present.mode is DecapMode.TUN:
+                async with self._changing:
+                    await asyncio.to_thread(self._reload)
+                    if self._applied is not None:
+                        self._probes.update(self._applied.config)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        if self._applied is None:
+            log.info("stopped", host="is as it was")
+        elif self._applied.mode is DecapMode.TUN:
             log.warning("stopped", host="packets in tunnels are no longer taken out: the TUN device has ended")
         else:
             log.info("stopped", host="goes on decapsulating; lb-agent cleanup would end that")
@@ -97,7 +134,16 @@ class Daemon:
     def _reload(self) -> None:
         """The new file in force, or the old one with every mistake logged and shown in the status."""
         try:
-            self._applied = self._agent.apply(load_agent(self._file))
+            config = load_agent(self._file, manager=self._config.manager)
+            if self._follower is not None:
+                self._follower.client.retry()
+                if self._applied is None:
+                    return
+                present = self._applied.config
+                config = replace(
+                    present, agent=replace(config.agent, muxes=present.agent.muxes), services=present.services
+                )
+            self._applied = self._agent.apply(config)
         except ConfigError as error:
             for path, message in error.mistakes:
                 log.error("config_refused", path=path, mistake=message)
@@ -107,8 +153,43 @@ class Daemon:
             self._rejected = str(error)
             self._take_back()
         else:
+            self._config = config
             self._rejected = None
             self._say("reloaded", self._applied)
+
+    # -- with a manager ---------------------------------------------------------------------------------------------
+
+    def _follow(self, config: AgentConfig, token: str | None) -> Follower | None:
+        if config.manager is None:
+            return None
+        from lb.node.follower import Follower  # noqa: PLC0415  an agent without a manager starts faster
+
+        return Follower(config.manager, token, "agent", config.agent, self._follow_state)
+
+    def _managed(self, state: NodeState, services: tuple[Service, ...]) -> AgentConfig:
+        """The file, with services and MUXes as the manager says."""
+        muxes = _muxes(state.get("muxes", {}))
+        return replace(self._config, agent=replace(self._config.agent, muxes=muxes), services=services)
+
+    async def _follow_state(self, state: NodeState, services: tuple[Service, ...]) -> None:
+        async with self._changing:
+            config = self._managed(state, services)
+            first = self._applied is None
+            try:
+                self._applied = await asyncio.to_thread(self._agent.apply, config)
+            except VipmuxError as error:
+                self._rejected = str(error)
+                if not first and not isinstance(error, ConfigError):
+                    await asyncio.to_thread(self._take_back)
+                raise
+            self._rejected = None
+            self._say("ready" if first else "reloaded", self._applied)
+            if self._probes is not None:
+                self._probes.update(self._applied.config)
+
+    def _status(self) -> dict[str, Any]:
+        picture = self._picture()
+        return for_manager(picture) if picture is not None else {}
 
     def _take_back(self) -> None:
         """The host may be half way to the new file: back to the old one."""
@@ -122,14 +203,21 @@ class Daemon:
         assert self._applied is not None  # noqa: S101  set before anybody can ask
         return self._applied
 
-    def _picture(self) -> Picture:
+    def _picture(self) -> Picture | None:
+        if self._applied is None:
+            return None
         known = self._probes.known() if self._probes is not None else {}
-        return Picture(self._present, self._agent.counters(), self._rejected, known)
+        manager = self._follower.row() if self._follower is not None else None
+        return Picture(self._applied, self._agent.counters(), self._rejected, known, manager)
 
     async def _get(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        if self._applied is None:
-            raise VipmuxError("lb-agent is starting; ask again in a moment")
-        return answer(await asyncio.to_thread(self._picture), request)
+        picture = await asyncio.to_thread(self._picture)
+        if picture is not None:
+            return answer(picture, request)
+        if self._follower is not None:
+            problem = self._rejected or self._follower.client.problem or "its first state is on the way"
+            raise VipmuxError(f"lb-agent waits for its manager: {problem}")
+        raise VipmuxError("lb-agent is starting; ask again in a moment")
 
     @staticmethod
     def _say(event: str, applied: Applied) -> None:
@@ -146,17 +234,38 @@ class Daemon:
             log.warning("no_ipv6_tunnels", why=f"decapsulation by {applied.mode.value} is for IPv4 only")
 
 
-def run_daemon(file: Path) -> None:
+def _muxes(section: dict[str, Any]) -> tuple[Address, ...]:
+    """A state's section ``muxes`` as outer sources; raises ConfigError."""
+    found: list[Address] = []
+    for name, entry in section.items():
+        for key in ("address", "address6"):
+            value = entry.get(key) if isinstance(entry, dict) else entry
+            if value is None:
+                continue
+            try:
+                found.append(ip_address(value))
+            except ValueError:
+                raise ConfigError([(f"muxes.{name}.{key}", f"is no address: {str(value)[:60]!r}")]) from None
+    return tuple(dict.fromkeys(found))
+
+
+def run_daemon(file: Path, manager: str | None = None, token: str | None = None) -> None:
     """Runs until SIGTERM."""
     logging.configure(PROGRAM)
-    config = load_agent(file)
+    config = load_agent(file, manager=parse_manager_url(manager) if manager is not None else None)
+    if token is not None and config.manager is None:
+        raise RequestError("--token is for joining a manager: give --manager URL as well, or [manager] url in the file")
     require(PROGRAM, NEEDED)
     lock = Lock(config.agent.state_dir)
     try:
         agent = Agent(LinuxHost, Store(config.agent.state_dir))
-        asyncio.run(Daemon(file, config, agent).run())
+        asyncio.run(_run(file, config, agent, token))
     finally:
         lock.close()
+
+
+async def _run(file: Path, config: AgentConfig, agent: Agent, token: str | None) -> None:
+    await Daemon(file, config, agent, token).run()
 
 
 def run_cleanup(file: Path) -> None:
@@ -179,14 +288,16 @@ _config_option = click.option(
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @_config_option
+@click.option("--manager", metavar="URL", help="The manager that services come from; goes before the file's.")
+@click.option("--token", metavar="TOKEN", help="Join the manager with this token, if there is no certificate yet.")
 @click.pass_context
-def command(context: click.Context, file: Path | None) -> None:
+def command(context: click.Context, file: Path | None, manager: str | None, token: str | None) -> None:
     """The host agent of vipmux: takes packets out of their tunnels on a backend's host.
 
     Stopping it leaves everything in place; `lb-agent cleanup` takes it away.
     """
     if context.invoked_subcommand is None:
-        run_daemon(_required(file))
+        run_daemon(_required(file), manager, token)
     else:
         context.obj = file
 

@@ -173,6 +173,7 @@ def _guard_chains(guard: TunnelGuard, services: Sequence[OwnService]) -> list[st
     family = "ip" if guard.address.version == 4 else "ip6"
     protocol = "ip protocol 4" if guard.address.version == 4 else "ip6 nexthdr 41"  # nft's "ipip" is 94
     muxes = ", ".join(str(mux) for mux in guard.muxes if mux.version == guard.address.version)
+    strangers = f" {family} saddr != {{ {muxes} }}" if muxes else ""  # with no MUX known, everybody is one
     vips = sorted({_network(own.vip) for own in services if own.vip.version == guard.address.version})
     return [
         "\tcounter untrusted_source {",
@@ -188,8 +189,7 @@ def _guard_chains(guard: TunnelGuard, services: Sequence[OwnService]) -> list[st
         "\tchain tunnel {",
         "\t\ttype filter hook prerouting priority -310; policy accept;",
         f'\t\tiifname "{guard.device}" {family} daddr != @served counter name inner_not_vip drop',
-        f"\t\t{protocol} {family} daddr {guard.address} {family} saddr != {{ {muxes} }} "
-        "counter name untrusted_source drop",
+        f"\t\t{protocol} {family} daddr {guard.address}{strangers} counter name untrusted_source drop",
         "\t}",
     ]
 

@@ -25,6 +25,7 @@ class Picture:
     counters: Mapping[str, int] | None  #: packets by reason; None where this way does not count
     rejected: str | None  #: why the last file was refused
     known: Mapping[Label, Known] = field(default_factory=dict)  #: what probes know of this host's backends
+    manager: Mapping[str, Any] | None = None  #: the connection to it; None: there is none
 
 
 def answer(picture: Picture, request: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -55,8 +56,16 @@ def agents(picture: Picture) -> list[dict[str, Any]]:
             "dropped": None if counters is None else dropped(counters),
             "drops": None if counters is None else {name: counters[name] for name in drops() if counters[name]},
             "rejected": picture.rejected,
+            "manager": picture.manager,
         }
     ]
+
+
+def for_manager(picture: Picture) -> dict[str, Any]:
+    """What the manager shows of this agent."""
+    (row,) = agents(picture)
+    del row["manager"]  # it knows
+    return {"agent": row}
 
 
 def services(picture: Picture) -> list[dict[str, Any]]:
@@ -104,7 +113,8 @@ def _health(known: Known | None) -> dict[str, Any]:
 class AgentCollector(Collector):
     """Metrics of the moment, read at each scrape."""
 
-    def __init__(self, read: Callable[[], Picture]) -> None:
+    def __init__(self, read: Callable[[], Picture | None]) -> None:
+        """``read`` gives None as long as nothing was applied."""
         self._read = read
 
     def describe(self) -> list[Metric]:
@@ -113,6 +123,8 @@ class AgentCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         picture = self._read()
+        if picture is None:
+            return
         packets = CounterMetricFamily(
             "lb_packets", "Tunnel packets by what became of them and why.", labels=["verdict", "reason"]
         )

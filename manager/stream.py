@@ -64,7 +64,9 @@ class Hub(Protocol):
     def term(self) -> int: ...
 
     def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
-        """The generation and the state that a node should have. What is unchanged is the same object as before."""
+        """The generation and the state that a node should have. What is unchanged is the same object as before.
+        Generation 0: nobody knows yet; the connection waits until it is woken, and the node goes on with what it has.
+        """
         ...
 
     def arrived(self, connection: Connection) -> None:
@@ -157,6 +159,8 @@ class Connection:
 
     async def _next(self, hub: Hub) -> ToNode | None:
         generation, state = hub.wanted(self.kind, self.name)
+        if generation == 0:
+            return None
         if self._hello is not None:
             hello, self._hello = self._hello, None
             return await self._first(hub, hello, generation, state)
@@ -272,7 +276,11 @@ class Streams:
             raise AccessError(f"the node calls itself {str(claimed)[:80]!r} and has the certificate of {peer}")
         connection = Connection(peer, address, hello, socket)
         self._admit(connection)
-        self._hub.arrived(connection)
+        try:
+            self._hub.arrived(connection)
+        except AccessError:
+            del self._connections[connection.id]
+            raise
         log.info("node connected", node=connection.id, peer=address, generation=hello.generation, term=hello.term)
         sending = asyncio.create_task(connection.send_states(self._hub))
         receiving = asyncio.create_task(self._receive(socket, connection))

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb-mux``: starts the data plane from a file, keeps it current, and stops it in the right order.
+"""``lb-mux``: starts the data plane, keeps it current from a file or a manager, and stops it in the right order.
 
 Start: file, privileges, state directory, interface, isolation, I/O, next hops, workers, then the sockets; the line
 ``ready`` comes last. A stop goes the other way, and isolation is the last thing removed. SIGHUP reads the file
 again: right, it is published with no flow forgotten; wrong, every mistake is logged and the old state serves on.
 Whatever a killed predecessor left in the kernel is taken over by the start. One event loop; the workers are C.
+
+With a manager the services come from it, over the same way as those of a file: a mistake is told to the manager, and
+the old state serves on. The start takes the last good state from the disk, so that it waits for nobody.
 """
 
 from __future__ import annotations
@@ -19,14 +22,15 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import structlog
 
 from lb import log as log_setup
-from lb.config import load_mux
+from lb.config import load_mux, parse_manager_url
 from lb.control import ControlServer
-from lb.errors import ConfigError, VipmuxError
+from lb.errors import ConfigError, RequestError, VipmuxError
 from lb.forwarding import Compiler, Forwarding
 from lb.metrics import MetricsServer, MuxCollector, serve
 from lb.model import Address, MuxConfig, Network, Service
@@ -37,12 +41,16 @@ from lb.mux.mode import Mode, candidates
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
 from lb.mux.ports import Port, open_port
-from lb.mux.reload import check_bgp, check_settings, check_vips
+from lb.mux.reload import check_announcements, check_bgp, check_settings, check_vips
 from lb.mux.requests import handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
 from lb.mux.tunnel_probes import TunnelProbes
 from lb.privileges import Capability, keep_only, require
+
+if TYPE_CHECKING:
+    from lb.node.follower import Follower
+    from lb.node.messages import NodeState
 
 PROGRAM = "lb-mux"
 SOCKET = "mux.sock"
@@ -74,10 +82,18 @@ class Daemon:
     """One MUX, from its file to its end."""
 
     def __init__(
-        self, path: Path, config: MuxConfig, netlink: Netlink, state_dir: StateDir, reload_wanted: asyncio.Event
+        self,
+        path: Path,
+        config: MuxConfig,
+        netlink: Netlink,
+        state_dir: StateDir,
+        reload_wanted: asyncio.Event,
+        *,
+        token: str | None = None,
     ) -> None:
-        """``reload_wanted`` is set by SIGHUP, perhaps before the start has ended."""
+        """``reload_wanted`` is set by SIGHUP, perhaps before the start has ended. ``token``: to join the manager."""
         self._path = path
+        self._manager = config.manager
         self._settings = config.mux
         self._bgp = config.bgp
         self._announcer: Announcer | None = None
@@ -91,7 +107,12 @@ class Daemon:
         self._reopen_wanted = asyncio.Event()
         self._opened: Plane | None = None
         self._ifindex = 0
-        self._probes = TunnelProbes(config.mux, netlink)
+        self._changing = asyncio.Lock()  # one change of services at a time, whoever wants it
+        self._follower = self._follow(config, token)
+        self._announced: Mapping[str, Any] = {}
+        self._probes = TunnelProbes(config.mux, netlink, self._follower.client.send_health if self._follower else None)
+        if self._follower is not None:
+            self._follower.client.reports = self._probes.reports
         self._control: ControlServer | None = None
         self._metrics: MetricsServer | None = None
 
@@ -105,11 +126,20 @@ class Daemon:
 
     async def start(self, services: tuple[Service, ...]) -> None:
         """Everything up to ``ready``."""
+        state: NodeState = {}
+        if self._follower is not None:
+            state, services = await self._follower.begin()
         link = find_interface(self._settings.interface, (await self._netlink.links()).values())
         self._ifindex = link.index
         local = await self._netlink.local_addresses()
         check_outer_source(self._settings, local)
-        check_vips(services, local)
+        try:
+            check_vips(services, local)
+        except ConfigError as error:
+            if self._follower is None:
+                raise
+            self._follower.not_begun(str(error))
+            state, services = {}, ()
         forwarding = self._compiler.compile(services)
         vips = frozenset(service.vip for service in services)
         port, mode = await open_port(self._settings, vips, self._netlink, self._state_dir.path)
@@ -117,6 +147,8 @@ class Daemon:
         self._opened = Plane(port, mode, engine)
         if self._bgp is not None:
             self._announcer = Announcer(self._bgp, self._settings, engine, self._unsound)
+            if self._follower is not None:
+                self._announce(state)
         if port.inherited:
             log.info(
                 "repaired", reason="an earlier lb-mux did not stop cleanly; its isolation of the VIPs was taken over"
@@ -140,6 +172,8 @@ class Daemon:
         if self._announcer is not None:
             await self._announcer.start()
             self._tasks += self._announcer.tasks
+        if self._follower is not None:
+            self._tasks.append(asyncio.create_task(self._follower.run(), name="manager"))
 
     def _log_ready(self, services: tuple[Service, ...]) -> None:
         log.info(
@@ -170,7 +204,10 @@ class Daemon:
             self._condition,
             self._announcer,
             probed=self._probes.known,
+            manager=self._follower.row if self._follower is not None else None,
         )
+        if self._follower is not None:
+            self._follower.status = status.for_manager
         self._metrics = serve(self._settings.metrics, MuxCollector(status.figures), key="mux.metrics")
         self._control = ControlServer(self._state_dir.path / SOCKET, handlers(status, self._plane.engine))
         await self._control.start()
@@ -273,13 +310,24 @@ class Daemon:
                 log.warning("serving on with the previous configuration", generation=self._plane.engine.generation)
 
     async def _reload(self) -> None:
-        config = await asyncio.to_thread(load_mux, self._path)
+        config = await asyncio.to_thread(load_mux, self._path, manager=self._manager)
         check_settings(self._settings, config.mux)
         check_bgp(self._bgp, config.bgp)
-        check_vips(config.services, await self._netlink.local_addresses())
-        forwarding = await asyncio.to_thread(self._compiler.compile, config.services)
+        if self._follower is not None:
+            log.info("configuration read", reason="services come from the manager")
+            self._follower.client.retry()
+            return
+        async with self._changing:
+            await self._take(config.services)
+            del config
+            _give_back_memory()
+
+    async def _take(self, services: tuple[Service, ...]) -> None:
+        """Makes these services live; raises VipmuxError, with everything as it was, where it cannot."""
+        check_vips(services, await self._netlink.local_addresses())
+        forwarding = await asyncio.to_thread(self._compiler.compile, services)
         old_vips = frozenset(service.vip for service in self._plane.engine.forwarding.services)
-        new_vips = frozenset(service.vip for service in config.services)
+        new_vips = frozenset(service.vip for service in services)
         if self._plane.port.watches_hops:
             before = frozenset(self._watch.resolutions)
             await self._watch.want(forwarding.hop_addresses)
@@ -293,10 +341,40 @@ class Daemon:
                 self._announcer.restore()
         if self._plane.port.watches_hops:
             self._watch.forget_all_but(forwarding.hop_addresses)
-        await self._probes.update(config.services)
-        del config
-        _give_back_memory()
+        await self._probes.update(services)
         log.info("configuration published", services=len(forwarding.services), generation=self._plane.engine.generation)
+
+    # -- with a manager -----------------------------------------------------------------------------------------
+
+    def _follow(self, config: MuxConfig, token: str | None) -> Follower | None:
+        if config.manager is None:
+            return None
+        from lb.node.follower import Follower  # noqa: PLC0415  a MUX without a manager starts faster
+
+        return Follower(config.manager, token, "mux", config.mux, self._follow_state)
+
+    async def _follow_state(self, state: NodeState, services: tuple[Service, ...]) -> None:
+        """A state of the manager: services first, then what is announced of them."""
+        async with self._changing:
+            try:
+                if state.get("announcements", {}) != self._announced:
+                    check_announcements(state.get("announcements", {}))
+                if services != self._plane.engine.forwarding.services:
+                    await self._take(services)
+            except VipmuxError as error:
+                self._condition.rejected = str(error)
+                raise
+            self._condition.rejected = None
+            self._announce(state)
+
+    def _announce(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        if self._announcer is None:
+            return
+        wanted = state.get("announcements", {})
+        if wanted != self._announced or not wanted:
+            self._announcer.want(wanted)
+            self._announced = wanted
+        self._announcer.drain(state.get("options", {}).get("drain") is True)
 
     async def _publish(
         self, forwarding: Forwarding, old_vips: frozenset[Network], new_vips: frozenset[Network]
@@ -341,7 +419,7 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-async def serve_until_told(path: Path) -> None:
+async def serve_until_told(path: Path, manager: str | None = None, token: str | None = None) -> None:
     """The daemon's whole life; returns after a clean stop."""
     loop = asyncio.get_running_loop()
     end = asyncio.Event()
@@ -349,12 +427,14 @@ async def serve_until_told(path: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
-    config = load_mux(path)
+    config = load_mux(path, manager=parse_manager_url(manager) if manager is not None else None)
+    if token is not None and config.manager is None:
+        raise RequestError("--token is for joining a manager: give --manager URL as well, or [manager] url in the file")
     candidates(config.mux.io)
     require(PROGRAM, NEEDED)
     with contextlib.closing(StateDir(config.mux.state_dir)) as state_dir:
         async with Netlink() as netlink:
-            daemon = Daemon(path, config, netlink, state_dir, hangup)
+            daemon = Daemon(path, config, netlink, state_dir, hangup, token=token)
             clean = False
             try:
                 starting = asyncio.create_task(daemon.start(config.services))
@@ -380,12 +460,14 @@ async def _first(task: asyncio.Task[None], end: asyncio.Event) -> None:
 
 @click.command()
 @click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="The MUX's TOML file.")
+@click.option("--manager", metavar="URL", help="The manager that services come from; goes before the file's.")
+@click.option("--token", metavar="TOKEN", help="Join the manager with this token, if there is no certificate yet.")
 @click.version_option(package_name="vipmux", prog_name=PROGRAM)
-def main(path: Path) -> None:
-    """Forward packets for VIPs to backends, as the file says, until SIGTERM; SIGHUP reads the file again."""
+def main(path: Path, manager: str | None, token: str | None) -> None:
+    """Forward packets for VIPs to backends until SIGTERM, as a file or a manager says; SIGHUP reads the file again."""
     log_setup.configure(PROGRAM)
     try:
-        asyncio.run(serve_until_told(path))
+        asyncio.run(serve_until_told(path, manager, token))
     except ConfigError as error:
         for line in error.lines:
             click.echo(line, err=True)

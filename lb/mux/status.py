@@ -22,6 +22,10 @@ from lb.probe.state import Health
 
 Row = dict[str, Any]
 
+#: Rows of one kind that a manager is told.
+ROWS_MAX = 20_000
+_COUNTED = ("name", "packets", "bytes", "flows_new")
+
 
 @dataclass(slots=True)
 class Condition:
@@ -44,14 +48,17 @@ class Status:
         announcer: Announcer | None = None,
         *,
         probed: Callable[[], Mapping[Label, Known]] = dict,
+        manager: Callable[[], Row] | None = None,
     ) -> None:
-        """``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from any thread."""
+        """``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from any thread.
+        ``manager``: the connection to it; None: there is none."""
         self._settings = settings
         self._mode = mode
         self._engine = engine
         self._condition = condition
         self._announcer = announcer
         self._probed = probed
+        self._manager = manager
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -72,6 +79,26 @@ class Status:
             "unreachable": self._condition.unreachable or {},
             "rejected": self._condition.rejected,
             "bgp": {row["name"]: _session(row) for row in self.peers()},
+            "manager": self._manager() if self._manager is not None else None,
+        }
+
+    def for_manager(self) -> Row:
+        """What the manager shows of this MUX. Of counters only those that count something, and not without end."""
+        services = [{key: row[key] for key in _COUNTED} for row in self.services() if row["packets"]]
+        backends = [
+            {"service": service.name, "name": backend.name, "packets": packets}
+            for service, number in self._services()
+            for backend in service.backends
+            if (packets := self._packets(number, backend))
+        ]
+        mux = self.mux()
+        del mux["manager"]  # it knows
+        return {
+            "mux": mux,
+            "peers": self.peers(),
+            "announcements": self.announcements()[:ROWS_MAX],
+            "services": services[:ROWS_MAX],
+            "backends": backends[:ROWS_MAX],
         }
 
     def peers(self) -> list[Row]:

@@ -103,7 +103,7 @@ class NodeClient:
         self._settings = settings
         self._token = token
         self._lease = lease
-        self._wall = wall
+        self.wall = wall
         self._outbox = Outbox(lease)
         self._wake = asyncio.Event()
         self._live = Cached(0, 0, "", {})
@@ -186,7 +186,7 @@ class NodeClient:
     # -- identity -----------------------------------------------------------------------------------------------
 
     async def _ready_identity(self) -> None:
-        if self.identity.usable(self._wall()):
+        if self.identity.usable(self.wall()):
             return
         if self._token is None:
             held = self.identity.held
@@ -204,6 +204,7 @@ class NodeClient:
         try:
             await self.identity.join(self.url, self._token)
         except AccessError:
+            self._token = None  # it would be refused again
             raise
         self._token = None
         # Another authority counts its terms from the beginning.
@@ -216,7 +217,7 @@ class NodeClient:
         """Returns when there is a new certificate, and the connection should be made anew with it."""
         while self.identity.held is not None:
             held = self.identity.held
-            now = self._wall()
+            now = self.wall()
             life = held.not_after - held.not_before
             if held.renewal_due(now) and time.monotonic() - self._renewed > life / 20:  # a wrong clock makes no storm
                 self._renewed = time.monotonic()

@@ -118,8 +118,8 @@ def digest(state: Mapping[str, Mapping[str, Any]]) -> str:
 # JSON objects in text frames, known by "type". What came over the wire is checked here once: types, lengths, finite
 # numbers. What a state's entries mean is checked by whoever applies them.
 
-#: Largest message from a node, characters; a node cuts its reports into several.
-FROM_NODE_MAX = 2 * 2**20
+#: Largest message from a node, characters: a status with thousands of rows. Reports are cut into several messages.
+FROM_NODE_MAX = 16 * 2**20
 #: Largest message to a node: the whole state of 30,000 services with many backends.
 TO_NODE_MAX = 256 * 2**20
 REPORTS_MAX = 1000

@@ -303,7 +303,7 @@ def test_an_expired_certificate_says_what_to_do(tmp_path: Path) -> None:
         async with manager.serving():
             await node.client.join()
             again = StageNode(manager, "mux1")
-            again.client._wall = lambda: time.time() + 7200
+            again.client.wall = lambda: time.time() + 7200
             async with again.running():
                 await until(lambda: "has expired: make a token" in (again.client.problem or ""), "the problem")
 

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``lb-mux`` and ``lb-agent`` share in following a manager: identity, cache, client, and services out of states.
+
+A daemon makes one :class:`Follower`, begins with :meth:`Follower.begin` (the last good state, before anything answers),
+runs :meth:`Follower.run` as a task, and is handed each state with its services already checked. Everything of it is in
+``<state_dir>/identity`` and ``<state_dir>/node``, which one process at a time uses: the daemon's lock sees to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from lb.config import parse_service_tables
+from lb.errors import AccessError, ConfigError, VipmuxError
+from lb.model import AgentSettings, MuxSettings, Service
+from lb.node.cache import Cache, Cached
+from lb.node.client import NodeClient
+from lb.node.identity import Identity, ManagerUnreachableError, TokenText
+from lb.node.messages import NodeState
+
+#: Makes a state live; raises VipmuxError, with everything as it was, where it cannot.
+Take = Callable[[NodeState, tuple[Service, ...]], Awaitable[None]]
+#: How often it is looked whether the status is another, seconds.
+STATUS_INTERVAL = 1.0
+
+log = structlog.get_logger()
+
+
+class ServiceTables:
+    """Services out of a state's tables; what is the same table as before is not read again."""
+
+    def __init__(self, owner: MuxSettings | AgentSettings) -> None:
+        self._owner = owner
+        self._known: dict[str, tuple[Any, Service]] = {}
+
+    def parse(self, tables: Mapping[str, Any]) -> tuple[Service, ...]:
+        """Raises ConfigError with every mistake. What several services share was checked by the manager."""
+        known = self._known
+        fresh = [name for name, table in tables.items() if name not in known or known[name][0] is not table]
+        parsed = parse_service_tables([_named(name, tables[name]) for name in fresh], self._owner)
+        by_name = dict(zip(fresh, parsed, strict=True))
+        self._known = {
+            name: (table, by_name[name]) if name in by_name else known[name] for name, table in tables.items()
+        }
+        return tuple(service for _, service in self._known.values())
+
+
+def _named(name: str, table: object) -> object:
+    """A retiring service may go by another key than its own name; keys are unique."""
+    return {**table, "name": name} if isinstance(table, dict) and table.get("name") != name else table
+
+
+class Follower:
+    """One node's life with a manager."""
+
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        kind: str,
+        settings: MuxSettings | AgentSettings,
+        take: Take,
+    ) -> None:
+        """``token``: as given to ``--token``; raises RequestError if it is none."""
+        directory = Path(settings.state_dir)
+        self._settings = settings
+        self._take = take
+        self._tables = ServiceTables(settings)
+        self._identity = Identity(directory / "identity", kind, settings.name)
+        self._cache = Cache(directory / "node", f"{kind}:{settings.name}")
+        self._token = TokenText.parse(token) if token is not None else None
+        #: What the manager is told of this node; None: nothing yet.
+        self.status: Callable[[], Mapping[str, Any]] | None = None
+        self._cached: Cached | None = None
+        self.client = NodeClient(url, self._identity, self._cache, self._apply, self._hello, token=self._token)
+
+    # -- start ----------------------------------------------------------------------------------------------------
+
+    async def begin(self) -> tuple[NodeState, tuple[Service, ...]]:
+        """The last good state and its services, at once; or, where there is none, nothing, and first joins.
+
+        Raises AccessError if there is no state to serve from, and neither a certificate nor a way to one.
+        """
+        state, services = await asyncio.to_thread(self._last)
+        try:
+            joining = self._must_join()
+            if joining and not state:
+                await self.client.join()
+        except AccessError as error:
+            if not state:
+                raise
+            log.error("no certificate", reason=str(error), serving="the last good state")
+        except ManagerUnreachableError as error:
+            log.warning("not joined yet", manager=self.client.url, reason=str(error), then="it is tried again")
+        return state, services
+
+    def _last(self) -> tuple[NodeState, tuple[Service, ...]]:
+        cached = self._cache.load()
+        if cached is None:
+            return {}, ()
+        try:
+            services = self._tables.parse(cached.state.get("services", {}))
+        except ConfigError as error:
+            log.error("cached state not used", reason=str(error))
+            self.client.begin_with(cached, str(error))
+            return {}, ()
+        self.client.begin_with(cached)
+        self._cached = cached
+        log.info("last good state", term=cached.term, generation=cached.generation, services=len(services))
+        return cached.state, services
+
+    def not_begun(self, reason: str) -> None:
+        """The daemon could not begin with the last good state."""
+        log.error("cached state not used", reason=reason)
+        if self._cached is not None:
+            self.client.begin_with(self._cached, reason)
+
+    def _must_join(self) -> bool:
+        """Whether the token is needed; raises AccessError if it would be, and there is none."""
+        try:
+            found = self._identity.load()
+        except AccessError:
+            if self._token is None:
+                raise
+            found = False
+        if self._token is None:
+            if not found:
+                raise AccessError(
+                    "this node has no certificate of the manager yet: make a token with `lb-manager token`, and start "
+                    "once with --token"
+                )
+            return False
+        if found and not self._identity.belongs_to(self._token):
+            log.info("joining anew", reason="the token is of another manager than our certificate")
+            self._identity.held = None
+        if self._identity.usable(self.client.wall()):
+            log.info("token not needed", reason="this node has a certificate")
+            return False
+        return True
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Returns never."""
+        await asyncio.gather(self.client.run(), self._statuses())
+
+    async def _statuses(self) -> None:
+        while True:
+            await asyncio.sleep(STATUS_INTERVAL)
+            if self.status is not None and self.client.connected:
+                self.client.send_status(self.status())
+
+    async def _apply(self, state: NodeState) -> str | None:
+        try:
+            tables = state.get("services", {})
+            services = await asyncio.to_thread(self._tables.parse, tables)
+            await self._take(state, services)
+        except VipmuxError as error:
+            return str(error)
+        return None
+
+    def _hello(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "name": settings.name,
+            "address": str(settings.address),
+            "address6": str(settings.address6) if settings.address6 is not None else None,
+        }
+
+    def row(self) -> dict[str, Any]:
+        """The connection, for people. From any thread."""
+        client = self.client
+        return {
+            "url": client.url,
+            "connected": client.connected,
+            "problem": client.problem,
+            "term": client.term,
+            "generation": client.generation,
+            "refused": client.refused,
+        }
