@@ -23,6 +23,7 @@ from lb.bgp import policy, selftest
 from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Route, Speaks, family, hears, offers, parse_announcements
 from lb.bgp.sidecar import choose_account
 from lb.bgp.speaker import Speaker, View
+from lb.forwarding import Forwarding
 from lb.metrics import BgpFigures
 from lb.model import Address, Backend, BackendState, BgpPeer, BgpSettings, MuxSettings, Network
 from lb.mux.engine import Engine
@@ -274,13 +275,20 @@ class Announcer:
     # -- self-tests ---------------------------------------------------------------------------------------------
 
     async def _tests(self) -> None:
-        """Proves each table once workers have it, off the event loop."""
+        """Proves each table once workers have it, off the event loop.
+
+        Other ways to backends prove nothing new of a service that passed: backends without a way are no candidates.
+        """
+        tested: Forwarding | None = None
         while True:
             await self._test.wait()
             self._test.clear()
             forwarding, snapshot = self._engine.forwarding, self._engine.snapshot
             reachable, before = self._engine.reachable, self._engine.bursts()
-            failed = await asyncio.to_thread(selftest.prove, forwarding, snapshot, reachable, forwarding.services)
+            passed = self._ground.proved if forwarding is tested else frozenset()
+            services = [service for service in forwarding.services if service.vip not in passed]
+            failed = await asyncio.to_thread(selftest.prove, forwarding, snapshot, reachable, services)
+            tested = forwarding
             while not _all_later(before, self._engine.bursts()):  # noqa: ASYNC110  a worker tells nobody of its turns
                 await asyncio.sleep(BEAT / 5)
             by_vip = {service.vip: failed[service.name] for service in forwarding.services if service.name in failed}
