@@ -70,15 +70,19 @@ ifdef ROOT
 test:
 	@deploy/packages.sh test
 	@$(MAKE) build
-	@$(MAKE) unit sanitize lab
+	@echo 'fast tests' && $(MAKE) unit
+	@$(MAKE) sanitize
+	@echo 'namespace labs' && $(MAKE) lab
 	@$(MAKE) fuzz SECONDS=$(FUZZ_SECONDS)
+	@echo 'make test: all passed'
 else
 test:
 	@deploy/packages.sh fuzz
 	@$(MAKE) build
-	@$(MAKE) unit sanitize
+	@echo 'fast tests' && $(MAKE) unit
+	@$(MAKE) sanitize
 	@$(MAKE) fuzz SECONDS=$(FUZZ_SECONDS)
-	@echo 'Not run, because it needs root: the namespace labs (make lab). Run "sudo make test" for all tests.'
+	@echo 'make test: all passed that needs no root. Not run: the namespace labs; "sudo make test" runs them too.'
 endif
 
 lab: build
