@@ -136,7 +136,8 @@ static void fill_frame(const struct tpacket3_hdr *header, struct frame *frame)
 		.wire_len = header->tp_len,
 		.headroom = IO_HEADROOM,
 	};
-	if (offload.gso_type != VIRTIO_NET_HDR_GSO_NONE)
+	/* UDP of the old kind is one datagram, to be cut into fragments: whole it is right. */
+	if ((offload.gso_type & ~VIRTIO_NET_HDR_GSO_ECN) != VIRTIO_NET_HDR_GSO_UDP)
 		frame->gso_size = offload.gso_size;
 	if (offload.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
 		frame->csum_start = offload.csum_start;

@@ -412,18 +412,25 @@ static inline void emit(struct mux *mux, unsigned origin, const struct hop *hop,
 						     .ifindex = hop->ifindex };
 }
 
+/* The io tells that a UDP packet stands for several datagrams.  Merged, they would be another message, if a small one. */
+static bool is_train(const struct packet *packet, const struct frame *frame)
+{
+	return frame->gso_size && packet->protocol == PROTOCOL_UDP &&
+	       packet->length > segment_headers(packet) + frame->gso_size;
+}
+
 /*
- * Payload bytes per segment, or 0 where the packet is no super-packet.  An io that does not tell (a capture) still
- * gives itself away: no link carries a TCP packet larger than its MTU.
+ * Payload bytes per segment, or 0 where the packet is no super-packet, or one that cannot be cut to fit.  Of TCP, an io
+ * that does not tell (a capture) still gives itself away: no link carries a packet larger than its MTU.  Of UDP, each
+ * segment is a datagram whose size is not ours to choose.
  */
 static uint32_t segment_size(const struct packet *packet, const struct frame *frame, uint32_t mtu, uint32_t overhead)
 {
-	uint32_t headers, fits;
+	uint32_t headers = segment_headers(packet), fits;
 
-	if (packet->protocol != 6 || (!frame->gso_size && packet->length <= mtu))
-		return 0;
-	headers = segment_headers(packet);
-	if (headers + overhead >= mtu || packet->length == headers)
+	if (packet->protocol == PROTOCOL_UDP)
+		return is_train(packet, frame) && headers + frame->gso_size + overhead <= mtu ? frame->gso_size : 0;
+	if ((!frame->gso_size && packet->length <= mtu) || headers + overhead >= mtu || packet->length == headers)
 		return 0;
 	fits = mtu - overhead - headers;
 	return frame->gso_size && frame->gso_size < fits ? frame->gso_size : fits;
@@ -465,7 +472,7 @@ static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
 		passage_hash(mux, packet, passage); /* for the flow label */
 	if (mux->config.link == MUX_LINK_SWAP)
 		memcpy(&from, frame->data, sizeof(from));
-	if (UNLIKELY(packet->length + overhead > mtu)) {
+	if (UNLIKELY(packet->length + overhead > mtu || is_train(packet, frame))) {
 		size = segment_size(packet, frame, mtu, overhead);
 		if (!size) {
 			packet->reason = REASON_TOO_BIG;

@@ -18,7 +18,7 @@ enum verdict {
 #define REASONS(X)                                                                                                     \
 	X(FORWARDED, "forwarded", VERDICT_FORWARD, "Sent to a backend in an outer header.")                            \
 	X(SEGMENTED, "segmented", VERDICT_FORWARD,                                                                     \
-	  "A TCP super-packet of the sender's NIC offload, sent to a backend as several packets that fit the MTU.")    \
+	  "A super-packet of the sender's NIC offload, sent to a backend as the packets that it stands for.")          \
 	X(NOT_IP, "not_ip", VERDICT_PASS, "Neither IPv4 nor IPv6 (ARP, VLAN-tagged, ...): left to the kernel.")        \
 	X(NOT_VIP, "not_vip", VERDICT_PASS, "The destination is no VIP of this MUX: left to the kernel.")              \
 	X(TRUNCATED, "truncated", VERDICT_DROP, "The frame ends before the packet does.")                              \

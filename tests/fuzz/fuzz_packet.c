@@ -124,8 +124,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		expect(plain.source_port == packet.source_port && plain.destination_port == packet.destination_port);
 	}
 	if (packet.reason == REASON_FORWARDED) {
-		if (packet.protocol == 6)
-			cut(&packet, data[1] + 1u);
+		cut(&packet, data[1] + 1u);
 		rewrite(&packet, &frame);
 	}
 	free(buffer);

@@ -18,19 +18,19 @@ import pytest
 from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Worker
 from lb.forwarding import Compiler
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
-from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
+from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet, ipv4, ipv6, udp
 from tests.packets.frames import ROWS as FRAMES
 from tests.packets.frames import SYN, FrameRow
 from tests.packets.rows import ROWS
 from tests.packets.size import SUPER
-from tests.packets.world import SERVICES, SETTINGS, Row
+from tests.packets.world import DNS, DNS6, SERVICES, SETTINGS, Row, to
 
 pytestmark = pytest.mark.lab
 
 MTU = 65535
 LARGEST_GSO = 65536 - 14 - 20  #: larger ones the kernel cuts itself before they reach the wire
 SOL_PACKET, PACKET_VNET_HDR, PACKET_OUTGOING, ETH_P_ALL = 263, 15, 4, 3
-NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6 = 1, 0, 1, 4
+NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 1, 0, 1, 4, 5
 NOTHING_LEFT = bytes(10)  #: a virtio header that says so
 MUX_SOURCES = (SETTINGS.address.packed, SETTINGS.address6.packed if SETTINGS.address6 else b"")
 
@@ -170,6 +170,26 @@ def test_super_packet_of_a_nic_offload_over_a_wire(wire: Wire, row: Row) -> None
     reason, out = wire.run(ethernet(row.packet), len(row.out), offload_of(row))
     assert reason == "segmented"
     assert [without_id(frame[14:]) for frame in out] == [without_id(packet) for packet in row.out]
+
+
+@pytest.mark.parametrize("count", [2, 5, 40])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_train_of_udp_datagrams_stays_several_datagrams(wire: Wire, count: int, odd: int) -> None:
+    """UDP segmentation offload, as QUIC uses it: however small the whole is, merged it would be another message."""
+    parts = [bytes([n]) * 200 for n in range(count)]
+    parts[-1] = parts[-1][odd:]
+    for version, first, backend in ((4, 34, DNS), (6, 54, DNS6)):
+        whole = udp(b"".join(parts), check="partial")
+        offload = struct.pack("<BBHHHH", NEEDS_CSUM, GSO_UDP_L4, first + 8, 200, first, 6)
+        reason, out = wire.run(ethernet(ipv4(whole) if version == 4 else ipv6(whole)), count, offload)
+        assert reason == "segmented"
+        single = [ipv4(udp(p), ident=0x1234 + n) if version == 4 else ipv6(udp(p)) for n, p in enumerate(parts)]
+        assert [without_id(frame[14:]) for frame in out] == [without_id(to(backend, packet)) for packet in single]
+
+
+def test_a_train_whose_datagrams_do_not_fit_is_too_big(wire: Wire) -> None:
+    offload = struct.pack("<BBHHHH", NEEDS_CSUM, GSO_UDP_L4, 42, 1453, 34, 6)
+    assert wire.run(ethernet(ipv4(udp(bytes(3000), check="partial"))), 0, offload)[0] == "too_big"
 
 
 @pytest.mark.parametrize("row", [r for r in FRAMES if sendable(r)], ids=lambda row: row.claim)
