@@ -10,6 +10,7 @@
     ├── PrivilegeError          exit code 1   a right is missing; says which and how to get it
     ├── FeatureError            exit code 1   this kernel or this version cannot do it
     ├── ControlError            exit code 1   a daemon's local socket does not answer, or the daemon refused
+    ├── NotFoundError           exit code 1   what was asked for is not there
     ├── AccessError             exit code 1   who asks is not known or may not: certificates, tokens, joining
     └── MessageError            exit code 1   what came over the node stream is no message
 
@@ -83,6 +84,10 @@ class FeatureError(VipmuxError):
 
 class ControlError(VipmuxError):
     """A daemon's local socket cannot be reached, or the daemon answered with an error."""
+
+
+class NotFoundError(VipmuxError):
+    """There is no service, backend or node of that name."""
 
 
 class AccessError(VipmuxError):

@@ -17,7 +17,7 @@ from aiohttp import web
 
 from lb.config_tables import show
 from lb.config_text import service_table
-from lb.errors import AccessError, ConfigError, RequestError, VipmuxError
+from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
 from manager.controller import Applied, Controller
 from manager.openapi import ROUTES, describe
 from manager.plan import AGENT, MUX
@@ -88,9 +88,7 @@ class Api:
         return _answer(self._view.services())
 
     async def describe(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        self._must_be_there(name)
-        return _answer(self._view.describe(name))
+        return _answer(self._view.describe(request.match_info["name"]))
 
     async def tables(self, _: web.Request) -> web.Response:
         services = self._controller.desired.services
@@ -146,9 +144,7 @@ class Api:
         return _change(await self._controller.apply([body], request[WHO]))
 
     async def delete_service(self, request: web.Request) -> web.Response:
-        name = request.match_info["name"]
-        self._must_be_there(name)
-        return _change(await self._controller.delete_service(name, request[WHO]))
+        return _change(await self._controller.delete_service(request.match_info["name"], request[WHO]))
 
     async def drain_backend(self, request: web.Request) -> web.Response:
         return await self._drain(request, drain=True)
@@ -186,16 +182,6 @@ class Api:
         if self._make_token is None:
             raise RequestError("this manager serves without TLS, so it has no tokens")
         return _answer({"token": await self._make_token(kind, name, float(ttl), request[WHO])})
-
-    def _must_be_there(self, name: str) -> None:
-        services = self._controller.desired.services
-        if name not in services:
-            known = ", ".join(sorted(services)[:8]) or "none yet"
-            raise _NotThereError(f"there is no service {show(name)}; there are {known}")
-
-
-class _NotThereError(RequestError):
-    """404."""
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -279,7 +265,7 @@ def _error(status: int, sentence: str, mistakes: Iterable[tuple[str, str]] = ())
 def _refusal(error: VipmuxError) -> web.Response:
     if isinstance(error, ConfigError):
         return _error(400, str(error), error.mistakes)
-    codes = {_NotThereError: 404, AccessError: 403, ConflictError: 409, StoreError: 503, RequestError: 400}
+    codes = {NotFoundError: 404, AccessError: 403, ConflictError: 409, StoreError: 503, RequestError: 400}
     status = next((code for kind, code in codes.items() if isinstance(error, kind)), 500)
     return _error(status, str(error))
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from lb.errors import RequestError, VipmuxError
+from lb.errors import NotFoundError, VipmuxError
 from lb.model import BackendState, ManagerSettings, Service
 from lb.node.messages import HealthMessage
 from manager import desired as changes
@@ -159,7 +159,7 @@ class Controller:
         if name not in names:
             word = "MUX" if kind == MUX else kind
             known = f"known are {', '.join(sorted(names))}" if names else "none has joined yet"
-            raise RequestError(f'there is no {word} "{name}"; {known}')
+            raise NotFoundError(f'there is no {word} "{name}"; {known}')
 
     async def _change(
         self, make: Callable[[Desired], Change], who: str, *, dry_run: bool = False, large: bool = False

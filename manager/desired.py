@@ -22,7 +22,7 @@ from typing import Any
 from lb.config import parse_service_tables, service_table
 from lb.config_tables import parse_address, parse_ports, parse_vip, show
 from lb.config_text import vip_text
-from lb.errors import ConfigError, RequestError
+from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import MAX_SERVICES, Address, Announce, Backend, BackendState, Network, PortRange, Service
 
 Entries = Mapping[str, Mapping[str, Any]]
@@ -185,7 +185,7 @@ def apply_tables(
 
 def delete_service(desired: Desired, name: str, as_told: AsTold = lambda service: service) -> Change:
     if name not in desired.services:
-        raise RequestError(f"there is no service {show(name)}{_hint(desired)}")
+        raise NotFoundError(f"there is no service {show(name)}{_hint(desired)}")
     services = {key: service for key, service in desired.services.items() if key != name}
     return Change(desired, _change_services(desired, services, as_told), (Line(f"service {name}", "deleted"),))
 
@@ -327,9 +327,9 @@ def drain_backend(desired: Desired, service: str, backend: str, order: Order | N
     found = _drained(desired.services, key)
     if found is None:
         if service not in desired.services:
-            raise RequestError(f"there is no service {show(service)}{_hint(desired)}")
+            raise NotFoundError(f"there is no service {show(service)}{_hint(desired)}")
         names = ", ".join(item.name for item in desired.services[service].backends) or "none"
-        raise RequestError(f"service {show(service)} has no backend {show(backend)}; its backends are {names}")
+        raise NotFoundError(f"service {show(service)} has no backend {show(backend)}; its backends are {names}")
     name = f"backend {key}"
     if order is None:
         if key not in desired.drains and found.state is BackendState.DRAIN:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from lb.config_text import service_table, vip_text
-from lb.errors import RequestError
+from lb.errors import NotFoundError
 from lb.model import AnnouncePolicy, Service
 from manager.controller import Controller
 from manager.nodes import Entry, rows
@@ -197,7 +197,7 @@ class View:
         service = self._controller.desired.services.get(name)
         if service is None:
             known = ", ".join(sorted(self._controller.desired.services)[:8]) or "none yet"
-            raise RequestError(f'there is no service "{name}"; there are {known}')
+            raise NotFoundError(f'there is no service "{name}"; there are {known}')
         backends = self._backends_of(service)
         vip = self._vip(service)
         subjects = {f"service {name}", f"vip {service.vip}"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb get``: what a running daemon says of its services, backends and itself."""
+"""``lb get``: services, backends, nodes and so on, as the manager knows them, or the daemon on this machine."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
-from lb.cli.local import ask, find_socket, local_options, require_local
+from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import cell, console, output_option, print_json, size, table
-from lb.errors import ControlError
+from lb.cli.remote import Manager, manager_options
+from lb.cli.tables import TABLES as MANAGER_TABLES
+from lb.errors import ControlError, RequestError
 
 #: What can be asked -> (columns of the table, those that hold numbers).
 TABLES: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
@@ -33,16 +35,40 @@ _OF_AGENT = ("agents",)
 _SINGLE = ("muxes", "agents", "status")
 
 
+WHAT = ("services", "backends", "muxes", "agents", "announcements", "peers", "status", "events", "audit")
+#: Asked of the manager alone, and of a daemon alone.
+_OF_MANAGER = ("events", "audit")
+_OF_DAEMON = ("peers",)
+
+
 @click.command("get")
-@click.argument(
-    "what", type=click.Choice(["services", "backends", "muxes", "agents", "announcements", "peers", "status"])
-)
+@click.argument("what", type=click.Choice(WHAT))
+@click.option("--limit", type=click.IntRange(1, 5000), default=100, show_default=True, help="Events or lines of audit.")
 @local_options
+@manager_options
 @output_option
-def command(*, what: str, local: bool, socket: str | None, config: str | None, as_json: bool) -> None:
-    """Show services, backends, announcements and so on, as the daemon on this machine knows them (--local)."""
-    require_local(local, socket)
-    data = ask(find_socket(socket, config, "agent" if what in _OF_AGENT else "mux"), {"op": "get", "what": what})
+def command(
+    *, what: str, limit: int, local: bool, socket: str | None, config: str | None, manager: Manager, as_json: bool
+) -> None:
+    """Show services, backends, muxes and so on, as the manager knows them; or the daemon on this machine (--local)."""
+    if local or socket is not None or config is not None:
+        if what in _OF_MANAGER:
+            raise RequestError(f"only the manager knows {what}; leave --local out")
+        path = find_socket(socket, config, "agent" if what in _OF_AGENT else "mux")
+        _show_local(what, ask(path, {"op": "get", "what": what}), as_json)
+        return
+    if what in _OF_DAEMON:
+        raise RequestError(f"only a MUX knows its {what}: add --local; `lb get muxes` tells of all sessions")
+    data = manager.get(what, limit=limit) if what in _OF_MANAGER else manager.get(what)
+    if as_json:
+        print_json(data)
+    elif what == "status":
+        _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in data.items()}])
+    else:
+        click.echo("\n".join(MANAGER_TABLES[what](data)))
+
+
+def _show_local(what: str, data: Any, as_json: bool) -> None:
     if as_json:
         print_json(data)
         return

@@ -29,9 +29,9 @@ def local_options(function: F) -> F:
 
 
 def require_local(local: bool, socket: str | None) -> None:
-    """Until there is a manager to ask, only a local daemon can answer."""
+    """For what only the daemon on this machine can answer."""
     if not local and socket is None:
-        raise RequestError("there is no manager to ask in this version; add --local to ask the daemon on this machine")
+        raise RequestError("only a daemon knows this; add --local to ask the one on this machine")
 
 
 def find_socket(socket: str | None, config: str | None, daemon: str) -> Path:

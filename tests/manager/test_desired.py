@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lb.config_text import service_table
-from lb.errors import ConfigError, RequestError
+from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import BackendState, Service
 from lb.node.messages import apply
 from manager.desired import (
@@ -152,9 +152,9 @@ def test_a_service_that_moves_retires_its_old_place_under_another_name() -> None
 
 def test_unknown_names_are_refused_with_those_that_are_known() -> None:
     there = after(service())
-    with pytest.raises(RequestError, match='there is no service "wab"; there are web'):
+    with pytest.raises(NotFoundError, match='there is no service "wab"; there are web'):
         delete_service(there, "wab")
-    with pytest.raises(RequestError, match='has no backend "x"; its backends are web-1, web-2'):
+    with pytest.raises(NotFoundError, match='has no backend "x"; its backends are web-1, web-2'):
         drain_backend(there, "web", "x", ALICE)
 
 

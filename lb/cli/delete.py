@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb delete``: services, which are withdrawn and then removed; and nodes that will not come back."""
+
+from __future__ import annotations
+
+import click
+
+from lb.cli.apply import read, show
+from lb.cli.output import output_option, print_json
+from lb.cli.remote import Manager, manager_options
+from lb.errors import ConfigError, RequestError
+
+PATHS = {"service": "services", "mux": "muxes", "agent": "agents"}
+
+
+@click.command("delete")
+@click.argument("kind", type=click.Choice(list(PATHS)), required=False)
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("-f", "--file", "path", metavar="FILE", help="Delete the services of this file.")
+@manager_options
+@output_option
+def command(*, kind: str | None, names: tuple[str, ...], path: str | None, manager: Manager, as_json: bool) -> None:
+    """Delete a service: it is withdrawn everywhere first. Or forget a MUX or an agent that will not come back."""
+    if path is not None:
+        if kind is not None:
+            raise RequestError("give either -f FILE, or what to delete and its name")
+        kind, names = "service", _names_in(path)
+    if kind is None or not names:
+        raise RequestError("what is to be deleted? `lb delete service NAME`, mux NAME, agent NAME, or -f FILE")
+    for name in names:
+        answer = manager.delete(PATHS[kind], name)
+        if as_json:
+            print_json(answer)
+        elif kind == "service":
+            show(answer)
+        else:
+            click.echo(f"{kind} {name} forgotten")
+
+
+def _names_in(path: str) -> tuple[str, ...]:
+    tables, mistakes = read(path)
+    names = [table.get("name") for table in tables if isinstance(table, dict)]
+    mistakes += [(f"service[{i}].name", "is missing") for i, name in enumerate(names) if not isinstance(name, str)]
+    if mistakes:
+        raise ConfigError(mistakes, path)
+    return tuple(str(name) for name in names)

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables and times as plain text, without a library to load: for the commands that ask the manager."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lb.cli.output import cell
+
+
+def columns(header: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = ()) -> list[str]:
+    """Lines of a table as wide as its widest cells; names in ``right`` hold numbers. The last column runs free."""
+    texts = [list(header), *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in texts) for i in range(len(header))]
+    numbers = {i for i, name in enumerate(header) if name in set(right)}
+
+    def line(row: list[str]) -> str:
+        return "  ".join(
+            text.rjust(width) if i in numbers else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+
+    return [line(row) for row in texts]
+
+
+def _cell(value: Any) -> str:
+    # What begins a line keeps its indentation: "  -> 10.0.3.21:80".
+    return cell(value)
+
+
+def endpoint(address: Any, port: Any) -> str:
+    """``10.0.3.21:80``, ``[2001:db8::1]:80``, ``203.0.113.128/25:8000-8099``; port 0 is any."""
+    text = cell(address)
+    return f"[{text}]:{cell(port)}" if ":" in text else f"{text}:{cell(port)}"
+
+
+def ago(since: Any, now: float | None = None) -> str:
+    """How long, for people: ``12 s``, ``3 min``, ``5 h``, ``9 d``."""
+    if not isinstance(since, int | float):
+        return "-"
+    seconds = max(0.0, (time.time() if now is None else now) - since)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def clock(at: Any) -> str:
+    """Local date and time."""
+    if not isinstance(at, int | float):
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

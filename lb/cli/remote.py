@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the manager over HTTPS; used by every subcommand that is not ``--local``.
+
+Which manager: ``--manager`` or ``LB_MANAGER``. Who asks: a client certificate (``--cert``, ``--key``; ``LB_CERT``,
+``LB_KEY``) or a bearer token (``LB_TOKEN``); whom to believe: ``--ca`` or ``LB_CA``. What is not given is looked for
+in ``~/.config/lb``: operator.pem, operator.key, ca.pem. Plain HTTP goes to loopback only. Starts fast: the standard
+library's client, imported when there is something to ask.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlsplit
+
+import click
+
+from lb.errors import AccessError, ConfigError, ControlError, NotFoundError, RequestError, VipmuxError
+
+if TYPE_CHECKING:
+    import ssl
+    from http.client import HTTPConnection
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+TIMEOUT = 30.0
+PORT = 9740
+_DIRECTORY = "~/.config/lb"
+
+
+def manager_options(function: F) -> F:
+    """``--manager`` and the credentials; the command gets ``manager``, a :class:`Manager` (asked nothing yet)."""
+    options = [
+        click.option("--manager", "url", metavar="URL", envvar="LB_MANAGER", help="The manager (LB_MANAGER)."),
+        click.option("--cert", metavar="FILE", envvar="LB_CERT", help="The operator's certificate (LB_CERT)."),
+        click.option("--key", metavar="FILE", envvar="LB_KEY", help="Its key (LB_KEY)."),
+        click.option("--ca", metavar="FILE", envvar="LB_CA", help="The manager's authority (LB_CA)."),
+    ]
+    import functools  # noqa: PLC0415
+
+    @functools.wraps(function)
+    def command(
+        *arguments: Any, url: str | None, cert: str | None, key: str | None, ca: str | None, **others: Any
+    ) -> Any:
+        return function(*arguments, manager=Manager(url, cert, key, ca, os.environ.get("LB_TOKEN")), **others)
+
+    wrapped: Any = command
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Manager:
+    """Where the manager is, and who asks it."""
+
+    url: str | None
+    cert: str | None = None
+    key: str | None = None
+    ca: str | None = None
+    token: str | None = None
+
+    def get(self, *path: str, **query: object) -> Any:
+        return self._ask("GET", path, None, query)
+
+    def post(self, *path: str, body: object = None) -> Any:
+        return self._ask("POST", path, body, {})
+
+    def delete(self, *path: str) -> Any:
+        return self._ask("DELETE", path, None, {})
+
+    def _ask(self, method: str, path: tuple[str, ...], body: object, query: dict[str, object]) -> Any:
+        import http.client  # noqa: PLC0415  20 ms
+        from urllib.parse import urlencode  # noqa: PLC0415
+
+        connection, where = self._connection()
+        target = "/v1/" + "/".join(quote(part, safe="") for part in path)
+        if query:
+            target += "?" + urlencode(query)
+        wait = body.get("wait", 0) if isinstance(body, dict) else 0
+        connection.timeout = TIMEOUT + float(wait)
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
+        text = None if body is None else json.dumps(body, default=str).encode()
+        try:
+            connection.request(method, target, text, headers)
+            reply = connection.getresponse()
+            return _answer(where, reply.status, reply.read())
+        except TimeoutError:
+            raise ControlError(f"{where}: no answer within {connection.timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise ControlError(f"{where}: {_reason(error)}") from None
+        finally:
+            connection.close()
+
+    def _connection(self) -> tuple[HTTPConnection, str]:
+        import http.client  # noqa: PLC0415
+
+        if not self.url:
+            raise RequestError(
+                "no manager to ask: give --manager URL or set LB_MANAGER; or --local, to ask the daemon on this machine"
+            )
+        try:
+            parts = urlsplit(self.url if "://" in self.url else f"https://{self.url}")
+            host, port = parts.hostname, parts.port or PORT
+        except ValueError:
+            host, port, parts = None, 0, urlsplit("")
+        if host is None or parts.scheme not in ("http", "https") or parts.path.strip("/"):
+            raise RequestError(f'--manager must be such as https://10.0.1.9:{PORT}, not "{self.url}"')
+        where = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        if parts.scheme == "https":
+            return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=self._context()), where
+        if not _is_loopback(host):
+            raise RequestError(f"--manager {where}: plain HTTP is for this machine's loopback only; use https://")
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT), where
+
+    def _context(self) -> ssl.SSLContext:
+        import ssl  # noqa: PLC0415
+
+        ca = _file(self.ca, "ca.pem", "--ca", "the manager's authority; `lb-manager init` writes it")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        try:
+            context.load_verify_locations(ca)
+            if self.token is None:
+                cert = _file(self.cert, "operator.pem", "--cert", "the operator's certificate")
+                key = Path(self.key or Path(_DIRECTORY).expanduser() / "operator.key")
+                # A certificate's file may hold the key as well.
+                context.load_cert_chain(cert, key if self.key or (not self.cert and key.exists()) else None)
+        except OSError as error:  # ssl.SSLError is one
+            reason = (error.strerror or str(error)).lower()
+            raise AccessError(f"the certificate, its key or the authority cannot be used: {reason}") from None
+        return context
+
+
+def _file(given: str | None, name: str, option: str, what: str) -> Path:
+    path = Path(given) if given else Path(_DIRECTORY).expanduser() / name
+    if not path.exists():
+        raise AccessError(f"{path}: is not there; {option} tells where {what} is" if given is None else
+                          f"{path}: is not there, and should be {what}")  # fmt: skip
+    return path
+
+
+def _is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
+def _answer(where: str, status: int, text: bytes) -> Any:
+    try:
+        data = json.loads(text)
+        if status < 300:
+            return data
+        sentence = str(data["error"])
+        mistakes = [(str(item["path"]), str(item["message"])) for item in data.get("mistakes", [])]
+    except (ValueError, KeyError, TypeError):
+        raise ControlError(f"{where}: the answer is not that of a manager (HTTP status {status})") from None
+    if mistakes:
+        raise ConfigError(mistakes)
+    kinds: dict[int, type[VipmuxError]] = {400: RequestError, 401: AccessError, 403: AccessError, 404: NotFoundError}
+    raise kinds.get(status, ControlError)(sentence)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong on the way, and what it may mean."""
+    reason = getattr(error, "verify_message", None) or getattr(error, "reason", None)
+    text = str(reason or getattr(error, "strerror", None) or error).lower().replace("_", " ")
+    if isinstance(error, ConnectionRefusedError):
+        return f"{text}; is lb-manager running there?"
+    if "certificate" in text:
+        return f"the certificates do not match: {text}"
+    return text
