@@ -577,6 +577,7 @@ class ManagerTable(Table):
     state_dir: _Directory = None
     withdraw_cap: Annotated[float | None, PlainValidator(_check_share)] = None
     health_lease: Annotated[float | None, PlainValidator(seconds(1, 300))] = None
+    node_lifetime: Annotated[float | None, PlainValidator(seconds(5, 366 * 86400))] = None
     hold: Annotated[float | None, PlainValidator(seconds(0.1, 600))] = None
 
 

@@ -14,6 +14,7 @@ import fcntl
 import gc
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -29,11 +30,14 @@ from lb.config import load_manager
 from lb.errors import ConfigError, IoError, RequestError, VipmuxError
 from lb.metrics import serve
 from lb.model import ManagerSettings
-from manager.api import Api, Authenticate, MakeToken, application
+from manager.access import Access
+from manager.api import Api, Authenticate, application
+from manager.commands import COMMANDS
 from manager.controller import Controller
 from manager.metrics import ManagerCollector
 from manager.sqlite import SqliteStore
 from manager.store import Store
+from manager.trust import listener
 from manager.view import View
 
 PROGRAM = "lb-manager"
@@ -65,14 +69,13 @@ def state_directory(path: str) -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: web.Application, listen: str, tls: object = None) -> AsyncIterator[None]:
+async def serving(app: web.Application, listen: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
     """The API at ``host:port``, until left."""
-    host, _, port = listen.rpartition(":")
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE)
     await runner.setup()
     try:
         try:
-            await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=tls).start()  # type: ignore[arg-type]
+            await web.SockSite(runner, listener(listen), ssl_context=tls).start()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise IoError(f"manager.listen {listen} cannot be served: {reason}") from None
@@ -114,11 +117,16 @@ async def _serve(
     settings: ManagerSettings, controller: Controller, store: Store, end: asyncio.Event, *, insecure_loopback: bool
 ) -> None:
     view = View(controller)
-    authenticate, make_token = _access(settings, insecure_loopback=insecure_loopback)
-    app = application(Api(controller, view, store, program_version(), make_token), authenticate)
+    access = None if insecure_loopback else Access(settings, store, controller.hub)
+    if access is not None:
+        await access.trust.refresh()
+    authenticate: Authenticate = _loopback(settings) if access is None else access.authenticate
+    make_token = access.make_token if access is not None else None
+    routes = access.routes if access is not None else ()
+    app = application(Api(controller, view, store, program_version(), make_token), authenticate, routes)
     metrics = serve(settings.metrics, ManagerCollector(controller), key="manager.metrics")
     try:
-        async with serving(app, settings.listen):
+        async with serving(app, settings.listen, access.context if access is not None else None):
             log.info(
                 "ready",
                 listen=settings.listen,
@@ -128,17 +136,28 @@ async def _serve(
                 services=len(controller.desired.services),
                 nodes=len(controller.hub.entries),
             )
-            await _first(asyncio.create_task(controller.failed()), end)
+            await _first(asyncio.create_task(_work(controller, access)), end)
+            if access is not None:
+                await access.close()
     finally:
         await asyncio.to_thread(metrics.close)
 
 
-def _access(settings: ManagerSettings, *, insecure_loopback: bool) -> tuple[Authenticate, MakeToken | None]:
-    """Who may ask. Without TLS that is whoever can reach this machine's loopback."""
-    host = ip_address(settings.listen.rpartition(":")[0].strip("[]"))
-    if not insecure_loopback:
-        raise RequestError("this version serves without TLS only: give --insecure-loopback, and listen on loopback")
-    if not host.is_loopback:
+async def _work(controller: Controller, access: Access | None) -> None:
+    """Returns never; raises what a task of ours raised, which is a programming error."""
+    tasks = [asyncio.ensure_future(controller.failed())]
+    if access is not None:
+        tasks.append(asyncio.ensure_future(access.run()))
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def _loopback(settings: ManagerSettings) -> Authenticate:
+    """Without TLS, whoever can reach this machine's loopback may ask."""
+    if not ip_address(settings.listen.rpartition(":")[0].strip("[]")).is_loopback:
         raise RequestError(
             f"--insecure-loopback serves without TLS, so manager.listen must be on loopback, such as 127.0.0.1:9740; "
             f"{settings.listen} is not"
@@ -147,7 +166,7 @@ def _access(settings: ManagerSettings, *, insecure_loopback: bool) -> tuple[Auth
     async def authenticate(_: web.Request) -> str:
         return "operator:loopback"
 
-    return authenticate, None
+    return authenticate
 
 
 def _no_reload() -> None:
@@ -186,6 +205,10 @@ def run(path: Path, insecure_loopback: bool) -> None:
     """Serve until SIGTERM."""
     log_setup.configure(PROGRAM)
     asyncio.run(run_manager(load_manager(path), insecure_loopback=insecure_loopback))
+
+
+for command in COMMANDS:
+    lb_manager.add_command(command)
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import structlog
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
-from lb.errors import AccessError, MessageError
+from lb.errors import AccessError, MessageError, VipmuxError
 from lb.node.messages import (
     FROM_NODE_MAX,
     Ack,
@@ -137,6 +137,10 @@ class Connection:
             async with asyncio.timeout(2.0):
                 await self._socket.send_str(encode(RefusedMessage(reason[:1000])))
         await self._socket.close()
+
+    async def end(self) -> None:
+        """The manager stops; the node goes on by itself, and looks for the next one."""
+        await self._socket.close(code=WSCloseCode.GOING_AWAY)
 
     # -- to the node --------------------------------------------------------------------------------------------
 
@@ -324,7 +328,10 @@ class Streams:
         """Ends connections whose certificate was revoked or has expired; returns never."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL)
-            await self._trust.refresh()
+            try:
+                await self._trust.refresh()
+            except VipmuxError as error:
+                log.error("revocations not read", reason=str(error))
             for connection in list(self._connections.values()):
                 reason = self._trust.standing(connection.peer)
                 if reason is not None:
@@ -333,8 +340,7 @@ class Streams:
 
     async def close(self) -> None:
         """At the manager's end."""
-        for connection in list(self._connections.values()):
-            await connection.refuse("the manager stops")
+        await asyncio.gather(*(connection.end() for connection in self._connections.values()), return_exceptions=True)
 
 
 async def _hello(socket: web.WebSocketResponse) -> Hello | None:

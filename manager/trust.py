@@ -183,6 +183,10 @@ class Trust:
         whose = issued.subject
         await self._store.add_certificate(Certificate(issued.serial, whose.kind, whose.name, now, issued.not_after))
 
+    async def certificates(self) -> list[Certificate]:
+        """All that have not expired, the revoked ones among them."""
+        return await self._store.certificates()
+
     # -- revocation ---------------------------------------------------------------------------------------------
 
     async def revoke(self, serials: list[str], why: str) -> None:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes the daemon a safe one to reach: its certificate, who may ask, the node stream, and their upkeep.
+
+Made once by :mod:`manager.daemon`; puts :mod:`manager.trust`, :mod:`manager.stream` and :mod:`manager.joining`
+together for it. Without TLS (``--insecure-loopback``) there is none of this: no node can follow then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from aiohttp import web
+
+from lb.model import ManagerSettings
+from manager import joining
+from manager.authority import Authority
+from manager.joining import address_of, certificate_of
+from manager.store import Store
+from manager.stream import Hub, Streams
+from manager.trust import Trust
+
+#: How often the manager's own certificate is looked at, seconds.
+UPKEEP_INTERVAL = 3600.0
+#: The authority's directory in the state directory.
+CA_DIRECTORY = "ca"
+
+log = structlog.get_logger()
+
+
+class Access:
+    """Trust at work; raises AccessError where there is no authority yet."""
+
+    def __init__(self, settings: ManagerSettings, store: Store, hub: Hub) -> None:
+        self._settings = settings
+        authority = Authority.load(Path(settings.state_dir) / CA_DIRECTORY)
+        self.trust = Trust(authority, store, settings.node_lifetime)
+        self.streams = Streams(hub, self.trust)
+        self.context: ssl.SSLContext = self.trust.server_context(settings.name, settings.listen)
+
+    @property
+    def routes(self) -> Sequence[web.AbstractRouteDef]:
+        """The calls that authenticate by themselves."""
+        return [*joining.routes(self.trust), *self.streams.routes()]
+
+    async def authenticate(self, request: web.Request) -> str:
+        """The operator who asks; raises AccessError."""
+        authorization = request.headers.get("Authorization")
+        return str(await self.trust.operator(certificate_of(request), authorization, address_of(request)))
+
+    async def make_token(self, kind: str, name: str | None, ttl: float, who: str) -> str:
+        return await self.trust.make_token(kind, name, ttl, who)
+
+    async def run(self) -> None:
+        """Revocations and expiries take effect, and the manager's own certificate stays valid; returns never."""
+        await asyncio.gather(self.streams.watch(), self._upkeep())
+
+    async def _upkeep(self) -> None:
+        while True:
+            await asyncio.sleep(UPKEEP_INTERVAL)
+            settings = self._settings
+            await asyncio.to_thread(self.trust.load_server_certificate, self.context, settings.name, settings.listen)
+
+    async def close(self) -> None:
+        """Tells nodes that the manager stops."""
+        await self.streams.close()

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb-manager init``, ``token``, ``operator``, ``certificates`` and ``revoke``: who may take part.
+
+They run on the manager's machine, use the same store as a running manager, and need none to run; what they change, it
+sees within a second. Added to the program's commands by :mod:`manager.daemon`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import os
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from lb.config import load_manager
+from lb.errors import IoError, RequestError
+from lb.model import ManagerSettings
+from lb.node.files import make_private_directory, write_private
+from manager.access import CA_DIRECTORY
+from manager.authority import Authority
+from manager.sqlite import SqliteStore
+from manager.tokens import parse_ttl
+from manager.trust import Trust
+
+T = TypeVar("T")
+
+_config = click.option(
+    "--config", "path", required=True, type=click.Path(path_type=Path), help="The manager's TOML file."
+)
+
+
+def _with_trust(settings: ManagerSettings, authority: Authority, work: Callable[[Trust], Awaitable[T]]) -> T:
+    async def main() -> T:
+        store = await SqliteStore.open(Path(settings.state_dir))
+        try:
+            return await work(Trust(authority, store, settings.node_lifetime))
+        finally:
+            await store.close()
+
+    return asyncio.run(main())
+
+
+def _load(path: Path) -> tuple[ManagerSettings, Authority]:
+    settings = load_manager(path)
+    return settings, Authority.load(Path(settings.state_dir) / CA_DIRECTORY)
+
+
+def _operators_directory() -> Path:
+    """Where ``lb`` looks for an operator's credentials."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lb"
+
+
+def _write_operator(directory: Path, authority: Authority, certificate: str, key: str) -> None:
+    try:
+        make_private_directory(directory)
+        write_private(directory / "ca.pem", authority.pem.encode())
+        write_private(directory / "key.pem", key.encode())
+        write_private(directory / "cert.pem", certificate.encode())
+    except OSError as error:
+        raise IoError(f"{directory}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+def _refuse_to_replace(directory: Path) -> None:
+    if (directory / "key.pem").exists():
+        raise RequestError(f"{directory} holds an operator's key already; choose another directory with --out")
+
+
+@click.command("init")
+@_config
+@click.option(
+    "--address", "names", multiple=True, help="A further address or host name of the manager; may be repeated."
+)
+@click.option("--operator", default=None, help="Name of the first operator; yours unless told.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the operator's files go; default ~/.config/lb.")
+def init(path: Path, names: tuple[str, ...], operator: str | None, out: Path | None) -> None:
+    """Make the certificate authority, and the first operator's certificate."""
+    settings = load_manager(path)
+    directory = out or _operators_directory()
+    _refuse_to_replace(directory)
+    state_dir = Path(settings.state_dir)
+    try:
+        make_private_directory(state_dir)
+    except OSError as error:
+        raise IoError(f"{state_dir}: cannot be made: {(error.strerror or str(error)).lower()}") from None
+    authority = Authority.create(state_dir / CA_DIRECTORY, names)
+    authority.server_certificate(settings.name, settings.listen)
+    name = operator or getpass.getuser()
+    certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name))
+    _write_operator(directory, authority, certificate, key)
+    click.echo(f"certificate authority: {state_dir / CA_DIRECTORY}; keep a copy of it in a safe place")
+    click.echo(f"operator {name}: cert.pem, key.pem and ca.pem in {directory}")
+    click.echo("next: start `lb-manager run`, and make a token for each node with `lb-manager token`")
+
+
+@click.command("operator")
+@_config
+@click.argument("name")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The directory to write the files to.")
+def operator(path: Path, name: str, out: Path) -> None:
+    """Make a certificate for an operator."""
+    settings, authority = _load(path)
+    _refuse_to_replace(out)
+    certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name))
+    _write_operator(out, authority, certificate, key)
+    click.echo(f"operator {name}: cert.pem, key.pem and ca.pem in {out}; they go to ~/.config/lb of whoever it is")
+
+
+@click.command("token")
+@_config
+@click.option("--kind", required=True, type=click.Choice(["mux", "agent", "operator"]), help="What the token is for.")
+@click.option("--name", default=None, help="The only node that may join with it, or the operator's name.")
+@click.option("--ttl", default="15m", show_default=True, help="How long it works: 90s, 15m, 12h, 7d.")
+def token(path: Path, kind: str, name: str | None, ttl: str) -> None:
+    """Make a token: a node joins with it, once; an operator asks with it until it expires."""
+    seconds = parse_ttl(ttl)
+    settings, authority = _load(path)
+    who = f"operator:{getpass.getuser()}"
+    click.echo(_with_trust(settings, authority, lambda trust: trust.make_token(kind, name, seconds, who)))
+
+
+@click.command("certificates")
+@_config
+def certificates(path: Path) -> None:
+    """List the certificates that are valid."""
+    settings, authority = _load(path)
+
+    async def listed(trust: Trust) -> list[str]:
+        rows = sorted(await trust.certificates(), key=lambda row: (row.kind, row.name, row.made_at))
+        return [
+            f"{row.common_name:<24} {_day(row.made_at)} to {_day(row.expires)}  {row.serial}"
+            + (f"  revoked: {row.revoked_why}" if row.revoked_at is not None else "")
+            for row in rows
+        ]
+
+    for line in _with_trust(settings, authority, listed) or ["there are none"]:
+        click.echo(line)
+
+
+@click.command("revoke")
+@_config
+@click.argument("what")
+@click.option("--reason", default="no reason was given", help="For the log, and for whoever is refused.")
+def revoke(path: Path, what: str, reason: str) -> None:
+    """Revoke the certificates of WHAT: KIND:NAME, such as mux:mux1, or a serial number."""
+    settings, authority = _load(path)
+
+    async def revoked(trust: Trust) -> list[str]:
+        found = [
+            row
+            for row in await trust.certificates()
+            if row.revoked_at is None and what in (row.common_name, row.serial)
+        ]
+        await trust.revoke([row.serial for row in found], reason)
+        return [f"{row.common_name} {row.serial} is revoked" for row in found]
+
+    lines = _with_trust(settings, authority, revoked)
+    if not lines:
+        raise RequestError(f"there is no valid certificate of {what[:80]!r}; `lb-manager certificates` lists all")
+    for line in lines:
+        click.echo(line)
+
+
+def _day(at: float) -> str:
+    return datetime.fromtimestamp(min(at, time.time() + 1e9), UTC).strftime("%Y-%m-%d %H:%M")
+
+
+COMMANDS = (init, operator, token, certificates, revoke)
