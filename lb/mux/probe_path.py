@@ -100,13 +100,15 @@ def source_port(inner: bytes) -> tuple[int, int] | None:
 class ProbePath:
     """See the module's text."""
 
-    def __init__(self, mux: str, address: IPv4Address, mtu: int, netlink: Netlink) -> None:
+    def __init__(self, mux: str, address: IPv4Address, mtu: int, netlink: Netlink, lost: asyncio.Event) -> None:
+        """``lost`` is set when somebody takes the device away; see :attr:`is_lost`."""
         self.names = names(mux)
         self._address = address
         self._mtu = mtu
         self._netlink = netlink
-        #: The device is gone, though nobody asked for it; close and open again.
-        self.lost = asyncio.Event()
+        self._lost = lost
+        #: The device is gone, though we did not close it: close and open again.
+        self.is_lost = False
         self._tun: int | None = None
         self._raw: socket.socket | None = None
         self._ways: dict[tuple[int, int], IPv4Address] = {}  # protocol and source port -> backend; ports come again
@@ -151,7 +153,7 @@ class ProbePath:
             self._raw.close()
             self._raw = None
         self._ways.clear()
-        self.lost.clear()
+        self.is_lost = False
 
     # --- for probes --------------------------------------------------------------------------------------------------
 
@@ -184,7 +186,8 @@ class ProbePath:
                 return
             except OSError:  # somebody took the device away
                 asyncio.get_running_loop().remove_reader(self._tun)
-                self.lost.set()
+                self.is_lost = True
+                self._lost.set()
                 return
             backend = self._ways.get(source_port(inner) or (0, 0))
             if backend is not None:

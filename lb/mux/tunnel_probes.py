@@ -117,33 +117,26 @@ class TunnelProbes:
     ) -> None:
         self._settings = settings
         self._netlink = netlink
-        self._path = ProbePath(settings.name, settings.address, settings.mtu, netlink)
+        self._wake = asyncio.Event()
+        self._path = ProbePath(settings.name, settings.address, settings.mtu, netlink, self._wake)
         self._board: Board[TunnelCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=Health.UNKNOWN)
         self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
-        self._off: set[str] = set()  # reasons that were logged
-        self._services: tuple[Service, ...] = ()
-        self._changing = asyncio.Lock()
+        self._wanted: tuple[Service, ...] = ()
+        self._services: dict[str, Service] = {}  # those that the board has
+        self._kernel = _Kernel(settings.interface, 0, {})
+        self._impossible: frozenset[str] = frozenset()  # services that cannot be probed from this machine now
+        self._logged: set[str] = set()  # why not
 
     async def start(self, services: Iterable[Service]) -> None:
-        """Repairs what a killed predecessor left, and begins."""
+        """Repairs what a killed predecessor left; probes begin with :meth:`run`."""
         if await self._path.repair():
             log.info("repaired", reason="an earlier lb-mux did not stop cleanly; its rule for probes was removed")
         await self.update(services)
 
     async def update(self, services: Iterable[Service]) -> None:
-        """The services that are live; a probe that stays the same keeps its state."""
-        async with self._changing:
-            self._services = tuple(services)
-            await self._update()
-
-    async def _update(self) -> None:
-        wanted = checks(self._services)
-        if any(isinstance(check, TunnelCheck) for check in wanted.values()):
-            wanted = await self._possible(wanted)
-        before = len(self._board)
-        self._board.update(wanted)
-        if before or len(self._board):
-            log.info("probing", probes=len(self._board), through="the tunnel", told=self._told)
+        """The services that are live. Nobody waits for probes: they follow a moment later."""
+        self._wanted = tuple(services)
+        self._wake.set()
 
     def known(self) -> Mapping[Label, Known]:
         """Of the backends that are probed, or should be. From any thread."""
@@ -153,10 +146,10 @@ class TunnelProbes:
         return self._board.reports()
 
     async def run(self) -> None:
-        """Until cancelled: opens the way again if somebody takes it; raises what is a programming error."""
+        """Until cancelled: follows changes; raises what is a programming error."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._board.run())
-            tasks.create_task(self._reopens())
+            tasks.create_task(self._follow())
 
     async def close(self) -> None:
         """Ends probes, and takes away what is ours in the kernel."""
@@ -165,14 +158,31 @@ class TunnelProbes:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    async def _reopens(self) -> None:
+    async def _follow(self) -> None:
         while True:
-            await self._path.lost.wait()
-            log.warning("probe_device_lost", device=self._path.names.device, then="made again")
-            async with self._changing:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._path.is_lost:
+                log.warning("probe_device_lost", device=self._path.names.device, then="made again")
                 await self._path.close()
-                await self._update()
-            await asyncio.sleep(1)  # not faster than this, if it is taken again and again
+                self._services = {}
+                await asyncio.sleep(1)  # not faster than this, if it is taken again and again
+            await self._take({service.name: service for service in self._wanted})
+
+    async def _take(self, services: dict[str, Service]) -> None:
+        """Looks at those alone that are others than before: there may be ten thousand, and they change often."""
+        before, self._services = self._services, services
+        kernel = await self._read_kernel()
+        anew = self._impossible if kernel.like(self._kernel) else services.keys()
+        self._kernel = kernel
+        changed = [new for name, new in services.items() if name in anew or _differ(before.get(name), new)]
+        wanted = await self._possible(checks(changed))
+        lost = [old for name, old in before.items() if _differ(old, services.get(name))]
+        gone = {(service.name, backend.name) for service in lost for backend in service.backends} - wanted.keys()
+        probes = len(self._board)
+        self._board.change(wanted, gone)
+        if len(self._board) != probes:
+            log.info("probing", probes=len(self._board), through="the tunnel", told=self._told)
 
     async def _ask(self, check: TunnelCheck) -> Answer:
         sockets = self._path.sockets(check.backend)
@@ -186,43 +196,60 @@ class TunnelProbes:
 
     async def _possible(self, wanted: Mapping[Label, TunnelCheck | NotProbed]) -> dict[Label, TunnelCheck | NotProbed]:
         """Those that cannot be asked from this machine are not, for they would only seem to be down."""
-        if not self._path.is_open:
-            try:
-                await self._path.open()
-            except VipmuxError as error:
-                return {label: self._without(str(error)) for label in wanted}
         vips = {check.vip for check in wanted.values() if isinstance(check, TunnelCheck)}
-        unheard = await self._unheard(vips)
-        return {
-            label: self._without(unheard[check.vip])
-            if isinstance(check, TunnelCheck) and check.vip in unheard
-            else check
-            for label, check in wanted.items()
-        }
-
-    def _without(self, reason: str) -> NotProbed:
-        if reason not in self._off:
-            log.warning("tunnel_probes_off", reason=reason)
-            self._off.add(reason)
-        return NotProbed(f"not probed: {reason}")
-
-    async def _unheard(self, vips: Iterable[IPv4Address]) -> dict[IPv4Address, str]:
-        """VIPs whose answers this kernel would drop, and why."""
-        local = await self._netlink.local_addresses()
-        interface = local.get(self._settings.address, self._settings.interface)
-        interface = self._settings.interface if interface == "lo" else interface
-        strictness = max(_rp_filter("all"), _rp_filter(interface))
-        if strictness == 0:
-            return {}
-        links = await self._netlink.links()
-        found: dict[IPv4Address, str] = {}
-        for vip in vips:
-            route = await self._netlink.route(vip)
-            link = links.get(route.ifindex) if route and route.kind is RouteKind.UNICAST else None
-            reason = deaf(vip, interface, strictness, link.name if link else None)
+        shut = await self._open() if vips else None
+        why = {vip: shut or await self._deaf(vip) for vip in vips}
+        possible = dict(wanted)
+        for label, check in wanted.items():
+            reason = why[check.vip] if isinstance(check, TunnelCheck) else None
             if reason is not None:
-                found[vip] = reason
-        return found
+                possible[label] = NotProbed(f"not probed: {reason}")
+                if reason not in self._logged:
+                    log.warning("tunnel_probes_off", reason=reason)
+                    self._logged.add(reason)
+        off = {label[0] for label, check in possible.items() if check is not wanted[label]}
+        self._impossible = self._impossible - {label[0] for label in wanted} | off
+        return possible
+
+    async def _open(self) -> str | None:
+        """Why there is no way out for probes."""
+        try:
+            if not self._path.is_open:
+                await self._path.open()
+        except VipmuxError as error:
+            return str(error)
+        return None
+
+    async def _read_kernel(self) -> _Kernel:
+        found = (await self._netlink.local_addresses()).get(self._settings.address, "lo")
+        interface = found if found != "lo" else self._settings.interface
+        names = {link.index: link.name for link in (await self._netlink.links()).values()}
+        return _Kernel(interface, max(_rp_filter("all"), _rp_filter(interface)), names)
+
+    async def _deaf(self, vip: IPv4Address) -> str | None:
+        """Why this kernel would drop what the VIP answers, or None."""
+        if self._kernel.rp_filter == 0:
+            return None
+        route = await self._netlink.route(vip)
+        unicast = route is not None and route.kind is RouteKind.UNICAST
+        way = self._kernel.links.get(route.ifindex) if route is not None and unicast else None
+        return deaf(vip, self._kernel.interface, self._kernel.rp_filter, way)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """What decides whether answers of VIPs are heard."""
+
+    interface: str  #: by which they come
+    rp_filter: int
+    links: Mapping[int, str]
+
+    def like(self, other: _Kernel) -> bool:
+        return (self.interface, self.rp_filter) == (other.interface, other.rp_filter)
+
+
+def _differ(old: Service | None, new: Service | None) -> bool:
+    return old is not new and old != new
 
 
 def _rp_filter(name: str) -> int:

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What probes know of backends: which probe stands for which backends, what is shown, logged and reported.
 
-A :class:`Board` is owned by the agent (``source`` agent) and by the MUX (``source`` tunnel), each of which says with
-:meth:`Board.update` what it wants to know, as often as its services change. Backends with equal checks share one
+A :class:`Board` is owned by the agent (``source`` agent) and by the MUX (``source`` tunnel), each of which says what it
+wants to know, as often as its services change. Backends with equal checks share one
 probe. It runs in the event loop; :meth:`Board.known` may be called from any thread.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -76,36 +76,39 @@ class Board(Generic[CheckT]):
         self._send = send
         self._unprobed = unprobed
         self._scheduler: Scheduler[CheckT] = Scheduler(ask, self._said)
-        self._wanted: Mapping[Label, CheckT | NotProbed] = {}
-        self._labels: dict[CheckT, list[Label]] = {}
-        self._resting: dict[Label, Known] = {}  # those that are not probed
+        self._wanted: dict[Label, CheckT | NotProbed] = {}
+        self._labels: dict[CheckT, dict[Label, None]] = {}  # the backends of each probe; a set that keeps its order
+        self._rested: dict[Label, float] = {}  # those that are not probed: since when (Unix time)
         self._overload = 1.0
 
     def update(self, wanted: Mapping[Label, CheckT | NotProbed]) -> None:
-        """From now on exactly these backends. A check that was wanted before keeps what is known."""
-        before, self._wanted = self._wanted, dict(wanted)
-        self._labels = {}
-        resting: dict[Label, Known] = {}
-        for label, check in wanted.items():
+        """From now on exactly these backends."""
+        self.change(wanted, self._wanted.keys() - wanted.keys())
+
+    def change(self, wanted: Mapping[Label, CheckT | NotProbed], gone: Iterable[Label]) -> None:
+        """From now on these as well, and no longer those. A check that was wanted before keeps what is known."""
+        different = {label: check for label, check in wanted.items() if self._wanted.get(label) != check}
+        dropped = {self._forget(label) for label in (*gone, *(label for label in different if label in self._wanted))}
+        for label, check in different.items():
+            self._wanted[label] = check
             if isinstance(check, NotProbed):
-                old = self._resting.get(label)
-                same = old is not None and old.reason == check.reason
-                since = old.since if old is not None and same else round(time.time(), 3)
-                resting[label] = Known(self._unprobed, check.reason, since)
+                self._rested[label] = round(time.time(), 3)
             else:
-                self._labels.setdefault(check, []).append(label)
-        self._resting = resting
-        self._scheduler.update({check: check.probe for check in self._labels})
-        self._tell([label for label, check in wanted.items() if before.get(label) != check])
+                self._labels.setdefault(check, {})[label] = None
+                self._scheduler.want(check, check.probe)
+        for lost in dropped:
+            if lost is not None and lost not in self._labels:
+                self._scheduler.drop(lost)
+        self._tell(list(different))
         self._mention_overload()
 
     def known(self) -> dict[Label, Known]:
         """Of every backend."""
-        return {label: self._known(label, check) for label, check in self._wanted.items()}
+        return {label: self._known(label, check) for label, check in self._wanted.copy().items()}
 
     def reports(self) -> list[HealthReport]:
         """Of every backend that something is known of."""
-        return self._reports(self._wanted)
+        return self._reports(list(self._wanted))
 
     def __len__(self) -> int:
         """How many probes run."""
@@ -120,13 +123,25 @@ class Board(Generic[CheckT]):
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
+    def _forget(self, label: Label) -> CheckT | None:
+        """Returns its check, which may have lost its last backend."""
+        check = self._wanted.pop(label, None)
+        self._rested.pop(label, None)
+        if check is None or isinstance(check, NotProbed):
+            return None
+        labels = self._labels[check]
+        del labels[label]
+        if not labels:
+            del self._labels[check]
+        return check
+
     def _known(self, label: Label, check: CheckT | NotProbed) -> Known:
         if isinstance(check, NotProbed):
-            return self._resting.get(label, Known(self._unprobed, check.reason, 0.0))
+            return Known(self._unprobed, check.reason, self._rested.get(label, 0.0))
         state = self._scheduler.state(check)
         return Known(state.health, state.reason, self._scheduler.since(check))
 
-    def _reports(self, labels: Mapping[Label, object] | Sequence[Label]) -> list[HealthReport]:
+    def _reports(self, labels: Sequence[Label]) -> list[HealthReport]:
         found = []
         for label in labels:
             known = self._known(label, self._wanted[label])
@@ -141,7 +156,7 @@ class Board(Generic[CheckT]):
             self._send(reports)
 
     def _said(self, check: CheckT, say: Say) -> None:
-        labels = self._labels.get(check, [])
+        labels = list(self._labels[check])
         if say.changed:
             write = log.info if say.health is Health.UP else log.warning
             write(f"backend_{say.health.value}", backend=_some(labels), probe=check.place, reason=say.reason)

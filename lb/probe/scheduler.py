@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs probes again and again: each at once, then at its interval, spread out and never two of one at a time.
 
-Used by the agent and by the MUX, each with its own way of asking. A :class:`Scheduler` owns the state of every
-probe; what has the same key is the same probe, whoever wants it, and keeps its state as long as somebody does.
+Used by :mod:`lb.probe.board`. A :class:`Scheduler` owns the state of every probe; what has the same key is the same
+probe, whoever wants it, and keeps its state as long as somebody does. A probe that waits is an entry in a queue; only
+one that runs is a task.
 
 An interval is shortened at random by up to a fifth, never lengthened, so that probes drift apart and a backend that
 fails is found down within ``interval * fall + timeout``. A probe that takes longer than its interval delays only its
@@ -13,10 +14,13 @@ than it should be (see :attr:`Scheduler.overload`), so that probes never become 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Generic, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from lb.model import Probe
 from lb.probe.state import Answer, Outcome, Policy, Say, State, step
@@ -25,10 +29,29 @@ KeyT = TypeVar("KeyT", bound=Hashable)
 
 #: Probes that may start in a second.
 RATE = 1000.0
+#: Starts that were missed by so much are caught up with, seconds; timers are no finer.
+CATCH_UP = 0.02
 #: Probes that may be under way at once: each holds a socket or a process.
 AT_ONCE = 256
 #: The share of an interval that chance may take away.
 JITTER = 0.2
+#: Probes that began together would stay in step: each one's second turn comes early, by chance. The least share.
+FIRST_PAUSE = 0.1
+
+_NEW = State()
+
+
+@dataclass(slots=True, eq=False)
+class _Entry(Generic[KeyT]):
+    """One probe."""
+
+    key: KeyT
+    probe: Probe
+    state: State = _NEW
+    since: float = 0.0
+    asked: bool = False
+    gone: bool = False
+    task: asyncio.Task[None] | None = None  #: while it runs
 
 
 class Scheduler(Generic[KeyT]):
@@ -50,38 +73,52 @@ class Scheduler(Generic[KeyT]):
         self._slots = asyncio.Semaphore(at_once)
         self._chance = chance or random.Random()  # noqa: S311  no secret hangs on it
         self._wall = wall
-        self._probes: dict[KeyT, _Running] = {}
+        self._entries: dict[KeyT, _Entry[KeyT]] = {}
+        self._queue: list[tuple[float, int, _Entry[KeyT]]] = []  # when it is due, a serial number, the probe
+        self._serial = itertools.count()
+        self._wanted_rate = 0.0
         self._next_start = 0.0
+        self._earlier = asyncio.Event()
+        self._starter: asyncio.Task[None] | None = None
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def update(self, wanted: Mapping[KeyT, Probe]) -> None:
-        """From now on exactly these. What was wanted before goes on undisturbed."""
-        for key in self._probes.keys() - wanted.keys():
-            self._probes.pop(key).task.cancel()
-        for key, probe in wanted.items():
-            if key not in self._probes:
-                running = _Running(probe)
-                running.task = asyncio.create_task(self._run(key, running), name=f"probe {key}")
-                running.task.add_done_callback(self._ended)
-                self._probes[key] = running
+    def want(self, key: KeyT, probe: Probe) -> None:
+        """From now on this one as well; what is wanted already goes on undisturbed."""
+        if key in self._entries:
+            return
+        entry = self._entries[key] = _Entry(key, probe)
+        self._wanted_rate += 1 / probe.interval
+        self._enqueue(entry, asyncio.get_running_loop().time())
+        if self._starter is None:
+            self._starter = self._started(self._start_when_due(), "probes")
+
+    def drop(self, key: KeyT) -> None:
+        """Ends it, and forgets what is known."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return
+        self._wanted_rate -= 1 / entry.probe.interval
+        entry.gone = True
+        if entry.task is not None:
+            entry.task.cancel()
 
     def state(self, key: KeyT) -> State:
-        """What is known; of a key that is not probed, nothing."""
-        running = self._probes.get(key)
-        return running.state if running else State()
+        """What is known; of a key that is not probed, nothing. From any thread."""
+        entry = self._entries.get(key)
+        return entry.state if entry else _NEW
 
     def since(self, key: KeyT) -> float:
-        """Unix time since when its health is what it is."""
-        running = self._probes.get(key)
-        return running.since if running else 0.0
+        """Unix time since when its health is what it is. From any thread."""
+        entry = self._entries.get(key)
+        return entry.since if entry else 0.0
 
     def __len__(self) -> int:
-        return len(self._probes)
+        return len(self._entries)
 
     @property
     def overload(self) -> float:
         """How many times less often than wanted probes can be asked; 1 where all is well."""
-        return max(1.0, sum(1 / running.probe.interval for running in self._probes.values()) / self._rate)
+        return max(1.0, self._wanted_rate / self._rate)
 
     async def failed(self) -> None:
         """Returns never; raises what a probe raised, which is a programming error."""
@@ -89,58 +126,74 @@ class Scheduler(Generic[KeyT]):
 
     async def close(self) -> None:
         """Ends all probes, with what they have open."""
-        tasks = [running.task for running in self._probes.values()]
-        self._probes.clear()
-        for task in tasks:
-            task.cancel()
+        tasks = [entry.task for entry in self._entries.values() if entry.task is not None]
+        tasks += [self._starter] if self._starter is not None else []
+        for key in list(self._entries):
+            self.drop(key)
+        if self._starter is not None:
+            self._starter.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._failed.cancel()
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    async def _run(self, key: KeyT, running: _Running) -> None:
+    def _enqueue(self, entry: _Entry[KeyT], due: float) -> None:
+        heapq.heappush(self._queue, (due, next(self._serial), entry))
+        if self._queue[0][2] is entry:
+            self._earlier.set()
+
+    async def _start_when_due(self) -> None:
         loop = asyncio.get_running_loop()
-        policy = Policy(rise=running.probe.rise, fall=running.probe.fall)
-        shortest = 0.1  # what is the same age would stay in step: the second turn comes early, by chance
         while True:
-            await self._turn()
-            async with self._slots:
-                began = loop.time()
-                answer = await self._ask(key)
-            self._note(key, running, Outcome(loop.time(), answer.success, answer.reason), policy)
-            pause = running.probe.interval * self._chance.uniform(shortest, 1.0)
-            shortest = 1.0 - JITTER
-            await asyncio.sleep(began + pause - loop.time())
+            await self._slots.acquire()
+            await self._until_due()
+            entry = heapq.heappop(self._queue)[2]
+            self._next_start = max(self._next_start, loop.time() - CATCH_UP) + 1 / self._rate
+            entry.task = self._started(self._run(entry), f"probe {entry.key}")
+            entry.task.add_done_callback(lambda task: self._slots.release())
 
-    async def _turn(self) -> None:
-        """Waits until it may start."""
-        now = asyncio.get_running_loop().time()
-        at = max(now, self._next_start)
-        self._next_start = at + 1 / self._rate
-        await asyncio.sleep(at - now)
+    async def _until_due(self) -> None:
+        """Until the queue's first may start; of those that are gone, nothing is left before it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            while self._queue and self._queue[0][2].gone:
+                heapq.heappop(self._queue)
+            self._earlier.clear()
+            at = max(self._queue[0][0], self._next_start) if self._queue else None
+            if at is not None and at <= loop.time():
+                return
+            try:
+                async with asyncio.timeout_at(at):
+                    await self._earlier.wait()
+            except TimeoutError:
+                pass
 
-    def _note(self, key: KeyT, running: _Running, outcome: Outcome, policy: Policy) -> None:
-        running.state, said = step(running.state, outcome, policy)
+    async def _run(self, entry: _Entry[KeyT]) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        answer = await self._ask(entry.key)
+        if entry.gone:
+            return
+        self._note(entry, Outcome(loop.time(), answer.success, answer.reason))
+        least = 1 - JITTER if entry.asked else FIRST_PAUSE
+        entry.asked = True
+        entry.task = None
+        self._enqueue(entry, began + entry.probe.interval * self._chance.uniform(least, 1.0))
+
+    def _note(self, entry: _Entry[KeyT], outcome: Outcome) -> None:
+        entry.state, said = step(entry.state, outcome, Policy(rise=entry.probe.rise, fall=entry.probe.fall))
         for say in said:
             if say.changed:
-                running.since = round(self._wall(), 3)
-            self._say(key, say)
+                entry.since = round(self._wall(), 3)
+            self._say(entry.key, say)
+
+    def _started(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and not self._failed.done():
             error = task.exception()
-            assert error is not None  # noqa: S101  probes run for ever
-            self._failed.set_exception(error)
-
-
-class _Running:
-    """One probe that runs."""
-
-    __slots__ = ("probe", "since", "state", "task")
-
-    task: asyncio.Task[None]
-
-    def __init__(self, probe: Probe) -> None:
-        self.probe = probe
-        self.state = State()
-        self.since = 0.0
+            if error is not None:
+                self._failed.set_exception(error)

@@ -323,8 +323,7 @@ def test_strict_reverse_paths_are_no_trouble_or_are_said(well: Health) -> None:
             wait_for(lambda: well.asked(well.one, well.mux) > since + 2, "probes that go on")
             well.all_well()
         else:
-            row = well.row(well.mux, "web", well.one)
-            assert row["health"] == "unknown"
+            row = well.says(well.mux, "web", well.one, health="unknown")
             assert row["reason"] == (
                 "not probed: the route to 203.0.113.10 leads by lb-mux1 and "
                 "net.ipv4.conf.eth0.rp_filter is 1 (strict); set it to 2 or 0"

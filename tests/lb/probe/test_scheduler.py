@@ -63,6 +63,11 @@ class Clock(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
+def want(probes: Scheduler[str], *keys: str, of: Probe | None = None) -> None:
+    for key in keys:
+        probes.want(key, of or probe())
+
+
 def play(story: Callable[[], Coroutine[Any, Any, None]]) -> None:
     with asyncio.Runner(loop_factory=Clock) as runner:
         runner.run(story())
@@ -72,7 +77,7 @@ def test_first_probe_is_immediate_and_one_success_is_said() -> None:
     async def story() -> None:
         target = Target()
         probes = target.scheduler()
-        probes.update({"a": probe()})
+        want(probes, "a")
         await asyncio.sleep(0.1)
         assert target.starts == {"a": [0.0]}
         assert target.said == [("a", Say(Health.UP, "well", changed=True))]
@@ -86,7 +91,7 @@ def test_interval_is_shortened_by_up_to_a_fifth_and_never_lengthened() -> None:
     async def story() -> None:
         target = Target(takes=0.5)
         probes = target.scheduler()
-        probes.update({"a": probe()})
+        want(probes, "a")
         await asyncio.sleep(400)
         starts = target.starts["a"][1:]
         gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
@@ -101,7 +106,7 @@ def test_probes_that_begin_together_drift_apart() -> None:
     async def story() -> None:
         target = Target()
         probes = target.scheduler()
-        probes.update({str(number): probe() for number in range(1000)})
+        want(probes, *map(str, range(1000)))
         await asyncio.sleep(20)
         starts = [at for key in target.starts for at in target.starts[key] if at >= 18]
         per_tenth = [sum(1 for at in starts if n / 10 <= at - 18 < (n + 1) / 10) for n in range(20)]
@@ -115,7 +120,7 @@ def test_a_failure_is_found_within_interval_times_fall_plus_timeout() -> None:
     async def story() -> None:
         target = Target()
         probes = target.scheduler()
-        probes.update({"a": probe(fall=3)})
+        want(probes, "a", of=probe(fall=3))
         await asyncio.sleep(11)
         target.well, target.takes = False, 1.0
         await asyncio.sleep(2.0 * 3 + 1.0)
@@ -129,7 +134,7 @@ def test_a_probe_never_runs_twice_at_a_time_and_a_slow_one_delays_only_itself() 
     async def story() -> None:
         target = Target(takes=5.0)
         probes = target.scheduler()
-        probes.update({"slow": probe(timeout=1.0)})
+        want(probes, "slow")
         await asyncio.sleep(100)
         assert target.most == 1
         assert len(target.starts["slow"]) == 20
@@ -142,7 +147,7 @@ def test_no_more_start_than_the_rate_and_no_more_run_than_allowed() -> None:
     async def story() -> None:
         target = Target(takes=0.9)
         probes = target.scheduler(rate=100.0, at_once=50)
-        probes.update({str(number): probe() for number in range(500)})
+        want(probes, *map(str, range(500)))
         await asyncio.sleep(30)
         assert target.most == 50
         starts = sorted(at for starts in target.starts.values() for at in starts)
@@ -154,17 +159,19 @@ def test_no_more_start_than_the_rate_and_no_more_run_than_allowed() -> None:
     play(story)
 
 
-def test_update_keeps_what_goes_on_ends_what_is_gone_and_begins_what_is_new() -> None:
+def test_what_goes_on_is_kept_what_is_dropped_ends_and_what_is_new_begins() -> None:
     async def story() -> None:
         target = Target()
         probes = target.scheduler()
-        probes.update({"old": probe(), "kept": probe()})
+        want(probes, "old", "kept")
         await asyncio.sleep(1)
-        probes.update({"kept": probe(), "new": probe()})
+        probes.drop("old")
+        want(probes, "kept", "new")
         at = asyncio.get_running_loop().time()
         await asyncio.sleep(5)
         assert max(target.starts["old"]) < at
         assert target.starts["new"][0] - at < 0.01
+        assert len(target.starts["kept"]) >= 3
         assert [key for key, _ in target.said] == ["old", "kept", "new"]
         assert len(probes) == 2
         assert probes.state("old").health is Health.UNKNOWN
@@ -179,7 +186,7 @@ def test_a_programming_error_in_a_probe_is_not_swallowed() -> None:
             raise ZeroDivisionError
 
         probes: Scheduler[str] = Scheduler(ask, lambda key, say: None)
-        probes.update({"a": probe()})
+        want(probes, "a")
         with pytest.raises(ZeroDivisionError):
             await probes.failed()
         await probes.close()
