@@ -34,6 +34,9 @@ from lb.probe.board import Board, Known, Label, NotProbed
 from lb.probe.checkers import ask
 from lb.probe.state import Answer, Health
 
+#: Services that are looked at in one turn of the event loop.
+PIECE = 100
+
 log = structlog.get_logger()
 
 _UNASKED = NotProbed("not probed: the service has no probe")
@@ -86,12 +89,16 @@ def _through_tunnel(service: Service, backend: Backend, probe: Probe, vip_port: 
     same_place = probe.port is None or probe.port == (backend.port or vip_port)
     if service.protocol is Protocol.UDP:
         if probe.type is ProbeType.UDP and probe.expect is not None and same_place:
-            return replace(probe, port=None)
+            return _at_vip(probe)
         return NotProbed("not probed: through a tunnel, a UDP service must be expected to answer")
     if probe.type in (ProbeType.TCP, ProbeType.HTTP) and same_place:
-        return replace(probe, port=None)
+        return _at_vip(probe)
     timing = {"interval": probe.interval, "timeout": probe.timeout, "rise": probe.rise, "fall": probe.fall}
     return Probe(ProbeType.TCP, **timing)  # type: ignore[arg-type]
+
+
+def _at_vip(probe: Probe) -> Probe:
+    return probe if probe.port is None else replace(probe, port=None)
 
 
 def deaf(vip: Address, interface: str, rp_filter: int, way: str | None) -> str | None:
@@ -176,11 +183,11 @@ class TunnelProbes:
         anew = self._impossible if kernel.like(self._kernel) else services.keys()
         self._kernel = kernel
         changed = [new for name, new in services.items() if name in anew or _differ(before.get(name), new)]
-        wanted = await self._possible(checks(changed))
-        lost = [old for name, old in before.items() if _differ(old, services.get(name))]
-        gone = {(service.name, backend.name) for service in lost for backend in service.backends} - wanted.keys()
         probes = len(self._board)
-        self._board.change(wanted, gone)
+        self._board.change({}, _gone(before, services))
+        for first in range(0, len(changed), PIECE):
+            self._board.change(await self._possible(checks(changed[first : first + PIECE])), ())
+            await asyncio.sleep(0)  # others have their turn
         if len(self._board) != probes:
             log.info("probing", probes=len(self._board), through="the tunnel", told=self._told)
 
@@ -246,6 +253,17 @@ class _Kernel:
 
     def like(self, other: _Kernel) -> bool:
         return (self.interface, self.rp_filter) == (other.interface, other.rp_filter)
+
+
+def _gone(before: Mapping[str, Service], after: Mapping[str, Service]) -> list[Label]:
+    """Backends that are no more."""
+    gone: list[Label] = []
+    for name, old in before.items():
+        new = after.get(name)
+        if new is not old:
+            left = {backend.name for backend in new.backends} if new is not None else set()
+            gone += [(name, backend.name) for backend in old.backends if backend.name not in left]
+    return gone
 
 
 def _differ(old: Service | None, new: Service | None) -> bool:
