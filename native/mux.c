@@ -10,7 +10,7 @@
 #include "segment.h"
 
 #define SEGMENT_HEADROOM 64u
-#define SEGMENT_ROOM (SEGMENT_HEADROOM + 9216u) /* of one segment buffer: up to the largest MTU a service may have */
+#define SEGMENT_ROOM (SEGMENT_HEADROOM + SERVICE_MTU_MAX) /* of one segment buffer */
 
 /*
  * Headers are asked for so many packets before they are read, and flows in groups as soon as their keys are known, so

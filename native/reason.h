@@ -26,7 +26,7 @@ enum verdict {
 	  "An IP or transport header contradicts itself: version, header length or total length.")                     \
 	X(BAD_CHECKSUM, "bad_checksum", VERDICT_DROP, "The IPv4 header checksum is wrong (RFC 1812, 5.2.2).")          \
 	X(BAD_SOURCE, "bad_source", VERDICT_DROP,                                                                      \
-	  "The source cannot be a client: unspecified, loopback, multicast, broadcast, or a VIP (RFC 1812, 5.3.7).")   \
+	  "The source cannot be a client: unspecified, loopback, multicast, broadcast, or the destination itself.")    \
 	X(TTL_EXPIRED, "ttl_expired", VERDICT_DROP, "TTL or hop limit would reach zero here.")                         \
 	X(FRAGMENT, "fragment", VERDICT_DROP, "An IP fragment to a VIP; fragments are not balanced yet.")              \
 	X(ICMP, "icmp", VERDICT_DROP, "ICMP to a VIP; it is neither answered nor steered to a backend yet.")           \

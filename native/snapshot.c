@@ -7,7 +7,7 @@
 
 #include "encap.h"
 
-static bool hops_exist(const struct vip_map *map, uint32_t count)
+static bool hops_exist(const struct vip_map *map, const struct hop_spec *hops, uint32_t count)
 {
 	for (uint32_t i = 0; i < map->service_count; i++) {
 		const struct service *service = map->services[i];
@@ -19,6 +19,8 @@ static bool hops_exist(const struct vip_map *map, uint32_t count)
 				continue;
 			if (backend_hop(backend) >= count || backend->counter >= COUNTER_MAX)
 				return false;
+			if (hops[backend_hop(backend)].family != service->family)
+				return false;
 		}
 	}
 	return true;
@@ -29,7 +31,7 @@ int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t c
 {
 	struct snapshot *snapshot;
 
-	if (!map->index || !hops_exist(map, count))
+	if (!map->index || !hops_exist(map, hops, count))
 		return -EINVAL;
 	snapshot = calloc(1, sizeof(*snapshot));
 	if (!snapshot)

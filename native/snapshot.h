@@ -48,7 +48,10 @@ struct hop_spec {
 	uint32_t ifindex;
 };
 
-/* Takes its own reference of the map, which must be sealed and whose backends must name hops < count.  -EINVAL, -ENOMEM. */
+/*
+ * Takes its own reference of the map, which must be sealed and whose backends must name hops < count of their service's
+ * family.  -EINVAL, -ENOMEM.
+ */
 int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t count, uint64_t generation,
 		    struct snapshot **out);
 struct snapshot *snapshot_get(struct snapshot *snapshot);

@@ -172,6 +172,8 @@ static bool service_valid(const struct vip_map *map, const struct service *servi
 		return false;
 	if ((service->protocol != 6 && service->protocol != 17) || service->first_port > service->last_port)
 		return false;
+	if (service->mtu > SERVICE_MTU_MAX) /* segments of a super-packet have buffers of this size */
+		return false;
 	if (service->id > SERVICE_ID_MAX || map->by_id[service->id] || service->backend_count > FLOW_BACKEND_MAX)
 		return false;
 	load_address(service->family, service->vip, address);

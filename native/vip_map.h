@@ -17,6 +17,7 @@
 #include "maglev.h"
 
 #define SERVICE_ID_MAX ((1u << FLOW_SERVICE_BITS) - 1)
+#define SERVICE_MTU_MAX 9216u
 #define COUNTER_MAX (1u << 20) /* (service, backend) pairs that can be counted */
 
 enum backend_state {
@@ -93,7 +94,7 @@ int vip_map_create(const uint8_t seed[16], uint16_t idle_untrusted, struct vip_m
 
 /*
  * Adds a service; copies everything and takes its own reference of the table.  Backend numbers index `backends`.
- * -EINVAL: id, protocol, family, prefix or ports out of range, host bits set, id used twice; -ENOMEM.
+ * -EINVAL: id, protocol, family, prefix, ports or MTU out of range, host bits set, id used twice; -ENOMEM.
  */
 int vip_map_add(struct vip_map *map, const struct service *service, const struct backend *backends);
 
