@@ -37,7 +37,7 @@ MakeToken = Callable[[str, str | None, float, str], Awaitable[str]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: Where a request keeps who asks.
-WHO = "who"
+WHO: web.RequestKey[str] = web.RequestKey("who", str)
 
 log = structlog.get_logger()
 
@@ -58,6 +58,9 @@ def application(api: Api, authenticate: Authenticate, of_nodes: Iterable[web.Abs
             return _error(error.status, _http_sentence(request, error))
         except VipmuxError as error:
             return _refusal(error)
+        except Exception:  # a mistake of ours must not take the answer's form from it
+            log.exception("internal error", method=request.method, path=request.path)
+            return _error(500, "internal error, please report it; the manager's log has more")
 
     app = web.Application(middlewares=[middleware], client_max_size=BODY_MAX)
     for route in ROUTES:

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP API over a real socket: what its description says is what is served, and every refusal is a sentence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+
+from lb.errors import AccessError
+from manager.api import BODY_MAX, Api, application
+from manager.openapi import ROUTES, SCHEMAS, describe
+from manager.sqlite import SqliteStore
+from manager.view import View
+from tests.manager.fleet import service, with_probe
+from tests.manager.nodes import Site, running, until
+from tests.manager.schema import mistakes
+
+
+class Client:
+    """Asks the API, and looks at every answer with its description in hand."""
+
+    def __init__(self, session: ClientSession, url: str, site: Site) -> None:
+        self._session = session
+        self._url = url
+        self.site = site
+
+    async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
+        if body is not None:
+            options["json"] = body
+        async with self._session.request(method, self._url + path, **options) as reply:
+            answer = await reply.json()
+        schema = SCHEMAS["Error"] if reply.status >= 300 else _route(method, path).answer
+        assert list(mistakes(answer, schema, SCHEMAS)) == [], (method, path)
+        return reply.status, answer
+
+    async def get(self, path: str) -> Any:
+        status, answer = await self.ask("GET", path)
+        assert status == 200, answer
+        return answer
+
+
+def _route(method: str, path: str) -> Any:
+    for route in ROUTES:
+        pattern = re.sub(r"{\w+}", "[^/]+", route.path)
+        if route.method == method and re.fullmatch(pattern, path.partition("?")[0]):
+            return route
+    raise AssertionError(f"{method} {path} is not described")
+
+
+@asynccontextmanager
+async def api(directory: Path, who: str | None = "operator:alice") -> AsyncIterator[Client]:
+    store = await SqliteStore.open(directory)
+
+    async def authenticate(_: web.Request) -> str:
+        if who is None:
+            raise AccessError("no client certificate was shown; an operator's is needed")
+        return who
+
+    async with running(directory, store) as controller:
+        site = Site().connect(controller)
+        app = application(Api(controller, View(controller), store, "0.1.0"), authenticate)
+        async with TestServer(app) as server, ClientSession() as session:
+            yield Client(session, str(server.make_url("")).rstrip("/"), site)
+
+
+# --- the description -------------------------------------------------------------------------------------------------
+
+
+async def test_the_description_tells_of_exactly_what_is_served(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    async with running(tmp_path, store) as controller:
+
+        async def nobody(_: web.Request) -> str:
+            return "nobody"
+
+        app = application(Api(controller, View(controller), store, "0.1.0"), nobody)
+        served = {
+            (route.method, route.resource.canonical)
+            for route in app.router.routes()
+            if route.resource is not None and route.method != "HEAD"
+        }
+    described = {(r.method, r.path) for r in ROUTES if not r.of_nodes}
+    assert served == described
+    paths = describe("0.1.0")["paths"]
+    assert {(m.upper(), path) for path, found in paths.items() for m in found} == {(r.method, r.path) for r in ROUTES}
+
+
+def test_the_description_is_whole() -> None:
+    document = describe("0.1.0")
+    text = repr(document)
+    for name in re.findall(r"#/components/schemas/(\w+)", text):
+        assert name in document["components"]["schemas"]
+    operations = [found["operationId"] for path in document["paths"].values() for found in path.values()]
+    assert len(operations) == len(set(operations))
+    for path, found in document["paths"].items():
+        for operation in found.values():
+            named = [parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "path"]
+            assert named == re.findall(r"{(\w+)}", path)
+
+
+async def test_the_description_is_served(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        assert await client.get("/v1/openapi.json") == describe("0.1.0")
+
+
+# --- a life ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_service_from_its_first_day_to_its_last(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        status, done = await client.ask("POST", "/v1/apply", {"services": [with_probe(service())], "wait": 5})
+        assert (status, done["version"], done["lines"][0]["action"], done["behind"]) == (200, 1, "created", [])
+        client.site.hosts[0].report("web", "web-1", True)
+        client.site.hosts[1].report("web", "web-2", True)
+        await until(lambda: bool(client.site.muxes[0].announces()))
+        for path in ("services", "backends", "muxes", "agents", "announcements", "events", "audit", "status", "tables"):
+            assert await client.get(f"/v1/{path}")
+        row = (await client.get("/v1/services"))[0]
+        assert (row["state"], row["healthy"], row["announced_by"]) == ("up", 2, ["mux1", "mux2"])
+        assert (await client.get("/v1/tables"))[0] == with_probe(service())
+
+        _, done = await client.ask("POST", "/v1/backends/web/web-1/drain")
+        assert done["lines"] == [{"name": "backend web/web-1", "action": "drained", "details": []}]
+        said = await client.get("/v1/services/web")
+        assert said["explanation"][0].startswith(
+            "web-1 keeps its connections and takes no new ones: drained by operator:alice"
+        )
+        assert said["announcements"][0]["mux"] == "mux1"
+        await client.ask("POST", "/v1/backends/web/web-1/undrain")
+
+        _, done = await client.ask("PUT", "/v1/services/web", {**service(), "idle": 60})
+        assert done["lines"][0]["details"] == ["idle default → 60", "probe removed"]
+        _, done = await client.ask("DELETE", "/v1/services/web")
+        assert done["lines"][0]["action"] == "deleted"
+        lines = await client.get("/v1/audit?limit=3")
+        assert lines[-1]["who"] in ("operator:alice", "manager")
+        assert len(lines) == 3
+
+
+async def test_replacing_all_and_pruning_delete_what_is_not_named(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        await client.ask("PUT", "/v1/services", [service(), service("dns", "203.0.113.11")])
+        _, done = await client.ask("POST", "/v1/apply", {"services": [service()], "prune": True, "dry_run": True})
+        assert [line["action"] for line in done["lines"]] == ["unchanged", "deleted"]
+        assert done["dry_run"]
+        assert len(await client.get("/v1/services")) == 2
+        _, done = await client.ask("PUT", "/v1/services", [service()])
+        assert done["version"] == 2
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+async def test_all_mistakes_come_at_once_and_nothing_is_changed(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        await client.ask("POST", "/v1/apply", {"services": [service("old")]})
+        tables = [
+            service("twice"),
+            service("ranged", "203.0.113.12", port="80-90", backend=[{"name": "a", "address": "10.0.3.1", "port": 1}]),
+            service("far", "198.51.100.1"),
+            service("odd", "203.0.113.13", colour="red"),
+        ]
+        status, answer = await client.ask("POST", "/v1/apply", {"services": tables})
+        assert status == 400
+        assert [item["path"] for item in answer["mistakes"]] == [
+            "service[0].port",
+            "service[1].backend[0].port",
+            "service[2].vip",
+            "service[3].colour",
+        ]
+        assert [row["name"] for row in await client.get("/v1/services")] == ["old"]
+        assert (await client.get("/v1/status"))["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "body", "status", "sentence"),
+    [
+        ("GET /v1/services/nono", None, 404, 'there is no service "nono"; there are none yet'),
+        ("DELETE /v1/services/nono", None, 404, 'there is no service "nono"; there are none yet'),
+        ("POST /v1/muxes/mux9/drain", None, 404, 'there is no MUX "mux9"; known are mux1, mux2'),
+        ("DELETE /v1/agents/host1", None, 403, "agent:host1 is connected; stop it first"),
+        ("POST /v1/apply", {"services": 5}, 400, "services must be an array of [[service]] tables, not 5"),
+        ("POST /v1/apply", [], 400, "the body must be a JSON object"),
+        ("POST /v1/apply", {"services": [], "dryrun": True}, 400, "dryrun: unknown key; known are dry_run, prune"),
+        ("POST /v1/apply", {"services": [], "wait": -1}, 400, "wait must be 0 to 300 seconds, not -1"),
+        ("PUT /v1/services/web", {"name": "dns"}, 400, 'the table\'s name is "dns", and the path\'s is "web"'),
+        ("GET /v1/events?limit=0", None, 400, 'limit must be 1 to 5000, not "0"'),
+        ("GET /v1/audit?limit=x", None, 400, 'limit must be 1 to 5000, not "x"'),
+        ("POST /v1/tokens", {"kind": "mux"}, 400, "this manager serves without TLS, so it has no tokens"),
+        ("POST /v1/tokens", {"kind": 5}, 400, "kind must be mux, agent or operator"),
+        ("DELETE /v1/apply", None, 405, "/v1/apply takes POST, not DELETE"),
+        ("GET /v2/services", None, 404, "there is no /v2/services; GET /v1/openapi.json tells what there is"),
+    ],
+)
+async def test_what_is_wrong_is_said(tmp_path: Path, call: str, body: Any, status: int, sentence: str) -> None:
+    async with api(tmp_path) as client:
+        found, answer = await client.ask(*call.split(" "), body)
+        assert found == status
+        assert sentence in answer["error"]
+
+
+async def test_a_body_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        for text in (b"{", b"\xff\xfe", b"[" * 100_000):
+            status, answer = await client.ask("POST", "/v1/apply", data=text)
+            assert (status, answer["error"].startswith("the body must be JSON")) == (400, True)
+    assert BODY_MAX == 64 * 2**20
+
+
+async def test_nobody_gets_past_the_door_without_being_known(tmp_path: Path) -> None:
+    async with api(tmp_path, who=None) as client:
+        for route in ROUTES:
+            if not route.of_nodes:
+                path = re.sub(r"{\w+}", "x", route.path)
+                status, answer = await client.ask(route.method, path)
+                assert (status, answer["error"]) == (403, "no client certificate was shown; an operator's is needed")
+
+
+async def test_names_with_slashes_and_spaces_are_only_names(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        table = service("a/b c", backend=[{"name": "x/y", "address": "10.0.3.1"}])
+        await client.ask("POST", "/v1/apply", {"services": [table], "wait": 5})
+        async with client._session.get(client._url + "/v1/services/a%2Fb%20c") as reply:
+            assert (await reply.json())["service"]["name"] == "a/b c"
+        async with client._session.post(client._url + "/v1/backends/a%2Fb%20c/x%2Fy/drain") as reply:
+            assert (await reply.json())["lines"][0]["name"] == "backend a/b c/x/y"

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manager's inside with nodes at its seam: changes reach them in order, and nothing that fails loses anything."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lb.errors import AccessError, ConfigError, NotFoundError
+from lb.node.messages import StatusMessage
+from manager.controller import Controller
+from manager.metrics import ManagerCollector
+from manager.sqlite import SqliteStore
+from manager.store import StoreError
+from manager.view import View
+from tests.manager.fleet import service, with_probe
+from tests.manager.nodes import FakeNode, Site, running, until
+
+VIP = "203.0.113.10/32"
+WHO = "operator:alice"
+
+
+async def served(controller: Controller, *tables: dict[str, Any]) -> Site:
+    """A site with services that are announced."""
+    site = Site().connect(controller)
+    await controller.apply(list(tables) or [service()], WHO)
+    for table in tables:
+        if "probe" in table:
+            for backend in table["backend"]:
+                host = site.hosts[int(backend["address"].rpartition(".")[2]) - 1]
+                host.report(table["name"], backend["name"], True)
+    await until(lambda: all(mux.announces() for mux in site.muxes), "the VIP is not announced")
+    assert await controller.followed(5.0) == []
+    return site
+
+
+async def test_an_applied_service_reaches_every_node_and_is_announced(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        began = time.monotonic()
+        site = await served(controller)
+        assert time.monotonic() - began < 2.0
+        assert site.muxes[0].announces() == {VIP}
+        assert site.muxes[0].backends("web") == {"web-1": "up", "web-2": "up"}
+        assert site.hosts[2].state.get("services") is None
+        for mux in site.muxes:
+            first = next(state for state in mux.states if "announcements" in state)
+            before = mux.states[: mux.states.index(first)]
+            assert any("web" in state.get("services", {}) for state in before), "announced before it was installed"
+
+
+async def test_a_manager_that_starts_anew_does_not_disturb_anybody(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller, with_probe(service(), policy="any-backend"))
+        site.hosts[1].report("web", "web-2", False)
+        await until(lambda: site.muxes[0].backends("web")["web-2"] == "down")
+        before = {node.id: (node.state, controller.hub.entries[node.id].generation) for node in site.nodes}
+        term = controller.hub.term
+    for node in site.nodes:
+        node.states.clear()
+    async with running(tmp_path) as controller:
+        assert controller.hub.term > term
+        site.connect(controller)
+        assert await controller.followed(5.0) == []
+        site.hosts[0].report("web", "web-1", True)
+        site.hosts[1].report("web", "web-2", False)
+        await asyncio.sleep(0.3)
+        for node in site.nodes:
+            assert all(state == before[node.id][0] for state in node.states), node.id
+            assert controller.hub.entries[node.id].generation > before[node.id][1]
+
+
+async def test_a_new_node_gets_its_state_with_the_first_question(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        await served(controller)
+        late = FakeNode("mux", "mux9", "10.0.1.19").connect(controller)
+        await until(lambda: bool(late.states))
+        assert "web" in late.states[0]["services"]
+        await until(lambda: late.announces() == {VIP})
+
+
+async def test_a_failing_backend_is_out_on_every_mux_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller, with_probe(service()))
+        began = time.monotonic()
+        site.hosts[0].report("web", "web-1", False, "connection refused")
+        await until(lambda: all(mux.backends("web")["web-1"] == "down" for mux in site.muxes))
+        assert time.monotonic() - began < 0.1 * 5, "100 ms, and some patience with a busy machine"
+        row = View(controller).backends(["web"])[0]
+        assert (row["state"], row["reason"]) == ("down", "its agent says: connection refused")
+        assert any(e.text.startswith("up → down: its agent says") for e in controller.events.latest(10))
+
+
+async def test_silence_is_no_news_until_the_lease_ends(tmp_path: Path) -> None:
+    async with running(tmp_path, health_lease=1.0) as controller:
+        site = await served(controller, with_probe(service()))
+        site.hosts[0].leave()
+        view = View(controller)
+        assert view.backends(["web"])[0]["reason"] == "its agent says: 3 of 3 checks passed"
+        await until(lambda: "no news" in view.backends(["web"])[0]["reason"], seconds=3)
+        assert site.muxes[0].backends("web") == {"web-1": "up", "web-2": "up"}
+
+
+async def test_panic_shows_in_view_events_metrics_and_on_muxes(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller, with_probe(service()))
+        for host, backend in zip(site.hosts, ("web-1", "web-2"), strict=False):
+            host.report("web", backend, False)
+        await until(lambda: "options" in site.muxes[0].state)
+        assert site.muxes[0].backends("web") == {"web-1": "up", "web-2": "up"}
+        view = View(controller)
+        assert view.services()[0]["state"] == "PANIC"
+        said = view.describe("web")
+        assert said["panic"].startswith("PANIC: only 0 of 2 backends are healthy")
+        assert "web-1 is not healthy, but kept in service: its agent says" in said["explanation"][0]
+        assert any(event["bad"] and "PANIC" in event["text"] for event in said["events"])
+        assert figures(controller)["lb_panic", ("web",)] == 1
+
+
+async def test_deleting_withdraws_first_and_leaves_an_audit(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    async with running(tmp_path, store) as controller:
+        site = await served(controller)
+        site.muxes[1].answers = False
+        await controller.delete_service("web", WHO)
+        await until(lambda: site.muxes[0].announces() == set())
+        assert "web" in site.muxes[0].state["services"], "mux2 may still announce it"
+        assert View(controller).services()[0]["state"] == "retiring"
+        site.muxes[1].answers = True
+        site.muxes[1].wake()
+        await until(lambda: not controller.desired.retiring)
+        assert all("services" not in node.state for node in site.nodes)
+        said = [(line.who, line.what) for line in await store.audit(5)]
+        assert said[:2] == [("manager", "service web removed: withdrawn everywhere"), (WHO, "service web deleted")]
+
+
+async def test_a_change_with_mistakes_changes_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        with pytest.raises(ConfigError) as caught:
+            await controller.apply([service(), service("far", "198.51.100.1"), service("web2", colour=1)], WHO)
+        assert len(caught.value.mistakes) == 3
+        assert (controller.desired.version, controller.desired.services) == (0, {})
+
+
+async def test_changes_at_the_same_time_are_made_one_after_the_other(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        tables = [service(f"s{n}", f"203.0.113.{n}") for n in range(1, 21)]
+        done = await asyncio.gather(*(controller.apply([table], WHO) for table in tables))
+        assert sorted(item.version for item in done) == list(range(1, 21))
+        assert len(controller.desired.services) == 20
+
+
+class Failing(SqliteStore):
+    """A disk that is full, from some moment on."""
+
+    full = False
+
+    async def remember(self, change: Mapping[str, Any]) -> None:
+        if self.full:
+            raise StoreError("disk full")
+        await super().remember(change)
+
+    async def commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float) -> int:
+        if self.full:
+            raise StoreError("disk full")
+        return await super().commit(expected, change, who, what, at)
+
+
+async def test_with_a_full_disk_changes_are_refused_but_health_goes_on(tmp_path: Path) -> None:
+    store = await Failing.open(tmp_path)
+    assert isinstance(store, Failing)
+    async with running(tmp_path, store) as controller:
+        site = await served(controller, with_probe(service()))
+        store.full = True
+        with pytest.raises(StoreError):
+            await controller.apply([service("more", "203.0.113.11")], WHO)
+        assert controller.desired.services.keys() == {"web"}
+        site.hosts[0].report("web", "web-1", False)
+        await until(lambda: site.muxes[0].backends("web")["web-1"] == "down")
+        assert any("cannot write its store" in event.text for event in controller.events.latest(20))
+        store.full = False
+        site.hosts[0].report("web", "web-1", True)
+        await until(lambda: any("writes its store again" in event.text for event in controller.events.latest(20)))
+    async with running(tmp_path) as controller:
+        assert controller.plan.memory.backends["web", "web-1", "10.0.3.1"].healthy
+
+
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_node_that_refuses_its_state_is_said_everywhere(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller)
+        site.muxes[1].refuses = "no memory for 1 Maglev table"
+        await controller.apply([service("dns", "203.0.113.11")], WHO)
+        await until(lambda: controller.hub.entries["mux:mux2"].refused is not None)
+        view = View(controller)
+        await until(lambda: site.muxes[0].announces() == {VIP, "203.0.113.11/32"})
+        assert [row["state"] for row in view.muxes()] == ["ready", "refused"]
+        words = view.describe("dns")["announcements"]
+        assert words[1] == {
+            "mux": "mux2",
+            "announces": False,
+            "reason": "it refused its state: no memory for 1 Maglev table",
+            "peers": [],
+        }
+        assert await controller.followed(0.1) == ["mux:mux2"]
+        site.muxes[1].refuses = None
+        site.muxes[1].take()
+        await until(lambda: site.muxes[1].announces() == {VIP, "203.0.113.11/32"})
+
+
+async def test_a_node_may_not_take_the_address_or_the_backends_of_another(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller, with_probe(service()))
+        with pytest.raises(AccessError, match=r"says address 10\.0\.3\.1, which is that of agent:host1"):
+            FakeNode("agent", "host7", "10.0.3.1").connect(controller)
+        for address in ("no address", None):
+            with pytest.raises(AccessError, match="agent:host8 says"):
+                FakeNode("agent", "host8", address).connect(controller)
+        site.hosts[2].report("web", "web-1", False)
+        await asyncio.sleep(0.1)
+        assert site.muxes[0].backends("web")["web-1"] == "up", "host3 spoke for host1's backend"
+
+
+async def test_words_of_a_connection_that_was_replaced_do_not_count(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller)
+        old, hub = site.muxes[0], controller.hub
+        new = FakeNode("mux", "mux1", "10.0.1.11")
+        hub.left(old)
+        new.connect(controller)
+        hub.refused(old, 10**6, "too late")
+        hub.left(old)
+        assert hub.entries["mux:mux1"].connection is new
+        assert hub.entries["mux:mux1"].refused is None
+
+
+async def test_a_mux_is_drained_and_forgotten_by_name(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller)
+        with pytest.raises(NotFoundError, match='there is no MUX "mux7"; known are mux1, mux2'):
+            await controller.drain_mux("mux7", WHO, drain=True)
+        await controller.drain_mux("mux1", WHO, drain=True)
+        await until(lambda: site.muxes[0].state.get("options") == {"drain": True})
+        await controller.drain_mux("mux2", WHO, drain=True)
+        await until(lambda: "waits" in (View(controller).muxes()[1]["drain"] or ""))
+        with pytest.raises(AccessError, match="mux1 is connected; stop it first"):
+            await controller.forget_node("mux", "mux1", WHO)
+        site.muxes[0].leave()
+        await controller.forget_node("mux", "mux1", WHO)
+        assert controller.desired.mux_drains.keys() == {"mux2"}
+        await until(lambda: site.muxes[1].state.get("options") == {"drain": True}, "the only one may drain")
+        await until(lambda: site.hosts[0].state["muxes"].keys() == {"mux2"})
+
+
+async def test_status_of_muxes_is_summed_and_sessions_are_events(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller)
+        for mux, state in zip(site.muxes, ("established", "connecting"), strict=True):
+            body = {
+                "mux": {"io": "packet", "flows": 5},
+                "services": [{"name": "web", "packets": 10, "bytes": 1000, "flows_new": 2}],
+                "peers": [{"name": "r1", "address": "10.0.0.1", "state": state, "error": None}],
+                "announcements": [{"vip": "203.0.113.10", "peer": "r1", "state": "announced", "why": None}],
+            }
+            controller.hub.status(mux, StatusMessage(body).body)
+        view = View(controller)
+        assert [view.services()[0][key] for key in ("packets", "bytes", "flows_new")] == [20, 2000, 4]
+        assert [row["io"] for row in view.muxes()] == ["packet", "packet"]
+        assert view.announcements()[0] == {
+            "vip": VIP,
+            "mux": "mux1",
+            "wanted": True,
+            "peer": "r1",
+            "state": "announced",
+            "reason": None,
+        }
+        assert "BGP session with r1 is established" in [event.text for event in controller.events.latest(5)]
+        found = figures(controller)
+        assert found["lb_announced", ("203.0.113.10", "r1", "mux1")] == 1
+        assert found["lb_backend_up", ("web", "web-1")] == 1
+        assert found["lb_generation", ("mux", "mux1")] == found["lb_generation_wanted", ("mux", "mux1")] > 0
+        assert found["lb_panic", ("web",)] == 0
+
+
+@pytest.mark.parametrize("body", [{"services": 5}, {"mux": []}, {"peers": [7, {}], "announcements": [{"vip": []}]}])
+async def test_a_status_of_any_form_does_no_harm(tmp_path: Path, body: dict[str, Any]) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller)
+        controller.hub.status(site.muxes[0], body)
+        view = View(controller)
+        assert len(view.services()) == 1
+        assert len(view.muxes()) == 2
+        assert view.announcements()
+        figures(controller)
+
+
+def figures(controller: Controller) -> dict[tuple[str, tuple[str, ...]], float]:
+    """All samples, by name and the values of their labels."""
+    return {
+        (sample.name, tuple(sample.labels.values())): sample.value
+        for family in ManagerCollector(controller).collect()
+        for sample in family.samples
+    }
