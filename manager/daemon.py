@@ -117,7 +117,8 @@ async def _serve(
     settings: ManagerSettings, controller: Controller, store: Store, end: asyncio.Event, *, insecure_loopback: bool
 ) -> None:
     view = View(controller)
-    access = None if insecure_loopback else Access(settings, store, controller.hub)
+    # In a thread: it reads files, and the addresses of this machine, for which pyroute2 wants a loop of its own.
+    access = None if insecure_loopback else await asyncio.to_thread(Access, settings, store, controller.hub)
     if access is not None:
         await access.trust.refresh()
     authenticate: Authenticate = _loopback(settings) if access is None else access.authenticate
