@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -188,7 +188,18 @@ class Frr(Router):
 
     def _daemon(self, name: str, config: Path, *arguments: str) -> None:
         pid = self.run_directory / f"{name}.pid"
-        argv = [FRR_DAEMONS / name, "-N", self.namespace, "-f", config, "-i", pid, "-P", "0", *arguments]
+        argv: list[str | Path] = [
+            FRR_DAEMONS / name,
+            "-N",
+            self.namespace,
+            "-f",
+            config,
+            "-i",
+            pid,
+            "-P",
+            "0",
+            *arguments,
+        ]
         self._run(name, argv)
 
     def stop(self) -> None:
@@ -355,11 +366,9 @@ class Announcements:
     def withdraw(self, mux: str, why: str = "a planned stop") -> None:
         """Nothing: a MUX that stops withdraws first."""
 
-    @contextlib.contextmanager
-    def blind(self) -> Iterator[None]:
+    def blind(self) -> contextlib.AbstractContextManager[None]:
         """Cannot be had here: a dead process closes its connections, and routers notice."""
         raise LabError("deaths cannot go unnoticed in a lab with BGP; use a static one")
-        yield
 
     def withdrawn_at(self, mux: str, since: float) -> float | None:
         """When the last VIP's route had lost this MUX."""

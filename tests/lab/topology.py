@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from lb.config_text import format_config
 from lb.model import (
@@ -168,7 +168,7 @@ class Lab:
 
     # Up and down.
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         if os.geteuid():
             raise LabError("the lab makes network namespaces: run it as root")
         netns.reap()
@@ -267,7 +267,7 @@ class Lab:
             "link add name brh type bridge",
         ]
         for node in self.nodes:
-            bridge = "brm" if node in self.muxes else "brh"
+            bridge = "brh" if node in self.hosts else "brm"
             lines.append(f"link add name to{node.name} type veth peer name eth0 netns {node.namespace}")
             lines.append(f"link set to{node.name} master {bridge} up")
         lines += ["link set toc up", "link set brm up", "link set brh up"]

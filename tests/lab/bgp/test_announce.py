@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_network
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
@@ -61,7 +62,12 @@ def test_both_families_are_announced_over_one_session(announced: BgpLab) -> None
 
 def test_metrics_tell_what_each_peer_heard(announced: BgpLab) -> None:
     mux = announced.muxes[0]
-    text = netns.inside(mux.namespace, lambda: urlopen("http://127.0.0.1:9741/metrics", timeout=5).read().decode())
+
+    def scrape() -> str:
+        with urlopen("http://127.0.0.1:9741/metrics", timeout=5) as page:
+            return str(page.read().decode())
+
+    text = netns.inside(mux.namespace, scrape)
     assert f'lb_announced{{peer="router",vip="{WEB_VIP}"}} 1.0' in text
     assert f'lb_announced{{peer="router",vip="{SIX_VIP}"}} 1.0' in text
     assert 'lb_bgp_session_up{peer="router"} 1.0' in text
@@ -71,7 +77,7 @@ def test_command_shows_announcements_and_peers(announced: BgpLab) -> None:
     mux = announced.muxes[0]
 
     def get(what: str) -> str:
-        argv = [PROGRAMS / "lb", "get", what, "--local", "--config", mux.config]
+        argv: list[str | Path] = [PROGRAMS / "lb", "get", what, "--local", "--config", mux.config]
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
     assert re.search(rf"{WEB_VIP}\s+router\s+announced", get("announcements"))

@@ -36,7 +36,7 @@ def test_bird_accepts_its_example() -> None:
 def test_frr_accepts_its_example() -> None:
     if missing(Routers.FRR):
         pytest.skip("install frr")
-    argv = [FRR_DAEMONS / "bgpd", "-C", "-f", EXAMPLES / "frr.conf"]
+    argv: list[str | Path] = [FRR_DAEMONS / "bgpd", "-C", "-f", EXAMPLES / "frr.conf"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
