@@ -75,12 +75,15 @@ class LocalProbes:
     def __init__(self, send: Callable[[Sequence[HealthReport]], None] | None = None) -> None:
         self._board: Board[LocalCheck] = Board("agent", _ask, send or _nobody, unprobed=Health.UP)
         self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
+        self._backends = -1  # as they were logged
 
     def update(self, config: AgentConfig) -> None:
         """The configuration that is in force; a probe that stays the same keeps its state."""
         wanted = checks(config)
         self._board.update(wanted)
-        log.info("probing", backends=len(wanted), probes=len(self._board), told=self._told)
+        if len(wanted) != self._backends:
+            self._backends = len(wanted)
+            log.info("probing", backends=len(wanted), probes=len(self._board), told=self._told)
 
     def known(self) -> dict[Label, Known]:
         """By service and backend. From any thread."""

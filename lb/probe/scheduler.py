@@ -33,6 +33,8 @@ RATE = 1000.0
 CATCH_UP = 0.02
 #: Probes that may be under way at once: each holds a socket or a process.
 AT_ONCE = 256
+#: Silence that is noticed later than this after its time was up says more of us than of the backend, seconds.
+LATE = 0.2
 #: The share of an interval that chance may take away.
 JITTER = 0.2
 #: Probes that began together would stay in step: each one's second turn comes early, by chance. The least share.
@@ -174,7 +176,9 @@ class Scheduler(Generic[KeyT]):
         answer = await self._ask(entry.key)
         if entry.gone:
             return
-        self._note(entry, Outcome(loop.time(), answer.success, answer.reason))
+        # This process stood still: the answer may have been there, and all that is probed would seem to fail at once.
+        if not (answer.silent and loop.time() - began > entry.probe.timeout + LATE):
+            self._note(entry, Outcome(loop.time(), answer.success, answer.reason))
         least = 1 - JITTER if entry.asked else FIRST_PAUSE
         entry.asked = True
         entry.task = None

@@ -26,6 +26,7 @@ class Target:
     def __init__(self, takes: float = 0.0) -> None:
         self.takes = takes
         self.well = True
+        self.silent = False
         self.starts: dict[str, list[float]] = {}
         self.said: list[tuple[str, Say]] = []
         self.now, self.most = 0, 0
@@ -38,7 +39,7 @@ class Target:
             await asyncio.sleep(self.takes)
         finally:
             self.now -= 1
-        return Answer(self.well, "well" if self.well else "ill")
+        return Answer(self.well, "well" if self.well else "ill", self.silent)
 
     def say(self, key: str, say: Say) -> None:
         self.said.append((key, say))
@@ -175,6 +176,24 @@ def test_what_goes_on_is_kept_what_is_dropped_ends_and_what_is_new_begins() -> N
         assert [key for key, _ in target.said] == ["old", "kept", "new"]
         assert len(probes) == 2
         assert probes.state("old").health is Health.UNKNOWN
+        await probes.close()
+
+    play(story)
+
+
+def test_silence_while_this_process_stood_still_says_nothing_of_the_backend() -> None:
+    async def story() -> None:
+        target = Target()
+        probes = target.scheduler()
+        want(probes, "a")
+        await asyncio.sleep(1)
+        target.well, target.silent, target.takes = False, True, 1.5  # its timeout is 1.0
+        await asyncio.sleep(60)
+        assert len(target.starts["a"]) > 20
+        assert probes.state("a").health is Health.UP
+        target.takes = 1.0
+        await asyncio.sleep(10)
+        assert probes.state("a").health is Health.DOWN
         await probes.close()
 
     play(story)
