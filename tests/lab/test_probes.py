@@ -143,6 +143,14 @@ def test_agents_and_muxes_find_well_what_is_well(well: Health) -> None:
     assert "event=probing" in well.one.processes["agent"].output()
 
 
+def test_lb_get_shows_health_and_reason(well: Health) -> None:
+    for node, reason in ((well.one, "HTTP 200"), (well.mux, "through the tunnel")):
+        asked = ("get", "backends", "--local", "--config", str(node.config))
+        shown = " ".join(netns.ip("netns", "exec", node.namespace, f"{PROGRAMS}/lb", *asked).split())
+        assert "health reason" in shown
+        assert reason in shown
+
+
 def test_a_killed_process_is_down_in_time_with_the_reason_and_up_once_it_is_back(well: Health) -> None:
     since = well.row(well.one, "web", well.one)["since"]
     began = time.monotonic()
