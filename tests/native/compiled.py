@@ -16,11 +16,11 @@ FLAGS = ["-std=gnu11", "-O2", "-g", "-shared", "-fPIC", "-Wall", "-Wextra", "-We
 
 
 @cache
-def library(source: str, *pieces: str) -> ctypes.CDLL:
-    """``source`` lies beside this file, ``pieces`` in ``native/``. Sanitized where the extension is."""
+def library(*sources: str) -> ctypes.CDLL:
+    """Sources that lie beside this file, or else in ``native/``. Sanitized where the extension is."""
     flags = [*FLAGS, *os.environ.get("VIPMUX_CFLAGS", "").split()]
     with TemporaryDirectory() as directory:
         path = Path(directory) / "probe.so"
-        files = [str(HERE / source), *(str(NATIVE / piece) for piece in pieces)]
+        files = [str(HERE / name if (HERE / name).exists() else NATIVE / name) for name in sources]
         subprocess.run([os.environ.get("CC", "gcc"), *flags, *files, "-o", str(path)], check=True)
         return ctypes.CDLL(str(path))
