@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import os
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
+import structlog
 
 from lb.config import load_manager
 from lb.errors import IoError, RequestError
@@ -36,6 +37,9 @@ _config = click.option(
 
 
 def _with_trust(settings: ManagerSettings, authority: Authority, work: Callable[[Trust], Awaitable[T]]) -> T:
+    # What a daemon would log is printed by the command itself; only what went wrong is worth a line.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+
     async def main() -> T:
         store = await SqliteStore.open(Path(settings.state_dir))
         try:
@@ -53,21 +57,21 @@ def _load(path: Path) -> tuple[ManagerSettings, Authority]:
 
 def _operators_directory() -> Path:
     """Where ``lb`` looks for an operator's credentials."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "lb"
+    return Path.home() / ".config" / "lb"
 
 
 def _write_operator(directory: Path, authority: Authority, certificate: str, key: str) -> None:
     try:
         make_private_directory(directory)
         write_private(directory / "ca.pem", authority.pem.encode())
-        write_private(directory / "key.pem", key.encode())
-        write_private(directory / "cert.pem", certificate.encode())
+        write_private(directory / "operator.key", key.encode())
+        write_private(directory / "operator.pem", certificate.encode())
     except OSError as error:
         raise IoError(f"{directory}: cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 
 def _refuse_to_replace(directory: Path) -> None:
-    if (directory / "key.pem").exists():
+    if (directory / "operator.key").exists():
         raise RequestError(f"{directory} holds an operator's key already; choose another directory with --out")
 
 
@@ -94,7 +98,7 @@ def init(path: Path, names: tuple[str, ...], operator: str | None, out: Path | N
     certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name))
     _write_operator(directory, authority, certificate, key)
     click.echo(f"certificate authority: {state_dir / CA_DIRECTORY}; keep a copy of it in a safe place")
-    click.echo(f"operator {name}: cert.pem, key.pem and ca.pem in {directory}")
+    click.echo(f"operator {name}: operator.pem, operator.key and ca.pem in {directory}")
     click.echo("next: start `lb-manager run`, and make a token for each node with `lb-manager token`")
 
 
@@ -108,7 +112,9 @@ def operator(path: Path, name: str, out: Path) -> None:
     _refuse_to_replace(out)
     certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name))
     _write_operator(out, authority, certificate, key)
-    click.echo(f"operator {name}: cert.pem, key.pem and ca.pem in {out}; they go to ~/.config/lb of whoever it is")
+    click.echo(
+        f"operator {name}: operator.pem, operator.key and ca.pem in {out}; they go to ~/.config/lb of whoever it is"
+    )
 
 
 @click.command("token")

@@ -46,7 +46,7 @@ def manager_options(function: F) -> F:
     def command(
         *arguments: Any, url: str | None, cert: str | None, key: str | None, ca: str | None, **others: Any
     ) -> Any:
-        return function(*arguments, manager=Manager(url, cert, key, ca, os.environ.get("LB_TOKEN")), **others)
+        return function(*arguments, manager=Manager(url, cert, key, ca, os.environ.get("LB_TOKEN") or None), **others)
 
     wrapped: Any = command
     for option in reversed(options):

@@ -133,8 +133,7 @@ class NodeClient:
     def begin_with(self, cached: Cached, problem: str | None = None) -> None:
         """The daemon began with this state of the cache, or would have but for the problem."""
         self._term = cached.term
-        if problem is None:
-            self._live = cached
+        self._live = cached if problem is None else Cached(0, 0, "", {})
 
     def retry(self) -> None:
         """Something changed at the node: a refused state is tried again at once."""
