@@ -297,20 +297,33 @@ static struct flow_slot take_free(struct flow_table *table, struct flow_line *li
 	return slot;
 }
 
+/* The other of the two lines where an entry may be. */
+static struct flow_line *other_line(const struct flow_table *table, struct flow_slot slot)
+{
+	uint64_t entry = slot.line->entry[slot.way], home = home_of(table, slot);
+
+	return &table->lines[entry & AWAY_BIT ? home : alternate_of(table, home, entry >> KEY_SHIFT)];
+}
+
 /* Moves one flow of a full line to its own other line, if that has room; returns the way it left, or -1. */
 static int move_one(struct flow_table *table, struct flow_line *line)
 {
+	struct flow_line *others[FLOW_WAYS];
+
+	/* None of these is in a cache: wait for all at once. */
 	for (unsigned way = 0; way < FLOW_WAYS; way++) {
-		struct flow_slot from = { line, way };
-		uint64_t entry = line->entry[way], home = home_of(table, from);
-		uint64_t target = entry & AWAY_BIT ? home : alternate_of(table, home, entry >> KEY_SHIFT);
-		struct offer offer = offer_of(table, &table->lines[target]);
+		others[way] = other_line(table, (struct flow_slot){ line, way });
+		__builtin_prefetch(others[way], 1);
+	}
+	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+		struct offer offer = offer_of(table, others[way]);
+		struct flow_slot from = { line, way }, to;
+		uint64_t entry = line->entry[way];
 		uint16_t stamp = line->stamp[way];
 
 		if (!offer.free)
 			continue;
-		struct flow_slot to = take_free(table, &table->lines[target], offer);
-
+		to = take_free(table, others[way], offer);
 		clear_way(table, from);
 		fill_way(table, to, entry ^ AWAY_BIT, stamp);
 		table->counters.moved++;

@@ -201,7 +201,20 @@ static void prefetch_slots(struct mux *mux, const uint8_t *list, unsigned count)
 			passage->hash = hashes[n];
 			passage->hashed = true;
 		}
-		__builtin_prefetch(&passage->service->maglev->slots[maglev_slot_of(mux, packet, passage)]);
+		passage->maglev_slot = maglev_slot_of(mux, packet, passage);
+		__builtin_prefetch(&passage->service->maglev->slots[passage->maglev_slot]);
+	}
+}
+
+/* What prefetch_slots() asked for is there by now, or waited for by all at once: the backends that it names. */
+static void prefetch_backends(struct mux *mux, const uint8_t *list, unsigned count)
+{
+	for (unsigned n = 0; n < count; n++) {
+		const struct passage *passage = &mux->passages[list[n]];
+		uint16_t number = passage->service->maglev->slots[passage->maglev_slot];
+
+		if (LIKELY(number < passage->service->backend_count))
+			__builtin_prefetch(&passage->service->backends[number]);
 	}
 }
 
@@ -225,6 +238,7 @@ static void look_for_flows(struct mux *mux)
 		}
 	}
 	prefetch_slots(mux, missing, count);
+	prefetch_backends(mux, missing, count);
 }
 
 /* ---- choose backend ---- */
@@ -354,6 +368,7 @@ static void choose_stateless(struct mux *mux)
 		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
 			all[count++] = (uint8_t)i;
 	prefetch_slots(mux, all, count);
+	prefetch_backends(mux, all, count);
 	for (unsigned n = 0; n < count; n++) {
 		struct packet *packet = &mux->packets[all[n]];
 		struct passage *passage = &mux->passages[all[n]];

@@ -46,6 +46,7 @@ struct passage {
 	const struct service *service;
 	const struct backend *backend;
 	uint64_t hash; /* tuple hash; computed for wide keys and on a miss */
+	uint32_t maglev_slot;
 	bool hashed;
 	uint8_t flow; /* enum flow_report */
 	uint16_t backend_number;
