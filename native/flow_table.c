@@ -21,6 +21,11 @@
 /* Four flows a line of six: 16 bytes a flow, and an insert practically always finds room (tests/native measures it). */
 #define LINE_LOAD 4
 
+#define CROWDED 64u       /* alternate lines found full, less those that were not: see note_crowd() */
+#define CROWDED_MAX 128u
+#define CROWDED_STEP 8u
+#define CROWDED_LOOKS 64u
+
 #define SWEEP_TICKS 16       /* one pass */
 #define SWEEP_LINES_MAX 4096 /* a bounded piece: some 40 microseconds */
 /* An entry may be this much older than the longest idle timeout; more, and its 16-bit stamp might look young again. */
@@ -191,9 +196,22 @@ static struct flow_line *alternate_line(const struct flow_table *table, uint64_t
 	return &table->lines[alternate_of(table, flow_table_line_of(table, scrambled), flow_table_remainder(table, scrambled))];
 }
 
+static bool all_trusted(const struct flow_line *line)
+{
+	uint64_t all = ~0ULL;
+
+	for (unsigned way = 0; way < FLOW_WAYS; way++)
+		all &= line->entry[way];
+	return all >> CLASS_SHIFT & FLOW_CLASS_TRUSTED;
+}
+
 void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled)
 {
-	__builtin_prefetch(alternate_line(table, scrambled), 1);
+	const struct flow_line *home = &table->lines[flow_table_line_of(table, scrambled)];
+
+	if (flow_line_away(home, flow_table_remainder(table, scrambled)) | (table->crowded < CROWDED) |
+	    all_trusted(home))
+		__builtin_prefetch(alternate_line(table, scrambled), 1);
 }
 
 struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled)
@@ -212,19 +230,26 @@ struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scramb
 
 /* ---- change ---- */
 
+static void count_back(struct flow_line *line, unsigned shift)
+{
+	if (LIKELY((line->away >> shift & FLOW_AWAY_FULL) != FLOW_AWAY_FULL))
+		line->away -= 1u << shift;
+}
+
 void flow_table_settle(struct flow_table *table)
 {
 	for (unsigned i = 0; i < table->owed_count; i++)
-		table->owed[i]->away--;
+		count_back(table->owed[i], table->owed_shift[i]);
 	table->owed_count = 0;
 }
 
-static void owe(struct flow_table *table, struct flow_line *line)
+static void owe(struct flow_table *table, struct flow_line *line, unsigned shift)
 {
 	if (UNLIKELY(table->owed_count == FLOW_OWED_MAX))
 		flow_table_settle(table);
 	__builtin_prefetch(line, 1);
-	table->owed[table->owed_count++] = line;
+	table->owed[table->owed_count] = line;
+	table->owed_shift[table->owed_count++] = (uint8_t)shift;
 }
 
 static void clear_way(struct flow_table *table, struct flow_slot slot)
@@ -232,7 +257,7 @@ static void clear_way(struct flow_table *table, struct flow_slot slot)
 	uint64_t entry = slot.line->entry[slot.way];
 
 	if (entry & AWAY_BIT)
-		owe(table, &table->lines[home_of(table, slot)]);
+		owe(table, &table->lines[home_of(table, slot)], flow_away_shift(entry >> KEY_SHIFT));
 	table->counters.live[entry >> CLASS_SHIFT & 3]--;
 	slot.line->entry[slot.way] = 0;
 	table->changes++;
@@ -252,13 +277,19 @@ bool flow_table_expire(struct flow_table *table, struct flow_slot slot)
 	return true;
 }
 
+static void count_away(struct flow_line *line, unsigned shift)
+{
+	if (LIKELY((line->away >> shift & FLOW_AWAY_FULL) != FLOW_AWAY_FULL))
+		line->away += 1u << shift;
+}
+
 static void fill_way(struct flow_table *table, struct flow_slot slot, uint64_t entry, uint16_t stamp)
 {
 	slot.line->entry[slot.way] = entry;
 	slot.line->stamp[slot.way] = stamp;
 	table->counters.live[entry >> CLASS_SHIFT & 3]++;
 	if (entry & AWAY_BIT)
-		table->lines[home_of(table, slot)].away++;
+		count_away(&table->lines[home_of(table, slot)], flow_away_shift(entry >> KEY_SHIFT));
 	table->changes++;
 }
 
@@ -295,6 +326,29 @@ static struct flow_slot take_free(struct flow_table *table, struct flow_line *li
 		table->counters.expired++;
 	}
 	return slot;
+}
+
+static struct flow_slot take_evicted(struct flow_table *table, struct flow_line *line, struct offer offer)
+{
+	struct flow_slot slot = { line, 7 - ((unsigned)offer.oldest & 7) };
+
+	clear_way(table, slot);
+	table->counters.evicted++;
+	return slot;
+}
+
+/*
+ * In a flood the table is full, and to read one more line for each packet only to see that it is full as well costs
+ * as much as all the rest.  So while nearly all alternate lines turn out to be full, a home line that has an untrusted flow
+ * to lose is enough, and only now and then another line is looked at.  What decides is what inserts have seen, never
+ * how far the sweep has come: places must not depend on how bursts fell.
+ */
+static void note_crowd(struct flow_table *table, struct offer alternate)
+{
+	if (!alternate.free)
+		table->crowded += table->crowded < CROWDED_MAX;
+	else
+		table->crowded -= table->crowded < CROWDED_STEP ? table->crowded : CROWDED_STEP;
 }
 
 /* The other of the two lines where an entry may be. */
@@ -340,18 +394,17 @@ static struct flow_slot make_room(struct flow_table *table, struct flow_line *ho
 
 	if (here.free)
 		return take_free(table, home, here);
+	if (here.oldest >= 0 && table->crowded >= CROWDED && ++table->looks % CROWDED_LOOKS)
+		return take_evicted(table, home, here);
 	there = offer_of(table, alternate);
+	note_crowd(table, there);
 	if (there.free)
 		return take_free(table, alternate, there);
 
 	if (here.oldest >= 0 || there.oldest >= 0) {
 		bool stay = here.oldest >> 3 >= there.oldest >> 3;
-		struct flow_slot slot = { stay ? home : alternate,
-					  7 - ((unsigned)(stay ? here.oldest : there.oldest) & 7) };
 
-		clear_way(table, slot);
-		table->counters.evicted++;
-		return slot;
+		return stay ? take_evicted(table, home, here) : take_evicted(table, alternate, there);
 	}
 
 	way = move_one(table, home);
@@ -461,11 +514,17 @@ const char *flow_table_check(const struct flow_table *table)
 {
 	uint64_t live[FLOW_CLASSES] = { 0 };
 	uint64_t away_flags = 0, away_counts = 0;
+	bool stuck = false; /* a counter of flows away was once full, see flow_line_away() */
 
 	for (uint64_t i = 0; i < table->line_count; i++) {
 		struct flow_line *line = &table->lines[i];
 
-		away_counts += line->away;
+		for (unsigned shift = 0; shift < 32; shift += 4) {
+			unsigned away = line->away >> shift & FLOW_AWAY_FULL;
+
+			away_counts += away;
+			stuck |= away == FLOW_AWAY_FULL;
+		}
 		for (unsigned way = 0; way < FLOW_WAYS; way++) {
 			struct flow_slot slot = { line, way };
 
@@ -482,7 +541,7 @@ const char *flow_table_check(const struct flow_table *table)
 				return "an entry that a lookup of its key does not find";
 		}
 	}
-	if (away_flags != away_counts - table->owed_count)
+	if (away_flags != away_counts - table->owed_count && !stuck)
 		return "lines count other flows away than there are";
 	for (unsigned c = 0; c < FLOW_CLASSES; c++)
 		if (live[c] != table->counters.live[c])

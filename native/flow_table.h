@@ -40,7 +40,7 @@ enum flow_class {
 struct flow_line {
 	uint64_t entry[FLOW_WAYS]; /* key remainder (49) | alternate | class (2) | backend + 1 (12); 0: empty */
 	uint16_t stamp[FLOW_WAYS]; /* low bits of the tick of the last packet */
-	uint32_t away;             /* flows at home here that live in their alternate line, or did until lately */
+	uint32_t away;             /* flows at home here that live in their alternate line, see flow_line_away() */
 };
 _Static_assert(sizeof(struct flow_line) == CACHE_LINE, "one line, one cache line");
 
@@ -75,7 +75,11 @@ struct flow_table {
 	flow_find_burst *find_burst; /* the best of those below that the processor can run */
 	/* Lines whose `away` is one too high still, see flow_table_settle(). */
 	struct flow_line *owed[FLOW_OWED_MAX];
+	uint8_t owed_shift[FLOW_OWED_MAX];
 	unsigned owed_count;
+	/* Whether alternate lines are full anyway, see make_room(). */
+	uint32_t crowded;
+	uint32_t looks;
 };
 
 /* Where an entry is; line is NULL where there is none. */
@@ -136,7 +140,7 @@ static inline void flow_table_find_home_burst(const struct flow_table *table, co
 flow_find_burst flow_find_burst_plain;
 extern flow_find_burst *const flow_find_burst_avx2;
 
-/* Asks for the line where a flow may live that is not at home. */
+/* For a flow that is not at home: asks for its alternate line if a lookup or an insert will read it. */
 void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled);
 
 /* Looks everywhere.  Does not look at the age. */
@@ -145,7 +149,8 @@ struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scramb
 /*
  * Writes an entry for a key that is not in the table; false if there was no room.  Room is, in this order: an
  * empty or expired way at home, one in the alternate line, the oldest untrusted flow of both, a trusted flow that
- * can move to its own other line.
+ * can move to its own other line.  While nearly every alternate line is full, home alone is looked at if it has an
+ * untrusted flow.
  */
 bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned backend, enum flow_class class);
 
@@ -225,12 +230,29 @@ static inline int flow_line_way(const struct flow_line *line, uint64_t key)
 	return LIKELY(hits) ? __builtin_ctz(hits) : -1;
 }
 
+/*
+ * Flows away from a line are counted in eight counters of four bits, by the lowest three bits of the remainder, so that
+ * few lookups in vain go to the alternate line.  A counter that was once full stays so, which is always safe.
+ */
+#define FLOW_AWAY_FULL 15u
+
+static inline unsigned flow_away_shift(uint64_t remainder)
+{
+	return (unsigned)(remainder & 7) * 4;
+}
+
+static inline unsigned flow_line_away(const struct flow_line *line, uint64_t remainder)
+{
+	return line->away >> flow_away_shift(remainder) & FLOW_AWAY_FULL;
+}
+
 static inline struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere)
 {
 	struct flow_line *line = &table->lines[flow_table_line_of(table, scrambled)];
-	int way = flow_line_way(line, flow_table_remainder(table, scrambled) << FLOW_KEY_SHIFT);
+	uint64_t remainder = flow_table_remainder(table, scrambled);
+	int way = flow_line_way(line, remainder << FLOW_KEY_SHIFT);
 
-	*elsewhere = line->away != 0;
+	*elsewhere = flow_line_away(line, remainder) != 0;
 	return way < 0 ? (struct flow_slot){ NULL, 0 } : (struct flow_slot){ line, (unsigned)way };
 }
 
