@@ -79,18 +79,22 @@ def _show_local(what: str, data: Any, as_json: bool) -> None:
         _show_keys(rows)
         return
     columns, numbers = TABLES[what]
-    if any("health" in row for row in rows):  # where backends are probed
-        columns = (*columns, "health", "reason")
+    probed = [row for row in rows if "health" in row]
+    columns = (*columns, "health") if probed else columns
     console().print(table(columns, [_short(row) for row in rows], numbers))
+    for row in probed:  # a reason is a sentence, too long for a column
+        if row["health"] != "up":
+            click.echo(f"{row.get('service')}/{row.get('name')} is {row['health']}: {row.get('reason')}")
 
 
 def _short(row: dict[str, Any]) -> dict[str, Any]:
     """A row as it fits a terminal; JSON has it all, and exactly."""
     shown = dict(row)
+    for key in ("asn", "port"):  # numbers of no quantity
+        if isinstance(row.get(key), int):
+            shown[key] = str(row[key])
     if "protocol" in row:
         shown["port"] = f"{row.get('port')}/{row['protocol']}"
-    if isinstance(row.get("asn"), int):
-        shown["asn"] = str(row["asn"])  # a number of no quantity
     if isinstance(row.get("bytes"), int):
         shown["bytes"] = size(row["bytes"])
     return shown

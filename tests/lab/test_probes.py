@@ -143,12 +143,21 @@ def test_agents_and_muxes_find_well_what_is_well(well: Health) -> None:
     assert "event=probing" in well.one.processes["agent"].output()
 
 
-def test_lb_get_shows_health_and_reason(well: Health) -> None:
-    for node, reason in ((well.one, "HTTP 200"), (well.mux, "through the tunnel")):
+def test_lb_get_shows_health_and_why_it_is_not_up(well: Health) -> None:
+    def shown(node: Node) -> str:
         asked = ("get", "backends", "--local", "--config", str(node.config))
-        shown = " ".join(netns.ip("netns", "exec", node.namespace, f"{PROGRAMS}/lb", *asked).split())
-        assert "health reason" in shown
-        assert reason in shown
+        return " ".join(netns.ip("netns", "exec", node.namespace, f"{PROGRAMS}/lb", *asked).split())
+
+    assert "packets health web" in shown(well.mux)
+    assert " is " not in shown(well.mux)
+    ill = well.two.directory / "ill"
+    ill.touch()
+    try:
+        well.says(well.two, "web", well.two, health="down")
+        assert shown(well.two).endswith("web/web-host2 is down: HTTP 503")
+    finally:
+        ill.unlink()
+    well.all_well()
 
 
 def test_a_killed_process_is_down_in_time_with_the_reason_and_up_once_it_is_back(well: Health) -> None:
