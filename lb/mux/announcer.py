@@ -129,6 +129,7 @@ class Announcer:
         self._manager: Mapping[Network, Route] | None = None
         self._draining = False
         self._leaving: asyncio.TimerHandle | None = None
+        self._stopping = False
         self._ground = Ground()
         self._held: Mapping[Network, str] = {}
         self._wanted: Mapping[Network, Route] = {}
@@ -167,6 +168,7 @@ class Announcer:
     async def stop(self, *, planned: bool) -> None:
         """GRACEFUL_SHUTDOWN, time for routers to move, withdrawal, time for them to follow, the end; else the end."""
         speaker = self._speaker
+        self._stopping = True
         if speaker is not None and planned:
             pause = self._speaks.settings.shutdown
             if speaker.view.announced:
@@ -195,11 +197,12 @@ class Announcer:
         Raises ConfigError with every mistake, and changes nothing then.
         """
         self._manager = None if announcements is None else parse_announcements(announcements)
-        self._evaluate()
+        if not self._stopping:
+            self._evaluate()
 
     def drain(self, draining: bool) -> None:
         """Takes this MUX out: GRACEFUL_SHUTDOWN, so that routers prefer others, and later withdrawal. Or back in."""
-        if draining is self._draining:
+        if draining is self._draining or self._stopping:
             return
         self._demote(draining)
         if draining:
@@ -223,6 +226,8 @@ class Announcer:
 
     def published(self) -> None:
         """There is another table, or other ways to backends, or the interface came or went."""
+        here = frozenset(service.vip for service in self._engine.forwarding.services)
+        self._ground = replace(self._ground, proved=self._ground.proved & here)
         self._test.set()
         self._evaluate()
 
