@@ -6,13 +6,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import pytest
 
 from lb.model import Announce, AnnouncePeers, Backend, BgpFamily, BgpPeer, PeerKind, PortRange, Protocol, Service
 from tests.lab import netns
-from tests.lab.bgp.conftest import BgpLab
+from tests.lab.bgp.conftest import BUDGET, BgpLab
 from tests.lab.process import wait_for
 from tests.lab.routers import HOLD, MUX_ASN, Bird, Neighbour, Routers, RouteWatch
 from tests.lab.services import FILES_VIP, WEB_VIP, files, web
@@ -81,6 +81,23 @@ def test_silence_ends_the_session_after_the_hold_time_and_routes_return(disagree
     back = time.monotonic() - healed
     print(f"\n{lab.routers.value}: silence: withdrawn after {took:.1f} s, back {back:.1f} s after it ended")
     assert took <= HOLD + 1.5
+
+
+def test_a_session_over_ipv6_carries_both_families(routers: Routers) -> None:
+    lab = BgpLab(1, 1, routers, ipv6=True)
+    mux = lab.muxes[0]
+    lab.neighbour_changes = {mux.name: {"address": str(mux.address6)}}
+    lab.peer_changes = {mux.name: {"address": IPv6Address("fd00:1::1")}}
+    backend = Backend("six", lab.hosts[0].address6)
+    six = Service("six", ip_network("2001:db8::10"), Protocol.TCP, PortRange(80, 80), (backend,))
+    with lab:
+        lab.up((web(lab.hosts), six))
+        lab.wait_hops(WEB_VIP, mux)
+        lab.wait_hops("2001:db8::10", mux)
+        at = lab.kill_mux(mux)
+        took = lab.withdrawn_after(mux, [WEB_VIP], at)
+        lab.wait_hops("2001:db8::10")
+        assert took <= BUDGET[routers]
 
 
 # --- two routers: one outside, one inside ------------------------------------------------------------------------
