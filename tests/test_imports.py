@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,6 +82,15 @@ def test_agent_manager_and_mux_never_import_one_another() -> None:
 
 def test_manager_runs_without_the_extension() -> None:
     assert [m for m in GRAPH if m.startswith("manager") and EXTENSION in reachable(m, GRAPH)] == []
+
+
+def test_a_daemon_without_a_manager_loads_nothing_of_the_managers_world() -> None:
+    """They start in a fraction of a second; HTTP and certificates would double that."""
+    heavy = {"aiohttp", "cryptography"}
+    for module in ("lb.mux.daemon", "agent.daemon", "lb.cli.main"):
+        code = f"import sys, {module}; print(*sorted({heavy} & sys.modules.keys()))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [], module
 
 
 def test_imports_have_no_cycle() -> None:

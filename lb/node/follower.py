@@ -9,6 +9,7 @@ runs :meth:`Follower.run` as a task, and is handed each state with its services 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from lb.node.messages import NodeState
 
 #: Makes a state live; raises VipmuxError, with everything as it was, where it cannot.
 Take = Callable[[NodeState, tuple[Service, ...]], Awaitable[None]]
-#: How often it is looked whether the status is another, seconds.
+#: How often it is looked whether the status is another, seconds; and at most this part of the time is spent on it.
 STATUS_INTERVAL = 1.0
+STATUS_SHARE = 0.05
 
 log = structlog.get_logger()
 
@@ -150,10 +152,13 @@ class Follower:
         await asyncio.gather(self.client.run(), self._statuses())
 
     async def _statuses(self) -> None:
+        took = 0.0
         while True:
-            await asyncio.sleep(STATUS_INTERVAL)
+            await asyncio.sleep(max(STATUS_INTERVAL, took / STATUS_SHARE))
             if self.status is not None and self.client.connected:
+                started = time.monotonic()
                 self.client.send_status(self.status())
+                took = time.monotonic() - started
 
     async def _apply(self, state: NodeState) -> str | None:
         try:
