@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from lb.model import Service
 from tests.lab.netns import LabError
@@ -19,6 +20,8 @@ from tests.lab.process import wait_for
 from tests.lab.services import FILES_VIP, WEB_VIP, drained, files, web
 from tests.lab.topology import Lab, Node
 from tests.lab.traffic import Download, Flow, KeepAlive, requests, wrk
+
+L = TypeVar("L", bound=Lab)
 
 URL = f"http://{WEB_VIP}/"
 WITHDRAWN_WITHIN = 0.3
@@ -117,6 +120,9 @@ class Demo:
         self.open_connections(60, 21000)
         self.step("kill mux1 with SIGKILL", self.kill)
         self.step("start mux1 again", self.restart)
+        self.new_connections()
+
+    def new_connections(self) -> None:
         tally = requests(self.lab, URL, 300)
         say(f"  300 new connections: {counts(tally)} (host1 drains)")
         if tally["failed"] or tally["host1"]:
@@ -192,12 +198,12 @@ def _fate(flows: Sequence[Flow]) -> str:
     return f"{len(flows):>4}, of which {sum(1 for flow in flows if flow.broken)} broke"
 
 
-def main() -> int:
-    say("vipmux demo: client - router with ECMP - 2 MUXes - 3 hosts, in namespaces")
+def perform(lab: L, make: Callable[[L], Demo]) -> int:
+    """Brings the lab up and has the demo played in it. Returns the exit code."""
     began = time.monotonic()
     try:
-        with Lab() as lab:
-            demo = Demo(lab)
+        with lab:
+            demo = make(lab)
             demo.start()
             demo.ask()
             demo.change()
@@ -212,6 +218,11 @@ def main() -> int:
     if not demo.failures:
         say("Nothing broke that must not break.")
     return 1 if demo.failures else 0
+
+
+def main() -> int:
+    say("vipmux demo: client - router with ECMP - 2 MUXes - 3 hosts, in namespaces")
+    return perform(Lab(), Demo)
 
 
 if __name__ == "__main__":
