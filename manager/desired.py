@@ -14,7 +14,7 @@ thousand services costs little. In the store and in the audit it is ``{section: 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
@@ -70,6 +70,7 @@ class Change:
     old: Desired
     new: Desired
     lines: tuple[Line, ...]
+    names: frozenset[str] = frozenset()  #: of all services that may differ
 
     @property
     def empty(self) -> bool:
@@ -83,10 +84,11 @@ class Change:
 
     def vips(self) -> set[str]:
         """The VIPs whose plan may differ."""
+        retiring = self.old.retiring.keys() | self.new.retiring.keys()
         vips = {
             str(service.vip)
-            for table in ("services", "retiring")
-            for service in _touched(getattr(self.old, table), getattr(self.new, table))
+            for table, names in (("services", self.names), ("retiring", retiring))
+            for service in _touched(getattr(self.old, table), getattr(self.new, table), names)
         }
         for key in self.old.drains.keys() ^ self.new.drains.keys():
             name = key.rpartition("/")[0]
@@ -99,8 +101,9 @@ class Change:
         removed: dict[str, list[str]] = {}
         for section, plain in _PLAIN.items():
             before, after = getattr(self.old, section), getattr(self.new, section)
-            found = {key: plain(value) for key, value in after.items() if before.get(key) is not value}
-            gone = sorted(before.keys() - after.keys())
+            keys = sorted(self.names if section == "services" else before.keys() | after.keys())
+            found = {key: plain(after[key]) for key in keys if key in after and before.get(key) is not after[key]}
+            gone = [key for key in keys if key in before and key not in after]
             if found:
                 changed[section] = found
             if gone:
@@ -108,13 +111,11 @@ class Change:
         return {"set": changed, "remove": removed}
 
 
-def _touched(old: Mapping[str, Service], new: Mapping[str, Service]) -> Iterator[Service]:
-    for key, service in old.items():
-        if new.get(key) is not service:
-            yield service
-    for key, service in new.items():
-        if old.get(key) is not service:
-            yield service
+def _touched(old: Mapping[str, Service], new: Mapping[str, Service], names: Iterable[str]) -> Iterator[Service]:
+    for name in names:
+        before, after = old.get(name), new.get(name)
+        if before is not after:
+            yield from (service for service in (before, after) if service is not None)
 
 
 _PLAIN: dict[str, Any] = {
@@ -136,7 +137,7 @@ def from_entries(version: int, entries: Entries) -> Desired:
         return {key: Order(**value) for key, value in entries.get(section, {}).items()}
 
     empty = Desired(version, drains=orders("drains"), mux_drains=orders("mux_drains"))
-    return _with(empty, {service.name: service for service in services}, retiring)
+    return _with(empty, {service.name: service for service in services}, retiring, names)
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -163,7 +164,8 @@ def apply_tables(
     as_told: AsTold = lambda service: service,
 ) -> Change:
     """Services created or changed; with ``replace_all`` those not named are deleted. Raises every mistake at once."""
-    others = {} if replace_all else {k: v for k, v in desired.services.items() if k not in _names(array)}
+    named = _names(array)
+    others = {} if replace_all else {k: v for k, v in desired.services.items() if k not in named}
     mistakes: list[tuple[str, str]] = []
     services: tuple[Service, ...] = ()
     try:
@@ -180,14 +182,17 @@ def apply_tables(
     lines = [_line(desired.services.get(name), service) for name, service in given.items()]
     if replace_all:
         lines += [Line(f"service {name}", "deleted") for name in desired.services if name not in given]
-    return Change(desired, _change_services(desired, {**others, **given}, as_told), tuple(lines))
+    names = frozenset(given) | (desired.services.keys() if replace_all else frozenset())
+    return Change(desired, _change_services(desired, {**others, **given}, names, as_told), tuple(lines), names)
 
 
 def delete_service(desired: Desired, name: str, as_told: AsTold = lambda service: service) -> Change:
     if name not in desired.services:
         raise NotFoundError(f"there is no service {show(name)}{_hint(desired)}")
     services = {key: service for key, service in desired.services.items() if key != name}
-    return Change(desired, _change_services(desired, services, as_told), (Line(f"service {name}", "deleted"),))
+    names = frozenset({name})
+    new = _change_services(desired, services, names, as_told)
+    return Change(desired, new, (Line(f"service {name}", "deleted"),), names)
 
 
 def purge(desired: Desired, keys: Iterable[str]) -> Change:
@@ -195,12 +200,16 @@ def purge(desired: Desired, keys: Iterable[str]) -> Change:
     gone = [key for key in keys if key in desired.retiring]
     retiring = {key: service for key, service in desired.retiring.items() if key not in gone}
     lines = tuple(Line(f"service {key}", "removed", ("withdrawn everywhere",)) for key in gone)
-    return Change(desired, _with(desired, desired.services, retiring), lines)
+    return Change(desired, _with(desired, desired.services, retiring, ()), lines)
 
 
-def _change_services(desired: Desired, services: Mapping[str, Service], as_told: AsTold) -> Desired:
-    """A VIP that nobody wants any more keeps its services, as retiring ones, until it is withdrawn everywhere."""
-    wanted = {str(service.vip) for service in services.values() if desired.services.get(service.name) is not service}
+def _change_services(
+    desired: Desired, services: Mapping[str, Service], names: Collection[str], as_told: AsTold
+) -> Desired:
+    """A VIP that nobody wants any more keeps its services, as retiring ones, until it is withdrawn everywhere.
+    Only services in ``names`` differ."""
+    changed = [(desired.services.get(name), services.get(name)) for name in sorted(names)]
+    wanted = {str(now.vip) for was, now in changed if now is not None and now is not was}
 
     def is_wanted(network: Network) -> bool:
         vip = str(network)
@@ -209,10 +218,9 @@ def _change_services(desired: Desired, services: Mapping[str, Service], as_told:
         )
 
     retiring = {key: service for key, service in desired.retiring.items() if not is_wanted(service.vip)}
-    for service in desired.services.values():
-        now = services.get(service.name)
-        if now is not service and (now is None or now.vip != service.vip) and not is_wanted(service.vip):
-            retiring[_free_key(service.name, retiring)] = as_told(service)
+    for was, now in changed:
+        if was is not None and (now is None or now.vip != was.vip) and not is_wanted(was.vip):
+            retiring[_free_key(was.name, retiring)] = as_told(was)
     taken = {key: service for key, service in retiring.items() if key in services}
     for key, service in taken.items():
         del retiring[key]
@@ -220,7 +228,7 @@ def _change_services(desired: Desired, services: Mapping[str, Service], as_told:
     drains = desired.drains
     if any(_drained(services, key) is None for key in drains):
         drains = {key: order for key, order in drains.items() if _drained(services, key) is not None}
-    return replace(_with(desired, services, retiring), drains=drains)
+    return replace(_with(desired, services, retiring, names), drains=drains)
 
 
 def _free_key(name: str, taken: Mapping[str, object]) -> str:
@@ -233,19 +241,23 @@ def _free_key(name: str, taken: Mapping[str, object]) -> str:
     return key
 
 
-def _with(desired: Desired, services: Mapping[str, Service], retiring: Mapping[str, Service]) -> Desired:
-    """Other services, and the indices of them."""
+def _with(
+    desired: Desired, services: Mapping[str, Service], retiring: Mapping[str, Service], names: Iterable[str]
+) -> Desired:
+    """Other services (those in ``names`` differ), and the indices of them."""
     by_vip, by_address = dict(desired.by_vip), dict(desired.by_address)
-    for name, service in desired.services.items():
-        if services.get(name) is not service:
-            _unlist(by_vip, str(service.vip), name)
-            for address in {backend.address for backend in service.backends}:
+    for name in names:
+        was, now = desired.services.get(name), services.get(name)
+        if was is now:
+            continue
+        if was is not None:
+            _unlist(by_vip, str(was.vip), name)
+            for address in {backend.address for backend in was.backends}:
                 _unlist(by_address, address, name)
-    for name, service in services.items():
-        if desired.services.get(name) is not service:
-            vip = str(service.vip)
+        if now is not None:
+            vip = str(now.vip)
             by_vip[vip] = tuple(sorted((*by_vip.get(vip, ()), name)))
-            for address in {backend.address for backend in service.backends}:
+            for address in {backend.address for backend in now.backends}:
                 by_address[address] = (*by_address.get(address, ()), name)
     retiring_by_vip: dict[str, tuple[str, ...]] = {}
     for key in sorted(retiring):

@@ -167,7 +167,12 @@ class NodeHub:
 
     def want(self, states: Mapping[str, NodeState], touched: Iterable[str] | None) -> list[str]:
         """What nodes should have from now on, and the VIPs that the plan was made anew for; returns whose changed."""
-        changed = [(id_, state) for id_, state in states.items() if id_ in self._entries and not self._has(id_, state)]
+        compared: dict[tuple[int, int], bool] = {}  # sections that many nodes share are compared once
+        changed = [
+            (id_, state)
+            for id_, state in states.items()
+            if id_ in self._entries and not _same(self._entries[id_].state, state, compared)
+        ]
         if not changed:
             return []
         self._generation += 1
@@ -179,9 +184,6 @@ class NodeHub:
                 entry.pending_since = entry.pending_since or self._now
                 entry.connection.wake()
         return [id_ for id_, _ in changed]
-
-    def _has(self, id_: str, state: NodeState) -> bool:
-        return self._entries[id_].state == state
 
     def forget(self, kind: str, name: str) -> Entry:
         """The operator says that the node will not come back."""
@@ -382,6 +384,22 @@ def rows(status: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     """Of a status; whatever a node says, only tables are rows."""
     found = status.get(key)
     return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def _same(old: NodeState | None, new: NodeState, compared: dict[tuple[int, int], bool]) -> bool:
+    """``old == new``."""
+    if old is None or old.keys() != new.keys():
+        return False
+    for section, entries in new.items():
+        before = old[section]
+        if before is entries:
+            continue
+        pair = (id(before), id(entries))
+        if pair not in compared:
+            compared[pair] = before == entries
+        if not compared[pair]:
+            return False
+    return True
 
 
 def _subject(entry: Entry) -> str:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from lb.config_text import service_table, vip_text
 from lb.model import Address, Announce, AnnouncePolicy, Backend, BackendState, Service
@@ -33,6 +33,8 @@ MUX, AGENT = "mux", "agent"
 
 #: Service, backend and its address: a backend that moves is another one.
 BackendKey = tuple[str, str, str]
+
+K = TypeVar("K")
 
 #: A VIP as text, always with its length: "203.0.113.10/32". Text is a faster key than a network.
 Vip = str
@@ -80,11 +82,11 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the last plan decided, as far as the next depends on it."""
+    """What the last plan decided, as far as the next depends on it. Never changed in place."""
 
-    backends: Mapping[BackendKey, Remembered] = field(default_factory=dict)
-    granted: Mapping[Vip, frozenset[str]] = field(default_factory=dict)  #: VIP -> MUXes told to announce it
-    lent: Mapping[Vip, AgentTables] = field(default_factory=dict)  #: VIP -> what agents were told of it
+    backends: dict[BackendKey, Remembered] = field(default_factory=dict)
+    granted: dict[Vip, frozenset[str]] = field(default_factory=dict)  #: VIP -> MUXes told to announce it
+    lent: dict[Vip, AgentTables] = field(default_factory=dict)  #: VIP -> what agents were told of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +225,13 @@ def replan(last: Plan, world: World, touched: Iterable[Vip] | None) -> Plan:
 
 def _remember(last: Plan, before: Memory, known: Memory, vips: Mapping[Vip, VipPlan], names: Iterable[Vip]) -> Memory:
     """``before`` with what was planned anew."""
-    backends, granted, lent = dict(before.backends), dict(before.granted), dict(before.lent)
-    gone = {found.key for vip in names if vip in last.vips for found in last.vips[vip].backends}
+    granted: dict[str, Any] = {}
+    lent: dict[str, Any] = {}
+    backends: dict[Any, Any] = {}
+    gone: dict[Any, None] = {}
     for vip in names:
+        gone.update((item.key, None) for item in (last.vips[vip].backends if vip in last.vips else ()))
         found = vips.get(vip)
-        granted.pop(vip, None)
-        lent.pop(vip, None)
         if found is None:
             continue
         if found.granted:
@@ -236,14 +239,16 @@ def _remember(last: Plan, before: Memory, known: Memory, vips: Mapping[Vip, VipP
         if found.agents:
             lent[vip] = found.agents
         for item in found.backends:
-            gone.discard(item.key)
-            old = known.backends.get(item.key)
+            key = item.key
+            old = known.backends.get(key)
             proven = item.healthy or (old is not None and old.proven)
-            new = Remembered(item.healthy, proven, item.state is BackendState.UP, item.shown, item.since)
-            backends[item.key] = old if old == new and old is not None else new
-    for key in gone:
-        backends.pop(key, None)
-    return Memory(backends, granted, lent)
+            backends[key] = Remembered(item.healthy, proven, item.state is BackendState.UP, item.shown, item.since)
+    vips_gone = dict.fromkeys(names)
+    return Memory(
+        _replaced(before.backends, gone, backends),
+        _replaced(before.granted, vips_gone, granted),
+        _replaced(before.lent, vips_gone, lent),
+    )
 
 
 def drain_muxes(world: World) -> dict[str, str | None]:
@@ -596,26 +601,20 @@ class _States:
         """What all MUXes had alike."""
         return next((s.get(section, {}) for id_, s in self._last.states.items() if id_.startswith(kind)), {})
 
-    def _changed(self, before: Mapping[str, Any], what: str) -> dict[str, Any]:
+    def _changed(self, before: dict[str, Any], what: str) -> dict[str, Any]:
         """The entries before, without those of old plans of VIPs, with those of the new."""
-        entries = dict(before)
-        for found in self._old:
-            for key in getattr(found, what):
-                entries.pop(key, None)
-        for found in self._new:
-            entries.update(getattr(found, what))
-        return entries
+        old = {key: value for found in self._old for key, value in getattr(found, what).items()}
+        new = {key: value for found in self._new for key, value in getattr(found, what).items()}
+        return _replaced(before, old, new)
 
     def _mux(self, mux: Node, services: dict[str, Any], panic: dict[str, str]) -> NodeState:
-        announcements = dict(self._last.states.get(mux.id, {}).get("announcements", {}))
-        for found in self._old:
-            announcements.pop(found.vip, None)
-        for found in self._new:
-            if mux.name in found.granted:
-                announcements[found.vip] = found.announcement
+        before = self._last.states.get(mux.id, {}).get("announcements", {})
+        old = {found.vip: None for found in self._old}
+        new = {found.vip: found.announcement for found in self._new if mux.name in found.granted}
         options: dict[str, Any] = {"drain": True} if mux.name in self._world.draining else {}
         if panic:
             options["panic"] = panic
+        announcements = _replaced(before, old, new)
         return _without_empty({"services": services, "announcements": announcements, "options": options})
 
     def _agent_services(self) -> dict[str, dict[str, Any]]:
@@ -633,6 +632,21 @@ class _States:
             for name, tables in vip_plan.agents.items():
                 found[name].update(tables)
         return found
+
+
+def _replaced(before: dict[K, Any], old: Mapping[K, Any], new: Mapping[K, Any]) -> dict[K, Any]:
+    """``before`` without ``old`` and with ``new``; itself where that is the same. Never changed in place."""
+    same = all(before.get(key) == value for key, value in new.items()) and not any(
+        key in before and key not in new for key in old
+    )
+    if same:
+        return before
+    after = dict(before)
+    for key in old:
+        if key not in new:
+            after.pop(key, None)
+    after.update((key, value) for key, value in new.items() if before.get(key) != value)
+    return after
 
 
 def _without_empty(state: NodeState) -> NodeState:

@@ -484,7 +484,8 @@ def test_planning_only_what_was_touched_gives_the_same(events: list[tuple[Any, .
         step(fleet, event)
         touched: set[Any] | None = None
         if event[0] in ("apply", "delete"):
-            touched = Change(old, fleet.desired, ()).vips()
+            names = frozenset(old.services) | fleet.desired.services.keys()
+            touched = Change(old, fleet.desired, (), names).vips()
         elif event[0] == "report":
             found = fleet.desired.services.get(event[1])
             touched = {str(found.vip)} if found else set()
