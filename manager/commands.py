@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb-manager init``, ``token``, ``operator``, ``certificates`` and ``revoke``: who may take part.
+"""``lb-manager init``, ``token``, ``operator``, ``certificates``, ``revoke`` and ``take-over``: who may take part.
 
 They run on the manager's machine, use the same store as a running manager, and need none to run; what they change, it
 sees within a second. Added to the program's commands by :mod:`manager.daemon`.
@@ -172,8 +172,30 @@ def revoke(path: Path, what: str, reason: str) -> None:
         click.echo(line)
 
 
+@click.command("take-over")
+@_config
+@click.option("--above", required=True, type=click.IntRange(1, 1_000_000), help="The highest term that nodes know.")
+def take_over(path: Path, above: int) -> None:
+    """After a restore from a backup: orders of this manager count again, once it is restarted.
+
+    Nodes refuse orders of a term lower than the highest they have seen. Be sure that no later manager runs.
+    """
+    settings, _ = _load(path)
+
+    async def main() -> int:
+        store = await SqliteStore.open(Path(settings.state_dir))
+        try:
+            while (term := await store.next_term()) <= above:
+                pass
+        finally:
+            await store.close()
+        return term
+
+    click.echo(f"the next start of lb-manager has a term above {asyncio.run(main())}; restart it now")
+
+
 def _day(at: float) -> str:
     return datetime.fromtimestamp(min(at, time.time() + 1e9), UTC).strftime("%Y-%m-%d %H:%M")
 
 
-COMMANDS = (init, operator, token, certificates, revoke)
+COMMANDS = (init, operator, token, certificates, revoke, take_over)

@@ -286,6 +286,13 @@ class Streams:
             del self._connections[connection.id]
             raise
         log.info("node connected", node=connection.id, peer=address, generation=hello.generation, term=hello.term)
+        if hello.term > self._hub.term:
+            log.error(
+                "node does not obey",
+                node=connection.id,
+                reason=f"it has orders of term {hello.term}, and this manager is of term {self._hub.term}: a later "
+                "manager runs, or this one was restored from a backup (then see lb-manager take-over)",
+            )
         sending = asyncio.create_task(connection.send_states(self._hub))
         receiving = asyncio.create_task(self._receive(socket, connection))
         try:

@@ -101,3 +101,17 @@ def test_an_operators_token_must_name_somebody(config: Path) -> None:
     init(config)
     with pytest.raises(RequestError, match="needs a name, for the audit"):
         run(config, "token", "--kind", "operator")
+
+
+def test_after_a_restore_terms_go_on_above_what_nodes_know(config: Path) -> None:
+    init(config)
+    assert "restart it now" in run(config, "take-over", "--above", 7).output
+
+    async def term() -> int:
+        store = await SqliteStore.open(config.parent / "state")
+        try:
+            return await store.next_term()
+        finally:
+            await store.close()
+
+    assert asyncio.run(term()) > 8
