@@ -27,6 +27,12 @@ UDP = (
     drops("a UDP header of seven bytes is malformed", ipv4(raw(17, udp().data[:7])), "bad_header"),
     drops("a UDP length below eight is malformed", ipv4(udp(length=7)), "bad_header"),
     drops("a UDP length beyond the packet is malformed", ipv4(udp(b"", length=9)), "bad_header"),
+    drops("a UDP length one beyond a larger packet is malformed", ipv4(udp(bytes(40), length=49)), "bad_header"),
+    drops("a UDP length of seven in a larger packet is malformed", ipv4(udp(bytes(40), length=7)), "bad_header"),
+    drops(
+        "a TCP data offset of four in a larger packet is malformed", ipv4(tcp("A", bytes(9), offset=4)), "bad_header"
+    ),
+    forwards("the whole of a larger UDP packet is forwarded", ipv4(udp(bytes(40), length=48)), DNS),
     forwards("a UDP length below the packet's is forwarded as it is", ipv4(udp(b"abcd", length=9)), DNS),
 )
 
