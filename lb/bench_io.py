@@ -48,6 +48,8 @@ RUN_MIN = 0.1
 FLOWS = 1024
 #: 64 bytes on the wire, with the frame check sequence.
 FRAME_BYTES = 60
+#: The MUX learns the flows, and the generator how many packets it makes at once; seconds.
+WARM_UP = 0.5
 #: Before and after the window of a run at full speed, as a part of it.
 MARGIN = 0.2
 READY_TIMEOUT = 20.0
@@ -112,6 +114,8 @@ def bench_io(*, io: IoMode, seconds: float) -> IoBench:
     cores = _two_cores()
     window = max(seconds / (2 * RUNS), RUN_MIN)
     with _ended_by_signals(), _first_in_line(), _Stage(io, cores) as stage:
+        stage.send(WARM_UP).result()
+        stage.settle()
         runs: list[IoRun] = []
         for _ in range(RUNS):
             runs.append(_one_run(stage, window, [run.mpps for run in runs]))

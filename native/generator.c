@@ -17,9 +17,9 @@
 
 #define BATCH 64u       /* frames a system call when it goes as fast as it can */
 #define PACED_BATCH 16u /* at a steady rate: small bursts, as a NIC that moderates its interrupts makes them */
-#define LIVE_MIN (1u << 14) /* frames in one call */
+#define LIVE_MIN (1u << 14) /* frames in one call, to begin with */
 #define LIVE_MAX (1u << 20)
-#define LIVE_CALL_NS 100000000u
+#define LIVE_CALL_NS 150000000u /* a shorter call makes twice as many the next time */
 #define FRAME_MAX 2048u
 #define SOURCE_PORT 34u /* of the frame: behind 14 bytes of Ethernet and 20 of IPv4 */
 #define HEADERS 42u     /* Ethernet, IPv4, UDP */
@@ -33,6 +33,7 @@ struct generator {
 	int ifindex;
 	int fd;
 	struct live_frames live;
+	uint32_t live_count; /* frames in one call; what earlier runs found to be right */
 	uint32_t flows;
 	uint32_t flow; /* of the next frame */
 	struct mmsghdr messages[BATCH];
@@ -84,6 +85,7 @@ int generator_open(const char *interface, const uint8_t *frame, uint32_t length,
 	if (!generator)
 		return -ENOMEM;
 	generator->kind = kind;
+	generator->live_count = LIVE_MIN;
 	generator->fd = generator->live.program = generator->live.numbers = -1;
 	generator->ifindex = (int)if_nametoindex(interface);
 	generator->flows = flows;
@@ -144,18 +146,17 @@ static int send_frames(struct generator *generator, unsigned count, struct gener
 static int run_live(struct generator *generator, double seconds, struct generator_result *out)
 {
 	uint64_t start = now_ns(), end = start + (uint64_t)(seconds * 1e9), before = live_frames_made(&generator->live);
-	uint32_t count = LIVE_MIN;
 	int error = 0;
 
-	for (uint64_t now = start; now < end && !error; ) {
+	for (uint64_t now = start; now < end && !error;) {
 		uint64_t called = now;
 
-		error = live_frames_run(&generator->live, count);
+		error = live_frames_run(&generator->live, generator->live_count);
 		if (error == -EINTR)
 			error = 0;
 		now = now_ns();
-		if (now - called < LIVE_CALL_NS && count < LIVE_MAX)
-			count *= 2;
+		if (now - called < LIVE_CALL_NS && generator->live_count < LIVE_MAX)
+			generator->live_count *= 2;
 	}
 	out->sent = live_frames_made(&generator->live) - before;
 	out->elapsed_ns = now_ns() - start;

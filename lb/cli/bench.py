@@ -112,7 +112,7 @@ def everything(*, flows: int, seconds: float, as_json: bool) -> None:
         print_json(answers)
     else:
         rows = [_row(name, answer) for name, answer in answers.items()]
-        columns = ("measurement", "ns_per_packet", "Mpps", "spread", "noise", "steal", "loss")
+        columns = ("measurement", "ns_per_packet", "Mpps", "spread", "noise", "core", "steal", "loss")
         console().print(table(columns, rows, right=frozenset(columns[1:])))
         answer = answers["pipeline hit"]
         runs = len(answer["runs"])
@@ -122,7 +122,7 @@ def everything(*, flows: int, seconds: float, as_json: bool) -> None:
 
 
 def _row(name: str, answer: dict[str, Any]) -> dict[str, str]:
-    """Of the table: the spread is that of the runs, the noise that of a fixed loop beside them."""
+    """Of the table. Spread: of the runs; noise: of a fixed loop beside them; core: the part that lb-mux got of its."""
     ns, runs = answer["ns_per_packet"], answer["runs"]
     return {
         "measurement": name,
@@ -130,6 +130,7 @@ def _row(name: str, answer: dict[str, Any]) -> dict[str, str]:
         "Mpps": f"{answer.get('mpps', 1000 / ns):.2f}",
         "spread": f"{(max(runs) - min(runs)) / statistics.median(runs):.0%}",
         "noise": "-" if "mpps" in answer else f"{answer['noise']:.0%}",
+        "core": f"{statistics.median(run['busy'] for run in answer['details']):.0%}" if "details" in answer else "-",
         "steal": f"{answer['steal']:.1%}" if "steal" in answer else "-",
         "loss": f"{answer['loss']:.3%}" if "loss" in answer else "-",
     }
