@@ -41,6 +41,8 @@ GENERATION_GAP = 1000
 #: Tables of services that are gone are cleared away after so many plans.
 _TABLES_KEPT = 1000
 
+#: Of one plan, so many good tidings are worth a line of the log each.
+LINES = 100
 #: More services than this in one request are read beside the event loop.
 LARGE = 50
 
@@ -99,7 +101,8 @@ class Controller:
         self.hub = NodeHub(term, generation if stored.version else 0, self, self.settings.hold, self._clock())
         self.hub.load(await self._store.nodes())
         self.plan = Plan(memory=memory)
-        self._plan_all()
+        self._plan_all(say=False)  # what was so before is no event
+        await self._store.remember({"set": {"generation": {"latest": self.hub.generation}}, "remove": {}})
         self._tasks = [
             asyncio.create_task(self._run(), name="plan"),
             asyncio.create_task(self._ticks(), name="clock"),
@@ -249,13 +252,14 @@ class Controller:
             tables=self._tables,
         )
 
-    def _plan_all(self) -> None:
+    def _plan_all(self, *, say: bool = True) -> None:
         """For what was touched or not; the states count at once. Used where nobody could have been told yet."""
         self._touched.clear()
         self._backlog.clear()
         old = self.plan
         self.plan = plan(self.world())
-        self._say(old, {*old.vips, *self.plan.vips})
+        if say:
+            self._say(old, {*old.vips, *self.plan.vips})
         self.hub.want(self.plan.states, None)
 
     async def _run(self) -> None:
@@ -309,8 +313,12 @@ class Controller:
         return sorted({*behind(), *(e.id for e in entries if e.connection is not None and e.refused is not None)})
 
     def _say(self, old: Plan, vips: Iterable[str]) -> None:
-        for subject, text, bad in differences(old, self.plan, sorted(vips)):
-            self.happened(subject, text, bad=bad)
+        for count, (subject, text, bad) in enumerate(differences(old, self.plan, sorted(vips))):
+            self.events.add(self._clock(), subject, text, bad=bad)
+            if bad or count < LINES:
+                (log.warning if bad else log.info)("event", subject=subject, text=text)
+            elif count == LINES:
+                log.info("more events of this kind; `lb get events` has them")
 
     async def _remember(self, old: Plan, touched: set[str]) -> None:
         """Before nodes are told: a manager that starts anew must know what it granted."""
@@ -328,7 +336,7 @@ class Controller:
             self._stored_memory = new.memory
 
     async def _remember_generation(self) -> None:
-        if self.hub.generation % (GENERATION_GAP // 2) == 1 or self.hub.generation == 1:
+        if self.hub.generation % (GENERATION_GAP // 2) == 0:
             await self._store_or_say({"set": {"generation": {"latest": self.hub.generation}}, "remove": {}})
 
     async def _store_or_say(self, change: Mapping[str, Any]) -> bool:

@@ -74,6 +74,14 @@ async def test_a_manager_that_starts_anew_does_not_disturb_anybody(tmp_path: Pat
             assert controller.hub.entries[node.id].generation > before[node.id][1]
 
 
+async def test_what_was_so_before_a_start_is_no_event(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        await served(controller)
+    async with running(tmp_path) as controller:
+        assert controller.events.latest(10) == []
+        assert View(controller).services()[0]["state"] == "up"
+
+
 async def test_a_new_node_gets_its_state_with_the_first_question(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         await served(controller)
