@@ -41,8 +41,10 @@ from lb.node.messages import (
 from manager.joining import address_of, certificate_of
 from manager.trust import Peer, Trust
 
-#: A connection that says nothing for so long is asked whether it lives, and closed if it does not answer, seconds.
-HEARTBEAT = 4.0
+#: A connection that says nothing for so long is asked whether it lives, and given up after half of it again, seconds.
+HEARTBEAT = 10.0
+#: A node says something every few seconds; one that did not for so long does not keep its name from another, seconds.
+SILENT = 8.0
 #: Until a node must have said hello, seconds.
 HELLO_TIMEOUT = 10.0
 #: Until a node that takes nothing is given up, seconds.
@@ -311,6 +313,9 @@ class Streams:
 
     async def _receive(self, socket: web.WebSocketResponse, connection: Connection) -> None:
         async for frame in socket:
+            if frame.type is WSMsgType.ERROR:
+                log.warning("node dropped", node=connection.id, reason="it does not answer any more")
+                return
             if frame.type is not WSMsgType.TEXT:
                 raise MessageError("a message must be a text frame")
             connection.said(self._hub, parse_from_node(frame.data))
@@ -321,7 +326,7 @@ class Streams:
         if older is not None:
             same = (older.address, older.peer.serial) == (connection.address, connection.peer.serial)
             silent = time.monotonic() - older.heard
-            if not same and silent < 2 * HEARTBEAT:
+            if not same and silent < SILENT:
                 raise AccessError(f"{connection.id} is connected already, from {older.address}")
             log.info("node came back", node=connection.id, reason="its connection before had not ended yet")
             self._connections[connection.id] = connection

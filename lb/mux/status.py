@@ -24,7 +24,6 @@ Row = dict[str, Any]
 
 #: Rows of one kind that a manager is told.
 ROWS_MAX = 20_000
-_COUNTED = ("name", "packets", "bytes", "flows_new")
 
 
 @dataclass(slots=True)
@@ -84,13 +83,18 @@ class Status:
 
     def for_manager(self) -> Row:
         """What the manager shows of this MUX. Of counters only those that count something, and not without end."""
-        services = [{key: row[key] for key in _COUNTED} for row in self.services() if row["packets"]]
-        backends = [
-            {"service": service.name, "name": backend.name, "packets": packets}
-            for service, number in self._services()
-            for backend in service.backends
-            if (packets := self._packets(number, backend))
-        ]
+        services: list[Row] = []
+        backends: list[Row] = []
+        for service, number in self._services():
+            counters = self._engine.service_counters(number)
+            if not counters.packets:
+                continue
+            row = {"packets": counters.packets, "bytes": counters.bytes, "flows_new": counters.flows}
+            services.append({"name": service.name, **row})
+            backends += [
+                {"service": service.name, "name": backend.name, "packets": self._packets(number, backend)}
+                for backend in service.backends
+            ]
         mux = self.mux()
         del mux["manager"]  # it knows
         return {

@@ -50,8 +50,9 @@ from lb.node.outbox import Outbox
 
 #: Between two attempts, seconds; doubled each time, and each time shortened at random by up to a half.
 BACKOFF_MIN, BACKOFF_MAX = 0.2, 5.0
-#: A connection that says nothing for so long is asked whether it lives, seconds.
-HEARTBEAT = 4.0
+#: A connection that says nothing for so long is asked whether it lives, and given up after half of it again, seconds.
+#: A manager that plans ten thousand services anew, on a busy machine, may well be silent for a few.
+HEARTBEAT = 10.0
 CONNECT_TIMEOUT = 10.0
 #: Until a manager that takes nothing is given up, seconds.
 SEND_TIMEOUT = 20.0
@@ -299,6 +300,8 @@ class NodeClient:
 
     async def _receive(self, stream: aiohttp.ClientWebSocketResponse, orders: asyncio.Queue[ToNode | None]) -> None:
         async for frame in stream:
+            if frame.type is aiohttp.WSMsgType.ERROR:
+                break  # it does not answer any more
             if frame.type is not aiohttp.WSMsgType.TEXT:
                 raise MessageError("the manager sent what is no text frame")
             text = frame.data
