@@ -21,11 +21,12 @@ unexport SECONDS PYTHONPATH PYTHONHOME
 
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help build test unit lab sanitize demo check bench fuzz clean distclean packages
+.PHONY: help build test unit lab sanitize demo demo-standalone check bench fuzz clean distclean packages
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
-	@echo 'make demo      the whole path in network namespaces, with real nginx, curl and wrk (root)'
+	@echo 'make demo      manager, BGP and the whole path in network namespaces, with real BIRD, nginx, curl and wrk (root);'
+	@echo '               make demo-standalone: the same from files, without manager and BGP'
 	@echo 'make test      every test; as root with the namespace labs'
 	@echo 'make unit      the fast tests, no privilege needed'
 	@echo 'make sanitize  the native tests under the address and undefined-behaviour sanitizers'
@@ -113,10 +114,10 @@ fuzz: build $(FUZZERS)
 	@echo '$(SECONDS) s of random packets each: $(notdir $(FUZZERS))'
 	@printf '%s\n' $(FUZZERS) | xargs -P "$$(nproc)" -I{} tests/fuzz/run {} $(SECONDS)
 
-demo:
+demo demo-standalone:
 	@deploy/packages.sh demo
 	@$(MAKE) build
-	@deploy/as-root.sh $(PY) -m tests.lab.demo
+	@deploy/as-root.sh $(PY) -m $(if $(filter demo,$@),tests.lab.demo_fleet,tests.lab.demo)
 
 # Static checks. clang, where it is installed, reads the same C with its own warnings.
 

@@ -37,7 +37,7 @@ build_needs() {
 demo_needs() {
 	build_needs
 	printf '%s\n' "command ip iproute2" "command nft nftables" "command nginx nginx-light" "command curl" "command wrk" \
-		"command ethtool" "command setpriv util-linux"
+		"command ethtool" "command setpriv util-linux" "command bird bird2"
 }
 
 fuzz_needs() {
@@ -48,7 +48,7 @@ fuzz_needs() {
 test_needs() {
 	demo_needs
 	fuzz_needs
-	printf '%s\n' "command ping iputils-ping" "command tcpdump" "command bird bird2" "program /usr/lib/frr/bgpd frr"
+	printf '%s\n' "command ping iputils-ping" "command tcpdump" "program /usr/lib/frr/bgpd frr"
 }
 
 fail() {

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo``: the whole path at work, changed live under traffic, with an honest account of what clients saw.
+"""``make demo-standalone``: the path at work, changed live under traffic, with an honest account of what clients saw.
 
-Run as root: ``.venv/bin/python -m tests.lab.demo``. Ends with 1 if a connection broke that must not break.
+Run as root: ``.venv/bin/python -m tests.lab.demo``. Here MUXes and agents are changed by files and signals, and routes
+are set for them; :mod:`tests.lab.demo_fleet`, which is ``make demo``, plays the same with a manager and BGP. Ends with
+1 if a connection broke that must not break.
 """
 
 from __future__ import annotations
@@ -221,7 +223,7 @@ def perform(lab: L, make: Callable[[L], Demo]) -> int:
 
 
 def main() -> int:
-    say("vipmux demo: client - router with ECMP - 2 MUXes - 3 hosts, in namespaces")
+    say("vipmux standalone demo: client - router - 2 MUXes - 3 hosts, in namespaces")
     return perform(Lab(), Demo)
 
 

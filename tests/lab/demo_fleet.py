@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo-fleet``: the demo with a whole control plane, where a router learns the VIPs by BGP.
+"""``make demo``: the demo with a whole control plane, where a router learns the VIPs by BGP.
 
 Run as root: ``.venv/bin/python -m tests.lab.demo_fleet``. What is done and counted is :mod:`tests.lab.demo`'s; here
 services come to a manager by ``lb apply``, nodes follow it, and it is killed as well.
@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from lb.model import Probe, ProbeType, Service
 from tests.lab import netns
 from tests.lab.demo import Demo, perform, say
 from tests.lab.fleet import Fleet
-from tests.lab.process import wait_for
+from tests.lab.process import Process, wait_for
 from tests.lab.services import FILES_VIP, WEB_VIP, drained, files, web
 from tests.lab.topology import Node
 
@@ -89,14 +90,21 @@ class FleetDemo(Demo):
         return "back in the routes, from the state on its disk"
 
     def restart_manager(self) -> str:
+        before = len(self.fleet.watch.changes)
         self.fleet.revive(self.fleet.manager)
         wait_for(lambda: self.fleet.connected() == len(self.lab.nodes), "every node to be connected again", 30)
-        return "every node is connected again; nothing flapped"
+        changes = len(self.fleet.watch.changes) - before
+        if changes:
+            self.failures.append(f"the manager's return changed {changes} routes")
+        return f"every node is connected again; routes changed meanwhile: {changes}"
 
     def stop(self) -> None:
-        super().stop()
-        if code := self.fleet.manager.processes["manager"].stop():
-            self.failures.append(f"lb-manager ended with {code}")
+        """All at once: each MUX says farewell to its routers first, which takes a moment."""
+        nodes = [*self.lab.muxes, *self.lab.hosts, self.fleet.manager]
+        processes = [process for node in nodes for name, process in node.processes.items() if name != "nginx"]
+        with ThreadPoolExecutor(len(processes)) as pool:
+            codes = list(pool.map(Process.stop, processes))
+        self.failures += [f"{p.name} ended with {code}" for p, code in zip(processes, codes, strict=True) if code]
 
 
 def main() -> int:

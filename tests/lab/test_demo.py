@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo is the first thing that a newcomer sees: it must succeed, be short, and fit a terminal."""
+"""The demos are the first things that a newcomer sees: they must succeed, be short, and fit a terminal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 pytestmark = pytest.mark.lab
 
 
-def test_demo_succeeds_within_a_minute_and_80_columns() -> None:
+@pytest.mark.parametrize("module", ["tests.lab.demo_fleet", "tests.lab.demo"])
+def test_demo_succeeds_within_a_minute_and_80_columns(module: str) -> None:
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "tests.lab.demo"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert time.monotonic() - began < 60
