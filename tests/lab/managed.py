@@ -64,7 +64,7 @@ class ManagedLab(Lab):
 
     def manage(self, command: str, *arguments: str) -> str:
         """``lb-manager COMMAND``, on the manager's machine; returns what it prints."""
-        argv = [PROGRAMS / "lb-manager", command, "--config", self.manager.config, *arguments]
+        argv: list[str | Path] = [PROGRAMS / "lb-manager", command, "--config", self.manager.config, *arguments]
         done = subprocess.run(in_namespace(self.manager.namespace, argv), capture_output=True, text=True, check=False)
         if done.returncode:
             raise LabError(f"lb-manager {command}: {done.stderr}")
@@ -80,7 +80,15 @@ class ManagedLab(Lab):
         keys = ["--ca", str(self.credentials / "ca.pem")]
         if token is None:
             keys += ["--cert", str(self.credentials / "operator.pem"), "--key", str(self.credentials / "operator.key")]
-        argv = ["env", f"LB_TOKEN={token or ''}", PROGRAMS / "lb", *arguments, "--manager", URL, *keys]
+        argv: list[str | Path] = [
+            "env",
+            f"LB_TOKEN={token or ''}",
+            PROGRAMS / "lb",
+            *arguments,
+            "--manager",
+            URL,
+            *keys,
+        ]
         return subprocess.run(in_namespace(self.manager.namespace, argv), capture_output=True, text=True, check=False)
 
     def ask(self, *arguments: str) -> Any:
