@@ -40,7 +40,7 @@ def test_every_claim_is_made_once() -> None:
 
 
 def test_every_reason_of_the_pipeline_has_a_row() -> None:
-    others = {"no_next_hop", "send_failed"}  # not of the packet; tests/native/test_pipeline.py
+    others = {"no_next_hop", "send_failed"}  # not of the packet: test_changes.py and test_veth_lab.py
     assert {row.reason for row in ROWS} == {reason.name for reason in REASONS} - others
 
 

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Worker
+from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Snapshot, Worker
 from lb.forwarding import Compiler
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet, ipv4, ipv6, udp
@@ -61,13 +61,16 @@ class Wire:
         batch(["link set dev o0 up"], outside)
         self.socket = inside(outside, self._open_socket)
         stack.callback(self.socket.close)
-        forwarding = Compiler(SETTINGS).compile(SERVICES)
-        hops = {address: Hop(address, ROUTER_MAC, MUX_MAC) for address in forwarding.hop_addresses}
+        self.forwarding = Compiler(SETTINGS).compile(SERVICES)
         io = inside(mux, lambda: PacketIo("m0"))
         stack.callback(io.close)
-        self.worker = Worker(Pipeline(SETTINGS.flows, Link.NEXT_HOP), io, forwarding.snapshot(hops))
+        self.worker = Worker(Pipeline(SETTINGS.flows, Link.NEXT_HOP), io, self.snapshot())
         stack.callback(self.worker.close)
         self.worker.start()
+
+    def snapshot(self, interface: int = 0) -> Snapshot:
+        addresses = self.forwarding.hop_addresses
+        return self.forwarding.snapshot({a: Hop(a, ROUTER_MAC, MUX_MAC, interface) for a in addresses})
 
     @staticmethod
     def _open_socket() -> socket.socket:
@@ -212,3 +215,13 @@ def test_frames_that_a_nic_would_not_give_us_are_stepped_over(wire: Wire, frame:
     wire.send(frame)
     assert wire.run(ethernet(SYN), 1)[0] == "forwarded"
     assert wire.worker.pipeline_counters().received == before + 1
+
+
+def test_what_the_kernel_refuses_to_send_is_counted_and_ends_nothing(wire: Wire) -> None:
+    wire.worker.publish(wire.snapshot(interface=1_000_000))
+    try:
+        assert wire.run(ethernet(SYN), 0)[0] == "send_failed"
+        assert wire.run(ethernet(SUPER[0].packet), 0)[0] == "send_failed"
+    finally:
+        wire.worker.publish(wire.snapshot())
+    assert wire.run(ethernet(SYN), 1)[0] == "forwarded"
