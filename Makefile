@@ -25,8 +25,8 @@ ROOT := $(filter 0,$(shell id -u))
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
-	@echo 'make demo      manager, BGP and the whole path in network namespaces, with real BIRD, nginx, curl and wrk (root);'
-	@echo '               make demo-standalone: the same from files, without manager and BGP'
+	@echo 'make demo      manager, BGP and the whole path in network namespaces, with real BIRD, nginx, curl and wrk (root)'
+	@echo 'make demo-standalone  the same from files, without manager and BGP (root)'
 	@echo 'make test      every test; as root with the namespace labs'
 	@echo 'make unit      the fast tests, no privilege needed'
 	@echo 'make sanitize  the native tests under the address and undefined-behaviour sanitizers'
