@@ -114,10 +114,15 @@ fuzz: build $(FUZZERS)
 	@echo '$(SECONDS) s of random packets each: $(notdir $(FUZZERS))'
 	@printf '%s\n' $(FUZZERS) | xargs -P "$$(nproc)" -I{} tests/fuzz/run {} $(SECONDS)
 
-demo demo-standalone:
+demo:
 	@deploy/packages.sh demo
 	@$(MAKE) build
-	@deploy/as-root.sh $(PY) -m $(if $(filter demo,$@),tests.lab.demo_fleet,tests.lab.demo)
+	@deploy/as-root.sh $(PY) -m tests.lab.demo_fleet
+
+demo-standalone:
+	@deploy/packages.sh demo
+	@$(MAKE) build
+	@deploy/as-root.sh $(PY) -m tests.lab.demo
 
 # Static checks. clang, where it is installed, reads the same C with its own warnings.
 
