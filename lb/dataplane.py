@@ -17,7 +17,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NoReturn
 from typing import Protocol as PythonProtocol
 
@@ -138,22 +138,14 @@ class ServiceEntry:
     backends: Sequence[BackendEntry]
 
 
-class VipMap:
-    """All services of a configuration, sealed."""
+class PreparedService:
+    """A :class:`ServiceEntry` as C takes it; made once, and added to any number of VIP maps."""
 
-    def __init__(self, seed: bytes, idle_untrusted_seconds: int, services: Sequence[ServiceEntry]) -> None:
-        ticks = c.flow_ticks_of(idle_untrusted_seconds)
-        self._c = _make(
-            "vip_map", c.vip_map_put, "Cannot make a VIP map", lambda out: c.vip_map_create(seed, ticks, out)
-        )
-        row = ffi.new("struct service *")
-        for service in services:
-            self._add(row, service)
-        code = c.vip_map_seal(self._c)
-        if code < 0:
-            _fail(code, f"Cannot index {len(services)} services (two of them may claim the same packets)")
+    __slots__ = ("_backends", "_maglev", "_row")
 
-    def _add(self, row: Cdata, service: ServiceEntry) -> None:
+    def __init__(self, service: ServiceEntry) -> None:
+        self._maglev = service.maglev  # the row points into it
+        self._row = row = ffi.new("struct service *")
         row.id = service.id
         row.first_port, row.last_port = service.first_port, service.last_port
         row.protocol = service.protocol.number
@@ -165,10 +157,37 @@ class VipMap:
         row.vip = _address16(service.vip)
         row.maglev = service.maglev._c
         row.backend_count = len(service.backends)
-        backends = ffi.new("struct backend[]", [(b.hop << 2 | b.state, b.counter) for b in service.backends])
-        code = c.vip_map_add(self._c, row, backends)
+        self._backends = ffi.new("struct backend[]", [(b.hop << 2 | b.state, b.counter) for b in service.backends])
+
+    def add_to(self, vip_map: Cdata) -> int:
+        """0, or a negative errno."""
+        return int(c.vip_map_add(vip_map, self._row, self._backends))
+
+    def __str__(self) -> str:
+        """For an error."""
+        packed = bytes(self._row.vip)
+        address = ip_address(packed[:4] if self._row.family == 4 else packed)
+        return f"service {address}/{self._row.prefix_length} port {self._row.first_port}"
+
+
+class VipMap:
+    """All services of a configuration, sealed."""
+
+    def __init__(
+        self, seed: bytes, idle_untrusted_seconds: int, services: Sequence[ServiceEntry | PreparedService]
+    ) -> None:
+        ticks = c.flow_ticks_of(idle_untrusted_seconds)
+        self._c = _make(
+            "vip_map", c.vip_map_put, "Cannot make a VIP map", lambda out: c.vip_map_create(seed, ticks, out)
+        )
+        for service in services:
+            prepared = service if isinstance(service, PreparedService) else PreparedService(service)
+            code = prepared.add_to(self._c)
+            if code < 0:
+                _fail(code, f"Cannot add {prepared}")
+        code = c.vip_map_seal(self._c)
         if code < 0:
-            _fail(code, f"Cannot add service {service.vip}/{service.prefix_length} port {service.first_port}")
+            _fail(code, f"Cannot index {len(services)} services (two of them may claim the same packets)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,25 @@ seed and of names only. Not thread-safe; its owner is the daemon's event loop, o
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import mmh3
 
-from lb.dataplane import NO_MAC, BackendEntry, FlowTuple, Hop, Maglev, Member, ServiceEntry, Snapshot, VipMap, lookup
+from lb.dataplane import (
+    NO_MAC,
+    BackendEntry,
+    FlowTuple,
+    Hop,
+    Maglev,
+    Member,
+    PreparedService,
+    ServiceEntry,
+    Snapshot,
+    VipMap,
+    lookup,
+)
 from lb.errors import DataplaneError
 from lb.model import (
     MAX_BACKENDS_PER_SERVICE,
@@ -90,7 +102,7 @@ class Forwarding:
     settings: MuxSettings
     services: tuple[Service, ...]
     vip_map: VipMap
-    hop_addresses: tuple[Address, ...]  #: distinct outer destinations, in the order backends name them
+    hop_addresses: tuple[Address, ...]  #: distinct outer destinations, in the order of their numbers
     ids: Mapping[int, Service]  #: by service id
     _numbers: Mapping[int, _ServiceNumbers]  #: by service id
 
@@ -139,46 +151,120 @@ class Forwarding:
         return Lookup(self.ids[answer.service_id], answer.slot, backend)
 
 
+class _Hops:
+    """Numbers of outer destinations, and by how many backends each is used."""
+
+    def __init__(self, numbers: dict[Address, int] | None = None, uses: list[int] | None = None) -> None:
+        self.numbers = numbers if numbers is not None else {}
+        self._uses = uses if uses is not None else []
+
+    def copy(self) -> _Hops:
+        return _Hops(dict(self.numbers), list(self._uses))
+
+    def take(self, address: Address) -> int:
+        """The number of an address that one more backend uses."""
+        number = self.numbers.setdefault(address, len(self.numbers))
+        if number == len(self._uses):
+            self._uses.append(0)
+        self._uses[number] += 1
+        return number
+
+    def release(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._uses[number] -= 1
+
+    @property
+    def unused(self) -> bool:
+        """Whether there is a number that nobody uses."""
+        return 0 in self._uses
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A service as it is in the VIP map, for as long as it stays the same object."""
+
+    service: Service
+    numbers: _ServiceNumbers
+    row: PreparedService
+    hops: tuple[int, ...]  #: of its backends
+    table_key: tuple[object, ...]
+    table: Maglev
+
+
 class Compiler:
-    """Turns services into :class:`Forwarding`, with numbers that stay the same from one call to the next."""
+    """Turns services into :class:`Forwarding`, with numbers that stay the same from one call to the next.
+
+    What is the same :class:`~lb.model.Service` object as in the call before is not looked at again, so that a change of
+    one service among ten thousand costs a few milliseconds.
+    """
 
     def __init__(self, settings: MuxSettings) -> None:
         self.settings = settings
         self._services: dict[ServiceKey, _ServiceNumbers] = {}
         self._counters = 0
         self._tables: dict[tuple[object, ...], Maglev] = {}
+        self._prepared: dict[int, _Prepared] = {}  # by the identity of the service, which each of them keeps alive
+        self._hops = _Hops()
 
     def compile(self, services: Iterable[Service]) -> Forwarding:
-        """Builds what changed and shares the Maglev tables that did not."""
+        """Builds what changed and shares what did not."""
         services = tuple(services)
-        hops: dict[Address, int] = {}
-        used: dict[tuple[object, ...], Maglev] = {}
-        numbered = self._number(services)
-        entries = [self._entry(service, numbers, hops, used) for service, numbers in numbered]
-        self._tables = used
-        vip_map = VipMap(self.settings.seed, self.settings.idle.tcp_untrusted, entries)
+        prepared, hops = self._prepare(services, self._prepared, self._hops.copy())
+        if hops.unused:  # a machine is gone: the others are numbered anew
+            prepared, hops = self._prepare(services, {}, _Hops())
+        rows = list(prepared.values())
+        vip_map = VipMap(self.settings.seed, self.settings.idle.tcp_untrusted, [item.row for item in rows])
+        self._prepared, self._hops = prepared, hops
+        self._tables = {item.table_key: item.table for item in rows}
         return Forwarding(
             settings=self.settings,
             services=services,
             vip_map=vip_map,
-            hop_addresses=tuple(hops),
-            ids={numbers.id: service for service, numbers in numbered},
-            _numbers={numbers.id: numbers for _, numbers in numbered},
+            hop_addresses=tuple(hops.numbers),
+            ids={item.numbers.id: item.service for item in rows},
+            _numbers={item.numbers.id: item.numbers for item in rows},
         )
+
+    def _prepare(
+        self, services: tuple[Service, ...], before: Mapping[int, _Prepared], hops: _Hops
+    ) -> tuple[dict[int, _Prepared], _Hops]:
+        """Each service prepared, in their order; ``hops`` counts who uses them."""
+        found = {id(service): before.get(id(service)) for service in services}
+        for number, item in before.items():
+            if number not in found:
+                hops.release(item.hops)
+        fresh = [service for service in services if found[id(service)] is None]
+        used: dict[tuple[object, ...], Maglev] = {}
+        made = {
+            id(service): self._make(service, numbers, hops, used) for service, numbers in self._number(fresh, services)
+        }
+        return {number: item if item is not None else made[number] for number, item in found.items()}, hops
+
+    def _make(
+        self, service: Service, numbers: _ServiceNumbers, hops: _Hops, used: dict[tuple[object, ...], Maglev]
+    ) -> _Prepared:
+        own = tuple(hops.take(backend.address) for backend in service.backends)
+        key, table = self._table(service, numbers, used)
+        entry = self._entry(service, numbers, own, table)
+        return _Prepared(service, numbers, PreparedService(entry), own, key, table)
 
     # ---- numbers ----
 
-    def _number(self, services: Sequence[Service]) -> list[tuple[Service, _ServiceNumbers]]:
-        present = {service_key(service) for service in services}
-        rows = []
-        for service in services:
-            numbers = self._services.get(service_key(service))
+    def _number(
+        self, fresh: Sequence[Service], services: Sequence[Service]
+    ) -> Iterator[tuple[Service, _ServiceNumbers]]:
+        """The fresh ones of all services."""
+        present: set[ServiceKey] = set()
+        for service in fresh:
+            key = service_key(service)
+            numbers = self._services.get(key)
             if numbers is None:
-                numbers = self._services[service_key(service)] = _ServiceNumbers(self._free_id(present))
+                if not present and len(self._services) >= MAX_SERVICES:
+                    present = {service_key(other) for other in services}
+                numbers = self._services[key] = _ServiceNumbers(self._free_id(present))
             for backend in sorted(service.backends, key=lambda b: b.name):
                 self._number_backend(service, numbers, backend)
-            rows.append((service, numbers))
-        return rows
+            yield service, numbers
 
     def _free_id(self, present: set[ServiceKey]) -> int:
         if len(self._services) < MAX_SERVICES:
@@ -206,17 +292,10 @@ class Compiler:
 
     # ---- entries ----
 
-    def _entry(
-        self,
-        service: Service,
-        numbers: _ServiceNumbers,
-        hops: dict[Address, int],
-        used: dict[tuple[object, ...], Maglev],
-    ) -> ServiceEntry:
+    def _entry(self, service: Service, numbers: _ServiceNumbers, hops: Sequence[int], table: Maglev) -> ServiceEntry:
         settings = self.settings
         rows = [_ABSENT] * (max((numbers.backends[b.name] for b in service.backends), default=-1) + 1)
-        for backend in service.backends:
-            hop = hops.setdefault(backend.address, len(hops))
+        for backend, hop in zip(service.backends, hops, strict=True):
             number = numbers.backends[backend.name]
             rows[number] = BackendEntry(hop, numbers.counters[number], _STATES[backend.state])
         default_idle = settings.idle.tcp if service.protocol is Protocol.TCP else settings.idle.udp
@@ -230,11 +309,13 @@ class Compiler:
             hash_source=service.hash is HashMode.SOURCE,
             idle_seconds=service.idle or default_idle,
             mtu=service.mtu or settings.mtu,
-            maglev=self._table(service, numbers, used),
+            maglev=table,
             backends=rows,
         )
 
-    def _table(self, service: Service, numbers: _ServiceNumbers, used: dict[tuple[object, ...], Maglev]) -> Maglev:
+    def _table(
+        self, service: Service, numbers: _ServiceNumbers, used: dict[tuple[object, ...], Maglev]
+    ) -> tuple[tuple[object, ...], Maglev]:
         """The service's table: one in use, one of the last call, or a new one."""
         size = service.slots or self.settings.slots
         members = sorted((b.name, b.weight) for b in service.backends if b.state is BackendState.UP and b.weight)
@@ -249,4 +330,4 @@ class Compiler:
                 ],
             )
         used[key] = table
-        return table
+        return key, table

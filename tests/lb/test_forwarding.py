@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiling changes of services gives what compiling them from the beginning gives, and looks at nothing else."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb.errors import DataplaneError
+from lb.forwarding import Compiler, Forwarding
+from lb.model import Backend, BackendState, MuxSettings, PortRange, Protocol, Service
+
+MUX = MuxSettings("m", IPv4Address("10.0.1.11"), bytes(range(16)), "eth0", slots=251)
+
+BACKENDS = st.lists(
+    st.tuples(
+        st.integers(1, 6),
+        st.sampled_from([1, 1, 3]),
+        st.sampled_from(list(BackendState)),
+        st.sampled_from([None, 8080]),
+    ),
+    max_size=4,
+    unique_by=lambda item: item[0],
+)
+#: VIP's last byte -> its backends.
+CONFIGURATIONS = st.dictionaries(st.integers(1, 5), BACKENDS, max_size=5)
+
+
+def service(last: int, backends: list[tuple[int, int, BackendState, int | None]]) -> Service:
+    return Service(
+        f"s{last}",
+        IPv4Network(f"203.0.113.{last}"),
+        Protocol.TCP,
+        PortRange(80, 80),
+        tuple(
+            Backend(f"b{n}", IPv4Address("10.0.3.0") + n, port, weight, state) for n, weight, state, port in backends
+        ),
+    )
+
+
+def answers(forwarding: Forwarding) -> list[tuple[str | None, str | None, int | None]]:
+    """What some flows to every VIP get, by names and addresses; numbers inside may differ."""
+    found = []
+    for last in range(1, 7):
+        for port in range(20):
+            to = IPv4Address(f"203.0.113.{last}")
+            answer = forwarding.lookup(Protocol.TCP, IPv4Address("192.0.2.1"), 1000 + port, to, 80)
+            found.append(
+                (
+                    answer.service.name if answer.service else None,
+                    str(answer.address) if answer.address else None,
+                    answer.slot,
+                )
+            )
+    return found
+
+
+@settings(deadline=None)
+@given(st.lists(CONFIGURATIONS, min_size=2, max_size=5))
+def test_any_sequence_of_changes_ends_where_a_fresh_start_does(sequence: list[dict[int, list]]) -> None:  # type: ignore[type-arg]
+    compiler = Compiler(MUX)
+    known: dict[int, tuple[object, Service]] = {}
+    for configuration in sequence:
+        # What did not change stays the same object, as when a manager sends changes.
+        known = {
+            last: known[last] if last in known and known[last][0] == backends else (backends, service(last, backends))
+            for last, backends in configuration.items()
+        }
+        services = [item for _, item in known.values()]
+        forwarding = compiler.compile(services)
+        fresh = Compiler(MUX).compile(services)
+        assert answers(forwarding) == answers(fresh)
+        assert set(forwarding.hop_addresses) == set(fresh.hop_addresses)
+        assert forwarding.services == fresh.services
+
+
+def many(count: int) -> list[Service]:
+    return [
+        Service(
+            f"s{n}",
+            IPv4Network((int(IPv4Address("203.0.0.0")) + n, 32)),
+            Protocol.TCP,
+            PortRange(80, 80),
+            tuple(Backend(f"b{n}-{m}", IPv4Address("10.9.0.0") + (n + m) % 200) for m in range(2)),
+        )
+        for n in range(count)
+    ]
+
+
+def test_a_change_of_one_service_among_many_costs_a_fraction_of_all() -> None:
+    services = many(4000)
+    compiler = Compiler(MUX)
+    before = time.process_time()
+    compiler.compile(services)
+    whole = time.process_time() - before
+    changed = []
+    for turn in range(5):
+        services[7] = replace(services[7], mtu=1400 + turn)
+        before = time.process_time()
+        compiler.compile(services)
+        changed.append(time.process_time() - before)
+    assert min(changed) < whole / 4
+
+
+def test_a_machine_that_left_is_no_next_hop_any_more() -> None:
+    compiler = Compiler(MUX)
+    services = many(10)
+    left = services[0].backends[0].address
+    assert left in compiler.compile(services).hop_addresses
+    without = [
+        replace(item, backends=tuple(backend for backend in item.backends if backend.address != left))
+        for item in services
+    ]
+    assert left not in compiler.compile(without).hop_addresses
+
+
+def test_a_refused_configuration_leaves_the_compiler_as_it_was() -> None:
+    compiler = Compiler(MUX)
+    services = many(3)
+    good = answers(compiler.compile(services))
+    with pytest.raises(DataplaneError, match="service 203.0.0.0/32 port 80"):
+        compiler.compile([*services, replace(services[0], name="other")])
+    assert answers(compiler.compile(services)) == good
