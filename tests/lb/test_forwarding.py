@@ -123,6 +123,6 @@ def test_a_refused_configuration_leaves_the_compiler_as_it_was() -> None:
     compiler = Compiler(MUX)
     services = many(3)
     good = answers(compiler.compile(services))
-    with pytest.raises(DataplaneError, match="service 203.0.0.0/32 port 80"):
+    with pytest.raises(DataplaneError, match=r"service 203\.0\.0\.0/32 port 80"):
         compiler.compile([*services, replace(services[0], name="other")])
     assert answers(compiler.compile(services)) == good
