@@ -81,6 +81,16 @@ def test_a_short_run_answers_as_the_contract_says_and_leaves_nothing(io: str) ->
 
 
 @pytest.mark.lab
+def test_all_measurements_come_in_one_table() -> None:
+    out, error = finish(start("all", "--flows", "10000", "--seconds", "1"))
+    first, *rows = out.splitlines()
+    assert first.split()[0] == "measurement", error
+    measured = ["hit", "flood", "mix", "stateless", "miss", "packet", "tun"]
+    assert [row.split()[1] for row in rows[:-1]] == measured, error
+    assert "10,000 flows" in rows[-1]
+
+
+@pytest.mark.lab
 def test_sigterm_in_the_middle_leaves_nothing() -> None:
     process = start("io", "--seconds", "60")
     mux = wait_for(lambda: mux_of(process.pid), "lb-mux of the benchmark", 30)
