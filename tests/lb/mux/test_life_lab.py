@@ -16,6 +16,7 @@ import pytest
 
 from lb.model import Backend, IoMode
 from tests.lab.netns import inside, ip
+from tests.lab.process import wait_for
 from tests.lb.mux.stage import CLIENT, DNS, MUX, READY, VIP, WEB, Stage
 
 pytestmark = pytest.mark.lab
@@ -124,7 +125,9 @@ def test_the_set_of_vips_follows_a_reload(packet: Stage) -> None:
     packet.start(DNS)
     other = replace(DNS, vip=ip_network("203.0.113.64/26"))
     packet.reload(other)
-    assert packet.vips_of_the_kernel() == [{"prefix": {"addr": "203.0.113.64", "len": 26}}]
+    # Old VIPs leave last, once the new table is live.
+    wanted = [{"prefix": {"addr": "203.0.113.64", "len": 26}}]
+    wait_for(lambda: packet.vips_of_the_kernel() == wanted, "the old VIP to leave the kernel's set")
 
 
 def test_automatic_says_what_it_took_and_why(packet: Stage) -> None:
