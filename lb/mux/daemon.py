@@ -60,6 +60,8 @@ NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
 FOR_BGP = (Capability.KILL, Capability.SETGID, Capability.SETUID)
 #: How long a start or a reload waits for backends to answer ARP before it goes on without them, seconds.
 SETTLE = 1.0
+#: Services that come or go at once from which on the memory of it is given back.
+MANY = 1000
 #: How often workers are looked after, seconds.
 CARE_INTERVAL = 0.5
 #: A worker whose heartbeat stood still for so long is reported, seconds.
@@ -359,8 +361,11 @@ class Daemon:
             try:
                 if state.get("announcements", {}) != self._announced:
                     check_announcements(state.get("announcements", {}))
-                if services != self._plane.engine.forwarding.services:
+                before = self._plane.engine.forwarding.services
+                if services != before:
                     await self._take(services)
+                    if len({id(service) for service in services} ^ {id(service) for service in before}) > MANY:
+                        _give_back_memory()
             except VipmuxError as error:
                 self._condition.rejected = str(error)
                 raise
@@ -412,8 +417,12 @@ class Daemon:
 
 
 def _give_back_memory() -> None:
-    """Reading a large file leaves much that nobody needs: to the system with it, where the C library can."""
+    """Reading a large file leaves much that nobody needs: to the system with it, where the C library can. What is
+    left stays: looking through it for cycles again and again would stop everything for a tenth of a second each time.
+    """
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

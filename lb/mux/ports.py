@@ -106,8 +106,11 @@ class PacketPort:
         return ways
 
     async def cover(self, vips: Iterable[Network]) -> None:
-        self._vips = frozenset(vips)
-        await self._isolation.cover(self._vips)
+        wanted = frozenset(vips)
+        if wanted == self._vips:
+            return
+        await self._isolation.cover(wanted)
+        self._vips = wanted
         filter_ = vip_filter(self._vips)
         for io in self._ios:
             io.set_filter(filter_)
