@@ -36,6 +36,7 @@ from lb.metrics import MetricsServer, MuxCollector, serve
 from lb.model import Address, MuxConfig, Network, Service
 from lb.mux.announcer import Announcer
 from lb.mux.engine import Engine
+from lb.mux.fullness import Fullness
 from lb.mux.hop_watch import HopWatch
 from lb.mux.mode import Mode, candidates
 from lb.mux.netlink import Netlink
@@ -394,15 +395,27 @@ class Daemon:
 
     # -- care ---------------------------------------------------------------------------------------------------
 
+    def _tell_if_full(self, refused: int) -> None:
+        if refused:
+            log.warning(
+                "flow table full",
+                refused=refused,
+                flows=self._settings.flows,
+                reason="new flows are forwarded by Maglev alone and may move when backends change",
+                remedy="raise flows in [mux] and restart",
+            )
+
     async def _care(self) -> None:
-        """Frees what workers let go of, and reports a worker that fails or stands still, once."""
+        """Frees what workers let go of; reports a full flow table, and a worker that fails or stands still, once."""
         loop = asyncio.get_running_loop()
+        fullness = Fullness()
         beats: dict[int, tuple[int, float]] = {}
         stalled: set[int] = set()
         errors: dict[int, int] = {}
         while True:
             await asyncio.sleep(CARE_INTERVAL)
             self._plane.engine.reclaim()
+            self._tell_if_full(fullness.step(self._plane.engine.refused(), loop.time()))
             for number, worker in enumerate(self._plane.engine.heartbeats()):
                 if worker.error and worker.error != errors.get(number):
                     log.warning("receive failed", worker=number, error=errno.errorcode.get(worker.error, "?"))

@@ -172,6 +172,10 @@ class Engine:
             return self._workers[number].pipeline_counters()
         return self._pipelines[number].counters()
 
+    def refused(self) -> int:
+        """Flows that found no room in their table, so far."""
+        return sum(pipeline.counters().flows.refused for pipeline in self._pipelines)
+
     def service_counters(self, service_id: int) -> ServiceCounters:
         rows = [pipeline.service_counters(service_id) for pipeline in self._pipelines]
         return ServiceCounters(
