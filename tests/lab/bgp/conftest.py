@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,29 +74,6 @@ class BgpLab(Lab):
 
     def wait_peer(self, mux: Node, question: Callable[[dict[str, Any]], bool], what: str, seconds: float = 15) -> None:
         wait_for(lambda: question(self.peer(mux)), f"{mux.name} to say {what}, not {self.peer(mux)}", seconds)
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def exabgp_of(mux: Node) -> int:
-    """The pid of a MUX's ExaBGP."""
-
-    def look() -> int | None:
-        for pid in children(mux.processes["mux"].pid):
-            if b"lb.bgp.launch" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
-        return None
-
-    pid = wait_for(look, f"ExaBGP of {mux.name}")
-    assert pid is not None
-    return pid
-
-
-def helper_of(mux: Node) -> int:
-    """The pid of its helper."""
-    return wait_for(lambda: children(exabgp_of(mux)), f"the helper of {mux.name}")[0]
 
 
 @contextmanager

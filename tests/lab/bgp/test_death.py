@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab import netns
-from tests.lab.bgp.conftest import BUDGET, BgpLab, exabgp_of, helper_of, stopped
+from tests.lab.bgp.conftest import BUDGET, BgpLab, stopped
+from tests.lab.fleet import exabgp_of, helper_of
 from tests.lab.process import wait_for
 from tests.lab.routers import Routers
 from tests.lab.services import FILES_VIP, WEB_VIP, files, web
