@@ -640,6 +640,7 @@ class ServiceTable(Table):
     hash: Annotated[HashMode | None, PlainValidator(word(HashMode))] = None
     mtu: _Mtu = None
     idle: _Idle = None
+    slow_start: Annotated[float | None, PlainValidator(seconds(1, 3600))] = None
     # Tables of their own, read by themselves.
     probe: Any = None
     announce: Any = None

@@ -173,6 +173,7 @@ class Service:
     hash: HashMode = HashMode.FIVE_TUPLE
     mtu: int | None = None  #: underlay MTU towards the backends; None: the MUX's
     idle: int | None = None  #: idle timeout of trusted flows, seconds; None: the MUX's for the protocol
+    slow_start: float | None = None  #: seconds in which a backend that returns comes to its whole weight; None: at once
     probe: Probe | None = None
     announce: Announce | None = None
 

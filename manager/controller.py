@@ -78,6 +78,7 @@ class Controller:
         self._tables = Tables()
         self._changing = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._due: dict[str, float] = {}  # VIPs that time alone makes another plan of, and when
         self._touched: set[str] = set()
         self._backlog: set[str] = set()  # touched as well, but by something large
         self._to_keep: dict[tuple[str, str], NodeRecord] = {}
@@ -258,6 +259,7 @@ class Controller:
         self._backlog.clear()
         old = self.plan
         self.plan = plan(self.world())
+        self._note_due({*old.vips, *self.plan.vips})
         if say:
             self._say(old, {*old.vips, *self.plan.vips})
         self.hub.want(self.plan.states, None)
@@ -277,6 +279,7 @@ class Controller:
         if touched or self._nodes_differ():
             old = self.plan
             self.plan = replan(old, self.world(), touched)
+            self._note_due(touched)
             self._say(old, touched)
             await self._remember(old, touched)
             if self.hub.want(self.plan.states, touched):
@@ -289,6 +292,15 @@ class Controller:
             await asyncio.sleep(0)
         async with self.change_made:
             self.change_made.notify_all()
+
+    def _note_due(self, vips: Iterable[str]) -> None:
+        for vip in vips:
+            found = self.plan.vips.get(vip)
+            due = found.due if found is not None else None
+            if due is None:
+                self._due.pop(vip, None)
+            else:
+                self._due[vip] = due
 
     def _nodes_differ(self) -> bool:
         """Are there nodes without a state, or states without a node?"""
@@ -385,6 +397,9 @@ class Controller:
             silent = self._reports.expire(now)
             if silent:
                 self.touched(self._vips_of(silent))
+            due = [vip for vip, at in self._due.items() if at <= now]
+            if due:
+                self.touched(due)
 
 
 def _with_delta(make: Callable[[Desired], Change], desired: Desired) -> tuple[Change, dict[str, Any]]:

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from manager.plan import Plan, VipPlan
+from lb.model import BackendState
+from manager.plan import BackendPlan, Plan, VipPlan
 
 KEPT = 5000
 
@@ -74,6 +75,14 @@ def _backends(before: VipPlan | None, after: VipPlan | None) -> Iterator[tuple[s
             came_from = f"{was.shown} → " if was is not None else ""
             bad = item.shown in ("down", "panic")
             yield f"backend {item.service}/{item.backend.name}", f"{came_from}{item.shown}: {item.reason}", bad
+        if (item.ramp is None) != (was is None or was.ramp is None):
+            yield f"backend {item.service}/{item.backend.name}", _slow_start(item), False
+
+
+def _slow_start(item: BackendPlan) -> str:
+    if item.ramp is not None:
+        return f"slow start: it comes to its weight, {item.backend.weight}, within {item.ramp.seconds:g} s"
+    return "slow start is over" + (": it has its whole weight" if item.state is BackendState.UP else "")
 
 
 def _panic(before: VipPlan | None, after: VipPlan | None) -> Iterator[tuple[str, str, bool]]:

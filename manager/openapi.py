@@ -50,6 +50,7 @@ SERVICE_TABLE = record(
         "hash": {"enum": ["5-tuple", "source"]},
         "mtu": COUNT,
         "idle": COUNT,
+        "slow_start": NUMBER,
         "probe": ANYTHING,
         "announce": ANYTHING,
         "backend": array(
@@ -121,6 +122,10 @@ SCHEMAS: dict[str, Schema] = {
             "address": TEXT,
             "port": TEXT,
             "weight": COUNT,
+            "slow_start": {
+                "type": ["number", "null"],
+                "description": "the part of its weight that a backend which returned has by now; null: all of it",
+            },
             "state": {"enum": ["up", "down", "drain", "panic", "unknown", "installing"]},
             "takes_flows": FLAG,
             "healthy": FLAG,

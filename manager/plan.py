@@ -28,6 +28,7 @@ from lb.model import Address, Announce, AnnouncePolicy, Backend, BackendState, S
 from lb.node.messages import NodeState
 from manager.desired import Desired
 from manager.health import Evidence, Health, Reports, judge
+from manager.slow_start import Ramp, ramp, weights
 
 MUX, AGENT = "mux", "agent"
 
@@ -78,6 +79,7 @@ class Remembered:
     taking: bool  #: MUXes were told that it takes new flows
     shown: str
     since: float  #: of ``shown``
+    ramp_begun: float | None = None  #: since when it comes to its weight in steps; None: it has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,18 @@ class Tables:
         self._prepared = {name: found for name, found in self._prepared.items() if name in names}
 
 
+class Told(NamedTuple):
+    """What MUXes are told of a backend beside its table."""
+
+    state: BackendState
+    weight: int
+
+    @classmethod
+    def of(cls, backend: Backend) -> Told:
+        """What its table says."""
+        return cls(backend.state, backend.weight)
+
+
 class Prepared:
     """What a plan needs of a service and does not depend on how its backends are."""
 
@@ -131,16 +145,17 @@ class Prepared:
         self.addresses = [str(backend.address) for backend in service.backends]
         self.agents = [world.agent_at.get(backend.address) for backend in service.backends]
         self.agent_tables = self._agent_tables()
-        self._told: tuple[tuple[BackendState, ...], dict[str, Any]] | None = None
+        self._told: tuple[tuple[Told, ...], dict[str, Any]] | None = None
 
-    def mux_table(self, states: tuple[BackendState, ...]) -> dict[str, Any]:
-        """What a MUX needs of the service: all but the announcement, each backend with the state that it has now."""
-        if self._told is None or self._told[0] != states:
+    def mux_table(self, now: tuple[Told, ...]) -> dict[str, Any]:
+        """What a MUX needs of the service, each backend with the state and weight that it has now."""
+        if self._told is None or self._told[0] != now:
             told = tuple(
-                backend if state is backend.state else replace(backend, state=state)
-                for backend, state in zip(self.service.backends, states, strict=True)
+                backend if told == Told.of(backend) else replace(backend, state=told.state, weight=told.weight)
+                for backend, told in zip(self.service.backends, now, strict=True)
             )
-            self._told = states, service_table(replace(self.service, announce=None, backends=told))
+            bare = replace(self.service, announce=None, slow_start=None, backends=told)
+            self._told = now, service_table(bare)
         return self._told[1]
 
     def _agent_tables(self) -> dict[str, dict[str, Any]]:
@@ -149,7 +164,7 @@ class Prepared:
         for backend, agent in zip(self.service.backends, self.agents, strict=True):
             if agent is not None:
                 own.setdefault(agent, []).append(Backend(backend.name, backend.address, backend.port))
-        bare = replace(self.service, announce=None, slots=None, idle=None)
+        bare = replace(self.service, announce=None, slots=None, idle=None, slow_start=None)
         return {name: service_table(replace(bare, backends=tuple(found))) for name, found in own.items()}
 
 
@@ -166,6 +181,7 @@ class BackendPlan:
     reason: str
     since: float
     healthy: bool
+    ramp: Ramp | None = None  #: None: it has its whole weight
 
     @property
     def key(self) -> BackendKey:
@@ -185,6 +201,11 @@ class VipPlan:
     backends: tuple[BackendPlan, ...] = ()
     panic: Mapping[str, str] = field(default_factory=dict)  #: service -> reason
     done: tuple[str, ...] = ()  #: retiring services that nobody has any more
+
+    @property
+    def due(self) -> float | None:
+        """When time alone makes another plan of it; None: never."""
+        return min((item.ramp.next_at for item in self.backends if item.ramp is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +263,9 @@ def _remember(last: Plan, before: Memory, known: Memory, vips: Mapping[Vip, VipP
             key = item.key
             old = known.backends.get(key)
             proven = item.healthy or (old is not None and old.proven)
-            backends[key] = Remembered(item.healthy, proven, item.state is BackendState.UP, item.shown, item.since)
+            taking = item.state is BackendState.UP
+            begun = item.ramp.begun if item.ramp is not None else None
+            backends[key] = Remembered(item.healthy, proven, taking, item.shown, item.since, begun)
     vips_gone = dict.fromkeys(names)
     return Memory(
         _replaced(before.backends, gone, backends),
@@ -287,7 +310,10 @@ def plan_vip(vip: Vip, world: World) -> VipPlan:
         found, reason = plan_backends(prepared, world)
         backends += found
         name = prepared.service.name
-        tables[name] = prepared.mux_table(tuple(item.state for item in found))
+        told = weights(prepared.service.backends, [item.ramp for item in found])
+        tables[name] = prepared.mux_table(
+            tuple(Told(item.state, weight) for item, weight in zip(found, told, strict=True))
+        )
         if reason is not None:
             panic[name] = reason
     unwanted = _unwanted(services, backends)
@@ -317,7 +343,7 @@ def _retire(vip: Vip, world: World) -> VipPlan:
 
     if any(holds(mux, "announcements", [vip]) for mux in world.muxes.values()):
         tables = {
-            found.service.name: found.mux_table(tuple(backend.state for backend in found.service.backends))
+            found.service.name: found.mux_table(tuple(Told.of(backend) for backend in found.service.backends))
             for found in services
         }
         return VipPlan(vip, tables=tables, agents=_agents_of(services), withheld=withheld)
@@ -344,7 +370,10 @@ def plan_backends(prepared: Prepared, world: World) -> tuple[list[BackendPlan], 
     for backend, address, agent in zip(prepared.service.backends, prepared.addresses, prepared.agents, strict=True):
         node = None if agent is None else world.agents.get(agent)
         judged.append(_judge(_Place(prepared.service, backend, address, node), world))
-    return _cap(judged, world)
+    found, panic = _cap(judged, world)
+    if prepared.service.slow_start is not None:
+        found = _slowly(found, prepared.service.slow_start, world)
+    return found, panic
 
 
 def _judge(place: _Place, world: World) -> BackendPlan:
@@ -426,6 +455,26 @@ def _kept(item: BackendPlan, memory: Mapping[BackendKey, Remembered], now: float
     since = known.since if known.shown == "panic" else now
     reason = f"{item.reason}; kept in service all the same, for too few others are healthy"
     return replace(item, state=BackendState.UP, shown="panic", reason=reason, since=since)
+
+
+def _slowly(items: list[BackendPlan], seconds: float, world: World) -> list[BackendPlan]:
+    """Who begins to take flows beside others that do comes to its weight in steps; one that is alone has it at once."""
+    memory = world.memory.backends
+
+    def takes(item: BackendPlan) -> bool:
+        return item.state is BackendState.UP and item.backend.weight > 0
+
+    def took(item: BackendPlan) -> bool:
+        return item.key in memory and memory[item.key].taking
+
+    others = any(takes(item) and took(item) for item in items)
+    found = []
+    for item in items:
+        begun = None
+        if takes(item):
+            begun = memory[item.key].ramp_begun if took(item) else world.now if others else None
+        found.append(item if begun is None else replace(item, ramp=ramp(begun, seconds, world.now)))
+    return found
 
 
 # --- announcing ------------------------------------------------------------------------------------------------------

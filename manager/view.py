@@ -92,6 +92,7 @@ class View:
             "address": item.address,
             "port": str(item.backend.port or service.ports),
             "weight": item.backend.weight,
+            "slow_start": item.ramp.share if item.ramp is not None else None,
             "state": item.shown,
             "takes_flows": item.state.value == "up" and item.backend.weight > 0,
             "healthy": item.healthy,
@@ -210,7 +211,7 @@ class View:
             "policy": _policy_words(service),
             "backends": self.backends([name]),
             "announcements": [self._announcement_words(entry, vip) for entry in self._entries(MUX)],
-            "explanation": [_explain(item) for item in backends],
+            "explanation": [_explain(item, self._clock()) for item in backends],
             "events": [
                 {"at": event.at, "subject": event.subject, "text": event.text, "bad": event.bad}
                 for event in self._controller.events.latest(20, subjects)
@@ -304,7 +305,7 @@ def _state(service: Service, backends: list[BackendPlan], vip: VipPlan | None) -
     return "up" if all(item.healthy for item in wanted) else "degraded"
 
 
-def _explain(item: BackendPlan) -> str:
+def _explain(item: BackendPlan, now: float) -> str:
     words = {
         "up": "takes traffic",
         "down": "takes no traffic",
@@ -314,7 +315,11 @@ def _explain(item: BackendPlan) -> str:
         "installing": "takes no traffic yet",
     }
     idle = "; its weight is 0, so it takes no new flows" if item.backend.weight == 0 else ""
-    return f"{item.backend.name} {words.get(item.shown, item.shown)}: {item.reason}{idle}"
+    slow = ""
+    if item.ramp is not None:
+        left = max(0.0, item.ramp.begun + item.ramp.seconds - now)
+        slow = f"; slow start: it has {item.ramp.share:.0%} of its weight, and all of it in {left:.0f} s"
+    return f"{item.backend.name} {words.get(item.shown, item.shown)}: {item.reason}{idle}{slow}"
 
 
 def _probe_words(service: Service) -> str:

@@ -55,7 +55,8 @@ def service(answer: dict[str, Any]) -> Iterator[str]:
     yield "Backends"
     for backend, words in zip(answer["backends"], answer["explanation"], strict=True):
         place = endpoint(backend["address"], backend["port"])
-        yield f"  {cell(backend['name'])}  {place}  weight {backend['weight']}  {_state(backend)}"
+        slow = f" ({backend['slow_start']:.0%} of it now)" if backend.get("slow_start") else ""
+        yield f"  {cell(backend['name'])}  {place}  weight {backend['weight']}{slow}  {_state(backend)}"
         yield f"      {cell(words)}"
     if not answer["backends"]:
         yield "  none"

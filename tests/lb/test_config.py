@@ -252,6 +252,7 @@ def services_of(draw: st.DrawFn) -> tuple[Service, ...]:
                 hash=draw(st.sampled_from(HashMode)),
                 mtu=draw(st.none() | st.integers(1280, 9216)),
                 idle=draw(st.none() | st.integers(1, 14_400)),
+                slow_start=draw(st.none() | st.floats(1, 3600)),
                 probe=draw(st.none() | probes),
                 announce=draw(st.none() | announces),
             )
