@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import re
-import selectors
 import socket
+import struct
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import netns
@@ -125,69 +126,106 @@ def upload(lab: Lab, url: str, path: Path) -> None:
         raise LabError(f"curl -T {url}: {done.stderr.strip()}")
 
 
-@dataclass(slots=True)
-class _Connection:
-    socket: socket.socket
-    source_port: int
-    host: str = ""
-    asked_at: float = 0.0  #: 0: no request is under way
-    next_at: float = 0.0
-    answer: bytes = b""
-    answers: int = 0
-    slowest: float = 0.0
-    broken: str | None = None
+_KEEPALIVE = Path(__file__).parent / "tools" / "keepalive.c"
+#: ``struct row`` of tools/keepalive.c: state, source port, opened, ended, slowest, answers, host, why.
+_ROW = struct.Struct("=IIQQQQ24s64s")
+_ROWS = 65536
+_BROKEN = 3
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One keep-alive connection so far; times are ``time.monotonic()``."""
+
+    flow: Flow
+    opened: float
+    ended: float | None
+    slowest: float
+    answers: int
+
+
 class KeepAlive:
-    """Connections that each ask for ``/`` again and again, until :meth:`stop`; a thread of its own drives them.
+    """Connections that each ask for ``/`` again and again, until :meth:`stop`; a process of its own drives them.
 
-    A connection is broken when it is reset or closed, or when no answer comes within ``patience`` seconds.
+    A connection is broken when it is reset or closed, or when no answer comes within ``patience`` seconds. With
+    ``requests`` each ends in peace after so many, and another takes its place. The work is ``tools/keepalive.c``'s.
     """
 
-    lab: Lab
-    vip: str
-    port: int
-    count: int = 60
-    interval: float = 0.1
-    patience: float = 15.0
-    _connections: list[_Connection] = field(default_factory=list)
-    _stopping: bool = False
-    _thread: threading.Thread | None = None
+    def __init__(
+        self,
+        lab: Lab,
+        vip: str,
+        port: int,
+        *,
+        count: int = 60,
+        interval: float = 0.1,
+        patience: float = 15.0,
+        requests: int = 0,
+    ) -> None:
+        self._lab = lab
+        self._vip = vip
+        self._port = port
+        self._patience = patience
+        numbers = (count, round(interval * 1000), round(patience * 1000), requests)
+        self._count = count
+        self._numbers = [str(number) for number in numbers]
+        self._process: Process | None = None
+        self._table = b""  # the last state of the table, once it is closed
+        self._map: mmap.mmap | None = None
 
     def start(self) -> KeepAlive:
         """Connects them all and has each answered once."""
-        netns.inside(self.lab.client, self._connect_all)
-        self._thread = threading.Thread(target=self._drive, name="keep-alive", daemon=True)
-        self._thread.start()
-        deadline = time.monotonic() + self.patience
-        while any(not connection.answers and not connection.broken for connection in self._connections):
-            if time.monotonic() > deadline:
-                raise LabError("keep-alive connections were not answered")
-            time.sleep(0.005)
+        tool = self._lab.directory / "keepalive"
+        if not tool.exists():
+            subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-o", tool, _KEEPALIVE], check=True)
+        name = f"keepalive-{self._port}-{time.monotonic_ns()}"
+        table = self._lab.directory / name
+        with table.open("wb+") as handle:
+            handle.truncate(_ROWS * _ROW.size)
+            self._map = mmap.mmap(handle.fileno(), _ROWS * _ROW.size)
+        argv: list[str | Path] = [tool, table, str(CLIENT), self._vip, str(self._port), *self._numbers]
+        self._process = Process("keepalive", self._lab.client, argv, table.with_suffix(".log"))
+        self._process.wait_output("^running")
+        table.unlink()
+        self._wait(lambda life: life.answers >= 1, self._patience)
         return self
 
     @property
     def answers(self) -> int:
-        return sum(connection.answers for connection in self._connections)
+        return sum(life.answers for life in self.lives())
 
     @property
     def slowest(self) -> float:
         """The longest that a request waited for its answer, seconds."""
-        return max(connection.slowest for connection in self._connections)
+        return max(life.slowest for life in self.lives())
+
+    def lives(self) -> list[Life]:
+        """Every connection so far, in the order in which they were opened."""
+        table = self._map if self._map is not None else self._table
+        found = []
+        for state, port, opened, ended, slowest, answers, host, why in _ROW.iter_unpack(table):
+            if not state:
+                break
+            broken = _text(why) if state == _BROKEN else None
+            flow = Flow(port, self._vip, self._port, _text(host), broken)
+            found.append(Life(flow, opened / 1e9, ended / 1e9 if ended else None, slowest / 1e9, answers))
+        return found
 
     def flows(self) -> list[Flow]:
         """What became of each connection so far."""
-        return [
-            Flow(connection.source_port, self.vip, self.port, connection.host, connection.broken)
-            for connection in self._connections
-        ]
+        return [life.flow for life in self.lives()]
 
     def one_more_answer(self) -> None:
-        """Returns when every connection was asked and answered after this call, or is broken."""
-        before = {connection.source_port: connection.answers for connection in self._connections}
-        deadline = time.monotonic() + self.patience + 5
-        while any(c.answers < before[c.source_port] + 2 and not c.broken for c in self._connections):
+        """Returns when every connection was asked and answered after this call, or has ended."""
+        before = {life.flow.source_port: life.answers for life in self.lives()}
+        self._wait(lambda life: life.answers >= before.get(life.flow.source_port, 0) + 2, self._patience + 5)
+
+    def _wait(self, enough: Callable[[Life], bool], seconds: float) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + seconds
+        while not all(life.ended is not None or enough(life) for life in self.lives()[: self._count]):
+            if not self._process.running:
+                raise LabError(f"keepalive: {self._process.output().strip()}")
             if time.monotonic() > deadline:
                 raise LabError("keep-alive connections neither answered nor broke")
             time.sleep(0.005)
@@ -199,71 +237,16 @@ class KeepAlive:
         return self.flows()
 
     def close(self) -> None:
-        self._stopping = True
-        if self._thread:
-            self._thread.join()
-        for connection in self._connections:
-            connection.socket.close()
+        if self._process is not None:
+            self._process.stop()
+        if self._map is not None:
+            self._table = self._map[:]
+            self._map.close()
+            self._map = None
 
-    def _connect_all(self) -> None:
-        for _ in range(self.count):
-            peer = socket.socket()
-            peer.settimeout(self.patience)
-            peer.bind((str(CLIENT), 0))
-            peer.connect((self.vip, self.port))
-            peer.setblocking(False)
-            self._connections.append(_Connection(peer, peer.getsockname()[1]))
 
-    def _drive(self) -> None:
-        selector = selectors.DefaultSelector()
-        for connection in self._connections:
-            selector.register(connection.socket, selectors.EVENT_READ, connection)
-        with selector:
-            while not self._stopping:
-                for key, _ in selector.select(timeout=0.01):
-                    self._read(key.data, selector)
-                now = time.monotonic()
-                for connection in self._connections:
-                    self._turn(connection, now, selector)
-
-    def _turn(self, connection: _Connection, now: float, selector: selectors.BaseSelector) -> None:
-        """Asks if it is time to, and gives up on an answer that is too late."""
-        if connection.broken:
-            return
-        if connection.asked_at:
-            if now - connection.asked_at > self.patience:
-                self._break(connection, f"no answer within {self.patience:g} s", selector)
-        elif now >= connection.next_at:
-            try:
-                connection.socket.send(f"GET / HTTP/1.1\r\nHost: {self.vip}\r\n\r\n".encode())
-                connection.asked_at = now
-            except OSError as error:
-                self._break(connection, error.strerror or str(error), selector)
-
-    def _read(self, connection: _Connection, selector: selectors.BaseSelector) -> None:
-        try:
-            data = connection.socket.recv(4096)
-        except OSError as error:
-            self._break(connection, error.strerror or str(error), selector)
-            return
-        if not data:
-            self._break(connection, "closed by the server", selector)
-            return
-        connection.answer += data
-        head, separator, body = connection.answer.partition(b"\r\n\r\n")
-        length = re.search(rb"Content-Length: (\d+)", head)
-        if separator and length and len(body) >= int(length[1]):
-            connection.host = body.decode().strip()
-            connection.answers += 1
-            now = time.monotonic()
-            connection.slowest = max(connection.slowest, now - connection.asked_at)
-            connection.answer, connection.asked_at, connection.next_at = b"", 0.0, now + self.interval
-
-    @staticmethod
-    def _break(connection: _Connection, why: str, selector: selectors.BaseSelector) -> None:
-        connection.broken = why
-        with contextlib.suppress(KeyError):
-            selector.unregister(connection.socket)
+def _text(field: bytes) -> str:
+    return field.split(b"\0", 1)[0].decode(errors="replace")
 
 
 class Capture:
