@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import mmap
 import re
 import socket
@@ -127,9 +128,11 @@ def upload(lab: Lab, url: str, path: Path) -> None:
 
 
 _KEEPALIVE = Path(__file__).parent / "tools" / "keepalive.c"
-#: ``struct row`` of tools/keepalive.c: state, source port, opened, ended, slowest, answers, host, why.
-_ROW = struct.Struct("=IIQQQQ24s64s")
+#: ``struct row`` of tools/keepalive.c: state, source port, opened, ended, slowest, slowest_at, answers, host, why.
+_ROW = struct.Struct("=IIQQQQQ24s56s")
 _ROWS = 65536
+#: Where the source ports of each load begin, so that they do not meet: the first has most of them for itself.
+_FIRST_PORTS = itertools.cycle((2048, *range(12000, 32000, 500)))
 _BROKEN = 3
 
 
@@ -140,7 +143,8 @@ class Life:
     flow: Flow
     opened: float
     ended: float | None
-    slowest: float
+    slowest: float  #: the longest that a request waited for its answer, seconds
+    slowest_at: float  #: when that answer came
     answers: int
 
 
@@ -183,7 +187,8 @@ class KeepAlive:
         with table.open("wb+") as handle:
             handle.truncate(_ROWS * _ROW.size)
             self._map = mmap.mmap(handle.fileno(), _ROWS * _ROW.size)
-        argv: list[str | Path] = [tool, table, str(CLIENT), self._vip, str(self._port), *self._numbers]
+        argv: list[str | Path] = [tool, table, str(CLIENT), str(next(_FIRST_PORTS)), self._vip, str(self._port)]
+        argv += self._numbers
         self._process = Process("keepalive", self._lab.client, argv, table.with_suffix(".log"))
         self._process.wait_output("^running")
         table.unlink()
@@ -203,12 +208,14 @@ class KeepAlive:
         """Every connection so far, in the order in which they were opened."""
         table = self._map if self._map is not None else self._table
         found = []
-        for state, port, opened, ended, slowest, answers, host, why in _ROW.iter_unpack(table):
+        for state, port, opened, ended, slowest, slowest_at, answers, host, why in _ROW.iter_unpack(table):
             if not state:
                 break
             broken = _text(why) if state == _BROKEN else None
             flow = Flow(port, self._vip, self._port, _text(host), broken)
-            found.append(Life(flow, opened / 1e9, ended / 1e9 if ended else None, slowest / 1e9, answers))
+            found.append(
+                Life(flow, opened / 1e9, ended / 1e9 if ended else None, slowest / 1e9, slowest_at / 1e9, answers)
+            )
         return found
 
     def flows(self) -> list[Flow]:

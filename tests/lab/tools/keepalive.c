@@ -3,10 +3,13 @@
  * Keep-alive HTTP connections for the labs: each asks for "/" again and again, and what becomes of it is written down.
  * Compiled and run by tests/lab/traffic.py; owns nothing that outlives it but the table that it was given.
  *
- *   keepalive TABLE SOURCE VIP PORT COUNT INTERVAL_MS PATIENCE_MS REQUESTS
+ *   keepalive TABLE SOURCE FIRST_PORT VIP PORT COUNT INTERVAL_MS PATIENCE_MS REQUESTS
  *       COUNT connections at a time, each with a request every INTERVAL_MS.  REQUESTS 0: they last; otherwise each ends
  *       after so many answers, in peace, and another takes its place.  A connection is broken when it is reset or
  *       closed before its time, or when no answer comes within PATIENCE_MS.  Ends with SIGTERM.
+ *
+ * Source ports go up from FIRST_PORT, so that none is used twice for as long as there are others: a MUX remembers a flow
+ * for longer than its connection lives, and another on the same ports goes where the first one went.
  *
  * TABLE is a file of TABLE_ROWS rows, mapped by both sides; the reader may see a row at any moment.  Times are
  * CLOCK_MONOTONIC, nanoseconds.
@@ -30,6 +33,8 @@
 
 #define TABLE_ROWS 65536
 #define EVENTS 256
+#define PORT_FIRST 2048
+#define PORT_LAST 32767 /* the kernel gives out what is above */
 
 enum { ROW_OPEN = 1, ROW_DONE = 2, ROW_BROKEN = 3 };
 
@@ -40,9 +45,10 @@ struct row {
 	uint64_t opened;
 	uint64_t ended;
 	uint64_t slowest; /* the longest that a request waited for its answer, ns */
+	uint64_t slowest_at; /* when that answer came */
 	uint64_t answers;
 	char host[24];
-	char why[64];
+	char why[56];
 };
 _Static_assert(sizeof(struct row) == 128, "as the reader has it");
 
@@ -61,6 +67,7 @@ struct load {
 	char request[2][128]; /* the second asks the server to close */
 	struct row *rows;
 	unsigned used;
+	unsigned port; /* the next */
 	int epoll;
 };
 
@@ -95,12 +102,24 @@ static void end(struct connection *c, uint32_t state, const char *why)
 	c->fd = -1;
 }
 
+/* Takes the next source port that is free. */
+static int bind_next(struct load *load, int fd)
+{
+	for (int tries = 0; tries <= PORT_LAST - PORT_FIRST; tries++) {
+		load->source.sin_port = htons((uint16_t)load->port);
+		load->port = load->port == PORT_LAST ? PORT_FIRST : load->port + 1;
+		if (!bind(fd, (struct sockaddr *)&load->source, sizeof(load->source)))
+			return 0;
+		if (errno != EADDRINUSE)
+			return -1;
+	}
+	return -1;
+}
+
 /* A new connection, whose first request is due at `due`. */
 static void open_connection(struct load *load, struct connection *c, uint64_t due)
 {
 	struct epoll_event event = { .events = EPOLLIN, .data.ptr = c };
-	socklen_t length = sizeof(struct sockaddr_in);
-	struct sockaddr_in own;
 
 	if (load->used == TABLE_ROWS)
 		return;
@@ -109,16 +128,15 @@ static void open_connection(struct load *load, struct connection *c, uint64_t du
 	c->row->opened = now();
 	c->next = due;
 	c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (c->fd < 0 || bind(c->fd, (struct sockaddr *)&load->source, length))
+	if (c->fd < 0 || bind_next(load, c->fd))
 		fail("socket");
-	/* The port first: who reads the row must know it while the connection is being made. */
-	if (connect(c->fd, (struct sockaddr *)&load->vip, length) && errno != EINPROGRESS) {
+	c->row->source_port = ntohs(load->source.sin_port);
+	if (connect(c->fd, (struct sockaddr *)&load->vip, sizeof(load->vip)) && errno != EINPROGRESS) {
 		end(c, ROW_BROKEN, strerror(errno));
 		return;
 	}
-	if (getsockname(c->fd, (struct sockaddr *)&own, &length) || epoll_ctl(load->epoll, EPOLL_CTL_ADD, c->fd, &event))
+	if (epoll_ctl(load->epoll, EPOLL_CTL_ADD, c->fd, &event))
 		fail("a new connection");
-	c->row->source_port = ntohs(own.sin_port);
 	c->asked = c->row->opened; /* what it waits for first is the handshake, and patience counts from here */
 	__atomic_store_n(&c->row->state, ROW_OPEN, __ATOMIC_RELEASE);
 }
@@ -158,8 +176,10 @@ static bool take_answer(struct load *load, struct connection *c)
 		return false;
 	snprintf(c->row->host, sizeof(c->row->host), "%.*s", (int)strcspn(body, "\r\n"), body);
 	at = now();
-	if (at - c->asked > c->row->slowest)
+	if (at - c->asked > c->row->slowest) {
 		c->row->slowest = at - c->asked;
+		c->row->slowest_at = at;
+	}
 	__atomic_store_n(&c->row->answers, c->row->answers + 1, __ATOMIC_RELEASE);
 	c->asked = 0;
 	c->filled = 0;
@@ -237,8 +257,8 @@ int main(int argc, char **argv)
 	unsigned count;
 	int table;
 
-	if (argc != 9) {
-		fprintf(stderr, "usage: keepalive TABLE SOURCE VIP PORT COUNT INTERVAL_MS PATIENCE_MS REQUESTS\n");
+	if (argc != 10) {
+		fprintf(stderr, "usage: keepalive TABLE SOURCE FIRST_PORT VIP PORT COUNT INTERVAL_MS PATIENCE_MS REQUESTS\n");
 		return 2;
 	}
 	signal(SIGTERM, stop);
@@ -250,13 +270,14 @@ int main(int argc, char **argv)
 	if (load.rows == MAP_FAILED || load.epoll < 0)
 		fail("start");
 	load.source = address(argv[2], 0);
-	load.vip = address(argv[3], atoi(argv[4]));
-	count = (unsigned)atoi(argv[5]);
-	load.interval = strtoull(argv[6], NULL, 10) * 1000000;
-	load.patience = strtoull(argv[7], NULL, 10) * 1000000;
-	load.requests = strtoull(argv[8], NULL, 10);
-	snprintf(load.request[0], sizeof(load.request[0]), "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", argv[3]);
-	snprintf(load.request[1], sizeof(load.request[1]), "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", argv[3]);
+	load.port = (unsigned)atoi(argv[3]);
+	load.vip = address(argv[4], atoi(argv[5]));
+	count = (unsigned)atoi(argv[6]);
+	load.interval = strtoull(argv[7], NULL, 10) * 1000000;
+	load.patience = strtoull(argv[8], NULL, 10) * 1000000;
+	load.requests = strtoull(argv[9], NULL, 10);
+	snprintf(load.request[0], sizeof(load.request[0]), "GET / HTTP/1.1\r\nHost: %s\r\n\r\n", argv[4]);
+	snprintf(load.request[1], sizeof(load.request[1]), "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", argv[4]);
 	struct connection *connections = calloc(count, sizeof(*connections));
 
 	if (!connections)
