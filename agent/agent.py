@@ -140,7 +140,8 @@ class Agent:
             elif program is not None:
                 program.close()
         loopback = host.loopback()
-        names = {sysctls.ARP_IGNORE, sysctls.ARP_ANNOUNCE, sysctls.RP_FILTER_ALL, *self._changes.sysctls}
+        names = {sysctls.ARP_IGNORE, sysctls.ARP_ANNOUNCE, sysctls.RP_FILTER_ALL, sysctls.TCP_LIBERAL}
+        names |= self._changes.sysctls.keys()
         if interface is not None:
             names.add(sysctls.rp_filter(interface))
         found = Found(
@@ -160,7 +161,10 @@ class Agent:
         """One action; what cannot be seen on the host is remembered before it is done."""
         match action:
             case planning.SetSysctl(name, value):
-                original = host.sysctls([name])[name]
+                original = host.sysctls([name]).get(name)
+                if original is None:
+                    log.warning("sysctl_missing", name=f"net/{name}", reason="this kernel has no such setting")
+                    return
                 self._remember(self._changes.with_sysctl(name, original, value))
                 host.set_sysctl(name, value)
                 log.info("sysctl_raised", name=f"net/{name}", value=value, before=original)
@@ -249,6 +253,7 @@ def _desired(settings: AgentSettings, services: tuple[OwnService, ...], mode: De
         mode=mode,
         vips=owned_vips(services),
         rules=nat.render(services, addresses, guard),
+        translates=any(own.translated for own in services),
     )
 
 

@@ -27,6 +27,7 @@ class FakeHost:
             "ipv4/conf/all/arp_announce": 0,
             "ipv4/conf/all/rp_filter": 0,
             "ipv4/conf/eth0/rp_filter": 0,
+            "netfilter/nf_conntrack_tcp_be_liberal": 0,
         }
         self.filters: dict[str, Ingress] = {}
         self.rules: str | None = None

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from agent.state import Changes
-from agent.sysctls import needed
+from agent.sysctls import TCP_LIBERAL, needed
 from agent.vips import OwnedVips
 from lb.model import DecapMode, Network
 
@@ -48,6 +48,7 @@ class Desired:
     mode: DecapMode | None = None  #: never AUTO: that was decided before
     vips: OwnedVips = OwnedVips(frozenset(), frozenset())  # noqa: RUF009  immutable
     rules: str | None = None
+    translates: bool = False  #: the rules change ports
 
 
 #: What a host without an agent has.
@@ -181,6 +182,7 @@ def _needed_sysctls(desired: Desired, found: Found) -> Mapping[str, int]:
 
     return needed(
         owns_vips=bool(desired.vips.addresses) or any(route.version == 4 for route in desired.vips.routes),
+        translates=desired.translates,
         interface=desired.interface,
         other_routes=found.other_routes,
         decapsulates_on_interface=desired.mode is DecapMode.BPF,
@@ -191,10 +193,13 @@ def _needed_sysctls(desired: Desired, found: Found) -> Mapping[str, int]:
 def _install(desired: Desired, found: Found, least: Mapping[str, int]) -> Iterator[Action]:
     for name, value in least.items():
         current = found.sysctls.get(name)
-        if current is not None and current < value:
+        if name != TCP_LIBERAL and current is not None and current < value:
             yield SetSysctl(name, value)
     if desired.rules is not None:
         yield ReplaceRules(desired.rules)
+    # Conntrack is there, with its settings, once rules need it.
+    if TCP_LIBERAL in least and found.sysctls.get(TCP_LIBERAL, 0) < least[TCP_LIBERAL]:
+        yield SetSysctl(TCP_LIBERAL, least[TCP_LIBERAL])
     for address in sorted(desired.vips.addresses - found.addresses - found.taken):
         yield AddVip(address)
     for prefix in sorted(desired.vips.routes - found.routes, key=_route_key):

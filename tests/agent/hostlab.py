@@ -253,6 +253,7 @@ class HostLab:
     def traces(self) -> dict[str, str]:
         """All that an agent may change on a host, as text to compare."""
         sysctls = "/proc/sys/net/ipv4/conf/{all,default,eth0,lo}/{arp_ignore,arp_announce,rp_filter}"
+        sysctls += " /proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
         return {
             "addresses": self.on_host("ip", "-o", "addr", "show"),
             "routes": self.on_host("ip", "route", "show", "table", "all"),

@@ -68,6 +68,7 @@ def test_apply_installs_then_decapsulates(agent: Agent, host: FakeHost) -> None:
         "sysctl ipv4/conf/all/arp_ignore=1",
         "sysctl ipv4/conf/all/arp_announce=2",
         "rules",
+        "sysctl netfilter/nf_conntrack_tcp_be_liberal=1",
         "add 203.0.113.10",
         "add 203.0.113.128/25",
         "decapsulate",
@@ -92,7 +93,8 @@ def test_reload_removes_what_is_gone_and_keeps_the_way_of_decapsulation(agent: A
     agent.apply(config(WEB, WIDE))
     host.calls.clear()
     agent.apply(config(WEB, NAT))
-    assert host.calls == ["rules", "decapsulate", "remove 203.0.113.128/25"]
+    liberal = "sysctl netfilter/nf_conntrack_tcp_be_liberal=1"
+    assert host.calls == ["rules", liberal, "decapsulate", "remove 203.0.113.128/25"]
 
 
 def test_services_of_other_hosts_are_not_installed(agent: Agent, host: FakeHost) -> None:

@@ -91,7 +91,11 @@ _ports = itertools.count(40000)
 
 def _handshake(lab: HostLab, vip: str) -> IP:
     """The answer to a SYN with a large MSS, as it comes over the wire."""
-    port = next(_ports)
+    return _answer(lab, vip, TCP(sport=next(_ports), dport=80, flags="S", options=[("MSS", 8000)]))
+
+
+def _answer(lab: HostLab, vip: str, segment: TCP) -> IP:
+    """What a segment from the client is answered with."""
 
     def listen() -> socket.socket:
         sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800))
@@ -100,12 +104,21 @@ def _handshake(lab: HostLab, vip: str) -> IP:
         return sniffer
 
     with netns.inside(lab.client, listen) as sniffer:
-        syn = IP(src=CLIENT, dst=vip) / TCP(sport=port, dport=80, flags="S", options=[("MSS", 8000)])
-        lab.mux.send(raw(syn))
+        lab.mux.send(raw(IP(src=CLIENT, dst=vip) / segment))
         while True:
             packet = IP(sniffer.recv(65536))
-            if packet.proto == 6 and packet[TCP].dport == port:
+            if packet.proto == 6 and packet.src == vip and packet[TCP].dport == segment.sport:
                 return packet
+
+
+@pytest.mark.parametrize("vip", [PLAIN_VIP, TRANSLATED_VIP])
+def test_a_stray_segment_is_reset_also_where_its_ports_were_used_before(running: HostLab, vip: str) -> None:
+    """As when a MUX is lost that alone knew where the flow goes: a reset tells the client at once, silence does not."""
+    with running.connect(vip) as connection:
+        port = connection.getsockname()[1]
+        exchange(connection)
+    stray = TCP(sport=port, dport=80, flags="PA", seq=0x12345678, ack=0x9ABCDEF0) / Raw(b"GET / HTTP/1.1")
+    assert _answer(running, vip, stray)[TCP].flags & 0x04
 
 
 def test_unfinished_checksum_is_completed_or_kept_by_the_kernel(running: HostLab) -> None:

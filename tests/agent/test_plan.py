@@ -39,6 +39,7 @@ from tests.agent.values import HOST6, config, service
 VIP, OLD = IPv4Address("203.0.113.10"), IPv4Address("203.0.113.99")
 PREFIX, OLD_PREFIX = ip_network("203.0.113.128/25"), ip_network("198.51.100.0/25")
 IGNORE, ANNOUNCE = "ipv4/conf/all/arp_ignore", "ipv4/conf/all/arp_announce"
+LIBERAL = "netfilter/nf_conntrack_tcp_be_liberal"
 RP, RP_ALL = "ipv4/conf/eth0/rp_filter", "ipv4/conf/all/rp_filter"
 
 BARE = Found(sysctls={IGNORE: 0, ANNOUNCE: 0, RP_ALL: 0, RP: 0})
@@ -155,6 +156,14 @@ def test_settings_that_are_high_enough_are_not_touched() -> None:
 def test_translated_services_need_no_arp_settings() -> None:
     desired = replace(WANTED, vips=OwnedVips(frozenset(), frozenset()))
     assert not [action for action in plan(desired, BARE) if isinstance(action, SetSysctl)]
+
+
+def test_conntrack_judges_no_sequence_numbers_where_ports_are_translated() -> None:
+    desired = replace(WANTED, translates=True)
+    without_conntrack = plan(desired, BARE)
+    assert without_conntrack.index(SetSysctl(LIBERAL, 1)) > without_conntrack.index(ReplaceRules("table"))
+    assert SetSysctl(LIBERAL, 1) in plan(desired, replace(BARE, sysctls={**BARE.sysctls, LIBERAL: 0}))
+    assert SetSysctl(LIBERAL, 1) not in plan(desired, replace(BARE, sysctls={**BARE.sysctls, LIBERAL: 1}))
 
 
 def test_setting_no_longer_needed_is_given_back() -> None:
