@@ -15,6 +15,7 @@ import enum
 import errno
 import os
 import socket
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
@@ -433,10 +434,107 @@ class Pipeline:
         """Packets forwarded to a backend, by its counter index."""
         return int(c.mux_backend_counters(self._c)[counter])
 
+    def adopt(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> Adoption:
+        """Takes over flows of another MUX. While a worker runs, call it through the worker."""
+
+        def ask(piece: Cdata, count: int, out: Cdata) -> int:
+            c.mux_adopt(self._c, snapshot._c, service_id, backend, piece, count, out)
+            return 0
+
+        return _adopt(records, ask)
+
     def check(self) -> str | None:
         """Walks the flow table; the first broken invariant in words, None if it is sound."""
         broken = c.mux_check(self._c)
         return None if broken == ffi.NULL else _text(broken)
+
+
+# ---- flows of a MUX, and of others ----
+
+#: An exceptional flow: its name << 16 | class << 14 | age in units of 4 ticks; see native/census.h.
+RECORD_BYTES = 8
+#: Flows that a worker takes over in one piece, between two bursts.
+ADOPT_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFlows:
+    """Live flows of one backend of one service; ``exceptional``: those that Maglev would send elsewhere now."""
+
+    tcp: int = 0
+    udp: int = 0
+    exceptional: int = 0
+
+    @property
+    def live(self) -> int:
+        return self.tcp + self.udp
+
+
+class Census:
+    """How many live flows each backend has. Counted from beside, while workers go on; see native/census.h."""
+
+    def __init__(self, counters: int) -> None:
+        """``counters``: how many counter indices are in use."""
+        self._rows = ffi.new("struct census_row[]", max(counters, 1))
+        self._numbers = memoryview(ffi.buffer(self._rows)).cast("B").cast("I")
+        self._counters = counters
+
+    def add(self, pipeline: Pipeline, snapshot: Snapshot) -> None:
+        """Adds a pipeline's flows, whether a worker runs it or not. Takes a while, and lets other threads run."""
+        c.census_count(pipeline._c, snapshot._c, self._rows, self._counters)
+
+    def of(self, counter: int) -> BackendFlows:
+        """Of a backend, by its counter index; none where it is newer than the census."""
+        if counter >= self._counters:
+            return BackendFlows()
+        tcp, udp, exceptional = self._numbers[3 * counter : 3 * counter + 3]
+        return BackendFlows(tcp, udp, exceptional)
+
+
+@dataclass(frozen=True, slots=True)
+class Exceptional:
+    """Exceptional flows by (service id, backend number), each as records; ``total`` counts those left out as well."""
+
+    records: dict[tuple[int, int], bytes]
+    total: int
+
+
+def exceptional_flows(pipeline: Pipeline, snapshot: Snapshot, most: int) -> Exceptional:
+    """No more than ``most`` of them. Read from beside, as a :class:`Census` is."""
+    records, owners = ffi.new("uint64_t[]", max(most, 1)), ffi.new("uint32_t[]", max(most, 1))
+    total = int(c.census_exceptional(pipeline._c, snapshot._c, records, owners, most))
+    found: dict[tuple[int, int], list[int]] = {}
+    for owner, record in zip(ffi.unpack(owners, min(total, most)), records, strict=False):
+        found.setdefault((owner >> 12, owner & 0xFFF), []).append(record)
+    return Exceptional({owner: struct.pack(f"<{len(rows)}Q", *rows) for owner, rows in found.items()}, total)
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What became of flows that were to be taken over; see native/adopt.h."""
+
+    taken: int = 0
+    known: int = 0
+    useless: int = 0
+    refused: int = 0
+
+    def __add__(self, other: Adoption) -> Adoption:
+        return Adoption(
+            self.taken + other.taken,
+            self.known + other.known,
+            self.useless + other.useless,
+            self.refused + other.refused,
+        )
+
+
+def _adopt(records: bytes, ask: Callable[[Cdata, int, Cdata], int]) -> Adoption:
+    """Piece by piece; ``ask`` takes records, their number and where the outcome goes."""
+    raw = ffi.new("struct adoption *")
+    numbers = struct.unpack(f"<{len(records) // RECORD_BYTES}Q", records)
+    for start in range(0, len(numbers), ADOPT_MAX):
+        piece = numbers[start : start + ADOPT_MAX]
+        _check(ask(ffi.new("uint64_t[]", piece), len(piece), raw), "The worker did not take flows over")
+    return Adoption(raw.taken, raw.known, raw.useless, raw.refused)
 
 
 # ---- the benchmark ----
@@ -915,6 +1013,17 @@ class Worker:
         if code < 0:
             _fail(code, "The worker did not answer")
         return _counters(received[0], reasons, flows)
+
+    def adopt(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> Adoption:
+        """Takes over flows of another MUX, in pieces between bursts."""
+        timeout = int(ASK_TIMEOUT * 1000)
+
+        def ask(piece: Cdata, count: int, out: Cdata) -> int:
+            return int(
+                c.worker_ask_adopt(self._c, self._mux(), snapshot._c, service_id, backend, piece, count, out, timeout)
+            )
+
+        return _adopt(records, ask)
 
     def stop(self) -> None:
         """Returns when the thread has ended; it can be started again."""

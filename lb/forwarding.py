@@ -104,6 +104,7 @@ class Forwarding:
     vip_map: VipMap
     hop_addresses: tuple[Address, ...]  #: distinct outer destinations, in the order of their numbers
     ids: Mapping[int, Service]  #: by service id
+    counters: int  #: counter indices below this are in use
     _numbers: Mapping[int, _ServiceNumbers]  #: by service id
 
     def snapshot(self, hops: Mapping[Address, Hop], generation: int = 0) -> Snapshot:
@@ -222,6 +223,7 @@ class Compiler:
             vip_map=vip_map,
             hop_addresses=tuple(hops.numbers),
             ids={item.numbers.id: item.service for item in rows},
+            counters=self._counters,
             _numbers={item.numbers.id: item.numbers for item in rows},
         )
 

@@ -27,6 +27,7 @@ class BackendFigures:
     name: str
     up: bool  #: takes new flows, and a frame for it can leave
     packets: int
+    flows: int = 0  #: live, at the last count
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +111,17 @@ def _services(figures: Figures) -> Iterator[Metric]:
         "lb_backend_packets", "Packets forwarded to a backend.", labels=["service", "backend"]
     )
     up = GaugeMetricFamily("lb_backend_up", "1 if the backend takes new flows.", labels=["service", "backend"])
+    flows = GaugeMetricFamily(
+        "lb_backend_flows", "Live flows of a backend, at the last count.", labels=["service", "backend"]
+    )
     for service in figures.services:
         packets.add_metric([service.name], service.packets)
         octets.add_metric([service.name], service.bytes)
         for backend in service.backends:
             by_backend.add_metric([service.name, backend.name], backend.packets)
             up.add_metric([service.name, backend.name], float(backend.up))
-    yield from (packets, octets, by_backend, up)
+            flows.add_metric([service.name, backend.name], backend.flows)
+    yield from (packets, octets, by_backend, up, flows)
 
 
 def _probes(figures: Figures) -> Iterator[Metric]:

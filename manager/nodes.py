@@ -8,8 +8,9 @@ happened to. It owns the list of nodes, which outlives the manager in the store.
 The body of a node's status, as far as commands and metrics read it (everything may be missing):
 
     mux             the row of ``lb get muxes --local``
-    services        rows: name, packets, bytes, flows_new
-    backends        rows: service, name, packets
+    services        rows: name, packets, bytes, flows_new, flows (live, as counted every few seconds)
+    backends        rows: service, name, packets, flows
+    drains          rows: service, name, flows; of backends that drain, counted when they got no new flow any more
     peers           rows of BGP sessions: name, address, state, error, ...
     announcements   rows: vip, peer, state ("announced", ...), why
 """

@@ -108,6 +108,7 @@ SCHEMAS: dict[str, Schema] = {
             "healthy": COUNT,
             "announced_by": array(TEXT),
             "flows_new": MAYBE_COUNT,
+            "flows": MAYBE_COUNT,
             "packets": MAYBE_COUNT,
             "bytes": MAYBE_COUNT,
         }
@@ -132,6 +133,7 @@ SCHEMAS: dict[str, Schema] = {
             "agent": MAYBE_TEXT,
             "since": TIME,
             "reason": TEXT,
+            "flows": MAYBE_COUNT,
             "packets": MAYBE_COUNT,
         }
     ),

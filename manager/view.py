@@ -20,8 +20,8 @@ from manager.plan import AGENT, MUX, BackendPlan, VipPlan
 Row = dict[str, Any]
 
 #: Counters of a service that MUXes tell, and of a backend.
-SERVICE_COUNTERS = ("flows_new", "packets", "bytes")
-BACKEND_COUNTERS = ("packets",)
+SERVICE_COUNTERS = ("flows_new", "flows", "packets", "bytes")
+BACKEND_COUNTERS = ("flows", "packets")
 
 
 class View:

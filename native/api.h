@@ -117,6 +117,24 @@ const uint64_t *mux_backend_counters(const struct mux *mux);
 uint64_t flow_table_bytes(uint64_t flows);
 const char *mux_check(const struct mux *mux);
 
+/* ---- flows of a MUX, and of others (census.h, adopt.h) ---- */
+struct census_row {
+	uint32_t tcp;
+	uint32_t udp;
+	uint32_t exceptional;
+};
+void census_count(const struct mux *mux, const struct snapshot *snapshot, struct census_row *rows, uint32_t count);
+uint32_t census_exceptional(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records,
+			    uint32_t *owners, uint32_t max);
+struct adoption {
+	uint32_t taken;
+	uint32_t known;
+	uint32_t useless;
+	uint32_t refused;
+};
+void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+	       const uint64_t *records, uint32_t count, struct adoption *out);
+
 /* ---- packets from memory (io_memory.h) ---- */
 struct io;
 struct io_stats {
@@ -195,6 +213,8 @@ int worker_ask_lookup(struct worker *worker, const struct mux *mux, const struct
 		      const struct flow_tuple *tuple, struct mux_answer *answer, int timeout_ms);
 int worker_ask_counters(struct worker *worker, const struct mux *mux, uint64_t *received, uint64_t *reasons,
 			struct flow_counters *flows, int timeout_ms);
+int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
+		     uint32_t backend, const uint64_t *records, uint32_t count, struct adoption *out, int timeout_ms);
 
 /* ---- host agent (host.h, io_raw.h, bpf/decap.h) ---- */
 uint32_t host_reason_count(void);

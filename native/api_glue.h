@@ -9,8 +9,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "adopt.h"
 #include "bench.h"
 #include "bpf/decap.h"
+#include "census.h"
 #include "generator.h"
 #include "host.h"
 #include "io_memory.h"

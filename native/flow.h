@@ -68,13 +68,27 @@ static inline uint64_t flow_key_narrow(uint32_t service, uint32_t source, uint16
 }
 
 /*
- * The key of any other flow (IPv6, port ranges, prefixes): 1 | service (15) | 48 bits of the tuple hash.  Not exact: two
- * live flows of one service share a key with probability 2^-48 each, which at a million flows makes a new flow meet
- * a wrong entry once in 2^28.
+ * The key of any other flow (IPv6, port ranges, prefixes): 1 | service (15) | high 48 bits of the tuple hash, of which the
+ * upper 32 are those that a Maglev slot is made of.  Not exact: two live flows of one service share a key with
+ * probability 2^-48 each, which at a million flows makes a new flow meet a wrong entry once in 2^28.
  */
 static inline uint64_t flow_key_wide(uint32_t service, uint64_t tuple_hash)
 {
-	return FLOW_WIDE | (uint64_t)service << 48 | (tuple_hash & 0xffffffffffff);
+	return FLOW_WIDE | (uint64_t)service << 48 | tuple_hash >> 16;
+}
+
+/*
+ * What of a key is the same on every MUX of a pool: all but the service's number, 48 bits.  flow_key_of() makes the key
+ * again where the service has another number.
+ */
+static inline uint64_t flow_key_name(uint64_t key)
+{
+	return key & 0xffffffffffff;
+}
+
+static inline uint64_t flow_key_of(uint32_t service, bool narrow, uint64_t name)
+{
+	return (narrow ? 0 : FLOW_WIDE) | (uint64_t)service << 48 | flow_key_name(name);
 }
 
 static inline uint32_t flow_key_service(uint64_t key)

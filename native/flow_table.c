@@ -12,12 +12,14 @@
 
 #define BACKEND_BITS 12
 #define CLASS_SHIFT 12
-#define AWAY_BIT (1ULL << 14)
+#define AWAY_BIT (1ULL << 15)
 #define KEY_SHIFT FLOW_KEY_SHIFT
 #define KEY_MASK (~0ULL << FLOW_REST_BITS) /* remainder and the alternate bit: what must be equal */
 
-/* 49 bits of remainder fit an entry, so a table has at least 2^15 lines (2 MiB). */
-#define LINES_MIN (1ULL << 15)
+/* 48 bits of remainder fit an entry, so a table has at least 2^16 lines (4 MiB). */
+#define LINES_MIN (1ULL << 16)
+_Static_assert(LINES_MIN == 1ULL << FLOW_KEY_SHIFT, "what the line tells and what an entry holds are all 64 bits");
+_Static_assert(FLOW_ENDED == 1ULL << (CLASS_SHIFT + 2) && AWAY_BIT == FLOW_ENDED << 1, "no bit has two meanings");
 /* Four flows a line of six: 16 bytes a flow, and an insert practically always finds room (tests/native measures it). */
 #define LINE_LOAD 4
 
@@ -115,10 +117,9 @@ static inline uint64_t index_of(const struct flow_table *table, const struct flo
 	return (uint64_t)(line - table->lines);
 }
 
-static inline uint64_t home_of(const struct flow_table *table, struct flow_slot slot)
+/* The home line of an entry that is in `line`. */
+static inline uint64_t home_of_entry(const struct flow_table *table, uint64_t line, uint64_t entry)
 {
-	uint64_t entry = slot.line->entry[slot.way], line = index_of(table, slot.line);
-
 	if (!(entry & AWAY_BIT))
 		return line;
 	uint64_t distance = away_distance(table, entry >> KEY_SHIFT);
@@ -126,15 +127,25 @@ static inline uint64_t home_of(const struct flow_table *table, struct flow_slot 
 	return line >= distance ? line - distance : line + table->line_count - distance;
 }
 
-uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot)
+static inline uint64_t home_of(const struct flow_table *table, struct flow_slot slot)
 {
-	uint64_t remainder = slot.line->entry[slot.way] >> KEY_SHIFT, home = home_of(table, slot);
+	return home_of_entry(table, index_of(table, slot.line), slot.line->entry[slot.way]);
+}
+
+uint64_t flow_entry_key(const struct flow_table *table, uint64_t line, uint64_t entry)
+{
+	uint64_t remainder = entry >> KEY_SHIFT, home = home_of_entry(table, line, entry);
 	uint64_t mask = (1ULL << table->remainder_bits) - 1;
 	/* The keys of a line are those from ceil(home * 2^64 / lines) on, fewer than 2^remainder_bits of them. */
 	unsigned __int128 scaled = ((unsigned __int128)home << 64) + table->line_count - 1;
 	uint64_t first = (uint64_t)(scaled / table->line_count);
 
 	return first + ((remainder - first) & mask);
+}
+
+uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot)
+{
+	return flow_entry_key(table, index_of(table, slot.line), slot.line->entry[slot.way]);
 }
 
 /* ---- find ---- */

@@ -36,9 +36,15 @@ enum flow_class {
 #define FLOW_CLASS_UDP 1u
 #define FLOW_CLASS_TRUSTED 2u
 
+/*
+ * The client said that it ends (FIN or RST).  Told to people who wait for flows to end, and nothing else: whoever forges
+ * a FIN must not shorten what is remembered of a live flow.
+ */
+#define FLOW_ENDED (1ULL << 14)
+
 /* One cache line.  Written only by the worker that owns the table; others may read single words. */
 struct flow_line {
-	uint64_t entry[FLOW_WAYS]; /* key remainder (49) | alternate | class (2) | backend + 1 (12); 0: empty */
+	uint64_t entry[FLOW_WAYS]; /* key remainder (48) | alternate | ended | class (2) | backend + 1 (12); 0: empty */
 	uint16_t stamp[FLOW_WAYS]; /* low bits of the tick of the last packet */
 	uint32_t away;             /* flows at home here that live in their alternate line, see flow_line_away() */
 };
@@ -191,6 +197,20 @@ static inline void flow_slot_trust(struct flow_table *table, struct flow_slot sl
 	slot.line->entry[slot.way] |= (uint64_t)FLOW_CLASS_TRUSTED << 12;
 }
 
+/* The client said that the conversation ends, or goes on with it; writes only where that is new. */
+static inline void flow_slot_end(struct flow_slot slot, bool ended)
+{
+	uint64_t entry = slot.line->entry[slot.way], now = ended ? entry | FLOW_ENDED : entry & ~FLOW_ENDED;
+
+	if (now != entry)
+		slot.line->entry[slot.way] = now;
+}
+
+static inline bool flow_slot_ended(struct flow_slot slot)
+{
+	return slot.line->entry[slot.way] & FLOW_ENDED;
+}
+
 /* Removes an entry that the next sweep would; false, and nothing done, where it is not that old. */
 bool flow_table_expire(struct flow_table *table, struct flow_slot slot);
 
@@ -206,10 +226,13 @@ static inline uint16_t flow_ticks(uint32_t seconds)
 /* The scrambled key of an entry. */
 uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot);
 
+/* The same for an entry that was read from a line before: for threads that look on while the worker writes. */
+uint64_t flow_entry_key(const struct flow_table *table, uint64_t line, uint64_t entry);
+
 /* ---- what every packet goes through is inline ---- */
 
-#define FLOW_KEY_SHIFT 15 /* of the remainder in an entry */
-#define FLOW_REST_BITS 14 /* class and backend, below remainder and the alternate bit */
+#define FLOW_KEY_SHIFT 16 /* of the remainder in an entry */
+#define FLOW_REST_BITS 15 /* ended, class and backend, below remainder and the alternate bit */
 
 static inline uint64_t flow_table_remainder(const struct flow_table *table, uint64_t scrambled)
 {

@@ -296,6 +296,15 @@ static bool keep_remembered(const struct mux *mux, const struct packet *packet, 
 	return true;
 }
 
+/* Whether the client still wants the conversation.  Its last ACK, after a FIN, changes nothing. */
+static inline void note_end(const struct packet *packet, struct flow_slot slot)
+{
+	if (UNLIKELY(packet_ends(packet)))
+		flow_slot_end(slot, true);
+	else if (UNLIKELY(flow_slot_ended(slot)) && packet_goes_on(packet))
+		flow_slot_end(slot, false);
+}
+
 /* A known flow whose backend serves on: refresh it, and trust it once a later packet has come. */
 static inline bool use_entry(struct mux *mux, const struct packet *packet, struct passage *passage,
 			     struct flow_slot slot)
@@ -308,6 +317,7 @@ static inline bool use_entry(struct mux *mux, const struct packet *packet, struc
 	if (UNLIKELY(!(class & FLOW_CLASS_TRUSTED)) && !packet_opens(packet))
 		flow_slot_trust(mux->table, slot);
 	flow_slot_touch(mux->table, slot);
+	note_end(packet, slot);
 	passage->flow = FLOW_KNOWN;
 	return true;
 }

@@ -89,6 +89,18 @@ static inline bool packet_opens(const struct packet *packet)
 	       (packet_tcp_flags(packet) & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
+/* A packet by which the client ends a conversation. */
+static inline bool packet_ends(const struct packet *packet)
+{
+	return packet->protocol == 6 && packet_tcp_flags(packet) & (TCP_FIN | TCP_RST);
+}
+
+/* A TCP packet that carries data, or asks for a new conversation: whatever was said before, this one goes on. */
+static inline bool packet_goes_on(const struct packet *packet)
+{
+	return packet->transport + (packet->ip[packet->transport + 12] >> 4) * 4u < packet->length || packet_opens(packet);
+}
+
 /*
  * Senders leave the transport checksum to the NIC: then the field holds the folded pseudo-header sum only.  Computes
  * the real one.  Where the io tells (frame->csum_start), by what it tells; else, with `detect`, where the field

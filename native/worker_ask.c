@@ -5,6 +5,8 @@
  */
 #include "worker_ask.h"
 
+#include <errno.h>
+
 #include "api_glue.h"
 
 struct lookup_question {
@@ -49,4 +51,32 @@ int worker_ask_counters(struct worker *worker, const struct mux *mux, uint64_t *
 	struct counters_question question = {mux, received, reasons, flows};
 
 	return worker_call(worker, run_counters, &question, timeout_ms);
+}
+
+struct adopt_order {
+	struct mux *mux;
+	const struct snapshot *snapshot;
+	uint32_t service_id;
+	uint32_t backend;
+	const uint64_t *records;
+	uint32_t count;
+	struct adoption *out;
+};
+
+static void run_adopt(void *argument)
+{
+	const struct adopt_order *order = argument;
+
+	mux_adopt(order->mux, order->snapshot, order->service_id, order->backend, order->records, order->count,
+		  order->out);
+}
+
+int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
+		     uint32_t backend, const uint64_t *records, uint32_t count, struct adoption *out, int timeout_ms)
+{
+	struct adopt_order order = {mux, snapshot, service_id, backend, records, count, out};
+
+	if (count > ADOPT_MAX)
+		return -EINVAL;
+	return worker_call(worker, run_adopt, &order, timeout_ms);
 }

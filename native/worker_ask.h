@@ -6,6 +6,7 @@
 #ifndef VIPMUX_WORKER_ASK_H
 #define VIPMUX_WORKER_ASK_H
 
+#include "adopt.h"
 #include "mux.h"
 #include "worker.h"
 
@@ -16,5 +17,9 @@ int worker_ask_lookup(struct worker *worker, const struct mux *mux, const struct
 /* See mux_counters_read(). */
 int worker_ask_counters(struct worker *worker, const struct mux *mux, uint64_t *received, uint64_t *reasons,
 			struct flow_counters *flows, int timeout_ms);
+
+/* See mux_adopt(): one piece, count <= ADOPT_MAX, else -EINVAL. */
+int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
+		     uint32_t backend, const uint64_t *records, uint32_t count, struct adoption *out, int timeout_ms);
 
 #endif

@@ -43,6 +43,7 @@ def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: fl
         ("packet", f"{result.ns_per_packet:.1f} ns, median ({spread} of {result.packets_per_run:,} packets)"),
         ("rate", f"{1000 / result.ns_per_packet:.1f} million packets per second on one core"),
         ("flow", f"{result.bytes_per_flow:.1f} bytes, {size(int(result.bytes_per_flow * flows))} in all"),
+        ("census", f"{result.census_ms:.1f} ms to count the flows of every backend, beside the packets"),
         ("noise", f"{result.noise:.1%} spread of a fixed loop on this core"),
         ("cpu", result.cpu),
         ("commit", result.commit),

@@ -16,12 +16,12 @@ from lb.errors import ControlError, RequestError
 #: What can be asked -> (columns of the table, those that hold numbers).
 TABLES: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
     "services": (
-        ("name", "vip", "port", "backends", "packets", "bytes", "flows_new"),
-        frozenset({"backends", "packets", "bytes", "flows_new"}),
+        ("name", "vip", "port", "backends", "packets", "bytes", "flows_new", "flows"),
+        frozenset({"backends", "packets", "bytes", "flows_new", "flows"}),
     ),
     "backends": (
-        ("service", "name", "address", "port", "weight", "state", "packets"),
-        frozenset({"weight", "packets"}),
+        ("service", "name", "address", "port", "weight", "state", "flows", "packets"),
+        frozenset({"weight", "flows", "packets"}),
     ),
     "announcements": (("vip", "peer", "state", "med", "prepend", "communities", "why"), frozenset({"med", "prepend"})),
     "peers": (

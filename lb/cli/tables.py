@@ -15,7 +15,18 @@ Row = dict[str, Any]
 def services(rows: Sequence[Row]) -> list[str]:
     """``TCP  203.0.113.10:80  web  up  2/2 …``"""
     return columns(
-        ("Prot", "LocalAddress:Port", "Service", "State", "Healthy", "Conns", "InPkts", "InBytes", "Announced by"),
+        (
+            "Prot",
+            "LocalAddress:Port",
+            "Service",
+            "State",
+            "Healthy",
+            "Conns",
+            "Live",
+            "InPkts",
+            "InBytes",
+            "Announced by",
+        ),
         [
             (
                 str(row.get("protocol")).upper(),
@@ -24,13 +35,14 @@ def services(rows: Sequence[Row]) -> list[str]:
                 row.get("state"),
                 f"{row.get('healthy')}/{row.get('backends')}",
                 row.get("flows_new"),
+                row.get("flows"),
                 row.get("packets"),
                 _bytes(row.get("bytes")),
                 row.get("announced_by"),
             )
             for row in rows
         ],
-        ("Healthy", "Conns", "InPkts", "InBytes"),
+        ("Healthy", "Conns", "Live", "InPkts", "InBytes"),
     )
 
 
@@ -42,19 +54,20 @@ def backends(rows: Sequence[Row]) -> list[str]:
         if row.get("service") != service:
             service = row.get("service")
             place = endpoint(row.get("vip"), row.get("service_port"))
-            lines.append((f"{str(row.get('protocol')).upper():<4} {place}", service, "", "", "", ""))
+            lines.append((f"{str(row.get('protocol')).upper():<4} {place}", service, "", "", "", "", ""))
         lines.append(
             (
                 f"  -> {endpoint(row.get('address'), row.get('port'))}",
                 row.get("name"),
                 row.get("state"),
                 row.get("weight"),
+                row.get("flows"),
                 row.get("packets"),
                 row.get("reason"),
             )
         )
-    header = ("Prot LocalAddress:Port", "Service", "State", "Weight", "InPkts", "Reason")
-    table = columns(header, lines, ("Weight", "InPkts"))
+    header = ("Prot LocalAddress:Port", "Service", "State", "Weight", "Live", "InPkts", "Reason")
+    table = columns(header, lines, ("Weight", "Live", "InPkts"))
     return [table[0], "  -> RemoteAddress:Port", *table[1:]]
 
 

@@ -35,6 +35,7 @@ from lb.forwarding import Compiler, Forwarding
 from lb.metrics import MetricsServer, MuxCollector, serve
 from lb.model import Address, MuxConfig, Network, Service
 from lb.mux.announcer import Announcer
+from lb.mux.census import FlowCensus
 from lb.mux.engine import Engine
 from lb.mux.fullness import Fullness
 from lb.mux.hop_watch import HopWatch
@@ -200,12 +201,15 @@ class Daemon:
         log.info("privileges dropped", kept=" ".join(str(capability) for capability in kept), new_privileges="never")
 
     async def _open_sockets(self) -> None:
+        census = FlowCensus(self._plane.engine)
+        self._tasks.append(asyncio.create_task(census.run(), name="census of flows"))
         status = Status(
             self._settings,
             self._plane.mode,
             self._plane.engine,
             self._condition,
             self._announcer,
+            census=census,
             probed=self._probes.known,
             manager=self._follower.row if self._follower is not None else None,
         )

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from lb.dataplane import (
     REASONS,
     Answer,
+    Census,
     Counters,
     FlowTuple,
     Hop,
@@ -131,6 +132,15 @@ class Engine:
         return sum(worker.reclaim() for worker in self._workers)
 
     # -- questions ----------------------------------------------------------------------------------------------
+
+    def census(self) -> Census:
+        """Counts the flows of every backend; takes a while, disturbs no worker. From any thread."""
+        with self._guard:
+            snapshot, counters = self._snapshot, self._forwarding.counters
+        census = Census(counters)
+        for pipeline in self._pipelines:
+            census.add(pipeline, snapshot)
+        return census
 
     def lookup(self, flow: FlowTuple) -> Answer:
         """What a packet would get: its flow entry if a worker has one, else what a new flow gets."""

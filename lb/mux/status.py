@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lb.dataplane import REASONS, Verdict
+from lb.dataplane import REASONS, BackendFlows, Verdict
 from lb.forwarding import service_key
 from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures
 from lb.model import Backend, BackendState, MuxSettings, Service
 from lb.mux.announcer import Announcer
+from lb.mux.census import FlowCensus
 from lb.mux.engine import Engine, Totals
 from lb.mux.mode import Mode
 from lb.probe.board import Known, Label
@@ -46,6 +47,7 @@ class Status:
         condition: Condition,
         announcer: Announcer | None = None,
         *,
+        census: FlowCensus | None = None,
         probed: Callable[[], Mapping[Label, Known]] = dict,
         manager: Callable[[], Row] | None = None,
     ) -> None:
@@ -56,6 +58,7 @@ class Status:
         self._engine = engine
         self._condition = condition
         self._announcer = announcer
+        self._census = census if census is not None else FlowCensus(engine)
         self._probed = probed
         self._manager = manager
 
@@ -87,13 +90,20 @@ class Status:
         backends: list[Row] = []
         for service, number in self._services():
             counters = self._engine.service_counters(number)
-            if not counters.packets:
+            found = [self._flows(number, backend) for backend in service.backends]
+            flows = sum(item.live for item in found)
+            if not counters.packets and not flows:
                 continue
-            row = {"packets": counters.packets, "bytes": counters.bytes, "flows_new": counters.flows}
+            row = {"packets": counters.packets, "bytes": counters.bytes, "flows_new": counters.flows, "flows": flows}
             services.append({"name": service.name, **row})
             backends += [
-                {"service": service.name, "name": backend.name, "packets": self._packets(number, backend)}
-                for backend in service.backends
+                {
+                    "service": service.name,
+                    "name": backend.name,
+                    "packets": self._packets(number, backend),
+                    "flows": item.live,
+                }
+                for backend, item in zip(service.backends, found, strict=True)
             ]
         mux = self.mux()
         del mux["manager"]  # it knows
@@ -103,6 +113,10 @@ class Status:
             "announcements": self.announcements()[:ROWS_MAX],
             "services": services[:ROWS_MAX],
             "backends": backends[:ROWS_MAX],
+            "drains": [
+                {"service": service, "name": backend, "flows": flows.live}
+                for (service, backend), flows in self._census.drains[:ROWS_MAX]
+            ],
         }
 
     def peers(self) -> list[Row]:
@@ -127,6 +141,7 @@ class Status:
                     "packets": counters.packets,
                     "bytes": counters.bytes,
                     "flows_new": counters.flows,
+                    "flows": sum(self._flows(number, backend).live for backend in service.backends),
                     "dropped": counters.dropped,
                 }
             )
@@ -143,6 +158,7 @@ class Status:
                 "weight": backend.weight,
                 "state": self._state(backend),
                 "packets": self._packets(number, backend),
+                **_flow_row(self._flows(number, backend)),
                 **_health(probed.get((service.name, backend.name))),
             }
             for service, number in self._services()
@@ -181,7 +197,12 @@ class Status:
         for service, number in self._services():
             counters = self._engine.service_counters(number)
             backends = tuple(
-                BackendFigures(backend.name, self._takes_flows(backend), self._packets(number, backend))
+                BackendFigures(
+                    backend.name,
+                    self._takes_flows(backend),
+                    self._packets(number, backend),
+                    self._flows(number, backend).live,
+                )
                 for backend in service.backends
             )
             yield ServiceFigures(service.name, counters.packets, counters.bytes, backends)
@@ -200,6 +221,9 @@ class Status:
     def _packets(self, service: int, backend: Backend) -> int:
         return self._engine.backend_packets(self._engine.forwarding.counter(service, backend.name))
 
+    def _flows(self, service: int, backend: Backend) -> BackendFlows:
+        return self._census.of(self._engine.forwarding.counter(service, backend.name))
+
 
 _VERDICTS = {
     "forwarded": Verdict.FORWARD,
@@ -214,6 +238,11 @@ def _session(row: Row) -> str:
     if row["state"] == "established":
         return f"established, {row['announced']} announced"
     return f"{row['state']}: {row['error']}" if row["error"] else str(row["state"])
+
+
+def _flow_row(flows: BackendFlows) -> Row:
+    """``exceptional``: flows that no other MUX would send to this backend."""
+    return {"flows": flows.live, "flows_udp": flows.udp, "exceptional": flows.exceptional}
 
 
 def _health(known: Known | None) -> Row:

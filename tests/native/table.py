@@ -12,7 +12,7 @@ from tests.native.compiled import library
 TCP_UNTRUSTED, UDP_UNTRUSTED, TCP_TRUSTED, UDP_TRUSTED = range(4)
 TRUSTED = 2
 TICK_NS = 1 << 28
-MIN_LINES = 1 << 15
+MIN_LINES = 1 << 16
 WAYS = 6
 
 

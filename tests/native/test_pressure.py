@@ -17,8 +17,8 @@ from tests.packets.build import ipv4, tcp
 from tests.packets.world import SETTINGS
 
 SECOND = 1_000_000_000
-#: Places of the smallest table there is: 32,768 lines of six.
-ROOM = 196_608
+#: Places of the smallest table there is: 65,536 lines of six.
+ROOM = 393_216
 
 BACKENDS = tuple(Backend(f"b{i}", ip_address(f"10.0.3.{i}")) for i in range(1, 9))
 WEB = Service("web", ip_network("203.0.113.10"), Protocol.TCP, PortRange(80, 80), BACKENDS)
@@ -133,19 +133,19 @@ def test_under_pressure_too_a_burst_is_its_packets_one_at_a_time() -> None:
     choose = random.Random(3)
     rows = []
     now = SECOND
-    for n in range(150_000):
-        now += choose.choice((0, 0, 0, 100_000, 200_000))
-        if n % 50_000 == 49_999:
+    for n in range(300_000):
+        now += choose.choice((0, 0, 0, 50_000, 100_000))
+        if n % 100_000 == 99_999:
             now += choose.choice((5, 8)) * SECOND
-        flow = choose.randrange(1 << 18)
+        flow = choose.randrange(1 << 19)
         rows.append((packet("A" if choose.random() < 0.25 else "S", flow), 40, now))
     assert reports_in_bursts(rows, 1) == reports_in_bursts(rows, 64)
 
 
 def test_what_has_expired_is_gone_whether_the_sweep_came_by_or_not() -> None:
     """How far the sweep has come depends on how many bursts there were; what happens to a flow must not."""
-    old = range(150_000)
+    old = range(300_000)
     again = random.Random(3).sample(old, 512)
     rows = [(packet("S", flow), 40, SECOND) for flow in old]
-    rows += [(packet("S", flow), 40, 13 * SECOND) for flow in [*again, *range(300_000, 480_000), *again]]
+    rows += [(packet("S", flow), 40, 13 * SECOND) for flow in [*again, *range(600_000, 960_000), *again]]
     assert reports_in_bursts(rows, 1) == reports_in_bursts(rows, 64)

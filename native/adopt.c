@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See adopt.h. */
+#include "adopt.h"
+
+#include "census.h"
+#include "vip_map.h"
+
+/* The service, if this backend of it may be given flows of others. */
+static const struct service *service_at(const struct vip_map *map, uint32_t id, uint32_t backend)
+{
+	const struct service *service = id <= SERVICE_ID_MAX ? map->by_id[id] : NULL;
+
+	if (!service || backend >= service->backend_count)
+		return NULL;
+	switch (backend_state(&service->backends[backend])) {
+	case BACKEND_UP:
+		return service;
+	case BACKEND_DRAIN: /* of these UDP flows move at once, where there is anywhere to move */
+		return service->protocol == 6 || service->maglev->slots[0] == MAGLEV_NONE ? service : NULL;
+	default:
+		return NULL;
+	}
+}
+
+static void set_age(const struct flow_table *table, struct flow_slot slot, uint16_t age)
+{
+	slot.line->stamp[slot.way] = (uint16_t)((uint16_t)table->clock - age);
+}
+
+/* Whoever saw the flow's last packet later knows better where it goes. */
+static void adopt_one(struct mux *mux, const struct vip_map *map, const struct service *service, uint32_t backend,
+		      uint64_t record, struct adoption *out)
+{
+	struct flow_table *table = mux->table;
+	enum flow_class class = (enum flow_class)(record >> 14 & 3);
+	uint16_t age = (uint16_t)((record & CENSUS_AGE_MAX) << CENSUS_AGE_SHIFT);
+	uint16_t life = class == FLOW_TCP_UNTRUSTED ? map->idle_untrusted : service->idle;
+	uint64_t scrambled = flow_scramble(&map->seed, flow_key_of(service->id, service->narrow, record >> 16));
+	struct flow_slot slot;
+
+	if (!!(class & FLOW_CLASS_UDP) != (service->protocol == 17) || age >= life) {
+		out->useless++;
+		return;
+	}
+	slot = flow_table_find(table, scrambled);
+	if (slot.line && flow_slot_age(table, slot) <= age + (1u << CENSUS_AGE_SHIFT)) {
+		out->known++;
+		return;
+	}
+	if (slot.line && !flow_table_expire(table, slot)) {
+		flow_slot_rewrite(table, slot, backend, class);
+	} else if (flow_table_insert(table, scrambled, backend, class)) {
+		slot = flow_table_find(table, scrambled);
+	} else {
+		out->refused++;
+		return;
+	}
+	set_age(table, slot, age);
+	out->taken++;
+}
+
+void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+	       const uint64_t *records, uint32_t count, struct adoption *out)
+{
+	const struct service *service = service_at(snapshot->map, service_id, backend);
+
+	if (!service || !mux->table) {
+		out->useless += count;
+		return;
+	}
+	flow_table_set_idle(mux->table, snapshot->map->class_idle);
+	for (uint32_t i = 0; i < count; i++)
+		adopt_one(mux, snapshot->map, service, backend, records[i], out);
+	flow_table_settle(mux->table);
+}

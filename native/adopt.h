@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Taking over flows that another MUX of the pool remembers.  Writes the flow table, so only its worker runs this
+ * (worker_ask_adopt()), in pieces of at most ADOPT_MAX flows: some 30 microseconds each.
+ */
+#ifndef VIPMUX_ADOPT_H
+#define VIPMUX_ADOPT_H
+
+#include <stdint.h>
+
+#include "mux.h"
+#include "snapshot.h"
+
+#define ADOPT_MAX 256u
+
+/* What became of them. */
+struct adoption {
+	uint32_t taken;
+	uint32_t known;   /* the table has the flow, with a packet as late as the other MUX saw one */
+	uint32_t useless; /* its service or backend is not here, the flow has expired, or its next packet would move it */
+	uint32_t refused; /* there was no room */
+};
+
+/* Adds the outcome to *out.  records: see census.h; all are flows of one backend of one service. */
+void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+	       const uint64_t *records, uint32_t count, struct adoption *out);
+
+#endif
