@@ -100,6 +100,9 @@ class Api:
     async def backends(self, _: web.Request) -> web.Response:
         return _answer(self._view.backends())
 
+    async def backend(self, request: web.Request) -> web.Response:
+        return _answer(self._view.backend(request.match_info["service"], request.match_info["backend"]))
+
     async def muxes(self, _: web.Request) -> web.Response:
         return _answer(self._view.muxes())
 

@@ -24,6 +24,7 @@ from lb.model import BackendState, ManagerSettings, Service
 from lb.node.messages import HealthMessage
 from manager import desired as changes
 from manager.desired import Change, Desired, Order, Rules
+from manager.drains import Emptied
 from manager.events import Events, differences
 from manager.health import Report, Reports, Source
 from manager.nodes import NodeHub
@@ -71,6 +72,7 @@ class Controller:
         self.events = Events()
         self.desired = Desired()
         self.plan = Plan()
+        self.emptied = Emptied()
         self.hub: NodeHub
         self._store = store
         self._clock = clock
@@ -389,11 +391,17 @@ class Controller:
                 {(s.name, backend.name) for s in self.desired.services.values() for backend in s.backends}
             )
 
+    def _look_at_drains(self, now: float) -> None:
+        for (service, backend), empty in self.emptied.look(now, self.hub.entries.values(), self.plan.drains):
+            text = "no flow is left: it may be stopped" if empty else "has flows again, though it drains"
+            self.happened(f"backend {service}/{backend}", text)
+
     async def _ticks(self) -> None:
         while True:
             await asyncio.sleep(TICK)
             now = self._clock()
             self.hub.tick(now)
+            self._look_at_drains(now)
             silent = self._reports.expire(now)
             if silent:
                 self.touched(self._vips_of(silent))

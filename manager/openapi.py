@@ -74,6 +74,30 @@ _NODE = {
     "version": TEXT,
 }
 
+_BACKEND: dict[str, Schema] = {
+    "service": TEXT,
+    "vip": TEXT,
+    "protocol": TEXT,
+    "service_port": TEXT,
+    "name": TEXT,
+    "address": TEXT,
+    "port": TEXT,
+    "weight": COUNT,
+    "slow_start": {
+        "type": ["number", "null"],
+        "description": "the part of its weight that a backend which returned has by now; null: all of it",
+    },
+    "state": {"enum": ["up", "down", "drain", "panic", "unknown", "installing"]},
+    "takes_flows": FLAG,
+    "healthy": FLAG,
+    "agent": MAYBE_TEXT,
+    "since": TIME,
+    "empty_since": {**TIME, "type": ["number", "null"], "description": "since when a drain left no flow here"},
+    "reason": TEXT,
+    "flows": MAYBE_COUNT,
+    "packets": MAYBE_COUNT,
+}
+
 SCHEMAS: dict[str, Schema] = {
     "ServiceTable": SERVICE_TABLE,
     "Error": record(
@@ -113,28 +137,14 @@ SCHEMAS: dict[str, Schema] = {
             "bytes": MAYBE_COUNT,
         }
     ),
-    "Backend": record(
+    "Backend": record(_BACKEND),
+    "OneBackend": record(
         {
-            "service": TEXT,
-            "vip": TEXT,
-            "protocol": TEXT,
-            "service_port": TEXT,
-            "name": TEXT,
-            "address": TEXT,
-            "port": TEXT,
-            "weight": COUNT,
-            "slow_start": {
-                "type": ["number", "null"],
-                "description": "the part of its weight that a backend which returned has by now; null: all of it",
+            **_BACKEND,
+            "left": {
+                **array(record({"mux": TEXT, "flows": MAYBE_COUNT, "why": MAYBE_TEXT})),
+                "description": "while it drains: the flows that each MUX has left, null where it has not told",
             },
-            "state": {"enum": ["up", "down", "drain", "panic", "unknown", "installing"]},
-            "takes_flows": FLAG,
-            "healthy": FLAG,
-            "agent": MAYBE_TEXT,
-            "since": TIME,
-            "reason": TEXT,
-            "flows": MAYBE_COUNT,
-            "packets": MAYBE_COUNT,
         }
     ),
     "Mux": record(
@@ -142,6 +152,8 @@ SCHEMAS: dict[str, Schema] = {
             **_NODE,
             "drain": MAYBE_TEXT,
             "announces": COUNT,
+            "announced": {**MAYBE_COUNT, "description": "VIPs that a router hears from it; null: it has not told"},
+            "handover": {**MAYBE_TEXT, "description": "the flows that only it knew, when it last went or came"},
             "io": MAYBE_TEXT,
             "mode": MAYBE_TEXT,
             "flows": MAYBE_COUNT,
@@ -230,6 +242,13 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/tables", "tables", "The services as they were applied", array(ref("ServiceTable"))),
     Route(
         "GET", "/v1/backends", "backends", "All backends, with the reason for each one's state", array(ref("Backend"))
+    ),
+    Route(
+        "GET",
+        "/v1/backends/{service}/{backend}",
+        "backend",
+        "One backend, and the flows left of it while it drains",
+        ref("OneBackend"),
     ),
     Route(
         "POST",

@@ -14,6 +14,7 @@ from lb.config_text import service_table, vip_text
 from lb.errors import NotFoundError
 from lb.model import AnnouncePolicy, Service
 from manager.controller import Controller
+from manager.drains import announced, left_of, withdrawn
 from manager.nodes import Entry, rows
 from manager.plan import AGENT, MUX, BackendPlan, VipPlan
 
@@ -98,9 +99,25 @@ class View:
             "healthy": item.healthy,
             "agent": item.agent,
             "since": item.since,
+            "empty_since": self._empty_since(item),
             "reason": item.reason,
             **{name: counters.get(name) for name in BACKEND_COUNTERS},
         }
+
+    def _empty_since(self, item: BackendPlan) -> float | None:
+        label = item.service, item.backend.name
+        return self._controller.emptied.since.get(label) if item.shown == "drain" else None
+
+    def backend(self, service: str, name: str) -> Row:
+        """One backend, and what each MUX has left of it while it drains."""
+        found = self._controller.desired.services.get(service)
+        row = next((row for row in self.backends([service]) if row["name"] == name), None) if found else None
+        if row is None:
+            known = f'service "{service}" has no backend "{name}"' if found else f'there is no service "{service}"'
+            raise NotFoundError(known)
+        left = left_of((service, name), self._controller.hub.entries.values(), self._controller.plan.drains)
+        shown = left if row["state"] == "drain" else []
+        return {**row, "left": [{"mux": item.mux, "flows": item.flows, "why": item.why} for item in shown]}
 
     def muxes(self) -> list[Row]:
         return [
@@ -108,6 +125,8 @@ class View:
                 **self._node(entry),
                 "drain": self._drain(entry.record.name),
                 "announces": len((entry.state or {}).get("announcements", {})),
+                "announced": announced(entry),
+                "handover": self._handover(entry),
                 "io": self._mux_row(entry).get("io"),
                 "mode": self._mux_row(entry).get("mode"),
                 "flows": self._mux_row(entry).get("flows"),
@@ -254,6 +273,12 @@ class View:
         return None if waits == "no" else waits or "told to drain"
 
     @staticmethod
+    def _handover(entry: Entry) -> str | None:
+        """In words, what became of the flows that only this MUX knew, when it last went or came."""
+        told = entry.status.get("handover")
+        return told if isinstance(told, str) else None
+
+    @staticmethod
     def _mux_row(entry: Entry) -> Mapping[str, Any]:
         found = entry.status.get("mux")
         return found if isinstance(found, dict) else {}
@@ -263,11 +288,14 @@ class View:
     ) -> dict[tuple[Any, ...], dict[str, int | None]]:
         """Summed over the MUXes."""
         total: dict[tuple[Any, ...], dict[str, int | None]] = {}
+        drains = self._controller.plan.drains
         for entry in self._entries(MUX):
+            # A flow that a MUX remembers and gets no packets of any more lives elsewhere.
+            idle = entry.gone or withdrawn(entry, drains)
             for row in rows(entry.status, what):
                 sums = total.setdefault(tuple(row.get(key) for key in keys), {})
                 for name in counters:
-                    value = row.get(name)
+                    value = 0 if idle and name == "flows" else row.get(name)
                     if isinstance(value, int):
                         sums[name] = (sums.get(name) or 0) + value
         return total

@@ -3,26 +3,56 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from lb.cli.apply import show
 from lb.cli.output import output_option, print_json
+from lb.cli.plain import parse_duration
 from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
 
 
 @click.command("drain")
 @click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | mux NAME")
+@click.option("--wait", is_flag=True, help="Until no flow is left, or no packet comes to the MUX any more.")
+@click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: how long at most.")
 @manager_options
 @output_option
-def command(*, what: tuple[str, ...], manager: Manager, as_json: bool) -> None:
+def command(*, what: tuple[str, ...], wait: bool, timeout: str, manager: Manager, as_json: bool) -> int:
     """Let a backend keep its connections and take no new ones; or let a MUX hand its VIPs to the others.
 
+    With --wait it shows what is left, over all MUXes, and exits 0 once that is nothing, or 1 when time is over. Waiting
+    may be broken off at any time: the drain goes on.
+
     \b
-    lb drain web/web-1
-    lb drain mux mux1
+    Example:
+      lb drain web/web-1 --wait --timeout 10m
+      lb drain mux mux1 --wait
     """
-    run("drain", what, manager, as_json)
+    seconds = parse_duration(timeout)
+    path = target("drain", what)
+    answer = manager.post(*path, "drain")
+    if not wait:
+        print_json(answer) if as_json else show(answer)
+        return 0
+    return _wait(path, answer, seconds, manager, as_json)
+
+
+def _wait(path: tuple[str, ...], answer: dict[str, Any], seconds: float, manager: Manager, as_json: bool) -> int:
+    from lb.cli import waiting  # noqa: PLC0415
+
+    if not as_json:
+        show(answer)
+    one = waiting.Wait(manager, seconds, waiting.Line(silent=as_json))
+    left, sentence = waiting.mux(one, path[1]) if path[0] == "muxes" else waiting.backend(one, path[1], path[2])
+    if as_json:
+        print_json({**answer, "left": left})
+    if sentence is None:
+        return 0
+    click.echo(f"lb: {sentence}", err=True)
+    return 1
 
 
 def run(verb: str, what: tuple[str, ...], manager: Manager, as_json: bool) -> None:

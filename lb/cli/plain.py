@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lb.cli.output import cell
+from lb.errors import RequestError
 
 
 def columns(header: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = ()) -> list[str]:
@@ -45,6 +46,22 @@ def ago(since: Any, now: float | None = None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def lasting(seconds: float) -> str:
+    """A given time for people: ``90 s``, ``10 min``."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90``, ``90s``, ``10m`` or ``2h``; raises RequestError."""
+    number, unit = (text[:-1], text[-1]) if text[-1:] in ("s", "m", "h") else (text, "s")
+    if not (number.isascii() and number.replace(".", "", 1).isdigit()):
+        raise RequestError(f'a time must be such as 90s, 10m or 2h, not "{text[:40]}"')
+    return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
 
 
 def clock(at: Any) -> str:

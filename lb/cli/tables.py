@@ -59,11 +59,11 @@ def backends(rows: Sequence[Row]) -> list[str]:
             (
                 f"  -> {endpoint(row.get('address'), row.get('port'))}",
                 row.get("name"),
-                row.get("state"),
+                "drained" if row.get("empty_since") is not None else row.get("state"),
                 row.get("weight"),
                 row.get("flows"),
                 row.get("packets"),
-                row.get("reason"),
+                _reason(row),
             )
         )
     header = ("Prot LocalAddress:Port", "Service", "State", "Weight", "Live", "InPkts", "Reason")
@@ -85,7 +85,7 @@ def muxes(rows: Sequence[Row]) -> list[str]:
                 row.get("flows"),
                 row.get("io"),
                 _sessions(row),
-                row.get("refused") or row.get("drain"),
+                row.get("refused") or _drain(row),
             )
             for row in rows
         ],
@@ -143,6 +143,17 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "events": events,
     "audit": audit,
 }
+
+
+def _drain(row: Row) -> Any:
+    """Whether and how far a MUX drains, and its last hand-over."""
+    words = [row.get("drain"), row.get("handover")]
+    return "; ".join(str(word) for word in words if word) or None
+
+
+def _reason(row: Row) -> Any:
+    empty = row.get("empty_since")
+    return row.get("reason") if empty is None else f"no flow left for {ago(empty)}; {row.get('reason')}"
 
 
 def _bytes(value: Any) -> str | None:
