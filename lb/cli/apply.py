@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from lb.cli.output import cell, output_option, print_json
+from lb.cli.output import cell, example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ConfigError
 
 
-@click.command("apply")
+@click.command("apply", epilog=example("lb apply -f services.toml --wait 10"))
 @click.option("-f", "--file", "path", required=True, metavar="FILE", help="A file of services, or - for the input.")
 @click.option("--prune", is_flag=True, help="Delete the services that are not in FILE.")
 @click.option("--dry-run", is_flag=True, help="Only tell what would change.")

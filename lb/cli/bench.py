@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
-from lb.cli.output import console, output_option, plural, print_json, size, table
+from lb.cli.output import console, example, output_option, plural, print_json, size, table
 
 
-@click.group("bench")
+@click.group("bench", epilog=example("lb bench pipeline --mode flood"))
 def command() -> None:
     """Measure the data plane on this machine."""
 
 
-@command.command("pipeline")
+@command.command("pipeline", epilog=example("lb bench pipeline --mode flood --flows 100000 --seconds 2"))
 @click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="Live flows.")
 @click.option(
     "--mode",
@@ -51,7 +51,7 @@ def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: fl
         click.echo(f"{name:<8}{text}")
 
 
-@command.command("io")
+@command.command("io", epilog=example("lb bench io --io packet --seconds 3"))
 @click.option(
     "--io",
     type=click.Choice(["xdp", "packet", "tun"]),
@@ -88,7 +88,7 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
         click.echo(f"{name:<8}{text}")
 
 
-@command.command("all")
+@command.command("all", epilog=example("lb bench all --seconds 2"))
 @click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="Live flows.")
 @click.option("--seconds", type=click.FloatRange(1, 3600), default=5.0, show_default=True, help="For each measurement.")
 @output_option

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from lb.cli.output import output_option, plural, print_json, size
+from lb.cli.output import example, output_option, plural, print_json, size
 from lb.errors import ConfigError
 
 
-@click.command("check")
+@click.command("check", epilog=example("lb check mux.toml"))
 @click.argument("file")
 @click.option("--print", "print_file", is_flag=True, help="Print the file in its canonical form instead.")
 @output_option

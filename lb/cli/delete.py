@@ -6,14 +6,14 @@ from __future__ import annotations
 import click
 
 from lb.cli.apply import read, show
-from lb.cli.output import output_option, print_json
+from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ConfigError, RequestError
 
 PATHS = {"service": "services", "mux": "muxes", "agent": "agents"}
 
 
-@click.command("delete")
+@click.command("delete", epilog=example("lb delete service web"))
 @click.argument("kind", type=click.Choice(list(PATHS)), required=False)
 @click.argument("names", nargs=-1, metavar="NAME...")
 @click.option("-f", "--file", "path", metavar="FILE", help="Delete the services of this file.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from lb.cli.output import cell, output_option, print_json
+from lb.cli.output import cell, example, output_option, print_json
 from lb.cli.plain import ago, clock, endpoint
 from lb.cli.remote import Manager, manager_options
 from lb.errors import NotFoundError
@@ -16,7 +16,7 @@ from lb.errors import NotFoundError
 PATHS = {"mux": "muxes", "agent": "agents"}
 
 
-@click.command("describe")
+@click.command("describe", epilog=example("lb describe service web", "lb describe mux mux1"))
 @click.argument("kind", type=click.Choice(["service", *PATHS]))
 @click.argument("name")
 @manager_options

@@ -6,11 +6,11 @@ from __future__ import annotations
 import click
 
 from lb.cli.apply import run
-from lb.cli.output import output_option
+from lb.cli.output import example, output_option
 from lb.cli.remote import Manager, manager_options
 
 
-@click.command("diff")
+@click.command("diff", epilog=example("lb diff -f services.toml"))
 @click.option("-f", "--file", "path", required=True, metavar="FILE", help="A file of services, or - for the input.")
 @click.option("--prune", is_flag=True, help="As if services that are not in FILE were to be deleted.")
 @manager_options

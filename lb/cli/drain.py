@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from lb.cli.apply import show
-from lb.cli.output import output_option, print_json
+from lb.cli.output import example, output_option, print_json
 from lb.cli.plain import parse_duration
 from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
 
 
-@click.command("drain")
+@click.command("drain", epilog=example("lb drain web/web-1 --wait --timeout 10m", "lb drain mux mux1 --wait"))
 @click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | mux NAME")
 @click.option("--wait", is_flag=True, help="Until no flow is left, or no packet comes to the MUX any more.")
 @click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: how long at most.")
@@ -25,11 +25,6 @@ def command(*, what: tuple[str, ...], wait: bool, timeout: str, manager: Manager
 
     With --wait it shows what is left, over all MUXes, and exits 0 once that is nothing, or 1 when time is over. Waiting
     may be broken off at any time: the drain goes on.
-
-    \b
-    Example:
-      lb drain web/web-1 --wait --timeout 10m
-      lb drain mux mux1 --wait
     """
     seconds = parse_duration(timeout)
     path = target("drain", what)

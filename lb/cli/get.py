@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from lb.cli.local import ask, find_socket, local_options
-from lb.cli.output import cell, console, output_option, print_json, size, table
+from lb.cli.output import cell, console, example, output_option, print_json, size, table
 from lb.cli.remote import Manager, manager_options
 from lb.cli.tables import TABLES as MANAGER_TABLES
 from lb.errors import ControlError, RequestError
@@ -41,7 +41,7 @@ _OF_MANAGER = ("events", "audit")
 _OF_DAEMON = ("peers",)
 
 
-@click.command("get")
+@click.command("get", epilog=example("lb get services", "lb get muxes --local", "lb get events --limit 20 -o json"))
 @click.argument("what", type=click.Choice(WHAT))
 @click.option("--limit", type=click.IntRange(1, 5000), default=100, show_default=True, help="Events or lines of audit.")
 @local_options

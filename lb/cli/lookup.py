@@ -9,14 +9,16 @@ import click
 
 from lb.cli.endpoint import parse_endpoint
 from lb.cli.local import ask, find_socket, local_options, require_local
-from lb.cli.output import cell, output_option, print_json
+from lb.cli.output import cell, example, output_option, print_json
 from lb.errors import ControlError, RequestError
 from lb.model import Address, Protocol
 
 KEYS = ("service", "slot", "backend", "address")
 
 
-@click.command("lookup")
+@click.command(
+    "lookup", epilog=example("lb lookup --config mux.toml --proto tcp --src 192.0.2.7:4711 --dst 203.0.113.10:80")
+)
 @click.option("--proto", required=True, type=click.Choice([p.value for p in Protocol]), help="Transport protocol.")
 @click.option("--src", required=True, metavar="ADDR:PORT", help="The client.")
 @click.option("--dst", required=True, metavar="ADDR:PORT", help="The VIP and the port that it connects to.")

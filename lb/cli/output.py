@@ -31,6 +31,11 @@ def output_option(function: F) -> F:
     return cast(F, chosen(short(command)))
 
 
+def example(*lines: str) -> str:
+    """The end of a command's help, for ``epilog``: command lines that work. tests/lb/test_help.py tries them."""
+    return "\b\nExample:\n" + "".join(f"  {line}\n" for line in lines)
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
 

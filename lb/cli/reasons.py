@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.output import console, output_option, print_json, table
+from lb.cli.output import console, example, output_option, print_json, table
 
 
-@click.command("reasons")
+@click.command("reasons", epilog=example("lb reasons"))
 @output_option
 def command(as_json: bool) -> None:
     """List every reason that a packet can end with, and what it means."""

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from lb.cli.output import plural
+from lb.cli.output import example, plural
 from lb.errors import PcapError, RequestError
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from lb.replay import Switch, Totals
 
 
-@click.command("replay")
+@click.command(
+    "replay", epilog=example("lb replay --config mux.toml --in seen.pcap --out sent.pcap --report why.jsonl")
+)
 @click.option("--config", required=True, metavar="FILE", help="The MUX's file.")
 @click.option("--in", "source", required=True, metavar="IN.pcap", help="Capture to read: pcap or pcapng.")
 @click.option("--out", "target", required=True, metavar="OUT.pcap", help="Where to write every packet sent.")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lb.cli.local import ask, find_socket, local_options, require_local
-from lb.cli.output import cell, console, output_option, print_json, table
+from lb.cli.output import cell, console, example, output_option, print_json, table
 from lb.errors import ControlError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ COLUMNS = ("service", "vip", "port", "pps", "mbit/s", "new/s", "packets")
 NUMBERS = frozenset({"pps", "mbit/s", "new/s", "packets"})
 
 
-@click.command("top")
+@click.command("top", epilog=example("lb top --local"))
 @click.option("--once", is_flag=True, help="Measure for one second, print, and end.")
 @click.option("--interval", type=click.FloatRange(0.1, 60), default=1.0, show_default=True, help="Seconds per view.")
 @local_options

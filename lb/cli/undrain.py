@@ -6,11 +6,11 @@ from __future__ import annotations
 import click
 
 from lb.cli.drain import run
-from lb.cli.output import output_option
+from lb.cli.output import example, output_option
 from lb.cli.remote import Manager, manager_options
 
 
-@click.command("undrain")
+@click.command("undrain", epilog=example("lb undrain web/web-1", "lb undrain mux mux1"))
 @click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | mux NAME")
 @manager_options
 @output_option
