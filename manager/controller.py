@@ -218,7 +218,7 @@ class Controller:
                 continue
             found[report.service, report.backend] = Report(report.up, report.reason, report.since)
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
-        services = self._reports.heard(source, name, found, self._clock() + lease)
+        services = self._reports.heard(source, name, found, self._clock(), lease)
         self.touched(self._vips_of(services))
 
     def _is_of(self, agent: str, service: str, backend: str) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Container, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: Service and backend, by name.
@@ -46,6 +46,7 @@ class Report:
     up: bool
     reason: str
     since: float  #: Unix time, of the node's clock: for people only
+    heard: float = 0.0  #: since when, by the manager's clock, it has said that it is up, or down
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +95,15 @@ class Reports:
         self._expires: dict[tuple[Source, str], float] = {}  # node -> end of its lease; no key once it has ended
         self._tunnels: dict[Key, dict[str, Report]] = {}  # backend -> MUX -> report, of live leases
 
-    def heard(self, source: Source, node: str, reports: Mapping[Key, Report], expires: float) -> set[str]:
+    def heard(self, source: Source, node: str, reports: Mapping[Key, Report], now: float, lease: float) -> set[str]:
         """A message of a node; returns the services on which its word is another than before."""
         who = (source, node)
         known = self._of.setdefault(who, {})
         revived = who not in self._expires
-        self._expires[who] = expires
+        self._expires[who] = now + lease
         changed = {key[0] for key, report in reports.items() if _differs(known.get(key), report)}
-        known.update(reports)
+        before = {} if revived else known
+        known.update({key: _dated(before.get(key), report, now) for key, report in reports.items()})
         if revived:
             changed |= {key[0] for key in known}
         if source is Source.TUNNEL:
@@ -145,6 +147,11 @@ class Reports:
             for key in keys:
                 self._tunnels.get(key, {}).pop(who[1], None)
         return {key[0] for key in keys}
+
+
+def _dated(old: Report | None, new: Report, now: float) -> Report:
+    """Said anew or with another reason, it is as old as it was."""
+    return replace(new, heard=old.heard if old is not None and old.up is new.up else now)
 
 
 def _differs(old: Report | None, new: Report) -> bool:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TypeVar
 from lb.config_text import service_table, vip_text
 from lb.model import Address, Announce, AnnouncePolicy, Backend, BackendState, Service
 from lb.node.messages import NodeState
+from manager.blind import Sight, blind_from, sees_nothing
 from manager.desired import Desired
 from manager.health import Evidence, Health, Reports, judge
 from manager.slow_start import Ramp, ramp, weights
@@ -201,11 +202,13 @@ class VipPlan:
     backends: tuple[BackendPlan, ...] = ()
     panic: Mapping[str, str] = field(default_factory=dict)  #: service -> reason
     done: tuple[str, ...] = ()  #: retiring services that nobody has any more
+    unsettled: float | None = None  #: a MUX that reaches no healthy backend counts as blind from then on
 
     @property
     def due(self) -> float | None:
         """When time alone makes another plan of it; None: never."""
-        return min((item.ramp.next_at for item in self.backends if item.ramp is not None), default=None)
+        moments = [item.ramp.next_at for item in self.backends if item.ramp is not None]
+        return min(moments if self.unsettled is None else [*moments, self.unsettled], default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +320,7 @@ def plan_vip(vip: Vip, world: World) -> VipPlan:
         if reason is not None:
             panic[name] = reason
     unwanted = _unwanted(services, backends)
-    granted, withheld = _grants(vip, services, backends, unwanted, world)
+    granted, withheld, unsettled = _grants(vip, services, backends, unwanted, world)
     return VipPlan(
         vip,
         tables=tables,
@@ -327,6 +330,7 @@ def plan_vip(vip: Vip, world: World) -> VipPlan:
         withheld=withheld,
         backends=tuple(backends),
         panic=panic,
+        unsettled=unsettled,
     )
 
 
@@ -508,12 +512,12 @@ def _announcement(services: list[Prepared]) -> dict[str, Any]:
 
 def _grants(
     vip: Vip, services: list[Prepared], backends: list[BackendPlan], unwanted: str | None, world: World
-) -> tuple[frozenset[str], dict[str, str]]:
-    """Which MUXes shall announce the VIP, and why the others shall not."""
+) -> tuple[frozenset[str], dict[str, str], float | None]:
+    """Which MUXes shall announce the VIP, why the others shall not, and when time alone may change that."""
     if unwanted is not None:
-        return frozenset(), dict.fromkeys(world.muxes, unwanted)
+        return frozenset(), dict.fromkeys(world.muxes, unwanted), None
     before = world.memory.granted.get(vip, frozenset())
-    withheld = _blind(before, backends, world)
+    withheld, unsettled = _blind(before, services, backends, world)
     granted = set()
     for name, mux in world.muxes.items():
         if name in withheld:
@@ -523,7 +527,7 @@ def _grants(
             granted.add(name)
         else:
             withheld[name] = reason
-    return frozenset(granted), withheld
+    return frozenset(granted), withheld, unsettled
 
 
 def _not_ready(mux: Node, services: list[Prepared], world: World) -> str | None:
@@ -555,22 +559,30 @@ def _agent_not_ready(mux: Node, agent: Node | None, service: str, backend: str, 
     return None
 
 
-def _blind(before: frozenset[str], backends: list[BackendPlan], world: World) -> dict[str, str]:
-    """MUXes that reach none of the backends that others find healthy; no more of them than withdraw_cap allows."""
-    healthy = [item for item in backends if item.healthy and item.shown in ("up", "drain")]
-    reports = [world.reports.tunnels((item.service, item.backend.name)) for item in healthy]
-    if not healthy or not any(reports):
-        return {}
-    serving = {name for name, mux in world.muxes.items() if not mux.gone}
-    blind = [
-        name
-        for name in sorted(serving, key=lambda name: (name in before, name))
-        if all(name in found and not found[name].up for found in reports)
+def _blind(
+    before: frozenset[str], services: list[Prepared], backends: list[BackendPlan], world: World
+) -> tuple[dict[str, str], float | None]:
+    """MUXes that reach no healthy backend (see manager.blind), no more of them than withdraw_cap allows; and when the
+    next may count as one of them, if nothing changes until then."""
+    probes = {found.service.name: found.service.probe for found in services}
+    sights = [
+        Sight(probe, world.reports.tunnels((item.service, item.backend.name)))
+        for item in backends
+        if item.healthy and item.shown in ("up", "drain") and (probe := probes[item.service]) is not None
     ]
+    serving = {name for name, mux in world.muxes.items() if not mux.gone}
+    blind, due = [], None
+    for name in sorted(serving, key=lambda name: (name in before, name)):
+        if sees_nothing(name, sights):
+            at = blind_from(name, sights, serving) if name in before else world.now
+            if at <= world.now:
+                blind.append(name)
+            elif at < math.inf:
+                due = min(at, due or at)
     must_stay = max(1, math.ceil(len(serving) * (1 - world.withdraw_cap)))
     allowed = max(0, len(serving - world.draining) - must_stay)
     blind = [name for name in blind if name not in world.draining][:allowed]
-    return dict.fromkeys(blind, "it reaches no healthy backend through the tunnel, other MUXes do")
+    return dict.fromkeys(blind, "it reaches no healthy backend through the tunnel, other MUXes do"), due
 
 
 # --- tables for nodes ------------------------------------------------------------------------------------------------

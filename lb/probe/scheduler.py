@@ -56,6 +56,18 @@ class _Entry(Generic[KeyT]):
     task: asyncio.Task[None] | None = None  #: while it runs
 
 
+def spread(probe: Probe) -> float:
+    """By how many seconds the last of several that ask the same may find a change later than the first of them.
+
+    Each needs as many answers in a row as the probe says, the first at its next turn; and one of them may not count,
+    where a process stood still (see ``_run``). Before this has passed, what two of them say is not of one age.
+    """
+    turns = max(probe.rise, probe.fall)
+    pace = max(probe.interval, probe.timeout)
+    soonest = (turns - 1) * (1 - JITTER) * probe.interval
+    return (turns + 1) * pace + probe.timeout - soonest
+
+
 class Scheduler(Generic[KeyT]):
     """Probes by key. ``ask`` runs one, ``say`` hears of each change."""
 

@@ -64,7 +64,7 @@ class Fleet:
     def report(self, node: str, service: str, backend: str, up: bool, reason: str = "") -> None:
         source = Source.TUNNEL if node in self.muxes else Source.AGENT
         report = Report(up, reason or ("3 of 3 checks passed" if up else "3 of 3 checks timed out"), self.now)
-        self.reports.heard(source, node, {(service, backend): report}, self.now + 10)
+        self.reports.heard(source, node, {(service, backend): report}, self.now, lease=10)
 
     def all_healthy(self) -> None:
         """Every agent says that its backends are well."""
@@ -73,6 +73,13 @@ class Fleet:
                 host = f"host{str(backend.address).rpartition('.')[2]}"
                 if host in self.agents:
                     self.report(host, found.name, backend.name, True)
+
+    def all_reached(self) -> None:
+        """Every MUX says so of every backend."""
+        for found in self.desired.services.values():
+            for backend in found.backends:
+                for mux in self.muxes:
+                    self.report(mux, found.name, backend.name, True)
 
     # -- planning -----------------------------------------------------------------------------------------------
 

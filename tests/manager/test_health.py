@@ -37,8 +37,8 @@ KEY = ("web", "web-1")
 
 def test_reports_are_believed_until_the_lease_ends_and_any_message_renews_it() -> None:
     reports = Reports()
-    assert reports.heard(Source.AGENT, "host1", {KEY: UP}, expires=10) == {"web"}
-    assert reports.heard(Source.AGENT, "host1", {}, expires=15) == set()
+    assert reports.heard(Source.AGENT, "host1", {KEY: UP}, now=0, lease=10) == {"web"}
+    assert reports.heard(Source.AGENT, "host1", {}, now=0, lease=15) == set()
     assert reports.expire(12) == set()
     assert reports.agent("host1", KEY) == UP
     assert reports.expire(15) == {"web"}
@@ -48,23 +48,23 @@ def test_reports_are_believed_until_the_lease_ends_and_any_message_renews_it() -
 
 def test_a_node_that_speaks_again_is_believed_again() -> None:
     reports = Reports()
-    reports.heard(Source.TUNNEL, "mux1", {KEY: UP, ("dns", "d"): DOWN}, expires=10)
+    reports.heard(Source.TUNNEL, "mux1", {KEY: UP, ("dns", "d"): DOWN}, now=0, lease=10)
     assert reports.expire(10) == {"web", "dns"}
     assert reports.tunnels(KEY) == {}
-    assert reports.heard(Source.TUNNEL, "mux1", {KEY: UP}, expires=20) == {"web", "dns"}
+    assert reports.heard(Source.TUNNEL, "mux1", {KEY: UP}, now=0, lease=20) == {"web", "dns"}
     assert reports.tunnels(("dns", "d")) == {"mux1": DOWN}
 
 
 def test_only_news_counts_as_a_change() -> None:
     reports = Reports()
-    reports.heard(Source.AGENT, "host1", {KEY: UP}, expires=10)
-    assert reports.heard(Source.AGENT, "host1", {KEY: Report(True, "200 OK", 5.0)}, expires=12) == set()
-    assert reports.heard(Source.AGENT, "host1", {KEY: DOWN}, expires=14) == {"web"}
+    reports.heard(Source.AGENT, "host1", {KEY: UP}, now=0, lease=10)
+    assert reports.heard(Source.AGENT, "host1", {KEY: Report(True, "200 OK", 5.0)}, now=0, lease=12) == set()
+    assert reports.heard(Source.AGENT, "host1", {KEY: DOWN}, now=0, lease=14) == {"web"}
 
 
 def test_a_node_that_is_forgotten_says_nothing() -> None:
     reports = Reports()
-    reports.heard(Source.TUNNEL, "mux1", {KEY: UP}, expires=10)
+    reports.heard(Source.TUNNEL, "mux1", {KEY: UP}, now=0, lease=10)
     assert reports.forget(Source.TUNNEL, "mux1") == {"web"}
     assert reports.tunnels(KEY) == {}
     assert reports.next_expiry() is None
@@ -72,6 +72,6 @@ def test_a_node_that_is_forgotten_says_nothing() -> None:
 
 def test_backends_that_are_gone_are_forgotten() -> None:
     reports = Reports()
-    reports.heard(Source.AGENT, "host1", {KEY: UP}, expires=10)
+    reports.heard(Source.AGENT, "host1", {KEY: UP}, now=0, lease=10)
     reports.keep_only({("web", "web-2")})
     assert reports.agent("host1", KEY) is None

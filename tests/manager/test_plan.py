@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lb.config import parse_service_tables
+from lb.model import Probe, ProbeType
+from lb.probe.scheduler import spread
 from manager.desired import Change, Order, delete_service, drain_backend, drain_mux, purge
 from manager.plan import Memory, Plan, plan, replan
 from tests.manager.fleet import Fleet, service, with_probe
@@ -310,18 +313,101 @@ def test_a_minority_of_muxes_cannot_take_a_backend_out_for_all() -> None:
     assert fleet.states() == {"web-1": "down", "web-2": "up"}
 
 
-def test_a_mux_that_reaches_nothing_withdraws_but_not_all_of_them() -> None:
-    fleet = settled(with_probe(service()), muxes=3)
-    for backend in ("web-1", "web-2"):
-        fleet.report("mux1", "web", backend, False)
-        fleet.report("mux2", "web", backend, True)
+#: Until words of MUXes on a probe with the default times are of one age, and a little more.
+SETTLED = spread(Probe(ProbeType.TCP)) + 0.1
+
+
+def reached(**shape: Any) -> Fleet:
+    """A fleet with two backends that every MUX reaches and has reached for long."""
+    fleet = settled(with_probe(service()), **shape)
+    tell(fleet, *fleet.muxes, up=True)
+    fleet.settle()
+    fleet.now += 60
+    return fleet
+
+
+def tell(fleet: Fleet, *nodes: str, up: bool) -> None:
+    """MUXes say the same of both backends, agents of their own."""
+    for node in nodes:
+        for number in (1, 2):
+            if node in fleet.muxes or node == f"host{number}":
+                fleet.report(node, "web", f"web-{number}", up)
+
+
+def test_a_mux_that_reaches_nothing_withdraws_once_the_others_would_have_noticed_too() -> None:
+    fleet = reached(muxes=3)
+    tell(fleet, "mux1", up=False)
+    fleet.settle()
+    assert fleet.announced("mux1") == {VIP}, "the others may say the same in a moment"
+    due = fleet.last.vips[VIP].due
+    assert due is not None
+    assert fleet.now < due <= fleet.now + SETTLED
+    fleet.now = due
     fleet.settle()
     assert [fleet.announced(f"mux{n}") for n in (1, 2, 3)] == [set(), {VIP}, {VIP}]
     assert fleet.withheld("mux1") == "it reaches no healthy backend through the tunnel, other MUXes do"
-    for backend in ("web-1", "web-2"):
-        fleet.report("mux1", "web", backend, True)
+    assert fleet.last.vips[VIP].due is None
+    tell(fleet, "mux1", up=True)
     fleet.settle()
     assert fleet.announced("mux1") == {VIP}
+
+
+def test_no_more_blind_muxes_withdraw_than_withdraw_cap_allows() -> None:
+    fleet = reached(muxes=4, withdraw_cap=0.25)
+    tell(fleet, "mux1", "mux2", up=False)
+    fleet.now += SETTLED
+    fleet.settle()
+    assert [fleet.announced(f"mux{n}") for n in (1, 2, 3, 4)] == [set(), {VIP}, {VIP}, {VIP}]
+
+
+def test_a_mux_that_reaches_nothing_keeps_its_vip_where_no_other_reaches_anything() -> None:
+    fleet = settled(with_probe(service()), muxes=3)
+    tell(fleet, "mux1", up=False)
+    for _ in range(3):
+        fleet.now += SETTLED
+        fleet.settle()
+        assert fleet.announced("mux1") == {VIP}
+    assert fleet.last.vips[VIP].due is None
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(("mux1", "mux2", "host1", "host2"))))
+def test_nothing_is_withdrawn_while_all_backends_fail_and_return_whoever_notices_first(order: tuple[str, ...]) -> None:
+    """Under policy "always". The last to notice is later than the first by no more than the probe allows."""
+    fleet = reached()
+    for up in (False, True):
+        for node in order:
+            tell(fleet, node, up=up)
+            fleet.settle()
+            assert fleet.announced("mux1") == fleet.announced("mux2") == {VIP}
+            fleet.now += (SETTLED - 0.2) / len(order)
+        fleet.now += 60
+        fleet.settle()
+        assert fleet.announced("mux1") == fleet.announced("mux2") == {VIP}
+
+
+def test_an_old_word_is_not_held_against_a_mux_when_the_others_come_up_first() -> None:
+    fleet = reached()
+    tell(fleet, "mux1", "mux2", "host1", "host2", up=False)
+    fleet.settle()
+    fleet.now += 600
+    tell(fleet, "mux2", "host1", "host2", up=True)
+    fleet.settle()
+    assert fleet.announced("mux1") == {VIP}
+    fleet.now += SETTLED
+    fleet.settle()
+    assert fleet.announced("mux1") == set(), "now it has had its time"
+
+
+def test_a_mux_that_reaches_nothing_is_not_given_a_vip() -> None:
+    fleet = Fleet()
+    fleet.apply(with_probe(service()))
+    fleet.plan()
+    fleet.take()
+    fleet.all_healthy()
+    tell(fleet, "mux2", up=True)
+    tell(fleet, "mux1", up=False)
+    fleet.settle()
+    assert (fleet.announced("mux1"), fleet.announced("mux2")) == (set(), {VIP})
 
 
 def test_min_healthy_counts() -> None:
@@ -375,6 +461,14 @@ STEPS = st.lists(
         st.tuples(st.just("connect"), st.sampled_from(["mux1", "mux2", "host1", "host2"]), st.booleans()),
         st.tuples(st.just("gone"), st.sampled_from(["mux1", "mux2"])),
         st.tuples(st.just("report"), st.sampled_from(["a", "b"]), st.integers(1, 3), st.booleans()),
+        st.tuples(
+            st.just("tunnel"),
+            st.sampled_from(["mux1", "mux2"]),
+            st.sampled_from(["a", "b"]),
+            st.integers(1, 3),
+            st.booleans(),
+        ),
+        st.tuples(st.just("time"), st.integers(1, 20)),
     ),
     max_size=25,
 )
@@ -404,6 +498,11 @@ def step(fleet: Fleet, event: tuple[Any, ...]) -> None:
     elif kind == "gone":
         if not fleet.muxes[rest[0]].connected:
             fleet.set(rest[0], gone=True)
+    elif kind == "tunnel":
+        mux, name, number, up = rest
+        fleet.report(mux, name, f"{name}-{number}", up)
+    elif kind == "time":
+        fleet.now += rest[0]
     else:
         fleet.report(f"host{rest[1]}", rest[0], f"{rest[0]}-{rest[1]}", rest[2])
 
@@ -462,6 +561,7 @@ def test_any_history_is_safe_and_comes_to_rest(events: list[tuple[Any, ...]]) ->
     for name in [*fleet.muxes, *fleet.agents]:
         fleet.set(name, connected=True, gone=False)
     fleet.all_healthy()
+    fleet.all_reached()
     fleet.settle(8)
     assert fleet.desired.retiring == {}
     for mux in fleet.muxes:
@@ -486,8 +586,8 @@ def test_planning_only_what_was_touched_gives_the_same(events: list[tuple[Any, .
         if event[0] in ("apply", "delete"):
             names = frozenset(old.services) | fleet.desired.services.keys()
             touched = Change(old, fleet.desired, (), names).vips()
-        elif event[0] == "report":
-            found = fleet.desired.services.get(event[1])
+        elif event[0] in ("report", "tunnel"):
+            found = fleet.desired.services.get(event[1] if event[0] == "report" else event[2])
             touched = {str(found.vip)} if found else set()
         incremental = replan(fleet.last, fleet.world(), touched)
         assert incremental == plan(replace(fleet.world(), tables=None))

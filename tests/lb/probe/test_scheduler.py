@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lb.model import Probe, ProbeType
-from lb.probe.scheduler import Scheduler
+from lb.probe.scheduler import Scheduler, spread
 from lb.probe.state import Answer, Health, Say
 
 
@@ -127,6 +127,33 @@ def test_a_failure_is_found_within_interval_times_fall_plus_timeout() -> None:
         await asyncio.sleep(2.0 * 3 + 1.0)
         assert probes.state("a").health is Health.DOWN
         await probes.close()
+
+    play(story)
+
+
+@pytest.mark.parametrize("asked", [probe(), probe(0.5, 0.5, rise=2, fall=2), probe(1.0, 3.0, rise=1, fall=4)], ids=str)
+@pytest.mark.parametrize("takes", [0.0, 1.0], ids=["refused", "timed out"])
+def test_several_that_ask_the_same_find_a_change_within_the_spread(asked: Probe, takes: float) -> None:
+    async def story() -> None:
+        target = Target()
+        heard: list[float] = []
+
+        def say(key: str, said: Say) -> None:
+            if said.changed:
+                heard.append(asyncio.get_running_loop().time())
+
+        probers = [Scheduler(target.ask, say, chance=random.Random(seed)) for seed in range(20)]
+        for prober in probers:
+            want(prober, "a", of=asked)
+        for well in (False, True):
+            await asyncio.sleep(61)
+            heard.clear()
+            target.well, target.takes = well, 0.0 if well else takes * asked.timeout
+            await asyncio.sleep(61)
+            assert len(heard) == len(probers)
+            assert 0 < heard[-1] - heard[0] <= spread(asked)
+        for prober in probers:
+            await prober.close()
 
     play(story)
 
