@@ -3,7 +3,10 @@
 
 All statements run in one thread of the store's own, one transaction at a time, so the event loop never waits for the
 disk. Other processes (``lb-manager token`` and friends) may use the file at the same time; SQLite's locks see to that.
-The audit is append-only: the database itself refuses to change or delete a line of it.
+The audit is append-only: the database itself refuses to change or delete a line of it. Each line keeps what it changed
+and what was there before, so that any earlier version can be had back by going from the present one line at a time.
+
+A file of an earlier form is brought up to date when it is opened, in one transaction; see :data:`MIGRATIONS`.
 """
 
 from __future__ import annotations
@@ -13,21 +16,21 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manager.store import AuditRecord, ConflictError, Entries, NodeRecord, Stored, StoreError
+from manager.store import AuditRecord, ConflictError, Entries, NodeRecord, Stored, StoreError, VersionLine
 from manager.tokens import Certificate, Token
 
 FILE = "manager.db"
 #: How long to wait for another process that writes, seconds.
 BUSY_TIMEOUT = 5.0
 
-SCHEMA_VERSION = 1
+#: Form 1, from which every file begins; :data:`MIGRATIONS` does the rest, for new files as well.
 SCHEMA = """
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT INTO counter VALUES ('version', 0), ('term', 0);
@@ -43,6 +46,11 @@ CREATE TABLE token (digest TEXT PRIMARY KEY, kind TEXT, name TEXT, made_by TEXT,
                     used_at REAL, used_by TEXT) WITHOUT ROWID;
 CREATE TABLE certificate (serial TEXT PRIMARY KEY, kind TEXT, name TEXT, made_at REAL, expires REAL, revoked_at REAL,
                           revoked_why TEXT) WITHOUT ROWID;
+"""
+
+#: Of the audit; put aside while a migration fills a new column of old lines.
+_NO_UPDATE = """
+CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 """
 
 T = TypeVar("T")
@@ -93,19 +101,25 @@ class SqliteStore:
             database.execute("PRAGMA synchronous = FULL")
             self._database = database
             with self._transaction():
-                found = database.execute("PRAGMA user_version").fetchone()[0]
-                if found == 0:
-                    for statement in _statements(SCHEMA):
-                        database.execute(statement)
-                    database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-                elif found != SCHEMA_VERSION:
-                    raise StoreError(
-                        f"{self._path} is of form {found}; this version of lb-manager reads form {SCHEMA_VERSION}"
-                    )
+                self._bring_up_to_date(database)
         except BaseException:
             database.close()
             self._database = None
             raise
+
+    def _bring_up_to_date(self, database: sqlite3.Connection) -> None:
+        found = database.execute("PRAGMA user_version").fetchone()[0]
+        if found > FORM:
+            raise StoreError(f"{self._path} is of form {found}; this version of lb-manager reads form {FORM}")
+        if found == FORM:
+            return
+        if found == 0:
+            for statement in _statements(SCHEMA):
+                database.execute(statement)
+            found = 1
+        for migrate in MIGRATIONS[found - 1 :]:
+            migrate(database)
+        database.execute(f"PRAGMA user_version = {FORM}")
 
     @property
     def _db(self) -> sqlite3.Connection:
@@ -133,26 +147,59 @@ class SqliteStore:
         with self._transaction():
             return Stored(self._counter("version"), self._entries("desired"))
 
-    async def commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float) -> int:
-        return await self._run(self._commit, expected, change, who, what, at)
+    async def commit(
+        self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float, *, why: str = ""
+    ) -> int:
+        return await self._run(self._commit, expected, change, (at, who, what), why)
 
-    def _commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float) -> int:
+    def _commit(self, expected: int, change: Mapping[str, Any], said: tuple[float, str, str], why: str) -> int:
         with self._transaction() as database:
             version = self._counter("version")
             if version != expected:
                 raise ConflictError(f"the desired state is at version {version} by now, not at {expected}")
+            undo = _undo(change, self._before(change))
             self._write("desired", change)
             database.execute("UPDATE counter SET value = ? WHERE name = 'version'", (version + 1,))
-            row = (version + 1, at, who, what, json.dumps(change, ensure_ascii=False))
-            database.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?)", row)
+            row = (version + 1, *said, _text(change), why, _text(undo))
+            database.execute(
+                "INSERT INTO audit (version, at, who, what, change, why, undo) VALUES (?, ?, ?, ?, ?, ?, ?)", row
+            )
         return version + 1
+
+    def _before(self, change: Mapping[str, Any]) -> Entries:
+        """What is there now of all that a change touches."""
+        found: Entries = {}
+        for section, key in _touched(change):
+            row = self._db.execute("SELECT value FROM desired WHERE section = ? AND key = ?", (section, key)).fetchone()
+            if row is not None:
+                found.setdefault(section, {})[key] = json.loads(row[0])
+        return found
 
     async def audit(self, limit: int) -> list[AuditRecord]:
         return await self._run(self._audit, limit)
 
     def _audit(self, limit: int) -> list[AuditRecord]:
-        rows = self._db.execute("SELECT * FROM audit ORDER BY version DESC LIMIT ?", (limit,)).fetchall()
-        return [AuditRecord(version, at, who, what, json.loads(change)) for version, at, who, what, change in rows]
+        columns = "version, at, who, what, change, why"
+        rows = self._db.execute(f"SELECT {columns} FROM audit ORDER BY version DESC LIMIT ?", (limit,))  # noqa: S608
+        return [AuditRecord(*found, json.loads(change), why) for *found, change, why in rows.fetchall()]
+
+    async def history(self, limit: int) -> list[VersionLine]:
+        return await self._run(self._history, limit)
+
+    def _history(self, limit: int) -> list[VersionLine]:
+        rows = self._db.execute(
+            "SELECT version, at, who, what, why FROM audit ORDER BY version DESC LIMIT ?", (limit,)
+        ).fetchall()
+        return [VersionLine(*row) for row in rows]
+
+    async def undo(self, after: int, last: int) -> dict[str, Any]:
+        return await self._run(self._undo, after, last)
+
+    def _undo(self, after: int, last: int) -> dict[str, Any]:
+        rows = self._db.execute(
+            "SELECT undo FROM audit WHERE version > ? AND version <= ? ORDER BY version DESC", (after, last)
+        )
+        return _joined(json.loads(row[0]) for row in rows)
 
     # -- memory -------------------------------------------------------------------------------------------------
 
@@ -243,7 +290,7 @@ class SqliteStore:
     def _write(self, table: str, change: Mapping[str, Any]) -> None:
         removed = [(section, key) for section, keys in change.get("remove", {}).items() for key in keys]
         changed = [
-            (section, key, json.dumps(value, ensure_ascii=False))
+            (section, key, _text(value))
             for section, entries in change.get("set", {}).items()
             for key, value in entries.items()
         ]
@@ -259,3 +306,76 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+# --- changes as values -----------------------------------------------------------------------------------------------
+
+
+def _touched(change: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Section and key of everything that a change sets or removes."""
+    for kind in ("set", "remove"):
+        for section, keys in change.get(kind, {}).items():
+            yield from ((section, key) for key in keys)
+
+
+def _undo(change: Mapping[str, Any], before: Entries) -> dict[str, Any]:
+    """What takes a change back, where ``before`` is what was there of all that it touches."""
+    removed: dict[str, list[str]] = {}
+    for section, key in _touched(change):
+        if key not in before.get(section, {}):
+            removed.setdefault(section, []).append(key)
+    return {"set": before, "remove": removed}
+
+
+def _joined(changes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """One change that does what several do, one after the other."""
+    total: dict[tuple[str, str], Any] = {}
+    nothing = object()
+    for change in changes:
+        total.update(dict.fromkeys(_touched({"remove": change.get("remove", {})}), nothing))
+        for section, entries in change.get("set", {}).items():
+            total.update(((section, key), value) for key, value in entries.items())
+    joined: dict[str, Any] = {"set": {}, "remove": {}}
+    for (section, key), value in total.items():
+        if value is nothing:
+            joined["remove"].setdefault(section, []).append(key)
+        else:
+            joined["set"].setdefault(section, {})[key] = value
+    return joined
+
+
+# --- files of earlier forms ------------------------------------------------------------------------------------------
+
+
+def _keep_what_was_before(database: sqlite3.Connection) -> None:
+    """Form 2: each line of the audit has why it was done, and what takes it back. Of old lines the latter follows from
+    the audit itself, which begins with the first version."""
+    database.execute("DROP TRIGGER audit_is_never_changed")
+    database.execute("ALTER TABLE audit ADD COLUMN why TEXT NOT NULL DEFAULT ''")
+    database.execute("ALTER TABLE audit ADD COLUMN undo TEXT NOT NULL DEFAULT '{}'")
+    state: Entries = {}
+    for (version,) in database.execute("SELECT version FROM audit ORDER BY version").fetchall():
+        row = database.execute("SELECT change FROM audit WHERE version = ?", (version,)).fetchone()
+        change = json.loads(row[0])
+        before: Entries = {}
+        for section, key in _touched(change):
+            if key in state.get(section, {}):
+                before.setdefault(section, {})[key] = state[section][key]
+        database.execute("UPDATE audit SET undo = ? WHERE version = ?", (_text(_undo(change, before)), version))
+        for section, keys in change.get("remove", {}).items():
+            for key in keys:
+                state.get(section, {}).pop(key, None)
+        for section, entries in change.get("set", {}).items():
+            state.setdefault(section, {}).update(entries)
+    for statement in _statements(_NO_UPDATE):
+        database.execute(statement)
+
+
+#: What makes form 2 of form 1, 3 of 2, and so on.
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_keep_what_was_before,)
+#: The form that this version writes.
+FORM = 1 + len(MIGRATIONS)

@@ -43,6 +43,18 @@ class AuditRecord:
     who: str
     what: str
     change: Mapping[str, Any]  #: {"set": {section: {key: value}}, "remove": {section: [key]}}
+    why: str = ""  #: in the words of whoever did it
+
+
+@dataclass(frozen=True, slots=True)
+class VersionLine:
+    """A line of the audit without what makes it long."""
+
+    version: int
+    at: float
+    who: str
+    what: str
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +75,23 @@ class Store(TrustStore, Protocol):
 
     async def load(self) -> Stored: ...
 
-    async def commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float) -> int:
+    async def commit(
+        self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float, *, why: str = ""
+    ) -> int:
         """Makes the next version by a change and writes it into the audit, both or neither; returns its number.
         Raises ConflictError if the version is not the expected one."""
         ...
 
     async def audit(self, limit: int) -> list[AuditRecord]:
         """The latest first."""
+        ...
+
+    async def history(self, limit: int) -> list[VersionLine]:
+        """The latest first; however large the changes were, it is quick."""
+        ...
+
+    async def undo(self, after: int, last: int) -> dict[str, Any]:
+        """A change that takes back the versions from ``after`` + 1 to ``last``, as if they had come alone."""
         ...
 
     async def memory(self) -> Entries:

@@ -172,10 +172,12 @@ class Failing(SqliteStore):
             raise StoreError("disk full")
         await super().remember(change)
 
-    async def commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float) -> int:
+    async def commit(
+        self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float, *, why: str = ""
+    ) -> int:
         if self.full:
             raise StoreError("disk full")
-        return await super().commit(expected, change, who, what, at)
+        return await super().commit(expected, change, who, what, at, why=why)
 
 
 async def test_with_a_full_disk_changes_are_refused_but_health_goes_on(tmp_path: Path) -> None:

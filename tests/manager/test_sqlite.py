@@ -13,12 +13,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from manager.sqlite import FILE, SqliteStore
-from manager.store import ConflictError, NodeRecord, Store, StoreError
+from lb.node.messages import apply
+from manager.sqlite import FILE, SCHEMA, SqliteStore
+from manager.store import ConflictError, NodeRecord, Store, StoreError, VersionLine
 from manager.tokens import Certificate, Token
 
 
@@ -63,7 +67,11 @@ async def test_of_two_changes_of_one_version_only_the_first_is_made(tmp_path: Pa
 async def test_nothing_can_change_the_audit(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await store.commit(0, setting(a=1), "alice", "first", 1.0)
-    with sqlite3.connect(tmp_path / FILE) as database:
+    refuses_to_change_its_audit(tmp_path)
+
+
+def refuses_to_change_its_audit(directory: Path) -> None:
+    with sqlite3.connect(directory / FILE) as database:
         for statement in ("UPDATE audit SET who = 'bob'", "DELETE FROM audit"):
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 database.execute(statement)
@@ -133,6 +141,91 @@ async def test_a_store_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(StoreError, match="is of form 99"):
         await SqliteStore.open(tmp_path)
+
+
+# --- what was before -------------------------------------------------------------------------------------------------
+
+Changes = list[dict[str, Any]]
+SECTIONS = st.sampled_from(["services", "drains"])
+KEYS = st.sampled_from(["a", "b", "c"])
+CHANGES = st.lists(
+    st.fixed_dictionaries(
+        {
+            "set": st.dictionaries(SECTIONS, st.dictionaries(KEYS, st.integers(0, 9), max_size=2), max_size=2),
+            "remove": st.dictionaries(SECTIONS, st.lists(st.sampled_from(["c", "d"]), max_size=2), max_size=2),
+        }
+    ).filter(lambda change: not any({*change["set"].get(s, {})} & {*keys} for s, keys in change["remove"].items())),
+    max_size=6,
+)
+
+
+async def commit_all(store: Store, changes: Changes) -> list[dict[str, Any]]:
+    """Returns the desired state at every version, from 0."""
+    states = [{}]
+    for version, change in enumerate(changes):
+        await store.commit(version, change, "alice", "a change", 1.0)
+        states.append((await store.load()).entries)
+    return states
+
+
+def without_empty(entries: dict[str, Any]) -> dict[str, Any]:
+    return {section: found for section, found in entries.items() if found}
+
+
+@given(CHANGES)
+@settings(max_examples=40, deadline=None)
+def test_any_earlier_version_can_be_had_back(changes: Changes) -> None:
+    async def run() -> None:
+        with TemporaryDirectory() as directory:
+            async with opened(Path(directory)) as store:
+                states = await commit_all(store, changes)
+                for version, state in enumerate(states):
+                    undo = await store.undo(version, len(changes))
+                    assert without_empty(apply(states[-1], undo)) == without_empty(state)
+
+    asyncio.run(run())
+
+
+async def test_one_version_alone_is_taken_back_and_those_after_it_stay(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        states = await commit_all(store, [setting(a=1, b=1), setting(a=2, c=2), setting(b=3)])
+        assert apply(states[-1], await store.undo(1, 2)) == {"services": {"a": 1, "b": 3}}
+
+
+async def test_why_a_change_was_made_is_kept(tmp_path: Path) -> None:
+    async with opened(tmp_path) as store:
+        await store.commit(0, setting(a=1), "alice", "one service", 5.0, why="für die Messe")
+        await store.commit(1, setting(a=2), "bob", "it changed", 6.0)
+        assert [record.why for record in await store.audit(10)] == ["", "für die Messe"]
+        assert await store.history(1) == [VersionLine(2, 6.0, "bob", "it changed", "")]
+        assert [line.version for line in await store.history(10)] == [2, 1]
+
+
+#: As the first version of lb-manager made it, and what it wrote of three changes.
+FORM_1 = """
+INSERT INTO audit VALUES (1, 5.0, 'alice', 'one', '{"set": {"services": {"a": 1, "b": 1}}, "remove": {}}');
+INSERT INTO audit VALUES (2, 6.0, 'bob', 'two', '{"set": {"services": {"a": 2}}, "remove": {"services": ["b"]}}');
+INSERT INTO audit VALUES (3, 7.0, 'bob', 'three', '{"set": {"drains": {"a/x": {"who": "bob", "at": 7.0}}}}');
+INSERT INTO desired VALUES ('services', 'a', '2'), ('drains', 'a/x', '{"who": "bob", "at": 7.0}');
+UPDATE counter SET value = 3 WHERE name = 'version';
+PRAGMA user_version = 1;
+"""
+
+
+async def test_a_file_of_the_first_form_goes_on_with_its_whole_history(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / FILE) as database:
+        database.executescript(SCHEMA + FORM_1)
+    database.close()
+    for _ in range(2):  # the second time it is of the latest form
+        async with opened(tmp_path) as store:
+            assert (await store.load()).version >= 3
+            assert await store.undo(2, 3) == {"set": {}, "remove": {"drains": ["a/x"]}}
+            assert apply((await store.load()).entries, await store.undo(1, 3))["services"] == {"a": 1, "b": 1}
+            assert without_empty(apply((await store.load()).entries, await store.undo(0, 3))) == {}
+            assert [record.who for record in await store.audit(3)] == ["bob", "bob", "alice"]
+    async with opened(tmp_path) as store:
+        assert await store.commit(3, setting(a=3), "carol", "four", 8.0, why="because") == 4
+    refuses_to_change_its_audit(tmp_path)
 
 
 # --- killed at any moment --------------------------------------------------------------------------------------------
