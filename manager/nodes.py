@@ -28,11 +28,14 @@ from lb.model import Address
 from lb.node.messages import HealthMessage, NodeState
 from manager.plan import AGENT, MUX, Node
 from manager.store import NodeRecord
+from manager.turned_away import DuplicateError, TurnedAway
 
 #: A node that has not acknowledged for so long holds nobody up any more, seconds.
 LATE = 10.0
 #: How many generations back a node may be and still be told apart by what changed since.
 HISTORY = 4096
+#: Words on a node's clock that are remembered.
+CLOCKS = 4
 
 
 class Connection(Protocol):
@@ -52,6 +55,11 @@ class Connection(Protocol):
 
     @property
     def address(self) -> str: ...
+
+    @property
+    def expires(self) -> float | None:
+        """When its certificate does."""
+        ...
 
     def wake(self) -> None: ...
 
@@ -96,11 +104,19 @@ class Entry:
     late: bool = False
     refused: str | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
+    expires: float | None = None  #: its certificate, by its last connection
+    clocks: deque[float] = field(default_factory=lambda: deque(maxlen=CLOCKS))  #: how far ahead of ours, lately
     node: Node = field(default_factory=lambda: Node(MUX, ""))  #: as the plan sees it
 
     @property
     def id(self) -> str:
         return f"{self.record.kind}:{self.record.name}"
+
+    @property
+    def clock_skew(self) -> float | None:
+        """How far its clock is ahead, seconds; None: it has not said. A message that waited somewhere tells too much,
+        so of the last ones that counts which tells least."""
+        return min(self.clocks, key=abs) if self.clocks else None
 
     def look(self) -> None:
         """Brings ``node`` up to date."""
@@ -129,6 +145,7 @@ class NodeHub:
         self._entries: dict[str, Entry] = {}
         self._history: deque[tuple[int, frozenset[str] | None]] = deque(maxlen=HISTORY)
         self.agent_at: dict[Address, str] = {}
+        self.turned_away = TurnedAway()
 
     @property
     def term(self) -> int:
@@ -243,6 +260,9 @@ class NodeHub:
         entry.connection, entry.since, entry.gone, entry.late = connection, self._now, False, False
         entry.live, entry.live_generation, entry.refused = None, 0, None
         entry.pending_since = self._now
+        entry.expires = connection.expires
+        entry.clocks.clear()
+        self.turned_away.came(id_, connection.address)
         self._add(entry)
         self._map_addresses()
         self._listener.keep(record)
@@ -286,8 +306,17 @@ class NodeHub:
         entry.look()
         self._touch(entry)
 
+    def refused_at_door(self, kind: str, name: str, address: str, reason: str, *, duplicate: bool) -> None:
+        """Somebody who says, or can prove, to be this node was not let in."""
+        if self.turned_away.add(f"{kind}:{name}", address, reason, self._now, duplicate=duplicate):
+            word = "another machine of this name or address" if duplicate else "a machine of this name"
+            self._listener.happened(f"{kind} {name}", f"{word}, at {address}, was turned away: {reason}", bad=True)
+
     def health(self, connection: Connection, message: HealthMessage) -> None:
-        if self._current(connection) is not None:
+        entry = self._current(connection)
+        if entry is not None:
+            if message.clock is not None:
+                entry.clocks.append(message.clock - self._now)
             self._listener.heard(connection.kind, connection.name, message)
 
     def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
@@ -334,7 +363,7 @@ class NodeHub:
         for entry in self._entries.values():
             same = entry.record.kind == connection.kind and address in (entry.address, entry.address6)
             if same and entry.record.name != connection.name:
-                raise AccessError(
+                raise DuplicateError(
                     f"{connection.kind}:{connection.name} says address {address}, which is that of {entry.id}; "
                     f"`lb delete {connection.kind} {entry.record.name}` frees it if that node is no more"
                 )

@@ -72,6 +72,8 @@ _NODE = {
     "wanted": COUNT,
     "refused": MAYBE_TEXT,
     "version": TEXT,
+    "clock_skew": {"type": ["number", "null"], "description": "seconds by which its clock is ahead of the manager's"},
+    "certificate_expires": {"type": ["number", "null"], "description": "Unix time, seconds"},
 }
 
 _BACKEND: dict[str, Schema] = {
@@ -193,6 +195,23 @@ SCHEMAS: dict[str, Schema] = {
             "nodes": COUNT,
             "connected": COUNT,
             "behind": array(TEXT),
+            "now": TIME,
+            "refusals": {
+                **array(
+                    record(
+                        {
+                            "node": TEXT,
+                            "address": TEXT,
+                            "reason": TEXT,
+                            "duplicate": FLAG,
+                            "first": TIME,
+                            "last": TIME,
+                            "count": COUNT,
+                        }
+                    )
+                ),
+                "description": "nodes that were turned away, the newest first",
+            },
         }
     ),
 }

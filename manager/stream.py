@@ -39,7 +39,8 @@ from lb.node.messages import (
     parse_from_node,
 )
 from manager.joining import address_of, certificate_of
-from manager.trust import Peer, Trust
+from manager.trust import Peer, Trust, peer_of
+from manager.turned_away import DuplicateError
 
 #: A connection that says nothing for so long is asked whether it lives, and given up after half of it again, seconds.
 HEARTBEAT = 10.0
@@ -76,6 +77,10 @@ class Hub(Protocol):
         ...
 
     def left(self, connection: Connection) -> None: ...
+
+    def refused_at_door(self, kind: str, name: str, address: str, reason: str, *, duplicate: bool) -> None:
+        """A node that did not get as far as that. ``duplicate``: somebody else has its name or address."""
+        ...
 
     def live(self, connection: Connection, generation: int, state: NodeState) -> None:
         """This state is live at the node, and on its disk."""
@@ -128,6 +133,11 @@ class Connection:
     @property
     def id(self) -> str:
         return str(self.peer)
+
+    @property
+    def expires(self) -> float | None:
+        """When its certificate does."""
+        return self.peer.expires
 
     def wake(self) -> None:
         """The node should have another state, or may be it should: the hub is asked again."""
@@ -257,9 +267,11 @@ class Streams:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One connection's whole life."""
         address = address_of(request)
+        certificate = certificate_of(request)
         try:
-            peer = self._trust.node(certificate_of(request), address)
+            peer = self._trust.node(certificate, address)
         except AccessError as error:
+            self._tell_hub(peer_of(certificate) if certificate else None, address, error)
             return web.json_response({"error": str(error)}, status=403)
         socket = web.WebSocketResponse(timeout=2.0, heartbeat=HEARTBEAT, max_msg_size=4 * FROM_NODE_MAX, compress=False)
         await socket.prepare(request)
@@ -270,8 +282,15 @@ class Streams:
             await _say_refused(socket, str(error))
         except AccessError as error:
             self._trust.refused("node stream", address, str(error), who=str(peer))
+            self._tell_hub(peer, address, error)
             await _say_refused(socket, str(error))
         return socket
+
+    def _tell_hub(self, peer: Peer | None, address: str, error: AccessError) -> None:
+        """Two machines with certificates of one name: the later to join made the earlier's worthless."""
+        if peer is not None and peer.kind in ("mux", "agent"):
+            duplicate = isinstance(error, DuplicateError) or str(error).endswith(f"{peer.name} joined anew")
+            self._hub.refused_at_door(peer.kind, peer.name, address, str(error), duplicate=duplicate)
 
     async def _serve(self, socket: web.WebSocketResponse, peer: Peer, address: str) -> None:
         hello = await _hello(socket)
@@ -327,7 +346,7 @@ class Streams:
             same = (older.address, older.peer.serial) == (connection.address, connection.peer.serial)
             silent = time.monotonic() - older.heard
             if not same and silent < SILENT:
-                raise AccessError(f"{connection.id} is connected already, from {older.address}")
+                raise DuplicateError(f"{connection.id} is connected already, from {older.address}")
             log.info("node came back", node=connection.id, reason="its connection before had not ended yet")
             self._connections[connection.id] = connection
             self._hub.left(older)

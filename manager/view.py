@@ -157,6 +157,8 @@ class View:
             "wanted": entry.generation,
             "refused": entry.refused,
             "version": entry.record.version,
+            "clock_skew": None if entry.clock_skew is None else round(entry.clock_skew, 1),
+            "certificate_expires": entry.expires,
         }
 
     def announcements(self) -> list[Row]:
@@ -208,6 +210,8 @@ class View:
             "nodes": len(controller.hub.entries),
             "connected": len(connected),
             "behind": sorted(behind),
+            "now": self._clock(),
+            "refusals": controller.hub.turned_away.rows(),
         }
 
     # -- one service in words -----------------------------------------------------------------------------------

@@ -63,7 +63,8 @@ def command(
     if as_json:
         print_json(data)
     elif what == "status":
-        _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in data.items()}])
+        shown = {key: value for key, value in data.items() if key not in ("now", "refusals")}  # those are for lb doctor
+        _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
     else:
         click.echo("\n".join(MANAGER_TABLES[what](data)))
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "drain": ("lb.cli.drain", "Let a backend or a MUX finish what it has, and take nothing new."),
     "undrain": ("lb.cli.undrain", "Take a drain back."),
     "top": ("lb.cli.top", "Watch a running MUX: packets per second by service."),
+    "doctor": ("lb.cli.doctor", "Find what is wrong with a machine or the fleet, and say what to do."),
     "bench": ("lb.cli.bench", "Measure the data plane on this machine."),
 }
 

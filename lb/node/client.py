@@ -105,7 +105,7 @@ class NodeClient:
         self._token = token
         self._lease = lease
         self.wall = wall
-        self._outbox = Outbox(lease)
+        self._outbox = Outbox(lease, wall)
         self._wake = asyncio.Event()
         self._live = Cached(0, 0, "", {})
         self._wanted: _Wanted | None = None
@@ -255,6 +255,7 @@ class NodeClient:
     async def _converse(self, stream: aiohttp.ClientWebSocketResponse) -> None:
         reports = self.reports() if self.reports is not None else ()
         self._outbox.begin(self._hello(whole=False), reports)
+        self._outbox.renew_lease()  # with it the manager hears of our clock at once
         self._wake.set()
         self._wanted = None
         orders = self._orders = asyncio.Queue(PENDING_MAX)

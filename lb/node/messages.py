@@ -177,9 +177,11 @@ class HealthMessage:
 
     lease: float
     reports: tuple[HealthReport, ...] = ()
+    clock: float | None = None  #: the node's time, for the manager to see whose clock is wrong
 
     def plain(self) -> dict[str, Any]:
-        return {"type": "health", "lease": self.lease, "reports": [_fields(report) for report in self.reports]}
+        reports = [_fields(report) for report in self.reports]
+        return {"type": "health", "lease": self.lease, "reports": reports, "clock": self.clock}
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +271,9 @@ def parse_from_node(text: str) -> FromNode:
             return Ack(read.count("term"), read.count("generation"), read.optional_text("error"))
         case "health":
             array = read.array("reports", REPORTS_MAX)
-            return HealthMessage(read.number("lease"), tuple(_report(item) for item in array))
+            return HealthMessage(
+                read.number("lease"), tuple(_report(item) for item in array), read.optional_number("clock")
+            )
         case "status":
             return StatusMessage(read.table("body"))
         case "event":
@@ -332,6 +336,9 @@ class _Fields:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < COUNT_MAX:
             raise self._wrong(key, "a number that is not negative")
         return float(value)
+
+    def optional_number(self, key: str) -> float | None:
+        return None if self._raw.get(key) is None else self.number(key)
 
     def text(self, key: str, default: str | None = None, limit: int = TEXT_MAX) -> str:
         value = self._raw.get(key, default)

@@ -8,7 +8,7 @@ most one acknowledgement, one status, one report for each backend and the last e
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lb.node.messages import (
@@ -29,8 +29,10 @@ EVENTS_MAX = 200
 class Outbox:
     """Messages to be sent, in the order of their weight."""
 
-    def __init__(self, lease: float) -> None:
+    def __init__(self, lease: float, wall: Callable[[], float] | None = None) -> None:
+        """``wall``: the node's clock, which health messages tell of."""
         self._lease = lease
+        self._wall = wall
         self._hello: Hello | None = None
         self._ack: Ack | None = None
         self._renewal = False
@@ -79,9 +81,9 @@ class Outbox:
             messages.append(self._ack)
         reports = list(self._reports.values())
         for start in range(0, len(reports), REPORTS_MAX):
-            messages.append(HealthMessage(self._lease, tuple(reports[start : start + REPORTS_MAX])))
+            messages.append(HealthMessage(self._lease, tuple(reports[start : start + REPORTS_MAX]), self._now()))
         if self._renewal and not reports:
-            messages.append(HealthMessage(self._lease))
+            messages.append(HealthMessage(self._lease, clock=self._now()))
         if self._status is not None:
             messages.append(StatusMessage(self._status))
             self._sent_status = self._status
@@ -94,3 +96,6 @@ class Outbox:
         self._events.clear()
         self._lost_events = 0
         return messages
+
+    def _now(self) -> float | None:
+        return self._wall() if self._wall is not None else None

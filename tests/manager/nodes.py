@@ -54,6 +54,7 @@ class FakeNode:
         self.settings: Mapping[str, Any] = {"name": name, "address": address, **settings}
         self.address = "192.0.2.1"
         self.version = "0.1.0"
+        self.expires: float | None = None
         self.hub: NodeHub | None = None
         self.answers = True  #: acknowledges at once
         self.refuses: str | None = None

@@ -56,6 +56,9 @@ class MemoryHub:
     def left(self, connection: Connection) -> None:
         self.log.append(f"{connection.id} left")
 
+    def refused_at_door(self, kind: str, name: str, address: str, reason: str, *, duplicate: bool) -> None:
+        self.log.append(f"{kind}:{name} turned away{' as a duplicate' if duplicate else ''}: {reason}")
+
     def live(self, connection: Connection, generation: int, state: NodeState) -> None:
         self.lives[connection.id] = (generation, state)
 

@@ -231,7 +231,8 @@ def test_a_node_with_the_certificate_of_another_is_refused(tmp_path: Path) -> No
         node.claims = "mux2"
         async with manager.serving(), node.running():
             await until(lambda: "has the certificate of mux:mux1" in (node.client.problem or ""), "the refusal")
-            assert manager.hub.log == []
+            turned_away = "mux:mux1 turned away: the node calls itself 'mux2' and has the certificate of mux:mux1"
+            assert set(manager.hub.log) == {turned_away}
             assert node.state is None
 
     assert any("calls itself 'mux2'" in line["reason"] for line in lines(run(tmp_path, test), "refused"))

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb doctor``: what is wrong with this machine or with the fleet, where, and what to do."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from lb.cli.output import output_option, print_json
+from lb.cli.remote import Manager, manager_options
+from lb.errors import RequestError
+
+if TYPE_CHECKING:
+    from lb.doctor.findings import Finding
+
+#: Where files are looked for with --local alone.
+DIRECTORY = Path("/etc/vipmux")
+WIDTH = 80
+
+
+@click.command("doctor", epilog="Example: lb doctor --config /etc/vipmux/mux.toml")
+@click.option("--config", metavar="FILE", help="A MUX's, an agent's or a manager's file: examine this machine as that.")
+@click.option("--local", is_flag=True, help="This machine alone; without --config by the files in /etc/vipmux.")
+@click.option("-a", "--all", "-v", "show_all", is_flag=True, help="Show what is fine as well.")
+@manager_options
+@output_option
+def command(*, config: str | None, local: bool, show_all: bool, manager: Manager, as_json: bool) -> int:
+    """Find what is wrong with this machine (--config) or the fleet (--manager), and say what to do.
+
+    Changes nothing. On a MUX, as root, it sends packets of its own through the tunnel to each backend. Exit code 0: no
+    fault; 1: faults were found; 2: the request was wrong.
+    """
+    from lb.doctor import examine  # noqa: PLC0415  brings much
+    from lb.doctor.findings import Severity, count, ordered, verdict  # noqa: PLC0415
+
+    found: list[Finding] = []
+    files = [config] if config is not None else _files() if local else []
+    for file in files:
+        found += examine.machine(file)
+    if manager.url and not local:
+        found += examine.fleet(manager.get)
+    elif not files:
+        raise RequestError(
+            "nothing to examine: give --config FILE of a MUX, an agent or a manager, or --manager URL "
+            "(LB_MANAGER) for the "
+            "fleet"
+        )
+    found = ordered(found)
+    if as_json:
+        print_json(
+            {
+                "verdict": verdict(found),
+                "faults": count(found, Severity.FAULT),
+                "warnings": count(found, Severity.WARNING),
+                "unknown": count(found, Severity.UNKNOWN),
+                "fine": count(found, Severity.OK),
+                "findings": [
+                    {"check": f.check, "severity": f.severity.value, "what": f.what, "remedy": f.remedy} for f in found
+                ],
+            }
+        )
+    else:
+        click.echo("\n".join([verdict(found), *lines(found, show_all=show_all)]))
+    return 1 if count(found, Severity.FAULT) else 0
+
+
+def _files() -> list[str]:
+    found = [str(path) for name in ("mux", "agent", "manager") if (path := DIRECTORY / f"{name}.toml").exists()]
+    if not found:
+        raise RequestError(
+            f"there is no mux.toml, agent.toml or manager.toml in {DIRECTORY}: say which file with --config"
+        )
+    return found
+
+
+def lines(found: list[Finding], *, show_all: bool) -> list[str]:
+    """Each finding in lines that fit the terminal; what is fine only if asked for."""
+    from lb.doctor.findings import Severity  # noqa: PLC0415
+
+    width = max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+    shown: list[str] = []
+    for finding in found:
+        if finding.severity is Severity.OK:
+            if show_all:
+                shown += _wrapped("ok       ", f"{finding.check}: {finding.what}", width)
+            continue
+        shown += ["", *_wrapped(f"{_WORDS[finding.severity.value]:<9}", f"{finding.check}: {finding.what}", width)]
+        if finding.remedy:
+            shown += _wrapped("   do:   ", finding.remedy, width)
+    return shown
+
+
+_WORDS = {"fault": "FAULT", "warning": "warning", "unknown": "unseen"}
+
+
+def _wrapped(label: str, text: str, width: int) -> list[str]:
+    """Commands are not cut at their hyphens; what daemons and files say must not steer a terminal."""
+    plain = "".join(c if c.isprintable() else "?" for c in text)
+    indent = " " * len(label)
+    return textwrap.wrap(
+        plain, width, initial_indent=label, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False
+    )

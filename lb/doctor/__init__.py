@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb doctor``: finds what is wrong with a machine or a fleet, and says what to do.
+
+Ask :func:`lb.doctor.examine.machine` (a MUX, a host or a manager, by its file) or :func:`lb.doctor.examine.fleet` (what
+a manager knows); both return :class:`~lb.doctor.findings.Finding`. Inside, looking and judging are apart:
+
+    look, reach    read the machine and try its ways; no judgement     ->  facts
+    facts          values                                              ->  machine, mux, host, paths, bgp, fleet
+    the others     pure functions from facts to findings, a table test each
+
+Nothing here changes the machine, except packets that ask. What cannot be looked at is a finding too, of severity
+``unknown``: nothing passes for fine that was not seen.
+"""

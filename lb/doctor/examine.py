@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two examinations: one machine by its file, and the fleet by its manager. Looks, then has it judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from ipaddress import IPv4Address, ip_network
+from pathlib import Path
+from typing import Any
+
+from lb.config import load_agent, load_manager, load_mux
+from lb.doctor import bgp, host, look, paths, reach
+from lb.doctor import fleet as fleets
+from lb.doctor import machine as machines
+from lb.doctor import mux as muxes
+from lb.doctor.facts import Claim, Daemon, Rights, Role, Row
+from lb.doctor.findings import Finding, fault, ok, unknown
+from lb.errors import ConfigError
+from lb.model import AgentConfig, AgentSettings, BgpSettings, ManagerSettings, MuxConfig, MuxSettings
+from lb.privileges import Capability
+
+#: VIPs that are asked for by ARP.
+ARP_MAX = 64
+
+_NET = (Capability.NET_ADMIN, Capability.NET_RAW)
+_FOR_BGP = (Capability.KILL, Capability.SETGID, Capability.SETUID)
+
+
+def role_of(config: str) -> Role:
+    """What the file is for; raises ConfigError."""
+    import tomllib  # noqa: PLC0415
+
+    try:
+        with Path(config).open("rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError([(config, f"cannot be read: {(error.strerror or str(error)).lower()}")]) from None
+    except (ValueError, RecursionError):
+        raise ConfigError([(config, "is not TOML; `lb check` says where")]) from None
+    for role in (Role.MUX, Role.AGENT, Role.MANAGER):  # [manager] may stand beside one of the others
+        if role.value in document:
+            return role
+    raise ConfigError([(config, "has neither [mux] nor [agent] nor [manager]; give the file of a daemon")])
+
+
+def machine(config: str) -> list[Finding]:
+    """This machine, as the one that the file is for. Raises ConfigError if the file is wrong."""
+    role, path = role_of(config), Path(config)
+    if role is Role.MUX:
+        return list(_mux(config, load_mux(path)))
+    if role is Role.AGENT:
+        return list(_host(config, load_agent(path)))
+    return list(_manager(config, load_manager(path)))
+
+
+def fleet(ask: Callable[[str], Any]) -> list[Finding]:
+    """All that the manager knows; ``ask`` gets ``/v1/NAME``."""
+    rows = {what: ask(what) for what in ("status", "muxes", "agents", "services", "backends", "announcements")}
+    return list(fleets.check_fleet(fleets.Fleet(**rows)))
+
+
+# --- a MUX -----------------------------------------------------------------------------------------------------------
+
+
+def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
+    from lb.mux.isolation import table_name  # noqa: PLC0415
+
+    settings, rights = file.mux, look.rights()
+    daemon = look.daemon(Role.MUX, settings.state_dir)
+    network = look.network(settings.interface)
+    twins = look.twins(Role.MUX)
+    vips = sorted({str(row.get("vip")) for row in daemon.services} | {_short(str(s.vip)) for s in file.services})
+    needed = _NET + (_FOR_BGP if file.bgp is not None else ())
+    yield from machines.check_daemon(Role.MUX, config, daemon)
+    yield from machines.check_rights(Role.MUX, config, needed, daemon, rights)
+    yield from machines.check_kernel(look.kernel(), needs_tun=settings.io.value == "tun")
+    yield from machines.check_interface(network.interface, settings.mtu, "mux", config)
+    yield from machines.check_own_address(network.addresses, settings.address, "mux", config)
+    yield from machines.check_twins(Role.MUX, settings.name, twins)
+    others = {table_name(twin.name) for twin in twins if twin.name is not None}
+    tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
+    yield from muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips)
+    yield from muxes.check_vips_not_local(vips, network.addresses)
+    yield from _arp(settings.interface, vips, rights)
+    yield from muxes.check_flows(daemon.status)
+    yield from _kept(Role.MUX, config, settings, file.manager, daemon)
+    yield from _bgp(file.bgp, settings.address, config, daemon, rights)
+    yield from _ways(daemon, settings.address, settings.mtu, rights, file)
+
+
+def _ways(daemon: Daemon, source: IPv4Address, mtu: int, rights: Rights, file: MuxConfig) -> Iterator[Finding]:
+    """The live probe. What to try is what the daemon serves, or would by its file."""
+    rows, services = daemon.backends, daemon.services
+    if not daemon.answers:
+        rows, services = _rows(file)
+    yield from paths.check_unreachable(daemon.status)
+    yield from paths.check_unprobed(rows)
+    targets = paths.targets(rows, services)
+    if not targets:
+        if not rows:
+            yield ok("path", "there is no backend whose way could be tried")
+    elif not _may_send(rights):
+        yield unknown("path", "no packet of our own was sent to the backends: needs root", "run `lb doctor` as root")
+        yield from paths.check_probes(rows)
+        return
+    else:
+        try:
+            found = reach.paths(targets, source, mtu)
+        except OSError as error:
+            yield unknown("path", f"no packet can be sent from {source}: {(error.strerror or str(error)).lower()}")
+        else:
+            yield from paths.check_paths(found, source)
+    tried = {target.name for target in targets}
+    yield from paths.check_probes([row for row in rows if f"{row.get('service')}/{row.get('name')}" not in tried])
+
+
+def _rows(file: MuxConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Backends and services of the file, as a running MUX would tell of them."""
+    services = tuple(
+        {"name": s.name, "vip": _short(str(s.vip)), "protocol": s.protocol.value, "port": str(s.ports)}
+        for s in file.services
+    )
+    backends = tuple(
+        {"service": s.name, "name": b.name, "address": str(b.address), "state": b.state.value}
+        for s in file.services
+        for b in s.backends
+    )
+    return backends, services
+
+
+def _bgp(
+    settings: BgpSettings | None, source: IPv4Address, config: str, daemon: Daemon, rights: Rights
+) -> Iterator[Finding]:
+    for peer in settings.peers if settings is not None else ():
+        row = next((row for row in daemon.peers if row.get("name") == peer.name), None)
+        up = row is not None and row.get("state") == "established"
+        dialled = None
+        if not up and isinstance(peer.address, IPv4Address) and _may_send(rights):
+            try:
+                dialled = reach.dial_bgp(peer.address, source, peer.password)
+            except OSError as error:
+                yield unknown("bgp", f"{peer.address} was not tried: {(error.strerror or str(error)).lower()}")
+        yield from bgp.check_peer(peer, row, dialled, config)
+
+
+# --- a host ----------------------------------------------------------------------------------------------------------
+
+
+def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
+    from agent.linux import FILTER_NAME, FILTER_PRIORITY  # noqa: PLC0415
+    from agent.nat import TABLE  # noqa: PLC0415
+
+    settings, rights = file.agent, look.rights()
+    daemon = look.daemon(Role.AGENT, settings.state_dir)
+    network = look.network(settings.interface, filters=(FILTER_PRIORITY, FILTER_NAME))
+    twins = look.twins(Role.AGENT)
+    yield from machines.check_daemon(Role.AGENT, config, daemon)
+    yield from machines.check_rights(Role.AGENT, config, _NET, daemon, rights)
+    yield from machines.check_kernel(look.kernel(), needs_tun=settings.decap.value == "tun")
+    yield from machines.check_interface(network.interface, settings.mtu, "agent", config)
+    yield from machines.check_own_address(network.addresses, settings.address, "agent", config)
+    yield from machines.check_twins(Role.AGENT, settings.name, twins)
+    mode = daemon.status.get("mode")
+    yield from host.check_rp_filter(network, str(mode) if mode is not None else None)
+    yield from host.check_arp(network)
+    yield from _arp(settings.interface, sorted({str(row.get("vip")) for row in daemon.services}), rights)
+    yield from host.check_decapsulation(network, daemon)
+    yield from host.check_strangers(daemon)
+    tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
+    yield from host.check_translation(tables, daemon, TABLE)
+    yield from _stale_tables(tables)
+    yield from host.check_backends(daemon)
+    yield from _kept(Role.AGENT, config, settings, file.manager, daemon)
+
+
+def _stale_tables(tables: Any) -> Iterator[Finding]:
+    from lb.mux.isolation import table_name  # noqa: PLC0415
+
+    if tables is not None:
+        running = {table_name(twin.name) for twin in look.twins(Role.MUX) if twin.name is not None}
+        yield from muxes.check_stale(tables, running)
+
+
+# --- a manager -------------------------------------------------------------------------------------------------------
+
+
+def _manager(config: str, settings: ManagerSettings) -> Iterator[Finding]:
+    directory = Path(settings.state_dir) / "ca"
+    clock = look.clock(None)
+    yield from _listens(config, settings.listen)
+    yield from machines.check_disk(look.disk(settings.state_dir))
+    yield from machines.check_authority(look.certificate(directory / "ca.pem"), clock.now)
+    yield from machines.check_clock(clock)
+
+
+def _listens(config: str, listen: str) -> Iterator[Finding]:
+    """Whether somebody takes connections where the manager should."""
+    import socket  # noqa: PLC0415
+
+    name, _, port = listen.rpartition(":")
+    name = name.strip("[]")
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(name, name)  # noqa: S104  where everything is listened on
+    try:
+        socket.create_connection((reached, int(port)), 2.0).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        yield fault(
+            "daemon",
+            f"lb-manager does not answer on {listen}: {reason}; nodes serve on, and nothing can be changed",
+            f"start it: {machines.start(Role.MANAGER, config)}; `journalctl -u lb-manager -n 20` says why it ended",
+        )
+    else:
+        yield ok("daemon", f"lb-manager takes connections on {listen}")
+
+
+# --- what they share -------------------------------------------------------------------------------------------------
+
+
+def _kept(
+    role: Role, config: str, settings: MuxSettings | AgentSettings, manager: str | None, daemon: Daemon
+) -> Iterator[Finding]:
+    """Disk, certificate, clock, and the connection to the manager."""
+    name, state_dir = settings.name, settings.state_dir
+    clock = look.clock(manager)
+    yield from machines.check_disk(look.disk(state_dir))
+    if manager is not None:
+        held = look.certificate(Path(state_dir) / "identity" / "node.pem")
+        yield from machines.check_certificate(role, name, config, held, clock.now)
+    yield from machines.check_clock(clock)
+    yield from machines.check_manager(role, name, config, daemon.manager)
+
+
+def _arp(interface: str, vips: list[str], rights: Rights) -> Iterator[Finding]:
+    asked = [network.network_address for network in map(ip_network, vips) if network.version == 4][:ARP_MAX]
+    found: list[Claim] | None = None
+    if _may_send(rights):
+        try:
+            found = reach.claims(interface, [vip for vip in asked if isinstance(vip, IPv4Address)])
+        except OSError:
+            found = None
+    yield from muxes.check_claims(found, interface, len(asked))
+
+
+def _may_send(rights: Rights) -> bool:
+    return bool(rights.capabilities & 1 << Capability.NET_RAW)
+
+
+def _short(vip: str) -> str:
+    return vip.removesuffix("/32").removesuffix("/128")

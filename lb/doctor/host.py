@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a backend's host alone: what decides whether packets out of tunnels are taken in and answered. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from lb.doctor.facts import Daemon, Network, Table
+from lb.doctor.findings import Finding, fault, ok, unknown, warning
+
+ARP = (("arp_ignore", 1), ("arp_announce", 2))
+
+
+def check_rp_filter(network: Network, mode: str | None) -> Iterator[Finding]:
+    """Clients' packets come out of the tunnel on our interface; a strict filter wants their route to lead by "
+    "it too."""
+    name = network.interface.name
+    setting = f"net.ipv4.conf.{name}.rp_filter"
+    value = _effective(network, "rp_filter")
+    if mode not in (None, "bpf"):
+        yield ok("rp_filter", f"packets come out of a device of lb-agent's own ({mode}), with a loose filter")
+    elif value is None:
+        yield unknown("rp_filter", f"{setting} cannot be read")
+    elif value == 1 and network.default_by != name:
+        way = f"by {network.default_by}" if network.default_by else "nowhere"
+        yield fault(
+            "rp_filter",
+            f"{setting} is 1 (strict) and the default route leads {way}: packets of clients, which come out of "
+            "the tunnel "
+            f"on {name}, are dropped without a word",
+            f"`sysctl -w {setting}=2`, and keep it in /etc/sysctl.d/",
+        )
+    elif value == 1 and network.other_routes:
+        others = ", ".join(sorted(network.other_routes))
+        yield warning(
+            "rp_filter",
+            f"{setting} is 1 (strict), and some routes lead by {others}: packets of clients there are dropped",
+            f"`sysctl -w {setting}=2`, and keep it in /etc/sysctl.d/",
+        )
+    elif value == 2 and network.default_by is None:
+        yield warning(
+            "rp_filter",
+            f"{setting} is 2 (loose) and there is no default route: clients without a route back are dropped",
+            f"add a default route, or `sysctl -w {setting}=0`",
+        )
+    else:
+        words = {0: "off", 1: "strict, and clients' routes lead by the same interface", 2: "loose"}
+        yield ok("rp_filter", f"reverse path filter of {name}: {words.get(value, value)}")
+
+
+def check_arp(network: Network) -> Iterator[Finding]:
+    """VIPs on lo: every interface would answer for them."""
+    vips = sorted(network.labels)
+    if not vips:
+        yield ok("vip_arp", "no VIP is an address of this host")
+        return
+    wrong = [(key, least) for key, least in ARP if (_effective(network, key) or 0) < least]
+    if not wrong:
+        yield ok("vip_arp", "this host does not answer ARP for its VIPs")
+        return
+    is_now = ", ".join(f"{key} is {_effective(network, key) or 0}" for key, _ in wrong)
+    does = "answers ARP for" if wrong[0][0] == "arp_ignore" else "asks ARP in the name of"
+    yield fault(
+        "vip_arp",
+        f"this host {does} the VIP {vips[0]}{f' and {len(vips) - 1} more' if len(vips) > 1 else ''} on "
+        f"{network.interface.name} ({is_now}): packets for it go here, past every MUX",
+        "`sysctl -w " + " ".join(f"net.ipv4.conf.all.{key}={least}" for key, least in wrong) + "`; keep it in "
+        "/etc/sysctl.d/",
+    )
+
+
+def _effective(network: Network, key: str) -> int | None:
+    """The larger of "all" and the interface's decides, for all three settings."""
+    found = [network.sysctls.get(f"ipv4/conf/{name}/{key}") for name in ("all", network.interface.name)]
+    seen = [value for value in found if value is not None]
+    return max(seen) if seen else None
+
+
+def check_decapsulation(network: Network, daemon: Daemon) -> Iterator[Finding]:
+    """The way that the agent took is there, and is the good one."""
+    mode, name = daemon.status.get("mode"), network.interface.name
+    if mode is None:
+        return
+    if mode == "bpf":
+        if network.filter is None:
+            yield unknown("decapsulation", f"the filters of {name} were not looked at", "run `lb doctor` as root")
+        elif network.filter:
+            yield ok("decapsulation", f"the BPF program of lb-agent is at the ingress of {name}")
+        else:
+            yield fault(
+                "decapsulation",
+                f"lb-agent's BPF filter is gone from the ingress of {name}: packets in tunnels are refused",
+                "have lb-agent put it back: `systemctl reload lb-agent` (SIGHUP); who else runs tc there?",
+            )
+        return
+    if mode == "tun":
+        yield warning(
+            "decapsulation",
+            f"packets are taken out of tunnels by lb-agent itself (tun), slower, and only while it runs: "
+            f"{daemon.status.get('reason')}",
+            "allow lb-agent CAP_BPF or CAP_SYS_ADMIN, or load the module ipip; then restart it",
+        )
+    else:
+        yield ok("decapsulation", f"packets are taken out of tunnels by {mode}: {daemon.status.get('reason')}")
+
+
+def check_strangers(daemon: Daemon) -> Iterator[Finding]:
+    """Tunnel packets from machines that are no MUXes of this host."""
+    drops = daemon.status.get("drops")
+    if not isinstance(drops, dict):
+        return
+    strangers = drops.get("untrusted_source", 0)
+    accepted = ", ".join(map(str, daemon.status.get("muxes") or ())) or "none"
+    if strangers:
+        yield warning(
+            "untrusted_source",
+            f"{strangers:,} tunnel packets came from machines that are not among the MUXes of this host ({accepted})",
+            "if one of them is a MUX, add its address to muxes in [agent], or have it join the manager; "
+            "`tcpdump -ni any ip proto 4` shows who sends",
+        )
+    else:
+        yield ok("untrusted_source", f"tunnel packets came from the MUXes alone ({accepted})")
+
+
+def check_translation(tables: Collection[Table] | None, daemon: Daemon, own: str) -> Iterator[Finding]:
+    """The agent's own nftables table."""
+    if not daemon.answers or not daemon.status.get("services"):
+        return
+    if tables is None:
+        yield unknown("translation", "nftables was not looked at: needs root", "run `lb doctor` as root")
+    elif any(table.family == "inet" and table.name == own for table in tables):
+        yield ok("translation", f"the nftables table inet {own} is there")
+    else:
+        yield fault(
+            "translation",
+            f"the nftables table inet {own} is gone: ports are not translated and large segments are lost",
+            "have lb-agent make it anew: `systemctl reload lb-agent` (SIGHUP); does another program run "
+            "`nft flush ruleset` (nftables.service, firewalld)?",
+        )
+
+
+def check_backends(daemon: Daemon) -> Iterator[Finding]:
+    """What the agent's probes say of this host's processes."""
+    for row in daemon.backends:
+        label = f"{row.get('service')}/{row.get('name')}"
+        where = f"{row.get('address')}:{row.get('port')}"
+        if row.get("health") == "down":
+            yield fault(
+                "backend",
+                f"{label} at {where} does not answer its probe: {row.get('reason')}",
+                f"is the process running? `ss -lnp` shows who listens; meanwhile `lb drain backend {label}`",
+            )
+        elif row.get("health") == "up":
+            yield ok("backend", f"{label} at {where} answers its probe")

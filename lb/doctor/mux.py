@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a MUX alone: the drop that keeps the kernel from its VIPs, who else answers for them, its table. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from lb.doctor.facts import Claim, Daemon, Row, Table
+from lb.doctor.findings import Finding, fault, ok, unknown, warning
+from lb.model import Address
+
+#: Part of the flow table from which on it is nearly full.
+FLOWS_WARNING = 0.9
+
+
+def check_isolation(
+    tables: Sequence[Table] | None, own: str, daemon: Daemon, others: Collection[str], vips: Collection[str]
+) -> Iterator[Finding]:
+    """``own``: the table of this MUX; ``others``: those of other MUXes that run on this machine."""
+    if tables is None:
+        yield unknown("isolation", "nftables was not looked at: needs root", "run `lb doctor` as root")
+        return
+    found = {table.name: table for table in tables if table.family == "netdev"}
+    yield from check_stale(tables, {own, *others})
+    mine = found.get(own)
+    by_tun = daemon.status.get("io") == "tun"
+    if not daemon.answers:
+        if mine is not None and daemon.may_ask:
+            yield fault(
+                "stale_table",
+                f"lb-mux does not run, and the table netdev {own} that it left drops the packets of "
+                f"{_few(mine.addresses)}",
+                f"start lb-mux, which takes it over; or, if this is no MUX any more: `nft delete table netdev {own}`",
+            )
+        return
+    if by_tun:
+        yield ok("isolation", "in TUN mode no table is needed")
+    elif mine is None:
+        yield fault(
+            "isolation",
+            f"the table netdev {own} is missing: this machine's own kernel answers clients with resets",
+            "restart lb-mux, which makes it: `systemctl restart lb-mux`",
+        )
+    else:
+        open_ = sorted(set(vips) - mine.addresses)
+        if open_:
+            yield fault(
+                "isolation",
+                f"the table netdev {own} does not hold {_few(open_)}: the kernel answers their clients with resets",
+                "restart lb-mux, which makes it anew: `systemctl restart lb-mux`",
+            )
+        else:
+            yield ok("isolation", f"the table netdev {own} keeps the kernel from {_many(len(set(vips)), 'VIP')}")
+
+
+def check_stale(tables: Sequence[Table], running: Collection[str]) -> Iterator[Finding]:
+    """Tables of MUXes that are no more, on a MUX or on any other machine."""
+    stale = [table for table in tables if table.family == "netdev" and table.name not in running]
+    for table in stale:
+        yield fault(
+            "stale_table",
+            f"the nftables table netdev {table.name} belongs to no MUX that runs here, and drops all packets to "
+            f"{_few(table.addresses)}",
+            f"`nft delete table netdev {table.name}`",
+        )
+    if not stale:
+        yield ok("stale_table", "no nftables table of a former MUX is left")
+
+
+def check_vips_not_local(vips: Collection[str], addresses: Mapping[Address, str]) -> Iterator[Finding]:
+    local = {str(address): interface for address, interface in addresses.items()}
+    for vip in sorted(set(vips) & local.keys()):
+        yield fault(
+            "local_vip",
+            f"the VIP {vip} is an address of this MUX, on {local[vip]}: its kernel takes the packets for itself",
+            f"`ip addr del {vip} dev {local[vip]}`",
+        )
+    if not set(vips) & local.keys():
+        yield ok("local_vip", "no VIP is an address of this machine")
+
+
+def check_claims(claims: Sequence[Claim] | None, interface: str, asked: int) -> Iterator[Finding]:
+    """Who answers ARP for VIPs on this machine's link."""
+    if claims is None:
+        yield unknown("arp", f"nobody was asked on {interface} whether he answers for VIPs: needs root")
+        return
+    for claim in claims:
+        whose = f"{claim.neighbour} (MAC {claim.mac})" if claim.neighbour else f"a machine with MAC {claim.mac}"
+        yield fault(
+            "vip_arp",
+            f"{whose} answers ARP for the VIP {claim.vip} on {interface}: packets for it go there, past every MUX",
+            "there: `sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2`, or `ip addr del "
+            f"{claim.vip} dev INTERFACE` where it is no host of its service",
+        )
+    if not claims and asked:
+        yield ok("arp", f"nobody on {interface} answers ARP for a VIP ({asked} asked for)")
+
+
+def check_flows(status: Row) -> Iterator[Finding]:
+    flows, capacity = status.get("flows"), status.get("flow_capacity")
+    if not isinstance(flows, int) or not isinstance(capacity, int) or not capacity:
+        return
+    if flows > capacity * FLOWS_WARNING:
+        yield warning(
+            "flow_table",
+            f"the flow table holds {flows:,} of {capacity:,} flows; when it is full, new flows are forwarded by "
+            "Maglev "
+            "alone and may move when backends change",
+            "raise flows in [mux], and restart lb-mux",
+        )
+    else:
+        yield ok("flow_table", f"the flow table holds {flows:,} of {capacity:,} flows")
+
+
+def _few(names: Collection[str]) -> str:
+    shown = sorted(names)
+    if not shown:
+        return "no address"
+    return ", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else "")
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the answers of one backend's way mean. Pure.
+
+plain  small in a tunnel  full in a tunnel    then
+no     no                 -                   the host cannot be reached
+yes    no, ICMP said why  -                   no agent there, or a firewall that says so
+yes    no                 -                   protocol 4 is dropped on the way (or at the host: not its MUX)
+any    RST                -                   the process does not listen
+any    yes                no                  the MTU of the way is smaller than the file says
+any    yes                yes                 fine
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address
+from typing import Any
+
+from lb.doctor.facts import Answer, Path, Row, Target
+from lb.doctor.findings import Finding, Severity, fault, ok, unknown, warning
+
+#: Bytes of an outer IPv4 header.
+TUNNEL = 20
+#: Ways that are tried at once; of more services each backend's address is still tried once.
+TARGETS_MAX = 256
+
+
+def targets(rows: Iterable[Row], services: Iterable[Row]) -> list[Target]:
+    """TCP services of backends with IPv4, from a MUX's rows; of too many one for each address."""
+    known = {row.get("name"): row for row in services}
+    found: list[Target] = []
+    for row in rows:
+        service = known.get(row.get("service"))
+        if service is None or service.get("protocol") != "tcp":
+            continue
+        target = _target(row, service)
+        if target is not None:
+            found.append(target)
+    if len(found) > TARGETS_MAX:
+        found = list({target.address: target for target in found}.values())[:TARGETS_MAX]
+    return found
+
+
+def _target(row: Row, service: Row) -> Target | None:
+    try:
+        address = IPv4Address(str(row.get("address")))
+        vip = IPv4Address(str(service.get("vip")).partition("/")[0])
+    except ValueError:
+        return None
+    first = str(service.get("port")).partition("-")[0]
+    exact = str(service.get("port")) == first and first != "0"
+    port = max(1, int(first)) if first.isdecimal() else 1
+    return Target(f"{row.get('service')}/{row.get('name')}", address, vip, port, exact, str(row.get("state", "up")))
+
+
+def check_paths(paths: Sequence[Path], source: IPv4Address) -> Iterator[Finding]:
+    """One finding for each cause and host, not for each service of it."""
+    told: dict[tuple[str, IPv4Address], tuple[Finding, list[str]]] = {}
+    for path in paths:
+        finding = judge(path, source)
+        key = (finding.check + finding.severity.value, path.target.address)
+        # A process is one for each port; the network is one for each host.
+        if finding.check == "backend":
+            yield finding
+        else:
+            told.setdefault(key, (finding, []))[1].append(path.target.name)
+    for finding, names in told.values():
+        more = f" (and {len(names) - 1} more of this host)" if len(names) > 1 else ""
+        yield replace(finding, what=finding.what + more) if finding.severity is not Severity.OK else finding
+
+
+def judge(path: Path, source: IPv4Address) -> Finding:
+    """The one thing to say of a way."""
+    target = path.target
+    where = f"{target.address} ({target.name})"
+    if path.tunnel is Answer.SILENT:
+        found = _silent(path, source, where)
+    elif path.tunnel_full is Answer.SILENT and path.tunnel_some is not Answer.SILENT:
+        found = _too_small(path, where)
+    elif path.tunnel is Answer.REFUSED and target.exact:
+        found = fault(
+            "backend",
+            f"{target.name}: nobody listens behind {target.vip}:{target.port} on {target.address}: the tunnel "
+            "works, and "
+            "the connection is refused",
+            f"start the process there; `ss -ltn` on {target.address} shows who listens; meanwhile `lb drain backend "
+            f"{target.name}`",
+        )
+    elif path.tunnel_full is Answer.SILENT:
+        found = unknown(
+            "mtu_path",
+            f"whether {path.mtu} bytes reach {where} is not known: connections that begin with data are filtered",
+        )
+    else:
+        found = ok(
+            "path", f"{target.vip}:{target.port} answers through the tunnel to {where}, with {path.mtu} bytes too"
+        )
+    if target.told == "down" and found.severity is Severity.FAULT and found.check in ("backend", "unreachable"):
+        return warning(found.check, f"{found.what} (and it is out of service)", found.remedy or "")
+    return found
+
+
+def _silent(path: Path, source: IPv4Address, where: str) -> Finding:
+    target = path.target
+    if path.plain is Answer.SILENT:
+        return fault(
+            "unreachable",
+            f"the host {where} cannot be reached from {source}: neither ping nor TCP is answered, with or "
+            "without tunnel" + (f"; {path.said}" if path.said else ""),
+            f"is it up? `ip route get {target.address}`, `ip neigh show {target.address}`; until it is back: `lb "
+            "drain "
+            f"backend {target.name}`",
+        )
+    if path.said is not None and "protocol unreachable" in path.said:
+        return fault(
+            "no_agent",
+            f"{where} does not take packets out of tunnels: {path.said}",
+            f"start lb-agent on {target.address}: `systemctl start lb-agent`; `lb doctor --config AGENT.toml` "
+            "there says "
+            "more",
+        )
+    if path.said is not None:
+        return fault(
+            "protocol_4",
+            f"IP-in-IP (protocol 4) from {source} to {where} is refused on the way: {path.said}",
+            "allow protocol 4 (not TCP port 4) from MUXes to hosts in that machine's firewall",
+        )
+    return fault(
+        "protocol_4",
+        f"IP-in-IP (protocol 4) from {source} to {where} is dropped without a word: plain packets arrive, those "
+        "in a tunnel "
+        "do not",
+        "allow protocol 4 from MUXes to hosts in every firewall and security group between: `nft list ruleset`, "
+        "`iptables "
+        f"-S`; on {target.address} `tcpdump -ni any ip proto 4` tells where they get lost, and `lb doctor --config "
+        f"AGENT.toml` whether {source} is among its MUXes. If they arrive: allow answers with a VIP as source",
+    )
+
+
+def _too_small(path: Path, where: str) -> Finding:
+    """Small ones pass, full ones do not."""
+    passes = path.said_mtu or path.largest
+    only = f"; up to {passes} bytes arrive" if passes else ""
+    whose = f" ({path.said})" if path.said else ""
+    lower = f"mtu = {passes}" if passes else "a smaller mtu"
+    return fault(
+        "mtu_path",
+        f"packets of {path.mtu} bytes do not reach {where}{only}{whose}: connections open, and large transfers hang",
+        f"raise the MTU of every link between to {path.mtu} (`ip link set dev INTERFACE mtu {path.mtu}`; "
+        "`tracepath -n "
+        f"{path.target.address}` shows where), or set {lower} in [mux] of every MUX and [agent] of every host",
+    )
+
+
+def check_probes(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Where no packet of our own may be sent: what the daemon's own tunnel probes found last."""
+    for row in rows:
+        label, reason = f"{row.get('service')}/{row.get('name')}", str(row.get("reason"))
+        if row.get("health") == "down":
+            yield fault("backend", f"{label} at {row.get('address')}: {reason}", _advice(reason, label))
+        elif row.get("health") == "up":
+            yield ok("backend", f"{label}: {reason}")
+
+
+def check_unprobed(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Probes that this machine cannot make, for a reason of its own."""
+    reasons = {
+        str(row["reason"]).removeprefix("not probed: ")
+        for row in rows
+        if row.get("health") == "unknown" and "rp_filter" in str(row.get("reason"))
+    }
+    for reason in sorted(reasons):
+        setting = next((word for word in reason.split() if word.endswith(".rp_filter")), "net.ipv4.conf.all.rp_filter")
+        yield warning(
+            "probes_off", f"tunnel probes are off: {reason}", f"`sysctl -w {setting}=2`, then SIGHUP to lb-mux"
+        )
+
+
+def check_unreachable(status: Row) -> Iterator[Finding]:
+    """Backends without a next hop."""
+    found: Any = status.get("unreachable")
+    for address, reason in sorted(found.items()) if isinstance(found, dict) else ():
+        yield fault(
+            "no_next_hop",
+            f"no packet can leave for {address}: {reason}",
+            f"`ip route get {address}` must name an interface, and `ip neigh show` a MAC; is the host up?",
+        )
+
+
+def _advice(reason: str, label: str) -> str:
+    if "protocol unreachable" in reason:
+        return "start lb-agent there: `systemctl start lb-agent`"
+    if "timed out" in reason:
+        return "run `lb doctor` as root: it finds out whether host, protocol 4 or agent is missing"
+    return f"look at the process there; meanwhile `lb drain backend {label}`"
