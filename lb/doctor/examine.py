@@ -95,7 +95,7 @@ def _ways(daemon: Daemon, source: IPv4Address, mtu: int, rights: Rights, file: M
         rows, services = _rows(file)
     yield from paths.check_unreachable(daemon.status)
     yield from paths.check_unprobed(rows)
-    targets = paths.targets(rows, services)
+    targets = paths.targets(rows, services, managed=file.manager is not None)
     if not targets:
         if not rows:
             yield ok("path", "there is no backend whose way could be tried")
@@ -231,13 +231,14 @@ def _kept(
 
 
 def _arp(interface: str, vips: list[str], rights: Rights) -> Iterator[Finding]:
-    asked = [network.network_address for network in map(ip_network, vips) if network.version == 4][:ARP_MAX]
-    found: list[Claim] | None = None
+    first = [network.network_address for network in map(ip_network, vips)]
+    asked = [address for address in first if isinstance(address, IPv4Address)][:ARP_MAX]
+    found: list[Claim] | str = "needs root"
     if _may_send(rights):
         try:
-            found = reach.claims(interface, [vip for vip in asked if isinstance(vip, IPv4Address)])
-        except OSError:
-            found = None
+            found = reach.claims(interface, asked)
+        except OSError as error:
+            found = (error.strerror or str(error)).lower()
     yield from muxes.check_claims(found, interface, len(asked))
 
 

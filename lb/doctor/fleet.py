@@ -13,7 +13,7 @@ from lb.doctor.machine import another_name, judge_skew
 #: A certificate that ends sooner has missed its renewal: it renews after a third of its life. Seconds.
 CERTIFICATE_ENDS = 86400.0
 #: Refusals are told as long as they go on, seconds.
-RECENT = 60.0
+RECENT = 15.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -357,4 +357,4 @@ def check_twins(role: Role, name: str, twins: Sequence[Twin]) -> Iterator[Findin
             f"stop one: `kill {same[-1].pid}`; or give it another name, state_dir, interface and metrics port",
         )
     else:
-        yield ok("twins", f'no other {role.program} on this machine is called "{name}"')
+        yield ok("duplicate_name", f'no other {role.program} on this machine is called "{name}"')

@@ -79,10 +79,10 @@ def check_vips_not_local(vips: Collection[str], addresses: Mapping[Address, str]
         yield ok("local_vip", "no VIP is an address of this machine")
 
 
-def check_claims(claims: Sequence[Claim] | None, interface: str, asked: int) -> Iterator[Finding]:
-    """Who answers ARP for VIPs on this machine's link."""
-    if claims is None:
-        yield unknown("arp", f"nobody was asked on {interface} whether he answers for VIPs: needs root")
+def check_claims(claims: Sequence[Claim] | str, interface: str, asked: int) -> Iterator[Finding]:
+    """Who answers ARP for VIPs on this machine's link; a text: why nobody was asked."""
+    if isinstance(claims, str):
+        yield unknown("vip_arp", f"nobody was asked on {interface} whether he answers for VIPs: {claims}")
         return
     for claim in claims:
         whose = f"{claim.neighbour} (MAC {claim.mac})" if claim.neighbour else f"a machine with MAC {claim.mac}"
@@ -93,7 +93,7 @@ def check_claims(claims: Sequence[Claim] | None, interface: str, asked: int) -> 
             f"{claim.vip} dev INTERFACE` where it is no host of its service",
         )
     if not claims and asked:
-        yield ok("arp", f"nobody on {interface} answers ARP for a VIP ({asked} asked for)")
+        yield ok("vip_arp", f"nobody on {interface} answers ARP for a VIP ({asked} asked for)")
 
 
 def check_flows(status: Row) -> Iterator[Finding]:

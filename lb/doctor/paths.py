@@ -26,15 +26,18 @@ TUNNEL = 20
 TARGETS_MAX = 256
 
 
-def targets(rows: Iterable[Row], services: Iterable[Row]) -> list[Target]:
-    """TCP services of backends with IPv4, from a MUX's rows; of too many one for each address."""
+def targets(rows: Iterable[Row], services: Iterable[Row], *, managed: bool = False) -> list[Target]:
+    """TCP services of backends with IPv4, from a MUX's rows; of too many one for each address.
+
+    ``managed``: "down" is what the manager makes of probes; otherwise an operator wants it so.
+    """
     known = {row.get("name"): row for row in services}
     found: list[Target] = []
     for row in rows:
         service = known.get(row.get("service"))
         if service is None or service.get("protocol") != "tcp":
             continue
-        target = _target(row, service)
+        target = _target(row, service, "up" if managed else str(row.get("state", "up")))
         if target is not None:
             found.append(target)
     if len(found) > TARGETS_MAX:
@@ -42,7 +45,7 @@ def targets(rows: Iterable[Row], services: Iterable[Row]) -> list[Target]:
     return found
 
 
-def _target(row: Row, service: Row) -> Target | None:
+def _target(row: Row, service: Row, told: str) -> Target | None:
     try:
         address = IPv4Address(str(row.get("address")))
         vip = IPv4Address(str(service.get("vip")).partition("/")[0])
@@ -51,23 +54,25 @@ def _target(row: Row, service: Row) -> Target | None:
     first = str(service.get("port")).partition("-")[0]
     exact = str(service.get("port")) == first and first != "0"
     port = max(1, int(first)) if first.isdecimal() else 1
-    return Target(f"{row.get('service')}/{row.get('name')}", address, vip, port, exact, str(row.get("state", "up")))
+    return Target(f"{row.get('service')}/{row.get('name')}", address, vip, port, exact, told)
 
 
 def check_paths(paths: Sequence[Path], source: IPv4Address) -> Iterator[Finding]:
-    """One finding for each cause and host, not for each service of it."""
-    told: dict[tuple[str, IPv4Address], tuple[Finding, list[str]]] = {}
+    """One finding for each cause, however many hosts and services have it; what does not listen is told for each."""
+    alike: dict[tuple[str, Severity], tuple[Finding, Path, list[Path]]] = {}
     for path in paths:
         finding = judge(path, source)
-        key = (finding.check + finding.severity.value, path.target.address)
-        # A process is one for each port; the network is one for each host.
-        if finding.check == "backend":
+        if finding.check == "backend" or finding.severity is Severity.OK:
             yield finding
         else:
-            told.setdefault(key, (finding, []))[1].append(path.target.name)
-    for finding, names in told.values():
-        more = f" (and {len(names) - 1} more of this host)" if len(names) > 1 else ""
-        yield replace(finding, what=finding.what + more) if finding.severity is not Severity.OK else finding
+            alike.setdefault((finding.check, finding.severity), (finding, path, []))[2].append(path)
+    for finding, first, found in alike.values():
+        own = sum(path.target.address == first.target.address for path in found) - 1
+        others = sorted({path.target.address for path in found} - {first.target.address})
+        words = [f"{own} more of this host"] if own else []
+        if others:
+            words.append(", ".join(map(str, others[:4])) + (f" and {len(others) - 4} hosts" if len(others) > 4 else ""))
+        yield replace(finding, what=finding.what + (f"; likewise {' and '.join(words)}" if words else ""))
 
 
 def judge(path: Path, source: IPv4Address) -> Finding:

@@ -122,7 +122,7 @@ class _Prober:
             undo.callback(self._icmp.close)
             self._raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
             undo.callback(self._raw.close)
-            self._tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+            self._tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP))
             undo.callback(self._tap.close)
             self._prepare()
             undo.pop_all()
@@ -139,9 +139,11 @@ class _Prober:
         self._tap.setsockopt(
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code))
         )
-        self._tap.bind(("", _ETH_P_IP))
         for opened in (self._icmp, self._raw, self._tap):
             opened.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while self._tap.recv(1):  # came in before there was a filter
+                pass
 
     def close(self) -> None:
         for opened in (self._icmp, self._raw, self._tap):

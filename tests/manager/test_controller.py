@@ -237,6 +237,33 @@ async def test_a_node_may_not_take_the_address_or_the_backends_of_another(tmp_pa
         assert site.muxes[0].backends("web")["web-1"] == "up", "host3 spoke for host1's backend"
 
 
+async def test_the_clock_of_a_node_is_compared_with_the_managers_at_its_best_word(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller)
+        mux, view = site.muxes[0], View(controller)
+        assert mux.hub is not None
+        assert view.muxes()[0]["clock_skew"] is None
+        for late in (0.0, 4.0, 1.0):  # words that waited on their way seem to come from a clock that is behind
+            mux.hub.health(mux, HealthMessage(10.0, clock=time.time() + 600 - late))
+        assert 595 < view.muxes()[0]["clock_skew"] < 601
+        for _ in range(4):  # set right
+            mux.hub.health(mux, HealthMessage(10.0, clock=time.time()))
+        assert abs(view.muxes()[0]["clock_skew"]) < 2
+
+
+async def test_a_machine_of_a_name_that_is_taken_shows_in_status_and_events(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        await served(controller)
+        for _ in range(3):
+            controller.hub.refused_at_door("mux", "mux1", "10.9.9.9", "mux:mux1 is connected already", duplicate=True)
+        (row,) = View(controller).status()["refusals"]
+        assert (row["node"], row["address"], row["count"], row["duplicate"]) == ("mux:mux1", "10.9.9.9", 3, True)
+        said = [event.text for event in controller.events.latest(50) if "turned away" in event.text]
+        assert said == [
+            "another machine of this name or address, at 10.9.9.9, was turned away: mux:mux1 is connected already"
+        ]
+
+
 async def test_words_of_a_connection_that_was_replaced_do_not_count(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = await served(controller)

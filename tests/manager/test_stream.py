@@ -249,7 +249,9 @@ def test_the_newer_of_two_with_one_name_is_refused(tmp_path: Path) -> None:
             async with second.running():
                 await until(lambda: "is connected already" in (second.client.problem or ""), "the refusal")
             assert first.client.connected
-            assert manager.hub.log == ["mux:mux1 arrived"]
+            refusal = "mux:mux1 turned away as a duplicate: mux:mux1 is connected already, from 10.9.9.9"
+            assert manager.hub.log[0] == "mux:mux1 arrived"
+            assert set(manager.hub.log[1:]) == {refusal}
 
     run(tmp_path, test)
 

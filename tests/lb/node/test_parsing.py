@@ -37,6 +37,7 @@ FROM_NODE: list[FromNode] = [
     Ack(3, 41, "service[0].vip: is local here"),
     HealthMessage(10.0, (REPORT,)),
     HealthMessage(10.0),
+    HealthMessage(10.0, (), 1700000000.5),
     StatusMessage({"flows": 7}),
     EventMessage("next hop lost"),
 ]

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet by its manager's word: rows in, findings out; whatever the rows hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from lb.doctor.findings import Finding, Severity
+from lb.doctor.fleet import (
+    Fleet,
+    check_announcements,
+    check_fleet,
+    check_node,
+    check_refusals,
+    check_service,
+    check_sessions,
+)
+
+FAULT, WARNING, UNKNOWN, OK = Severity
+NOW = 1e9
+NODE = {
+    "name": "mux1", "address": "10.0.1.11", "state": "ready", "since": NOW - 60, "refused": None, "generation": 7,
+    "wanted": 7, "clock_skew": 0.1, "certificate_expires": NOW + 20 * 86400,
+}  # fmt: skip
+
+
+def wrong(findings: Iterable[Finding]) -> list[tuple[str, Severity]]:
+    return [(f.check, f.severity) for f in findings if f.severity is not OK]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, []),
+        ({"state": "away"}, [("node", FAULT)]),
+        ({"state": "gone"}, [("node", FAULT)]),
+        ({"state": "away", "certificate_expires": NOW - 60}, [("certificate", FAULT)]),
+        ({"state": "refused", "refused": "203.0.113.11 is local here"}, [("node_state", FAULT)]),
+        ({"state": "late"}, [("node_state", FAULT)]),
+        ({"clock_skew": 600}, [("clock", FAULT)]),
+        ({"clock_skew": -5.0}, [("clock", WARNING)]),
+        ({"clock_skew": None, "certificate_expires": None}, []),
+        ({"certificate_expires": NOW + 3600}, [("certificate", WARNING)]),
+    ],
+)
+def test_what_is_wrong_with_a_node_is_named(changed: dict[str, Any], expected: list[tuple[str, Severity]]) -> None:
+    assert wrong(check_node("mux", {**NODE, **changed}, NOW)) == expected
+
+
+def refusal(**changed: Any) -> dict[str, Any]:
+    row = {"node": "mux:mux1", "address": "10.0.1.12", "reason": "mux:mux1 is connected already, from 10.0.1.11"}
+    return {**row, "duplicate": True, "first": NOW - 60, "last": NOW - 2, "count": 9, **changed}
+
+
+def test_two_machines_of_one_name_are_told_with_both_addresses_and_what_to_do() -> None:
+    (found,) = check_refusals([refusal()], NOW)
+    assert (found.check, found.severity) == ("duplicate_name", FAULT)
+    assert 'MUX "mux1"' in found.what
+    assert "10.0.1.12" in found.what
+    assert "10.0.1.11" in found.what
+    assert "--kind mux --name NEWNAME" in (found.remedy or "")
+
+
+def test_refusals_that_are_over_are_not_told() -> None:
+    assert wrong(check_refusals([refusal(last=NOW - 600)], NOW)) == []
+    assert wrong(check_refusals([refusal(duplicate=False)], NOW)) == [("refused", FAULT)]
+    assert wrong(check_refusals(None, NOW)) == []
+
+
+def test_sessions_services_backends_and_announcements_are_judged() -> None:
+    peer = {"name": "tor1", "address": "10.0.1.1", "state": "connecting", "error": "refused"}
+    assert wrong(check_sessions({"name": "mux1", "peers": [peer, {**peer, "state": "established"}]})) == [
+        ("bgp", FAULT)
+    ]
+    for state, severity in (("PANIC", FAULT), ("down", FAULT), ("degraded", OK), ("up", OK)):
+        (found,) = check_service({"name": "web", "state": state, "healthy": 1, "backends": 3})
+        assert found.severity is severity
+    row = {"vip": "203.0.113.10/32", "mux": "mux1", "wanted": True, "peer": "tor1", "state": "held", "reason": "x"}
+    assert wrong(check_announcements([row, {**row, "state": "announced"}])) == [("announcement", WARNING)]
+    assert wrong(check_announcements([{**row, "peer": None}])) == []  # without BGP
+
+
+def test_a_fleet_that_is_well_has_no_fault_and_an_empty_one_is_said() -> None:
+    backend = {"service": "web", "name": "a", "state": "up"}
+    fleet = Fleet({"now": NOW, "refusals": []}, [NODE], [{**NODE, "name": "host1"}], [], [backend], [])
+    assert wrong(check_fleet(fleet)) == []
+    assert wrong(check_fleet(Fleet({"now": NOW}, [], [], [], [], []))) == [("node", WARNING)]
+
+
+def test_rows_of_an_older_manager_or_of_nonsense_raise_nothing() -> None:
+    nonsense: list[dict[str, Any]] = [{}, {"peers": "x", "state": 7, "since": "never", "clock_skew": "fast"}]
+    fleet = Fleet({"refusals": [{}, 3, refusal(node=None, last="x")]}, nonsense, nonsense, nonsense, nonsense, nonsense)
+    assert list(check_fleet(fleet))

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of any machine: tables of what was seen, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from lb.doctor import machine
+from lb.doctor.facts import Certificate, Clock, Daemon, Disk, Interface, Kernel, Rights, Role, Twin
+from lb.doctor.findings import Finding, Severity, ordered, verdict
+from lb.privileges import Capability
+
+FAULT, WARNING, UNKNOWN, OK = Severity
+FILE = "/etc/vipmux/mux.toml"
+RUNS = Daemon("/s/mux.sock", True, pid=7, capabilities=0)
+GONE = Daemon("/s/mux.sock", False, error="/s/mux.sock: is not there")
+MUTE = Daemon("/s/mux.sock", False, error="/s/mux.sock: permission denied", may_ask=False)
+ALL = (1 << 41) - 1
+GIB = 1 << 30
+
+
+def only(findings: list[Finding], check: str) -> Finding:
+    (found,) = [finding for finding in findings if finding.check == check]
+    return found
+
+
+def test_the_verdict_counts_and_the_worst_comes_first() -> None:
+    found = [Finding("a", severity, "x") for severity in (OK, WARNING, FAULT, OK, UNKNOWN, FAULT)]
+    assert verdict(found) == "2 faults, 1 warning, 1 not looked at, 2 checks fine"
+    assert [finding.severity for finding in ordered(found)] == [FAULT, FAULT, WARNING, UNKNOWN, OK, OK]
+    assert verdict([Finding("a", OK, "x")]) == "no faults, 1 check fine"
+
+
+@pytest.mark.parametrize(
+    ("daemon", "severity", "words"),
+    [
+        (RUNS, OK, "lb-mux runs (pid 7)"),
+        (GONE, FAULT, "does not run here: /s/mux.sock: is not there"),
+        (MUTE, UNKNOWN, "was not asked"),
+    ],
+)
+def test_a_daemon_that_is_not_there_is_told_from_one_that_may_not_be_asked(
+    daemon: Daemon, severity: Severity, words: str
+) -> None:
+    found = only(list(machine.check_daemon(Role.MUX, FILE, daemon)), "daemon")
+    assert found.severity is severity
+    assert words in found.what
+
+
+def test_a_refused_configuration_is_a_fault() -> None:
+    daemon = replace(RUNS, status={"rejected": "service[0].vip: is no address"})
+    found = only(list(machine.check_daemon(Role.MUX, FILE, daemon)), "configuration")
+    assert found.severity is FAULT
+    assert "service[0].vip" in found.what
+    assert f"lb check {FILE}" in (found.remedy or "")
+
+
+RAW = 1 << Capability.NET_RAW
+NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
+
+
+@pytest.mark.parametrize(
+    ("daemon", "own", "severity", "words"),
+    [
+        (replace(RUNS, capabilities=ALL), 0, OK, "has the rights"),
+        (replace(RUNS, capabilities=RAW), ALL, FAULT, "runs without CAP_NET_ADMIN"),
+        (GONE, ALL & ~RAW, FAULT, "this shell lacks CAP_NET_RAW"),
+        (GONE, ALL, OK, "this shell has the rights"),
+        (MUTE, 0, UNKNOWN, "cannot be seen"),
+    ],
+)
+def test_rights_are_those_of_the_daemon_or_of_who_would_start_it(
+    daemon: Daemon, own: int, severity: Severity, words: str
+) -> None:
+    (found,) = machine.check_rights(Role.MUX, FILE, NEEDED, daemon, Rights(False, own))
+    assert found.severity is severity
+    assert words in found.what
+
+
+@pytest.mark.parametrize(
+    ("kernel", "tun", "wrong"),
+    [
+        (Kernel("6.1.0", True, None), False, []),
+        (Kernel("5.4.0-generic", True, None), False, [("kernel", FAULT)]),
+        (Kernel("5.10.1", False, None), False, [("nft", FAULT)]),
+        (Kernel("6.1.0", True, "no such file or directory"), False, [("tun", WARNING)]),
+        (Kernel("6.1.0", True, "no such file or directory"), True, [("tun", FAULT)]),
+        (Kernel("6.1.0", True, "permission denied"), True, [("tun", UNKNOWN)]),
+    ],
+)
+def test_what_the_kernel_lacks_is_named(kernel: Kernel, tun: bool, wrong: list[tuple[str, Severity]]) -> None:
+    found = [(f.check, f.severity) for f in machine.check_kernel(kernel, needs_tun=tun) if f.severity is not OK]
+    assert found == wrong
+
+
+ETH0 = Interface("eth0", True, True, True, 1500, False)
+
+
+@pytest.mark.parametrize(
+    ("interface", "wrong", "remedy"),
+    [
+        (ETH0, [], ""),
+        (replace(ETH0, exists=False), [("interface", FAULT)], "`ip link` lists"),
+        (replace(ETH0, up=False), [("interface", FAULT)], "`ip link set dev eth0 up`"),
+        (replace(ETH0, carrier=False), [("interface", FAULT)], "plug it in"),
+        (replace(ETH0, mtu=1450), [("mtu", FAULT)], "`ip link set dev eth0 mtu 1500`"),
+        (replace(ETH0, lro=True), [("offloads", WARNING)], "`ethtool -K eth0 lro off`"),
+        (replace(ETH0, lro=None), [("offloads", UNKNOWN)], ""),
+    ],
+)
+def test_what_is_wrong_with_the_interface_is_named(
+    interface: Interface, wrong: list[tuple[str, Severity]], remedy: str
+) -> None:
+    found = [f for f in machine.check_interface(interface, 1500, "mux", FILE) if f.severity is not OK]
+    assert [(f.check, f.severity) for f in found] == wrong
+    assert all(remedy in (f.remedy or "") for f in found)
+
+
+ROOMY = Disk("/var/lib/lb", 50 * GIB, 100 * GIB, 1000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("disk", "severity", "words"),
+    [
+        (ROOMY, OK, "50 GiB left"),
+        (replace(ROOMY, free=1 << 20), FAULT, "is full (1 MiB of 100 GiB left)"),
+        (replace(ROOMY, free=0), FAULT, "is full (0 KiB"),
+        (replace(ROOMY, free=30 << 20), WARNING, "only 30 MiB left"),
+        (replace(ROOMY, free=3 << 20, total=3 << 20), OK, "3 MiB left"),  # a small one that is empty
+        (replace(ROOMY, inodes_free=0), FAULT, "no inode left"),
+        (replace(ROOMY, read_only=True), FAULT, "mounted read-only"),
+        (Disk("/x", error="no such file or directory"), FAULT, "/x: no such file"),
+    ],
+)
+def test_a_disk_is_full_before_nothing_at_all_is_left(disk: Disk, severity: Severity, words: str) -> None:
+    (found,) = machine.check_disk(disk)
+    assert found.severity is severity
+    assert words in found.what
+
+
+DAY = 86400.0
+HELD = Certificate("/s/identity/node.pem", "mux:mux1", 0.0, 30 * DAY)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "now", "severity", "words"),
+    [
+        (HELD, 10 * DAY, OK, "another 20 days"),
+        (HELD, 20 * DAY, WARNING, "ends in 10 days and was not renewed"),
+        (HELD, 30 * DAY + 7200, FAULT, "expired 2 h ago"),
+        (HELD, -600, FAULT, "becomes valid in 10 min: a clock is wrong"),
+        (replace(HELD, owner="mux:other"), DAY, FAULT, "is the certificate of mux:other"),
+        (Certificate("/s/node.pem", missing=True), DAY, FAULT, "there is no certificate"),
+        (Certificate("/s/node.pem", error="is damaged"), DAY, FAULT, "is damaged"),
+        (Certificate("/s/node.pem", error="permission denied"), DAY, UNKNOWN, "may not be read"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate_is_named(
+    certificate: Certificate, now: float, severity: Severity, words: str
+) -> None:
+    (found,) = machine.check_certificate(Role.MUX, "mux1", FILE, certificate, now)
+    assert found.severity is severity
+    assert words in found.what
+    if "expired" in words:
+        assert "`lb-manager token --config MANAGER.toml --kind mux --name mux1`" in (found.remedy or "")
+        assert f"`lb-mux --config {FILE} --token TOKEN`" in (found.remedy or "")
+
+
+@pytest.mark.parametrize(("left", "severity"), [(3650 * DAY, OK), (30 * DAY, WARNING), (DAY / 2, FAULT), (-DAY, FAULT)])
+def test_an_authority_that_ends_is_told_in_time(left: float, severity: Severity) -> None:
+    (found,) = machine.check_authority(Certificate("/m/ca/ca.pem", "authority", 0.0, left), 0.0)
+    assert found.severity is severity
+
+
+@pytest.mark.parametrize(
+    ("clock", "found"),
+    [
+        (Clock(0, True, 0.4, "https://m"), [("clock", OK)]),
+        (Clock(0, False, 0.4, "https://m"), [("clock", OK)]),  # what agrees is right, whoever sets it
+        (Clock(0, False, 5.0, "https://m"), [("clock", WARNING)]),
+        (Clock(0, True, -600.0, "https://m"), [("clock", FAULT)]),
+        (Clock(0, True, None, "https://m", "connection refused"), [("clock", UNKNOWN), ("ntp", OK)]),
+        (Clock(0, False), [("ntp", WARNING)]),
+        (Clock(0, True), [("ntp", OK)]),
+    ],
+)
+def test_a_clock_is_compared_with_the_managers(clock: Clock, found: list[tuple[str, Severity]]) -> None:
+    assert [(f.check, f.severity) for f in machine.check_clock(clock)] == found
+
+
+@pytest.mark.parametrize(
+    ("row", "check", "words"),
+    [
+        ({"connected": True, "problem": None}, "manager", "certificate"),
+        (
+            {"problem": "the manager refused: mux:mux1 is connected already, from 10.0.1.11"},
+            "duplicate_name",
+            "identity",
+        ),
+        (
+            {"problem": "the manager refused: the certificate of mux:mux1 was revoked: mux1 joined anew"},
+            "duplicate_name",
+            "",
+        ),
+        ({"problem": "this node's certificate has expired: make a token"}, "manager", "lb-manager token"),
+        ({"problem": "https://m:9740: connection refused"}, "manager", "curl -k https://m:9740/v1/ca"),
+        ({"problem": "/s: state not kept: no space left", "connected": True}, "manager", "disk"),
+    ],
+)
+def test_why_a_node_does_not_follow_its_manager_decides_the_remedy(
+    row: dict[str, object], check: str, words: str
+) -> None:
+    (found,) = machine.check_manager(Role.MUX, "mux1", FILE, {"url": "https://m:9740", **row})
+    assert found.check == check
+    if row.get("problem"):
+        assert found.severity is FAULT
+        assert words in (found.remedy or "")
+    else:
+        assert found.severity is OK
+
+
+def test_a_state_that_the_node_refused_is_a_fault() -> None:
+    row = {"url": "u", "connected": True, "problem": None, "refused": "203.0.113.11 is local here"}
+    first, _ = machine.check_manager(Role.MUX, "mux1", FILE, row)
+    assert first.severity is FAULT
+    assert "203.0.113.11 is local here" in first.what
+
+
+def test_two_daemons_of_one_name_on_a_machine_are_named_with_pid_and_file() -> None:
+    twins = [Twin(7, "/a.toml", "mux1"), Twin(9, "/b.toml", "mux1"), Twin(11, "/c.toml", "mux2")]
+    (found,) = machine.check_twins(Role.MUX, "mux1", twins)
+    assert found.severity is FAULT
+    assert "pid 7 (/a.toml) and pid 9 (/b.toml)" in found.what
+    (found,) = machine.check_twins(Role.MUX, "mux2", twins)
+    assert found.severity is OK

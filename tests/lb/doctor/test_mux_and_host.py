@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of a MUX and of a host: tables of what was seen, and what is said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address
+
+import pytest
+
+from lb.doctor import host, mux
+from lb.doctor.facts import Claim, Daemon, Interface, Network, Table
+from lb.doctor.findings import Severity
+
+FAULT, WARNING, UNKNOWN, OK = Severity
+VIP = IPv4Address("203.0.113.20")
+OWN = Table("netdev", "vipmux_mux1", frozenset({str(VIP)}))
+OLD = Table("netdev", "vipmux_old", frozenset({"203.0.113.9"}))
+RUNS = Daemon("/s", True, status={"io": "packet"})
+GONE = Daemon("/s", False, error="is not there")
+ETH0 = Interface("eth0", True, True, True, 1500, False)
+
+
+@pytest.mark.parametrize(
+    ("tables", "daemon", "wrong"),
+    [
+        ([OWN], RUNS, []),
+        ([OWN, OLD], RUNS, [("stale_table", FAULT)]),
+        ([], RUNS, [("isolation", FAULT)]),
+        ([], replace(RUNS, status={"io": "tun"}), []),
+        ([replace(OWN, addresses=frozenset())], RUNS, [("isolation", FAULT)]),
+        ([OWN], GONE, [("stale_table", FAULT)]),  # nobody serves what it drops
+        ([], GONE, []),
+        ([OWN], replace(GONE, may_ask=False), []),  # nobody knows whether it runs
+        (None, RUNS, [("isolation", UNKNOWN)]),
+        ([OWN, Table("netdev", "vipmux_mux2")], RUNS, []),  # another MUX runs here as well
+        ([OWN, Table("inet", "vipmux_agent")], RUNS, []),
+    ],
+)
+def test_tables_of_no_running_mux_are_stale_and_the_own_one_must_be_there(
+    tables: list[Table] | None, daemon: Daemon, wrong: list[tuple[str, Severity]]
+) -> None:
+    found = list(mux.check_isolation(tables, "vipmux_mux1", daemon, {"vipmux_mux2"}, {str(VIP)}))
+    assert [(f.check, f.severity) for f in found if f.severity is not OK] == wrong
+
+
+def test_the_remedy_for_a_stale_table_is_its_removal() -> None:
+    (found,) = mux.check_stale([OLD], [])
+    assert found.remedy == "`nft delete table netdev vipmux_old`"
+    assert "203.0.113.9" in found.what
+
+
+def test_a_vip_that_is_an_address_of_the_mux_is_a_fault() -> None:
+    (found,) = mux.check_vips_not_local({str(VIP)}, {ip_address(VIP): "lo"})
+    assert found.severity is FAULT
+    assert found.remedy == f"`ip addr del {VIP} dev lo`"
+
+
+def test_who_answers_arp_for_a_vip_is_named() -> None:
+    (found,) = mux.check_claims([Claim(VIP, "02:00:00:00:00:01", "10.0.3.21")], "eth0", 1)
+    assert found.severity is FAULT
+    assert "10.0.3.21 (MAC 02:00:00:00:00:01) answers ARP for the VIP 203.0.113.20 on eth0" in found.what
+    assert "net.ipv4.conf.all.arp_ignore=1" in (found.remedy or "")
+    assert [f.severity for f in mux.check_claims([], "eth0", 1)] == [OK]
+    assert [f.severity for f in mux.check_claims("needs root", "eth0", 1)] == [UNKNOWN]
+
+
+@pytest.mark.parametrize(("flows", "severity"), [(10, OK), (95, WARNING)])
+def test_a_flow_table_that_is_nearly_full_is_a_warning(flows: int, severity: Severity) -> None:
+    assert [f.severity for f in mux.check_flows({"flows": flows, "flow_capacity": 100})] == [severity]
+
+
+def network(all_: int, own: int, default: str | None = "eth0", others: frozenset[str] = frozenset()) -> Network:
+    settings = {"ipv4/conf/all/rp_filter": all_, "ipv4/conf/eth0/rp_filter": own}
+    return Network(ETH0, default_by=default, other_routes=others, sysctls=settings)
+
+
+ETH1 = frozenset({"eth1"})
+
+
+@pytest.mark.parametrize(
+    ("network", "mode", "severity"),
+    [
+        (network(0, 0), "bpf", OK),
+        (network(0, 1), "bpf", OK),
+        (network(1, 0, "eth1", ETH1), "bpf", FAULT),
+        (network(0, 1, "eth1", ETH1), "bpf", FAULT),
+        (network(0, 1, None), "bpf", FAULT),
+        (network(1, 1, "eth0", ETH1), "bpf", WARNING),
+        (network(2, 1, "eth1", ETH1), "bpf", OK),  # the larger one decides: loose
+        (network(2, 2, None), "bpf", WARNING),
+        (network(0, 1, "eth1", ETH1), "tun", OK),  # by a device of its own
+        (network(0, 1, "eth1", ETH1), None, FAULT),  # the agent does not run; it would be so
+        (Network(ETH0), "bpf", UNKNOWN),
+    ],
+)
+def test_a_strict_reverse_path_filter_hurts_where_clients_routes_lead_elsewhere(
+    network: Network, mode: str | None, severity: Severity
+) -> None:
+    (found,) = host.check_rp_filter(network, mode)
+    assert found.severity is severity
+    if severity is FAULT:
+        assert "`sysctl -w net.ipv4.conf.eth0.rp_filter=2`" in (found.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("ignore", "announce", "remedy"),
+    [
+        (1, 2, None),
+        (0, 2, "`sysctl -w net.ipv4.conf.all.arp_ignore=1`"),
+        (1, 0, "`sysctl -w net.ipv4.conf.all.arp_announce=2`"),
+        (0, 0, "`sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2`"),
+    ],
+)
+def test_a_host_with_vips_must_not_speak_arp_for_them(ignore: int, announce: int, remedy: str | None) -> None:
+    settings = {"ipv4/conf/all/arp_ignore": ignore, "ipv4/conf/eth0/arp_announce": announce}
+    (found,) = host.check_arp(Network(ETH0, labels=frozenset({VIP}), sysctls=settings))
+    assert (found.severity is OK) is (remedy is None)
+    assert found.remedy is None or found.remedy.startswith(remedy or "")
+    (found,) = host.check_arp(Network(ETH0, sysctls=settings))
+    assert found.severity is OK
+
+
+@pytest.mark.parametrize(
+    ("mode", "filter_", "severity"),
+    [("bpf", True, OK), ("bpf", False, FAULT), ("bpf", None, UNKNOWN), ("tun", None, WARNING), ("ipip", None, OK)],
+)
+def test_decapsulation_must_be_where_the_agent_put_it(mode: str, filter_: bool | None, severity: Severity) -> None:
+    daemon = replace(RUNS, status={"mode": mode, "reason": "BPF is refused"})
+    assert [f.severity for f in host.check_decapsulation(Network(ETH0, filter=filter_), daemon)] == [severity]
+
+
+def test_tunnels_from_strangers_and_silent_processes_are_told() -> None:
+    rows = (
+        {"service": "web", "name": "a", "address": "10.0.3.21", "port": "80", "health": "down", "reason": "refused"},
+        {"service": "web", "name": "b", "address": "10.0.3.21", "port": "81", "health": "up", "reason": "ok"},
+    )
+    daemon = replace(RUNS, status={"drops": {"untrusted_source": 3}, "muxes": ["10.0.1.11"]}, backends=rows)
+    assert [f.severity for f in host.check_strangers(daemon)] == [WARNING]
+    down, up = host.check_backends(daemon)
+    assert (down.severity, up.severity) == (FAULT, OK)
+    assert "`lb drain backend web/a`" in (down.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("tables", "severity"),
+    [([Table("inet", "vipmux_agent")], OK), ([], FAULT), (None, UNKNOWN)],
+)
+def test_the_agents_own_table_must_be_there(tables: list[Table] | None, severity: Severity) -> None:
+    daemon = replace(RUNS, status={"services": 1})
+    assert [f.severity for f in host.check_translation(tables, daemon, "vipmux_agent")] == [severity]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to backends and to BGP peers: what the answers mean, and the packets that ask."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP
+
+from lb.doctor import bgp, paths, reach
+from lb.doctor.facts import Answer, Dialled, Path, Target
+from lb.doctor.findings import Severity
+from lb.model import BgpFamily, BgpPeer
+
+FAULT, WARNING, UNKNOWN, OK = Severity
+YES, NO, RST = Answer.ACCEPTED, Answer.SILENT, Answer.REFUSED
+MUX, HOST, VIP = IPv4Address("10.0.1.11"), IPv4Address("10.0.3.21"), IPv4Address("203.0.113.10")
+TARGET = Target("web/a", HOST, VIP, 80)
+WELL = Path(TARGET, 1500, YES, YES, None, YES, YES, YES)
+
+
+@pytest.mark.parametrize(
+    ("path", "check", "severity", "words"),
+    [
+        (WELL, "path", OK, "1500 bytes too"),
+        (replace(WELL, plain=NO, tunnel=NO), "unreachable", FAULT, "cannot be reached from 10.0.1.11"),
+        (replace(WELL, plain=NO), "path", OK, ""),  # ping is filtered; who cares
+        (replace(WELL, tunnel=NO), "protocol_4", FAULT, "plain packets arrive"),
+        (replace(WELL, tunnel=NO, said=f"{HOST} says: protocol unreachable"), "no_agent", FAULT, ""),
+        (replace(WELL, tunnel=NO, said="10.0.1.1 says: prohibited"), "protocol_4", FAULT, "10.0.1.1 says: prohibited"),
+        (replace(WELL, tunnel_full=NO, largest=1400), "mtu_path", FAULT, "up to 1400 bytes arrive"),
+        (replace(WELL, tunnel_full=NO, said_mtu=1380, largest=1360), "mtu_path", FAULT, "up to 1380 bytes arrive"),
+        (replace(WELL, tunnel_full=NO, tunnel_some=NO), "mtu_path", UNKNOWN, "begin with data are filtered"),
+        (replace(WELL, tunnel=RST, tunnel_some=RST, tunnel_full=RST), "backend", FAULT, "nobody listens"),
+        (replace(WELL, tunnel=RST, tunnel_full=NO, tunnel_some=RST), "mtu_path", FAULT, ""),
+        (replace(WELL, tunnel=RST, target=replace(TARGET, exact=False)), "path", OK, ""),  # one port of a range
+    ],
+)
+def test_the_answers_tell_host_tunnel_mtu_and_process_apart(
+    path: Path, check: str, severity: Severity, words: str
+) -> None:
+    found = paths.judge(path, MUX)
+    assert (found.check, found.severity) == (check, severity)
+    assert words in found.what
+    assert bool(found.remedy) is (severity is FAULT)
+
+
+def test_a_backend_that_the_operator_took_out_is_no_fault() -> None:
+    out = replace(WELL, plain=NO, tunnel=NO, target=replace(TARGET, told="down"))
+    assert paths.judge(out, MUX).severity is WARNING
+
+
+def test_one_cause_is_told_once_however_many_have_it() -> None:
+    silent = replace(WELL, tunnel=NO)
+    others = [replace(silent, target=replace(TARGET, name=f"files/{n}", address=HOST + n)) for n in range(3)]
+    (found,) = paths.check_paths([silent, *others], MUX)
+    assert found.what.endswith("; likewise 1 more of this host and 10.0.3.22, 10.0.3.23")
+
+
+def rows(number: int, **service: object) -> list[Target]:
+    backends = [
+        {"service": "web", "name": f"b{n}", "address": str(HOST + n % 50), "state": "down"} for n in range(number)
+    ]
+    return paths.targets(backends, [{"name": "web", "vip": str(VIP), "protocol": "tcp", "port": 80, **service}])
+
+
+def test_what_is_tried_are_tcp_services_and_not_too_many() -> None:
+    assert rows(1) == [Target("web/b0", HOST, VIP, 80, True, "down")]
+    assert rows(1, protocol="udp") == []
+    assert rows(1, vip="2001:db8::1") == []
+    assert rows(1, port="8000-8099") == [Target("web/b0", HOST, VIP, 8000, False, "down")]
+    assert rows(1, port="0") == [Target("web/b0", HOST, VIP, 1, False, "down")]
+    assert len(rows(1000)) == 50  # each host once
+    assert paths.targets([{"service": "web"}, {}], [{"name": "web", "protocol": "tcp"}]) == []
+
+
+PEER = BgpPeer("tor1", IPv4Address("10.0.1.1"), 65000, (BgpFamily.IPV4,), password="x")  # noqa: S106
+
+
+@pytest.mark.parametrize(
+    ("dialled", "check", "words"),
+    [
+        (Dialled(True, NO, NO), "bgp_password", "its password (TCP MD5) is another"),
+        (Dialled(True, YES, NO), "bgp_password", "wants no password"),
+        (Dialled(True, RST, NO), "bgp_password", "wants no password"),
+        (Dialled(True, NO), "bgp_password", "has none"),
+        (Dialled(False, NO, NO), "bgp", "neither ping nor port 179"),
+        (Dialled(True, RST), "bgp", "refuses connections"),
+        (Dialled(True, NO, RST), "bgp", "refuses connections"),
+        (Dialled(True, NO, YES), "bgp", "another AS"),
+        (Dialled(True, YES), "bgp", "another AS"),
+        (None, "bgp", "another AS"),
+    ],
+)
+def test_a_silent_bgp_port_tells_of_the_password(dialled: Dialled | None, check: str, words: str) -> None:
+    row = {"name": "tor1", "state": "opening", "error": "another AS"}
+    (found,) = bgp.check_peer(PEER, row, dialled, "/etc/vipmux/mux.toml")
+    assert (found.check, found.severity) == (check, FAULT)
+    assert words in found.what
+    assert found.remedy
+
+
+def test_an_established_session_is_fine_and_was_not_dialled() -> None:
+    (found,) = bgp.check_peer(PEER, {"state": "established"}, None, "f")
+    assert found.severity is OK
+
+
+@pytest.mark.parametrize("size", [60, 64, 160, 161, 1500, 9000])
+def test_a_packet_in_a_tunnel_is_as_the_data_plane_sends_it(size: int) -> None:
+    data = reach.tunnel_packet(MUX, TARGET, 61001, size)
+    outer = IP(data)
+    inner = outer[IP:2]
+    assert len(data) == outer.len == size
+    assert (outer.src, outer.dst, outer.proto) == (str(MUX), str(HOST), 4)
+    assert (inner.src, inner.dst, inner.len) == (str(MUX), str(VIP), size - 20)
+    assert (inner[TCP].sport, inner[TCP].dport, inner[TCP].flags) == (61001, 80, "S")
+    assert outer.flags == inner.flags == "DF"
+    again = IP(data)  # scapy fills in what is deleted
+    for layer in (again, again[IP:2], again[TCP]):
+        del layer.chksum
+    assert IP(bytes(again)) == IP(data)
+
+
+@pytest.mark.parametrize("size", [28, 64, 1499, 1500])
+def test_an_echo_request_has_the_size_that_was_asked_for(size: int) -> None:
+    packet = ICMP(reach.echo(7, 9, size))
+    assert 20 + len(bytes(packet)) == size
+    assert (packet.type, packet.id, packet.seq) == (8, 7, 9)
+    kept = packet.chksum
+    del packet.chksum
+    assert ICMP(bytes(packet)).chksum == kept
