@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lb.errors import AccessError, ConfigError, NotFoundError
-from lb.node.messages import StatusMessage
+from lb.node.messages import HealthMessage, StatusMessage
 from manager.controller import Controller
 from manager.metrics import ManagerCollector
 from manager.sqlite import SqliteStore

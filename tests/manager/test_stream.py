@@ -243,7 +243,7 @@ def test_the_newer_of_two_with_one_name_is_refused(tmp_path: Path) -> None:
         async with manager.serving(), StageNode(manager, "mux1", await manager.token()).running() as first:
             await until(lambda: first.client.connected, "the first")
             # A copy of the machine, elsewhere: same certificate, another address.
-            shutil.copytree(tmp_path / "mux1", tmp_path / "copy")
+            shutil.copytree(tmp_path / "mux1", tmp_path / "copy", ignore=shutil.ignore_patterns("*.new"))
             manager.streams.connections["mux:mux1"].address = "10.9.9.9"
             second = StageNode(manager, "mux1")
             async with second.running():

@@ -71,6 +71,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"type": "health", "lease": 10, "reports": [1]}, "a report"),
     ({"type": "health", "lease": 10, "reports": [{}] * 1001}, "at most 1000"),
     ({"type": "health", "lease": 1e300, "reports": []}, "lease"),
+    ({"type": "health", "lease": 10, "reports": [], "clock": "noon"}, "clock"),
     ({"type": "health", "lease": 10, "reports": [{"service": "x" * 129, "source": "agent"}]}, "service"),
     ({"type": "health", "lease": 10, "reports": [{"service": "x", "source": "rumour"}]}, "source"),
 ]
@@ -108,7 +109,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-KEYS = ["term", "generation", "digest", "settings", "version", "error", "lease", "reports", "body", "text", "base"]
+KEYS = ["term", "generation", "digest", "settings", "version", "error", "lease", "reports", "clock", "body", "text", "base"]
 KEYS += ["set", "remove", "reason"]
 TYPES = ["hello", "ack", "health", "status", "event", "state", "delta", "refused"]
 REPORTS = st.lists(
