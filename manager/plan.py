@@ -19,13 +19,14 @@ A MUX that is gone for longer than the hold time, and an agent that is gone or d
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from lb.config_text import service_table, vip_text
 from lb.model import Address, Announce, AnnouncePolicy, Backend, BackendState, Service
-from lb.node.messages import NodeState
+from lb.node.messages import NAME_MAX, NodeState
 from manager.blind import Sight, blind_from, sees_nothing
 from manager.desired import Desired
 from manager.health import Evidence, Health, Reports, judge
@@ -43,6 +44,9 @@ Vip = str
 
 #: Agent -> service -> table.
 AgentTables = Mapping[str, Mapping[str, Any]]
+
+#: What manager.desired adds to the name of a service that retires.
+_RETIRING = re.compile(r"~\d+$")
 
 #: Probes may take out this share of a service's weight, not more.
 CAPACITY_CAP = 0.5
@@ -350,9 +354,9 @@ def _retire(vip: Vip, world: World) -> VipPlan:
             found.service.name: found.mux_table(tuple(Told.of(backend) for backend in found.service.backends))
             for found in services
         }
-        return VipPlan(vip, tables=tables, agents=_agents_of(services), withheld=withheld)
+        return VipPlan(vip, tables=tables, agents=_with_lent(vip, _agents_of(services), world), withheld=withheld)
     if any(holds(mux, "services", keys) for mux in world.muxes.values()):
-        return VipPlan(vip, agents=_agents_of(services), withheld=withheld)
+        return VipPlan(vip, agents=_with_lent(vip, _agents_of(services), world), withheld=withheld)
     return VipPlan(vip, withheld=withheld, done=tuple(keys))
 
 
@@ -597,35 +601,51 @@ def _agents_of(services: list[Prepared]) -> dict[str, dict[str, Any]]:
 
 
 def _with_lent(vip: Vip, tables: dict[str, dict[str, Any]], world: World) -> dict[str, dict[str, Any]]:
-    """What agents had of this VIP stays with them until no MUX sends to it any more."""
+    """What agents had of this VIP stays with them until no MUX sends to it any more.
+
+    It joins what the agent has at that place, such as the service while it retires. Otherwise what is left of a service
+    that is here no more goes under a name of this VIP's own: by now another VIP may have a service of the old name.
+    """
+    here, suffix = world.desired.by_vip.get(vip, ()), f"~{vip}"
     for agent, services in world.memory.lent.get(vip, {}).items():
-        for name, table in services.items():
-            wanted = world.desired.services.get(name)
-            if agent not in world.agents or (wanted is not None and str(wanted.vip) != vip):
-                continue
-            now = tables.get(agent, {}).get(name)
+        if agent not in world.agents:
+            continue
+        for table in services.values():
+            name = table["name"]
+            mine = tables.get(agent, {})
+            key = name if name in here else name[: NAME_MAX - len(suffix)] + suffix
+            key = next((other for other, there in mine.items() if _same_place(there, table)), key)
+            now = mine.get(key)
             kept = {item["name"] for item in now["backend"]} if now else set()
             used = [
                 item
                 for item in table["backend"]
                 if item["name"] not in kept
-                and any(_may_send(mux, name, item["address"]) for mux in world.muxes.values())
+                and any(_may_send(mux, name, table["vip"], item["address"]) for mux in world.muxes.values())
             ]
             if used:
                 base = now or table
                 both = {**base, "backend": [*(now["backend"] if now else ()), *used]}
-                tables.setdefault(agent, {})[name] = both
+                tables.setdefault(agent, {})[key] = both
     return tables
 
 
-def _may_send(mux: Node, service: str, address: str) -> bool:
-    """May packets of the service go from this MUX to that host?"""
+def _same_place(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Of one VIP: an agent cannot have two services there."""
+    return (one["protocol"], one["port"]) == (other["protocol"], other["port"])
+
+
+def _may_send(mux: Node, service: str, vip: str, address: str) -> bool:
+    """May packets of the service at this VIP go from this MUX to that host?"""
     if mux.gone:
         return False
     if mux.live is None:
         return True
-    table = mux.has("services", service)
-    return table is not None and any(item["address"] == address for item in table["backend"])
+    for name in {service, _RETIRING.sub("", service)}:  # a MUX that has not followed knows it by its own name
+        table = mux.has("services", name)
+        if table is not None and table["vip"] == vip and any(item["address"] == address for item in table["backend"]):
+            return True
+    return False
 
 
 def _outer(mux: Node) -> dict[str, str | None]:

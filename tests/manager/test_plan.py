@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lb.config import parse_service_tables
@@ -179,9 +179,9 @@ def test_one_of_two_services_at_a_vip_can_go_without_a_withdrawal() -> None:
     fleet.plan()
     assert fleet.announced() == {VIP}
     assert fleet.table("tls") is None
-    assert fleet.table("tls", "agent:host1") is not None
+    assert fleet.table(f"tls~{VIP}", "agent:host1") is not None
     fleet.settle()
-    assert fleet.table("tls", "agent:host1") is None
+    assert fleet.table(f"tls~{VIP}", "agent:host1") is None
     assert fleet.desired.retiring == {}
 
 
@@ -540,12 +540,14 @@ def check(fleet: Fleet, before: Plan) -> None:
 
 
 def parse_all(fleet: Fleet) -> None:
-    """Whatever a node is told is a configuration that it can read."""
+    """Whatever a node is told is a configuration that it can read: a service goes by its key."""
     for state in fleet.last.states.values():
-        parse_service_tables(list(state.get("services", {}).values()))
+        parse_service_tables([{**table, "name": key} for key, table in state.get("services", {}).items()])
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example([("apply", "b", 10, {1}), ("report", "b", 1, True), ("settle", 2), ("apply", "b", 10, set()), ("delete", "b")])
+@example([("apply", "b", 10, {1}), ("report", "b", 1, True), ("settle", 2), ("apply", "b", 11, set())])
 @given(STEPS)
 def test_any_history_is_safe_and_comes_to_rest(events: list[tuple[Any, ...]]) -> None:
     fleet = Fleet()
@@ -574,7 +576,12 @@ def test_any_history_is_safe_and_comes_to_rest(events: list[tuple[Any, ...]]) ->
         assert fleet.last.states[agent.id].get("services", {}).keys() == own
 
 
+_MOVED = [("apply", "c", 10, {1}), ("take", "mux1"), ("apply", "a", 10, set())]
+
+
 @settings(max_examples=150, deadline=None)
+@example([*_MOVED, ("delete", "c"), ("apply", "c", 11, set())])
+@example([*_MOVED, ("apply", "c", 11, set()), ("delete", "c")])
 @given(STEPS)
 def test_planning_only_what_was_touched_gives_the_same(events: list[tuple[Any, ...]]) -> None:
     fleet = Fleet()
