@@ -109,7 +109,20 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=5,
 )
-KEYS = ["term", "generation", "digest", "settings", "version", "error", "lease", "reports", "clock", "body", "text", "base"]
+KEYS = [
+    "term",
+    "generation",
+    "digest",
+    "settings",
+    "version",
+    "error",
+    "lease",
+    "reports",
+    "clock",
+    "body",
+    "text",
+    "base",
+]
 KEYS += ["set", "remove", "reason"]
 TYPES = ["hello", "ack", "health", "status", "event", "state", "delta", "refused"]
 REPORTS = st.lists(
