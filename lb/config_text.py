@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -80,6 +80,20 @@ def service_table(service: Service) -> dict[str, Any]:
     whole["backend"] = [_backend_keys(backend) for backend in service.backends]
     plain: dict[str, Any] = _plain(whole)
     return plain
+
+
+def format_tables(tables: Iterable[Mapping[str, Any]]) -> str:
+    """A file of services of what :func:`service_table` gave."""
+    return "\n".join(section for table in tables for section in _sections(table))
+
+
+def _sections(table: Mapping[str, Any]) -> Iterator[str]:
+    yield _section("[[service]]", {key: value for key, value in table.items() if not isinstance(value, Mapping | list)})
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield _section(f"[service.{key}]", value)
+    for backend in table.get("backend", ()):
+        yield _section("[[service.backend]]", backend)
 
 
 def _plain(value: Any) -> Any:
@@ -162,7 +176,7 @@ def _value(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return "[" + ", ".join(_value(item) for item in value) + "]"
     assert not is_dataclass(value)  # noqa: S101  sections are written one by one
     # JSON escapes as TOML does, but for DEL, which TOML wants escaped as well.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -28,6 +29,9 @@ from manager.view import View
 BODY_MAX = 64 * 2**20
 LIMIT_MAX = 5000
 WAIT_MAX = 300.0
+#: A change may wait so long for its confirmation, seconds.
+CONFIRM_MIN, CONFIRM_MAX = 1.0, 86_400.0
+WHY_MAX = 1000
 
 #: Who asks, as it will stand in the audit; raises AccessError.
 Authenticate = Callable[[web.Request], Awaitable[str]]
@@ -116,13 +120,10 @@ class Api:
         return _answer(self._view.events(_limit(request)))
 
     async def audit(self, request: web.Request) -> web.Response:
-        lines = await self._store.audit(_limit(request))
-        return _answer(
-            [
-                {"version": line.version, "at": line.at, "who": line.who, "what": line.what, "change": line.change}
-                for line in lines
-            ]
-        )
+        return _answer([asdict(line) for line in await self._store.audit(_limit(request))])
+
+    async def history(self, request: web.Request) -> web.Response:
+        return _answer([asdict(line) for line in await self._store.history(_limit(request))])
 
     async def openapi(self, _: web.Request) -> web.Response:
         return web.Response(text=self._description, content_type="application/json")
@@ -130,13 +131,32 @@ class Api:
     # -- changing -----------------------------------------------------------------------------------------------
 
     async def apply(self, request: web.Request) -> web.Response:
-        body = await _table(request, {"services", "dry_run", "prune", "wait"})
+        body = await _table(request, {"services", "dry_run", "prune", "wait", "why", "confirm"})
         tables = _array(body.get("services"), "services")
-        dry_run, prune = _flag(body, "dry_run"), _flag(body, "prune")
-        wait = _wait(body)
-        done = await self._controller.apply(tables, request[WHO], replace_all=prune, dry_run=dry_run)
-        behind = await self._controller.followed(wait) if wait and not dry_run else None
-        return _change(done, dry_run, behind)
+        dry_run, prune, wait, confirm = _flag(body, "dry_run"), _flag(body, "prune"), _wait(body), _confirm(body)
+        done = await self._controller.apply(
+            tables, request[WHO], replace_all=prune, dry_run=dry_run, why=_why(body), confirm=confirm
+        )
+        return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
+
+    async def rollback(self, request: web.Request) -> web.Response:
+        body = await _table(request, {"to", "dry_run", "wait", "why", "confirm"})
+        to, dry_run, wait, confirm = _version(body, "to"), _flag(body, "dry_run"), _wait(body), _confirm(body)
+        done = await self._controller.rollback(to, request[WHO], dry_run=dry_run, why=_why(body), confirm=confirm)
+        return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
+
+    async def confirm(self, request: web.Request) -> web.Response:
+        body = await _table(request, {"version", "why"})
+        return _change(await self._controller.confirm(_version(body, "version"), request[WHO], why=_why(body)))
+
+    async def _followed(self, done: Applied, wait: float, *, dry_run: bool, confirm: float | None) -> web.Response:
+        if dry_run:
+            return _change(done, dry_run=True)
+        unconfirmed = None if done.change.empty else confirm
+        if not wait:
+            return _change(done, confirm=unconfirmed)
+        behind = await self._controller.followed(wait)
+        return _change(done, behind=behind, why=self._controller.why_behind(behind), confirm=unconfirmed)
 
     async def replace_services(self, request: web.Request) -> web.Response:
         tables = _array(await _json(request), "the body")
@@ -233,6 +253,29 @@ def _wait(body: dict[str, Any]) -> float:
     return float(value)
 
 
+def _confirm(body: dict[str, Any]) -> float | None:
+    value = body.get("confirm")
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not CONFIRM_MIN <= value <= CONFIRM_MAX:
+        raise RequestError(f"confirm must be {CONFIRM_MIN:g} to {CONFIRM_MAX:g} seconds, not {show(value)}")
+    return float(value)
+
+
+def _why(body: dict[str, Any]) -> str:
+    value = body.get("why", "")
+    if not isinstance(value, str) or len(value) > WHY_MAX or not value.isprintable():
+        raise RequestError(f"why must be one line of text, of at most {WHY_MAX} characters")
+    return value
+
+
+def _version(body: dict[str, Any], key: str) -> int | None:
+    value = body.get(key)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**53):
+        raise RequestError(f"{key} must be the number of a version, not {show(value)}")
+    return value
+
+
 def _limit(request: web.Request) -> int:
     text = request.query.get("limit", "100")
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
@@ -247,7 +290,8 @@ def _answer(value: Any) -> web.Response:
     return web.Response(text=json.dumps(value, ensure_ascii=False), content_type="application/json")
 
 
-def _change(done: Applied, dry_run: bool = False, behind: list[str] | None = None) -> web.Response:
+def _change(done: Applied, dry_run: bool = False, **more: Any) -> web.Response:
+    """``more``: what of the optional keys there is."""
     lines = [{"name": line.name, "action": line.action, "details": list(line.details)} for line in done.change.lines]
     body: dict[str, Any] = {
         "version": done.version,
@@ -255,9 +299,9 @@ def _change(done: Applied, dry_run: bool = False, behind: list[str] | None = Non
         "dry_run": dry_run,
         "lines": lines,
     }
-    if behind is not None:
-        body["behind"] = behind
-    return _answer(body)
+    if done.change.title:
+        more["title"] = done.change.title
+    return _answer(body | {key: value for key, value in more.items() if value is not None})
 
 
 def _error(status: int, sentence: str, mistakes: Iterable[tuple[str, str]] = ()) -> web.Response:

@@ -15,6 +15,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import structlog
@@ -23,13 +24,13 @@ from lb.errors import NotFoundError, VipmuxError
 from lb.model import BackendState, ManagerSettings, Service
 from lb.node.messages import HealthMessage
 from manager import desired as changes
-from manager.desired import Change, Desired, Order, Rules
+from manager.desired import Change, Desired, Order, Pending, Rules
 from manager.drains import Emptied
 from manager.events import Events, differences
 from manager.health import Report, Reports, Source
 from manager.nodes import NodeHub
 from manager.plan import AGENT, MUX, BackendKey, Memory, Plan, Remembered, Tables, World, plan, replan
-from manager.store import Entries, NodeRecord, Store
+from manager.store import ConflictError, Entries, NodeRecord, Store, VersionLine
 
 #: How many VIPs are planned in one go.
 TURN = 500
@@ -46,6 +47,8 @@ _TABLES_KEPT = 1000
 LINES = 100
 #: More services than this in one request are read beside the event loop.
 LARGE = 50
+#: So many versions are looked at for the latest that can be taken back.
+LOOK_BACK = 100
 
 log = structlog.get_logger()
 
@@ -56,6 +59,16 @@ class Applied:
 
     version: int
     change: Change
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a change is to be made."""
+
+    who: str
+    why: str = ""
+    dry_run: bool = False
+    confirm: float | None = None  #: seconds until it is taken back unless it is confirmed
 
 
 class Controller:
@@ -105,10 +118,14 @@ class Controller:
         self.hub.load(await self._store.nodes())
         self.plan = Plan(memory=memory)
         self._plan_all(say=False)  # what was so before is no event
+        with contextlib.suppress(VipmuxError):  # then _confirmations() tries on, and says so
+            if await self._end_confirmation():
+                self._plan_all(say=False)  # before a node could hear of what was not confirmed
         await self._store.remember({"set": {"generation": {"latest": self.hub.generation}}, "remove": {}})
         self._tasks = [
             asyncio.create_task(self._run(), name="plan"),
             asyncio.create_task(self._ticks(), name="clock"),
+            asyncio.create_task(self._confirmations(), name="confirmations"),
         ]
 
     async def stop(self) -> None:
@@ -130,31 +147,101 @@ class Controller:
         return Rules(self.settings.vip_prefixes, self.hub.addresses())
 
     async def apply(
-        self, tables: list[object], who: str, *, replace_all: bool = False, dry_run: bool = False
+        self,
+        tables: list[object],
+        who: str,
+        *,
+        replace_all: bool = False,
+        dry_run: bool = False,
+        why: str = "",
+        confirm: float | None = None,
     ) -> Applied:
+        """``confirm``: seconds after which it is taken back unless somebody confirms it."""
+
         def change(desired: Desired) -> Change:
             return changes.apply_tables(desired, tables, self.rules, replace_all=replace_all, as_told=self._as_told)
 
-        return await self._change(change, who, dry_run=dry_run, large=replace_all or len(tables) > LARGE)
+        terms = Terms(who, why, dry_run, confirm)
+        return await self._change(change, terms, large=replace_all or len(tables) > LARGE)
+
+    async def rollback(
+        self, to: int | None, who: str, *, dry_run: bool = False, why: str = "", confirm: float | None = None
+    ) -> Applied:
+        """To an earlier version, or to the one before the latest that changed services or drains; where a change waits
+        for its confirmation, that one is taken back."""
+        terms = Terms(who, why, dry_run, confirm)
+        async with self._changing:
+            waiting = self.desired.unconfirmed
+            if waiting is not None and to in (None, waiting[0] - 1):
+                return await self._take_back(waiting[0], replace(terms, confirm=None), f"by {who}")
+            if to is None:
+                to = await self._before_latest()
+            if not 0 <= to <= self.desired.version:
+                raise NotFoundError(f"there is no version {to}; the latest is {self.desired.version}")
+            undo = await self._store.undo(to, self.desired.version)
+
+            def change(desired: Desired) -> Change:
+                found = changes.restore(desired, undo, self.rules, as_told=self._as_told)
+                return replace(found, title=f"rolled back to version {to}")
+
+            return await self._changed(change, terms, large=_size(undo) > LARGE)
+
+    async def confirm(self, version: int | None, who: str, *, why: str = "") -> Applied:
+        """The change that waits for it lasts; ``version`` tells which, if there is doubt."""
+
+        def change(desired: Desired) -> Change:
+            waiting = desired.unconfirmed
+            if waiting is None:
+                raise NotFoundError("no change waits for a confirmation")
+            if version not in (None, waiting[0]):
+                raise NotFoundError(f"version {version} does not wait for a confirmation; version {waiting[0]} does")
+            return changes.confirm(desired)
+
+        done = await self._change(change, Terms(who, why), free=True)
+        for line in done.change.lines:
+            self.happened(line.name, f"confirmed by {who}")
+        return done
+
+    async def history(self, limit: int) -> list[VersionLine]:
+        """The latest first."""
+        return await self._store.history(limit)
+
+    async def _before_latest(self) -> int:
+        """The version before the latest that operators would want to take back."""
+        for record in await self._store.audit(LOOK_BACK):
+            touched = {*record.change.get("set", {}), *record.change.get("remove", {})}
+            if touched & {"services", "drains"}:
+                return record.version - 1
+        raise NotFoundError("none of the latest versions changed services or drains; --to tells where to go back to")
+
+    async def _take_back(self, version: int, terms: Terms, why: str) -> Applied:
+        """Within the lock."""
+        undo = await self._store.undo(version - 1, version)
+        make = partial(changes.take_back, undo=undo, why=why, as_told=self._as_told)
+        done = await self._changed(make, terms, free=True, large=_size(undo) > LARGE)
+        if not terms.dry_run:
+            self.happened(f"version {version}", f"taken back {why}: its services are as they were before it", bad=True)
+        return done
 
     async def delete_service(self, name: str, who: str) -> Applied:
-        return await self._change(lambda desired: changes.delete_service(desired, name, self._as_told), who)
+        return await self._change(lambda desired: changes.delete_service(desired, name, self._as_told), Terms(who))
 
     async def drain_backend(self, service: str, backend: str, who: str, *, drain: bool) -> Applied:
         order = Order(who, self._clock()) if drain else None
-        return await self._change(lambda desired: changes.drain_backend(desired, service, backend, order), who)
+        change = partial(changes.drain_backend, service=service, backend=backend, order=order)
+        return await self._change(change, Terms(who), free=True)
 
     async def drain_mux(self, mux: str, who: str, *, drain: bool) -> Applied:
         self._known(MUX, mux)
         order = Order(who, self._clock()) if drain else None
-        return await self._change(lambda desired: changes.drain_mux(desired, mux, order), who)
+        return await self._change(lambda desired: changes.drain_mux(desired, mux, order), Terms(who), free=True)
 
     async def forget_node(self, kind: str, name: str, who: str) -> None:
         """A node that will not come back."""
         self._known(kind, name)
         self.hub.forget(kind, name)
         if kind == MUX and name in self.desired.mux_drains:
-            await self._change(lambda desired: changes.drain_mux(desired, name, None), who)
+            await self._change(lambda desired: changes.drain_mux(desired, name, None), Terms(who), free=True)
         source = Source.TUNNEL if kind == MUX else Source.AGENT
         self._reports.forget(source, name)
         await self._store.forget_node(kind, name)
@@ -168,21 +255,48 @@ class Controller:
             raise NotFoundError(f'there is no {word} "{name}"; {known}')
 
     async def _change(
-        self, make: Callable[[Desired], Change], who: str, *, dry_run: bool = False, large: bool = False
+        self, make: Callable[[Desired], Change], terms: Terms, *, free: bool = False, large: bool = False
     ) -> Applied:
-        """Decides, commits, and then takes it for true; one change at a time."""
+        """One change at a time."""
         async with self._changing:
-            if large:  # takes seconds for thousands of services, beside the event loop
-                change, delta = await asyncio.to_thread(_with_delta, make, self.desired)
-            else:
-                change, delta = _with_delta(make, self.desired)
-            if change.empty or dry_run:
-                return Applied(self.desired.version, change)
-            version = await self._store.commit(self.desired.version, delta, who, change.what, self._clock())
-            self.desired = replace(change.new, version=version)
-        log.info("changed", version=version, who=who, what=change.what)
+            return await self._changed(make, terms, free=free, large=large)
+
+    async def _changed(
+        self, make: Callable[[Desired], Change], terms: Terms, *, free: bool = False, large: bool = False
+    ) -> Applied:
+        """Decides, commits, and then takes it for true. ``free``: it may be made while another waits for its
+        confirmation. ``large``: it takes seconds for thousands of services, beside the event loop."""
+        if large:
+            change, delta = await asyncio.to_thread(_with_delta, make, self.desired, self._until(terms))
+        else:
+            change, delta = _with_delta(make, self.desired, self._until(terms))
+        if change.empty or terms.dry_run:
+            return Applied(self.desired.version, change)
+        if not free:
+            self._refuse_beside_unconfirmed()
+        version = await self._store.commit(
+            self.desired.version, delta, terms.who, change.what, self._clock(), why=terms.why
+        )
+        self.desired = replace(change.new, version=version)
+        log.info("changed", version=version, who=terms.who, what=change.what, why=terms.why or None)
         self.touched(change.vips())
+        if terms.confirm is not None:
+            text = f"is taken back in {terms.confirm:g} s unless it is confirmed; it is of {terms.who}"
+            self.happened(f"version {version}", text)
         return Applied(version, change)
+
+    def _until(self, terms: Terms) -> Pending | None:
+        now = self._clock()
+        return Pending(terms.who, now, now + terms.confirm) if terms.confirm is not None else None
+
+    def _refuse_beside_unconfirmed(self) -> None:
+        if self.desired.unconfirmed is not None:
+            version, pending = self.desired.unconfirmed
+            left = max(0.0, pending.until - self._clock())
+            raise ConflictError(
+                f"version {version} of {pending.who} waits for its confirmation, for another {left:.0f} s: "
+                "`lb confirm` keeps it, `lb rollback` takes it back; services cannot be changed before that"
+            )
 
     def _as_told(self, service: Service) -> Service:
         """A service with its backends as MUXes know them, for the time that it retires."""
@@ -311,20 +425,23 @@ class Controller:
         )
 
     async def followed(self, seconds: float) -> list[str]:
-        """Waits until every connected node has what it should; returns those that do not."""
+        """Waits until every node that can has what it should; returns those that do not (see why_behind())."""
+        entries = self.hub.entries
 
-        def behind() -> list[str]:
+        def behind(*, awaited: bool) -> list[str]:
             if self._touched or self._backlog or self._wake.is_set():
                 return ["manager"]
-            entries = self.hub.entries.values()
-            connected = [entry for entry in entries if entry.connection is not None and entry.refused is None]
-            return [entry.id for entry in connected if entry.live is None or entry.live_generation < entry.generation]
+            return [entry.id for entry in entries.values() if entry.behind and (entry.may_follow or not awaited)]
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds), self.change_made:
-                await self.change_made.wait_for(lambda: not behind())
-        entries = self.hub.entries.values()
-        return sorted({*behind(), *(e.id for e in entries if e.connection is not None and e.refused is not None)})
+                await self.change_made.wait_for(lambda: not behind(awaited=True))
+        return sorted(behind(awaited=False))
+
+    def why_behind(self, nodes: Iterable[str]) -> dict[str, str]:
+        """Of nodes that did not follow; whose reason is gone by now is not among them."""
+        found = {node: self.hub.entries[node].behind for node in nodes if node in self.hub.entries}
+        return {node: why for node, why in found.items() if why is not None}
 
     def _say(self, old: Plan, vips: Iterable[str]) -> None:
         for count, (subject, text, bad) in enumerate(differences(old, self.plan, sorted(vips))):
@@ -371,7 +488,7 @@ class Controller:
         done = [key for vip in touched if vip in self.plan.vips for key in self.plan.vips[vip].done]
         if done:
             with contextlib.suppress(VipmuxError):  # the store failed: the next plan of the VIP tries again
-                await self._change(lambda desired: changes.purge(desired, done), "manager")
+                await self._change(lambda desired: changes.purge(desired, done), Terms("manager"), free=True)
 
     async def _keep_nodes(self) -> None:
         while self._to_keep:
@@ -396,6 +513,38 @@ class Controller:
             text = "no flow is left: it may be stopped" if empty else "has flows again, though it drains"
             self.happened(f"backend {service}/{backend}", text)
 
+    async def _confirmations(self) -> None:
+        """Takes back what was not confirmed in time. Not part of _ticks(): health must not wait for the disk."""
+        failed = False
+        while True:
+            await asyncio.sleep(TICK)
+            try:
+                await self._end_confirmation()
+                failed = False
+            except VipmuxError as error:
+                if not failed:
+                    self.happened(
+                        "manager", f"cannot take back what was not confirmed, and tries on: {error}", bad=True
+                    )
+                failed = True
+
+    async def _end_confirmation(self) -> bool:
+        """Whether a change was taken back."""
+
+        def late() -> tuple[int, Pending] | None:
+            waiting = self.desired.unconfirmed
+            return waiting if waiting is not None and waiting[1].until <= self._clock() else None
+
+        if late() is None:
+            return False
+        async with self._changing:
+            waiting = late()  # somebody may have confirmed it at the last moment
+            if waiting is None:
+                return False
+            version, pending = waiting
+            await self._take_back(version, Terms("manager"), f"for {pending.who} did not confirm it in time")
+        return True
+
     async def _ticks(self) -> None:
         while True:
             await asyncio.sleep(TICK)
@@ -410,9 +559,18 @@ class Controller:
                 self.touched(due)
 
 
-def _with_delta(make: Callable[[Desired], Change], desired: Desired) -> tuple[Change, dict[str, Any]]:
+def _with_delta(
+    make: Callable[[Desired], Change], desired: Desired, pending: Pending | None
+) -> tuple[Change, dict[str, Any]]:
     change = make(desired)
+    if pending is not None and not change.empty:
+        change = changes.until_confirmed(change, pending)
     return change, change.delta()
+
+
+def _size(undo: Mapping[str, Any]) -> int:
+    """How many services it has to do with."""
+    return len(undo["set"].get("services", ())) + len(undo["remove"].get("services", ()))
 
 
 # --- memory in the store ---------------------------------------------------------------------------------------------

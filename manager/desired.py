@@ -9,13 +9,14 @@ thousand services costs little. In the store and in the audit it is ``{section: 
     retiring    key -> table of a service that is deleted, or was at another VIP, and is not yet withdrawn everywhere
     drains      "SERVICE/BACKEND" -> {"who", "at"}; outlives ``lb apply``
     mux_drains  MUX -> {"who", "at"}
+    pending     version -> {"who", "at", "until"}; the change that is taken back unless it is confirmed, if there is one
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
@@ -37,6 +38,15 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """A change that lasts only if it is confirmed in time."""
+
+    who: str
+    at: float
+    until: float  #: Unix time
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
     """One version of what operators want. Its mappings are never changed."""
 
@@ -45,10 +55,16 @@ class Desired:
     retiring: Mapping[str, Service] = field(default_factory=dict)
     drains: Mapping[str, Order] = field(default_factory=dict)
     mux_drains: Mapping[str, Order] = field(default_factory=dict)
+    pending: Mapping[str, Pending] = field(default_factory=dict)  #: by the version that the change made; at most one
     # Derived, kept in step by _with(): where to find what belongs together.
     by_vip: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)  #: "203.0.113.10/32" -> names
     by_address: Mapping[Address, tuple[str, ...]] = field(default_factory=dict, compare=False)
     retiring_by_vip: Mapping[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+
+    @property
+    def unconfirmed(self) -> tuple[int, Pending] | None:
+        """The version that waits for its confirmation."""
+        return next(((int(version), pending) for version, pending in self.pending.items()), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +72,7 @@ class Line:
     """One thing that a change does."""
 
     name: str
-    action: str  #: created, changed, unchanged, deleted, drained, undrained
+    action: str  #: created, changed, unchanged, deleted, drained, undrained, confirmed, taken back
     details: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -71,6 +87,7 @@ class Change:
     new: Desired
     lines: tuple[Line, ...]
     names: frozenset[str] = frozenset()  #: of all services that may differ
+    title: str = ""  #: for the audit, where the lines alone do not tell what was done
 
     @property
     def empty(self) -> bool:
@@ -80,7 +97,8 @@ class Change:
     def what(self) -> str:
         """For the audit."""
         done = [str(line) for line in self.lines if line.action != "unchanged"]
-        return "; ".join(done[:20]) + (f"; and {len(done) - 20:,} more" if len(done) > 20 else "")
+        said = "; ".join(done[:20]) + (f"; and {len(done) - 20:,} more" if len(done) > 20 else "")
+        return f"{self.title}: {said}" if self.title else said
 
     def vips(self) -> set[str]:
         """The VIPs whose plan may differ."""
@@ -121,8 +139,9 @@ def _touched(old: Mapping[str, Service], new: Mapping[str, Service], names: Iter
 _PLAIN: dict[str, Any] = {
     "services": service_table,
     "retiring": service_table,
-    "drains": lambda order: {"who": order.who, "at": order.at},
-    "mux_drains": lambda order: {"who": order.who, "at": order.at},
+    "drains": asdict,
+    "mux_drains": asdict,
+    "pending": asdict,
 }
 
 
@@ -136,7 +155,8 @@ def from_entries(version: int, entries: Entries) -> Desired:
     def orders(section: str) -> dict[str, Order]:
         return {key: Order(**value) for key, value in entries.get(section, {}).items()}
 
-    empty = Desired(version, drains=orders("drains"), mux_drains=orders("mux_drains"))
+    pending = {key: Pending(**value) for key, value in entries.get("pending", {}).items()}
+    empty = Desired(version, drains=orders("drains"), mux_drains=orders("mux_drains"), pending=pending)
     return _with(empty, {service.name: service for service in services}, retiring, names)
 
 
@@ -151,6 +171,8 @@ class Rules:
     node_addresses: Mapping[Address, str] = field(default_factory=dict)  #: address -> "MUX mux1"; none may be a VIP
 
 
+_ANYTHING = Rules((IPv4Network("0.0.0.0/0"), IPv6Network("::/0")))
+
 #: A service with its backends as MUXes were last told of them; used where it retires.
 AsTold = Callable[[Service], Service]
 
@@ -161,11 +183,14 @@ def apply_tables(
     rules: Rules,
     *,
     replace_all: bool = False,
+    delete: Collection[str] = (),
     as_told: AsTold = lambda service: service,
 ) -> Change:
-    """Services created or changed; with ``replace_all`` those not named are deleted. Raises every mistake at once."""
+    """Services created or changed, and those in ``delete`` deleted; with ``replace_all`` all that are not named.
+    Raises every mistake at once."""
     named = _names(array)
-    others = {} if replace_all else {k: v for k, v in desired.services.items() if k not in named}
+    delete = {name for name in (desired.services if replace_all else delete) if name in desired.services} - named
+    others = {k: v for k, v in desired.services.items() if k not in named and k not in delete}
     mistakes: list[tuple[str, str]] = []
     services: tuple[Service, ...] = ()
     try:
@@ -180,9 +205,8 @@ def apply_tables(
         raise ConfigError(sorted(mistakes, key=lambda mistake: _place(mistake[0])))
     given = {service.name: _same(desired.services.get(service.name), service) for service in services}
     lines = [_line(desired.services.get(name), service) for name, service in given.items()]
-    if replace_all:
-        lines += [Line(f"service {name}", "deleted") for name in desired.services if name not in given]
-    names = frozenset(given) | (desired.services.keys() if replace_all else frozenset())
+    lines += [Line(f"service {name}", "deleted") for name in desired.services if name in delete]
+    names = frozenset(given) | delete
     return Change(desired, _change_services(desired, {**others, **given}, names, as_told), tuple(lines), names)
 
 
@@ -284,6 +308,49 @@ def _unlist(index: dict[Any, tuple[str, ...]], key: Any, name: str) -> None:
 def _same(old: Service | None, new: Service) -> Service:
     """The old object where nothing changed, so that everything later sees at a glance that it is the same."""
     return old if old is not None and old == new else new
+
+
+# --- back to what was ------------------------------------------------------------------------------------------------
+
+
+def restore(
+    desired: Desired, undo: Mapping[str, Any], rules: Rules, *, as_told: AsTold = lambda service: service
+) -> Change:
+    """Services and drains of backends as they were: ``undo`` is what the store tells of the versions in between.
+    MUXes that drain go on with it, for that is work on a machine, and not a setting. Checked as any other change."""
+    given, gone = undo.get("set", {}), undo.get("remove", {})
+    tables = list(given.get("services", {}).values())
+    change = apply_tables(desired, tables, rules, delete=gone.get("services", ()), as_told=as_told)
+    before = change.new.drains
+    drains = {key: order for key, order in before.items() if key not in gone.get("drains", ())}
+    for key, order in given.get("drains", {}).items():
+        if key not in before and _drained(change.new.services, key) is not None:
+            drains[key] = Order(**order)
+    lines = [Line(f"backend {key}", "undrained") for key in before if key not in drains]
+    lines += [Line(f"backend {key}", "drained") for key in drains if key not in before]
+    lines = [line for line in change.lines if line.action != "unchanged"] + lines
+    return replace(change, new=replace(change.new, drains=drains), lines=tuple(lines))
+
+
+def until_confirmed(change: Change, pending: Pending) -> Change:
+    """The same change, to be taken back unless it is confirmed."""
+    return replace(change, new=replace(change.new, pending={str(change.old.version + 1): pending}))
+
+
+def take_back(
+    desired: Desired, undo: Mapping[str, Any], why: str, *, as_told: AsTold = lambda service: service
+) -> Change:
+    """What waits for its confirmation ends. What was there before it was served a moment ago, so today's rules do not
+    stand in its way."""
+    lines = tuple(Line(f"version {version}", "taken back", (why,)) for version in desired.pending)
+    change = restore(desired, undo, _ANYTHING, as_told=as_told)
+    return replace(change, new=replace(change.new, pending={}), lines=(*lines, *change.lines))
+
+
+def confirm(desired: Desired) -> Change:
+    """The change that waits for it lasts."""
+    lines = tuple(Line(f"version {version}", "confirmed") for version in desired.pending)
+    return Change(desired, replace(desired, pending={}), lines)
 
 
 # --- what a change says of itself ------------------------------------------------------------------------------------

@@ -87,3 +87,8 @@ class ManagerCollector(Collector):
         yield GaugeMetricFamily("lb_manager_term", "Number of this leadership.", value=controller.hub.term)
         yield GaugeMetricFamily("lb_manager_version", "Version of the desired state.", value=controller.desired.version)
         yield GaugeMetricFamily("lb_manager_services", "Services wanted.", value=len(controller.desired.services))
+        yield GaugeMetricFamily(
+            "lb_confirm_pending",
+            "1 if a change is taken back soon, unless it is confirmed.",
+            value=float(controller.desired.unconfirmed is not None),
+        )

@@ -118,6 +118,25 @@ class Entry:
         so of the last ones that counts which tells least."""
         return min(self.clocks, key=abs) if self.clocks else None
 
+    @property
+    def may_follow(self) -> bool:
+        """Whether it is worth waiting for: a MUX that just lost its connection may be back in a moment."""
+        return not self.gone and self.refused is None
+
+    @property
+    def behind(self) -> str | None:
+        """Why it has not what it should have; None: it has. An agent that is away keeps nobody waiting: no MUX sends
+        anything new to it."""
+        if self.connection is None:
+            return None if self.record.kind == AGENT else "it is not connected, and goes on with what it has"
+        if self.refused is not None:
+            return f"it refused: {self.refused}"
+        if self.live is None:
+            return "it has not said yet what it has"
+        if self.live_generation < self.generation:
+            return f"it has not acknowledged generation {self.generation} yet; it has {self.live_generation}"
+        return None
+
     def look(self) -> None:
         """Brings ``node`` up to date."""
         self.node = Node(

@@ -100,6 +100,17 @@ _BACKEND: dict[str, Schema] = {
     "packets": MAYBE_COUNT,
 }
 
+_VERSION: dict[str, Schema] = {
+    "version": COUNT,
+    "at": TIME,
+    "who": TEXT,
+    "what": TEXT,
+    "why": {"type": "string", "description": "in the words of whoever did it"},
+}
+
+#: What a line of a change says.
+ACTIONS = ["created", "changed", "unchanged", "deleted", "drained", "undrained", "confirmed", "taken back"]
+
 SCHEMAS: dict[str, Schema] = {
     "ServiceTable": SERVICE_TABLE,
     "Error": record(
@@ -115,13 +126,18 @@ SCHEMAS: dict[str, Schema] = {
                 record(
                     {
                         "name": TEXT,
-                        "action": {"enum": ["created", "changed", "unchanged", "deleted", "drained", "undrained"]},
+                        "action": {"enum": ACTIONS},
                         "details": array(TEXT),
                     }
                 )
             ),
         },
-        {"behind": {**array(TEXT), "description": "with wait: nodes that did not follow in that time"}},
+        {
+            "behind": {**array(TEXT), "description": "with wait: nodes that did not follow in that time"},
+            "why": {"type": "object", "description": "with wait: why they did not, by node"},
+            "confirm": {**NUMBER, "description": "seconds until it is taken back, unless it is confirmed"},
+            "title": {"type": "string", "description": "what was done, where the lines alone do not tell"},
+        },
     ),
     "Service": record(
         {
@@ -169,7 +185,8 @@ SCHEMAS: dict[str, Schema] = {
         {"vip": TEXT, "mux": TEXT, "wanted": FLAG, "peer": MAYBE_TEXT, "state": MAYBE_TEXT, "reason": MAYBE_TEXT}
     ),
     "Event": record({"at": TIME, "subject": TEXT, "text": TEXT, "bad": FLAG}),
-    "AuditLine": record({"version": COUNT, "at": TIME, "who": TEXT, "what": TEXT, "change": ANYTHING}),
+    "AuditLine": record({**_VERSION, "change": ANYTHING}),
+    "Version": record(_VERSION),
     "Description": record(
         {
             "service": ref("Service"),
@@ -195,6 +212,11 @@ SCHEMAS: dict[str, Schema] = {
             "nodes": COUNT,
             "connected": COUNT,
             "behind": array(TEXT),
+            "confirm": {
+                **record({"version": COUNT, "who": TEXT, "at": TIME, "until": TIME}),
+                "type": ["object", "null"],
+                "description": "the change that is taken back at `until`, unless it is confirmed",
+            },
             "now": TIME,
             "refusals": {
                 **array(
@@ -235,6 +257,12 @@ class Route:
 _WAIT = {"wait": {"type": "number", "description": "seconds to wait until every connected node has followed"}}
 _LIMIT = {"limit": {"type": "integer", "minimum": 1, "maximum": 5000, "default": 100}}
 _CHANGE = ref("Change")
+_TERMS: dict[str, Schema] = {
+    "dry_run": FLAG,
+    "confirm": {"type": "number", "description": "seconds after which it is taken back, unless it is confirmed"},
+    "why": {"type": "string", "description": "kept with the change in the audit"},
+    **_WAIT,
+}
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/status", "status", "The manager itself, and which nodes are behind", ref("Status")),
@@ -256,7 +284,31 @@ ROUTES: tuple[Route, ...] = (
         "apply",
         "Creates or changes services; leaves the others alone, unless prune is true",
         _CHANGE,
-        record({"services": array(ref("ServiceTable"))}, {"dry_run": FLAG, "prune": FLAG, **_WAIT}),
+        record({"services": array(ref("ServiceTable"))}, {"prune": FLAG, **_TERMS}),
+    ),
+    Route(
+        "POST",
+        "/v1/confirm",
+        "confirm",
+        "Keeps the change that waits for its confirmation",
+        _CHANGE,
+        record({}, {"version": {**COUNT, "description": "the one that is meant, to be sure"}, "why": TEXT}),
+    ),
+    Route(
+        "POST",
+        "/v1/rollback",
+        "rollback",
+        "Services and drains as they were at an earlier version; or takes back what waits for its confirmation",
+        _CHANGE,
+        record({}, {"to": {**COUNT, "description": "a version; none: the one before the latest change"}, **_TERMS}),
+    ),
+    Route(
+        "GET",
+        "/v1/history",
+        "history",
+        "The versions of the desired state, the latest first",
+        array(ref("Version")),
+        query=_LIMIT,
     ),
     Route("GET", "/v1/tables", "tables", "The services as they were applied", array(ref("ServiceTable"))),
     Route(

@@ -181,7 +181,10 @@ class SqliteStore:
     def _audit(self, limit: int) -> list[AuditRecord]:
         columns = "version, at, who, what, change, why"
         rows = self._db.execute(f"SELECT {columns} FROM audit ORDER BY version DESC LIMIT ?", (limit,))  # noqa: S608
-        return [AuditRecord(*found, json.loads(change), why) for *found, change, why in rows.fetchall()]
+        return [
+            AuditRecord(version, at, who, what, json.loads(change), why)
+            for version, at, who, what, change, why in rows.fetchall()
+        ]
 
     async def history(self, limit: int) -> list[VersionLine]:
         return await self._run(self._history, limit)

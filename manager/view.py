@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from lb.config_text import service_table, vip_text
@@ -212,7 +213,12 @@ class View:
             "behind": sorted(behind),
             "now": self._clock(),
             "refusals": controller.hub.turned_away.rows(),
+            "confirm": self._unconfirmed(),
         }
+
+    def _unconfirmed(self) -> Row | None:
+        waiting = self._controller.desired.unconfirmed
+        return {"version": waiting[0], **asdict(waiting[1])} if waiting is not None else None
 
     # -- one service in words -----------------------------------------------------------------------------------
 

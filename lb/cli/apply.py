@@ -8,42 +8,44 @@ from typing import Any
 
 import click
 
-from lb.cli.output import cell, example, output_option, print_json
+from lb.cli.changing import Terms, finish, terms_options
+from lb.cli.output import example, output_option
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ConfigError
 
 
-@click.command("apply", epilog=example("lb apply -f services.toml --wait 10"))
+@click.command(
+    "apply",
+    epilog=example("lb apply -f services.toml --wait", 'lb apply -f services.toml --confirm 60s -m "twice the weight"'),
+)
 @click.option("-f", "--file", "path", required=True, metavar="FILE", help="A file of services, or - for the input.")
 @click.option("--prune", is_flag=True, help="Delete the services that are not in FILE.")
-@click.option("--dry-run", is_flag=True, help="Only tell what would change.")
-@click.option(
-    "--wait", type=click.FloatRange(0, 300), default=0.0, metavar="SECONDS", help="Until every node followed."
-)
+@terms_options
 @manager_options
 @output_option
-def command(*, path: str, prune: bool, dry_run: bool, wait: float, manager: Manager, as_json: bool) -> int:
+def command(*, path: str, prune: bool, terms: Terms, manager: Manager, as_json: bool) -> int:
     """Create or change the services of FILE; others stay. All mistakes are reported at once, and change nothing.
 
-    Exits 1 if nodes did not follow within --wait.
+    With --wait it returns when every MUX has acknowledged, and exits 1 if one did not, and says why. With --confirm the
+    manager takes everything back by itself unless `lb confirm` comes in time: also if you cannot reach it any more.
     """
-    return run(manager, path, prune=prune, dry_run=dry_run, wait=wait, as_json=as_json)
+    return finish(post_file(manager, "apply", path, {"prune": prune, **terms.body()}), as_json=as_json)
 
 
-def run(manager: Manager, path: str, *, prune: bool, dry_run: bool, wait: float, as_json: bool) -> int:
+def post_file(manager: Manager, call: str, path: str, body: dict[str, Any]) -> Any:
+    """The answer to a request with the services of a file. Its mistakes and those that the manager finds are raised as
+    one, and then nothing was changed."""
     tables, mistakes = read(path)
-    body = {"services": tables, "prune": prune, "dry_run": dry_run or bool(mistakes), "wait": wait}
+    body = {"services": tables, **body}
+    if mistakes:
+        call, body = "apply", {"services": tables, "prune": body["prune"], "dry_run": True}
     try:
-        answer = manager.post("apply", body=body)
+        answer = manager.post(call, body=body)
     except ConfigError as error:
         raise ConfigError([*mistakes, *error.mistakes], path) from None
     if mistakes:
         raise ConfigError(mistakes, path)
-    if as_json:
-        print_json(answer)
-    else:
-        show(answer)
-    return 1 if answer.get("behind") else 0
+    return answer
 
 
 def read(path: str) -> tuple[list[Any], list[tuple[str, str]]]:
@@ -66,21 +68,3 @@ def read(path: str) -> tuple[list[Any], list[tuple[str, str]]]:
         mistakes.append(("service", "must be an array of tables; write [[service]] above each"))
         tables = []
     return tables, mistakes
-
-
-def show(answer: dict[str, Any]) -> None:
-    """A line for each thing that changed."""
-    unchanged = [line for line in answer["lines"] if line["action"] == "unchanged"]
-    would = "would be " if answer["dry_run"] else ""
-    for line in answer["lines"]:
-        if line["action"] != "unchanged":
-            details = f": {', '.join(cell(text) for text in line['details'])}" if line["details"] else ""
-            click.echo(f"{cell(line['name'])} {would}{line['action']}{details}")
-    if len(unchanged) == 1:
-        click.echo(f"{cell(unchanged[0]['name'])} unchanged")
-    elif unchanged:
-        click.echo(f"{len(unchanged):,} unchanged")
-    if answer["changed"] and not answer["dry_run"]:
-        click.echo(f"version {answer['version']}")
-    if "behind" in answer:
-        click.echo(f"not live yet on {', '.join(answer['behind'])}" if answer["behind"] else "live on every node")

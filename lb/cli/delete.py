@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.apply import read, show
+from lb.cli.apply import read
+from lb.cli.changing import show
 from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ConfigError, RequestError

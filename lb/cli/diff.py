@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.apply import run
+from lb.cli.apply import post_file
+from lb.cli.changing import finish
 from lb.cli.output import example, output_option
 from lb.cli.remote import Manager, manager_options
 
@@ -17,4 +18,4 @@ from lb.cli.remote import Manager, manager_options
 @output_option
 def command(*, path: str, prune: bool, manager: Manager, as_json: bool) -> int:
     """Tell what `lb apply -f FILE` would change, and every mistake in it. Changes nothing."""
-    return run(manager, path, prune=prune, dry_run=True, wait=0.0, as_json=as_json)
+    return finish(post_file(manager, "apply", path, {"prune": prune, "dry_run": True}), as_json=as_json)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lb.cli.output import output_option, print_json
+from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
 
@@ -22,7 +22,7 @@ DIRECTORY = Path("/etc/vipmux")
 WIDTH = 80
 
 
-@click.command("doctor", epilog="Example: lb doctor --config /etc/vipmux/mux.toml")
+@click.command("doctor", epilog=example("lb doctor --config /etc/vipmux/mux.toml"))
 @click.option("--config", metavar="FILE", help="A MUX's, an agent's or a manager's file: examine this machine as that.")
 @click.option("--local", is_flag=True, help="This machine alone; without --config by the files in /etc/vipmux.")
 @click.option("-a", "--all", "-v", "show_all", is_flag=True, help="Show what is fine as well.")

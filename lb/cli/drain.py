@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lb.cli.apply import show
+from lb.cli.changing import show
 from lb.cli.output import example, output_option, print_json
 from lb.cli.plain import parse_duration
 from lb.cli.remote import Manager, manager_options

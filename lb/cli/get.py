@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
 
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import cell, console, example, output_option, print_json, size, table
+from lb.cli.plain import lasting
 from lb.cli.remote import Manager, manager_options
 from lb.cli.tables import TABLES as MANAGER_TABLES
 from lb.errors import ControlError, RequestError
@@ -35,15 +37,17 @@ _OF_AGENT = ("agents",)
 _SINGLE = ("muxes", "agents", "status")
 
 
-WHAT = ("services", "backends", "muxes", "agents", "announcements", "peers", "status", "events", "audit")
+WHAT = ("services", "backends", "muxes", "agents", "announcements", "peers", "status", "events", "history", "audit")
 #: Asked of the manager alone, and of a daemon alone.
-_OF_MANAGER = ("events", "audit")
+_OF_MANAGER = ("events", "history", "audit")
 _OF_DAEMON = ("peers",)
 
 
 @click.command("get", epilog=example("lb get services", "lb get muxes --local", "lb get events --limit 20 -o json"))
 @click.argument("what", type=click.Choice(WHAT))
-@click.option("--limit", type=click.IntRange(1, 5000), default=100, show_default=True, help="Events or lines of audit.")
+@click.option(
+    "--limit", type=click.IntRange(1, 5000), default=100, show_default=True, help="Of events, history and audit."
+)
 @local_options
 @manager_options
 @output_option
@@ -59,14 +63,25 @@ def command(
         return
     if what in _OF_DAEMON:
         raise RequestError(f"only a MUX knows its {what}: add --local; `lb get muxes` tells of all sessions")
-    data = manager.get(what, limit=limit) if what in _OF_MANAGER else manager.get(what)
+    # The audit's lines hold all that was changed; a table shows less, and of ten thousand services far less.
+    asked = "history" if what == "audit" and not as_json else what
+    data = manager.get(asked, limit=limit) if what in _OF_MANAGER else manager.get(what)
     if as_json:
         print_json(data)
     elif what == "status":
         shown = {key: value for key, value in data.items() if key not in ("now", "refusals")}  # those are for lb doctor
+        shown["confirm"] = _unconfirmed(shown.get("confirm"))
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
     else:
         click.echo("\n".join(MANAGER_TABLES[what](data)))
+
+
+def _unconfirmed(waiting: dict[str, Any] | None) -> str | None:
+    """The change that is taken back unless it is confirmed, in words."""
+    if waiting is None:
+        return None
+    left = lasting(max(0, round(waiting["until"] - time.time())))
+    return f"version {waiting['version']} of {waiting['who']} is taken back in {left}; `lb confirm` keeps it"
 
 
 def _show_local(what: str, data: Any, as_json: bool) -> None:

@@ -129,9 +129,14 @@ def events(rows: Sequence[Row]) -> list[str]:
 def audit(rows: Sequence[Row]) -> list[str]:
     return columns(
         ("Version", "Time", "Who", "What"),
-        [(row.get("version"), clock(row.get("at")), row.get("who"), row.get("what")) for row in rows],
+        [(str(row.get("version")), clock(row.get("at")), row.get("who"), _done(row)) for row in rows],
         ("Version",),
     )
+
+
+def _done(row: Row) -> str:
+    why = row.get("why")
+    return f"{row.get('what')}" + (f" ({why})" if why else "")
 
 
 TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
@@ -141,6 +146,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
     "agents": agents,
     "announcements": announcements,
     "events": events,
+    "history": audit,
     "audit": audit,
 }
 

@@ -188,7 +188,12 @@ async def test_all_mistakes_come_at_once_and_nothing_is_changed(tmp_path: Path) 
         ("DELETE /v1/agents/host1", None, 403, "agent:host1 is connected; stop it first"),
         ("POST /v1/apply", {"services": 5}, 400, "services must be an array of [[service]] tables, not 5"),
         ("POST /v1/apply", [], 400, "the body must be a JSON object"),
-        ("POST /v1/apply", {"services": [], "dryrun": True}, 400, "dryrun: unknown key; known are dry_run, prune"),
+        (
+            "POST /v1/apply",
+            {"services": [], "dryrun": True},
+            400,
+            "dryrun: unknown key; known are confirm, dry_run, prune",
+        ),
         ("POST /v1/apply", {"services": [], "wait": -1}, 400, "wait must be 0 to 300 seconds, not -1"),
         ("PUT /v1/services/web", {"name": "dns"}, 400, 'the table\'s name is "dns", and the path\'s is "web"'),
         ("GET /v1/events?limit=0", None, 400, 'limit must be 1 to 5000, not "0"'),

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that change the desired state share: their options, the request, and what is printed of the answer.
+
+Used by ``lb apply``, ``rollback`` and ``confirm``; ``drain``, ``undrain`` and ``delete`` print with :func:`show`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from lb.cli.output import cell, print_json
+from lb.cli.plain import lasting, parse_duration
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Of ``--wait`` with no number behind it, seconds.
+WAIT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a change is to be made."""
+
+    dry_run: bool
+    wait: float
+    confirm: str | None
+    why: str
+
+    def body(self) -> dict[str, Any]:
+        """For the request."""
+        confirm = {"confirm": parse_duration(self.confirm)} if self.confirm is not None else {}
+        return {"dry_run": self.dry_run, "wait": self.wait, "why": self.why, **confirm}
+
+
+def why_option(function: F) -> F:
+    """``-m "why"``; the command gets ``why``."""
+    return click.option("-m", "--message", "why", default="", metavar="TEXT", help="Why; kept in the audit.")(function)
+
+
+def terms_options(function: F) -> F:
+    """``--dry-run``, ``--wait``, ``--confirm`` and ``-m``; the command gets ``terms``."""
+    import functools  # noqa: PLC0415
+
+    @functools.wraps(function)
+    def command(*arguments: Any, dry_run: bool, wait: float, confirm: str | None, why: str, **others: Any) -> Any:
+        return function(*arguments, terms=Terms(dry_run, wait, confirm, why), **others)
+
+    wrapped: Any = why_option(command)
+    for option in (
+        click.option(
+            "--confirm",
+            metavar="TIME",
+            help="Take it back after this time, such as 60s, unless `lb confirm` comes before.",
+        ),
+        click.option(
+            "--wait",
+            type=click.FloatRange(0, 300),
+            default=0.0,
+            is_flag=False,
+            flag_value=WAIT,
+            metavar="[SECONDS]",
+            help=f"Until every MUX has it; {WAIT:g} s unless told.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Only tell what would change."),
+    ):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def finish(answer: dict[str, Any], *, as_json: bool) -> int:
+    """Prints, and returns the exit code."""
+    print_json(answer) if as_json else show(answer)
+    return 1 if answer.get("behind") else 0
+
+
+def show(answer: dict[str, Any]) -> None:
+    """A line for each thing that changed."""
+    for line in lines(answer):
+        click.echo(line)
+
+
+def lines(answer: dict[str, Any]) -> Iterable[str]:
+    would = "would be " if answer["dry_run"] else ""
+    for line in answer["lines"]:
+        if line["action"] != "unchanged":
+            details = f": {', '.join(cell(text) for text in line['details'])}" if line["details"] else ""
+            yield f"{cell(line['name'])} {would}{line['action']}{details}"
+    unchanged = [line for line in answer["lines"] if line["action"] == "unchanged"]
+    if len(unchanged) == 1:
+        yield f"{cell(unchanged[0]['name'])} unchanged"
+    elif unchanged:
+        yield f"{len(unchanged):,} unchanged"
+    elif not answer["lines"]:
+        yield "nothing to change"
+    if answer["changed"] and not answer["dry_run"]:
+        title = f": {cell(answer['title'])}" if answer.get("title") else ""
+        yield f"version {answer['version']}{title}"
+    yield from _waited(answer)
+    if answer.get("confirm"):
+        yield f"taken back in {lasting(answer['confirm'])}, unless you keep it: lb confirm {answer['version']}"
+
+
+def _waited(answer: dict[str, Any]) -> Iterable[str]:
+    if "behind" not in answer:
+        return
+    why = answer.get("why", {})
+    for node in answer["behind"]:
+        yield f"not live on {cell(node)}: {cell(why.get(node, 'it did not follow in time'))}"
+    if not answer["behind"]:
+        yield "live on every node"

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb export``: the services that the manager holds, as a file that ``lb apply`` takes."""
+
+from __future__ import annotations
+
+import click
+
+from lb.cli.output import example
+from lb.cli.remote import Manager, manager_options
+
+
+@click.command("export", epilog=example("lb export > services.toml", "lb export web"))
+@click.argument("names", nargs=-1, metavar="[SERVICE]...")
+@manager_options
+def command(*, names: tuple[str, ...], manager: Manager) -> None:
+    """Print all services, or those named, as TOML. To apply it again changes nothing.
+
+    Drains are not part of it: they are orders, and `lb apply` leaves them alone.
+    """
+    from lb.config_text import format_tables  # noqa: PLC0415
+
+    tables = [manager.get("services", name)["table"] for name in names] if names else manager.get("tables")
+    click.echo(format_tables(tables), nl=False)

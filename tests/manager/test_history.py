@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes that must be confirmed, and going back to what was: at the controller, with a clock that a test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb.errors import ConfigError, NotFoundError, VipmuxError
+from manager.controller import Controller
+from manager.desired import Change, Desired, Order, apply_tables, drain_backend, restore, take_back
+from manager.sqlite import SqliteStore
+from manager.store import ConflictError
+from manager.view import View
+from tests.manager.fleet import RULES, service
+from tests.manager.nodes import Site, settings_for, until
+
+WHO = "operator:alice"
+BOB = "operator:bob"
+
+
+class Clock:
+    """Goes on as usual, from wherever a test puts it."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self._ahead
+
+    def skip(self, seconds: float) -> None:
+        self._ahead += seconds
+
+
+@asynccontextmanager
+async def managing(directory: Path, clock: Clock) -> AsyncIterator[Controller]:
+    store = await SqliteStore.open(directory)
+    controller = Controller(settings_for(directory), store, clock=clock)
+    try:
+        await controller.start()
+        yield controller
+    finally:
+        await controller.stop()
+        await store.close()
+
+
+def ports(controller: Controller) -> dict[str, str]:
+    return {name: str(found.ports) for name, found in controller.desired.services.items()}
+
+
+# --- confirm ---------------------------------------------------------------------------------------------------------
+
+
+async def test_what_nobody_confirms_is_taken_back_on_every_mux(tmp_path: Path) -> None:
+    clock = Clock()
+    async with managing(tmp_path, clock) as controller:
+        site = Site().connect(controller)
+        await controller.apply([service(), service("dns", "203.0.113.11")], WHO)
+        await until(lambda: len(site.muxes[0].announces()) == 2)
+        new = [service(port=81), service("more", "203.0.113.12")]
+        done = await controller.apply(new, WHO, replace_all=True, confirm=60)
+        assert done.version == 2
+        await until(lambda: site.muxes[0].state["services"]["web"]["port"] == 81)
+        assert View(controller).status()["confirm"]["version"] == 2
+        clock.skip(59)
+        await asyncio.sleep(0.5)
+        assert ports(controller) == {"web": "81", "more": "80"}
+        clock.skip(1)
+        await until(lambda: ports(controller) == {"web": "80", "dns": "80"})
+        await until(lambda: site.muxes[1].state["services"]["web"]["port"] == 80)
+        assert View(controller).status()["confirm"] is None
+        latest = controller.events.latest(1, ["version 2"])[0]
+        assert (latest.bad, latest.text.startswith("taken back for operator:alice did not confirm")) == (True, True)
+        lines = [line for line in await controller.history(9) if "taken back" in line.what]
+        assert [line.who for line in lines] == ["manager"]
+
+
+async def test_what_is_confirmed_lasts(tmp_path: Path) -> None:
+    clock = Clock()
+    async with managing(tmp_path, clock) as controller:
+        await controller.apply([service()], WHO, confirm=60)
+        with pytest.raises(NotFoundError, match="version 7 does not wait for a confirmation; version 1 does"):
+            await controller.confirm(7, WHO)
+        done = await controller.confirm(1, BOB, why="it works")
+        assert [str(line) for line in done.change.lines] == ["version 1 confirmed"]
+        clock.skip(3600)
+        await asyncio.sleep(0.5)
+        assert ports(controller) == {"web": "80"}
+        with pytest.raises(NotFoundError, match="no change waits for a confirmation"):
+            await controller.confirm(None, WHO)
+        line = (await controller.history(1))[0]
+        assert (line.who, line.what, line.why) == (BOB, "version 1 confirmed", "it works")
+
+
+async def test_a_manager_that_starts_after_the_deadline_takes_back_before_a_node_hears_of_anything(
+    tmp_path: Path,
+) -> None:
+    clock = Clock()
+    async with managing(tmp_path, clock) as controller:
+        await controller.apply([service()], WHO)
+        await controller.apply([service(port=81)], WHO, confirm=60)
+    async with managing(tmp_path, clock) as controller:
+        assert ports(controller) == {"web": "81"}, "there is time left, and it waits on"
+        assert controller.desired.unconfirmed is not None
+    clock.skip(61)
+    async with managing(tmp_path, clock) as controller:
+        site = Site().connect(controller)
+        assert ports(controller) == {"web": "80"}
+        await until(lambda: bool(site.muxes[0].announces()))
+        assert {state["services"]["web"]["port"] for state in site.muxes[0].states if "services" in state} == {80}
+
+
+async def test_beside_what_waits_services_cannot_be_changed_but_machines_can_be_drained(tmp_path: Path) -> None:
+    clock = Clock()
+    async with managing(tmp_path, clock) as controller:
+        Site().connect(controller)
+        await controller.apply([service()], WHO)
+        await controller.apply([service(port=81, hosts=(1, 2, 3))], WHO, confirm=60)
+        sentence = "version 2 of operator:alice waits for its confirmation, for another 60 s: `lb confirm` keeps it"
+        for refused in (
+            controller.apply([service("dns", "203.0.113.11")], BOB),
+            controller.delete_service("web", BOB),
+            controller.rollback(0, BOB),
+        ):
+            with pytest.raises(ConflictError, match=sentence):
+                await refused
+        assert (await controller.apply([service("dns", "203.0.113.11")], BOB, dry_run=True)).change.lines
+        assert (await controller.apply([service(port=81, hosts=(1, 2, 3))], BOB)).change.empty
+        for backend in ("web-1", "web-3"):
+            await controller.drain_backend("web", backend, BOB, drain=True)
+        await controller.drain_mux("mux1", BOB, drain=True)
+        clock.skip(60)
+        await until(lambda: ports(controller) == {"web": "80"})
+        assert controller.desired.drains.keys() == {"web/web-1"}, "a drain outlives it, but for backends that are gone"
+        assert controller.desired.mux_drains.keys() == {"mux1"}
+
+
+async def test_a_rollback_ends_the_waiting_at_once(tmp_path: Path) -> None:
+    async with managing(tmp_path, Clock()) as controller:
+        await controller.apply([service()], WHO)
+        await controller.apply([service(port=81)], WHO, confirm=60)
+        shown = await controller.rollback(None, BOB, dry_run=True)
+        assert [line.name for line in shown.change.lines] == ["version 2", "service web"]
+        assert controller.desired.unconfirmed is not None
+        await controller.rollback(None, BOB)
+        assert (ports(controller), controller.desired.unconfirmed) == ({"web": "80"}, None)
+
+
+async def test_nothing_changed_is_nothing_to_confirm(tmp_path: Path) -> None:
+    async with managing(tmp_path, Clock()) as controller:
+        await controller.apply([service()], WHO)
+        await controller.apply([service()], WHO, confirm=60)
+        assert controller.desired.unconfirmed is None
+
+
+async def test_a_disk_that_is_full_puts_off_taking_back_and_no_more(tmp_path: Path) -> None:
+    clock = Clock()
+    store = await FullAtTimes.open(tmp_path)
+    assert isinstance(store, FullAtTimes)
+    controller = Controller(settings_for(tmp_path), store, clock=clock)
+    await controller.start()
+    await controller.apply([service()], WHO, confirm=5)
+    store.full = True
+    clock.skip(5)
+    await until(lambda: any("cannot take back" in event.text for event in controller.events.latest(20)))
+    await asyncio.sleep(0.5)
+    assert sum("cannot take back" in event.text for event in controller.events.latest(20)) == 1
+    assert ports(controller) == {"web": "80"}
+    store.full = False
+    await until(lambda: ports(controller) == {})
+    await controller.stop()
+    await store.close()
+
+
+class FullAtTimes(SqliteStore):
+    full = False
+
+    async def commit(self, *arguments: Any, **more: Any) -> int:
+        if self.full:
+            raise VipmuxError("disk full")
+        return await super().commit(*arguments, **more)
+
+
+# --- rollback --------------------------------------------------------------------------------------------------------
+
+
+async def test_any_version_can_come_back_as_a_new_one(tmp_path: Path) -> None:
+    async with managing(tmp_path, Clock()) as controller:
+        await controller.apply([service(), service("dns", "203.0.113.11")], WHO)
+        await controller.drain_backend("web", "web-1", WHO, drain=True)
+        await controller.apply([service(hosts=(2, 3))], WHO, replace_all=True, why="host1 is to go")
+        assert controller.desired.drains == {}
+        done = await controller.rollback(2, BOB, why="it was too early")
+        assert [str(line) for line in done.change.lines] == [
+            "service web changed: backend web-1 added, backend web-3 removed",
+            "service dns created: 203.0.113.11 tcp 80, 2 backends",
+            "backend web/web-1 drained",
+        ]
+        assert controller.desired.drains["web/web-1"].who == WHO, "who drained it then"
+        line = next(line for line in await controller.history(9) if line.version == done.version)
+        assert (line.who, line.why, line.what.startswith("rolled back to version 2: ")) == (
+            BOB,
+            "it was too early",
+            True,
+        )
+        await controller.rollback(1, BOB)
+        assert controller.desired.drains == {}
+        await controller.rollback(0, BOB)
+        assert controller.desired.services == {}
+        assert (await controller.rollback(0, BOB)).change.empty
+
+
+async def test_without_a_version_the_latest_change_is_taken_back_and_twice_is_back(tmp_path: Path) -> None:
+    async with managing(tmp_path, Clock()) as controller:
+        Site().connect(controller)
+        with pytest.raises(NotFoundError, match="none of the latest versions changed services or drains"):
+            await controller.rollback(None, WHO)
+        await controller.apply([service()], WHO)
+        await controller.apply([service(port=81)], WHO)
+        await controller.drain_mux("mux1", WHO, drain=True)
+        await controller.rollback(None, WHO)
+        assert (ports(controller), controller.desired.mux_drains.keys()) == ({"web": "80"}, {"mux1"})
+        await controller.rollback(None, WHO)
+        assert ports(controller) == {"web": "81"}
+
+
+async def test_what_was_right_then_is_checked_by_the_rules_of_today(tmp_path: Path) -> None:
+    async with managing(tmp_path, Clock()) as controller:
+        await controller.apply([service()], WHO)
+        await controller.delete_service("web", WHO)
+        site = Site(hosts=0)
+        site.muxes[0].settings = {"name": "mux1", "address": "203.0.113.10"}
+        site.connect(controller)
+        with pytest.raises(ConfigError, match=r"takes the address of MUX mux1, 203\.0\.113\.10"):
+            await controller.rollback(1, WHO)
+        assert controller.desired.services == {}
+        with pytest.raises(NotFoundError, match="there is no version 99; the latest is"):
+            await controller.rollback(99, WHO)
+
+
+# --- as values -------------------------------------------------------------------------------------------------------
+
+NAMES = ("web", "dns", "api")
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("apply"),
+            st.sampled_from(NAMES),
+            st.integers(80, 82),
+            st.sets(st.integers(1, 3), min_size=1).map(lambda hosts: tuple(sorted(hosts))),
+            st.booleans(),
+        ),
+        st.tuples(st.just("drain"), st.sampled_from(NAMES), st.integers(1, 3), st.booleans()),
+    ),
+    max_size=10,
+)
+
+
+def stepped(desired: Desired, step: tuple[Any, ...], number: int) -> Change | None:
+    try:
+        if step[0] == "apply":
+            _, name, port, hosts, alone = step
+            table = service(name, f"203.0.113.{10 + NAMES.index(name)}", hosts, port)
+            return apply_tables(desired, [table], RULES, replace_all=alone)
+        _, name, host, drain = step
+        return drain_backend(desired, name, f"{name}-{host}", Order(WHO, float(number)) if drain else None)
+    except VipmuxError:
+        return None
+
+
+@given(STEPS)
+@settings(max_examples=40, deadline=None)
+def test_going_back_over_any_history_gives_services_and_drains_of_then(steps: list[tuple[Any, ...]]) -> None:
+    async def run() -> None:
+        with TemporaryDirectory() as directory:
+            store = await SqliteStore.open(Path(directory))
+            versions = [Desired()]
+            for number, step in enumerate(steps):
+                change = stepped(versions[-1], step, number)
+                if change is not None and not change.empty:
+                    await store.commit(len(versions) - 1, change.delta(), WHO, change.what, float(number))
+                    versions.append(change.new)
+            for to, then in enumerate(versions):
+                undo = await store.undo(to, len(versions) - 1)
+                for again in (restore(versions[-1], undo, RULES).new, take_back(versions[-1], undo, "why").new):
+                    assert again.services == then.services
+                    assert again.drains.keys() == then.drains.keys()
+                    assert again.by_vip == then.by_vip
+            await store.close()
+
+    asyncio.run(run())
