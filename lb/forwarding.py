@@ -135,6 +135,11 @@ class Forwarding:
             else None
         )
 
+    def number(self, service_id: int, backend: str) -> int | None:
+        """The number of a backend of a service, by its name."""
+        present = any(found.name == backend for found in self.ids[service_id].backends)
+        return self._numbers[service_id].backends.get(backend) if present else None
+
     def counter(self, service_id: int, backend: str) -> int:
         """Where the packets of a service's backend are counted; see :meth:`~lb.dataplane.Pipeline.backend_packets`."""
         numbers = self._numbers[service_id]

@@ -10,6 +10,7 @@ The body of a node's status, as far as commands and metrics read it (everything 
     mux             the row of ``lb get muxes --local``
     services        rows: name, packets, bytes, flows_new, flows (live, as counted every few seconds)
     backends        rows: service, name, packets, flows
+    handover        in words: what became of the flows that only this MUX knew, when it last went or came
     drains          rows: service, name, flows; of backends that drain, counted when they got no new flow any more
     peers           rows of BGP sessions: name, address, state, error, ...
     announcements   rows: vip, peer, state ("announced", ...), why
@@ -25,7 +26,8 @@ from typing import Any, Protocol
 
 from lb.errors import AccessError
 from lb.model import Address
-from lb.node.messages import HealthMessage, NodeState
+from lb.node.messages import FlowsFromNode, FlowsToNode, HealthMessage, NodeState
+from manager.handover import Answer, Handovers
 from manager.plan import AGENT, MUX, Node
 from manager.store import NodeRecord
 from manager.turned_away import DuplicateError, TurnedAway
@@ -62,6 +64,8 @@ class Connection(Protocol):
         ...
 
     def wake(self) -> None: ...
+
+    def tell(self, letter: FlowsToNode) -> bool: ...
 
 
 class Listener(Protocol):
@@ -163,6 +167,7 @@ class NodeHub:
         self._now = now
         self._entries: dict[str, Entry] = {}
         self._history: deque[tuple[int, frozenset[str] | None]] = deque(maxlen=HISTORY)
+        self._handovers = Handovers()
         self.agent_at: dict[Address, str] = {}
         self.turned_away = TurnedAway()
 
@@ -235,6 +240,7 @@ class NodeHub:
     def tick(self, now: float) -> None:
         """Time passes: MUXes are gone for long enough, nodes are late."""
         self._now = now
+        self._pass_on(self._handovers.tick(now))
         for entry in self._entries.values():
             gone = entry.connection is None and now - entry.since > self._hold
             late = entry.pending_since is not None and now - entry.pending_since > LATE
@@ -300,6 +306,8 @@ class NodeHub:
         entry.look()
         self._listener.keep(entry.record)
         self._listener.happened(_subject(entry), "is not connected any more; it goes on with what it has", bad=True)
+        if entry.record.kind == MUX:
+            self._pass_on(self._handovers.left(entry.record.name))
         self._touch(entry)
 
     def live(self, connection: Connection, generation: int, state: NodeState) -> None:
@@ -349,12 +357,35 @@ class NodeHub:
         if entry is not None:
             self._listener.happened(_subject(entry), text)
 
+    def flows(self, connection: Connection, message: FlowsFromNode) -> None:
+        """A part of a hand-over between MUXes."""
+        entry = self._current(connection)
+        if entry is not None:
+            others = [name for name, other in self._muxes().items() if other is not entry]
+            self._pass_on(self._handovers.said(entry.record.name, message, others, self._now))
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _current(self, connection: Connection) -> Entry | None:
         """The node, if this connection is the one that counts."""
         entry = self._entries.get(f"{connection.kind}:{connection.name}")
         return entry if entry is not None and entry.connection is connection else None
+
+    def _muxes(self) -> dict[str, Entry]:
+        """Those that are connected, by name."""
+        found = self._entries.values()
+        return {
+            entry.record.name: entry for entry in found if entry.record.kind == MUX and entry.connection is not None
+        }
+
+    def _pass_on(self, answer: Answer) -> None:
+        muxes = self._muxes() if answer.letters else {}
+        for name, letter in answer.letters:
+            connection = muxes[name].connection if name in muxes else None
+            if connection is not None and not connection.tell(letter):
+                self._listener.happened(f"mux {name}", "takes part in too many hand-overs of flows at once", bad=True)
+        for subject, text, bad in answer.words:
+            self._listener.happened(subject, text, bad=bad)
 
     def _add(self, entry: Entry) -> None:
         entry.look()

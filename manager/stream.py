@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +27,11 @@ from lb.node.messages import (
     DeltaMessage,
     Digest,
     EventMessage,
+    FlowsFromNode,
+    FlowsMessage,
+    FlowsTakenMessage,
+    FlowsToNode,
+    FlowsWantedMessage,
     FromNode,
     HealthMessage,
     Hello,
@@ -54,6 +60,8 @@ SEND_TIMEOUT = 30.0
 UNDER_WAY_MAX = 16
 #: How often revocations and expiries are looked at, seconds.
 CHECK_INTERVAL = 1.0
+#: Letters about flows that wait to be sent to one node; a hand-over of the most flows there can be has 25 parts.
+LETTERS_MAX = 128
 #: Larger states are made text beside the event loop, entries.
 _LARGE = 200
 
@@ -96,6 +104,10 @@ class Hub(Protocol):
 
     def event(self, connection: Connection, text: str) -> None: ...
 
+    def flows(self, connection: Connection, message: FlowsFromNode) -> None:
+        """A part of a hand-over; only MUXes say such."""
+        ...
+
 
 @dataclass(slots=True)
 class _Sent:
@@ -121,6 +133,7 @@ class Connection:
         self._wake = asyncio.Event()
         self._sent: _Sent | None = None
         self._under_way: dict[int, NodeState] = {}
+        self._letters: deque[FlowsToNode] = deque()
 
     @property
     def kind(self) -> str:
@@ -143,6 +156,14 @@ class Connection:
         """The node should have another state, or may be it should: the hub is asked again."""
         self._wake.set()
 
+    def tell(self, letter: FlowsToNode) -> bool:
+        """Passes a letter on, after the state that the node should have; False: too many wait already."""
+        if len(self._letters) >= LETTERS_MAX:
+            return False
+        self._letters.append(letter)
+        self._wake.set()
+        return True
+
     async def refuse(self, reason: str) -> None:
         """Says why, and closes."""
         with contextlib.suppress(ConnectionError, TimeoutError):
@@ -163,15 +184,22 @@ class Connection:
             await self._wake.wait()
             self._wake.clear()
             message = await self._next(hub)
-            if message is None:
-                continue
-            text = await _text(message)
-            try:
-                async with asyncio.timeout(SEND_TIMEOUT):
-                    await self._socket.send_str(text)
-            except TimeoutError:
-                log.warning("node dropped", node=self.id, reason=f"took nothing for {SEND_TIMEOUT:.0f} s")
+            if message is not None and not await self._send(message):
                 return
+            while self._letters:
+                if not await self._send(self._letters.popleft()):
+                    return
+
+    async def _send(self, message: ToNode) -> bool:
+        """False: the node takes nothing."""
+        text = await _text(message)
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._socket.send_str(text)
+        except TimeoutError:
+            log.warning("node dropped", node=self.id, reason=f"took nothing for {SEND_TIMEOUT:.0f} s")
+            return False
+        return True
 
     async def _next(self, hub: Hub) -> ToNode | None:
         generation, state = hub.wanted(self.kind, self.name)
@@ -220,6 +248,10 @@ class Connection:
                 hub.status(self, body)
             case EventMessage(text):
                 hub.event(self, text)
+            case FlowsMessage() | FlowsWantedMessage() | FlowsTakenMessage():
+                if self.kind != "mux":
+                    raise AccessError(f"{self.id} speaks of flows, which only MUXes have")
+                hub.flows(self, message)
             case Hello():
                 self._hello = message
                 self._wake.set()

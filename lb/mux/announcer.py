@@ -189,6 +189,11 @@ class Announcer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def announces(self) -> bool:
+        """Whether a router may send packets here."""
+        return self._speaker is not None and bool(self._speaker.view.announced)
+
     # -- what the daemon says -----------------------------------------------------------------------------------
 
     def want(self, announcements: Mapping[str, Any] | None) -> None:

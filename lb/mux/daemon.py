@@ -51,6 +51,7 @@ from lb.mux.tunnel_probes import TunnelProbes
 from lb.privileges import Capability, keep_only, require
 
 if TYPE_CHECKING:
+    from lb.mux.handover import Handover
     from lb.node.follower import Follower
     from lb.node.messages import NodeState
 
@@ -68,6 +69,8 @@ MANY = 1000
 CARE_INTERVAL = 0.5
 #: A worker whose heartbeat stood still for so long is reported, seconds.
 STALLED = 3.0
+#: How long a start waits for the manager, by whom the other MUXes' flows come, before it announces, seconds.
+ENTER_WAIT = 1.0
 _PRIVILEGED_PORTS = 1024
 
 log = structlog.get_logger()
@@ -113,7 +116,10 @@ class Daemon:
         self._ifindex = 0
         self._changing = asyncio.Lock()  # one change of services at a time, whoever wants it
         self._follower = self._follow(config, token)
+        self._handover = self._hand_over()
         self._announced: Mapping[str, Any] = {}
+        self._drained = False
+        self._entering: asyncio.Task[None] | None = None
         self._probes = TunnelProbes(config.mux, netlink, self._follower.client.send_health if self._follower else None)
         if self._follower is not None:
             self._follower.client.reports = self._probes.reports
@@ -151,8 +157,8 @@ class Daemon:
         self._opened = Plane(port, mode, engine)
         if self._bgp is not None:
             self._announcer = Announcer(self._bgp, self._settings, engine, self._unsound)
-            if self._follower is not None:
-                self._announce(state)
+            if self._handover is not None:
+                self._announce({**state, "announcements": {}})  # the others' flows first
         if port.inherited:
             log.info(
                 "repaired", reason="an earlier lb-mux did not stop cleanly; its isolation of the VIPs was taken over"
@@ -176,8 +182,10 @@ class Daemon:
         if self._announcer is not None:
             await self._announcer.start()
             self._tasks += self._announcer.tasks
-        if self._follower is not None:
+        if self._follower is not None and self._handover is not None:
             self._tasks.append(asyncio.create_task(self._follower.run(), name="manager"))
+            self._tasks.append(asyncio.create_task(self._handover.run(), name="hand-over of flows"))
+            self._entering = asyncio.create_task(self._enter(state), name="first announcements")
 
     def _log_ready(self, services: tuple[Service, ...]) -> None:
         log.info(
@@ -212,6 +220,7 @@ class Daemon:
             census=census,
             probed=self._probes.known,
             manager=self._follower.row if self._follower is not None else None,
+            handover=lambda: self._handover.words if self._handover is not None else None,
         )
         if self._follower is not None:
             self._follower.status = status.for_manager
@@ -222,6 +231,10 @@ class Daemon:
     async def stop(self, *, clean: bool) -> None:
         """In the reverse order of the start, whatever part of it had happened. Not ``clean``: something failed."""
         if self._announcer is not None:  # first: while routers are told, packets are still forwarded
+            if self._entering is not None:
+                self._entering.cancel()
+            if clean and self._handover is not None and self._announcer.announces:
+                await self._handover.give()
             await self._announcer.stop(planned=clean)
         self._condition.state = "stopping"
         for task in self._tasks:
@@ -375,6 +388,37 @@ class Daemon:
                 self._condition.rejected = str(error)
                 raise
             self._condition.rejected = None
+            await self._exchange_flows(state)
+            self._announce(state)
+            if self._entering is not None:  # what it would announce is no news any more
+                self._entering.cancel()
+
+    def _hand_over(self) -> Handover | None:
+        if self._follower is None:
+            return None
+        from lb.mux.handover import Handover  # noqa: PLC0415
+
+        return Handover(self._settings, lambda: self._plane.engine, self._follower.client)
+
+    async def _exchange_flows(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Before routers send packets here that went elsewhere, and before they send them elsewhere."""
+        if self._handover is None or self._announcer is None:
+            return
+        serves = bool(self._announced) and not self._drained
+        shall = bool(state.get("announcements", {})) and not _drains(state)
+        if shall and not serves:
+            await self._handover.fetch()
+        elif serves and not shall and self._announcer.announces:
+            await self._handover.give()
+
+    async def _enter(self, state: NodeState) -> None:
+        """After a start: announces as in the last good state, once the others' flows are here, or cannot be had."""
+        assert self._handover is not None  # noqa: S101
+        if not state.get("announcements"):
+            return
+        await self._handover.connected(ENTER_WAIT)
+        async with self._changing:  # a newer state of the manager ends this while it waits here
+            await self._exchange_flows(state)
             self._announce(state)
 
     def _announce(self, state: Mapping[str, Mapping[str, Any]]) -> None:
@@ -384,7 +428,8 @@ class Daemon:
         if wanted != self._announced or not wanted:
             self._announcer.want(wanted)
             self._announced = wanted
-        self._announcer.drain(state.get("options", {}).get("drain") is True)
+        self._drained = _drains(state)
+        self._announcer.drain(self._drained)
 
     async def _publish(
         self, forwarding: Forwarding, old_vips: frozenset[Network], new_vips: frozenset[Network]
@@ -431,6 +476,10 @@ class Daemon:
                 elif loop.time() - since > STALLED and number not in stalled:
                     log.error("worker stands still", worker=number, seconds=round(loop.time() - since, 1))
                     stalled.add(number)
+
+
+def _drains(state: Mapping[str, Mapping[str, Any]]) -> bool:
+    return state.get("options", {}).get("drain") is True
 
 
 def _give_back_memory() -> None:

@@ -14,10 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lb.dataplane import (
+    ADOPT_MAX,
     REASONS,
+    RECORD_BYTES,
+    Adoption,
     Answer,
     Census,
     Counters,
+    Exceptional,
     FlowTuple,
     Hop,
     Io,
@@ -28,6 +32,7 @@ from lb.dataplane import (
     Snapshot,
     Worker,
     WorkerCounters,
+    exceptional_flows,
 )
 from lb.forwarding import Forwarding
 from lb.model import Address, MuxSettings
@@ -130,6 +135,36 @@ class Engine:
     def reclaim(self) -> int:
         """Lets go of replaced snapshots; how many a worker still may hold."""
         return sum(worker.reclaim() for worker in self._workers)
+
+    # -- flows of this MUX and of others ------------------------------------------------------------------------
+
+    def exceptional(self, most: int) -> tuple[Forwarding, Exceptional]:
+        """The flows that no other MUX knows, and what their numbers mean. From any thread."""
+        with self._guard:
+            snapshot, forwarding = self._snapshot, self._forwarding
+        records: dict[tuple[int, int], bytes] = {}
+        total = 0
+        for pipeline in self._pipelines:
+            found = exceptional_flows(pipeline, snapshot, max(0, most - total))
+            total += found.total
+            for owner, more in found.records.items():
+                records[owner] = records.get(owner, b"") + more
+        return forwarding, Exceptional(records, total)
+
+    def adopt(self, service_id: int, backend: int, records: bytes) -> Adoption:
+        """Takes over another MUX's flows, in every worker; the outcome is that of the worker that took the fewest.
+
+        From any thread. Raises DataplaneError if a worker stands still.
+        """
+        total = Adoption()
+        size = ADOPT_MAX * RECORD_BYTES
+        for start in range(0, len(records), size):
+            piece = records[start : start + size]
+            with self._guard:  # held for a moment only: others wait for it
+                places = self._workers or self._pipelines
+                found = [place.adopt(self._snapshot, service_id, backend, piece) for place in places]
+            total += min(found, key=lambda adoption: (-adoption.refused, adoption.taken))
+        return total
 
     # -- questions ----------------------------------------------------------------------------------------------
 

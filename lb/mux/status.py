@@ -50,9 +50,10 @@ class Status:
         census: FlowCensus | None = None,
         probed: Callable[[], Mapping[Label, Known]] = dict,
         manager: Callable[[], Row] | None = None,
+        handover: Callable[[], str | None] = lambda: None,
     ) -> None:
         """``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from any thread.
-        ``manager``: the connection to it; None: there is none."""
+        ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one."""
         self._settings = settings
         self._mode = mode
         self._engine = engine
@@ -61,6 +62,7 @@ class Status:
         self._census = census if census is not None else FlowCensus(engine)
         self._probed = probed
         self._manager = manager
+        self._handover = handover
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -113,6 +115,7 @@ class Status:
             "announcements": self.announcements()[:ROWS_MAX],
             "services": services[:ROWS_MAX],
             "backends": backends[:ROWS_MAX],
+            "handover": self._handover(),
             "drains": [
                 {"service": service, "name": backend, "flows": flows.live}
                 for (service, backend), flows in self._census.drains[:ROWS_MAX]

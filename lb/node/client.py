@@ -35,12 +35,17 @@ from lb.node.messages import (
     Ack,
     DeltaMessage,
     Digest,
+    FlowsDoneMessage,
+    FlowsFromNode,
+    FlowsMessage,
+    FlowsToNode,
+    FlowsWantedMessage,
     HealthReport,
     Hello,
     NodeState,
+    Order,
     RefusedMessage,
     StateMessage,
-    ToNode,
     apply,
     diff,
     encode,
@@ -96,6 +101,8 @@ class NodeClient:
         self.identity = identity
         #: Every report of the node, for a manager that knows none.
         self.reports: Callable[[], Sequence[HealthReport]] | None = None
+        #: Is handed what is said about flows, in order; returns at once.
+        self.letters: Callable[[FlowsToNode], None] | None = None
         self.connected = False
         #: Why there is no connection, or what else is not as it should be, for people.
         self.problem: str | None = "not connected yet"
@@ -111,7 +118,7 @@ class NodeClient:
         self._wanted: _Wanted | None = None
         self._term = 0
         self._refused: str | None = None
-        self._orders: asyncio.Queue[ToNode | None] = asyncio.Queue(PENDING_MAX)
+        self._orders: asyncio.Queue[Order | None] = asyncio.Queue(PENDING_MAX)
         self._renewed = -math.inf
 
     # -- for the daemon -----------------------------------------------------------------------------------------
@@ -154,6 +161,12 @@ class NodeClient:
     def send_event(self, text: str) -> None:
         self._outbox.event(text)
         self._wake.set()
+
+    def send_letter(self, letter: FlowsFromNode) -> bool:
+        """A part of a hand-over of flows; False: it cannot be said now."""
+        said = self.connected and self._outbox.letter(letter)
+        self._wake.set()
+        return said
 
     async def run(self) -> None:
         """Returns never, whatever becomes of the manager."""
@@ -299,7 +312,7 @@ class NodeClient:
             self._outbox.renew_lease()
             self._wake.set()
 
-    async def _receive(self, stream: aiohttp.ClientWebSocketResponse, orders: asyncio.Queue[ToNode | None]) -> None:
+    async def _receive(self, stream: aiohttp.ClientWebSocketResponse, orders: asyncio.Queue[Order | None]) -> None:
         async for frame in stream:
             if frame.type is aiohttp.WSMsgType.ERROR:
                 break  # it does not answer any more
@@ -310,6 +323,10 @@ class NodeClient:
             message = await asyncio.to_thread(parse_to_node, text) if large else parse_to_node(text)
             if isinstance(message, RefusedMessage):
                 raise AccessError(f"the manager refused: {message.reason}")
+            if isinstance(message, FlowsMessage | FlowsWantedMessage | FlowsDoneMessage):
+                if self.letters is not None:
+                    self.letters(message)
+                continue
             if not self.connected:
                 self.connected, self.problem = True, None
                 log.info("manager connected", manager=self.url, term=message.term, generation=message.generation)
@@ -321,10 +338,10 @@ class NodeClient:
 
     # -- orders -------------------------------------------------------------------------------------------------
 
-    async def _obey(self, orders: asyncio.Queue[ToNode | None]) -> None:
+    async def _obey(self, orders: asyncio.Queue[Order | None]) -> None:
         """All orders that wait become one state to be applied: the newest is what counts."""
         while True:
-            message: ToNode | None = None  # None: what was refused is tried again
+            message: Order | None = None  # None: what was refused is tried again
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None if self._refused is None else RETRY):
                     message = await orders.get()
@@ -338,9 +355,8 @@ class NodeClient:
             if self._wanted is not None and news:
                 await self._make_live(self._wanted.cached)
 
-    async def _take(self, message: ToNode) -> bool:
+    async def _take(self, message: Order) -> bool:
         """Checks an order and makes it what is wanted; False: it is refused, or it is asked for anew."""
-        assert not isinstance(message, RefusedMessage)  # noqa: S101
         if message.term < self._term:
             reason = f"an order of term {message.term}; this node has orders of term {self._term}"
             log.error("order refused", reason=reason)

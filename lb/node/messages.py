@@ -14,6 +14,8 @@ changes one makes a new one, so that the same object is the same value and compa
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -125,6 +127,10 @@ TO_NODE_MAX = 256 * 2**20
 REPORTS_MAX = 1000
 TEXT_MAX = 1000
 NAME_MAX = 128
+#: Flows, and groups of them, in one message of a hand-over.
+FLOWS_MAX = GROUPS_MAX = 4096
+#: Bytes of one flow; see native/census.h.
+FLOW_BYTES = 8
 #: Terms and generations are counters; nothing of ours counts so far.
 COUNT_MAX = 2**53
 
@@ -246,8 +252,89 @@ class RefusedMessage:
         return {"type": "refused", "reason": self.reason}
 
 
-FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage
-ToNode = StateMessage | DeltaMessage | RefusedMessage
+# Flows that only one MUX knows go from MUX to MUX by way of the manager, which understands nothing of them. A MUX that
+# is about to leave begins (``flows``, to all others), and so does one that is about to come (``flows_wanted``, answered
+# by the others with ``flows`` to it). The manager tells the one that began how far it is: ``flows_done``.
+
+
+@dataclass(frozen=True, slots=True)
+class FlowGroup:
+    """Flows of one backend of one service. The service is known by what it is to its flows, such as
+    ``tcp 203.0.113.10/32 80``: numbers and names of services are other ones elsewhere."""
+
+    place: str
+    backend: str
+    records: bytes
+
+    @property
+    def count(self) -> int:
+        return len(self.records) // FLOW_BYTES
+
+    def plain(self) -> list[str]:
+        return [self.place, self.backend, base64.b64encode(self.records).decode()]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsMessage:
+    """A part of what a MUX alone knows. ``mux``: from a node, the MUX that wants it, or "" for all others; to a node,
+    the MUX that it comes from. Only MUXes of one ``pool`` (one hash seed) understand each other's flows."""
+
+    serial: int  #: given by the MUX that began
+    mux: str
+    pool: str
+    last: bool
+    left_out: int  #: flows that were too many to tell
+    groups: tuple[FlowGroup, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(group.count for group in self.groups)
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "flows", **_fields(self), "groups": [group.plain() for group in self.groups]}
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsWantedMessage:
+    """A MUX begins to serve. ``mux``: to a node, the MUX that wants them; from a node, ""."""
+
+    serial: int
+    mux: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "flows_wanted", **_fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsTakenMessage:
+    """A MUX has taken over all parts of what ``mux`` told; how many flows of them it did not know before."""
+
+    serial: int
+    mux: str
+    taken: int
+    refused: int = 0
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "flows_taken", **_fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class FlowsDoneMessage:
+    """To the MUX that began: how many others have done their part, and how many it waits for: for none, it is over."""
+
+    serial: int
+    muxes: int
+    waiting: int
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "flows_done", **_fields(self)}
+
+
+FlowsFromNode = FlowsMessage | FlowsWantedMessage | FlowsTakenMessage
+FlowsToNode = FlowsMessage | FlowsWantedMessage | FlowsDoneMessage
+FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode
+Order = StateMessage | DeltaMessage
+ToNode = Order | RefusedMessage | FlowsToNode
 
 
 def encode(message: FromNode | ToNode) -> str:
@@ -255,7 +342,7 @@ def encode(message: FromNode | ToNode) -> str:
     return json.dumps(message.plain(), separators=(",", ":"), ensure_ascii=False)
 
 
-def parse_from_node(text: str) -> FromNode:
+def parse_from_node(text: str) -> FromNode:  # noqa: PLR0911  one way for each type
     """A node's message; raises MessageError, and nothing else, whatever it is given."""
     read = _Fields(text, FROM_NODE_MAX)
     match read.type:
@@ -278,6 +365,13 @@ def parse_from_node(text: str) -> FromNode:
             return StatusMessage(read.table("body"))
         case "event":
             return EventMessage(read.text("text"))
+        case "flows":
+            return _flows(read)
+        case "flows_wanted":
+            return FlowsWantedMessage(read.count("serial"), read.text("mux", "", NAME_MAX))
+        case "flows_taken":
+            taken, refused = read.count("taken"), read.count("refused")
+            return FlowsTakenMessage(read.count("serial"), read.text("mux", limit=NAME_MAX), taken, refused)
         case _:
             raise MessageError(f"unknown type of message from a node: {_show(read.type)}")
 
@@ -301,6 +395,12 @@ def parse_to_node(text: str) -> ToNode:
             )
         case "refused":
             return RefusedMessage(read.text("reason"))
+        case "flows":
+            return _flows(read)
+        case "flows_wanted":
+            return FlowsWantedMessage(read.count("serial"), read.text("mux", limit=NAME_MAX))
+        case "flows_done":
+            return FlowsDoneMessage(read.count("serial"), read.count("muxes"), read.count("waiting"))
         case _:
             raise MessageError(f"unknown type of message from a manager: {_show(read.type)}")
 
@@ -322,7 +422,7 @@ class _Fields:
         self.type = source.get("type")
 
     def _wrong(self, key: str, expected: str) -> MessageError:
-        where = f"in a message of type {_show(self.type)}" if self.type is not None else "in a report"
+        where = f"in a message of type {_show(self.type)}" if self.type is not None else "in a part of a message"
         return MessageError(f"{key} {where} must be {expected}, not {_show(self._raw.get(key))}")
 
     def count(self, key: str) -> int:
@@ -383,6 +483,36 @@ def _report(raw: object) -> HealthReport:
         read.text("reason"),
         read.number("since"),
     )
+
+
+def _flows(read: _Fields) -> FlowsMessage:
+    groups = tuple(_group(raw) for raw in read.array("groups", GROUPS_MAX))
+    count = sum(group.count for group in groups)
+    if count > FLOWS_MAX:
+        raise MessageError(f"{count} flows in one message; none of ours has more than {FLOWS_MAX}")
+    return FlowsMessage(
+        read.count("serial"),
+        read.text("mux", "", NAME_MAX),
+        read.text("pool", limit=NAME_MAX),
+        read.flag("last"),
+        read.count("left_out"),
+        groups,
+    )
+
+
+def _group(raw: object) -> FlowGroup:
+    if not isinstance(raw, list) or len(raw) != 3:
+        raise MessageError(f"a group of flows must be a service, a backend and flows, not {_show(raw)}")
+    read = _Fields(dict(zip(("service", "backend", "flows"), raw, strict=True)))
+    place, backend = read.text("service", limit=NAME_MAX), read.text("backend", limit=NAME_MAX)
+    text = read.text("flows", limit=FLOWS_MAX * FLOW_BYTES * 4 // 3 + 4)
+    try:
+        records = base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error):
+        raise MessageError(f"flows of {_show(place)} must be base64") from None
+    if not records or len(records) % FLOW_BYTES:
+        raise MessageError(f"flows of {_show(place)} must be {FLOW_BYTES} bytes each")
+    return FlowGroup(place, backend, records)
 
 
 def _sections(raw: dict[str, Any]) -> NodeState:

@@ -2,7 +2,7 @@
 """What a node wants to tell its manager, bounded: of what is the same thing, only the newest is kept. Pure.
 
 Owned by :class:`lb.node.client.NodeClient`. However long the manager is away and however much happens, what waits is at
-most one acknowledgement, one status, one report for each backend and the last events.
+most one acknowledgement, one status, one report for each backend, the last events, and no letter about flows.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lb.node.messages import (
     TEXT_MAX,
     Ack,
     EventMessage,
+    FlowsFromNode,
     FromNode,
     HealthMessage,
     HealthReport,
@@ -24,6 +25,8 @@ from lb.node.messages import (
 )
 
 EVENTS_MAX = 200
+#: Parts of hand-overs of flows; the largest has 25.
+LETTERS_MAX = 64
 
 
 class Outbox:
@@ -41,11 +44,13 @@ class Outbox:
         self._sent_status: Mapping[str, Any] | None = None
         self._events: deque[str] = deque(maxlen=EVENTS_MAX)
         self._lost_events = 0
+        self._letters: deque[FlowsFromNode] = deque()
 
     def begin(self, hello: Hello, reports: Iterable[HealthReport]) -> None:
         """A new connection: the manager may have forgotten everything."""
         self._hello = hello
         self._ack = None
+        self._letters.clear()  # a hand-over that had begun is over
         self._reports |= {report.key: report for report in reports}
         self._status = self._status or self._sent_status
         self._sent_status = None
@@ -72,6 +77,13 @@ class Outbox:
         self._lost_events += len(self._events) == EVENTS_MAX
         self._events.append(text[:TEXT_MAX])
 
+    def letter(self, letter: FlowsFromNode) -> bool:
+        """A part of a hand-over, said in order; False: too many wait."""
+        if len(self._letters) >= LETTERS_MAX:
+            return False
+        self._letters.append(letter)
+        return True
+
     def take(self) -> list[FromNode]:
         """All that waits; it counts as said."""
         messages: list[FromNode] = []
@@ -90,6 +102,8 @@ class Outbox:
         if self._lost_events:
             messages.append(EventMessage(f"{self._lost_events} events before these were too many to keep"))
         messages += [EventMessage(text) for text in self._events]
+        messages += self._letters
+        self._letters.clear()
         self._hello = self._ack = self._status = None
         self._renewal = False
         self._reports = {}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.model import ManagerSettings
-from lb.node.messages import HealthMessage, HealthReport, NodeState
+from lb.node.messages import FlowsToNode, HealthMessage, HealthReport, NodeState
 from manager.controller import Controller
 from manager.nodes import NodeHub
 from manager.sqlite import SqliteStore
@@ -59,6 +59,7 @@ class FakeNode:
         self.answers = True  #: acknowledges at once
         self.refuses: str | None = None
         self.generation = 0
+        self.letters: list[FlowsToNode] = []
         self.states: list[NodeState] = []  #: every state that it was told, the latest last
 
     @property
@@ -80,6 +81,10 @@ class FakeNode:
         assert self.hub is not None
         hub, self.hub = self.hub, None
         hub.left(self)
+
+    def tell(self, letter: FlowsToNode) -> bool:
+        self.letters.append(letter)
+        return True
 
     def wake(self) -> None:
         asyncio.get_running_loop().call_soon(self.take)

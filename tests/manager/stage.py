@@ -14,7 +14,7 @@ from aiohttp import web
 from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
-from lb.node.messages import HealthMessage, NodeState
+from lb.node.messages import FlowsFromNode, FlowsMessage, HealthMessage, NodeState
 from manager import joining
 from manager.authority import Authority
 from manager.stream import Connection, Streams
@@ -74,6 +74,11 @@ class MemoryHub:
 
     def event(self, connection: Connection, text: str) -> None:
         self.events.append(text)
+
+    def flows(self, connection: Connection, message: FlowsFromNode) -> None:
+        """Back to whoever said it, for others are of no interest here."""
+        if isinstance(message, FlowsMessage):
+            connection.tell(message)
 
 
 class StageManager:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lb.node.messages import FlowsToNode
 from manager.drains import Emptied, Left, announced, left_of, withdrawn
 from manager.nodes import Entry
 from manager.plan import AGENT, MUX
@@ -22,6 +23,9 @@ class Connected:
 
     def wake(self) -> None:
         raise AssertionError("nobody is woken")
+
+    def tell(self, letter: FlowsToNode) -> bool:
+        raise AssertionError("nobody is told of flows")
 
 
 def mux(

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from lb.node import client as client_module
 from lb.node.cache import Cached
-from lb.node.messages import Ack, HealthReport, Hello, NodeState, digest, encode
+from lb.node.messages import Ack, FlowGroup, FlowsMessage, HealthReport, Hello, NodeState, digest, encode
 from manager import stream as stream_module
 from manager.stream import Connection
 from tests.manager.stage import StageManager, StageNode, until
@@ -223,6 +223,31 @@ def test_a_mux_may_not_speak_as_an_agent(tmp_path: Path) -> None:
             assert manager.hub.reports.get("mux:mux1", []) == []
 
     assert any("not its to know" in line["reason"] for line in lines(run(tmp_path, test), "refused"))
+
+
+def test_parts_of_a_hand_over_arrive_in_order_and_only_muxes_speak_of_flows(tmp_path: Path) -> None:
+    async def test(manager: StageManager) -> None:
+        heard: list[object] = []
+        said = [
+            FlowsMessage(7, "", "ab", part == 19, 0, (FlowGroup("tcp 203.0.113.10/32 80", "web-1", bytes(8 * 4096)),))
+            for part in range(20)
+        ]
+        async with manager.serving(), StageNode(manager, "mux1", await manager.token()).running() as node:
+            assert not node.client.send_letter(said[0]), "there is no manager yet"
+            await until(lambda: node.client.connected, "the connection")
+            node.client.letters = heard.append
+            assert all(node.client.send_letter(message) for message in said)
+            await until(lambda: len(heard) == 20, "all parts")
+            assert heard == said
+        async with (
+            manager.serving(),
+            StageNode(manager, "host1", await manager.token("agent"), "agent").running() as node,
+        ):
+            await until(lambda: node.client.connected, "the connection")
+            node.client.send_letter(said[0])
+            await until(lambda: "speaks of flows" in (node.client.problem or ""), "the refusal")
+
+    run(tmp_path, test)
 
 
 def test_a_node_with_the_certificate_of_another_is_refused(tmp_path: Path) -> None:

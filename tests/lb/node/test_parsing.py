@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +18,11 @@ from lb.node.messages import (
     Ack,
     DeltaMessage,
     EventMessage,
+    FlowGroup,
+    FlowsDoneMessage,
+    FlowsMessage,
+    FlowsTakenMessage,
+    FlowsWantedMessage,
     FromNode,
     HealthMessage,
     HealthReport,
@@ -31,6 +37,7 @@ from lb.node.messages import (
 )
 
 REPORT = HealthReport("web", "web-1", "agent", True, "HTTP 200", 1700000000.5)
+WEB = FlowGroup("tcp 203.0.113.10/32 80", "web-1", bytes(range(8)))
 FROM_NODE: list[FromNode] = [
     Hello(3, 41, "ab" * 32, {"address": "10.0.1.11"}, "0.1.0"),
     Ack(3, 41),
@@ -40,11 +47,17 @@ FROM_NODE: list[FromNode] = [
     HealthMessage(10.0, (), 1700000000.5),
     StatusMessage({"flows": 7}),
     EventMessage("next hop lost"),
+    FlowsMessage(7, "", "ab" * 8, True, 12, (WEB, FlowGroup("udp 2001:db8::/64 0", "dns-1", b"\xff" * 16))),
+    FlowsWantedMessage(7),
+    FlowsTakenMessage(7, "mux2", 41, 1),
 ]
 TO_NODE: list[ToNode] = [
     StateMessage(3, 41, "ab" * 32, {"services": {"web": {"vip": "203.0.113.10"}}}),
     DeltaMessage(3, 41, 42, "cd" * 32, {"services": {"web": {"vip": "203.0.113.11"}}}, {"services": ["dns"]}),
     RefusedMessage("this certificate was revoked"),
+    FlowsMessage(7, "mux2", "ab" * 8, False, 0, (WEB,)),
+    FlowsWantedMessage(7, "mux2"),
+    FlowsDoneMessage(7, 1, 0),
 ]
 
 
@@ -56,6 +69,10 @@ def test_what_a_node_says_is_read_back_the_same(message: FromNode) -> None:
 @pytest.mark.parametrize("message", TO_NODE, ids=lambda message: type(message).__name__)
 def test_what_a_manager_says_is_read_back_the_same(message: ToNode) -> None:
     assert parse_to_node(encode(message)) == message
+
+
+def _flows(groups: list[Any]) -> dict[str, Any]:
+    return {"type": "flows", "serial": 1, "mux": "", "pool": "ab", "last": True, "left_out": 0, "groups": groups}
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -74,6 +91,17 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"type": "health", "lease": 10, "reports": [], "clock": "noon"}, "clock"),
     ({"type": "health", "lease": 10, "reports": [{"service": "x" * 129, "source": "agent"}]}, "service"),
     ({"type": "health", "lease": 10, "reports": [{"service": "x", "source": "rumour"}]}, "source"),
+    ({"type": "flows_done", "serial": 1, "muxes": 1, "waiting": 0}, "unknown type"),  # only a manager may
+    ({"type": "flows_taken", "serial": 1, "mux": "m", "taken": -1, "refused": 0}, "taken"),
+    (_flows(groups=[]) | {"last": 1}, "last"),
+    (_flows(groups=[["p", "b"]]), "a service, a backend and flows"),
+    (_flows(groups=[["p" * 129, "b", "AAAAAAAAAAA="]]), "service"),
+    (_flows(groups=[["p", "b", "?"]]), "base64"),
+    (_flows(groups=[["p", "b", ""]]), "8 bytes"),
+    (_flows(groups=[["p", "b", "AAAA"]]), "8 bytes"),
+    (_flows(groups=[["p", "b", "A" * 50_000]]), "at most"),
+    (_flows(groups=[["p", "b", "AAAAAAAAAAA="]] * 4097), "at most 4096"),
+    (_flows(groups=[["p", "b", base64.b64encode(bytes(8 * 2049)).decode()]] * 2), "4098 flows"),
 ]
 
 
@@ -123,8 +151,9 @@ KEYS = [
     "text",
     "base",
 ]
-KEYS += ["set", "remove", "reason"]
+KEYS += ["set", "remove", "reason", "serial", "mux", "pool", "last", "left_out", "groups", "taken", "muxes", "waiting"]
 TYPES = ["hello", "ack", "health", "status", "event", "state", "delta", "refused"]
+TYPES += ["flows", "flows_wanted", "flows_taken", "flows_done"]
 REPORTS = st.lists(
     st.dictionaries(st.sampled_from(["service", "backend", "source", "up", "reason", "since", "type"]), JSON),
     max_size=2,

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows that only one MUX knows, on their way to the others: who is asked, who has answered, when it is enough. Pure.
+
+A MUX that is about to leave tells its exceptional flows, and one that is about to come asks the others for theirs. The
+manager passes on what it does not understand, and remembers only who began and whose answer is due. Whoever does not
+answer, or leaves, holds nobody up for longer than :data:`PATIENCE`: the MUX that began goes on then without.
+:class:`manager.nodes.NodeHub` owns the one :class:`Handovers`, and sends what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lb.node.messages import (
+    FlowsDoneMessage,
+    FlowsFromNode,
+    FlowsMessage,
+    FlowsTakenMessage,
+    FlowsToNode,
+    FlowsWantedMessage,
+)
+
+#: How long an answer is waited for, seconds.
+PATIENCE = 5.0
+#: Hand-overs under way; more are as good as done.
+MOST = 64
+
+#: To whom, and what.
+Letter = tuple[str, FlowsToNode]
+
+
+@dataclass(slots=True)
+class Handover:
+    """One that is under way."""
+
+    began: float
+    waiting: set[str]
+    gives: bool  #: the MUX that began leaves; else it comes
+    muxes: int = 0  #: that have done their part
+    flows: int = 0
+    left_out: int = 0
+    refused: int = 0
+
+
+@dataclass(slots=True)
+class Answer:
+    """What follows from one message: letters to MUXes, and words for the events: subject, text, whether it is bad."""
+
+    letters: list[Letter] = field(default_factory=list)
+    words: list[tuple[str, str, bool]] = field(default_factory=list)
+
+
+class Handovers:
+    """All that are under way, by who began and the serial that it gave."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[tuple[str, int], Handover] = {}
+
+    def said(self, mux: str, message: FlowsFromNode, others: Iterable[str], now: float) -> Answer:
+        """A MUX's message. ``others``: the MUXes that are connected, without itself."""
+        match message:
+            case FlowsWantedMessage(serial):
+                return self._wanted(mux, serial, set(others), now)
+            case FlowsMessage() if message.mux:
+                return self._answered(mux, message)
+            case FlowsMessage():
+                return self._given(mux, message, set(others), now)
+            case FlowsTakenMessage():
+                return self._taken(mux, message)
+
+    def left(self, mux: str) -> Answer:
+        """A MUX is not connected any more: nobody waits for it."""
+        for key in [key for key in self._under_way if key[0] == mux]:
+            del self._under_way[key]
+        answer = Answer()
+        for key, found in list(self._under_way.items()):
+            if mux in found.waiting:
+                found.waiting.discard(mux)
+                self._look(key, found, answer)
+        return answer
+
+    def tick(self, now: float) -> Answer:
+        """Time passes: whoever has not answered is left out."""
+        answer = Answer()
+        for key, found in list(self._under_way.items()):
+            if now - found.began > PATIENCE:
+                answer.words.append(
+                    (f"mux {key[0]}", f"hand-over of flows: no answer from {', '.join(sorted(found.waiting))}", True)
+                )
+                found.waiting.clear()
+                self._look(key, found, answer)
+        return answer
+
+    # -- one message --------------------------------------------------------------------------------------------
+
+    def _begin(self, key: tuple[str, int], others: set[str], now: float, *, gives: bool) -> Handover:
+        while len(self._under_way) >= MOST:
+            del self._under_way[next(iter(self._under_way))]
+        found = self._under_way[key] = Handover(now, set(others), gives)
+        return found
+
+    def _wanted(self, mux: str, serial: int, others: set[str], now: float) -> Answer:
+        key = (mux, serial)
+        found = self._begin(key, others, now, gives=False)
+        answer = Answer([(other, FlowsWantedMessage(serial, mux)) for other in sorted(others)])
+        answer.letters.append((mux, _done(key, found)))
+        self._look(key, found, answer, said=True)
+        return answer
+
+    def _given(self, mux: str, message: FlowsMessage, others: set[str], now: float) -> Answer:
+        key = (mux, message.serial)
+        found = self._under_way.get(key)
+        answer = Answer()
+        if found is None:
+            found = self._begin(key, others, now, gives=True)
+            answer.letters.append((mux, _done(key, found)))
+        found.flows += message.count
+        found.left_out = message.left_out
+        answer.letters += [(other, _from(mux, message)) for other in sorted(found.waiting)]
+        if message.last:
+            self._look(key, found, answer, said=not found.waiting and len(answer.letters) == 1)
+        return answer
+
+    def _answered(self, mux: str, message: FlowsMessage) -> Answer:
+        key = (message.mux, message.serial)
+        found = self._under_way.get(key)
+        answer = Answer()
+        if found is None or found.gives or mux not in found.waiting:
+            return answer  # nobody asked, or it comes too late
+        found.flows += message.count
+        answer.letters.append((message.mux, _from(mux, message)))
+        if message.last:
+            found.left_out += message.left_out
+            found.waiting.discard(mux)
+            found.muxes += 1
+            self._look(key, found, answer)
+        return answer
+
+    def _taken(self, mux: str, message: FlowsTakenMessage) -> Answer:
+        key = (message.mux, message.serial)
+        found = self._under_way.get(key)
+        answer = Answer()
+        if found is not None and found.gives and mux in found.waiting:
+            found.waiting.discard(mux)
+            found.muxes += 1
+            found.refused += message.refused
+            self._look(key, found, answer)
+        return answer
+
+    def _look(self, key: tuple[str, int], found: Handover, answer: Answer, *, said: bool = False) -> None:
+        """Is it done? ``said``: the letter that says so is written."""
+        if found.waiting:
+            return
+        self._under_way.pop(key, None)
+        if not said:
+            answer.letters.append((key[0], _done(key, found)))
+        if found.flows or found.left_out:
+            answer.words += [(f"mux {key[0]}", text, bad) for text, bad in words(found)]
+
+
+def words(found: Handover) -> list[tuple[str, bool]]:
+    """What became of it, for the events."""
+    whom = f"{found.muxes} other MUX" + ("" if found.muxes == 1 else "es")
+    flows = f"{found.flows:,} flow" + ("" if found.flows == 1 else "s")
+    told = f"handed over {flows} that only it knew to {whom}" if found.gives else f"was told {flows} by {whom}"
+    said = [(told, False)]
+    if found.left_out:
+        text = f"{found.left_out:,} more flows were too many to hand over: they may break where routers move them"
+        said.append((text, True))
+    if found.refused:
+        said.append((f"{found.refused:,} flows found no room at another MUX: raise flows in its [mux]", True))
+    return said
+
+
+def _done(key: tuple[str, int], found: Handover) -> FlowsDoneMessage:
+    return FlowsDoneMessage(key[1], found.muxes, len(found.waiting))
+
+
+def _from(mux: str, message: FlowsMessage) -> FlowsMessage:
+    return FlowsMessage(message.serial, mux, message.pool, message.last, message.left_out, message.groups)
