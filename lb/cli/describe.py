@@ -58,6 +58,8 @@ def service(answer: dict[str, Any]) -> Iterator[str]:
         slow = f" ({backend['slow_start']:.0%} of it now)" if backend.get("slow_start") else ""
         yield f"  {cell(backend['name'])}  {place}  weight {backend['weight']}{slow}  {_state(backend)}"
         yield f"      {cell(words)}"
+        if backend.get("empty_since") is not None:
+            yield f"      drained: no flow left since {clock(backend['empty_since'])}"
     if not answer["backends"]:
         yield "  none"
     yield ""

@@ -119,7 +119,7 @@ def backend_words(row: Row) -> str:
     )
     if not row["left"]:
         return f"{label} drains: no MUX is there to tell what is left"
-    return "; ".join([text, *silent])
+    return "; ".join([text if told else f"{label} drains", *silent])
 
 
 # --- a MUX -----------------------------------------------------------------------------------------------------------

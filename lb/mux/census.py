@@ -20,6 +20,8 @@ from lb.mux.engine import Engine
 
 #: Between two counts, seconds: while a backend drains, and else.
 BUSY, CALM = 1.0, 5.0
+#: How often it is looked whether a drain began meanwhile, seconds.
+LOOK = 0.25
 #: At most this part of the time is spent on it.
 SHARE = 0.02
 
@@ -57,8 +59,9 @@ class FlowCensus:
         """See :class:`Count`. From any thread."""
         return self._latest.drains
 
-    def take(self) -> None:
-        """Counts. From any thread, one at a time."""
+    def take(self) -> float:
+        """Counts. From any thread, one at a time; returns the seconds of processor time that it took."""
+        began = time.thread_time()
         forwarding = self._engine.forwarding  # before the count, so that this is at least as new
         draining = draining_backends(forwarding)
         census = self._engine.census()
@@ -68,21 +71,21 @@ class FlowCensus:
             frozenset(draining),
             tuple((label, census.of(counter)) for label, counter in draining.items() if label in lasting),
         )
+        return time.thread_time() - began
 
     async def run(self) -> None:
         """Returns never."""
         while True:
             began = self._clock()
-            await asyncio.to_thread(self.take)
-            took = self._clock() - began
+            took = await asyncio.to_thread(self.take)
             await self._rest(began, max(BUSY, took / SHARE), max(CALM, took / SHARE))
 
     async def _rest(self, began: float, busy: float, calm: float) -> None:
         """A drain that begins meanwhile ends the longer rest."""
         forwarding, drains = self._engine.forwarding, bool(self._latest.draining)
         while (left := began + (busy if drains else calm) - self._clock()) > 0:
-            await asyncio.sleep(min(left, BUSY))
-            if self._engine.forwarding is not forwarding and not drains:
+            await asyncio.sleep(min(left, LOOK))
+            if self._engine.forwarding is not forwarding:
                 forwarding = self._engine.forwarding
                 drains = bool(draining_backends(forwarding))
 
