@@ -22,7 +22,10 @@ DIRECTORY = Path("/etc/vipmux")
 WIDTH = 80
 
 
-@click.command("doctor", epilog=example("lb doctor --config /etc/vipmux/mux.toml"))
+@click.command(
+    "doctor",
+    epilog=example("lb doctor --config /etc/vipmux/mux.toml", "lb doctor --manager https://10.0.1.9:9740 -o json"),
+)
 @click.option("--config", metavar="FILE", help="A MUX's, an agent's or a manager's file: examine this machine as that.")
 @click.option("--local", is_flag=True, help="This machine alone; without --config by the files in /etc/vipmux.")
 @click.option("-a", "--all", "-v", "show_all", is_flag=True, help="Show what is fine as well.")
@@ -34,15 +37,19 @@ def command(*, config: str | None, local: bool, show_all: bool, manager: Manager
     Changes nothing. On a MUX, as root, it sends packets of its own through the tunnel to each backend. Exit code 0: no
     fault; 1: faults were found; 2: the request was wrong.
     """
-    from lb.doctor import examine  # noqa: PLC0415  brings much
     from lb.doctor.findings import Severity, count, ordered, verdict  # noqa: PLC0415
 
     found: list[Finding] = []
     files = [config] if config is not None else _files() if local else []
-    for file in files:
-        found += examine.machine(file)
+    if files:
+        from lb.doctor.examine import machine  # noqa: PLC0415  brings much
+
+        for file in files:
+            found += machine(file)
     if manager.url and not local:
-        found += examine.fleet(manager.get)
+        from lb.doctor.fleet import examine  # noqa: PLC0415
+
+        found += examine(manager.get)
     elif not files:
         raise RequestError(
             "nothing to examine: give --config FILE of a MUX, an agent or a manager, or --manager URL "

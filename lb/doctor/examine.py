@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two examinations: one machine by its file, and the fleet by its manager. Looks, then has it judged."""
+"""The examination of one machine, as what its file says that it is. Looks, then has it judged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
 from lb.config import load_agent, load_manager, load_mux
 from lb.doctor import bgp, host, look, paths, reach
-from lb.doctor import fleet as fleets
 from lb.doctor import machine as machines
 from lb.doctor import mux as muxes
 from lb.doctor.facts import Claim, Daemon, Rights, Role, Row
@@ -51,12 +50,6 @@ def machine(config: str) -> list[Finding]:
     if role is Role.AGENT:
         return list(_host(config, load_agent(path)))
     return list(_manager(config, load_manager(path)))
-
-
-def fleet(ask: Callable[[str], Any]) -> list[Finding]:
-    """All that the manager knows; ``ask`` gets ``/v1/NAME``."""
-    rows = {what: ask(what) for what in ("status", "muxes", "agents", "services", "backends", "announcements")}
-    return list(fleets.check_fleet(fleets.Fleet(**rows)))
 
 
 # --- a MUX -----------------------------------------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from lb.doctor.facts import Row
 from lb.doctor.findings import Finding, fault, ok, warning
@@ -30,6 +31,11 @@ class Fleet:
     @property
     def now(self) -> float:
         return _number(self.status.get("now"))
+
+
+def examine(ask: Callable[[str], Any]) -> list[Finding]:
+    """All that the manager knows; ``ask`` gets ``/v1/NAME``."""
+    return list(check_fleet(Fleet(**{field.name: ask(field.name) for field in fields(Fleet)})))
 
 
 def check_fleet(fleet: Fleet) -> Iterator[Finding]:
