@@ -14,7 +14,7 @@ from lb.doctor import machine as machines
 from lb.doctor import mux as muxes
 from lb.doctor.facts import Claim, Daemon, Rights, Role, Row
 from lb.doctor.findings import Finding, fault, ok, unknown
-from lb.errors import ConfigError
+from lb.errors import ConfigError, IoError
 from lb.model import AgentConfig, AgentSettings, BgpSettings, ManagerSettings, MuxConfig, MuxSettings
 from lb.privileges import Capability
 
@@ -162,8 +162,20 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
     yield from host.check_translation(tables, daemon, TABLE)
     yield from _stale_tables(tables)
+    yield from host.check_settings(*_raised(settings.state_dir))
     yield from host.check_backends(daemon)
     yield from _kept(Role.AGENT, config, settings, file.manager, daemon)
+
+
+def _raised(state_dir: str) -> tuple[dict[str, int] | None, dict[str, int]]:
+    """Settings that the agent raised, to what, and what they are now."""
+    from agent.state import Store  # noqa: PLC0415
+
+    try:
+        raised = {name: change.ours for name, change in Store(state_dir).load().sysctls.items()}
+    except IoError:
+        return None, {}
+    return raised, look.values(raised)
 
 
 def _stale_tables(tables: Any) -> Iterator[Finding]:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from lb.doctor.facts import Daemon, Network, Table
 from lb.doctor.findings import Finding, fault, ok, unknown, warning
 
+#: A path below /proc/sys/net in the form of sysctl(8), where a dot in an interface's name is written as a slash.
+_DOTS = str.maketrans("/.", "./")
 ARP = (("arp_ignore", 1), ("arp_announce", 2))
 
 
@@ -15,7 +17,7 @@ def check_rp_filter(network: Network, mode: str | None) -> Iterator[Finding]:
     """Clients' packets come out of the tunnel on our interface; a strict filter wants their route to lead by "
     "it too."""
     name = network.interface.name
-    setting = f"net.ipv4.conf.{name}.rp_filter"
+    setting = f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
     value = _effective(network, "rp_filter")
     if mode not in (None, "bpf"):
         yield ok("rp_filter", f"packets come out of a device of lb-agent's own ({mode}), with a loose filter")
@@ -120,6 +122,27 @@ def check_strangers(daemon: Daemon) -> Iterator[Finding]:
         )
     else:
         yield ok("untrusted_source", f"tunnel packets came from the MUXes alone ({accepted})")
+
+
+def check_settings(raised: Mapping[str, int] | None, now: Mapping[str, int]) -> Iterator[Finding]:
+    """What the agent remembers to have raised; what is in ``ARP`` and the path filter have checks of their own."""
+    if raised is None:
+        yield unknown("settings", "what lb-agent changed on this host cannot be read", "run `lb doctor` as root")
+        return
+    lowered = {
+        name: (now[name], value)
+        for name, value in raised.items()
+        if name in now and now[name] < value and name.rpartition("/")[2] not in ("rp_filter", *(key for key, _ in ARP))
+    }
+    for name, (value, ours) in sorted(lowered.items()):
+        setting = "net." + name.translate(_DOTS)
+        yield warning(
+            "settings",
+            f"{setting} is {value}, and lb-agent had made it {ours}",
+            f"`sysctl -w {setting}={ours}`, and see who sets it in /etc/sysctl.d/",
+        )
+    if not lowered:
+        yield ok("settings", f"the settings that lb-agent raised are as it left them ({len(raised)})")
 
 
 def check_translation(tables: Collection[Table] | None, daemon: Daemon, own: str) -> Iterator[Finding]:

@@ -307,14 +307,17 @@ def _has_filter(netlink: Any, interface: str, names: dict[int, str], wanted: tup
 
 
 def sysctls(interface: str) -> dict[str, int]:
+    return values(f"ipv4/conf/{name}/{key}" for name in ("all", interface) for key in SETTINGS)
+
+
+def values(names: Iterable[str]) -> dict[str, int]:
+    """By path below /proc/sys/net; without those that are not there."""
     found = {}
-    for name in ("all", interface):
-        for key in SETTINGS:
-            path = f"ipv4/conf/{name}/{key}"
-            try:
-                found[path] = int((_SYSCTLS / path).read_text())
-            except (OSError, ValueError):
-                continue
+    for name in names:
+        try:
+            found[name] = int((_SYSCTLS / name).read_text())
+        except (OSError, ValueError):
+            continue
     return found
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from lb.doctor.facts import Certificate, Clock, Daemon, Disk, Interface, Kernel,
 from lb.doctor.findings import Finding, Severity, ordered, verdict
 from lb.privileges import Capability
 
+ROOT = Path(__file__).parents[3]
 FAULT, WARNING, UNKNOWN, OK = Severity
 FILE = "/etc/vipmux/mux.toml"
 RUNS = Daemon("/s/mux.sock", True, pid=7, capabilities=0)
@@ -24,6 +27,14 @@ GIB = 1 << 30
 def only(findings: list[Finding], check: str) -> Finding:
     (found,) = [finding for finding in findings if finding.check == check]
     return found
+
+
+def test_every_check_has_its_line_in_the_documentation() -> None:
+    made = r'\b(?:ok|fault|warning|unknown|say)\(\s*"(\w+)"'
+    checks = {name for path in (ROOT / "lb" / "doctor").glob("*.py") for name in re.findall(made, path.read_text())}
+    page = (ROOT / "docs" / "doctor.md").read_text()
+    assert len(checks) > 30
+    assert checks - set(re.findall(r"`(\w+)`", page)) == set()
 
 
 def test_the_verdict_counts_and_the_worst_comes_first() -> None:

@@ -18,6 +18,7 @@ OWN = Table("netdev", "vipmux_mux1", frozenset({str(VIP)}))
 OLD = Table("netdev", "vipmux_old", frozenset({"203.0.113.9"}))
 RUNS = Daemon("/s", True, status={"io": "packet"})
 GONE = Daemon("/s", False, error="is not there")
+LIBERAL = "netfilter/nf_conntrack_tcp_be_liberal"
 ETH0 = Interface("eth0", True, True, True, 1500, False)
 
 
@@ -140,6 +141,26 @@ def test_tunnels_from_strangers_and_silent_processes_are_told() -> None:
     down, up = host.check_backends(daemon)
     assert (down.severity, up.severity) == (FAULT, OK)
     assert "`lb drain backend web/a`" in (down.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "now", "severity"),
+    [
+        ({LIBERAL: 1}, {LIBERAL: 1}, OK),
+        ({LIBERAL: 1}, {LIBERAL: 0}, WARNING),
+        ({LIBERAL: 1}, {}, OK),  # the module is gone, and the setting with it
+        ({"ipv4/conf/all/arp_ignore": 1}, {"ipv4/conf/all/arp_ignore": 0}, OK),  # has a check of its own
+        ({}, {}, OK),
+        (None, {}, UNKNOWN),
+    ],
+)
+def test_settings_that_the_agent_raised_must_stay(
+    raised: dict[str, int] | None, now: dict[str, int], severity: Severity
+) -> None:
+    (found,) = host.check_settings(raised, now)
+    assert found.severity is severity
+    if severity is WARNING:
+        assert (found.remedy or "").startswith("`sysctl -w net.netfilter.nf_conntrack_tcp_be_liberal=1`")
 
 
 @pytest.mark.parametrize(
