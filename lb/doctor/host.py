@@ -14,8 +14,7 @@ ARP = (("arp_ignore", 1), ("arp_announce", 2))
 
 
 def check_rp_filter(network: Network, mode: str | None) -> Iterator[Finding]:
-    """Clients' packets come out of the tunnel on our interface; a strict filter wants their route to lead by "
-    "it too."""
+    """Clients' packets come out of the tunnel on our interface; a strict filter wants their route to lead by it too."""
     name = network.interface.name
     setting = f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
     value = _effective(network, "rp_filter")

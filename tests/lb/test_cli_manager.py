@@ -309,6 +309,16 @@ def test_what_to_drain_must_be_said(what: str) -> None:
         target("drain", tuple(what.split()))
 
 
+def test_the_doctor_examines_the_fleet_by_its_manager(daemon: Daemon) -> None:
+    done = lb("doctor", manager=daemon.url)
+    verdict, *rest = done.stdout.splitlines()
+    assert ", 1 warning, " in verdict
+    assert any(line.startswith("warning  node: no MUX has joined") for line in rest)
+    assert done.returncode == ("no faults" not in verdict)
+    said = json.loads(lb("doctor", "-o", "json", manager=daemon.url).stdout)
+    assert said["verdict"] == verdict
+
+
 def test_columns_line_up_and_numbers_stand_right() -> None:
     assert columns(("A", "Count", "Why"), [("x", 1200, "because"), ("long", None, None)], ("Count",)) == [
         "A     Count  Why",
