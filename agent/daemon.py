@@ -34,6 +34,8 @@ from lb import log as logging
 from lb import metrics
 from lb.config import load_agent, parse_manager_url
 from lb.control import ControlServer
+from lb.doctor import startup
+from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
 from lb.model import Address, AgentConfig, DecapMode, Service
 from lb.privileges import Capability, require
@@ -88,6 +90,8 @@ class Daemon:
 
     async def _begin(self) -> None:
         """The file in force, or with a manager the last good state of it."""
+        settings = self._config.agent
+        startup.say(Role.AGENT, settings.state_dir, interface=settings.interface, mtu=settings.mtu)
         if self._follower is None:
             self._applied = await asyncio.to_thread(self._agent.apply, self._config)
             return

@@ -48,7 +48,8 @@ fuzz_needs() {
 test_needs() {
 	demo_needs
 	fuzz_needs
-	printf '%s\n' "command ping iputils-ping" "command tcpdump" "program /usr/lib/frr/bgpd frr"
+	printf '%s\n' "command ping iputils-ping" "command tcpdump" "program /usr/lib/frr/bgpd frr" \
+		"command faketime faketime"
 }
 
 fail() {

@@ -27,6 +27,8 @@ from aiohttp import web
 
 from lb import log as log_setup
 from lb.config import load_manager
+from lb.doctor import startup
+from lb.doctor.facts import Role
 from lb.errors import ConfigError, IoError, RequestError, VipmuxError
 from lb.metrics import serve
 from lb.model import ManagerSettings
@@ -137,6 +139,7 @@ async def _serve(
                 services=len(controller.desired.services),
                 nodes=len(controller.hub.entries),
             )
+            startup.say(Role.MANAGER, settings.state_dir)
             await _first(asyncio.create_task(_work(controller, access)), end)
             if access is not None:
                 await access.close()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lb.doctor.facts import Answer, Dialled, Row
-from lb.doctor.findings import Finding, fault, ok
+from lb.doctor.findings import Finding, fault, ok, warning
 from lb.model import BgpPeer
 
 PORT = 179
@@ -35,6 +35,9 @@ def check_peer(peer: BgpPeer, row: Row | None, dialled: Dialled | None, config: 
             yield found
             return
     if row is None:
+        return
+    if row.get("error") is None and row.get("state") in ("connecting", "opening"):
+        yield warning("bgp", f"{where} is not up yet: {row.get('state')}", "ask again in a few seconds")
         return
     yield fault(
         "bgp", f"{where} is {state}", f"compare [[bgp.peer]] {peer.name} in {config} with the router; see docs/bgp.md"

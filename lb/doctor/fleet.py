@@ -139,6 +139,8 @@ def check_sessions(row: Row) -> Iterator[Finding]:
         where = f"MUX {row.get('name')}: the BGP session with {peer.get('name')} ({peer.get('address')})"
         if peer.get("state") == "established":
             yield ok("bgp", f"{where} is established")
+        elif peer.get("error") is None and peer.get("state") in ("connecting", "opening"):
+            yield warning("bgp", f"{where} is not up yet: {peer.get('state')}", "ask again in a few seconds")
         else:
             yield fault(
                 "bgp",
@@ -168,7 +170,8 @@ def check_backends(rows: Sequence[Row]) -> Iterator[Finding]:
     ill = [row for row in rows if row.get("state") in ("down", "panic", "unknown")]
     for row in ill:
         label = f"{row.get('service')}/{row.get('name')}"
-        yield fault(
+        say = warning if row.get("state") == "unknown" else fault  # nobody has looked yet, or nobody can
+        yield say(
             "backend",
             f"backend {label} ({row.get('address')}:{row.get('port')}) is {row.get('state')}: {row.get('reason')}",
             f"`lb doctor` on a MUX tries the way to it; meanwhile `lb drain backend {label}`",

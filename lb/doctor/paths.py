@@ -166,6 +166,16 @@ def check_probes(rows: Sequence[Row]) -> Iterator[Finding]:
             yield fault("backend", f"{label} at {row.get('address')}: {reason}", _advice(reason, label))
         elif row.get("health") == "up":
             yield ok("backend", f"{label}: {reason}")
+    untold = [f"{row.get('service')}/{row.get('name')}" for row in rows if row.get("health") not in ("up", "down")]
+    if untold:
+        names = ", ".join(untold[:4]) + (f" and {len(untold) - 4} more" if len(untold) > 4 else "")
+        yield unknown(
+            "path",
+            f"whether packets reach {names} is not known: there is no TCP over IPv4 to be tried, and no probe "
+            "through the "
+            "tunnel",
+            "give the service a probe with request and expect; see docs/health.md",
+        )
 
 
 def check_unprobed(rows: Sequence[Row]) -> Iterator[Finding]:

@@ -186,39 +186,29 @@ class _Prober:
                     (self._heard_icmp if opened is self._icmp else self._heard_tcp)(data)
 
     def _heard_tcp(self, packet: bytes) -> None:
-        """An answer of a VIP."""
-        header = (packet[0] & 0x0F) * 4 if packet else 0
-        if len(packet) < header + _TCP.size:
-            return
-        _, port, _, _, _, flags, _, _, _ = _TCP.unpack_from(packet, header)
-        item = self._waiting.get(("tcp", port))
-        if item is not None and packet[12:16] == item.way.target.vip.packed:
-            item.way.tunnels[item.size] = Answer.REFUSED if flags & 0x04 else Answer.ACCEPTED
+        heard = read_tcp(packet)
+        item = self._waiting.get(("tcp", heard.port)) if heard is not None else None
+        if heard is not None and item is not None and heard.source == item.way.target.vip:
+            item.way.tunnels[item.size] = heard.answer
 
     def _heard_icmp(self, packet: bytes) -> None:
-        header = (packet[0] & 0x0F) * 4 if packet else 0
-        if len(packet) < header + _ICMP.size:
-            return
-        kind, code, _, first, second = _ICMP.unpack_from(packet, header)
-        if kind == 0 and first == self._identifier:
-            item = self._waiting.get(("ping", second))
+        heard = read_icmp(packet)
+        if isinstance(heard, Echo) and heard.identifier == self._identifier:
+            item = self._waiting.get(("ping", heard.sequence))
             if item is not None:
                 item.way.pings.add(item.size)
-        elif kind == 3:
-            self._complaint(IPv4Address(packet[12:16]), code, second, packet[header + _ICMP.size :])
+        elif isinstance(heard, Complaint):
+            for item in self._waiting.values():
+                if item.way.target.address == heard.about:
+                    _note(item.way, heard)
 
-    def _complaint(self, sender: IPv4Address, code: int, mtu: int, quoted: bytes) -> None:
-        """What somebody says of a packet of ours, of which he quotes the beginning."""
-        if len(quoted) < _IP.size:
-            return
-        for item in self._waiting.values():
-            way = item.way
-            if quoted[16:20] != way.target.address.packed:
-                continue
-            if code == 4 and mtu:
-                way.said_mtu, way.said = mtu, f"{sender} says: fragmentation needed"
-            elif quoted[9] == 4 or way.said is None:
-                way.said = f"{sender} says: {_UNREACHABLE.get(code, f'ICMP type 3 code {code}')}"
+
+def _note(way: _Way, heard: Complaint) -> None:
+    """What is said of tunnel packets goes before what is said of plain ones."""
+    if heard.mtu:
+        way.said_mtu, way.said = heard.mtu, f"{heard.sender} says: fragmentation needed"
+    elif heard.protocol == 4 or way.said is None:
+        way.said = f"{heard.sender} says: {_UNREACHABLE.get(heard.code, f'ICMP type 3 code {heard.code}')}"
 
 
 def _answered(item: _Try) -> bool:
@@ -251,6 +241,63 @@ def echo(identifier: int, sequence: int, size: int) -> bytes:
     body = bytes(max(0, size - _IP.size - _ICMP.size))
     whole = _ICMP.pack(8, 0, 0, identifier, sequence) + body
     return whole[:2] + struct.pack("!H", checksum(whole)) + whole[4:]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A TCP segment to a port of ours."""
+
+    source: IPv4Address
+    port: int
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    identifier: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """What somebody says (ICMP destination unreachable) of a packet of ours, of which he quotes the beginning."""
+
+    sender: IPv4Address
+    code: int
+    mtu: int  #: with code 4, if he knows it; else 0
+    about: IPv4Address  #: where our packet went
+    protocol: int
+
+
+def read_tcp(packet: bytes) -> Segment | None:
+    """Of a packet that begins with its IP header; None for whatever else it may be."""
+    header = (packet[0] & 0x0F) * 4 if packet else 0
+    if header < _IP.size or len(packet) < header + _TCP.size:
+        return None
+    _, port, _, _, _, flags, _, _, _ = _TCP.unpack_from(packet, header)
+    return Segment(IPv4Address(packet[12:16]), port, Answer.REFUSED if flags & 0x04 else Answer.ACCEPTED)
+
+
+def read_icmp(packet: bytes) -> Echo | Complaint | None:
+    """Of a packet that begins with its IP header; None for whatever else it may be."""
+    header = (packet[0] & 0x0F) * 4 if packet else 0
+    if header < _IP.size or len(packet) < header + _ICMP.size:
+        return None
+    kind, code, _, first, second = _ICMP.unpack_from(packet, header)
+    if kind == 0:
+        return Echo(first, second)
+    quoted = packet[header + _ICMP.size :]
+    if kind != 3 or len(quoted) < _IP.size:
+        return None
+    mtu = second if code == 4 else 0
+    return Complaint(IPv4Address(packet[12:16]), code, mtu, IPv4Address(quoted[16:20]), quoted[9])
+
+
+def read_arp(frame: bytes) -> tuple[bytes, IPv4Address] | None:
+    """Who answers for which address, of an Ethernet frame; None for whatever else it may be."""
+    if len(frame) < 42 or frame[12:14] != b"\x08\x06" or frame[20:22] != b"\0\2":
+        return None
+    return frame[22:28], IPv4Address(frame[28:32])
 
 
 def checksum(data: bytes) -> int:
@@ -367,8 +414,9 @@ def _arp_answers(link: socket.socket, seconds: float) -> Iterator[tuple[bytes, I
             frame = link.recv(2048)
         except TimeoutError:
             return
-        if len(frame) >= 42 and frame[20:22] == b"\0\2":
-            yield frame[22:28], IPv4Address(frame[28:32])
+        answer = read_arp(frame)
+        if answer is not None:
+            yield answer
 
 
 def _neighbours() -> dict[str, str]:

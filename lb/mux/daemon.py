@@ -30,6 +30,8 @@ import structlog
 from lb import log as log_setup
 from lb.config import load_mux, parse_manager_url
 from lb.control import ControlServer
+from lb.doctor import startup
+from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
 from lb.forwarding import Compiler, Forwarding
 from lb.metrics import MetricsServer, MuxCollector, serve
@@ -198,6 +200,8 @@ class Daemon:
             services=len(services),
             generation=self._plane.engine.generation,
         )
+        settings = self._settings
+        startup.say(Role.MUX, settings.state_dir, interface=settings.interface, mtu=settings.mtu)
 
     def _drop_privileges(self) -> None:
         keep = [*NEEDED, Capability.SYS_NICE]  # the last, if we have it, so that workers go before other threads

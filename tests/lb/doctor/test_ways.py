@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.l2 import ARP, Ether
 
 from lb.doctor import bgp, paths, reach
 from lb.doctor.facts import Answer, Dialled, Path, Target
@@ -76,6 +78,15 @@ def test_what_is_tried_are_tcp_services_and_not_too_many() -> None:
     assert paths.targets([{"service": "web"}, {}], [{"name": "web", "protocol": "tcp"}]) == []
 
 
+def test_ways_that_nobody_tried_are_said() -> None:
+    rows = [{"service": "dns", "name": f"b{n}", "health": "unknown"} for n in range(6)]
+    (found,) = paths.check_probes(rows)
+    assert found.severity is UNKNOWN
+    assert "dns/b0, dns/b1, dns/b2, dns/b3 and 2 more" in found.what
+    up, down, untold = paths.check_probes([{"health": "up"}, {"health": "down", "reason": "connect timed out"}, {}])
+    assert (up.severity, down.severity, untold.severity) == (OK, FAULT, UNKNOWN)
+
+
 PEER = BgpPeer("tor1", IPv4Address("10.0.1.1"), 65000, (BgpFamily.IPV4,), password="x")  # noqa: S106
 
 
@@ -89,7 +100,7 @@ PEER = BgpPeer("tor1", IPv4Address("10.0.1.1"), 65000, (BgpFamily.IPV4,), passwo
         (Dialled(False, NO, NO), "bgp", "neither ping nor port 179"),
         (Dialled(True, RST), "bgp", "refuses connections"),
         (Dialled(True, NO, RST), "bgp", "refuses connections"),
-        (Dialled(True, NO, YES), "bgp", "another AS"),
+        (Dialled(True, NO, YES), "bgp", "another AS"),  # the password is right
         (Dialled(True, YES), "bgp", "another AS"),
         (None, "bgp", "another AS"),
     ],
@@ -100,6 +111,11 @@ def test_a_silent_bgp_port_tells_of_the_password(dialled: Dialled | None, check:
     assert (found.check, found.severity) == (check, FAULT)
     assert words in found.what
     assert found.remedy
+
+
+def test_a_session_that_is_being_set_up_is_no_fault_yet() -> None:
+    (found,) = bgp.check_peer(PEER, {"state": "connecting", "error": None}, Dialled(True, YES, YES), "f")
+    assert found.severity is WARNING
 
 
 def test_an_established_session_is_fine_and_was_not_dialled() -> None:
@@ -131,3 +147,33 @@ def test_an_echo_request_has_the_size_that_was_asked_for(size: int) -> None:
     kept = packet.chksum
     del packet.chksum
     assert ICMP(bytes(packet)).chksum == kept
+
+
+def test_answers_are_read_and_anything_else_is_nothing() -> None:
+    answer = IP(src=str(VIP), dst=str(MUX)) / TCP(sport=80, dport=61001, flags="SA")
+    assert reach.read_tcp(bytes(answer)) == reach.Segment(VIP, 61001, YES)
+    answer[TCP].flags = "RA"
+    assert reach.read_tcp(bytes(answer)) == reach.Segment(VIP, 61001, RST)
+    ours = IP(src=str(MUX), dst=str(HOST), proto=4) / (b"x" * 20)
+    said = IP(src="10.0.1.1", dst=str(MUX)) / ICMP(type=3, code=4, nexthopmtu=1400) / bytes(ours)[:28]
+    assert reach.read_icmp(bytes(said)) == reach.Complaint(IPv4Address("10.0.1.1"), 4, 1400, HOST, 4)
+    said[ICMP].code = 2
+    assert reach.read_icmp(bytes(said)) == reach.Complaint(IPv4Address("10.0.1.1"), 2, 0, HOST, 4)
+    echo = IP(src=str(HOST), dst=str(MUX)) / ICMP(type=0, id=7, seq=9)
+    assert reach.read_icmp(bytes(echo)) == reach.Echo(7, 9)
+    arp = Ether() / ARP(op=2, hwsrc="02:00:00:00:00:01", psrc=str(VIP))
+    assert reach.read_arp(bytes(arp)) == (bytes([2, 0, 0, 0, 0, 1]), VIP)
+    arp[ARP].op = 1
+    assert reach.read_arp(bytes(arp)) is None
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_garbage_and_what_is_cut_short_is_read_without_harm(seed: int) -> None:
+    chosen = random.Random(seed)
+    whole = bytes(IP(src="10.0.1.1") / ICMP(type=3, code=4) / (bytes(IP(dst=str(HOST))) + b"12345678"))
+    for _ in range(200):
+        garbage = chosen.randbytes(chosen.randrange(120))
+        for data in (garbage, whole[: chosen.randrange(len(whole))], bytes([0x45 + chosen.randrange(11)]) + garbage):
+            reach.read_tcp(data)
+            reach.read_icmp(data)
+            reach.read_arp(data)

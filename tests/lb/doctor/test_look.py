@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at the real machine: files, processes, sockets; nothing of it is changed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from lb.control import ControlServer
+from lb.doctor import look
+from lb.doctor.facts import Role
+from lb.node.identity import _new_key
+from manager.authority import Authority, Subject
+
+
+@contextmanager
+def running(*configs: Path) -> Iterator[list[int]]:
+    """Processes that look like ``lb-mux --config FILE``."""
+    argv = ["lb-mux", "-c", "import time; print(flush=True); time.sleep(60)", "--config"]
+    started = [
+        subprocess.Popen([*argv, str(config)], executable=sys.executable, stdout=subprocess.PIPE) for config in configs
+    ]
+    try:
+        for process in started:
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield [process.pid for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+def test_daemons_of_this_machine_are_found_with_the_names_in_their_files(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text('[mux]\nname = "mux1"\n')
+    two.write_text("[mux")
+    with running(one, two) as pids:
+        found = {twin.pid: (twin.config, twin.name) for twin in look.twins(Role.MUX) if twin.pid in pids}
+        assert found == {pids[0]: (str(one), "mux1"), pids[1]: (str(two), None)}
+        assert not {twin.pid for twin in look.twins(Role.AGENT)} & set(pids)
+    assert not {twin.pid for twin in look.twins(Role.MUX)} & set(pids)
+
+
+def test_a_certificate_is_read_or_it_is_said_why_not(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "ca")
+    _, csr = _new_key()
+    file = tmp_path / "node.pem"
+    file.write_text(authority.sign_request(csr, Subject("mux", "mux1"), 3600.0).pem)
+    found = look.certificate(file)
+    assert found.owner == "mux:mux1"
+    assert found.not_before < time.time() < found.not_after < time.time() + 3601
+    assert look.certificate(tmp_path / "none.pem").missing
+    for garbage in (b"", b"\0\xff" * 100, b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+        file.write_bytes(garbage)
+        assert look.certificate(file).error == "is damaged"
+
+
+def test_a_daemon_is_asked_and_known_by_its_pid(tmp_path: Path) -> None:
+    rows = {
+        "status": [{"name": "mux1", "manager": {"connected": True}}],
+        "services": [{"name": "web"}],
+        "backends": "x",
+    }
+    ready, end = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        server = ControlServer(tmp_path / "mux.sock", {"get": lambda asked: rows.get(asked["what"], [])})
+        await server.start()
+        ready.set()
+        await asyncio.to_thread(end.wait)
+        await server.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        found = look.daemon(Role.MUX, str(tmp_path))
+    finally:
+        end.set()
+        thread.join()
+    assert (found.answers, found.pid, found.capabilities) == (True, os.getpid(), look.rights().capabilities)
+    assert (found.status["name"], found.services, found.backends) == ("mux1", ({"name": "web"},), ())
+    assert found.manager == {"connected": True}
+
+
+def test_why_a_daemon_was_not_asked_is_said(tmp_path: Path) -> None:
+    found = look.daemon(Role.MUX, str(tmp_path))
+    assert (found.answers, found.may_ask, found.error) == (False, True, f"{tmp_path}/mux.sock: is not there")
+
+
+def test_a_disk_is_that_of_where_the_directory_will_be(tmp_path: Path) -> None:
+    there, later = look.disk(str(tmp_path)), look.disk(str(tmp_path / "not" / "yet"))
+    assert later.total == there.total > 0
+    assert later.error is None
+
+
+def test_this_machine_can_be_looked_at() -> None:
+    assert look.kernel().release
+    assert look.link("lo").exists
+    assert not look.link("nosuch0").exists
+    assert look.clock(None).synchronised in (True, False)
+    assert "127.0.0.1" in {str(address) for address in look.network("lo").addresses}
+
+
+@pytest.mark.parametrize(
+    ("held", "addresses"),
+    [
+        (["203.0.113.10"], ["203.0.113.10"]),
+        ([{"prefix": {"addr": "203.0.113.0", "len": 25}}], ["203.0.113.0/25"]),
+        ([{"range": ["203.0.113.1", "203.0.113.3"]}], ["203.0.113.1-203.0.113.3"]),
+        ([7, None, {"elem": {}}], []),
+    ],
+)
+def test_the_elements_of_a_table_are_read(held: list[object], addresses: list[str]) -> None:
+    assert list(look._elements(held)) == addresses
+
+
+def test_a_manager_that_is_no_manager_tells_no_time() -> None:
+    found = look.clock("https://127.0.0.1:9")
+    assert found.ahead is None
+    assert found.error == "connection refused"
