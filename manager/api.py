@@ -9,7 +9,8 @@ or nothing on loopback where that was asked for). An error is ``{"error": senten
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable
+import re
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,7 @@ from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, Vip
 from manager.controller import Applied, Controller
 from manager.openapi import ROUTES, describe
 from manager.plan import AGENT, MUX
+from manager.rates import FIELDS, SERVICES_KEPT
 from manager.store import ConflictError, Store, StoreError
 from manager.view import View
 
@@ -32,6 +34,8 @@ WAIT_MAX = 300.0
 #: A change may wait so long for its confirmation, seconds.
 CONFIRM_MIN, CONFIRM_MAX = 1.0, 86_400.0
 WHY_MAX = 1000
+#: What `lb top` can be sorted by.
+SORTS = (*FIELDS, "name")
 
 #: Who asks, as it will stand in the audit; raises AccessError.
 Authenticate = Callable[[web.Request], Awaitable[str]]
@@ -118,6 +122,17 @@ class Api:
 
     async def events(self, request: web.Request) -> web.Response:
         return _answer(self._view.events(_limit(request)))
+
+    async def top(self, request: web.Request) -> web.Response:
+        by = _choice(request, "by", ("service", "backend", "mux"))
+        sort = _choice(request, "sort", SORTS)
+        limit = int(_within(request, "limit", 20, 1, LIMIT_MAX))
+        return _answer(self._view.top(by, sort, limit, request.query.get("service")))
+
+    async def rates(self, request: web.Request) -> web.Response:
+        since = _within(request, "since", 0, 0, 2**53)
+        services = int(_within(request, "services", 8, 0, SERVICES_KEPT))
+        return _answer(self._view.rates(since or None, services, request.query.getall("service", [])))
 
     async def audit(self, request: web.Request) -> web.Response:
         return _answer([asdict(line) for line in await self._store.audit(_limit(request))])
@@ -281,6 +296,25 @@ def _limit(request: web.Request) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
         raise RequestError(f"limit must be 1 to {LIMIT_MAX}, not {show(text)}")
     return int(text)
+
+
+def _within(request: web.Request, key: str, default: float, least: float, most: float) -> float:
+    """A number of the query."""
+    text = request.query.get(key)
+    if text is None:
+        return default
+    number = float(text) if re.fullmatch(r"[0-9]{1,16}(\.[0-9]{1,9})?", text) else -1.0
+    if not least <= number <= most:
+        raise RequestError(f"{key} must be {least:g} to {most:g}, not {show(text)}")
+    return number
+
+
+def _choice(request: web.Request, key: str, known: Sequence[str]) -> str:
+    """One of the words; the first if none is given."""
+    text = request.query.get(key, known[0])
+    if text not in known:
+        raise RequestError(f"{key} must be one of {', '.join(known)}, not {show(text)}")
+    return text
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

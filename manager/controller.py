@@ -28,8 +28,9 @@ from manager.desired import Change, Desired, Order, Pending, Rules
 from manager.drains import Emptied
 from manager.events import Events, differences
 from manager.health import Report, Reports, Source
-from manager.nodes import NodeHub
+from manager.nodes import Entry, NodeHub
 from manager.plan import AGENT, MUX, BackendKey, Memory, Plan, Remembered, Tables, World, plan, replan
+from manager.rates import Rates
 from manager.store import ConflictError, Entries, NodeRecord, Store, VersionLine
 
 #: How many VIPs are planned in one go.
@@ -86,6 +87,7 @@ class Controller:
         self.desired = Desired()
         self.plan = Plan()
         self.emptied = Emptied()
+        self.rates = Rates()
         self.hub: NodeHub
         self._store = store
         self._clock = clock
@@ -350,6 +352,14 @@ class Controller:
         say = log.warning if bad else log.info
         say("event", subject=subject, text=text)
 
+    def told(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        if entry.record.kind == MUX:
+            self.rates.heard(entry.record.name, body, self._clock())
+
+    def left(self, entry: Entry) -> None:
+        if entry.record.kind == MUX:
+            self.rates.left(entry.record.name)
+
     def keep(self, record: NodeRecord) -> None:
         self._to_keep[record.kind, record.name] = record
         self._wake.set()
@@ -550,6 +560,7 @@ class Controller:
             await asyncio.sleep(TICK)
             now = self._clock()
             self.hub.tick(now)
+            self.rates.tick(now)
             self._look_at_drains(now)
             silent = self._reports.expire(now)
             if silent:

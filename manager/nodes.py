@@ -7,13 +7,16 @@ happened to. It owns the list of nodes, which outlives the manager in the store.
 
 The body of a node's status, as far as commands and metrics read it (everything may be missing):
 
+    at              the time of the MUX's own clock at which its counters were read, seconds
     mux             the row of ``lb get muxes --local``
-    services        rows: name, packets, bytes, flows_new, flows (live, as counted every few seconds)
+    services        rows: name, packets, bytes, flows_new, dropped, flows (live, as counted every few seconds)
     backends        rows: service, name, packets, flows
     handover        in words: what became of the flows that only this MUX knew, when it last went or came
     drains          rows: service, name, flows; of backends that drain, counted when they got no new flow any more
     peers           rows of BGP sessions: name, address, state, error, ...
     announcements   rows: vip, peer, state ("announced", ...), why
+
+A node says all of it when it has connected, and then what changed.
 """
 
 from __future__ import annotations
@@ -80,6 +83,14 @@ class Listener(Protocol):
         ...
 
     def heard(self, kind: str, name: str, message: HealthMessage) -> None: ...
+
+    def told(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        """A node's status, or what of it changed; ``entry.status`` has all of it."""
+        ...
+
+    def left(self, entry: Entry) -> None:
+        """A node's connection ended."""
+        ...
 
     def happened(self, subject: str, text: str, *, bad: bool = False) -> None:
         """For the events."""
@@ -305,6 +316,7 @@ class NodeHub:
         entry.record = replace(entry.record, last_seen=self._now)
         entry.look()
         self._listener.keep(entry.record)
+        self._listener.left(entry)
         self._listener.happened(_subject(entry), "is not connected any more; it goes on with what it has", bad=True)
         if entry.record.kind == MUX:
             self._pass_on(self._handovers.left(entry.record.name))
@@ -349,8 +361,10 @@ class NodeHub:
     def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
         entry = self._current(connection)
         if entry is not None:
-            self._say_sessions(entry, body)
-            entry.status = body
+            if "peers" in body:
+                self._say_sessions(entry, body)
+            entry.status = {**entry.status, **body}
+            self._listener.told(entry, body)
 
     def event(self, connection: Connection, text: str) -> None:
         entry = self._current(connection)

@@ -111,6 +111,21 @@ _VERSION: dict[str, Schema] = {
 #: What a line of a change says.
 ACTIONS = ["created", "changed", "unchanged", "deleted", "drained", "undrained", "confirmed", "taken back"]
 
+MAYBE_NUMBER: Schema = {"type": ["number", "null"]}
+
+#: Rates are over all MUXes, made of the last two words of each; null: no MUX told twice yet, or lately.
+_RATES: dict[str, Schema] = {
+    "pps": {**MAYBE_NUMBER, "description": "packets forwarded per second"},
+    "bps": {**MAYBE_NUMBER, "description": "bits of them per second, without the outer header"},
+    "cps": {**MAYBE_NUMBER, "description": "new flows per second"},
+    "dropped": {**MAYBE_NUMBER, "description": "packets dropped per second"},
+    "flows": {**MAYBE_COUNT, "description": "flows alive, as counted every few seconds"},
+}
+_POINTS: Schema = {
+    **record({name: array(MAYBE_NUMBER) for name in _RATES}),
+    "description": "an array of each rate, the oldest point first; null where nobody told",
+}
+
 SCHEMAS: dict[str, Schema] = {
     "ServiceTable": SERVICE_TABLE,
     "Error": record(
@@ -187,6 +202,49 @@ SCHEMAS: dict[str, Schema] = {
     "Event": record({"at": TIME, "subject": TEXT, "text": TEXT, "bad": FLAG}),
     "AuditLine": record({**_VERSION, "change": ANYTHING}),
     "Version": record(_VERSION),
+    "Top": record(
+        {
+            "at": TIME,
+            "by": {"enum": ["service", "backend", "mux"]},
+            "total": record(_RATES),
+            "of": {"type": "integer", "description": "how many there are, shown or not"},
+            "rows": array({"anyOf": [ref("TopService"), ref("TopBackend"), ref("TopMux")]}),
+        }
+    ),
+    "TopService": record(
+        {"service": TEXT, "vip": TEXT, "protocol": TEXT, "port": TEXT, "state": TEXT, **_RATES},
+    ),
+    "TopBackend": record(
+        {
+            "service": TEXT,
+            "backend": TEXT,
+            "address": TEXT,
+            "state": TEXT,
+            "weight": COUNT,
+            "pps": _RATES["pps"],
+            "flows": _RATES["flows"],
+        }
+    ),
+    "TopMux": record(
+        {
+            "mux": TEXT,
+            "state": TEXT,
+            "received": {**MAYBE_NUMBER, "description": "packets received per second"},
+            "capacity": {**MAYBE_COUNT, "description": "flows that its table holds"},
+            "fill": {**MAYBE_NUMBER, "description": "the part of it that is in use, 0 to 1"},
+            **_RATES,
+        }
+    ),
+    "Rates": record(
+        {
+            "step": {"type": "number", "description": "seconds from one point to the next"},
+            "first": {**TIME, "description": "Unix time of the first point"},
+            "points": {"type": "integer", "description": "how many there are in each array"},
+            "total": _POINTS,
+            "muxes": {"type": "object", "additionalProperties": _POINTS},
+            "services": {"type": "object", "additionalProperties": _POINTS},
+        }
+    ),
     "Description": record(
         {
             "service": ref("Service"),
@@ -337,6 +395,31 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
     Route("GET", "/v1/announcements", "announcements", "Who announces which VIP to whom", array(ref("Announcement"))),
     Route("GET", "/v1/events", "events", "What happened, and why; the oldest first", array(ref("Event")), query=_LIMIT),
+    Route(
+        "GET",
+        "/v1/top",
+        "top",
+        "Rates of the busiest services, backends or MUXes; they are new about once a second",
+        ref("Top"),
+        query={
+            "by": {"enum": ["service", "backend", "mux"], "default": "service"},
+            "sort": {"enum": [*_RATES, "name"], "default": "pps"},
+            "limit": {"type": "integer", "minimum": 1, "maximum": 5000, "default": 20},
+            "service": {"type": "string", "description": "only this one, or its backends"},
+        },
+    ),
+    Route(
+        "GET",
+        "/v1/rates",
+        "rates",
+        "Rates of the last five minutes: the total, each MUX, and the busiest services or those named",
+        ref("Rates"),
+        query={
+            "since": {"type": "number", "description": "Unix time: only points after it"},
+            "services": {"type": "integer", "minimum": 0, "maximum": 50, "default": 8},
+            "service": {"type": "string", "description": "a name, any number of times: these instead of the busiest"},
+        },
+    ),
     Route("GET", "/v1/audit", "audit", "Who changed what; the latest first", array(ref("AuditLine")), query=_LIMIT),
     Route("GET", "/v1/openapi.json", "openapi", "This description", ANYTHING),
     Route(

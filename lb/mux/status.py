@@ -6,6 +6,7 @@ Everything comes from the engine's counters and the configuration that is live; 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,9 +52,11 @@ class Status:
         probed: Callable[[], Mapping[Label, Known]] = dict,
         manager: Callable[[], Row] | None = None,
         handover: Callable[[], str | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from any thread.
         ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one."""
+        self._clock = clock
         self._settings = settings
         self._mode = mode
         self._engine = engine
@@ -90,14 +93,15 @@ class Status:
         """What the manager shows of this MUX. Of counters only those that count something, and not without end."""
         services: list[Row] = []
         backends: list[Row] = []
+        at = self._clock()  # of the counters: rates are made of two statuses
         for service, number in self._services():
             counters = self._engine.service_counters(number)
             found = [self._flows(number, backend) for backend in service.backends]
             flows = sum(item.live for item in found)
-            if not counters.packets and not flows:
+            if not counters.packets and not counters.dropped and not flows:
                 continue
             row = {"packets": counters.packets, "bytes": counters.bytes, "flows_new": counters.flows, "flows": flows}
-            services.append({"name": service.name, **row})
+            services.append({"name": service.name, **row, "dropped": counters.dropped})
             backends += [
                 {
                     "service": service.name,
@@ -110,6 +114,7 @@ class Status:
         mux = self.mux()
         del mux["manager"]  # it knows
         return {
+            "at": at,
             "mux": mux,
             "peers": self.peers(),
             "announcements": self.announcements()[:ROWS_MAX],

@@ -192,7 +192,7 @@ class HealthMessage:
 
 @dataclass(frozen=True, slots=True)
 class StatusMessage:
-    """How the node is, for people."""
+    """How the node is, for people: of its sections those that are others than it said before on this connection."""
 
     body: Mapping[str, Any]
 

@@ -70,8 +70,8 @@ class Outbox:
         self._renewal = True
 
     def status(self, body: Mapping[str, Any]) -> None:
-        """Said only if it is another than before."""
-        self._status = body if body != self._sent_status else None
+        """The newest. Of it are said the sections that are others than those said before; each has all of them."""
+        self._status = body
 
     def event(self, text: str) -> None:
         self._lost_events += len(self._events) == EVENTS_MAX
@@ -97,7 +97,9 @@ class Outbox:
         if self._renewal and not reports:
             messages.append(HealthMessage(self._lease, clock=self._now()))
         if self._status is not None:
-            messages.append(StatusMessage(self._status))
+            news = _news(self._sent_status, self._status)
+            if news:
+                messages.append(StatusMessage(news))
             self._sent_status = self._status
         if self._lost_events:
             messages.append(EventMessage(f"{self._lost_events} events before these were too many to keep"))
@@ -113,3 +115,10 @@ class Outbox:
 
     def _now(self) -> float | None:
         return self._wall() if self._wall is not None else None
+
+
+def _news(said: Mapping[str, Any] | None, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What of a status differs: VIPs of ten thousand services are not told each second that a packet comes."""
+    if said is None:
+        return body
+    return {key: value for key, value in body.items() if key not in said or said[key] != value}

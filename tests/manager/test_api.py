@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -155,6 +156,39 @@ async def test_replacing_all_and_pruning_delete_what_is_not_named(tmp_path: Path
         assert done["version"] == 2
 
 
+# --- rates -----------------------------------------------------------------------------------------------------------
+
+
+async def test_the_busiest_come_first_and_what_nobody_told_is_null(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        tables = [service(), service("dns", "203.0.113.11"), service("idle", "203.0.113.12")]
+        await client.ask("POST", "/v1/apply", {"services": tables, "wait": 5})
+        top = await client.get("/v1/top")
+        assert (top["of"], top["total"]["pps"], top["rows"][0]["pps"]) == (3, None, None)
+        hub = client.site.muxes[0].hub
+        assert hub is not None
+        for second in (1, 2):
+            rows = [
+                {"name": "web", "packets": second * 100, "bytes": second * 1000, "flows_new": second, "flows": 9},
+                {"name": "dns", "packets": second * 500, "bytes": second * 500, "flows_new": second, "flows": 1},
+            ]
+            backends = [{"service": "web", "name": "web-2", "packets": second * 100, "flows": 9}]
+            mux = {"received": second, "forwarded": second * 600, "flows": 10, "flow_capacity": 40}
+            body = {"at": float(second), "mux": mux, "services": rows, "backends": backends}
+            hub.status(client.site.muxes[0], body)
+        top = await client.get("/v1/top")
+        assert [(row["service"], row["pps"]) for row in top["rows"]] == [("dns", 500), ("web", 100), ("idle", 0)]
+        assert (top["total"]["pps"], top["rows"][1]["bps"]) == (600, 8000)
+        assert [row["service"] for row in (await client.get("/v1/top?sort=flows&limit=2"))["rows"]] == ["web", "dns"]
+        assert [row["service"] for row in (await client.get("/v1/top?sort=name&limit=1"))["rows"]] == ["dns"]
+        row = (await client.get("/v1/top?by=backend&service=web"))["rows"][0]
+        assert (row["service"], row["backend"], row["pps"], row["flows"]) == ("web", "web-2", 100, 9)
+        rows = (await client.get("/v1/top?by=mux"))["rows"]
+        assert [(row["mux"], row["pps"], row["fill"]) for row in rows] == [("mux1", 600, 0.25), ("mux2", None, None)]
+        await asyncio.sleep(0.5)  # two turns of the clock
+        assert (await client.get("/v1/rates?services=1"))["services"].keys() <= {"dns", "web"}
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +232,10 @@ async def test_all_mistakes_come_at_once_and_nothing_is_changed(tmp_path: Path) 
         ("PUT /v1/services/web", {"name": "dns"}, 400, 'the table\'s name is "dns", and the path\'s is "web"'),
         ("GET /v1/events?limit=0", None, 400, 'limit must be 1 to 5000, not "0"'),
         ("GET /v1/audit?limit=x", None, 400, 'limit must be 1 to 5000, not "x"'),
+        ("GET /v1/top?by=port", None, 400, 'by must be one of service, backend, mux, not "port"'),
+        ("GET /v1/top?sort=x", None, 400, "sort must be one of pps, bps, cps, dropped, flows, name"),
+        ("GET /v1/top?limit=1e9", None, 400, 'limit must be 1 to 5000, not "1e9"'),
+        ("GET /v1/rates?services=99", None, 400, 'services must be 0 to 50, not "99"'),
         ("POST /v1/tokens", {"kind": "mux"}, 400, "this manager serves without TLS, so it has no tokens"),
         ("POST /v1/tokens", {"kind": 5}, 400, "kind must be mux, agent or operator"),
         ("DELETE /v1/apply", None, 405, "/v1/apply takes POST, not DELETE"),
