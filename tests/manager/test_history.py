@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import random
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -298,3 +303,97 @@ def test_going_back_over_any_history_gives_services_and_drains_of_then(steps: li
             await store.close()
 
     asyncio.run(run())
+
+
+# --- killed at any moment --------------------------------------------------------------------------------------------
+
+KILLS = 200
+
+
+def change_until_killed(directory: Path, acknowledge: int) -> None:
+    """A child's life: applies with --confirm, and confirms or takes back; tells the port that is sure to last."""
+
+    async def run() -> None:
+        store = await SqliteStore.open(directory)
+        controller = Controller(settings_for(directory), store)
+        await controller.start()
+        found = controller.desired.services.get("web")
+        port = found.ports.first if found is not None else 0
+        while True:
+            await controller.apply([service(port=port + 1)], WHO, confirm=3600)
+            if random.random() < 0.3:
+                await controller.drain_backend("web", "web-1", WHO, drain=not controller.desired.drains)
+            if random.random() < 0.5:
+                await controller.confirm(None, WHO)
+                port += 1
+            else:
+                await controller.rollback(None, WHO)
+            os.write(acknowledge, f"{port}\n".encode())
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    asyncio.run(run())
+
+
+async def stored_port(directory: Path) -> tuple[int, bool]:
+    """The port in the store, and whether it waits for its confirmation."""
+    store = await SqliteStore.open(directory)
+    entries = (await store.load()).entries
+    await store.close()
+    return entries.get("services", {}).get("web", {"port": 0})["port"], "pending" in entries
+
+
+async def port_after_a_start(directory: Path) -> int:
+    """An hour later, with a manager that starts anew; and its history must be whole."""
+    clock = Clock()
+    clock.skip(3600)
+    async with managing(directory, clock) as controller:
+        assert controller.desired.unconfirmed is None
+        versions = [line.version for line in await controller.history(5000)]
+        assert versions == list(range(controller.desired.version, 0, -1))
+        everything = await controller.rollback(0, WHO, dry_run=True)
+        assert everything.change.new.services == {}
+        found = controller.desired.services.get("web")
+        return found.ports.first if found is not None else 0
+
+
+def test_killed_200_times_what_was_confirmed_lasts_and_what_was_not_is_taken_back(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    lasting = worked = caught_waiting = 0
+    for _ in range(KILLS):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(reader)
+                change_until_killed(tmp_path, writer)
+            finally:
+                os._exit(1)
+        os.close(writer)
+        try:
+            time.sleep(rng.uniform(0.01, 0.08))  # the moment is what is random
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        words = read_all(reader).split("\n")[:-1]
+        if words:
+            worked += 1
+            lasting = int(words[-1])
+        port, waits = asyncio.run(stored_port(tmp_path))
+        assert port in (lasting, lasting + 1), "what was confirmed is lost"
+        after = asyncio.run(port_after_a_start(tmp_path))
+        if waits:
+            caught_waiting += 1
+            assert after == port - 1 == lasting, "what nobody confirmed was not taken back"
+        else:
+            assert after == port, "what was confirmed was taken back"
+        lasting = after
+    assert worked > KILLS / 4
+    assert caught_waiting > KILLS / 10
+
+
+def read_all(reader: int) -> str:
+    data = b""
+    while piece := os.read(reader, 65536):
+        data += piece
+    os.close(reader)
+    return data.decode()
