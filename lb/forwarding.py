@@ -74,6 +74,12 @@ def permutation(seed: bytes, name: str, size: int) -> tuple[int, int]:
     return offset % size, skip % (size - 1) + 1
 
 
+def build_table(seed: bytes, size: int, members: Iterable[tuple[str, int]], numbers: Mapping[str, int]) -> Maglev:
+    """Of backends that take new flows, by name and weight in the order of their names; ``numbers`` by name."""
+    rows = [Member(*permutation(seed, name, size), weight, numbers[name]) for name, weight in members]
+    return Maglev(size, rows)
+
+
 @dataclass(slots=True)
 class _ServiceNumbers:
     """A service's id, its backends' numbers by name, and counter indices by number."""
@@ -329,12 +335,6 @@ class Compiler:
         key = (size, *((name, weight, numbers.backends[name]) for name, weight in members))
         table = used.get(key) or self._tables.get(key)
         if table is None:
-            table = Maglev(
-                size,
-                [
-                    Member(*permutation(self.settings.seed, name, size), weight, numbers.backends[name])
-                    for name, weight in members
-                ],
-            )
+            table = build_table(self.settings.seed, size, members, numbers.backends)
         used[key] = table
         return key, table

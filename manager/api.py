@@ -154,6 +154,18 @@ class Api:
         )
         return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
 
+    async def diff(self, request: web.Request) -> web.Response:
+        body = await _table(request, {"services", "prune", "to"})
+        to, prune = _version(body, "to"), _flag(body, "prune")
+        if to is not None:
+            if "services" in body or prune:
+                raise RequestError("give either services, or the version to go back to")
+            done = await self._controller.rollback(to, request[WHO], dry_run=True)
+        else:
+            tables = _array(body.get("services"), "services")
+            done = await self._controller.apply(tables, request[WHO], replace_all=prune, dry_run=True)
+        return _change(done, dry_run=True, services=self._view.preview(done.change))
+
     async def rollback(self, request: web.Request) -> web.Response:
         body = await _table(request, {"to", "dry_run", "wait", "why", "confirm"})
         to, dry_run, wait, confirm = _version(body, "to"), _flag(body, "dry_run"), _wait(body), _confirm(body)

@@ -126,6 +126,33 @@ _POINTS: Schema = {
     "description": "an array of each rate, the oldest point first; null where nobody told",
 }
 
+_CHANGE_KEYS: dict[str, Schema] = {
+    "version": {"type": "integer", "description": "of the desired state, after the change"},
+    "changed": FLAG,
+    "dry_run": FLAG,
+    "lines": array(record({"name": TEXT, "action": {"enum": ACTIONS}, "details": array(TEXT)})),
+}
+
+#: What decides where the flows of a service go.
+_TOLD: Schema = {
+    **record(
+        {
+            "vip": TEXT,
+            "protocol": TEXT,
+            "port": {"type": ["integer", "string"]},
+            "slots": {**MAYBE_COUNT, "description": "null: what the MUX's file says"},
+            "hash": TEXT,
+            "backend": array(
+                record(
+                    {"name": TEXT, "address": TEXT, "weight": COUNT, "state": TEXT},
+                    {"flows": {**MAYBE_COUNT, "description": "live, over all MUXes; null: not known"}},
+                )
+            ),
+        }
+    ),
+    "type": ["object", "null"],
+}
+
 SCHEMAS: dict[str, Schema] = {
     "ServiceTable": SERVICE_TABLE,
     "Error": record(
@@ -133,26 +160,23 @@ SCHEMAS: dict[str, Schema] = {
         {"mistakes": array(record({"path": TEXT, "message": TEXT}))},
     ),
     "Change": record(
-        {
-            "version": {"type": "integer", "description": "of the desired state, after the change"},
-            "changed": FLAG,
-            "dry_run": FLAG,
-            "lines": array(
-                record(
-                    {
-                        "name": TEXT,
-                        "action": {"enum": ACTIONS},
-                        "details": array(TEXT),
-                    }
-                )
-            ),
-        },
+        _CHANGE_KEYS,
         {
             "behind": {**array(TEXT), "description": "with wait: nodes that did not follow in that time"},
             "why": {"type": "object", "description": "with wait: why they did not, by node"},
             "confirm": {**NUMBER, "description": "seconds until it is taken back, unless it is confirmed"},
             "title": {"type": "string", "description": "what was done, where the lines alone do not tell"},
         },
+    ),
+    "Preview": record(
+        {
+            **_CHANGE_KEYS,
+            "services": {
+                **array(record({"name": TEXT, "before": _TOLD, "after": _TOLD})),
+                "description": "as MUXes are told of them now, and as they would be once the change has settled",
+            },
+        },
+        {"title": TEXT},
     ),
     "Service": record(
         {
@@ -343,6 +367,14 @@ ROUTES: tuple[Route, ...] = (
         "Creates or changes services; leaves the others alone, unless prune is true",
         _CHANGE,
         record({"services": array(ref("ServiceTable"))}, {"prune": FLAG, **_TERMS}),
+    ),
+    Route(
+        "POST",
+        "/v1/diff",
+        "diff",
+        "What /v1/apply, or a rollback to a version, would change, and for whom; changes nothing",
+        ref("Preview"),
+        record({}, {"services": array(ref("ServiceTable")), "prune": FLAG, "to": COUNT}),
     ),
     Route(
         "POST",

@@ -18,9 +18,11 @@ from lb.config_text import service_table, vip_text
 from lb.errors import NotFoundError
 from lb.model import AnnouncePolicy, Service
 from manager.controller import Controller
+from manager.desired import Change
 from manager.drains import announced, left_of, withdrawn
 from manager.nodes import Entry, rows
 from manager.plan import AGENT, MUX, BackendPlan, VipPlan
+from manager.preview import live_flows, preview
 from manager.rates import FIELDS, NONE, MuxRate, Rate
 
 Row = dict[str, Any]
@@ -221,6 +223,13 @@ class View:
             "refusals": controller.hub.turned_away.rows(),
             "confirm": self._unconfirmed(),
         }
+
+    def preview(self, change: Change) -> list[Row]:
+        """What a change would mean to MUXes, and the live flows of what is there now."""
+        controller = self._controller
+        names = change.names | {key.rpartition("/")[0] for key in change.old.drains}
+        flows = live_flows(controller.hub.entries.values(), controller.plan.drains, names)
+        return preview(change, controller.plan, flows)
 
     def _unconfirmed(self) -> Row | None:
         waiting = self._controller.desired.unconfirmed

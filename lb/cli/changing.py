@@ -83,12 +83,16 @@ def show(answer: dict[str, Any]) -> None:
         click.echo(line)
 
 
+def describe(line: dict[str, Any], *, would: bool) -> str:
+    """``service web changed: weight of web-2 1 → 3``."""
+    details = f": {', '.join(cell(text) for text in line['details'])}" if line["details"] else ""
+    return f"{cell(line['name'])} {'would be ' if would else ''}{line['action']}{details}"
+
+
 def lines(answer: dict[str, Any]) -> Iterable[str]:
-    would = "would be " if answer["dry_run"] else ""
     for line in answer["lines"]:
         if line["action"] != "unchanged":
-            details = f": {', '.join(cell(text) for text in line['details'])}" if line["details"] else ""
-            yield f"{cell(line['name'])} {would}{line['action']}{details}"
+            yield describe(line, would=answer["dry_run"])
     unchanged = [line for line in answer["lines"] if line["action"] == "unchanged"]
     if len(unchanged) == 1:
         yield f"{cell(unchanged[0]['name'])} unchanged"

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a change would mean to MUXes: each service as they are told of it now, and as they would be once the change has
+settled; with the live flows of its backends. Pure. ``lb diff`` builds the Maglev tables of both and compares them, for
+the manager has no data plane.
+
+Settled means: a backend that stays is as well as it is now, one that is new or comes back from ``state = "down"`` is
+taken to be well. Slow start is left as it is, since it is the backend's doing and not the change's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from lb.config_text import service_table
+from lb.model import Backend, BackendState, HashMode
+from manager.desired import Change, Desired
+from manager.drains import withdrawn
+from manager.nodes import Entry, rows
+from manager.plan import MUX, BackendPlan, Plan
+from manager.slow_start import weights
+
+#: Live flows by service and backend; None: not known.
+Flows = Callable[[str, str], int | None]
+#: Rows of one kind that a MUX tells; where there are so many, one that is missing may not be zero (see lb.mux.status).
+ROWS_MAX = 20_000
+
+
+def preview(change: Change, plan: Plan, flows: Flows) -> list[dict[str, Any]]:
+    """For each service that differs: ``name``, ``before`` and ``after``; null where there is none."""
+    drained = {key.rpartition("/")[0] for key in change.old.drains.keys() ^ change.new.drains.keys()}
+    return [
+        {"name": name, "before": _before(name, change.old, plan, flows), "after": _after(name, change, plan)}
+        for name in sorted(change.names | drained)
+        if change.old.services.get(name) is not change.new.services.get(name) or name in drained
+    ]
+
+
+def _before(name: str, old: Desired, plan: Plan, flows: Flows) -> dict[str, Any] | None:
+    service = old.services.get(name)
+    if service is None:
+        return None
+    found = plan.vips.get(str(service.vip))
+    told = found.tables.get(name) if found is not None else None
+    table = _bare(told if told is not None else service_table(service))
+    return {**table, "backend": [{**row, "flows": flows(name, row["name"])} for row in table["backend"]]}
+
+
+def _after(name: str, change: Change, plan: Plan) -> dict[str, Any] | None:
+    service = change.new.services.get(name)
+    if service is None:
+        return None
+    known = _planned(name, change.old, plan)
+    ramps = []
+    backends = []
+    for backend in service.backends:
+        item = known.get((backend.name, str(backend.address)))
+        drained = f"{name}/{backend.name}" in change.new.drains
+        backends.append(replace(backend, state=_settled(backend, item, drained=drained)))
+        ramps.append(item.ramp if item is not None else None)
+    told = tuple(
+        replace(backend, weight=weight)
+        for backend, weight in zip(backends, weights(service.backends, ramps), strict=True)
+    )
+    return _bare(service_table(replace(service, backends=told)))
+
+
+def _settled(backend: Backend, item: BackendPlan | None, *, drained: bool) -> BackendState:
+    if backend.state is BackendState.DOWN:
+        return BackendState.DOWN
+    if drained or backend.state is BackendState.DRAIN:
+        return BackendState.DRAIN
+    if item is None or item.backend.state is BackendState.DOWN:
+        return BackendState.UP
+    if item.state is BackendState.DRAIN:
+        return BackendState.UP if item.healthy else BackendState.DOWN
+    return item.state
+
+
+def _planned(name: str, old: Desired, plan: Plan) -> dict[tuple[str, str], BackendPlan]:
+    """By name and address, for a backend that moves is another one."""
+    service = old.services.get(name)
+    found = plan.vips.get(str(service.vip)) if service is not None else None
+    items = found.backends if found is not None else ()
+    return {(item.backend.name, item.address): item for item in items if item.service == name}
+
+
+_KEYS = ("vip", "protocol", "port", "slots", "hash")
+
+
+def _bare(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides where a flow goes, with nothing left to defaults but ``slots``, which each MUX's file may set."""
+    found: dict[str, Any] = {key: table.get(key) for key in _KEYS}
+    found["hash"] = found["hash"] or HashMode.FIVE_TUPLE.value
+    found["backend"] = [
+        {
+            "name": row["name"],
+            "address": row["address"],
+            "weight": row.get("weight", 1),
+            "state": row.get("state", BackendState.UP.value),
+        }
+        for row in table["backend"]
+    ]
+    return found
+
+
+def live_flows(entries: Iterable[Entry], drains: Mapping[str, str | None], names: Iterable[str]) -> Flows:
+    """Of these services, summed over the MUXes that get packets; ``drains`` is the plan's. MUXes tell of no backend
+    that has none; and where one has not told anything, nothing is known."""
+    wanted = set(names)
+    muxes = [entry for entry in entries if entry.record.kind == MUX and not entry.gone and not withdrawn(entry, drains)]
+    total: dict[tuple[str, str], int] = {}
+    zero: int | None = 0 if muxes else None
+    for entry in muxes:
+        told = rows(entry.status, "backends")
+        if "backends" not in entry.status or len(told) >= ROWS_MAX:
+            zero = None
+        for row in told:
+            if row.get("service") in wanted and isinstance(row.get("flows"), int):
+                key = str(row["service"]), str(row.get("name"))
+                total[key] = total.get(key, 0) + row["flows"]
+    return lambda service, backend: total.get((service, backend), zero)
