@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb diff``: what ``lb apply`` or ``lb rollback`` would change, the slots that it moves, and the flows that it touches.
+"""``lb diff``: what ``lb apply`` or ``lb rollback`` would change, the slots it moves and the live flows it touches.
 
 The manager says what each service is and would be for MUXes; the Maglev tables of both are built and compared here.
 """
