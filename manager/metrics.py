@@ -57,13 +57,23 @@ class ManagerCollector(Collector):
         live = GaugeMetricFamily("lb_generation", "The generation that the node acknowledged.", labels=labels)
         wanted = GaugeMetricFamily("lb_generation_wanted", "The generation that the node should have.", labels=labels)
         refused = GaugeMetricFamily("lb_node_refused", "1 if the node refused its state.", labels=labels)
+        skew = GaugeMetricFamily(
+            "lb_node_clock_skew_seconds", "How far the node's clock is ahead of the manager's.", labels=labels
+        )
+        expires = GaugeMetricFamily(
+            "lb_node_certificate_expires_seconds", "When the node's certificate ends, Unix time.", labels=labels
+        )
         for entry in list(self._controller.hub.entries.values()):
             names = [entry.record.kind, entry.record.name]
+            if entry.clock_skew is not None:
+                skew.add_metric(names, entry.clock_skew)
+            if entry.expires is not None:
+                expires.add_metric(names, entry.expires)
             connected.add_metric(names, float(entry.connection is not None))
             live.add_metric(names, entry.live_generation)
             wanted.add_metric(names, entry.generation)
             refused.add_metric(names, float(entry.refused is not None))
-        yield from (connected, live, wanted, refused)
+        yield from (connected, live, wanted, refused, skew, expires)
 
     def _announced(self) -> Iterator[Metric]:
         """By peer, as MUXes tell of it; and what they were told to."""

@@ -131,7 +131,7 @@ class Entry:
     def clock_skew(self) -> float | None:
         """How far its clock is ahead, seconds; None: it has not said. A message that waited somewhere tells too much,
         so of the last ones that counts which tells least."""
-        return min(self.clocks, key=abs) if self.clocks else None
+        return min(self.clocks.copy(), key=abs, default=None)  # a scrape looks at it from another thread
 
     @property
     def may_follow(self) -> bool:

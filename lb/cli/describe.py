@@ -102,6 +102,10 @@ def node(row: dict[str, Any]) -> Iterator[str]:
             text = f"{clock(value)}, {ago(value)} ago"
         elif key == "state":
             text = f"{text}: {words.get(text, 'a state that this lb does not know')}"
+        elif key == "clock_skew" and value is not None:
+            text = f"{abs(value):g} s {'behind' if value < 0 else 'ahead of'} the manager's clock"
+        elif key == "certificate_expires" and value is not None:
+            text = clock(value)
         if key != "peers":
             yield f"{key.replace('_', ' '):<{width}}{text}"
     if peers:

@@ -45,7 +45,7 @@ def command(*, config: str | None, local: bool, show_all: bool, manager: Manager
         from lb.doctor.examine import machine  # noqa: PLC0415  brings much
 
         for file in files:
-            found += machine(file)
+            found += machine(file, fleet_follows=bool(manager.url) or local)
     if manager.url and not local:
         from lb.doctor.fleet import examine  # noqa: PLC0415
 

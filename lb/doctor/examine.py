@@ -42,14 +42,21 @@ def role_of(config: str) -> Role:
     raise ConfigError([(config, "has neither [mux] nor [agent] nor [manager]; give the file of a daemon")])
 
 
-def machine(config: str) -> list[Finding]:
-    """This machine, as the one that the file is for. Raises ConfigError if the file is wrong."""
+def machine(config: str, *, fleet_follows: bool = True) -> list[Finding]:
+    """This machine, as the one that the file is for. Raises ConfigError if the file is wrong.
+
+    ``fleet_follows``: whoever asks has the manager's fleet examined as well, or does not want it.
+    """
     role, path = role_of(config), Path(config)
     if role is Role.MUX:
         return list(_mux(config, load_mux(path)))
     if role is Role.AGENT:
         return list(_host(config, load_agent(path)))
-    return list(_manager(config, load_manager(path)))
+    found = list(_manager(config, load_manager(path)))
+    if not fleet_follows:
+        remedy = "as an operator: `lb doctor --manager URL`, or set LB_MANAGER"
+        found.append(unknown("fleet", "the fleet of this manager was not examined", remedy))
+    return found
 
 
 # --- a MUX -----------------------------------------------------------------------------------------------------------
@@ -195,6 +202,7 @@ def _manager(config: str, settings: ManagerSettings) -> Iterator[Finding]:
     yield from _listens(config, settings.listen)
     yield from machines.check_disk(look.disk(settings.state_dir))
     yield from machines.check_authority(look.certificate(directory / "ca.pem"), clock.now)
+    yield from machines.check_server_certificate(look.certificate(directory / "server.pem"), clock.now)
     yield from machines.check_clock(clock)
 
 

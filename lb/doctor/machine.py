@@ -242,6 +242,24 @@ def join_again(role: Role, name: str, config: str) -> str:
     )
 
 
+def check_server_certificate(certificate: Certificate, now: float) -> Iterator[Finding]:
+    """The one that a manager shows to nodes and operators; a running manager makes it anew long before its end."""
+    if certificate.missing or certificate.error is not None:
+        return  # it is made at the next start, and the authority's check says who may not read here
+    if now >= certificate.not_after:
+        yield fault(
+            "certificate",
+            f"the manager's own certificate {certificate.file} ended {_ago(now - certificate.not_after)} ago: no "
+            "node and "
+            "no operator trusts it",
+            "restart lb-manager, which makes a new one: `systemctl restart lb-manager`",
+        )
+    else:
+        yield ok(
+            "certificate", f"the manager's own certificate is valid for another {_ago(certificate.not_after - now)}"
+        )
+
+
 def check_authority(certificate: Certificate, now: float) -> Iterator[Finding]:
     """The manager's own."""
     directory = PurePath(certificate.file).parent

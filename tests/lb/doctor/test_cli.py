@@ -29,7 +29,7 @@ FOUND = [
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(examine, "machine", lambda path: list(FOUND) if path == str(tmp_path / "mux.toml") else [])
+    monkeypatch.setattr(examine, "machine", lambda path, **_: list(FOUND) if path == str(tmp_path / "mux.toml") else [])
     monkeypatch.setattr(doctor, "DIRECTORY", tmp_path)
     monkeypatch.delenv("LB_MANAGER", raising=False)
     return tmp_path / "mux.toml"
@@ -82,6 +82,18 @@ def test_a_wrong_request_is_told_from_a_fault(
     assert said in capsys.readouterr().err
     assert run(["doctor"]) == 2
     assert "nothing to examine" in capsys.readouterr().err
+
+
+def test_a_manager_whose_fleet_was_not_asked_for_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "manager.toml"
+    config.write_text(
+        f'[manager]\nname = "m1"\nlisten = "127.0.0.1:9"\nstate_dir = "{tmp_path}"\nvip_prefixes = ["203.0.113.0/24"]\n'
+    )
+    for arguments, unseen in (((), True), (("--local",), False)):
+        assert run(["doctor", "--config", str(config), "-o", "json", *arguments]) == 1
+        found = {f["check"]: f["severity"] for f in json.loads(capsys.readouterr().out)["findings"]}
+        assert found["daemon"] == found["authority"] == "fault"
+        assert (found.get("fleet") == "unknown") is unseen
 
 
 def test_a_fleet_is_examined_by_what_the_manager_answers() -> None:

@@ -185,6 +185,13 @@ def test_an_authority_that_ends_is_told_in_time(left: float, severity: Severity)
     assert found.severity is severity
 
 
+def test_the_managers_own_certificate_is_looked_at() -> None:
+    held = Certificate("/m/ca/server.pem", "manager:m1", 0.0, DAY)
+    assert [f.severity for f in machine.check_server_certificate(held, 0.0)] == [OK]
+    assert [f.severity for f in machine.check_server_certificate(held, 2 * DAY)] == [FAULT]
+    assert list(machine.check_server_certificate(Certificate("/m/ca/server.pem", missing=True), 0.0)) == []
+
+
 @pytest.mark.parametrize(
     ("clock", "found"),
     [
