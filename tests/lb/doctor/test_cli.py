@@ -84,7 +84,10 @@ def test_a_wrong_request_is_told_from_a_fault(
     assert "nothing to examine" in capsys.readouterr().err
 
 
-def test_a_manager_whose_fleet_was_not_asked_for_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_manager_whose_fleet_was_not_asked_for_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LB_MANAGER", raising=False)
     config = tmp_path / "manager.toml"
     config.write_text(
         f'[manager]\nname = "m1"\nlisten = "127.0.0.1:9"\nstate_dir = "{tmp_path}"\nvip_prefixes = ["203.0.113.0/24"]\n'
