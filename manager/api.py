@@ -21,6 +21,7 @@ from lb.config_tables import show
 from lb.config_text import service_table
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
 from manager.controller import Applied, Controller
+from manager.events import Wanted
 from manager.openapi import ROUTES, describe
 from manager.plan import AGENT, MUX
 from manager.rates import FIELDS, SERVICES_KEPT
@@ -121,7 +122,11 @@ class Api:
         return _answer(self._view.announcements())
 
     async def events(self, request: web.Request) -> web.Response:
-        return _answer(self._view.events(_limit(request)))
+        query = request.query
+        since = _within(request, "since", 0, 0, 2**53) or None
+        after = int(_within(request, "after", 0, 0, 2**53)) or None
+        bad = _choice(request, "bad", ("false", "true")) == "true"
+        return _answer(self._view.events(_limit(request), Wanted(query.get("subject"), since, after, bad)))
 
     async def top(self, request: web.Request) -> web.Response:
         by = _choice(request, "by", ("service", "backend", "mux"))

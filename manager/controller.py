@@ -26,7 +26,7 @@ from lb.node.messages import HealthMessage
 from manager import desired as changes
 from manager.desired import Change, Desired, Order, Pending, Rules
 from manager.drains import Emptied
-from manager.events import Events, differences
+from manager.events import KEPT, Events, differences
 from manager.health import Report, Reports, Source
 from manager.nodes import Entry, NodeHub
 from manager.plan import AGENT, MUX, BackendKey, Memory, Plan, Remembered, Tables, World, plan, replan
@@ -37,6 +37,8 @@ from manager.store import ConflictError, Entries, NodeRecord, Store, VersionLine
 TURN = 500
 #: How often time itself is looked at: leases, hold times, late nodes; seconds.
 TICK = 0.2
+#: How often new events are written to the store, seconds.
+KEEP_EVENTS = 0.5
 #: Leases of nodes are bounded by the manager's own setting, and by this from below.
 LEASE_MIN = 1.0
 #: A manager that starts anew counts on from here, beyond what it may have given out after its last note.
@@ -118,6 +120,7 @@ class Controller:
         generation = int(entries.get("generation", {}).get("latest", 0)) + GENERATION_GAP
         self.hub = NodeHub(term, generation if stored.version else 0, self, self.settings.hold, self._clock())
         self.hub.load(await self._store.nodes())
+        self.events.load(await self._store.events())
         self.plan = Plan(memory=memory)
         self._plan_all(say=False)  # what was so before is no event
         with contextlib.suppress(VipmuxError):  # then _confirmations() tries on, and says so
@@ -128,6 +131,7 @@ class Controller:
             asyncio.create_task(self._run(), name="plan"),
             asyncio.create_task(self._ticks(), name="clock"),
             asyncio.create_task(self._confirmations(), name="confirmations"),
+            asyncio.create_task(self._keep_events_on(), name="events"),
         ]
 
     async def stop(self) -> None:
@@ -135,6 +139,7 @@ class Controller:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._keep_nodes()
+        await self._keep_events()
 
     async def failed(self) -> None:
         """Returns never; raises what a task of ours raised, which is a programming error."""
@@ -281,11 +286,23 @@ class Controller:
         )
         self.desired = replace(change.new, version=version)
         log.info("changed", version=version, who=terms.who, what=change.what, why=terms.why or None)
+        self._say_changed(change, terms, version)
         self.touched(change.vips())
         if terms.confirm is not None:
             text = f"is taken back in {terms.confirm:g} s unless it is confirmed; it is of {terms.who}"
             self.happened(f"version {version}", text)
         return Applied(version, change)
+
+    def _say_changed(self, change: Change, terms: Terms, version: int) -> None:
+        """An operator's change is an event of all that it touches; of a large one the audit has the rest."""
+        done = [line for line in change.lines if line.action != "unchanged"]
+        for line in done[:LINES]:
+            details = f": {', '.join(line.details)}" if line.details else ""
+            why = f" ({terms.why})" if terms.why else ""
+            self.events.add(self._clock(), line.name, f"{line.action} by {terms.who}{details}{why}")
+        if len(done) > LINES:
+            more = f"and {len(done) - LINES:,} more were changed by {terms.who}; `lb get audit` has all of it"
+            self.events.add(self._clock(), f"version {version}", more)
 
     def _until(self, terms: Terms) -> Pending | None:
         now = self._clock()
@@ -509,6 +526,21 @@ class Controller:
                 await self._store.save_node(record)
             except VipmuxError as error:
                 log.error("node not kept in the store", node=record.name, reason=str(error))
+
+    async def _keep_events_on(self) -> None:
+        """Beside everything else: an event waits for no disk, and a disk for several events at once."""
+        while True:
+            await asyncio.sleep(KEEP_EVENTS)
+            await self._keep_events()
+
+    async def _keep_events(self) -> None:
+        events = self.events.take_unkept()
+        if not events:
+            return
+        try:
+            await self._store.add_events(events, KEPT)
+        except VipmuxError:  # that the store fails is said where the memory is written
+            self.events.not_kept(events)
 
     def _clear_tables(self) -> None:
         self._plans += 1

@@ -1,32 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happened, in words: the last few thousand changes of backends, VIPs and nodes, each with its reason.
 
-Written by :mod:`manager.controller`, read by ``lb get events`` and ``lb describe``. Every event is a line of the log
-as well, which is where older ones are found. Who changed what is not here but in the audit, which lasts.
-:func:`differences` is pure.
+Written by :mod:`manager.controller`, which also keeps them in the store, a moment later and several at once; read by
+``lb get events`` and ``lb describe``. Every event is a line of the log as well, which is where older ones are found.
+What operators changed is here in short, and in the audit in full and for ever. Pure.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from lb.model import BackendState
 from manager.plan import BackendPlan, Plan, VipPlan
+from manager.store import Event
 
 KEPT = 5000
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """One thing that happened."""
+class Wanted:
+    """Which events somebody wants to see; what is None does not matter."""
 
-    id: int
-    at: float  #: Unix time
-    subject: str  #: "backend web/web-1", "vip 203.0.113.10/32", "mux mux1", "agent host1", "service web"
-    text: str
-    bad: bool = False
+    subject: str | None = None  #: "backend web/web-1", a kind ("mux"), or a name ("mux1"; "web" and all its backends)
+    since: float | None = None  #: Unix time
+    after: int | None = None  #: a number
+    bad: bool = False  #: only the bad ones
+
+    def __call__(self, event: Event) -> bool:
+        return (
+            (not self.bad or event.bad)
+            and (self.since is None or event.at >= self.since)
+            and (self.after is None or event.id > self.after)
+            and (self.subject is None or _is_about(event.subject, self.subject))
+        )
+
+
+ANY = Wanted()
+
+
+def _is_about(subject: str, wanted: str) -> bool:
+    kind, _, name = subject.partition(" ")
+    if wanted in (subject, kind, name, name.partition("/")[0]):
+        return True
+    return kind == "vip" and wanted.removeprefix("vip ") == name.partition("/")[0]
 
 
 class Events:
@@ -34,24 +53,43 @@ class Events:
 
     def __init__(self) -> None:
         self._events: deque[Event] = deque(maxlen=KEPT)
+        self._unkept: deque[Event] = deque(maxlen=KEPT)
         self._id = 0
+
+    @property
+    def last(self) -> int:
+        """The number of the latest."""
+        return self._id
+
+    def load(self, events: Iterable[Event]) -> None:
+        """From the store, before any other."""
+        self._events.extend(events)
+        self._id = self._events[-1].id if self._events else 0
 
     def add(self, at: float, subject: str, text: str, *, bad: bool = False) -> Event:
         self._id += 1
         event = Event(self._id, at, subject, text, bad)
         self._events.append(event)
+        self._unkept.append(event)
         return event
 
-    def latest(self, limit: int, subjects: Iterable[str] | None = None) -> list[Event]:
+    def take_unkept(self) -> list[Event]:
+        """For the store. If it fails, they are given back to :meth:`not_kept`."""
+        taken = list(self._unkept)
+        self._unkept.clear()
+        return taken
+
+    def not_kept(self, events: Sequence[Event]) -> None:
+        """Of these and those since, the latest are tried again."""
+        self._unkept = deque([*events, *self._unkept], maxlen=KEPT)
+
+    def latest(self, limit: int, wanted: Callable[[Event], bool] = lambda _: True) -> list[Event]:
         """The oldest of them first."""
-        wanted = None if subjects is None else set(subjects)
-        found = []
-        for event in reversed(self._events):
-            if wanted is None or event.subject in wanted:
-                found.append(event)
-                if len(found) == limit:
-                    break
-        return found[::-1]
+        return list(islice((event for event in reversed(self._events) if wanted(event)), limit))[::-1]
+
+
+def about(subjects: Collection[str]) -> Callable[[Event], bool]:
+    return lambda event: event.subject in subjects
 
 
 def differences(old: Plan, new: Plan, vips: Iterable[str]) -> Iterator[tuple[str, str, bool]]:

@@ -223,7 +223,7 @@ SCHEMAS: dict[str, Schema] = {
     "Announcement": record(
         {"vip": TEXT, "mux": TEXT, "wanted": FLAG, "peer": MAYBE_TEXT, "state": MAYBE_TEXT, "reason": MAYBE_TEXT}
     ),
-    "Event": record({"at": TIME, "subject": TEXT, "text": TEXT, "bad": FLAG}),
+    "Event": record({"id": COUNT, "at": TIME, "subject": TEXT, "text": TEXT, "bad": FLAG}),
     "AuditLine": record({**_VERSION, "change": ANYTHING}),
     "Version": record(_VERSION),
     "Top": record(
@@ -426,7 +426,20 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/agents", "agents", "All host agents", array(ref("Agent"))),
     Route("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
     Route("GET", "/v1/announcements", "announcements", "Who announces which VIP to whom", array(ref("Announcement"))),
-    Route("GET", "/v1/events", "events", "What happened, and why; the oldest first", array(ref("Event")), query=_LIMIT),
+    Route(
+        "GET",
+        "/v1/events",
+        "events",
+        "What happened, and why; the oldest first",
+        array(ref("Event")),
+        query={
+            **_LIMIT,
+            "subject": {"type": "string", "description": '"backend web/web-1"; or a kind, "mux"; or a name, "web"'},
+            "since": {"type": "number", "description": "Unix time"},
+            "after": {"type": "integer", "description": "only events of a higher number"},
+            "bad": {"enum": ["false", "true"], "default": "false"},
+        },
+    ),
     Route(
         "GET",
         "/v1/top",

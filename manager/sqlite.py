@@ -16,14 +16,14 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manager.store import AuditRecord, ConflictError, Entries, NodeRecord, Stored, StoreError, VersionLine
+from manager.store import AuditRecord, ConflictError, Entries, Event, NodeRecord, Stored, StoreError, VersionLine
 from manager.tokens import Certificate, Token
 
 FILE = "manager.db"
@@ -227,6 +227,21 @@ class SqliteStore:
     async def forget_node(self, kind: str, name: str) -> None:
         await self._run(self._execute, "DELETE FROM node WHERE kind = ? AND name = ?", (kind, name))
 
+    async def events(self) -> list[Event]:
+        return await self._run(self._events)
+
+    def _events(self) -> list[Event]:
+        rows = self._db.execute("SELECT id, at, subject, text, bad FROM event ORDER BY id")
+        return [Event(id_, at, subject, text, bool(bad)) for id_, at, subject, text, bad in rows]
+
+    async def add_events(self, events: Sequence[Event], keep: int) -> None:
+        await self._run(self._add_events, events, keep)
+
+    def _add_events(self, events: Sequence[Event], keep: int) -> None:
+        with self._transaction() as database:
+            database.executemany("INSERT OR REPLACE INTO event VALUES (?, ?, ?, ?, ?)", map(astuple, events))
+            database.execute("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?", (keep,))
+
     async def next_term(self) -> int:
         return await self._run(self._next_term)
 
@@ -378,7 +393,15 @@ def _keep_what_was_before(database: sqlite3.Connection) -> None:
         database.execute(statement)
 
 
+def _keep_events(database: sqlite3.Connection) -> None:
+    """Form 3: what happened lasts."""
+    database.execute(
+        "CREATE TABLE event (id INTEGER PRIMARY KEY, at REAL NOT NULL, subject TEXT NOT NULL, text TEXT NOT NULL, "
+        "bad INTEGER NOT NULL)"
+    )
+
+
 #: What makes form 2 of form 1, 3 of 2, and so on.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_keep_what_was_before,)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_keep_what_was_before, _keep_events)
 #: The form that this version writes.
 FORM = 1 + len(MIGRATIONS)

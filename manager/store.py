@@ -7,7 +7,7 @@ another for etcd would be a second. Values are plain JSON. A change is atomic, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -70,6 +70,17 @@ class NodeRecord:
     version: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened."""
+
+    id: int  #: counts on over the lives of a manager
+    at: float  #: Unix time
+    subject: str  #: "backend web/web-1", "vip 203.0.113.10/32", "mux mux1", "agent host1", "service web"
+    text: str
+    bad: bool = False
+
+
 class Store(TrustStore, Protocol):
     """One manager's store."""
 
@@ -107,6 +118,14 @@ class Store(TrustStore, Protocol):
     async def save_node(self, record: NodeRecord) -> None: ...
 
     async def forget_node(self, kind: str, name: str) -> None: ...
+
+    async def events(self) -> list[Event]:
+        """Those that are kept; the oldest first."""
+        ...
+
+    async def add_events(self, events: Sequence[Event], keep: int) -> None:
+        """Of all events the last ``keep`` are kept."""
+        ...
 
     async def next_term(self) -> int:
         """A number that no manager had before."""

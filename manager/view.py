@@ -20,6 +20,7 @@ from lb.model import AnnouncePolicy, Service
 from manager.controller import Controller
 from manager.desired import Change
 from manager.drains import announced, left_of, withdrawn
+from manager.events import ANY, Wanted, about
 from manager.nodes import Entry, rows
 from manager.plan import AGENT, MUX, BackendPlan, VipPlan
 from manager.preview import live_flows, preview
@@ -199,11 +200,9 @@ class View:
                 "reason": why or row.get("why"),
             }
 
-    def events(self, limit: int) -> list[Row]:
-        return [
-            {"at": event.at, "subject": event.subject, "text": event.text, "bad": event.bad}
-            for event in self._controller.events.latest(limit)
-        ]
+    def events(self, limit: int, wanted: Wanted = ANY) -> list[Row]:
+        """The oldest first."""
+        return [asdict(event) for event in self._controller.events.latest(limit, wanted)]
 
     def status(self) -> Row:
         """The manager itself."""
@@ -340,10 +339,7 @@ class View:
             "backends": self.backends([name]),
             "announcements": [self._announcement_words(entry, vip) for entry in self._entries(MUX)],
             "explanation": [_explain(item, self._clock()) for item in backends],
-            "events": [
-                {"at": event.at, "subject": event.subject, "text": event.text, "bad": event.bad}
-                for event in self._controller.events.latest(20, subjects)
-            ],
+            "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
         }
 
     def _announcement_words(self, entry: Entry, vip: VipPlan | None) -> Row:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from lb.errors import ConfigError, NotFoundError, VipmuxError
 from manager.controller import Controller
 from manager.desired import Change, Desired, Order, apply_tables, drain_backend, restore, take_back
+from manager.events import about
 from manager.sqlite import SqliteStore
 from manager.store import ConflictError
 from manager.view import View
@@ -83,7 +84,7 @@ async def test_what_nobody_confirms_is_taken_back_on_every_mux(tmp_path: Path) -
         await until(lambda: ports(controller) == {"web": "80", "dns": "80"})
         await until(lambda: site.muxes[1].state["services"]["web"]["port"] == 80)
         assert View(controller).status()["confirm"] is None
-        latest = controller.events.latest(1, ["version 2"])[0]
+        latest = controller.events.latest(1, about(["version 2"]))[0]
         assert (latest.bad, latest.text.startswith("taken back for operator:alice did not confirm")) == (True, True)
         lines = [line for line in await controller.history(9) if "taken back" in line.what]
         assert [line.who for line in lines] == ["manager"]

@@ -15,6 +15,7 @@ from lb.dataplane import Maglev, Member
 from lb.forwarding import permutation
 from lb.model import Backend
 from manager.desired import Order, drain_backend
+from manager.events import about
 from manager.slow_start import STEPS, WEIGHT_MAX, Ramp, ramp, weights
 from tests.manager.fleet import Fleet, service, with_probe
 from tests.manager.nodes import Site, running, until
@@ -207,7 +208,7 @@ async def test_time_alone_brings_the_next_step_and_the_end_is_an_event(tmp_path:
             ),
             "the whole weight",
         )
-        texts = [event.text for event in controller.events.latest(50, ["backend web/web-2"])]
+        texts = [event.text for event in controller.events.latest(50, about(["backend web/web-2"]))]
         assert "slow start: it comes to its weight, 1, within 1 s" in texts
         told = [b.get("weight", 1) for state in site.muxes[0].states if "web" in state.get("services", {})
                 for b in state["services"]["web"]["backend"] if b["name"] == "web-2"]  # fmt: skip
