@@ -33,7 +33,7 @@ COMMANDS = {
     "delete": ("lb.cli.delete", "Delete a service; forget a MUX or an agent that is no more."),
     "drain": ("lb.cli.drain", "Let a backend or a MUX finish what it has, and take nothing new."),
     "undrain": ("lb.cli.undrain", "Take a drain back."),
-    "top": ("lb.cli.top", "Watch a running MUX: packets per second by service."),
+    "top": ("lb.cli.top", "Watch packets, bits and new flows per second: services, backends, MUXes."),
     "doctor": ("lb.cli.doctor", "Find what is wrong with a machine or the fleet, and say what to do."),
     "bench": ("lb.cli.bench", "Measure the data plane on this machine."),
 }
