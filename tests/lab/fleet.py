@@ -8,6 +8,7 @@ What systemd does on a real machine, starting a daemon again that was killed, is
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -223,8 +224,9 @@ def exabgp_of(mux: Node) -> int:
 
     def look() -> int | None:
         for pid in children(mux.processes["mux"].pid):
-            if b"lb.bgp.launch" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return pid
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just died
+                if b"lb.bgp.launch" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
         return None
 
     pid = wait_for(look, f"ExaBGP of {mux.name}")

@@ -240,8 +240,9 @@ KINDS = {
     "kill mux": Stage.kill_mux, "kill ExaBGP": Stage.kill_exabgp, "restart agent": Stage.restart_agent,
     "kill agent": Stage.kill_agent, "restart manager": Stage.restart_manager, "kill manager": Stage.kill_manager,
 }  # fmt: skip
-#: After these, packets of a flow may come to a MUX that has no memory of it.
-KILLS_MUX = {"kill mux", "kill ExaBGP", "restart mux", "drain mux"}
+#: After these, packets of a flow may come to a MUX that has no memory of it. One that is drained or stopped in peace
+#: hands over what only it knows, and one that comes is told.
+KILLS_MUX = {"kill mux", "kill ExaBGP"}
 
 
 def next_kind(stage: Stage, counts: dict[str, int]) -> str:
