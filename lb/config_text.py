@@ -9,6 +9,7 @@ same keys as plain values, for API, store and node stream. Holds no state.
 from __future__ import annotations
 
 import enum
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -159,9 +160,14 @@ def _everything(value: Any) -> dict[str, Any]:
 
 def _changed(value: Any) -> dict[str, Any]:
     """The fields that differ from their defaults."""
-    return {
-        field.name: getattr(value, field.name) for field in fields(value) if getattr(value, field.name) != field.default
-    }
+    known = _defaults(type(value))  # type: ignore[arg-type]  # a class is hashable
+    given = ((name, default, getattr(value, name)) for name, default in known)
+    return {name: item for name, default, item in given if item != default}
+
+
+@functools.cache
+def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
+    return tuple((field.name, field.default) for field in fields(kind))
 
 
 def _section(header: str, keys: Mapping[str, Any]) -> str:

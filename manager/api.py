@@ -8,6 +8,7 @@ or nothing on loopback where that was asked for). An error is ``{"error": senten
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -104,7 +105,11 @@ class Api:
 
     async def tables(self, _: web.Request) -> web.Response:
         services = self._controller.desired.services
-        return _answer([service_table(services[name]) for name in sorted(services)])
+
+        def written() -> web.Response:
+            return _answer([service_table(services[name]) for name in sorted(services)])
+
+        return await asyncio.to_thread(written)  # seconds, where there are tens of thousands
 
     async def backends(self, _: web.Request) -> web.Response:
         return _answer(self._view.backends())

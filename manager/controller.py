@@ -100,6 +100,7 @@ class Controller:
         self._due: dict[str, float] = {}  # VIPs that time alone makes another plan of, and when
         self._touched: set[str] = set()
         self._backlog: set[str] = set()  # touched as well, but by something large
+        self._turning = False  # planned, and not yet told
         self._to_keep: dict[tuple[str, str], NodeRecord] = {}
         self._stored_memory = Memory()
         self._unstored = False
@@ -417,6 +418,7 @@ class Controller:
         """Plans what was touched, keeps what must be remembered, tells the nodes. Bounded work: the rest comes next,
         so that a backend's end does not wait for ten thousand services."""
         touched, self._touched = self._touched, set()
+        self._turning = True
         while self._backlog and len(touched) < TURN:
             touched.add(self._backlog.pop())
         if touched or self._nodes_differ():
@@ -433,6 +435,7 @@ class Controller:
         if self._backlog:
             self._wake.set()
             await asyncio.sleep(0)
+        self._turning = False
         async with self.change_made:
             self.change_made.notify_all()
 
@@ -456,7 +459,7 @@ class Controller:
         entries = self.hub.entries
 
         def behind(*, awaited: bool) -> list[str]:
-            if self._touched or self._backlog or self._wake.is_set():
+            if self._turning or self._touched or self._backlog or self._wake.is_set():
                 return ["manager"]
             return [entry.id for entry in entries.values() if entry.behind and (entry.may_follow or not awaited)]
 
@@ -468,7 +471,8 @@ class Controller:
     def why_behind(self, nodes: Iterable[str]) -> dict[str, str]:
         """Of nodes that did not follow; whose reason is gone by now is not among them."""
         found = {node: self.hub.entries[node].behind for node in nodes if node in self.hub.entries}
-        return {node: why for node, why in found.items() if why is not None}
+        planning = {node: "it still plans; nobody was told yet" for node in nodes if node == "manager"}
+        return planning | {node: why for node, why in found.items() if why is not None}
 
     def _say(self, old: Plan, vips: Iterable[str]) -> None:
         for count, (subject, text, bad) in enumerate(differences(old, self.plan, sorted(vips))):

@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestServer
 
 from lb.errors import AccessError
 from manager.api import BODY_MAX, Api, application
+from manager.controller import Controller
 from manager.openapi import ROUTES, SCHEMAS, describe
 from manager.sqlite import SqliteStore
 from manager.view import View
@@ -27,10 +28,11 @@ from tests.manager.schema import mistakes
 class Client:
     """Asks the API, and looks at every answer with its description in hand."""
 
-    def __init__(self, session: ClientSession, url: str, site: Site) -> None:
+    def __init__(self, session: ClientSession, url: str, site: Site, controller: Controller) -> None:
         self._session = session
         self._url = url
         self.site = site
+        self.controller = controller
 
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
         if body is not None:
@@ -68,7 +70,7 @@ async def api(directory: Path, who: str | None = "operator:alice") -> AsyncItera
         site = Site().connect(controller)
         app = application(Api(controller, View(controller), store, "0.1.0"), authenticate)
         async with TestServer(app) as server, ClientSession() as session:
-            yield Client(session, str(server.make_url("")).rstrip("/"), site)
+            yield Client(session, str(server.make_url("")).rstrip("/"), site, controller)
 
 
 # --- the description -------------------------------------------------------------------------------------------------
@@ -189,6 +191,83 @@ async def test_the_busiest_come_first_and_what_nobody_told_is_null(tmp_path: Pat
         assert (await client.get("/v1/rates?services=1"))["services"].keys() <= {"dns", "web"}
 
 
+async def test_a_change_waits_is_confirmed_and_rolled_back(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        table = service()
+        _, done = await client.ask("POST", "/v1/apply", {"services": [table], "confirm": 60, "why": "new"})
+        assert (done["version"], done["confirm"]) == (1, 60)
+        waiting = (await client.get("/v1/status"))["confirm"]
+        assert (waiting["version"], waiting["who"]) == (1, "operator:alice")
+        status, answer = await client.ask("DELETE", "/v1/services/web")
+        assert (status, answer["error"].startswith("version 1 of operator:alice waits")) == (409, True)
+        _, done = await client.ask("POST", "/v1/confirm", {"version": 1, "why": "it works"})
+        assert done["lines"][0]["action"] == "confirmed"
+        await client.ask("DELETE", "/v1/services/web")
+        _, done = await client.ask("POST", "/v1/rollback", {"to": 1, "wait": 5, "why": "needed after all"})
+        assert (done["title"], done["behind"], done["why"]) == ("rolled back to version 1", [], {})
+        assert await client.get("/v1/tables") == [table]
+        lines = await client.get("/v1/history?limit=20")
+        assert [line["why"] for line in lines if line["why"]] == ["needed after all", "it works", "new"]
+        audit = await client.get("/v1/audit?limit=20")
+        assert [{k: v for k, v in line.items() if k != "change"} for line in audit] == lines
+        _, done = await client.ask("POST", "/v1/rollback", {"dry_run": True})
+        assert [line["action"] for line in done["lines"]] == ["deleted"]
+
+
+async def test_with_wait_it_is_said_who_has_not_followed_and_why(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        one, two = client.site.muxes
+        one.refuses = "no memory for 1 Maglev table"
+        two.leave()
+        _, done = await client.ask("POST", "/v1/apply", {"services": [service()], "wait": 2})
+        assert done["behind"] == ["mux:mux1", "mux:mux2"]
+        assert done["why"] == {
+            "mux:mux1": "it refused: no memory for 1 Maglev table",
+            "mux:mux2": "it is not connected, and goes on with what it has",
+        }
+        one.refuses = None
+        one.take()
+        client.site.hosts[2].answers = False
+        two.connect(client.controller)
+        _, done = await client.ask("POST", "/v1/apply", {"services": [service(hosts=(1, 3))], "wait": 2})
+        assert done["behind"] == ["agent:host3"]
+        assert done["why"]["agent:host3"].startswith("it has not acknowledged generation ")
+
+
+async def test_a_difference_shows_services_as_muxes_are_told_of_them(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        await client.ask("POST", "/v1/apply", {"services": [with_probe(service())], "wait": 5})
+        client.site.hosts[0].report("web", "web-1", True)
+        client.site.hosts[1].report("web", "web-2", True)
+        await until(lambda: bool(client.site.muxes[0].announces()))
+        await until(lambda: client.site.muxes[0].backends("web") == {"web-1": "up", "web-2": "up"})
+        client.site.hosts[1].report("web", "web-2", False)
+        await until(lambda: client.site.muxes[0].backends("web")["web-2"] == "down")
+        for mux, flows in zip(client.site.muxes, (30, 12), strict=True):
+            rows = [{"service": "web", "name": "web-1", "packets": 1, "flows": flows}]
+            client.controller.hub.status(mux, {"backends": rows})
+        await client.ask("POST", "/v1/backends/web/web-1/drain")
+        wanted = with_probe(service(hosts=(1, 2, 3), idle=60))
+        status, told = await client.ask("POST", "/v1/diff", {"services": [wanted]})
+        assert status == 200
+        web = told["services"][0]
+        assert [(row["name"], row["state"], row["flows"]) for row in web["before"]["backend"]] == [
+            ("web-1", "drain", 42),
+            ("web-2", "down", 0),
+        ]
+        assert [(row["name"], row["state"]) for row in web["after"]["backend"]] == [
+            ("web-1", "drain"),
+            ("web-2", "down"),
+            ("web-3", "up"),
+        ]
+        _, told = await client.ask("POST", "/v1/diff", {"to": 1})
+        assert [line["action"] for line in told["lines"]] == ["undrained"]
+        assert [row["state"] for row in told["services"][0]["after"]["backend"]] == ["up", "down"]
+        _, told = await client.ask("POST", "/v1/diff", {"services": [], "prune": True})
+        assert (told["services"][0]["after"], told["lines"][0]["action"]) == (None, "deleted")
+        assert (await client.get("/v1/status"))["version"] == 2, "nothing was changed"
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +308,15 @@ async def test_all_mistakes_come_at_once_and_nothing_is_changed(tmp_path: Path) 
             "dryrun: unknown key; known are confirm, dry_run, prune",
         ),
         ("POST /v1/apply", {"services": [], "wait": -1}, 400, "wait must be 0 to 300 seconds, not -1"),
+        ("POST /v1/apply", {"services": [], "confirm": 0}, 400, "confirm must be 1 to 86400 seconds, not 0"),
+        ("POST /v1/apply", {"services": [], "why": "a\nb"}, 400, "why must be one line of text, of at most 1000"),
+        ("POST /v1/confirm", {}, 404, "no change waits for a confirmation"),
+        ("POST /v1/confirm", {"version": "1"}, 400, 'version must be the number of a version, not "1"'),
+        ("POST /v1/rollback", {"to": 7}, 404, "there is no version 7; the latest is 0"),
+        ("POST /v1/rollback", {"to": -1}, 400, "to must be the number of a version, not -1"),
+        ("POST /v1/rollback", {}, 404, "none of the latest versions changed services or drains"),
+        ("POST /v1/diff", {}, 400, "services must be an array of [[service]] tables, not"),
+        ("POST /v1/diff", {"services": [], "to": 1}, 400, "give either services, or the version to go back to"),
         ("PUT /v1/services/web", {"name": "dns"}, 400, 'the table\'s name is "dns", and the path\'s is "web"'),
         ("GET /v1/events?limit=0", None, 400, 'limit must be 1 to 5000, not "0"'),
         ("GET /v1/audit?limit=x", None, 400, 'limit must be 1 to 5000, not "x"'),
