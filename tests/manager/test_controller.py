@@ -164,6 +164,31 @@ async def test_changes_at_the_same_time_are_made_one_after_the_other(tmp_path: P
         assert len(controller.desired.services) == 20
 
 
+class Slow(SqliteStore):
+    """A disk that takes its time to keep what the plan must remember."""
+
+    goes_on: asyncio.Event
+
+    async def remember(self, change: Mapping[str, Any]) -> None:
+        await self.goes_on.wait()
+        await super().remember(change)
+
+
+async def test_nobody_is_said_to_have_followed_before_anybody_was_told(tmp_path: Path) -> None:
+    store = await Slow.open(tmp_path)
+    assert isinstance(store, Slow)
+    store.goes_on = asyncio.Event()
+    store.goes_on.set()
+    async with running(tmp_path, store) as controller:
+        await served(controller)
+        store.goes_on.clear()
+        await controller.apply([service(hosts=(1, 2, 3))], WHO)
+        await asyncio.sleep(0.1)  # the plan is made, and waits for the disk
+        assert await controller.followed(0.1) == ["manager"]
+        store.goes_on.set()
+        assert await controller.followed(5.0) == []
+
+
 class Failing(SqliteStore):
     """A disk that is full, from some moment on."""
 

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
 
-from lb.config_text import service_table
+from lb.config_text import format_tables, service_table
 from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import BackendState, Service
 from lb.node.messages import apply
@@ -26,6 +28,7 @@ from manager.desired import (
     from_entries,
     purge,
 )
+from tests.lb.test_config import services_of
 from tests.manager.fleet import RULES, service
 
 ALICE = Order("alice", 12.0)
@@ -214,3 +217,14 @@ def test_one_change_among_thousands_reads_only_its_own() -> None:
     change = apply_tables(there, [service("s7", "203.0.113.7", hosts=(3,), port=1007)], RULES)
     assert sum(there.services[name] is not found for name, found in change.new.services.items()) == 1
     assert service_table(change.new.services["s7"])["backend"][0]["address"] == "10.0.3.3"
+
+
+@given(services_of())
+@settings(max_examples=100, deadline=None)
+def test_any_services_printed_and_applied_again_change_nothing(services: tuple[Service, ...]) -> None:
+    rules = Rules((IPv4Network("0.0.0.0/0"), IPv6Network("::/0")))
+    there = apply_tables(NOTHING, [service_table(found) for found in services], rules).new
+    answer = json.loads(json.dumps([service_table(found) for found in there.services.values()]))
+    change = apply_tables(there, tomllib.loads(format_tables(answer)).get("service", []), rules, replace_all=True)
+    assert change.empty
+    assert change.delta() == {"set": {}, "remove": {}}
