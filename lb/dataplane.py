@@ -16,7 +16,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any, NoReturn
@@ -436,12 +436,16 @@ class Pipeline:
 
     def adopt(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> Adoption:
         """Takes over flows of another MUX. While a worker runs, call it through the worker."""
+        raw = ffi.new("struct adoption *")
+        for piece, count in _pieces(records):
+            c.mux_adopt(self._c, snapshot._c, service_id, backend, piece, count, raw)
+        return Adoption(raw.taken, raw.known, raw.useless, raw.refused)
 
-        def ask(piece: Cdata, count: int, out: Cdata) -> int:
-            c.mux_adopt(self._c, snapshot._c, service_id, backend, piece, count, out)
-            return 0
-
-        return _adopt(records, ask)
+    def forget(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> int:
+        """Removes flows that are as old as told, or older; how many. A running worker's: through the worker."""
+        return sum(
+            c.mux_forget(self._c, snapshot._c, service_id, backend, piece, count) for piece, count in _pieces(records)
+        )
 
     def check(self) -> str | None:
         """Walks the flow table; the first broken invariant in words, None if it is sound."""
@@ -527,14 +531,19 @@ class Adoption:
         )
 
 
-def _adopt(records: bytes, ask: Callable[[Cdata, int, Cdata], int]) -> Adoption:
-    """Piece by piece; ``ask`` takes records, their number and where the outcome goes."""
-    raw = ffi.new("struct adoption *")
+def _pieces(records: bytes) -> Iterator[tuple[Cdata, int]]:
+    """As much of them at a time as a worker does between two bursts."""
     numbers = struct.unpack(f"<{len(records) // RECORD_BYTES}Q", records)
     for start in range(0, len(numbers), ADOPT_MAX):
         piece = numbers[start : start + ADOPT_MAX]
-        _check(ask(ffi.new("uint64_t[]", piece), len(piece), raw), "The worker did not take flows over")
-    return Adoption(raw.taken, raw.known, raw.useless, raw.refused)
+        yield ffi.new("uint64_t[]", piece), len(piece)
+
+
+def with_age(records: bytes, seconds: float) -> bytes:
+    """The same flows, as if their last packet had come so long ago, or a little less."""
+    age = min(int(seconds * 1e9) >> TICK_SHIFT >> 2, 0x3FFF)
+    numbers = struct.unpack(f"<{len(records) // RECORD_BYTES}Q", records)
+    return struct.pack(f"<{len(numbers)}Q", *(number & ~0x3FFF | age for number in numbers))
 
 
 # ---- the benchmark ----
@@ -1016,14 +1025,24 @@ class Worker:
 
     def adopt(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> Adoption:
         """Takes over flows of another MUX, in pieces between bursts."""
-        timeout = int(ASK_TIMEOUT * 1000)
-
-        def ask(piece: Cdata, count: int, out: Cdata) -> int:
-            return int(
-                c.worker_ask_adopt(self._c, self._mux(), snapshot._c, service_id, backend, piece, count, out, timeout)
+        raw = ffi.new("struct adoption *")
+        for piece, count in _pieces(records):
+            code = c.worker_ask_adopt(
+                self._c, self._mux(), snapshot._c, service_id, backend, piece, count, raw, int(ASK_TIMEOUT * 1000)
             )
+            _check(code, "The worker did not take flows over")
+        return Adoption(raw.taken, raw.known, raw.useless, raw.refused)
 
-        return _adopt(records, ask)
+    def forget(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> int:
+        """Removes flows that are as old as told, or older, in pieces between bursts; how many."""
+        raw, total = ffi.new("uint32_t *"), 0
+        for piece, count in _pieces(records):
+            code = c.worker_ask_forget(
+                self._c, self._mux(), snapshot._c, service_id, backend, piece, count, raw, int(ASK_TIMEOUT * 1000)
+            )
+            _check(code, "The worker did not forget flows")
+            total += raw[0]
+        return total
 
     def stop(self) -> None:
         """Returns when the thread has ended; it can be started again."""

@@ -22,6 +22,16 @@ static const struct service *service_at(const struct vip_map *map, uint32_t id, 
 	}
 }
 
+static uint64_t scrambled_of(const struct vip_map *map, const struct service *service, uint64_t record)
+{
+	return flow_scramble(&map->seed, flow_key_of(service->id, service->narrow, record >> 16));
+}
+
+static uint16_t age_of(uint64_t record)
+{
+	return (uint16_t)((record & CENSUS_AGE_MAX) << CENSUS_AGE_SHIFT);
+}
+
 static void set_age(const struct flow_table *table, struct flow_slot slot, uint16_t age)
 {
 	slot.line->stamp[slot.way] = (uint16_t)((uint16_t)table->clock - age);
@@ -33,9 +43,9 @@ static void adopt_one(struct mux *mux, const struct vip_map *map, const struct s
 {
 	struct flow_table *table = mux->table;
 	enum flow_class class = (enum flow_class)(record >> 14 & 3);
-	uint16_t age = (uint16_t)((record & CENSUS_AGE_MAX) << CENSUS_AGE_SHIFT);
+	uint16_t age = age_of(record);
 	uint16_t life = class == FLOW_TCP_UNTRUSTED ? map->idle_untrusted : service->idle;
-	uint64_t scrambled = flow_scramble(&map->seed, flow_key_of(service->id, service->narrow, record >> 16));
+	uint64_t scrambled = scrambled_of(map, service, record);
 	struct flow_slot slot;
 
 	if (!!(class & FLOW_CLASS_UDP) != (service->protocol == 17) || age >= life) {
@@ -72,4 +82,26 @@ void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t servic
 	for (uint32_t i = 0; i < count; i++)
 		adopt_one(mux, snapshot->map, service, backend, records[i], out);
 	flow_table_settle(mux->table);
+}
+
+uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+		    const uint64_t *records, uint32_t count)
+{
+	const struct vip_map *map = snapshot->map;
+	const struct service *service = service_id <= SERVICE_ID_MAX ? map->by_id[service_id] : NULL;
+	uint32_t forgotten = 0;
+
+	if (!service || !mux->table)
+		return 0;
+	for (uint32_t i = 0; i < count; i++) {
+		struct flow_slot slot = flow_table_find(mux->table, scrambled_of(map, service, records[i]));
+
+		if (!slot.line || flow_slot_backend(slot) != backend ||
+		    flow_slot_age(mux->table, slot) < age_of(records[i]))
+			continue;
+		flow_table_remove(mux->table, slot);
+		forgotten++;
+	}
+	flow_table_settle(mux->table);
+	return forgotten;
 }

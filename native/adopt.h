@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Taking over flows that another MUX of the pool remembers.  Writes the flow table, so only its worker runs this
- * (worker_ask_adopt()), in pieces of at most ADOPT_MAX flows: some 30 microseconds each.
+ * Taking over flows that another MUX of the pool remembers, and forgetting those that others know better.  Writes the
+ * flow table, so only its worker runs this (worker_ask_adopt(), worker_ask_forget()), in pieces of at most ADOPT_MAX
+ * flows: some 30 microseconds each.
  */
 #ifndef VIPMUX_ADOPT_H
 #define VIPMUX_ADOPT_H
@@ -24,5 +25,9 @@ struct adoption {
 /* Adds the outcome to *out.  records: see census.h; all are flows of one backend of one service. */
 void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
 	       const uint64_t *records, uint32_t count, struct adoption *out);
+
+/* Removes flows that are at this backend still and as old as told, or older; returns how many. */
+uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+		    const uint64_t *records, uint32_t count);
 
 #endif

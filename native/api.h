@@ -134,6 +134,8 @@ struct adoption {
 };
 void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
 	       const uint64_t *records, uint32_t count, struct adoption *out);
+uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+		    const uint64_t *records, uint32_t count);
 
 /* ---- packets from memory (io_memory.h) ---- */
 struct io;
@@ -215,6 +217,8 @@ int worker_ask_counters(struct worker *worker, const struct mux *mux, uint64_t *
 			struct flow_counters *flows, int timeout_ms);
 int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
 		     uint32_t backend, const uint64_t *records, uint32_t count, struct adoption *out, int timeout_ms);
+int worker_ask_forget(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
+		      uint32_t backend, const uint64_t *records, uint32_t count, uint32_t *forgotten, int timeout_ms);
 
 /* ---- host agent (host.h, io_raw.h, bpf/decap.h) ---- */
 uint32_t host_reason_count(void);

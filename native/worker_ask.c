@@ -80,3 +80,31 @@ int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapsh
 		return -EINVAL;
 	return worker_call(worker, run_adopt, &order, timeout_ms);
 }
+
+struct forget_order {
+	struct mux *mux;
+	const struct snapshot *snapshot;
+	uint32_t service_id;
+	uint32_t backend;
+	const uint64_t *records;
+	uint32_t count;
+	uint32_t *forgotten;
+};
+
+static void run_forget(void *argument)
+{
+	const struct forget_order *order = argument;
+
+	*order->forgotten = mux_forget(order->mux, order->snapshot, order->service_id, order->backend, order->records,
+				       order->count);
+}
+
+int worker_ask_forget(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
+		      uint32_t backend, const uint64_t *records, uint32_t count, uint32_t *forgotten, int timeout_ms)
+{
+	struct forget_order order = {mux, snapshot, service_id, backend, records, count, forgotten};
+
+	if (count > ADOPT_MAX)
+		return -EINVAL;
+	return worker_call(worker, run_forget, &order, timeout_ms);
+}

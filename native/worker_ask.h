@@ -22,4 +22,8 @@ int worker_ask_counters(struct worker *worker, const struct mux *mux, uint64_t *
 int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
 		     uint32_t backend, const uint64_t *records, uint32_t count, struct adoption *out, int timeout_ms);
 
+/* See mux_forget(): one piece, count <= ADOPT_MAX, else -EINVAL. */
+int worker_ask_forget(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
+		      uint32_t backend, const uint64_t *records, uint32_t count, uint32_t *forgotten, int timeout_ms);
+
 #endif

@@ -129,6 +129,8 @@ class Announcer:
         self._manager: Mapping[Network, Route] | None = None
         self._draining = False
         self._leaving: asyncio.TimerHandle | None = None
+        #: Since when nothing is announced, by the loop's clock, because this MUX is drained.
+        self.away_since: float | None = None
         self._stopping = False
         self._ground = Ground()
         self._held: Mapping[Network, str] = {}
@@ -221,11 +223,13 @@ class Announcer:
             self._leaving.cancel()
             self._leaving = None
         self._draining = draining
+        self.away_since = None
         self._ground = replace(self._ground, away=False)
         self._evaluate()
 
     def _leave(self) -> None:
         self._leaving = None
+        self.away_since = asyncio.get_running_loop().time()
         self._ground = replace(self._ground, away=True)
         self._evaluate()
 

@@ -22,8 +22,8 @@ from lb.mux.engine import Engine
 BUSY, CALM = 1.0, 5.0
 #: How often it is looked whether a drain began meanwhile, seconds.
 LOOK = 0.25
-#: At most this part of the time is spent on it.
-SHARE = 0.02
+#: At most this part of the time is spent on it, while a backend drains, and else.
+BUSY_SHARE, SHARE = 0.1, 0.02
 
 NONE = BackendFlows()
 
@@ -78,7 +78,7 @@ class FlowCensus:
         while True:
             began = self._clock()
             took = await asyncio.to_thread(self.take)
-            await self._rest(began, max(BUSY, took / SHARE), max(CALM, took / SHARE))
+            await self._rest(began, max(BUSY, took / BUSY_SHARE), max(CALM, took / SHARE))
 
     async def _rest(self, began: float, busy: float, calm: float) -> None:
         """A drain that begins meanwhile ends the longer rest."""

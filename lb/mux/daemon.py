@@ -411,7 +411,8 @@ class Daemon:
         serves = bool(self._announced) and not self._drained
         shall = bool(state.get("announcements", {})) and not _drains(state)
         if shall and not serves:
-            await self._handover.fetch()
+            since = self._announcer.away_since
+            await self._handover.fetch(None if since is None else asyncio.get_running_loop().time() - since)
         elif serves and not shall and self._announcer.announces:
             await self._handover.give()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lb.dataplane import (
@@ -157,13 +157,20 @@ class Engine:
         From any thread. Raises DataplaneError if a worker stands still.
         """
         total = Adoption()
-        size = ADOPT_MAX * RECORD_BYTES
-        for start in range(0, len(records), size):
-            piece = records[start : start + size]
+        for piece in _pieces(records):
             with self._guard:  # held for a moment only: others wait for it
                 places = self._workers or self._pipelines
                 found = [place.adopt(self._snapshot, service_id, backend, piece) for place in places]
             total += min(found, key=lambda adoption: (-adoption.refused, adoption.taken))
+        return total
+
+    def forget(self, service_id: int, backend: int, records: bytes) -> int:
+        """Forgets those of the flows that are as old as told, or older; how many. As :meth:`adopt`."""
+        total = 0
+        for piece in _pieces(records):
+            with self._guard:
+                places = self._workers or self._pipelines
+                total += sum(place.forget(self._snapshot, service_id, backend, piece) for place in places)
         return total
 
     # -- questions ----------------------------------------------------------------------------------------------
@@ -232,6 +239,11 @@ class Engine:
 
     def backend_packets(self, counter: int) -> int:
         return sum(pipeline.backend_packets(counter) for pipeline in self._pipelines)
+
+
+def _pieces(records: bytes) -> Iterator[bytes]:
+    size = ADOPT_MAX * RECORD_BYTES
+    return (records[start : start + size] for start in range(0, len(records), size))
 
 
 def _first_id(worker: int) -> int:

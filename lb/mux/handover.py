@@ -14,12 +14,12 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
 
-from lb.dataplane import Adoption, Exceptional
+from lb.dataplane import Adoption, Exceptional, with_age
 from lb.errors import VipmuxError
 from lb.forwarding import Forwarding
 from lb.model import MuxSettings, Service
@@ -67,7 +67,7 @@ class _Ours:
     done: asyncio.Event
     muxes: int = 0
     waiting: int = 0
-    flows: int = 0  #: taken from others
+    parts: list[FlowsMessage] = field(default_factory=list)  #: what others told; taken over together
 
 
 class Handover:
@@ -82,6 +82,7 @@ class Handover:
         self._ours: _Ours | None = None
         self._serial = int(time.time() * 1000)  # another one after a restart
         self._incoming: dict[tuple[str, int], Adoption] = {}
+        self._given: tuple[FlowGroup, ...] = ()  # what the others know since this MUX left
         #: What became of the last one, for people.
         self.words: str | None = None
         post.letters = self._read
@@ -105,17 +106,28 @@ class Handover:
         whole = self._tell(ours.serial, "", found)
         ended = whole and await self._ended(ours)
         left_out = found.total - found.count
+        if ended and ours.muxes:
+            self._given = found.groups
         self._say(f"{found.count:,} flows handed over to {_muxes(ours.muxes)}", ours, ended, left_out)
 
-    async def fetch(self) -> None:
-        """Before this MUX serves. Returns when it has the others' flows, or soon."""
+    async def fetch(self, away: float | None = None) -> None:
+        """Before this MUX serves. Returns when it has the others' flows, or soon.
+
+        ``away``: for how long no packet came here, seconds; None: it begins with an empty flow table. What it handed
+        over is the others' to tell by now: a connection that ended may have left its ports to a new one.
+        """
         if not self._post.connected:
             log.warning("flows not asked for", reason="no manager is connected; those that only others know may break")
             self.words = "no flows taken over: no manager was connected"
             return
         ours = self._begin()
         ended = self._post.send_letter(FlowsWantedMessage(ours.serial)) and await self._ended(ours)
-        self._say(f"{ours.flows:,} flows taken over from {_muxes(ours.muxes)}", ours, ended, 0)
+        if away is not None and ended and ours.muxes:
+            forgotten = await asyncio.to_thread(forget, self._engine(), self._given, away)
+            log.info("flows forgotten", flows=forgotten, reason="the other MUXes know by now where they go")
+        found = await asyncio.to_thread(take_over, self._engine(), [g for part in ours.parts for g in part.groups])
+        _log_taken(", ".join(sorted({part.mux for part in ours.parts})), found)
+        self._say(f"{found.taken + found.known:,} flows taken over from {_muxes(ours.muxes)}", ours, ended, 0)
 
     async def connected(self, seconds: float) -> None:
         """Waits for the manager, but no longer."""
@@ -196,34 +208,37 @@ class Handover:
                 await self._take(letter, ours)
 
     async def _take(self, letter: FlowsMessage, ours: _Ours | None) -> None:
-        """Takes over a part; says so after the last, unless we asked for it."""
+        """Takes over a part and says so after the last; what was asked for waits until all of it is here."""
         if letter.pool != self._pool:
             log.error(
                 "flows not taken over", mux=letter.mux, reason="its hash seed is another one: set it right in [mux]"
             )
-            found = Adoption()
-        else:
-            found = await asyncio.to_thread(take_over, self._engine(), letter.groups)
-        mine = ours is not None and ours.serial == letter.serial
+            letter = replace(letter, groups=())
+        if ours is not None and ours.serial == letter.serial:
+            if len(ours.parts) < WAITING_MAX:
+                ours.parts.append(letter)
+            return
+        found = await asyncio.to_thread(take_over, self._engine(), letter.groups)
         key = (letter.mux, letter.serial)
         total = self._incoming.pop(key, Adoption()) + found
-        if mine and ours is not None:
-            ours.flows += found.taken
         if not letter.last:
             self._incoming[key] = total
             while len(self._incoming) > WAITING_MAX:  # those that never ended
                 del self._incoming[next(iter(self._incoming))]
             return
-        log.info(
-            "flows taken over",
-            mux=letter.mux,
-            taken=total.taken,
-            known=total.known,
-            useless=total.useless,
-            refused=total.refused,
-        )
-        if not mine:
-            self._post.send_letter(FlowsTakenMessage(letter.serial, letter.mux, total.taken, total.refused))
+        _log_taken(letter.mux, total)
+        self._post.send_letter(FlowsTakenMessage(letter.serial, letter.mux, total.taken, total.refused))
+
+
+def _log_taken(muxes: str, total: Adoption) -> None:
+    log.info(
+        "flows taken over",
+        mux=muxes,
+        taken=total.taken,
+        known=total.known,
+        useless=total.useless,
+        refused=total.refused,
+    )
 
 
 # --- between the data plane's numbers and what all MUXes understand --------------------------------------------------
@@ -284,17 +299,30 @@ def parts_of(groups: Iterable[FlowGroup]) -> Iterator[tuple[FlowGroup, ...]]:
 def take_over(engine: Engine, groups: Iterable[FlowGroup]) -> Adoption:
     """Writes others' flows into every worker's table: which of them a flow's packets come to, the kernel decides
     later. From any thread, a piece at a time."""
-    forwarding = engine.forwarding
-    places = {place_of(service): number for number, service in forwarding.ids.items()}
     total = Adoption()
+    for group, numbers in _numbered(engine.forwarding, groups):
+        total += Adoption(useless=group.count) if numbers is None else engine.adopt(*numbers, group.records)
+    return total
+
+
+def forget(engine: Engine, groups: Iterable[FlowGroup], seconds: float) -> int:
+    """Forgets those of the flows that got no packet for so long. From any thread, a piece at a time."""
+    return sum(
+        engine.forget(*numbers, with_age(group.records, seconds))
+        for group, numbers in _numbered(engine.forwarding, groups)
+        if numbers is not None
+    )
+
+
+def _numbered(
+    forwarding: Forwarding, groups: Iterable[FlowGroup]
+) -> Iterator[tuple[FlowGroup, tuple[int, int] | None]]:
+    """With the numbers of service and backend here; None where there is no such."""
+    places = {place_of(service): number for number, service in forwarding.ids.items()}
     for group in groups:
         service_id = places.get(group.place)
-        number = forwarding.number(service_id, group.backend) if service_id is not None else None
-        if service_id is None or number is None:
-            total += Adoption(useless=group.count)
-        else:
-            total += engine.adopt(service_id, number, group.records)
-    return total
+        backend = forwarding.number(service_id, group.backend) if service_id is not None else None
+        yield group, None if service_id is None or backend is None else (service_id, backend)
 
 
 def _muxes(count: int) -> str:

@@ -37,6 +37,9 @@ def mux() -> Iterator[bytes]:
             yield bytes([setup]) + b"".join(_record(f, BURST_ENDS, 0) + _record(f, OTHER_SNAPSHOT, 0) for f in some)
             yield bytes([setup | 8]) + b"".join(_record(f, TIME_PASSES | OFFLOAD, 35) for f in some)
             yield bytes([setup | 4]) + b"".join(_record(f, GROW, 20) for f in some)
+        for start in range(0, len(frames), 64):
+            some = frames[start : start + 8]
+            yield bytes([setup | 0xE0]) + b"".join(_record(f, OTHER_SNAPSHOT, 0) for f in some)
 
 
 def packet() -> Iterator[bytes]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from lb.dataplane import Adoption, BackendFlows, Census, Link, Pipeline, Snapshot, exceptional_flows
+from lb.dataplane import Adoption, BackendFlows, Census, Link, Pipeline, Snapshot, exceptional_flows, with_age
 from lb.forwarding import Compiler, Forwarding
 from lb.model import BackendState, HashMode, Protocol, Service
 from tests.model import flows
@@ -265,6 +265,25 @@ def test_the_mux_that_saw_a_flow_later_knows_better() -> None:
     assert other.adopt(stale).taken == 0, "an older word replaced a newer one"
 
 
+def test_only_what_got_no_packet_for_so_long_is_forgotten() -> None:
+    mux = Half(services(UP, UP))
+    went = mux.send("S")
+    mux.send("A")
+    mux.publish(services(DRAIN, UP))
+    mux.now += 20 * SECOND
+    mux.send("A", [999])
+    left = [client for client, backend in zip(CLIENTS, went, strict=True) if backend == "b1"]
+    told = exceptional_flows(mux.pipeline, mux.snapshot, 10_000).records
+    mux.send("A", left[:5])
+    for (service, backend), of_all in told.items():
+        assert mux.pipeline.forget(mux.snapshot, service, backend, with_age(of_all, 30)) == 0
+        records = with_age(of_all, 10)
+        assert mux.pipeline.forget(mux.snapshot, service, backend + 1, records) == 0, "they are at another backend"
+        assert mux.pipeline.forget(mux.snapshot, service, backend, records) == len(left) - 5
+        assert mux.pipeline.forget(mux.snapshot, 7, backend, records) == 0
+    assert mux.counted()["web", "b1"] == BackendFlows(5, 0, 5)
+
+
 def test_nothing_is_taken_over_that_its_next_packet_would_move() -> None:
     one = Half(services(UP, UP))
     one.send("S"), one.send("A")
@@ -301,7 +320,9 @@ def test_any_record_is_taken_or_left_and_breaks_nothing(numbers: tuple[int, ...]
     mux.send("S")
     for service_id in (0, 1, 32767, 2**32 - 1):
         for backend in (0, 1, 2, 4095, 2**32 - 1):
-            mux.pipeline.adopt(mux.snapshot, service_id, backend, struct.pack(f"<{len(numbers)}Q", *numbers))
+            records = struct.pack(f"<{len(numbers)}Q", *numbers)
+            mux.pipeline.adopt(mux.snapshot, service_id, backend, records)
+            mux.pipeline.forget(mux.snapshot, service_id, backend, records)
             assert mux.pipeline.check() is None
 
 

@@ -85,11 +85,12 @@ class Mux:
     def publish(self, told: tuple[Service, ...]) -> None:
         self.engine.publish(self.compiler.compile(told), {})
 
-    def went(self, flags: str, worker: int = 0, clients: Iterable[int] = CLIENTS) -> list[str | None]:
-        """Where the packets of these clients go."""
+    def went(self, flags: str, worker: int = 0, clients: Iterable[int] = CLIENTS, now: int = 1) -> list[str | None]:
+        """Where the packets of these clients go; ``now`` in seconds."""
         snapshot = self.engine.forwarding.offline_snapshot()
         packets = [ipv4(tcp(flags, sport=client)) for client in clients]
-        results = self.engine._pipelines[worker].process(snapshot, [(packet, len(packet), 10**9) for packet in packets])
+        rows = [(packet, len(packet), now * 10**9) for packet in packets]
+        results = self.engine._pipelines[worker].process(snapshot, rows)
         return [self.engine.forwarding.names(result.service_id, result.backend)[1] for result in results]
 
 
@@ -166,6 +167,32 @@ def test_there_and_back_again() -> None:
         reading.cancel()
         assert other.went("A") == went
         assert again.went("A") == went
+
+    assert run(test, *two()) == []
+
+
+def test_what_a_mux_knew_before_it_left_is_not_held_against_a_new_connection_on_the_same_ports() -> None:
+    """A connection ends while its MUX is away, and its ports are used anew: only the others know."""
+
+    async def test(office: Office) -> None:
+        one, other = office.muxes["mux1"], office.muxes["mux2"]
+        one.went("S")
+        one.went("A")
+        for mux in (one, other):
+            mux.publish(services(UP, UP, UP))
+        await one.handover.give()
+        idle, again = CLIENTS[:100], CLIENTS[100:]
+        before = one.went("A", clients=idle)
+        for mux in (one, other):  # while it is away, one backend more drains: others never saw the idle flows there
+            mux.publish(services(DRAIN, UP, UP))
+        other.went("R", clients=again, now=30)
+        anew = other.went("S", clients=again, now=30)
+        one.went("A", clients=[999], now=40)  # time passes with packets
+        await one.handover.fetch(away=20)
+        found = one.went("S", clients=again, now=40)
+        stale = sum(a != b for a, b in zip(found, anew, strict=True))
+        assert stale == 0
+        assert one.went("A", clients=idle, now=40) == before, "idle connections that live on were forgotten"
 
     assert run(test, *two()) == []
 
