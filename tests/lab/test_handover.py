@@ -131,6 +131,7 @@ def test_a_mux_drained_restarted_and_back_breaks_no_connection_also_none_that_it
 
     fleet.lb("undrain", "mux", mux.name)
     settled(fleet, load)
+    wait_for(lambda: "taken over" in say(fleet, mux), "the manager to be told of it")
     lines = [f"drained: {alone} of {len(moved)} exceptional flows handed over", f"undrained: {say(fleet, mux)}"]
 
     mux.processes["mux"].stop()
