@@ -109,15 +109,26 @@ def live_flows(entries: Iterable[Entry], drains: Mapping[str, str | None], names
     """Of these services, summed over the MUXes that get packets; ``drains`` is the plan's. MUXes tell of no backend
     that has none; and where one has not told anything, nothing is known."""
     wanted = set(names)
-    muxes = [entry for entry in entries if entry.record.kind == MUX and not entry.gone and not withdrawn(entry, drains)]
-    total: dict[tuple[str, str], int] = {}
-    zero: int | None = 0 if muxes else None
-    for entry in muxes:
-        told = rows(entry.status, "backends")
-        if "backends" not in entry.status or len(told) >= ROWS_MAX:
-            zero = None
-        for row in told:
-            if row.get("service") in wanted and isinstance(row.get("flows"), int):
-                key = str(row["service"]), str(row.get("name"))
-                total[key] = total.get(key, 0) + row["flows"]
-    return lambda service, backend: total.get((service, backend), zero)
+    told = [
+        _told_flows(entry, wanted)
+        for entry in entries
+        if entry.record.kind == MUX and not entry.gone and not withdrawn(entry, drains)
+    ]
+
+    def flows(service: str, backend: str) -> int | None:
+        counts = [of.get((service, backend), none) for of, none in told]
+        known = [count for count in counts if count is not None]
+        return sum(known) if counts and len(known) == len(counts) else None
+
+    return flows
+
+
+def _told_flows(entry: Entry, names: set[str]) -> tuple[dict[tuple[str, str], int], int | None]:
+    """By service and backend; and what a backend has that it did not tell of."""
+    told = rows(entry.status, "backends")
+    found = {
+        (str(row["service"]), str(row.get("name"))): row["flows"]
+        for row in told
+        if row.get("service") in names and isinstance(row.get("flows"), int)
+    }
+    return found, 0 if "backends" in entry.status and len(told) < ROWS_MAX else None

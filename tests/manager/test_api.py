@@ -30,14 +30,14 @@ class Client:
 
     def __init__(self, session: ClientSession, url: str, site: Site, controller: Controller) -> None:
         self._session = session
-        self._url = url
+        self.url = url
         self.site = site
         self.controller = controller
 
     async def ask(self, method: str, path: str, body: Any = None, **options: Any) -> tuple[int, Any]:
         if body is not None:
             options["json"] = body
-        async with self._session.request(method, self._url + path, **options) as reply:
+        async with self._session.request(method, self.url + path, **options) as reply:
             answer = await reply.json()
         schema = SCHEMAS["Error"] if reply.status >= 300 else _route(method, path).answer
         assert list(mistakes(answer, schema, SCHEMAS)) == [], (method, path)
@@ -358,7 +358,7 @@ async def test_names_with_slashes_and_spaces_are_only_names(tmp_path: Path) -> N
     async with api(tmp_path) as client:
         table = service("a/b c", backend=[{"name": "x/y", "address": "10.0.3.1"}])
         await client.ask("POST", "/v1/apply", {"services": [table], "wait": 5})
-        async with client._session.get(client._url + "/v1/services/a%2Fb%20c") as reply:
+        async with client._session.get(client.url + "/v1/services/a%2Fb%20c") as reply:
             assert (await reply.json())["service"]["name"] == "a/b c"
-        async with client._session.post(client._url + "/v1/backends/a%2Fb%20c/x%2Fy/drain") as reply:
+        async with client._session.post(client.url + "/v1/backends/a%2Fb%20c/x%2Fy/drain") as reply:
             assert (await reply.json())["lines"][0]["name"] == "backend a/b c/x/y"
