@@ -9,8 +9,10 @@ or nothing on loopback where that was asked for). An error is ``{"error": senten
 from __future__ import annotations
 
 import asyncio
+import heapq
 import json
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +23,7 @@ from aiohttp import web
 from lb.config_tables import show
 from lb.config_text import service_table
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
+from lb.model import MAX_SERVICES
 from manager.controller import Applied, Controller
 from manager.events import Wanted
 from manager.openapi import ROUTES, describe
@@ -28,11 +31,14 @@ from manager.plan import AGENT, MUX
 from manager.rates import FIELDS, SERVICES_KEPT
 from manager.store import ConflictError, Store, StoreError
 from manager.view import View
+from manager.watching import TABLES, Cursor, News
 
 #: Largest request: some tens of thousands of services.
 BODY_MAX = 64 * 2**20
 LIMIT_MAX = 5000
 WAIT_MAX = 300.0
+#: So long may a watcher be kept without news, seconds.
+WATCH_MAX = 60.0
 #: A change may wait so long for its confirmation, seconds.
 CONFIRM_MIN, CONFIRM_MAX = 1.0, 86_400.0
 WHY_MAX = 1000
@@ -97,8 +103,20 @@ class Api:
     async def status(self, _: web.Request) -> web.Response:
         return _answer(self._view.status())
 
-    async def services(self, _: web.Request) -> web.Response:
-        return _answer(self._view.services())
+    async def services(self, request: web.Request) -> web.Response:
+        return self._rows("services", request)
+
+    def _rows(self, table: str, request: web.Request) -> web.Response:
+        """All, or those of some services, or the first so many."""
+        names = request.query.getall("service", None)
+        limit = int(_within(request, "limit", 0, 0, MAX_SERVICES))
+        known = self._controller.desired
+        unknown = [name for name in names or () if name not in known.services and name not in known.retiring]
+        if unknown:
+            raise NotFoundError(f"there is no service {show(unknown[0])}")
+        if limit:  # so many services
+            names = heapq.nsmallest(limit, known.services if names is None else names)
+        return _answer(self._view.table(table, names))
 
     async def describe(self, request: web.Request) -> web.Response:
         return _answer(self._view.describe(request.match_info["name"]))
@@ -111,8 +129,8 @@ class Api:
 
         return await asyncio.to_thread(written)  # seconds, where there are tens of thousands
 
-    async def backends(self, _: web.Request) -> web.Response:
-        return _answer(self._view.backends())
+    async def backends(self, request: web.Request) -> web.Response:
+        return self._rows("backends", request)
 
     async def backend(self, request: web.Request) -> web.Response:
         return _answer(self._view.backend(request.match_info["service"], request.match_info["backend"]))
@@ -138,6 +156,34 @@ class Api:
         sort = _choice(request, "sort", SORTS)
         limit = int(_within(request, "limit", 20, 1, LIMIT_MAX))
         return _answer(self._view.top(by, sort, limit, request.query.get("service")))
+
+    async def watch(self, request: web.Request) -> web.Response:
+        table = _choice(request, "what", TABLES)
+        only = request.query.getall("service", [])
+        changes = self._controller.changes
+        cursor = Cursor.parse(request.query.get("since", ""))
+        news, counters = News(None), True
+        if cursor is not None:
+            wait = _within(request, "wait", 20, 0, WATCH_MAX)
+            news, counters = await changes.wait(table, cursor, wait, only)
+        began = time.monotonic()
+        after = changes.cursor(cursor, counters=counters)
+        whole = news.services is None
+        names = only or None if news.services is None else news.services
+        rows = [] if names is not None and not names else await self._watched(table, names)
+        group = "service" if table == "backends" else "name"
+        gone = sorted(news.services - {row[group] for row in rows}) if news.services is not None else []
+        answer = _answer({"cursor": str(after), "whole": whole, "rows": rows, "gone": gone})
+        if cursor is not None:
+            changes.spent(time.monotonic() - began, counters=counters)
+        return answer
+
+    async def _watched(self, table: str, names: Iterable[str] | None) -> list[dict[str, Any]]:
+        if table == "history":
+            return [asdict(line) for line in await self._store.history(100)]
+        if table == "events":
+            return self._view.events(100)
+        return self._view.table(table, names)
 
     async def rates(self, request: web.Request) -> web.Response:
         since = _within(request, "since", 0, 0, 2**53)

@@ -32,6 +32,7 @@ from manager.nodes import Entry, NodeHub
 from manager.plan import AGENT, MUX, BackendKey, Memory, Plan, Remembered, Tables, World, plan, replan
 from manager.rates import Rates
 from manager.store import ConflictError, Entries, NodeRecord, Store, VersionLine
+from manager.watching import Changes
 
 #: How many VIPs are planned in one go.
 TURN = 500
@@ -90,6 +91,7 @@ class Controller:
         self.plan = Plan()
         self.emptied = Emptied()
         self.rates = Rates()
+        self.changes = Changes()
         self.hub: NodeHub
         self._store = store
         self._clock = clock
@@ -112,7 +114,7 @@ class Controller:
 
     async def start(self) -> None:
         """Reads the store and plans for what was; nobody is told of it before they connect."""
-        term = await self._store.next_term()
+        term = self.changes.term = await self._store.next_term()
         stored = await self._store.load()
         self.desired = await asyncio.to_thread(changes.from_entries, stored.version, stored.entries)
         entries = await self._store.memory()
@@ -288,6 +290,8 @@ class Controller:
         self.desired = replace(change.new, version=version)
         log.info("changed", version=version, who=terms.who, what=change.what, why=terms.why or None)
         self._say_changed(change, terms, version)
+        self.changes.services({*change.names, *change.old.retiring, *change.new.retiring, *_of_drains(change)})
+        self.changes.tables("history", "status")
         self.touched(change.vips())
         if terms.confirm is not None:
             text = f"is taken back in {terms.confirm:g} s unless it is confirmed; it is of {terms.who}"
@@ -304,6 +308,7 @@ class Controller:
         if len(done) > LINES:
             more = f"and {len(done) - LINES:,} more were changed by {terms.who}; `lb get audit` has all of it"
             self.events.add(self._clock(), f"version {version}", more)
+        self.changes.tables("events")
 
     def _until(self, terms: Terms) -> Pending | None:
         now = self._clock()
@@ -367,16 +372,23 @@ class Controller:
 
     def happened(self, subject: str, text: str, *, bad: bool = False) -> None:
         self.events.add(self._clock(), subject, text, bad=bad)
+        self.changes.tables("events")
         say = log.warning if bad else log.info
         say("event", subject=subject, text=text)
 
     def told(self, entry: Entry, body: Mapping[str, Any]) -> None:
         if entry.record.kind == MUX:
-            self.rates.heard(entry.record.name, body, self._clock())
+            self.changes.counted(self.rates.heard(entry.record.name, body, self._clock()))
+            self.changes.tables("muxes", *({"announcements"} & body.keys()))
+        else:
+            self.changes.tables("agents")
 
     def left(self, entry: Entry) -> None:
         if entry.record.kind == MUX:
             self.rates.left(entry.record.name)
+
+    def looked(self, entry: Entry) -> None:
+        self.changes.tables("muxes" if entry.record.kind == MUX else "agents", "announcements", "status")
 
     def keep(self, record: NodeRecord) -> None:
         self._to_keep[record.kind, record.name] = record
@@ -426,6 +438,7 @@ class Controller:
             self.plan = replan(old, self.world(), touched)
             self._note_due(touched)
             self._say(old, touched)
+            self._tell_watchers(old, touched)
             await self._remember(old, touched)
             if self.hub.want(self.plan.states, touched):
                 await self._remember_generation()
@@ -438,6 +451,18 @@ class Controller:
         self._turning = False
         async with self.change_made:
             self.change_made.notify_all()
+
+    def _tell_watchers(self, old: Plan, vips: Iterable[str]) -> None:
+        changed = {
+            found: None
+            for vip in vips
+            if old.vips.get(vip) is not self.plan.vips.get(vip)
+            for plan in (old, self.plan)
+            if vip in plan.vips
+            for found in plan.vips[vip].tables
+        }
+        self.changes.services(changed)
+        self.changes.tables("muxes", "agents", "announcements", "status")
 
     def _note_due(self, vips: Iterable[str]) -> None:
         for vip in vips:
@@ -477,6 +502,7 @@ class Controller:
     def _say(self, old: Plan, vips: Iterable[str]) -> None:
         for count, (subject, text, bad) in enumerate(differences(old, self.plan, sorted(vips))):
             self.events.add(self._clock(), subject, text, bad=bad)
+            self.changes.tables("events")
             if bad or count < LINES:
                 (log.warning if bad else log.info)("event", subject=subject, text=text)
             elif count == LINES:
@@ -548,6 +574,7 @@ class Controller:
 
     def _clear_tables(self) -> None:
         self._plans += 1
+        self.changes.forget({*self.desired.services, *self.desired.retiring})
         if self._plans % _TABLES_KEPT == 0:
             self._tables.keep_only(self.desired.services)
             self._reports.keep_only(
@@ -558,6 +585,7 @@ class Controller:
         for (service, backend), empty in self.emptied.look(now, self.hub.entries.values(), self.plan.drains):
             text = "no flow is left: it may be stopped" if empty else "has flows again, though it drains"
             self.happened(f"backend {service}/{backend}", text)
+            self.changes.services([service])
 
     async def _confirmations(self) -> None:
         """Takes back what was not confirmed in time. Not part of _ticks(): health must not wait for the disk."""
@@ -604,6 +632,11 @@ class Controller:
             due = [vip for vip, at in self._due.items() if at <= now]
             if due:
                 self.touched(due)
+
+
+def _of_drains(change: Change) -> set[str]:
+    """Services with a backend that is drained, or is not any more."""
+    return {key.rpartition("/")[0] for key in change.old.drains.keys() ^ change.new.drains.keys()}
 
 
 def _with_delta(

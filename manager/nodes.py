@@ -92,6 +92,10 @@ class Listener(Protocol):
         """A node's connection ended."""
         ...
 
+    def looked(self, entry: Entry) -> None:
+        """What operators see of a node is another."""
+        ...
+
     def happened(self, subject: str, text: str, *, bad: bool = False) -> None:
         """For the events."""
         ...
@@ -263,7 +267,7 @@ class NodeHub:
                 text = f"was away for {self._hold:g} s, the hold time; nobody waits for it any more"
                 self._listener.happened(_subject(entry), text, bad=True)
             entry.gone, entry.late = gone, late
-            entry.look()
+            self._look(entry)
             self._touch(entry)
 
     # -- from the stream ----------------------------------------------------------------------------------------
@@ -314,7 +318,7 @@ class NodeHub:
             return
         entry.connection, entry.since, entry.pending_since, entry.late = None, self._now, None, False
         entry.record = replace(entry.record, last_seen=self._now)
-        entry.look()
+        self._look(entry)
         self._listener.keep(entry.record)
         self._listener.left(entry)
         self._listener.happened(_subject(entry), "is not connected any more; it goes on with what it has", bad=True)
@@ -332,7 +336,7 @@ class NodeHub:
         entry.live, entry.live_generation, entry.refused = state, generation, None
         entry.pending_since = None if generation >= entry.generation else self._now
         entry.late = False
-        entry.look()
+        self._look(entry)
         self._touch_since(entry, since)
 
     def refused(self, connection: Connection, generation: int, reason: str) -> None:
@@ -342,7 +346,7 @@ class NodeHub:
         if entry.refused != reason:
             self._listener.happened(_subject(entry), f"refused its state, and goes on with the old: {reason}", bad=True)
         entry.refused, entry.pending_since, entry.late = reason, None, False
-        entry.look()
+        self._look(entry)
         self._touch(entry)
 
     def refused_at_door(self, kind: str, name: str, address: str, reason: str, *, duplicate: bool) -> None:
@@ -401,8 +405,12 @@ class NodeHub:
         for subject, text, bad in answer.words:
             self._listener.happened(subject, text, bad=bad)
 
-    def _add(self, entry: Entry) -> None:
+    def _look(self, entry: Entry) -> None:
         entry.look()
+        self._listener.looked(entry)
+
+    def _add(self, entry: Entry) -> None:
+        self._look(entry)
         self._entries[entry.id] = entry
 
     def _map_addresses(self) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from manager.watching import TABLES as WATCHED
+
 Schema = Mapping[str, Any]
 
 
@@ -235,6 +237,17 @@ SCHEMAS: dict[str, Schema] = {
             "rows": array({"anyOf": [ref("TopService"), ref("TopBackend"), ref("TopMux")]}),
         }
     ),
+    "Watched": record(
+        {
+            "cursor": {"type": "string", "description": "for the next question"},
+            "whole": {"type": "boolean", "description": "these are all rows; what was before is void"},
+            "rows": {
+                **array(ANYTHING),
+                "description": "as the table's own call has them; of backends, all of a service",
+            },
+            "gone": {**array(TEXT), "description": "services that have no rows any more"},
+        }
+    ),
     "TopService": record(
         {"service": TEXT, "vip": TEXT, "protocol": TEXT, "port": TEXT, "state": TEXT, **_RATES},
     ),
@@ -339,6 +352,10 @@ class Route:
 _WAIT = {"wait": {"type": "number", "description": "seconds to wait until every connected node has followed"}}
 _LIMIT = {"limit": {"type": "integer", "minimum": 1, "maximum": 5000, "default": 100}}
 _CHANGE = ref("Change")
+_SOME: dict[str, Schema] = {
+    "service": {"type": "string", "description": "only of this one; any number of times"},
+    "limit": {"type": "integer", "description": "only of so many services, the first by name; 0: of all"},
+}
 _TERMS: dict[str, Schema] = {
     "dry_run": FLAG,
     "confirm": {"type": "number", "description": "seconds after which it is taken back, unless it is confirmed"},
@@ -348,7 +365,7 @@ _TERMS: dict[str, Schema] = {
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/status", "status", "The manager itself, and which nodes are behind", ref("Status")),
-    Route("GET", "/v1/services", "services", "All services", array(ref("Service"))),
+    Route("GET", "/v1/services", "services", "All services", array(ref("Service")), query=_SOME),
     Route(
         "PUT",
         "/v1/services",
@@ -402,7 +419,12 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/tables", "tables", "The services as they were applied", array(ref("ServiceTable"))),
     Route(
-        "GET", "/v1/backends", "backends", "All backends, with the reason for each one's state", array(ref("Backend"))
+        "GET",
+        "/v1/backends",
+        "backends",
+        "All backends, with the reason for each one's state",
+        array(ref("Backend")),
+        query=_SOME,
     ),
     Route(
         "GET",
@@ -451,6 +473,19 @@ ROUTES: tuple[Route, ...] = (
             "sort": {"enum": [*_RATES, "name"], "default": "pps"},
             "limit": {"type": "integer", "minimum": 1, "maximum": 5000, "default": 20},
             "service": {"type": "string", "description": "only this one, or its backends"},
+        },
+    ),
+    Route(
+        "GET",
+        "/v1/watch",
+        "watch",
+        "A table, and then, asked with the cursor of the last answer, its rows that changed, as soon as any did",
+        ref("Watched"),
+        query={
+            "what": {"enum": [*WATCHED]},
+            "since": {"type": "string", "description": "the cursor of the answer before; without it, all rows"},
+            "wait": {"type": "number", "description": "seconds to wait for news, 0 to 60", "default": 20},
+            "service": {"type": "string", "description": "of services and backends: only these"},
         },
     ),
     Route(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from operator import itemgetter
@@ -45,14 +45,13 @@ class View:
     # -- rows ---------------------------------------------------------------------------------------------------
 
     def services(self, names: Iterable[str] | None = None) -> list[Row]:
-        """Sorted by name; those that retire come last."""
+        """Sorted by name; those that retire come last. ``names``: only those of them that there are."""
         desired = self._controller.desired
-        counters = self._counters("services", ("name",), SERVICE_COUNTERS)
-        wanted = sorted(desired.services) if names is None else sorted(names)
-        found = [self._service(desired.services[name], counters.get((name,), {})) for name in wanted]
-        if names is None:
-            found += [self._retiring(key, service) for key, service in sorted(desired.retiring.items())]
-        return found
+        wanted = desired.services if names is None else desired.services.keys() & set(names)
+        retiring = desired.retiring if names is None else desired.retiring.keys() & set(names)
+        counters = self._counters("services", ("name",), SERVICE_COUNTERS, None if names is None else wanted)
+        found = [self._service(desired.services[name], counters.get((name,), {})) for name in sorted(wanted)]
+        return found + [self._retiring(key, desired.retiring[key]) for key in sorted(retiring)]
 
     def _service(self, service: Service, counters: Mapping[str, int | None]) -> Row:
         vip = self._vip(service)
@@ -85,8 +84,9 @@ class View:
 
     def backends(self, names: Iterable[str] | None = None) -> list[Row]:
         desired = self._controller.desired
-        counters = self._counters("backends", ("service", "name"), BACKEND_COUNTERS)
-        services = [desired.services[name] for name in (sorted(desired.services) if names is None else sorted(names))]
+        wanted = desired.services if names is None else desired.services.keys() & set(names)
+        counters = self._counters("backends", ("service", "name"), BACKEND_COUNTERS, None if names is None else wanted)
+        services = [desired.services[name] for name in sorted(wanted)]
         return [
             self._backend(service, item, counters.get((service.name, item.backend.name), {}))
             for service in services
@@ -233,6 +233,20 @@ class View:
     def _unconfirmed(self) -> Row | None:
         waiting = self._controller.desired.unconfirmed
         return {"version": waiting[0], **asdict(waiting[1])} if waiting is not None else None
+
+    def table(self, name: str, services: Iterable[str] | None = None) -> list[Row]:
+        """The rows of a table that is watched; of these services (None: all), where it has rows for each."""
+        if name == "services":
+            return self.services(services)
+        if name == "backends":
+            return self.backends(services)
+        others: dict[str, Callable[[], list[Row]]] = {
+            "muxes": self.muxes,
+            "agents": self.agents,
+            "announcements": self.announcements,
+            "status": lambda: [self.status()],
+        }
+        return others[name]()
 
     # -- rates --------------------------------------------------------------------------------------------------
 
@@ -389,15 +403,17 @@ class View:
         return found if isinstance(found, dict) else {}
 
     def _counters(
-        self, what: str, keys: tuple[str, ...], counters: tuple[str, ...]
+        self, what: str, keys: tuple[str, ...], counters: tuple[str, ...], services: Collection[str] | None
     ) -> dict[tuple[Any, ...], dict[str, int | None]]:
-        """Summed over the MUXes."""
+        """Summed over the MUXes; of these services (None: of all)."""
         total: dict[tuple[Any, ...], dict[str, int | None]] = {}
         drains = self._controller.plan.drains
         for entry in self._entries(MUX):
             # A flow that a MUX remembers and gets no packets of any more lives elsewhere.
             idle = entry.gone or withdrawn(entry, drains)
             for row in rows(entry.status, what):
+                if services is not None and row.get(keys[0]) not in services:
+                    continue
                 sums = total.setdefault(tuple(row.get(key) for key in keys), {})
                 for name in counters:
                     value = 0 if idle and name == "flows" else row.get(name)

@@ -123,4 +123,4 @@ def _events(events: list[dict[str, Any]]) -> Iterator[str]:
         mark = "!" if event.get("bad") else " "
         yield f"  {clock(event.get('at'))} {mark} {cell(event.get('subject'))}: {cell(event.get('text'))}"
     if not events:
-        yield "  none since the manager began"
+        yield "  none"

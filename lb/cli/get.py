@@ -10,7 +10,7 @@ import click
 
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import cell, console, example, output_option, print_json, size, table
-from lb.cli.plain import lasting
+from lb.cli.plain import lasting, parse_duration
 from lb.cli.remote import Manager, manager_options
 from lb.cli.tables import TABLES as MANAGER_TABLES
 from lb.errors import ControlError, RequestError
@@ -43,19 +43,44 @@ _OF_MANAGER = ("events", "history", "audit")
 _OF_DAEMON = ("peers",)
 
 
-@click.command("get", epilog=example("lb get services", "lb get muxes --local", "lb get events --limit 20 -o json"))
-@click.argument("what", type=click.Choice(WHAT))
-@click.option(
-    "--limit", type=click.IntRange(1, 5000), default=100, show_default=True, help="Of events, history and audit."
+@click.command(
+    "get",
+    epilog=example("lb get services", "lb get muxes --local", "lb get events --bad --since 2h", "lb get backends -w"),
 )
+@click.argument("what", type=click.Choice(WHAT))
+@click.option("-w", "--watch", "follow", is_flag=True, help="Go on showing what changes, until Ctrl-C.")
+@click.option("--service", "services", multiple=True, metavar="NAME", help="Of services and backends: only this one's.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 32767),
+    help="The last so many events, 100 if not given, or lines of history and audit; of services the first so many.",
+)
+@click.option("--subject", metavar="TEXT", help='Events of "backend web/web-1", of "web" and all of it, of "mux".')
+@click.option("--since", metavar="TIME", help="Events since so long ago, such as 90s, 10m or 2h.")
+@click.option("--bad", is_flag=True, help="Only events that are bad news.")
 @local_options
 @manager_options
 @output_option
 def command(
-    *, what: str, limit: int, local: bool, socket: str | None, config: str | None, manager: Manager, as_json: bool
+    *,
+    what: str,
+    follow: bool,
+    services: tuple[str, ...],
+    limit: int | None,
+    subject: str | None,
+    since: str | None,
+    bad: bool,
+    local: bool,
+    socket: str | None,
+    config: str | None,
+    manager: Manager,
+    as_json: bool,
 ) -> None:
     """Show services, backends, muxes and so on, as the manager knows them; or the daemon on this machine (--local)."""
+    query = _query(what, services, subject, since, bad=bad)
     if local or socket is not None or config is not None:
+        if follow or query:
+            raise RequestError("a daemon shows all it has, once: leave --local out, or -w and what is to be chosen")
         if what in _OF_MANAGER:
             raise RequestError(f"only the manager knows {what}; leave --local out")
         path = find_socket(socket, config, "agent" if what in _OF_AGENT else "mux")
@@ -63,9 +88,14 @@ def command(
         return
     if what in _OF_DAEMON:
         raise RequestError(f"only a MUX knows its {what}: add --local; `lb get muxes` tells of all sessions")
+    if follow:
+        _follow(manager, what, limit, query, as_json=as_json)
+        return
+    if limit is not None:
+        query["limit"] = limit
     # The audit's lines hold all that was changed; a table shows less, and of ten thousand services far less.
     asked = "history" if what == "audit" and not as_json else what
-    data = manager.get(asked, limit=limit) if what in _OF_MANAGER else manager.get(what)
+    data = manager.get(asked, **query)
     if as_json:
         print_json(data)
     elif what == "status":
@@ -74,6 +104,38 @@ def command(
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
     else:
         click.echo("\n".join(MANAGER_TABLES[what](data)))
+
+
+def _query(
+    what: str, services: tuple[str, ...], subject: str | None, since: str | None, *, bad: bool
+) -> dict[str, Any]:
+    """What is chosen of a table, as the manager is asked for it."""
+    if services and what not in ("services", "backends"):
+        raise RequestError(f"--service chooses services and backends, not {what}")
+    if (subject is not None or since is not None or bad) and what != "events":
+        raise RequestError(f"--subject, --since and --bad choose events, not {what}")
+    query: dict[str, Any] = {"service": list(services)} if services else {}
+    if subject is not None:
+        query["subject"] = subject
+    if since is not None:
+        query["since"] = round(time.time() - parse_duration(since), 3)
+    if bad:
+        query["bad"] = "true"
+    return query
+
+
+def _follow(manager: Manager, what: str, limit: int | None, query: dict[str, Any], *, as_json: bool) -> None:
+    from lb.cli import watch  # noqa: PLC0415
+
+    if what == "events":
+        watch.events(manager, limit or 100, query, MANAGER_TABLES["events"], as_json=as_json)
+        return
+    if what == "audit":
+        raise RequestError("the audit's lines are those of history: `lb get history -w` shows them as they come")
+    draw = MANAGER_TABLES.get(
+        what, lambda rows: [f"{key}  {cell(value)}" for row in rows for key, value in row.items()]
+    )
+    watch.run(manager, what, query, draw, as_json=as_json)
 
 
 def _unconfirmed(waiting: dict[str, Any] | None) -> str | None:

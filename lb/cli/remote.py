@@ -80,7 +80,7 @@ class Manager:
         connection, where = self._connection()
         target = "/v1/" + "/".join(quote(part, safe="") for part in path)
         if query:
-            target += "?" + urlencode(query)
+            target += "?" + urlencode(query, doseq=True)
         wait = body.get("wait", 0) if isinstance(body, dict) else 0
         connection.timeout = TIMEOUT + float(wait)
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
