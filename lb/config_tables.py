@@ -574,6 +574,7 @@ class ManagerTable(Table):
     vip_prefixes: Annotated[tuple[Network, ...] | None, PlainValidator(_check_prefixes)] = None
     listen: _Listen = None
     metrics: _Listen = None
+    web: _Listen = None
     state_dir: _Directory = None
     withdraw_cap: Annotated[float | None, PlainValidator(_check_share)] = None
     health_lease: Annotated[float | None, PlainValidator(seconds(1, 300))] = None

@@ -278,6 +278,7 @@ class ManagerSettings:
     withdraw_cap: float = 0.5  #: share of the MUXes that may withdraw a VIP at once for reasons of their own
     health_lease: float = 10.0  #: a node's health reports are believed for so long after its last message
     node_lifetime: float = 2_592_000.0  #: seconds that a node's certificate is valid; it renews after a third of it
+    web: str | None = None  #: where the web page is served; None: nowhere
     hold: float = 9.0  #: a MUX that is gone for so long announces nothing any more: the routers' hold time
 
 

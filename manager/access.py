@@ -39,7 +39,9 @@ class Access:
         authority = Authority.load(Path(settings.state_dir) / CA_DIRECTORY)
         self.trust = Trust(authority, store, settings.node_lifetime)
         self.streams = Streams(hub, self.trust)
-        self.context: ssl.SSLContext = self.trust.server_context(settings.name, settings.listen)
+        self._listens = (settings.listen, *([settings.web] if settings.web is not None else ()))
+        self.context: ssl.SSLContext = self.trust.server_context(settings.name, *self._listens)
+        self.page_context: ssl.SSLContext = self.trust.page_context(settings.name, *self._listens)
 
     @property
     def routes(self) -> Sequence[web.AbstractRouteDef]:
@@ -51,6 +53,11 @@ class Access:
         authorization = request.headers.get("Authorization")
         return str(await self.trust.operator(certificate_of(request), authorization, address_of(request)))
 
+    async def check_token(self, token: str, address: str) -> tuple[str, float]:
+        """The operator of a token and when it expires; raises AccessError."""
+        peer = await self.trust.operator(None, f"Bearer {token}", address)
+        return str(peer), peer.expires or 0.0
+
     async def make_token(self, kind: str, name: str | None, ttl: float, who: str) -> str:
         return await self.trust.make_token(kind, name, ttl, who)
 
@@ -61,8 +68,10 @@ class Access:
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(UPKEEP_INTERVAL)
-            settings = self._settings
-            await asyncio.to_thread(self.trust.load_server_certificate, self.context, settings.name, settings.listen)
+            for context in (self.context, self.page_context):
+                await asyncio.to_thread(
+                    self.trust.load_server_certificate, context, self._settings.name, *self._listens
+                )
 
     async def close(self) -> None:
         """Tells nodes that the manager stops."""

@@ -73,7 +73,7 @@ def application(api: Api, authenticate: Authenticate, of_nodes: Iterable[web.Abs
         except web.HTTPException as error:
             return _error(error.status, _http_sentence(request, error))
         except VipmuxError as error:
-            return _refusal(error)
+            return refusal(error)
         except Exception:  # a mistake of ours must not take the answer's form from it
             log.exception("internal error", method=request.method, path=request.path)
             return _error(500, "internal error, please report it; the manager's log has more")
@@ -414,7 +414,7 @@ def _error(status: int, sentence: str, mistakes: Iterable[tuple[str, str]] = ())
     return web.Response(status=status, text=json.dumps(body, ensure_ascii=False), content_type="application/json")
 
 
-def _refusal(error: VipmuxError) -> web.Response:
+def refusal(error: VipmuxError) -> web.Response:
     if isinstance(error, ConfigError):
         return _error(400, str(error), error.mistakes)
     codes = {NotFoundError: 404, AccessError: 403, ConflictError: 409, StoreError: 503, RequestError: 400}

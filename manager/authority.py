@@ -194,10 +194,10 @@ class Authority:
 
     # -- the manager's own certificate --------------------------------------------------------------------------
 
-    def server_certificate(self, manager: str, listen: str) -> Path:
+    def server_certificate(self, manager: str, *listens: str) -> Path:
         """Key and certificate for the manager's addresses; the one that is there if it still will do."""
         path = self._directory / "server.pem"
-        names = _alternative_names([*_listen_names(listen), *self.names()])
+        names = _alternative_names([*(name for listen in listens for name in _listen_names(listen)), *self.names()])
         if not self._will_do(path, names):
             key = ec.generate_private_key(ec.SECP256R1())
             name = f"manager:{manager}"[:COMMON_NAME_MAX]

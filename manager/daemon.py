@@ -16,6 +16,7 @@ import os
 import signal
 import ssl
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
@@ -37,6 +38,8 @@ from manager.api import Api, Authenticate, application
 from manager.commands import COMMANDS
 from manager.controller import Controller
 from manager.metrics import ManagerCollector
+from manager.pages import Pages
+from manager.sessions import Sessions
 from manager.sqlite import SqliteStore
 from manager.store import Store
 from manager.trust import listener
@@ -71,16 +74,18 @@ def state_directory(path: str) -> Iterator[Path]:
 
 
 @contextlib.asynccontextmanager
-async def serving(app: web.Application, listen: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
-    """The API at ``host:port``, until left."""
+async def serving(
+    app: web.Application, listen: str, tls: ssl.SSLContext | None = None, key: str = "manager.listen"
+) -> AsyncIterator[None]:
+    """An application at ``host:port``, until left; ``key`` names the setting in an error's sentence."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE)
     await runner.setup()
     try:
         try:
-            await web.SockSite(runner, listener(listen), ssl_context=tls).start()
+            await web.SockSite(runner, listener(listen, key), ssl_context=tls).start()
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
-            raise IoError(f"manager.listen {listen} cannot be served: {reason}") from None
+            raise IoError(f"{key} {listen} cannot be served: {reason}") from None
         yield
     finally:
         await runner.cleanup()
@@ -123,16 +128,24 @@ async def _serve(
     access = None if insecure_loopback else await asyncio.to_thread(Access, settings, store, controller.hub)
     if access is not None:
         await access.trust.refresh()
+    pages = _pages(settings, controller, view, access)
     authenticate: Authenticate = _loopback(settings) if access is None else access.authenticate
     make_token = access.make_token if access is not None else None
     routes = access.routes if access is not None else ()
     app = application(Api(controller, view, store, program_version(), make_token), authenticate, routes)
     metrics = serve(settings.metrics, ManagerCollector(controller), key="manager.metrics")
     try:
-        async with serving(app, settings.listen, access.context if access is not None else None):
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(
+                serving(app, settings.listen, access.context if access is not None else None)
+            )
+            if pages is not None and settings.web is not None:
+                tls = access.page_context if access is not None else None
+                await stack.enter_async_context(serving(pages.app, settings.web, tls, "manager.web"))
             log.info(
                 "ready",
                 listen=settings.listen,
+                web=settings.web or "off",
                 tls=not insecure_loopback,
                 term=controller.hub.term,
                 version=controller.desired.version,
@@ -140,18 +153,20 @@ async def _serve(
                 nodes=len(controller.hub.entries),
             )
             startup.say(Role.MANAGER, settings.state_dir)
-            await _first(asyncio.create_task(_work(controller, access)), end)
+            await _first(asyncio.create_task(_work(controller, access, pages)), end)
             if access is not None:
                 await access.close()
     finally:
         await asyncio.to_thread(metrics.close)
 
 
-async def _work(controller: Controller, access: Access | None) -> None:
+async def _work(controller: Controller, access: Access | None, pages: Pages | None) -> None:
     """Returns never; raises what a task of ours raised, which is a programming error."""
     tasks = [asyncio.ensure_future(controller.failed())]
     if access is not None:
         tasks.append(asyncio.ensure_future(access.run()))
+    if pages is not None:
+        tasks.append(asyncio.ensure_future(pages.run()))
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -159,13 +174,24 @@ async def _work(controller: Controller, access: Access | None) -> None:
             task.cancel()
 
 
+def _pages(settings: ManagerSettings, controller: Controller, view: View, access: Access | None) -> Pages | None:
+    """The web page, if the file asks for it."""
+    if settings.web is None:
+        return None
+    if access is None:
+        return Pages(controller, view, None, secure=False, program=program_version())
+    sessions = Sessions(access.check_token, time.time)
+    return Pages(controller, view, sessions, secure=True, program=program_version())
+
+
 def _loopback(settings: ManagerSettings) -> Authenticate:
     """Without TLS, whoever can reach this machine's loopback may ask."""
-    if not ip_address(settings.listen.rpartition(":")[0].strip("[]")).is_loopback:
-        raise RequestError(
-            f"--insecure-loopback serves without TLS, so manager.listen must be on loopback, such as 127.0.0.1:9740; "
-            f"{settings.listen} is not"
-        )
+    for key, listen in (("listen", settings.listen), ("web", settings.web)):
+        if listen is not None and not ip_address(listen.rpartition(":")[0].strip("[]")).is_loopback:
+            raise RequestError(
+                f"--insecure-loopback serves without TLS, so manager.{key} must be on loopback, such as "
+                f"127.0.0.1:{listen.rpartition(':')[2]}; {listen} is not"
+            )
 
     async def authenticate(_: web.Request) -> str:
         return "operator:loopback"

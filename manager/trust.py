@@ -203,21 +203,28 @@ class Trust:
 
     # -- TLS ----------------------------------------------------------------------------------------------------
 
-    def server_context(self, manager: str, listen: str) -> ssl.SSLContext:
+    def server_context(self, manager: str, *listens: str) -> ssl.SSLContext:
         """TLS 1.3; a client certificate is verified if there is one."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_OPTIONAL
         context.load_verify_locations(self.authority.ca_file)
-        self.load_server_certificate(context, manager, listen)
+        self.load_server_certificate(context, manager, *listens)
         context.sslobject_class = _LoggedTls
         # A resumed session would bring back a certificate without anybody looking at it again.
         context.num_tickets = 0
         return context
 
-    def load_server_certificate(self, context: ssl.SSLContext, manager: str, listen: str) -> None:
+    def page_context(self, manager: str, *listens: str) -> ssl.SSLContext:
+        """For browsers: TLS 1.3 as well, and nobody is asked for a certificate."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self.load_server_certificate(context, manager, *listens)
+        return context
+
+    def load_server_certificate(self, context: ssl.SSLContext, manager: str, *listens: str) -> None:
         """Made anew when it ages; connections that come later see the new one. Call it once a day."""
-        context.load_cert_chain(self.authority.server_certificate(manager, listen))
+        context.load_cert_chain(self.authority.server_certificate(manager, *listens))
 
 
 class _LoggedTls(ssl.SSLObject):
@@ -241,7 +248,7 @@ class Listener(socket.socket):
         return connection, address
 
 
-def listener(listen: str) -> Listener:
+def listener(listen: str, key: str = "manager.listen") -> Listener:
     """Listens on ``host:port`` or ``[host]:port``; raises IoError."""
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
@@ -256,7 +263,7 @@ def listener(listen: str) -> Listener:
         server.setblocking(False)
     except OSError as error:
         server.close()
-        raise IoError(f"manager.listen {listen}: {(error.strerror or str(error)).lower()}") from None
+        raise IoError(f"{key} {listen}: {(error.strerror or str(error)).lower()}") from None
     return server
 
 

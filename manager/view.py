@@ -53,6 +53,11 @@ class View:
         found = [self._service(desired.services[name], counters.get((name,), {})) for name in sorted(wanted)]
         return found + [self._retiring(key, desired.retiring[key]) for key in sorted(retiring)]
 
+    def plain_services(self, names: Iterable[str]) -> list[Row]:
+        """In this order, without what MUXes count."""
+        services = self._controller.desired.services
+        return [self._service(services[name], {}) for name in names]
+
     def _service(self, service: Service, counters: Mapping[str, int | None]) -> Row:
         vip = self._vip(service)
         backends = self._backends_of(service)

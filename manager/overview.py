@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the web page shows of the fleet: a verdict, what is wrong, and services with the problems first.
+
+Read by :mod:`manager.pages`, up to four times a second, with ten thousand services: so what is known of a service is
+kept until its table or its plan is another object. What nodes tell is taken for numbers and short texts,
+whatever it is. Changes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lb.model import Service
+from manager.controller import Controller
+from manager.nodes import Entry, rows
+from manager.plan import AGENT, MUX, BackendPlan, VipPlan
+from manager.rates import NONE, Rate
+from manager.view import Row, View
+
+#: Services of one page, at most.
+PAGE_MAX = 200
+#: Lines of what is wrong.
+PROBLEMS_MAX = 30
+#: Names in one sentence of the verdict.
+NAMES_MAX = 3
+#: VIPs that the row of a MUX names.
+VIPS_MAX = 8
+#: Text of a node's that is shown.
+TEXT_MAX = 300
+#: Rates of services are looked up anew after so long, seconds.
+RATES_KEPT = 0.5
+#: A flow table is nearly full from here on.
+NEARLY_FULL = 0.9
+
+#: States of services, the worst first.
+RANK = {state: rank for rank, state in enumerate(("PANIC", "down", "degraded", "new", "up"))}
+#: A name as numbers and what is between them.
+Natural = list[tuple[int, int, str]]
+_WORDS = re.compile(r"[0-9]{1,18}|[^0-9]+")
+
+#: States of nodes that an operator did not want.
+_TROUBLE = {
+    "gone": "is away for longer than the hold time",
+    "away": "is not connected",
+    "refused": "refused its state",
+    "late": "does not acknowledge",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is on somebody's screen."""
+
+    text: str = ""  #: part of a service's or backend's name, or of an address
+    state: str = ""  #: "problems", or a state; empty: all
+    offset: int = 0
+    limit: int = 25
+    service: str | None = None  #: shown in detail
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is wrong."""
+
+    level: str  #: "bad": clients may notice; "warn": they do not
+    subject: str
+    text: str
+    since: float | None = None
+    service: str | None = None  #: where there is more about it
+
+
+@dataclass(slots=True)
+class Line:
+    """What is known of one service, for as long as ``service`` and ``vip`` are the same objects."""
+
+    service: Service
+    vip: VipPlan | None
+    row: Row
+    text: str  #: what a search looks at, in small letters
+    place: Natural  #: among names: web-2 comes before web-10
+    backends: list[BackendPlan] = field(default_factory=list)
+
+    @property
+    def order(self) -> tuple[int, Natural, str]:
+        """The worst first, then by name."""
+        return RANK.get(self.row["state"], 0), self.place, self.row["name"]
+
+
+class Overview:
+    """Reads one controller. Call :meth:`refresh` first; then everything is of one moment."""
+
+    def __init__(self, controller: Controller, view: View, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._controller = controller
+        self._view = view
+        self._lines: dict[str, Line] = {}
+        self._sorted: list[Line] = []
+        self._states: Counter[str] = Counter()  # of services
+        self._shown: Counter[str] = Counter()  # of backends
+        self._hosts: dict[str, Counter[str]] = {}
+        self._bad: dict[tuple[str, str, str], BackendPlan] = {}
+        self._seen: tuple[object, object] = (None, None)
+        self._rates: tuple[float, Mapping[str, Rate] | None] = (0.0, None)
+
+    # -- what is kept -------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Looks at what is another object than before."""
+        desired, plan = self._controller.desired, self._controller.plan
+        if self._seen[0] is desired and self._seen[1] is plan:
+            return
+        self._seen = desired, plan
+        changed = []
+        for name, service in desired.services.items():
+            old = self._lines.get(name)
+            vip = plan.vips.get(str(service.vip))
+            if old is None or old.service is not service or old.vip is not vip:
+                changed.append(name)
+        gone = self._lines.keys() - desired.services.keys()
+        for name in gone:
+            self._count(self._lines.pop(name), -1)
+        for name, row in zip(changed, self._view.plain_services(changed), strict=True):
+            self._replace(name, row)
+        if changed or gone:
+            self._sorted = sorted(self._lines.values(), key=lambda line: line.order)
+
+    def _replace(self, name: str, row: Row) -> None:
+        service = self._controller.desired.services[name]
+        vip = self._controller.plan.vips.get(str(service.vip))
+        backends = [item for item in vip.backends if item.service == name] if vip is not None else []
+        words = [name, row["vip"], *(word for item in backends for word in (item.backend.name, item.address))]
+        if name in self._lines:
+            self._count(self._lines[name], -1)
+        row["backend_states"] = dict(sorted(Counter(item.shown for item in backends).items()))
+        line = self._lines[name] = Line(service, vip, row, " ".join(words).lower(), _place(name), backends)
+        self._count(line, 1)
+
+    def _count(self, line: Line, one: int) -> None:
+        self._states[line.row["state"]] += one
+        for item in line.backends:
+            self._shown[item.shown] += one
+            self._hosts.setdefault(item.agent or item.address, Counter())[item.shown] += one
+            if one > 0 and item.shown in ("down", "panic"):
+                self._bad[item.key] = item
+            else:
+                self._bad.pop(item.key, None)
+
+    # -- services -----------------------------------------------------------------------------------------------
+
+    def services(self, query: Query) -> tuple[int, list[Row]]:
+        """How many match, and one page of them, problems first."""
+        text = query.text.strip().lower()
+        found = [
+            line for line in self._sorted if (not text or text in line.text) and _is_in(line.row["state"], query.state)
+        ]
+        page = found[query.offset : query.offset + min(query.limit, PAGE_MAX)]
+        rates = self._by_service()
+        return len(found), [{**line.row, **_rate(rates, line.row["name"])} for line in page]
+
+    def detail(self, name: str) -> Row | None:
+        """One service in words, as ``lb describe``, and what its backends forward; None: there is no such service."""
+        if name not in self._lines:
+            return None
+        found = self._view.describe(name)
+        told = self._controller.rates.total(self._clock()) is not None
+        rates = self._controller.rates.backends(self._clock(), name)
+        for row in found["backends"]:
+            rate = rates.get((name, row["name"]), NONE)
+            row["pps"] = round(rate.pps, 1) if told else None
+        found["service"] |= _rate(self._by_service(), name)
+        return found
+
+    def _by_service(self) -> Mapping[str, Rate] | None:
+        """Packets and flows of services; None: nobody told. Looked up at most twice a second."""
+        now = self._clock()
+        if not 0 <= now - self._rates[0] < RATES_KEPT:
+            told = self._controller.rates.total(now) is not None
+            self._rates = now, self._controller.rates.services(now) if told else None
+        return self._rates[1]
+
+    # -- nodes --------------------------------------------------------------------------------------------------
+
+    def muxes(self) -> list[Row]:
+        """As ``lb get muxes``, with what a MUX tells of itself."""
+        entries = {entry.record.name: entry for entry in self._entries(MUX)}
+        found = []
+        for row in self._view.muxes():
+            entry = entries[row["name"]]
+            told = entry.status.get("mux")
+            told = told if isinstance(told, dict) else {}
+            found.append(
+                {
+                    **{
+                        key: row[key]
+                        for key in ("name", "state", "address", "address6", "since", "generation", "wanted")
+                    },
+                    **{key: row[key] for key in ("refused", "version", "drain", "announces")},
+                    **{key: _text(told.get(key)) for key in ("io", "mode", "rejected")},
+                    "condition": _text(told.get("state")),
+                    **{
+                        key: _number(told.get(key))
+                        for key in ("flows", "flow_capacity", "forwarded", "dropped", "missed")
+                    },
+                    "vips": [vip.removesuffix("/32").removesuffix("/128") for vip in _announcements(entry)[:VIPS_MAX]],
+                    "peers": [_peer(peer) for peer in rows(entry.status, "peers")],
+                }
+            )
+        return found
+
+    def hosts(self) -> list[Row]:
+        """Agents, and addresses of backends where none is, with how their backends are."""
+        known = {entry.record.name: entry for entry in self._entries(AGENT)}
+        found = [
+            {
+                **{key: row[key] for key in ("name", "state", "address", "since", "refused")},
+                "backends": dict(+self._hosts.get(row["name"], Counter())),
+            }
+            for row in self._view.agents()
+        ]
+        for name, states in sorted(self._hosts.items()):
+            if name not in known and +states:
+                found.append(
+                    {"name": name, "state": "no agent", "address": name, "since": None, "refused": None}
+                    | {"backends": dict(+states)}
+                )
+        return found
+
+    def _entries(self, kind: str) -> list[Entry]:
+        entries = self._controller.hub.entries.values()
+        return sorted((e for e in entries if e.record.kind == kind), key=lambda entry: entry.record.name)
+
+    # -- the verdict --------------------------------------------------------------------------------------------
+
+    def summary(self, muxes: list[Row], hosts: list[Row]) -> Row:
+        """One sentence, and what is behind it."""
+        problems = list(self._problems(muxes, hosts))
+        bad = any(problem.level == "bad" for problem in problems)
+        level = "bad" if bad else "warn" if problems else "well"
+        parts = list(self._phrases(muxes, hosts, problems))
+        size = ", ".join(
+            (_count(len(self._lines), "service"), _count(len(muxes), "MUX", "MUXes"), _count(len(hosts), "host"))
+        )
+        text = "; ".join(parts) if parts else f"All well: {size}"
+        if not self._lines and not problems:
+            level, text = "idle", f"Nothing to serve yet: {size}"
+        return {
+            "level": level,
+            "text": text[:1].upper() + text[1:],
+            "size": size,
+            "problems": [
+                {"level": p.level, "subject": p.subject, "text": p.text, "since": p.since, "service": p.service}
+                for p in sorted(problems, key=lambda p: p.level != "bad")[:PROBLEMS_MAX]
+            ],
+            "more_problems": max(0, len(problems) - PROBLEMS_MAX),
+            "service_states": dict(+self._states),
+            "backend_states": dict(+self._shown),
+        }
+
+    def _phrases(self, muxes: list[Row], hosts: list[Row], problems: list[Problem]) -> Iterator[str]:
+        """The parts of the sentence, the worst first."""
+        by_state: dict[str, list[str]] = {"PANIC": [], "down": []}
+        for line in self._sorted:
+            if line.row["state"] not in by_state:
+                break  # the worst come first
+            by_state[line.row["state"]].append(line.row["name"])
+        if by_state["PANIC"]:
+            yield f"{_names(by_state['PANIC'])} in PANIC"
+        if by_state["down"]:
+            yield f"{_names(by_state['down'])} down"
+        silent = [problem.subject for problem in problems if problem.subject.startswith("vip ")]
+        if silent:
+            yield f"nobody announces {_names([subject.removeprefix('vip ') for subject in silent])}"
+        if self._shown["down"]:
+            yield f"{_count(self._shown['down'], 'backend')} down"
+        for word, nodes in (("", muxes), ("host ", hosts)):
+            for state in ("gone", "away", "refused", "late"):
+                named = [row["name"] for row in nodes if row["state"] == state]
+                if named:
+                    yield f"{word}{_names(named)} {'refused its state' if state == 'refused' else state}"
+        sessions = [
+            f"{row['name']} with {peer['name']}"
+            for row in muxes
+            for peer in row["peers"]
+            if row["state"] not in ("away", "gone") and peer["state"] != "established"
+        ]
+        if sessions:
+            yield f"BGP {_names(sessions)} not established"
+        others = [p for p in problems if p.subject.startswith("mux ") and p.text.startswith(_OF_MUX)]
+        yield from (f"{p.subject.removeprefix('mux ')} {p.text.partition(':')[0]}" for p in others[:NAMES_MAX])
+        without = [row["name"] for row in hosts if row["state"] == "no agent"]
+        if without:
+            yield f"no agent on {_names(without)}"
+
+    def _problems(self, muxes: list[Row], hosts: list[Row]) -> Iterator[Problem]:
+        yield from self._of_services()
+        for row in muxes:
+            yield from _of_node("mux", row)
+            if row["state"] not in ("away", "gone"):
+                yield from _of_mux(row)
+        for item in sorted(self._bad.values(), key=lambda item: (-item.since, item.key)):
+            where = f"backend {item.service}/{item.backend.name}"
+            yield Problem("warn", where, f"{item.shown}: {item.reason}", item.since, item.service)
+        for row in hosts:
+            yield from _of_node("agent", row)
+            if row["state"] == "no agent":
+                yield Problem("warn", f"host {row['name']}", "no agent has joined with this address")
+
+    def _of_services(self) -> Iterator[Problem]:
+        silent: set[str] = set()
+        for line in self._sorted:
+            name = line.row["name"]
+            if line.vip is not None and name in line.vip.panic:
+                yield Problem("bad", f"service {name}", f"PANIC: {line.vip.panic[name]}", service=name)
+            elif line.row["state"] == "down":
+                yield Problem("bad", f"service {name}", _why_down(line), service=name)
+            if line.vip is not None and not line.vip.granted and line.row["vip"] not in silent:
+                silent.add(line.row["vip"])
+                why = "; ".join(f"{mux}: {reason}" for mux, reason in sorted(line.vip.withheld.items()))
+                yield Problem("bad", f"vip {line.row['vip']}", f"nobody announces it: {why or 'no MUX has joined'}")
+
+
+_OF_MUX = ("goes on with an older", "is degraded", "has a flow table")
+
+
+def _of_node(kind: str, row: Row) -> Iterator[Problem]:
+    words = _TROUBLE.get(row["state"])
+    if words is None:
+        return
+    reason = row["refused"] or ("it goes on with what it has" if row["state"] in ("away", "gone") else "")
+    level = "bad" if kind == "mux" and row["state"] != "late" else "warn"
+    yield Problem(level, f"{kind} {row['name']}", f"{words}: {reason}" if reason else words, row["since"])
+
+
+def _of_mux(row: Row) -> Iterator[Problem]:
+    subject = f"mux {row['name']}"
+    if row["rejected"]:
+        yield Problem("warn", subject, f"goes on with an older configuration: {row['rejected']}")
+    if row["condition"] == "degraded":
+        yield Problem("bad", subject, "is degraded: its interface is gone")
+    flows, capacity = row["flows"], row["flow_capacity"]
+    if flows is not None and capacity and flows >= NEARLY_FULL * capacity:
+        yield Problem("warn", subject, f"has a flow table that is {flows / capacity:.0%} full")
+    for peer in row["peers"]:
+        if peer["state"] != "established":
+            why = f": {peer['error']}" if peer["error"] else ""
+            yield Problem("warn", subject, f"BGP session with {peer['name']} is {peer['state'] or 'not known'}{why}")
+
+
+def _why_down(line: Line) -> str:
+    if not line.backends:
+        return "it has no backends"
+    states = ", ".join(f"{count} {state}" for state, count in line.row["backend_states"].items())
+    return f"no backend takes traffic: {states}"
+
+
+def _place(name: str) -> Natural:
+    return [(0, int(word), "") if word.isdecimal() else (1, 0, word) for word in _WORDS.findall(name)]
+
+
+def _rate(rates: Mapping[str, Rate] | None, name: str) -> Row:
+    if rates is None:
+        return {"pps": None, "flows": None}
+    rate = rates.get(name, NONE)
+    return {"pps": round(rate.pps, 1), "flows": rate.flows}
+
+
+def _is_in(state: str, wanted: str) -> bool:
+    return not wanted or state == wanted or (wanted == "problems" and state not in ("up", "new"))
+
+
+def _announcements(entry: Entry) -> list[str]:
+    return sorted((entry.state or {}).get("announcements", {}))
+
+
+def _peer(row: Mapping[str, Any]) -> Row:
+    return {
+        **{key: _text(row.get(key)) for key in ("name", "address", "state", "error", "kind")},
+        **{key: _number(row.get(key)) for key in ("asn", "announced", "seconds")},
+    }
+
+
+def _text(value: object) -> str | None:
+    return value[:TEXT_MAX] if isinstance(value, str) else None
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def _names(names: Iterable[str]) -> str:
+    found = list(names)
+    shown = ", ".join(found[:NAMES_MAX])
+    return shown if len(found) <= NAMES_MAX else f"{shown} and {len(found) - NAMES_MAX:,} more"
