@@ -220,7 +220,8 @@ class Api:
         else:
             tables = _array(body.get("services"), "services")
             done = await self._controller.apply(tables, request[WHO], replace_all=prune, dry_run=True)
-        return _change(done, dry_run=True, services=self._view.preview(done.change))
+        # Of thousands of services it takes seconds, which others must not wait for.
+        return await asyncio.to_thread(lambda: _change(done, dry_run=True, services=self._view.preview(done.change)))
 
     async def rollback(self, request: web.Request) -> web.Response:
         body = await _table(request, {"to", "dry_run", "wait", "why", "confirm"})

@@ -290,7 +290,7 @@ class Controller:
         self.desired = replace(change.new, version=version)
         log.info("changed", version=version, who=terms.who, what=change.what, why=terms.why or None)
         self._say_changed(change, terms, version)
-        self.changes.services({*change.names, *change.old.retiring, *change.new.retiring, *_of_drains(change)})
+        self.changes.services({*change.names, *change.old.retiring, *change.new.retiring, *change.drained()})
         self.changes.tables("history", "status")
         self.touched(change.vips())
         if terms.confirm is not None:
@@ -632,11 +632,6 @@ class Controller:
             due = [vip for vip, at in self._due.items() if at <= now]
             if due:
                 self.touched(due)
-
-
-def _of_drains(change: Change) -> set[str]:
-    """Services with a backend that is drained, or is not any more."""
-    return {key.rpartition("/")[0] for key in change.old.drains.keys() ^ change.new.drains.keys()}
 
 
 def _with_delta(

@@ -108,10 +108,15 @@ class Change:
             for table, names in (("services", self.names), ("retiring", retiring))
             for service in _touched(getattr(self.old, table), getattr(self.new, table), names)
         }
-        for key in self.old.drains.keys() ^ self.new.drains.keys():
-            name = key.rpartition("/")[0]
+        for name in self.drained():
             vips |= {str(desired.services[name].vip) for desired in (self.old, self.new) if name in desired.services}
         return vips
+
+    def drained(self) -> set[str]:
+        """The services of which a backend is drained, or is not any more."""
+        keys = self.old.drains.keys() ^ self.new.drains.keys()
+        found = {_drained(desired.services, key) for key in keys for desired in (self.old, self.new)}
+        return {place[0] for place in found if place is not None}
 
     def delta(self) -> dict[str, Any]:
         """What the store writes: ``{"set": {section: {key: value}}, "remove": {section: [key]}}``."""
@@ -411,7 +416,7 @@ def drain_backend(desired: Desired, service: str, backend: str, order: Order | N
         raise NotFoundError(f"service {show(service)} has no backend {show(backend)}; its backends are {names}")
     name = f"backend {key}"
     if order is None:
-        if key not in desired.drains and found.state is BackendState.DRAIN:
+        if key not in desired.drains and found[1].state is BackendState.DRAIN:
             raise RequestError(f'{name} is drained by its table (state = "drain"); change it there and apply')
         return _ordered(desired, "drains", key, None, Line(name, "undrained"))
     return _ordered(desired, "drains", key, order, Line(name, "drained"))
@@ -434,13 +439,13 @@ def _ordered(desired: Desired, section: str, key: str, order: Order | None, line
     return Change(desired, new, (line,))
 
 
-def _drained(services: Mapping[str, Service], key: str) -> Backend | None:
-    """The backend that "SERVICE/BACKEND" names; either name may hold slashes."""
+def _drained(services: Mapping[str, Service], key: str) -> tuple[str, Backend] | None:
+    """The service and its backend that "SERVICE/BACKEND" names; either name may hold slashes."""
     for match in re.finditer("/", key):
         service = services.get(key[: match.start()])
         for backend in service.backends if service else ():
             if backend.name == key[match.end() :]:
-                return backend
+                return key[: match.start()], backend
     return None
 
 

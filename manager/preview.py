@@ -29,7 +29,7 @@ ROWS_MAX = 20_000
 
 def preview(change: Change, plan: Plan, flows: Flows) -> list[dict[str, Any]]:
     """For each service that differs: ``name``, ``before`` and ``after``; null where there is none."""
-    drained = {key.rpartition("/")[0] for key in change.old.drains.keys() ^ change.new.drains.keys()}
+    drained = change.drained()
     return [
         {"name": name, "before": _before(name, change.old, plan, flows), "after": _after(name, change, plan)}
         for name in sorted(change.names | drained)

@@ -229,11 +229,10 @@ class View:
         }
 
     def preview(self, change: Change) -> list[Row]:
-        """What a change would mean to MUXes, and the live flows of what is there now."""
-        controller = self._controller
-        names = change.names | {key.rpartition("/")[0] for key in change.old.drains}
-        flows = live_flows(controller.hub.entries.values(), controller.plan.drains, names)
-        return preview(change, controller.plan, flows)
+        """What a change would mean to MUXes, and the live flows of what is there now. From any thread."""
+        plan = self._controller.plan
+        flows = live_flows(list(self._controller.hub.entries.values()), plan.drains, change.names | change.drained())
+        return preview(change, plan, flows)
 
     def _unconfirmed(self) -> Row | None:
         waiting = self._controller.desired.unconfirmed

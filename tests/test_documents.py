@@ -11,6 +11,8 @@ import pytest
 from lb.cli.main import COMMANDS
 from lb.config import parse
 from lb.model import MuxConfig
+from tests.lb.test_help import parse as parse_line
+from tests.lb.test_help import words
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -53,3 +55,9 @@ def test_make_help_names_every_target_of_the_readme() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {word for page in PAGES for word in re.findall(r"`?make (\w+)`", page.read_text())}
     assert named <= targets
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_line_shown_can_be_typed(page: Path) -> None:
+    for line in re.findall(r"^(?:\.venv/bin/)?(lb [a-z]+(?: .*)?)$", page.read_text(), re.MULTILINE):
+        parse_line(words(line)[1:])
