@@ -207,10 +207,7 @@ class Controller:
                 raise NotFoundError(f"version {version} does not wait for a confirmation; version {waiting[0]} does")
             return changes.confirm(desired)
 
-        done = await self._change(change, Terms(who, why), free=True)
-        for line in done.change.lines:
-            self.happened(line.name, f"confirmed by {who}")
-        return done
+        return await self._change(change, Terms(who, why), free=True)
 
     async def history(self, limit: int) -> list[VersionLine]:
         """The latest first."""
@@ -300,7 +297,7 @@ class Controller:
 
     def _say_changed(self, change: Change, terms: Terms, version: int) -> None:
         """An operator's change is an event of all that it touches; of a large one the audit has the rest."""
-        done = [line for line in change.lines if line.action != "unchanged"]
+        done = [line for line in change.lines if line.action not in ("unchanged", "taken back")]  # that one is bad news
         for line in done[:LINES]:
             details = f": {', '.join(line.details)}" if line.details else ""
             why = f" ({terms.why})" if terms.why else ""

@@ -84,7 +84,8 @@ async def test_what_nobody_confirms_is_taken_back_on_every_mux(tmp_path: Path) -
         await until(lambda: ports(controller) == {"web": "80", "dns": "80"})
         await until(lambda: site.muxes[1].state["services"]["web"]["port"] == 80)
         assert View(controller).status()["confirm"] is None
-        latest = controller.events.latest(1, about(["version 2"]))[0]
+        waits, latest = controller.events.latest(9, about(["version 2"]))
+        assert waits.text == "is taken back in 60 s unless it is confirmed; it is of operator:alice"
         assert (latest.bad, latest.text.startswith("taken back for operator:alice did not confirm")) == (True, True)
         lines = [line for line in await controller.history(9) if "taken back" in line.what]
         assert [line.who for line in lines] == ["manager"]
@@ -98,6 +99,9 @@ async def test_what_is_confirmed_lasts(tmp_path: Path) -> None:
             await controller.confirm(7, WHO)
         done = await controller.confirm(1, BOB, why="it works")
         assert [str(line) for line in done.change.lines] == ["version 1 confirmed"]
+        assert [event.text for event in controller.events.latest(9, about(["version 1"]))][1:] == [
+            "confirmed by operator:bob (it works)"
+        ]
         clock.skip(3600)
         await asyncio.sleep(0.5)
         assert ports(controller) == {"web": "80"}
