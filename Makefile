@@ -21,7 +21,7 @@ unexport SECONDS PYTHONPATH PYTHONHOME
 
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help build test unit lab sanitize demo demo-standalone check bench fuzz clean distclean packages
+.PHONY: help build test unit lab sanitize demo demo-standalone check bench dist fuzz clean distclean packages
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
@@ -32,6 +32,7 @@ help:
 	@echo 'make sanitize  the native tests under the address and undefined-behaviour sanitizers'
 	@echo 'make check     format, lint, types, C warnings, who imports whom'
 	@echo 'make bench     how fast data plane and packet I/O are here (packet I/O: root)'
+	@echo 'make dist      wheel and source archive, in dist/'
 	@echo 'make fuzz      random packets for SECONDS=60, or as long as you say'
 	@echo 'make clean     removes what was built (distclean: .venv as well)'
 
@@ -140,6 +141,12 @@ check: build
 
 bench: build
 	@$(VENV)/bin/lb bench all
+
+# The wheel is built from the source archive, so that what is missing there is seen at once.
+dist: build
+	@rm -rf dist
+	@$(PY) -m build --no-isolation > $(BUILD)/dist.log 2>&1 || { tail -30 $(BUILD)/dist.log >&2; exit 1; }
+	@ls -sh1 dist
 
 clean:
 	rm -rf $(BUILD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

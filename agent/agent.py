@@ -94,6 +94,11 @@ class Agent:
         with self._decap_lock:
             return None if self._decap is None else self._decap.counters()
 
+    def turns(self) -> int | None:
+        """How often the worker that packets pass through has turned; None without one. From any thread."""
+        with self._decap_lock:
+            return None if self._decap is None else self._decap.turns()
+
     def close(self) -> None:
         """Lets go of what the process owns; the host stays as it is, but a TUN device ends with us."""
         with self._decap_lock:

@@ -38,6 +38,7 @@ from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
 from lb.model import Address, AgentConfig, DecapMode, Service
+from lb.notify import Supervisor
 from lb.privileges import Capability, require
 
 if TYPE_CHECKING:
@@ -48,13 +49,18 @@ log = structlog.get_logger()
 
 PROGRAM = "lb-agent"
 NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
+#: How often the status is looked at where nobody waits for signs of life, seconds.
+STATUS_INTERVAL = 5.0
 
 
 class Daemon:
     """One run of the agent, from the first file to SIGTERM."""
 
-    def __init__(self, file: Path, config: AgentConfig, agent: Agent, token: str | None = None) -> None:
+    def __init__(
+        self, file: Path, config: AgentConfig, agent: Agent, supervisor: Supervisor, token: str | None = None
+    ) -> None:
         self._file = file
+        self._supervisor = supervisor
         self._config = config
         self._agent = agent
         self._applied: Applied | None = None
@@ -80,8 +86,10 @@ class Daemon:
                 if self._applied is not None:
                     self._say("ready", self._applied)
                     self._probes.update(self._applied.config)
+                self._supervisor.ready(self._summary())
                 await self._obey(stop, reload)
             finally:
+                self._supervisor.stopping()
                 await self._probes.close()
                 await asyncio.to_thread(exporter.close)
         finally:
@@ -107,7 +115,7 @@ class Daemon:
     async def _obey(self, stop: asyncio.Event, reload: asyncio.Event) -> None:
         assert self._probes is not None  # noqa: S101  made before
         stopping = asyncio.ensure_future(stop.wait())
-        running = [asyncio.ensure_future(self._probes.run())]
+        running = [asyncio.ensure_future(self._probes.run()), asyncio.ensure_future(self._vouch())]
         if self._follower is not None:
             self._follower.status = self._status
             self._follower.client.reports = self._probes.reports
@@ -121,10 +129,12 @@ class Daemon:
                     await task  # raises: a programming error
             if reload.is_set() and not stop.is_set():
                 reload.clear()
+                self._supervisor.reloading()
                 async with self._changing:
                     await asyncio.to_thread(self._reload)
                     if self._applied is not None:
                         self._probes.update(self._applied.config)
+                self._supervisor.ready(self._summary())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -134,6 +144,26 @@ class Daemon:
             log.warning("stopped", host="packets in tunnels are no longer taken out: the TUN device has ended")
         else:
             log.info("stopped", host="goes on decapsulating; lb-agent cleanup would end that")
+
+    async def _vouch(self) -> None:
+        """Signs of life, while helper threads answer and the worker, where packets pass through one, turns."""
+        turns: int | None = -1
+        while True:
+            await asyncio.sleep(self._supervisor.pause or STATUS_INTERVAL)
+            before, turns = turns, await asyncio.to_thread(self._agent.turns)
+            if turns is None or turns != before:
+                self._supervisor.alive()
+                self._supervisor.status(self._summary())
+            else:
+                self._supervisor.status("the worker that takes packets out of their tunnels stands still")
+
+    def _summary(self) -> str:
+        """The agent in one line, for ``systemctl status``."""
+        if self._applied is None:
+            return "waiting: the manager has not said yet what to serve"
+        count = len(self._applied.services)
+        text = f"ready: {count:,} service{'' if count == 1 else 's'} here, decapsulation by {self._applied.mode.value}"
+        return text if self._rejected is None else f"{text}; the last configuration was refused"
 
     def _reload(self) -> None:
         """The new file in force, or the old one with every mistake logged and shown in the status."""
@@ -256,6 +286,7 @@ def _muxes(section: dict[str, Any]) -> tuple[Address, ...]:
 def run_daemon(file: Path, manager: str | None = None, token: str | None = None) -> None:
     """Runs until SIGTERM."""
     logging.configure(PROGRAM)
+    supervisor = Supervisor.from_environment()
     config = load_agent(file, manager=parse_manager_url(manager) if manager is not None else None)
     if token is not None and config.manager is None:
         raise RequestError("--token is for joining a manager: give --manager URL as well, or [manager] url in the file")
@@ -263,13 +294,13 @@ def run_daemon(file: Path, manager: str | None = None, token: str | None = None)
     lock = Lock(config.agent.state_dir)
     try:
         agent = Agent(LinuxHost, Store(config.agent.state_dir))
-        asyncio.run(_run(file, config, agent, token))
+        asyncio.run(_run(file, config, agent, supervisor, token))
     finally:
         lock.close()
 
 
-async def _run(file: Path, config: AgentConfig, agent: Agent, token: str | None) -> None:
-    await Daemon(file, config, agent, token).run()
+async def _run(file: Path, config: AgentConfig, agent: Agent, supervisor: Supervisor, token: str | None) -> None:
+    await Daemon(file, config, agent, supervisor, token).run()
 
 
 def run_cleanup(file: Path) -> None:
@@ -294,6 +325,7 @@ _config_option = click.option(
 @_config_option
 @click.option("--manager", metavar="URL", help="The manager that services come from; goes before the file's.")
 @click.option("--token", metavar="TOKEN", help="Join the manager with this token, if there is no certificate yet.")
+@click.version_option(package_name="vipmux", prog_name=PROGRAM)
 @click.pass_context
 def command(context: click.Context, file: Path | None, manager: str | None, token: str | None) -> None:
     """The host agent of vipmux: takes packets out of their tunnels on a backend's host.

@@ -51,6 +51,9 @@ class Decap(Protocol):
     def counters(self) -> Mapping[str, int] | None:
         """Packets by reason; None where this way does not count."""
 
+    def turns(self) -> int | None:
+        """The heartbeat of the worker; None where the kernel does the work."""
+
     def close(self) -> None: ...
 
 
@@ -69,6 +72,9 @@ class BpfDecap:
 
     def counters(self) -> Mapping[str, int]:
         return self.program.counters()
+
+    def turns(self) -> None:
+        return None
 
     def close(self) -> None:
         self.program.close()
@@ -98,6 +104,9 @@ class TunDecap:
     def counters(self) -> Mapping[str, int]:
         return self._pipeline.counters()
 
+    def turns(self) -> int | None:
+        return self._raw.bursts()
+
     def close(self) -> None:
         self._raw.close()
 
@@ -112,6 +121,9 @@ class IpipDecap:
         host.receive_on(IPIP_DEVICE)
 
     def counters(self) -> None:
+        return None
+
+    def turns(self) -> None:
         return None
 
     def close(self) -> None:

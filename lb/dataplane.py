@@ -841,6 +841,14 @@ class RawTunnel:
         )
         _check(c.worker_start(self._worker), "Cannot start a worker")
 
+    def bursts(self) -> int | None:
+        """The worker's turns so far: its heartbeat; None before it started."""
+        if self._worker is None:
+            return None
+        raw = ffi.new("struct worker_counters *")
+        c.worker_counters(self._worker, raw)
+        return int(raw.bursts)
+
     def close(self) -> None:
         """Stops the worker; the TUN device ends with the I/O."""
         if self._worker is not None:

@@ -108,6 +108,7 @@ class Controller:
         self._unstored = False
         self._tasks: list[asyncio.Task[None]] = []
         self._plans = 0
+        self._turns = 0
         self.change_made = asyncio.Condition()  #: for who waits for nodes to follow
 
     # -- start and stop -----------------------------------------------------------------------------------------
@@ -143,6 +144,18 @@ class Controller:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._keep_nodes()
         await self._keep_events()
+
+    async def heartbeat(self) -> None:
+        """Returns once the store's thread has answered and the plan has had a turn.
+
+        A store that fails has answered: health and withdrawals go on without it.
+        """
+        with contextlib.suppress(VipmuxError):
+            await self._store.nodes()
+        before = self._turns
+        self._wake.set()
+        async with self.change_made:
+            await self.change_made.wait_for(lambda: self._turns > before)
 
     async def failed(self) -> None:
         """Returns never; raises what a task of ours raised, which is a programming error."""
@@ -446,6 +459,7 @@ class Controller:
             self._wake.set()
             await asyncio.sleep(0)
         self._turning = False
+        self._turns += 1
         async with self.change_made:
             self.change_made.notify_all()
 

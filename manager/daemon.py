@@ -33,6 +33,7 @@ from lb.doctor.facts import Role
 from lb.errors import ConfigError, IoError, RequestError, VipmuxError
 from lb.metrics import serve
 from lb.model import ManagerSettings
+from lb.notify import Supervisor
 from manager.access import Access
 from manager.api import Api, Authenticate, application
 from manager.commands import COMMANDS
@@ -48,6 +49,8 @@ from manager.view import View
 PROGRAM = "lb-manager"
 #: Open requests get so long to end when the manager stops, seconds.
 GRACE = 1.0
+#: How often the status is looked at where nobody waits for signs of life, seconds.
+STATUS_INTERVAL = 5.0
 
 log = structlog.get_logger()
 
@@ -104,7 +107,8 @@ async def run_manager(settings: ManagerSettings, *, insecure_loopback: bool) -> 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
-    loop.add_signal_handler(signal.SIGHUP, _no_reload)
+    supervisor = Supervisor.from_environment()
+    loop.add_signal_handler(signal.SIGHUP, _no_reload, supervisor)
     with state_directory(settings.state_dir) as directory:
         store = await SqliteStore.open(directory)
         try:
@@ -112,7 +116,7 @@ async def run_manager(settings: ManagerSettings, *, insecure_loopback: bool) -> 
             await controller.start()
             _calm_collector()
             try:
-                await _serve(settings, controller, store, end, insecure_loopback=insecure_loopback)
+                await _serve(settings, controller, store, end, supervisor, insecure_loopback=insecure_loopback)
             finally:
                 await controller.stop()
         finally:
@@ -121,7 +125,13 @@ async def run_manager(settings: ManagerSettings, *, insecure_loopback: bool) -> 
 
 
 async def _serve(
-    settings: ManagerSettings, controller: Controller, store: Store, end: asyncio.Event, *, insecure_loopback: bool
+    settings: ManagerSettings,
+    controller: Controller,
+    store: Store,
+    end: asyncio.Event,
+    supervisor: Supervisor,
+    *,
+    insecure_loopback: bool,
 ) -> None:
     view = View(controller)
     # In a thread: it reads files, and the addresses of this machine, for which pyroute2 wants a loop of its own.
@@ -153,16 +163,18 @@ async def _serve(
                 nodes=len(controller.hub.entries),
             )
             startup.say(Role.MANAGER, settings.state_dir)
-            await _first(asyncio.create_task(_work(controller, access, pages)), end)
+            supervisor.ready(_summary(controller))
+            await _first(asyncio.create_task(_work(controller, access, pages, supervisor)), end)
+            supervisor.stopping()
             if access is not None:
                 await access.close()
     finally:
         await asyncio.to_thread(metrics.close)
 
 
-async def _work(controller: Controller, access: Access | None, pages: Pages | None) -> None:
+async def _work(controller: Controller, access: Access | None, pages: Pages | None, supervisor: Supervisor) -> None:
     """Returns never; raises what a task of ours raised, which is a programming error."""
-    tasks = [asyncio.ensure_future(controller.failed())]
+    tasks = [asyncio.ensure_future(controller.failed()), asyncio.ensure_future(_vouch(controller, supervisor))]
     if access is not None:
         tasks.append(asyncio.ensure_future(access.run()))
     if pages is not None:
@@ -184,6 +196,26 @@ def _pages(settings: ManagerSettings, controller: Controller, view: View, access
     return Pages(controller, view, sessions, secure=True, program=program_version())
 
 
+async def _vouch(controller: Controller, supervisor: Supervisor) -> None:
+    """Signs of life, while the store's thread answers and plans are made."""
+    while True:
+        await controller.heartbeat()
+        supervisor.alive()
+        supervisor.status(_summary(controller))
+        await asyncio.sleep(supervisor.pause or STATUS_INTERVAL)
+
+
+def _summary(controller: Controller) -> str:
+    """The manager in one line, for ``systemctl status``."""
+    nodes = controller.hub.entries.values()
+    connected = sum(entry.connection is not None for entry in nodes)
+    services = len(controller.desired.services)
+    return (
+        f"ready: {services:,} service{'' if services == 1 else 's'}, version {controller.desired.version}, "
+        f"{connected} of {len(nodes)} nodes connected"
+    )
+
+
 def _loopback(settings: ManagerSettings) -> Authenticate:
     """Without TLS, whoever can reach this machine's loopback may ask."""
     for key, listen in (("listen", settings.listen), ("web", settings.web)):
@@ -199,7 +231,9 @@ def _loopback(settings: ManagerSettings) -> Authenticate:
     return authenticate
 
 
-def _no_reload() -> None:
+def _no_reload(supervisor: Supervisor) -> None:
+    supervisor.reloading()
+    supervisor.ready(supervisor.text)
     log.warning("SIGHUP ignored", reason="the manager's file is read at start only; services come by `lb apply`")
 
 

@@ -28,6 +28,7 @@ import click
 import structlog
 
 from lb import log as log_setup
+from lb.bgp.session import State
 from lb.config import load_mux, parse_manager_url
 from lb.control import ControlServer
 from lb.doctor import startup
@@ -50,6 +51,7 @@ from lb.mux.requests import handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
 from lb.mux.tunnel_probes import TunnelProbes
+from lb.notify import Supervisor
 from lb.privileges import Capability, keep_only, require
 
 if TYPE_CHECKING:
@@ -98,10 +100,12 @@ class Daemon:
         state_dir: StateDir,
         reload_wanted: asyncio.Event,
         *,
+        supervisor: Supervisor,
         token: str | None = None,
     ) -> None:
         """``reload_wanted`` is set by SIGHUP, perhaps before the start has ended. ``token``: to join the manager."""
         self._path = path
+        self._supervisor = supervisor
         self._manager = config.manager
         self._settings = config.mux
         self._bgp = config.bgp
@@ -188,6 +192,20 @@ class Daemon:
             self._tasks.append(asyncio.create_task(self._follower.run(), name="manager"))
             self._tasks.append(asyncio.create_task(self._handover.run(), name="hand-over of flows"))
             self._entering = asyncio.create_task(self._enter(state), name="first announcements")
+        self._supervisor.ready(self._summary())
+
+    def _summary(self) -> str:
+        """The MUX in one line, for ``systemctl status``."""
+        engine = self._plane.engine
+        text = f"{self._condition.state}: {_count(len(engine.forwarding.services), 'service')}"
+        text += f", generation {engine.generation}"
+        if self._announcer is not None:
+            peers = self._announcer.peers()
+            up = sum(peer["state"] == State.ESTABLISHED.value for peer in peers)
+            text += f", {up} of {_count(len(peers), 'BGP session')} established"
+        if self._condition.rejected is not None:
+            text += "; the last configuration was refused"
+        return text
 
     def _log_ready(self, services: tuple[Service, ...]) -> None:
         log.info(
@@ -234,6 +252,7 @@ class Daemon:
 
     async def stop(self, *, clean: bool) -> None:
         """In the reverse order of the start, whatever part of it had happened. Not ``clean``: something failed."""
+        self._supervisor.stopping()
         if self._announcer is not None:  # first: while routers are told, packets are still forwarded
             if self._entering is not None:
                 self._entering.cancel()
@@ -324,6 +343,7 @@ class Daemon:
         while True:
             await self._reload_wanted.wait()
             self._reload_wanted.clear()
+            self._supervisor.reloading()
             try:
                 await self._reload()
             except VipmuxError as error:
@@ -332,6 +352,7 @@ class Daemon:
                 for line in lines:
                     log.error("configuration rejected", file=str(self._path), mistake=line)
                 log.warning("serving on with the previous configuration", generation=self._plane.engine.generation)
+            self._supervisor.ready(self._summary())
 
     async def _reload(self) -> None:
         config = await asyncio.to_thread(load_mux, self._path, manager=self._manager)
@@ -460,7 +481,10 @@ class Daemon:
             )
 
     async def _care(self) -> None:
-        """Frees what workers let go of; reports a full flow table, and a worker that fails or stands still, once."""
+        """Frees what workers let go of; reports a full flow table, and a worker that fails or stands still, once.
+
+        Whoever supervises us hears from here that all is well, and only while every worker turns.
+        """
         loop = asyncio.get_running_loop()
         fullness = Fullness()
         beats: dict[int, tuple[int, float]] = {}
@@ -481,6 +505,13 @@ class Daemon:
                 elif loop.time() - since > STALLED and number not in stalled:
                     log.error("worker stands still", worker=number, seconds=round(loop.time() - since, 1))
                     stalled.add(number)
+            if not stalled:
+                self._supervisor.alive()
+            self._supervisor.status(f"{len(stalled)} workers stand still" if stalled else self._summary())
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _drains(state: Mapping[str, Mapping[str, Any]]) -> bool:
@@ -507,6 +538,7 @@ async def serve_until_told(path: Path, manager: str | None = None, token: str | 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end.set)
     loop.add_signal_handler(signal.SIGHUP, hangup.set)
+    supervisor = Supervisor.from_environment()
     config = load_mux(path, manager=parse_manager_url(manager) if manager is not None else None)
     if token is not None and config.manager is None:
         raise RequestError("--token is for joining a manager: give --manager URL as well, or [manager] url in the file")
@@ -514,7 +546,7 @@ async def serve_until_told(path: Path, manager: str | None = None, token: str | 
     require(PROGRAM, NEEDED)
     with contextlib.closing(StateDir(config.mux.state_dir)) as state_dir:
         async with Netlink() as netlink:
-            daemon = Daemon(path, config, netlink, state_dir, hangup, token=token)
+            daemon = Daemon(path, config, netlink, state_dir, hangup, supervisor=supervisor, token=token)
             clean = False
             try:
                 starting = asyncio.create_task(daemon.start(config.services))

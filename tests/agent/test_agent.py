@@ -39,6 +39,9 @@ class FakeDecap:
     def counters(self) -> Mapping[str, int]:
         return {}
 
+    def turns(self) -> None:
+        return None
+
     def close(self) -> None:
         self.closed = True
 

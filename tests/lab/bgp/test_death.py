@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ import pytest
 from tests.lab import netns
 from tests.lab.bgp.conftest import BUDGET, BgpLab, stopped
 from tests.lab.fleet import exabgp_of, helper_of
+from tests.lab.freeze import thread_stopped, worker_of
 from tests.lab.process import wait_for
 from tests.lab.routers import Routers
 from tests.lab.services import FILES_VIP, WEB_VIP, files, web
@@ -24,8 +23,6 @@ from tests.lab.topology import Node
 pytestmark = pytest.mark.lab
 
 VIPS = (WEB_VIP, FILES_VIP)
-
-PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 17, 0x4206, 0x4207, 0x40000000
 
 
 @pytest.fixture(scope="module")
@@ -109,31 +106,6 @@ def test_frozen_exabgp_is_killed_and_started_again(announced: BgpLab) -> None:
         lab.wait_hops(vip, *lab.muxes)
     assert exabgp_of(mux) != frozen
     print(f"\n{lab.routers.value}: SIGSTOP of exabgp: killed after {took:.1f} s")
-
-
-def worker_of(pid: int) -> int:
-    """The thread id of a worker."""
-    return next(
-        int(task.name) for task in Path(f"/proc/{pid}/task").iterdir() if (task / "comm").read_text() == "lb-worker\n"
-    )
-
-
-@contextmanager
-def thread_stopped(tid: int) -> Iterator[None]:
-    """One thread held still, as a debugger does; the rest of its process goes on."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def ptrace(request: int) -> None:
-        if libc.ptrace(ctypes.c_long(request), ctypes.c_long(tid), None, None) < 0:
-            raise OSError(ctypes.get_errno(), f"ptrace {request:#x}")
-
-    ptrace(PTRACE_SEIZE)
-    ptrace(PTRACE_INTERRUPT)
-    try:
-        yield
-    finally:
-        os.waitpid(tid, WALL)
-        ptrace(PTRACE_DETACH)
 
 
 def test_worker_that_stands_still_withdraws_and_returns_when_it_turns(announced: BgpLab) -> None:
