@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict
+from ipaddress import ip_address
 from typing import Any
 
 import structlog
@@ -23,9 +24,10 @@ from aiohttp import web
 from lb.config_tables import show
 from lb.config_text import service_table
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
-from lb.model import MAX_SERVICES
+from lb.model import MAX_SERVICES, Address, Protocol
 from manager.controller import Applied, Controller
 from manager.events import Wanted
+from manager.flow_words import Flow
 from manager.openapi import ROUTES, describe
 from manager.plan import AGENT, MUX
 from manager.rates import FIELDS, SERVICES_KEPT
@@ -37,6 +39,8 @@ from manager.watching import TABLES, Cursor, News
 BODY_MAX = 64 * 2**20
 LIMIT_MAX = 5000
 WAIT_MAX = 300.0
+#: MUXes have so long to say what they know of a flow, seconds.
+FLOW_WAIT = 2.0
 #: So long may a watcher be kept without news, seconds.
 WATCH_MAX = 60.0
 #: A change may wait so long for its confirmation, seconds.
@@ -128,6 +132,19 @@ class Api:
             return _answer([service_table(services[name]) for name in sorted(services)])
 
         return await asyncio.to_thread(written)  # seconds, where there are tens of thousands
+
+    async def vip(self, request: web.Request) -> web.Response:
+        return _answer(self._view.vip(_address("the address", request.match_info["address"])))
+
+    async def flow(self, request: web.Request) -> web.Response:
+        source, destination = (_address(key, request.query.get(key, "")) for key in ("source", "destination"))
+        if source.version != destination.version:
+            raise RequestError("source and destination must be of one family, both IPv4 or both IPv6")
+        ports = [int(_within(request, f"{key}_port", -1, 0, 65535)) for key in ("source", "destination")]
+        if -1 in ports:
+            raise RequestError("source_port and destination_port must be given")
+        protocol = Protocol(_choice(request, "protocol", ("tcp", "udp")))
+        return _answer(await self._view.flow(Flow(protocol, source, ports[0], destination, ports[1]), FLOW_WAIT))
 
     async def backends(self, request: web.Request) -> web.Response:
         return self._rows("backends", request)
@@ -365,6 +382,13 @@ def _limit(request: web.Request) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
         raise RequestError(f"limit must be 1 to {LIMIT_MAX}, not {show(text)}")
     return int(text)
+
+
+def _address(name: str, text: str) -> Address:
+    try:
+        return ip_address(text)
+    except ValueError:
+        raise RequestError(f"{name} must be an IP address, not {show(text)}") from None
 
 
 def _within(request: web.Request, key: str, default: float, least: float, most: float) -> float:

@@ -29,9 +29,10 @@ from typing import Any, Protocol
 
 from lb.errors import AccessError
 from lb.model import Address
-from lb.node.messages import FlowsFromNode, FlowsToNode, HealthMessage, NodeState
+from lb.node.messages import FlowAnswer, FlowQuestion, FlowsFromNode, FlowsToNode, HealthMessage, NodeState
 from manager.handover import Answer, Handovers
 from manager.plan import AGENT, MUX, Node
+from manager.questions import Questions
 from manager.store import NodeRecord
 from manager.turned_away import DuplicateError, TurnedAway
 
@@ -68,7 +69,7 @@ class Connection(Protocol):
 
     def wake(self) -> None: ...
 
-    def tell(self, letter: FlowsToNode) -> bool: ...
+    def tell(self, letter: FlowsToNode | FlowQuestion) -> bool: ...
 
 
 class Listener(Protocol):
@@ -185,6 +186,7 @@ class NodeHub:
         self._handovers = Handovers()
         self.agent_at: dict[Address, str] = {}
         self.turned_away = TurnedAway()
+        self._questions = Questions()
 
     @property
     def term(self) -> int:
@@ -374,6 +376,18 @@ class NodeHub:
         entry = self._current(connection)
         if entry is not None:
             self._listener.happened(_subject(entry), text)
+
+    async def ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, FlowAnswer | str]:
+        """What each MUX says of a flow, or why it says nothing. ``question``: the fields of a FlowQuestion."""
+        return await self._questions.ask(
+            {entry.record.name: entry.connection for entry in self._entries.values() if entry.record.kind == MUX},
+            question,
+            seconds,
+        )
+
+    def answered(self, connection: Connection, answer: FlowAnswer) -> None:
+        if self._current(connection) is not None:
+            self._questions.answered(connection.name, answer)
 
     def flows(self, connection: Connection, message: FlowsFromNode) -> None:
         """A part of a hand-over between MUXes."""

@@ -237,6 +237,40 @@ SCHEMAS: dict[str, Schema] = {
             "rows": array({"anyOf": [ref("TopService"), ref("TopBackend"), ref("TopMux")]}),
         }
     ),
+    "Vip": record(
+        {
+            "vip": TEXT,
+            "services": array(ref("Service")),
+            "announcements": array(
+                record({"mux": TEXT, "announces": MAYBE_FLAG, "reason": TEXT, "peers": array(ANYTHING)})
+            ),
+            "events": array(ref("Event")),
+        }
+    ),
+    "Flow": record(
+        {
+            "flow": TEXT,
+            "service": {"type": ["object", "null"], "description": "a Service; null: none takes it"},
+            "agree": {**MAYBE_FLAG, "description": "whether it goes to one backend by every MUX; null: not known"},
+            "words": {**array(TEXT), "description": "sentences on all of it"},
+            "muxes": array(
+                record(
+                    {
+                        "mux": TEXT,
+                        "service": MAYBE_TEXT,
+                        "slot": MAYBE_COUNT,
+                        "new": {**MAYBE_TEXT, "description": "the backend that a new flow gets"},
+                        "remembered": {**MAYBE_TEXT, "description": "the backend that its flow table has"},
+                        "flow_class": MAYBE_TEXT,
+                        "age": {**MAYBE_NUMBER, "description": "seconds since the flow's last packet"},
+                        "goes_to": {**MAYBE_TEXT, "description": "the backend of the flow's next packet"},
+                        "words": TEXT,
+                    }
+                )
+            ),
+            "backends": array(ref("Backend")),
+        }
+    ),
     "Watched": record(
         {
             "cursor": {"type": "string", "description": "for the next question"},
@@ -441,6 +475,21 @@ ROUTES: tuple[Route, ...] = (
         _CHANGE,
     ),
     Route("POST", "/v1/backends/{service}/{backend}/undrain", "undrain_backend", "Takes the drain back", _CHANGE),
+    Route("GET", "/v1/vips/{address}", "vip", "What is at an address, and who announces it", ref("Vip")),
+    Route(
+        "GET",
+        "/v1/flow",
+        "flow",
+        "Which backend a flow gets by each MUX and why; asks the MUXes, and answers after 2 seconds at most",
+        ref("Flow"),
+        query={
+            "protocol": {"enum": ["tcp", "udp"], "default": "tcp"},
+            "source": TEXT,
+            "source_port": COUNT,
+            "destination": TEXT,
+            "destination_port": COUNT,
+        },
+    ),
     Route("GET", "/v1/muxes", "muxes", "All MUXes", array(ref("Mux"))),
     Route("POST", "/v1/muxes/{name}/drain", "drain_mux", "GRACEFUL_SHUTDOWN, then withdraws its VIPs", _CHANGE),
     Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Takes the drain back", _CHANGE),

@@ -27,6 +27,8 @@ from lb.node.messages import (
     DeltaMessage,
     Digest,
     EventMessage,
+    FlowAnswer,
+    FlowQuestion,
     FlowsFromNode,
     FlowsMessage,
     FlowsTakenMessage,
@@ -104,6 +106,10 @@ class Hub(Protocol):
 
     def event(self, connection: Connection, text: str) -> None: ...
 
+    def answered(self, connection: Connection, answer: FlowAnswer) -> None:
+        """To a question that was told to it."""
+        ...
+
     def flows(self, connection: Connection, message: FlowsFromNode) -> None:
         """A part of a hand-over; only MUXes say such."""
         ...
@@ -133,7 +139,7 @@ class Connection:
         self._wake = asyncio.Event()
         self._sent: _Sent | None = None
         self._under_way: dict[int, NodeState] = {}
-        self._letters: deque[FlowsToNode] = deque()
+        self._letters: deque[FlowsToNode | FlowQuestion] = deque()
 
     @property
     def kind(self) -> str:
@@ -156,7 +162,7 @@ class Connection:
         """The node should have another state, or may be it should: the hub is asked again."""
         self._wake.set()
 
-    def tell(self, letter: FlowsToNode) -> bool:
+    def tell(self, letter: FlowsToNode | FlowQuestion) -> bool:
         """Passes a letter on, after the state that the node should have; False: too many wait already."""
         if len(self._letters) >= LETTERS_MAX:
             return False
@@ -252,6 +258,8 @@ class Connection:
                 if self.kind != "mux":
                     raise AccessError(f"{self.id} speaks of flows, which only MUXes have")
                 hub.flows(self, message)
+            case FlowAnswer():
+                hub.answered(self, message)
             case Hello():
                 self._hello = message
                 self._wake.set()

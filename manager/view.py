@@ -16,11 +16,13 @@ from typing import Any
 
 from lb.config_text import service_table, vip_text
 from lb.errors import NotFoundError
-from lb.model import AnnouncePolicy, Service
+from lb.model import Address, AnnouncePolicy, Network, Service
+from lb.node.messages import FlowAnswer
 from manager.controller import Controller
 from manager.desired import Change
 from manager.drains import announced, left_of, withdrawn
 from manager.events import ANY, Wanted, about
+from manager.flow_words import Flow, goes_to, mux_words, nearest, taker, together
 from manager.nodes import Entry, rows
 from manager.plan import AGENT, MUX, BackendPlan, VipPlan
 from manager.preview import live_flows, preview
@@ -360,6 +362,60 @@ class View:
             "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
         }
 
+    async def flow(self, flow: Flow, seconds: float) -> Row:
+        """Which backend a flow gets by each MUX, and why; see :mod:`manager.flow_words`."""
+        controller = self._controller
+        question = {
+            "protocol": flow.protocol.value,
+            "source": str(flow.source),
+            "source_port": flow.source_port,
+            "destination": str(flow.destination),
+            "destination_port": flow.destination_port,
+        }
+        answers = await controller.hub.ask(question, seconds)
+        services = controller.desired.services.values()
+        service = taker(flow, services)
+        backends = {item.backend.name: item for item in self._backends_of(service)} if service else {}
+        behind = [entry.record.name for entry in self._entries(MUX) if _node_state(entry) != "ready"]
+        agree, words = together(flow, answers, backends, behind)
+        if service is None:
+            near = nearest(flow, services)
+            words = [f"No service takes {flow}.", *near] if near else [f"No service takes {flow}: there is none yet."]
+            agree = None
+        return {
+            "flow": str(flow),
+            "service": self.services([service.name])[0] if service else None,
+            "agree": agree,
+            "words": words,
+            "muxes": [
+                {
+                    "mux": name,
+                    **_flow_row(flow, answer, backends),
+                    "words": mux_words(flow, answer, backends),
+                }
+                for name, answer in sorted(answers.items())
+            ],
+            "backends": self.backends([service.name]) if service else [],
+        }
+
+    def vip(self, address: Address) -> Row:
+        """What is at one address: services, who announces it and why, and what happened to it."""
+        desired = self._controller.desired
+        vips = {service.vip for service in desired.services.values() if _within(address, service.vip)}
+        if not vips:
+            known = sorted({vip_text(service.vip) for service in desired.services.values()})
+            raise NotFoundError(f"no service is at {address}; there are {', '.join(known[:8]) or 'none yet'}")
+        vip = max(vips, key=lambda one: one.prefixlen)
+        plan = self._controller.plan.vips.get(str(vip))
+        names = [name for name, service in desired.services.items() if service.vip == vip]
+        subjects = {f"vip {vip}", *(f"service {name}" for name in names)}
+        return {
+            "vip": vip_text(vip),
+            "services": self.services(names),
+            "announcements": [self._announcement_words(entry, plan) for entry in self._entries(MUX)],
+            "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
+        }
+
     def _announcement_words(self, entry: Entry, vip: VipPlan | None) -> Row:
         name = entry.record.name
         if vip is None or name not in vip.granted:
@@ -434,6 +490,17 @@ def top_of(rates: list[Rated], sort: str, limit: int) -> list[Callable[[], Row]]
         place = FIELDS.index(sort)
         key = lambda rated: (-rated[1][place], -rated[1].pps, rated[0])  # noqa: E731
     return [make for _, _, make in heapq.nsmallest(limit, rates, key=key)]
+
+
+def _within(address: Address, vip: Network) -> bool:
+    return address.version == vip.version and address in vip
+
+
+def _flow_row(flow: Flow, answer: FlowAnswer | str, backends: Mapping[str, BackendPlan]) -> Row:
+    keys = ("service", "slot", "new", "remembered", "flow_class", "age")
+    if isinstance(answer, str):
+        return {**dict.fromkeys(keys), "goes_to": None}
+    return {**{key: getattr(answer, key) for key in keys}, "goes_to": goes_to(flow, answer, backends)}
 
 
 def _rate_row(rate: Rate | None) -> Row:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb describe``: why a service's backends are as they are, who announces its VIP and why not; and of nodes."""
+"""``lb describe``: why things are as they are, in words: services, backends, VIPs, nodes, and single flows."""
 
 from __future__ import annotations
 
@@ -11,33 +11,156 @@ import click
 from lb.cli.output import cell, example, output_option, print_json
 from lb.cli.plain import ago, clock, endpoint
 from lb.cli.remote import Manager, manager_options
-from lb.errors import NotFoundError
+from lb.errors import NotFoundError, RequestError
 
 PATHS = {"mux": "muxes", "agent": "agents"}
+KINDS = ("service", "backend", "vip", "mux", "agent", "flow")
 
 
-@click.command("describe", epilog=example("lb describe service web", "lb describe mux mux1"))
-@click.argument("kind", type=click.Choice(["service", *PATHS]))
-@click.argument("name")
+@click.command(
+    "describe",
+    epilog=example(
+        "lb describe service web",
+        "lb describe backend web/web-1",
+        "lb describe flow --src 198.51.100.7:4711 --dst 203.0.113.10:80",
+    ),
+)
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("name", required=False)
+@click.option("--src", metavar="ADDR:PORT", help="Of a flow: the client.")
+@click.option("--dst", metavar="ADDR:PORT", help="Of a flow: the VIP and the port that it connects to.")
+@click.option("--proto", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True, help="Of a flow.")
 @manager_options
 @output_option
-def command(*, kind: str, name: str, manager: Manager, as_json: bool) -> None:
-    """Explain a service (each backend, and each MUX's announcement), a MUX or an agent in words."""
-    if kind == "service":
-        answer = manager.get("services", name)
-        lines = list(service(answer))
-    else:
-        rows = manager.get(PATHS[kind])
-        answer = next((row for row in rows if row.get("name") == name), None)
-        if answer is None:
-            known = ", ".join(str(row.get("name")) for row in rows) or "none"
-            raise NotFoundError(f'there is no {kind} "{name}"; there are {known}')
-        events = [row for row in manager.get("events", limit=5000) if row.get("subject") == f"{kind} {name}"]
-        lines = [*node(answer), *_events(events[-20:])]
+def command(
+    *, kind: str, name: str | None, src: str | None, dst: str | None, proto: str, manager: Manager, as_json: bool
+) -> int:
+    """Explain in words a service (each backend, and each MUX's announcement), a backend (SERVICE/NAME), what is at a
+    VIP's address, a MUX, an agent, or a flow: which backend it gets by each MUX, and why.
+
+    Of a flow, exit code 1 means that no backend gets it.
+    """
+    if kind == "flow":
+        return _flow(manager, name, src, dst, proto, as_json=as_json)
+    if name is None or src is not None or dst is not None:
+        raise RequestError(f"which? `lb describe {kind} NAME`; --src and --dst are of a flow")
+    answer, lines = _ask(manager, kind, name)
     if as_json:
         print_json(answer)
     else:
         click.echo("\n".join(lines))
+    return 0
+
+
+def _ask(manager: Manager, kind: str, name: str) -> tuple[Any, list[str]]:
+    if kind == "service":
+        answer = manager.get("services", name)
+        return answer, list(service(answer))
+    if kind == "backend":
+        of, _, which = name.rpartition("/")
+        if not of or not which:
+            raise RequestError(f'a backend is named SERVICE/NAME, such as web/web-1, not "{name}"')
+        row = manager.get("backends", of, which)
+        events = manager.get("events", limit=20, subject=f"backend {name}")
+        return row, [*backend(row), *_events(events)]
+    if kind == "vip":
+        answer = manager.get("vips", name)
+        return answer, list(vip(answer))
+    rows = manager.get(PATHS[kind])
+    found = next((row for row in rows if row.get("name") == name), None)
+    if found is None:
+        known = ", ".join(str(row.get("name")) for row in rows) or "none"
+        raise NotFoundError(f'there is no {kind} "{name}"; there are {known}')
+    events = manager.get("events", limit=20, subject=f"{kind} {name}")
+    return found, [*node(found), *_events(events)]
+
+
+def _flow(manager: Manager, name: str | None, src: str | None, dst: str | None, proto: str, *, as_json: bool) -> int:
+    from lb.cli.endpoint import parse_endpoint  # noqa: PLC0415
+
+    if name is not None or src is None or dst is None:
+        raise RequestError("which flow? `lb describe flow --src ADDR:PORT --dst ADDR:PORT [--proto udp]`")
+    source, source_port = parse_endpoint(src, "--src")
+    destination, destination_port = parse_endpoint(dst, "--dst")
+    answer = manager.get(
+        "flow",
+        protocol=proto,
+        source=source,
+        source_port=source_port,
+        destination=destination,
+        destination_port=destination_port,
+    )
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo("\n".join(flow(answer)))
+    return 0 if any(row["goes_to"] for row in answer["muxes"]) else 1
+
+
+def flow(answer: dict[str, Any]) -> Iterator[str]:
+    """The lines on a flow."""
+    row = answer["service"]
+    yield f"Flow       {cell(answer['flow'])}"
+    if row is not None:
+        place = f"{endpoint(row['vip'], row['port'])} {cell(row['protocol'])}"
+        yield f"Service    {cell(row['name'])} ({place}), {cell(row['state'])}"
+    yield ""
+    for found in answer["muxes"]:
+        yield from wrapped(f"{cell(found['mux'])} {cell(found['words'])}", "  ", "      ")
+    if answer["muxes"]:
+        yield ""
+    for words in answer["words"]:
+        yield from wrapped(cell(words), "", "  ")
+    named = {found[key] for found in answer["muxes"] for key in ("new", "remembered") if found[key]}
+    shown = [item for item in answer["backends"] if item["name"] in named]
+    if shown:
+        yield ""
+        yield "Backends"
+    for item in shown:
+        yield f"  {cell(item['name'])}  {endpoint(item['address'], item['port'])}  {_state(item)}"
+        yield from wrapped(cell(item["reason"]), "      ", "      ")
+
+
+def wrapped(text: str, first: str, rest: str) -> list[str]:
+    """A sentence in lines of a terminal."""
+    import textwrap  # noqa: PLC0415
+
+    return textwrap.wrap(text, 80, initial_indent=first, subsequent_indent=rest, break_long_words=False) or [first]
+
+
+def backend(row: dict[str, Any]) -> Iterator[str]:
+    """The lines on a backend."""
+    slow = f" ({row['slow_start']:.0%} of it now: slow start)" if row.get("slow_start") else ""
+    place = endpoint(row["vip"], row["service_port"])
+    yield f"Backend    {cell(row['service'])}/{cell(row['name'])}"
+    yield f"Address    {endpoint(row['address'], row['port'])}, behind {place} {cell(row['protocol'])}"
+    yield f"State      {_state(row)}, {'takes' if row['takes_flows'] else 'takes no'} new flows"
+    yield from wrapped(cell(row["reason"]), "Why        ", "           ")
+    yield f"Weight     {row['weight']}{slow}"
+    yield f"Flows      {cell(row['flows'])} alive; {cell(row['packets'])} packets so far"
+    yield f"Host       {'agent ' + cell(row['agent']) if row['agent'] else 'no agent of this address has joined'}"
+    if row["empty_since"] is not None:
+        yield f"Drained    no flow is left for {ago(row['empty_since'])}: it may be stopped"
+    for item in row["left"]:
+        left = f"{item['flows']:,} flows left" if item["flows"] is not None else cell(item["why"])
+        yield f"Draining   {cell(item['mux'])}: {left}"
+
+
+def vip(answer: dict[str, Any]) -> Iterator[str]:
+    """The lines on what is at an address."""
+    yield f"VIP        {cell(answer['vip'])}"
+    yield ""
+    yield "Services"
+    for row in answer["services"]:
+        healthy = f"{row['healthy']} of {row['backends']} backends healthy"
+        yield f"  {cell(row['protocol'])} {cell(row['port'])}  {cell(row['name'])}  {cell(row['state'])}, {healthy}"
+    yield ""
+    yield "Announcements"
+    for item in answer["announcements"]:
+        yield from _announcement(item)
+    if not answer["announcements"]:
+        yield "  no MUX has joined yet"
+    yield from _events(answer["events"])
 
 
 def service(answer: dict[str, Any]) -> Iterator[str]:

@@ -29,7 +29,7 @@ COMMANDS = {
     "export": ("lb.cli.export", "Print the services as a file that `lb apply` takes."),
     "diff": ("lb.cli.diff", "Tell what `lb apply` would change."),
     "get": ("lb.cli.get", "Show services, backends, MUXes, agents, announcements or events."),
-    "describe": ("lb.cli.describe", "Explain a service, a MUX or an agent."),
+    "describe": ("lb.cli.describe", "Explain a service, a backend, a VIP, a MUX, an agent or a flow."),
     "delete": ("lb.cli.delete", "Delete a service; forget a MUX or an agent that is no more."),
     "drain": ("lb.cli.drain", "Let a backend or a MUX finish what it has, and take nothing new."),
     "undrain": ("lb.cli.undrain", "Take a drain back."),

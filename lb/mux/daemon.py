@@ -21,6 +21,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
 from lb.mux.ports import Port, open_port
 from lb.mux.reload import check_announcements, check_bgp, check_settings, check_vips
-from lb.mux.requests import handlers
+from lb.mux.requests import answer, handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
 from lb.mux.tunnel_probes import TunnelProbes
@@ -246,6 +247,7 @@ class Daemon:
         )
         if self._follower is not None:
             self._follower.status = status.for_manager
+            self._follower.client.answer = partial(answer, self._plane.engine)
         self._metrics = serve(self._settings.metrics, MuxCollector(status.figures), key="mux.metrics")
         self._control = ControlServer(self._state_dir.path / SOCKET, handlers(status, self._plane.engine))
         await self._control.start()

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``lb-mux`` answers on its local socket: ``get``, ``lookup`` and ``top``. Checks what was asked; reads only."""
+"""What ``lb-mux`` answers: on its local socket ``get``, ``lookup`` and ``top``, and the manager's questions of flows.
+Checks what was asked; reads only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
 
@@ -13,6 +15,7 @@ from lb.errors import RequestError
 from lb.model import Address, Protocol
 from lb.mux.engine import Engine
 from lb.mux.status import Row, Status
+from lb.node.messages import FlowAnswer, FlowQuestion
 
 
 def handlers(status: Status, engine: Engine) -> dict[str, Handler]:
@@ -67,6 +70,23 @@ def _port(asked: Mapping[str, Any], key: str) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535:
         return value
     raise RequestError(f"{key} must be a port, 0 to 65535, not {value!r}")
+
+
+def answer(engine: Engine, question: FlowQuestion) -> FlowAnswer:
+    """To the manager's question: what a new flow gets here, and what is remembered of this one."""
+    try:
+        flow = parse_flow(asdict(question))
+    except RequestError as error:
+        return FlowAnswer(question.serial, error=str(error))
+    found = engine.lookup(flow)
+    names = engine.forwarding.names
+    service, new = names(found.service_id, found.backend)
+    if found.flow is None:
+        return FlowAnswer(question.serial, service, found.slot, new)
+    _, remembered = names(found.service_id, found.flow.backend)
+    return FlowAnswer(
+        question.serial, service, found.slot, new, remembered, found.flow.flow_class, round(found.flow.age, 2)
+    )
 
 
 def _lookup(engine: Engine, flow: FlowTuple) -> Row:

@@ -35,6 +35,8 @@ from lb.node.messages import (
     Ack,
     DeltaMessage,
     Digest,
+    FlowAnswer,
+    FlowQuestion,
     FlowsDoneMessage,
     FlowsFromNode,
     FlowsMessage,
@@ -103,6 +105,8 @@ class NodeClient:
         self.reports: Callable[[], Sequence[HealthReport]] | None = None
         #: Is handed what is said about flows, in order; returns at once.
         self.letters: Callable[[FlowsToNode], None] | None = None
+        #: Answers what the manager asks of a flow; only MUXes are asked.
+        self.answer: Callable[[FlowQuestion], FlowAnswer] | None = None
         self.connected = False
         #: Why there is no connection, or what else is not as it should be, for people.
         self.problem: str | None = "not connected yet"
@@ -326,6 +330,11 @@ class NodeClient:
             if isinstance(message, FlowsMessage | FlowsWantedMessage | FlowsDoneMessage):
                 if self.letters is not None:
                     self.letters(message)
+                continue
+            if isinstance(message, FlowQuestion):
+                if self.answer is not None:
+                    self._outbox.answer(self.answer(message))
+                    self._wake.set()
                 continue
             if not self.connected:
                 self.connected, self.problem = True, None

@@ -330,11 +330,43 @@ class FlowsDoneMessage:
         return {"type": "flows_done", **_fields(self)}
 
 
+@dataclass(frozen=True, slots=True)
+class FlowQuestion:
+    """To a MUX: what of one flow? For ``lb describe flow``."""
+
+    serial: int
+    protocol: str
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "flow_question", **_fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class FlowAnswer:
+    """From a MUX: what a new flow gets, and what its table remembers of this one. None where there is none."""
+
+    serial: int
+    service: str | None = None
+    slot: int | None = None
+    new: str | None = None  #: the backend that a new flow gets
+    remembered: str | None = None  #: the backend of the entry in the flow table
+    flow_class: str | None = None
+    age: float | None = None  #: seconds since the flow's last packet
+    error: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "flow_answer", **_fields(self)}
+
+
 FlowsFromNode = FlowsMessage | FlowsWantedMessage | FlowsTakenMessage
 FlowsToNode = FlowsMessage | FlowsWantedMessage | FlowsDoneMessage
-FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode
+FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode | FlowAnswer
 Order = StateMessage | DeltaMessage
-ToNode = Order | RefusedMessage | FlowsToNode
+ToNode = Order | RefusedMessage | FlowsToNode | FlowQuestion
 
 
 def encode(message: FromNode | ToNode) -> str:
@@ -372,11 +404,22 @@ def parse_from_node(text: str) -> FromNode:  # noqa: PLR0911  one way for each t
         case "flows_taken":
             taken, refused = read.count("taken"), read.count("refused")
             return FlowsTakenMessage(read.count("serial"), read.text("mux", limit=NAME_MAX), taken, refused)
+        case "flow_answer":
+            return FlowAnswer(
+                read.count("serial"),
+                read.optional_text("service"),
+                read.optional_count("slot"),
+                read.optional_text("new"),
+                read.optional_text("remembered"),
+                read.optional_text("flow_class"),
+                read.optional_number("age"),
+                read.optional_text("error"),
+            )
         case _:
             raise MessageError(f"unknown type of message from a node: {_show(read.type)}")
 
 
-def parse_to_node(text: str) -> ToNode:
+def parse_to_node(text: str) -> ToNode:  # noqa: PLR0911  one way for each type
     """A manager's message; raises MessageError, and nothing else, whatever it is given."""
     read = _Fields(text, TO_NODE_MAX)
     match read.type:
@@ -401,6 +444,15 @@ def parse_to_node(text: str) -> ToNode:
             return FlowsWantedMessage(read.count("serial"), read.text("mux", limit=NAME_MAX))
         case "flows_done":
             return FlowsDoneMessage(read.count("serial"), read.count("muxes"), read.count("waiting"))
+        case "flow_question":
+            return FlowQuestion(
+                read.count("serial"),
+                read.text("protocol"),
+                read.text("source"),
+                read.count("source_port"),
+                read.text("destination"),
+                read.count("destination_port"),
+            )
         case _:
             raise MessageError(f"unknown type of message from a manager: {_show(read.type)}")
 
@@ -430,6 +482,9 @@ class _Fields:
         if type(value) is not int or not 0 <= value < COUNT_MAX:
             raise self._wrong(key, "a counter")
         return value
+
+    def optional_count(self, key: str) -> int | None:
+        return None if self._raw.get(key) is None else self.count(key)
 
     def number(self, key: str) -> float:
         value = self._raw.get(key)

@@ -16,6 +16,7 @@ from lb.node.messages import (
     TEXT_MAX,
     Ack,
     EventMessage,
+    FlowAnswer,
     FlowsFromNode,
     FromNode,
     HealthMessage,
@@ -25,6 +26,7 @@ from lb.node.messages import (
 )
 
 EVENTS_MAX = 200
+ANSWERS_MAX = 64
 #: Parts of hand-overs of flows; the largest has 25.
 LETTERS_MAX = 64
 
@@ -45,11 +47,13 @@ class Outbox:
         self._events: deque[str] = deque(maxlen=EVENTS_MAX)
         self._lost_events = 0
         self._letters: deque[FlowsFromNode] = deque()
+        self._answers: deque[FlowAnswer] = deque(maxlen=ANSWERS_MAX)
 
     def begin(self, hello: Hello, reports: Iterable[HealthReport]) -> None:
         """A new connection: the manager may have forgotten everything."""
         self._hello = hello
         self._ack = None
+        self._answers.clear()
         self._letters.clear()  # a hand-over that had begun is over
         self._reports |= {report.key: report for report in reports}
         self._status = self._status or self._sent_status
@@ -76,6 +80,10 @@ class Outbox:
     def event(self, text: str) -> None:
         self._lost_events += len(self._events) == EVENTS_MAX
         self._events.append(text[:TEXT_MAX])
+
+    def answer(self, answer: FlowAnswer) -> None:
+        """To a question; of too many at once the first go unanswered."""
+        self._answers.append(answer)
 
     def letter(self, letter: FlowsFromNode) -> bool:
         """A part of a hand-over, said in order; False: too many wait."""
@@ -104,6 +112,8 @@ class Outbox:
         if self._lost_events:
             messages.append(EventMessage(f"{self._lost_events} events before these were too many to keep"))
         messages += [EventMessage(text) for text in self._events]
+        messages += self._answers
+        self._answers.clear()
         messages += self._letters
         self._letters.clear()
         self._hello = self._ack = self._status = None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.model import ManagerSettings
-from lb.node.messages import FlowsToNode, HealthMessage, HealthReport, NodeState
+from lb.node.messages import FlowQuestion, FlowsToNode, HealthMessage, HealthReport, NodeState
 from manager.controller import Controller
 from manager.nodes import NodeHub
 from manager.sqlite import SqliteStore
@@ -57,6 +57,7 @@ class FakeNode:
         self.expires: float | None = None
         self.hub: NodeHub | None = None
         self.answers = True  #: acknowledges at once
+        self.told: Callable[[FlowQuestion], None] = lambda _: None  #: hears questions of flows
         self.refuses: str | None = None
         self.generation = 0
         self.letters: list[FlowsToNode] = []
@@ -82,8 +83,11 @@ class FakeNode:
         hub, self.hub = self.hub, None
         hub.left(self)
 
-    def tell(self, letter: FlowsToNode) -> bool:
-        self.letters.append(letter)
+    def tell(self, letter: FlowsToNode | FlowQuestion) -> bool:
+        if isinstance(letter, FlowQuestion):
+            asyncio.get_running_loop().call_soon(self.told, letter)
+        else:
+            self.letters.append(letter)
         return True
 
     def wake(self) -> None:

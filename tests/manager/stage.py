@@ -14,7 +14,7 @@ from aiohttp import web
 from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
-from lb.node.messages import FlowsFromNode, FlowsMessage, HealthMessage, NodeState
+from lb.node.messages import FlowAnswer, FlowsFromNode, FlowsMessage, HealthMessage, NodeState
 from manager import joining
 from manager.authority import Authority
 from manager.stream import Connection, Streams
@@ -45,6 +45,7 @@ class MemoryHub:
         self.leases: dict[str, int] = {}
         self.statuses: list[Mapping[str, Any]] = []
         self.events: list[str] = []
+        self.answers: list[FlowAnswer] = []
         self.log: list[str] = []
 
     def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
@@ -71,6 +72,9 @@ class MemoryHub:
 
     def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
         self.statuses.append(body)
+
+    def answered(self, connection: Connection, answer: FlowAnswer) -> None:
+        self.answers.append(answer)
 
     def event(self, connection: Connection, text: str) -> None:
         self.events.append(text)

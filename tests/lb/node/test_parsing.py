@@ -18,7 +18,9 @@ from lb.node.messages import (
     Ack,
     DeltaMessage,
     EventMessage,
+    FlowAnswer,
     FlowGroup,
+    FlowQuestion,
     FlowsDoneMessage,
     FlowsMessage,
     FlowsTakenMessage,
@@ -50,6 +52,8 @@ FROM_NODE: list[FromNode] = [
     FlowsMessage(7, "", "ab" * 8, True, 12, (WEB, FlowGroup("udp 2001:db8::/64 0", "dns-1", b"\xff" * 16))),
     FlowsWantedMessage(7),
     FlowsTakenMessage(7, "mux2", 41, 1),
+    FlowAnswer(7, "web", 4093, "web-1", "web-2", "tcp_trusted", 0.25),
+    FlowAnswer(7, error="source must be an IP address"),
 ]
 TO_NODE: list[ToNode] = [
     StateMessage(3, 41, "ab" * 32, {"services": {"web": {"vip": "203.0.113.10"}}}),
@@ -58,6 +62,7 @@ TO_NODE: list[ToNode] = [
     FlowsMessage(7, "mux2", "ab" * 8, False, 0, (WEB,)),
     FlowsWantedMessage(7, "mux2"),
     FlowsDoneMessage(7, 1, 0),
+    FlowQuestion(7, "tcp", "198.51.100.7", 4711, "203.0.113.10", 80),
 ]
 
 
