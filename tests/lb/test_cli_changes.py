@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,3 +205,27 @@ def test_the_pools_seed_comes_from_a_muxs_file(daemon: Daemon, file: Path) -> No
     without = asked("diff", "-f", file, manager=daemon.url)["services"][0]["slots"]
     assert with_seed["moved"] != without["moved"]
     assert with_seed["share"] == pytest.approx(without["share"], abs=0.01)
+
+
+def test_marks_are_coloured_on_a_terminal_only(daemon: Daemon, file: Path) -> None:
+    assert "\x1b" not in fine("diff", "-f", file, manager=daemon.url)
+    assert on_a_terminal("diff", "-f", file, manager=daemon.url).startswith("\x1b[32m+ service web would be created")
+    assert "\x1b" not in on_a_terminal("diff", "-f", file, manager=daemon.url, NO_COLOR="1")
+
+
+def on_a_terminal(*arguments: object, manager: str, **environment: str) -> str:
+    """What a command prints where its output is a terminal."""
+    ours, its = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lb.cli.main", *map(str, arguments), "--manager", manager],
+        stdout=its,
+        env={**os.environ, **environment},
+    )
+    os.close(its)
+    text = b""
+    with contextlib.suppress(OSError):  # which is how the end of a terminal is told
+        while piece := os.read(ours, 65536):
+            text += piece
+    os.close(ours)
+    assert process.wait(30) == 0
+    return text.decode()
