@@ -25,7 +25,7 @@ from tests.lab import netns
 from tests.lab.netns import LabError
 from tests.lab.process import Process, in_namespace, wait_for
 from tests.lab.routers import Routers, RouteWatch
-from tests.lab.topology import PROGRAMS, Lab, Node
+from tests.lab.topology import Lab, Node
 
 URL = "https://10.0.1.9:9740"
 #: What a daemon logs once it serves; an agent that was told nothing yet has nothing to serve.
@@ -207,7 +207,7 @@ class Fleet(Lab):
 
     def _call(self, node: Node, program: str, *arguments: str | Path, environment: dict[str, str] | None = None) -> str:
         done = subprocess.run(
-            in_namespace(node.namespace, [PROGRAMS / program, *arguments]),
+            in_namespace(node.namespace, [self.programs(node) / program, *arguments]),
             capture_output=True, text=True, check=False, timeout=60, env=environment,
         )  # fmt: skip
         if done.returncode:

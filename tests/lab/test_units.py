@@ -18,9 +18,8 @@ from pathlib import Path
 import pytest
 
 from lb.model import DecapMode, IoMode
-from tests.lab.fleet import exabgp_of
+from tests.lab.fleet import Fleet, exabgp_of
 from tests.lab.freeze import thread_stopped, worker_of
-from tests.lab.managed import ManagedLab
 from tests.lab.process import Process, wait_for
 from tests.lab.routers import Routers, missing
 from tests.lab.services import WEB_VIP, web
@@ -86,17 +85,17 @@ class UnitLab(Lab):
         return process
 
 
-class ManagedUnitLab(UnitLab, ManagedLab):
+class UnitFleet(UnitLab, Fleet):
     """With a manager."""
 
 
 @pytest.fixture(scope="module")
-def pool() -> Iterator[ManagedUnitLab]:
+def pool() -> Iterator[UnitFleet]:
     """Manager, MUX with BGP to a real router, host."""
     why = missing(Routers.BIRD)
     if why is not None:
         pytest.skip(why)
-    with ManagedUnitLab(muxes=1, hosts=1, routers=Routers.BIRD) as lab:
+    with UnitFleet(Routers.BIRD, muxes=1, hosts=1) as lab:
         lab.ears = {}
         lab.start((web(lab.hosts),))
         wait_for(lambda: answer(lab), "the first answer")
@@ -116,6 +115,10 @@ def answer(lab: Lab) -> str:
     return run(lab, "curl", "-s", "-m", "2", f"http://{WEB_VIP}/").stdout.strip()
 
 
+def machine(fleet: UnitFleet, name: str) -> Node:
+    return next(node for node in (*fleet.nodes, fleet.manager) if node.name == name)
+
+
 def daemon(node: Node) -> Process:
     return next(node.processes[name] for name in ("mux", "agent", "manager") if name in node.processes)
 
@@ -128,7 +131,7 @@ def is_silent(ears: Ears, after: float) -> bool:
     return ears.pings() == 0
 
 
-def test_a_managed_pool_serves_within_what_the_units_allow(pool: ManagedUnitLab) -> None:
+def test_a_managed_pool_serves_within_what_the_units_allow(pool: UnitFleet) -> None:
     assert answer(pool) == "host1"
     assert pool.status(pool.muxes[0])["io"] == "packet"
     assert pool.get(pool.hosts[0], "agents")[0]["decap"] == "bpf"
@@ -142,7 +145,7 @@ def test_a_standalone_pool_serves_through_tun_devices_within_what_the_units_allo
 
 
 @pytest.mark.parametrize("name", ["mux1", "host1", "manager"])
-def test_a_daemon_is_ready_gives_signs_of_life_and_says_how_it_is(pool: ManagedUnitLab, name: str) -> None:
+def test_a_daemon_is_ready_gives_signs_of_life_and_says_how_it_is(pool: UnitFleet, name: str) -> None:
     ears = pool.ears[name]
     assert ears.said().count("READY=1") >= 1
     ears.forget()
@@ -152,7 +155,7 @@ def test_a_daemon_is_ready_gives_signs_of_life_and_says_how_it_is(pool: ManagedU
         "host1": "decapsulation by bpf",
         "manager": "2 of 2 nodes connected",
     }
-    assert wanted[name] in status_of(daemon(pool.node(name)), ears, wanted[name])
+    assert wanted[name] in status_of(daemon(machine(pool, name)), ears, wanted[name])
 
 
 def status_of(process: Process, ears: Ears, wanted: str) -> str:
@@ -164,8 +167,8 @@ def status_of(process: Process, ears: Ears, wanted: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["mux1", "host1", "manager"])
-def test_a_daemon_that_is_stopped_gives_no_sign_of_life(pool: ManagedUnitLab, name: str) -> None:
-    process, ears = daemon(pool.node(name)), pool.ears[name]
+def test_a_daemon_that_is_stopped_gives_no_sign_of_life(pool: UnitFleet, name: str) -> None:
+    process, ears = daemon(machine(pool, name)), pool.ears[name]
     process.signal(signal.SIGSTOP)
     try:
         assert is_silent(ears, 0.2)
@@ -206,7 +209,7 @@ def test_ready_is_said_once_the_daemon_answers_and_forwards(plain: UnitLab) -> N
     assert answer(plain) == "host1"
 
 
-def test_a_stop_is_said_before_it_happens_and_nothing_is_left(pool: ManagedUnitLab) -> None:
+def test_a_stop_is_said_before_it_happens_and_nothing_is_left(pool: UnitFleet) -> None:
     """Last: it ends the pool. ExaBGP is ended by lb-mux, as KillMode=mixed leaves it to."""
     exabgp = exabgp_of(pool.muxes[0])
     for node in (pool.muxes[0], pool.hosts[0], pool.manager):

@@ -20,7 +20,7 @@ import pytest
 from lb.model import IoMode
 from tests.lab import environments
 from tests.lab.fleet import Fleet
-from tests.lab.process import Process, wait_for
+from tests.lab.process import wait_for
 from tests.lab.routers import Routers
 from tests.lab.services import WEB_VIP, web
 from tests.lab.topology import Node
@@ -49,12 +49,8 @@ class Versions(Fleet):
         self.old, self.new = old, new
         self.upgraded: set[str] = set()
 
-    def run(self, node: Node, program: str, *arguments: str | Path) -> Process:
-        programs = self.new if node.name in self.upgraded else self.old
-        log = node.directory / f"{program}.log"
-        process = Process(f"{program} on {node.name}", node.namespace, [programs / program, *arguments], log)
-        node.processes[program.removeprefix("lb-")] = process
-        return process
+    def programs(self, node: Node) -> Path:
+        return self.new if node.name in self.upgraded else self.old
 
     def form(self, programs: Path) -> str:
         """Which form of the store a version reads."""

@@ -294,11 +294,15 @@ class Lab:
 
     # Programs.
 
+    def programs(self, node: Node) -> Path:
+        """Where a node's programs are."""
+        return PROGRAMS
+
     def run(self, node: Node, program: str, *arguments: str | Path) -> Process:
         """Starts one of our programs on a node; its output goes to a file named after it."""
         name = program.removeprefix("lb-") if program.startswith("lb-") else program
         log = node.directory / f"{program}.log"
-        process = Process(f"{program} on {node.name}", node.namespace, [PROGRAMS / program, *arguments], log)
+        process = Process(f"{program} on {node.name}", node.namespace, [self.programs(node) / program, *arguments], log)
         node.processes[name] = process
         return process
 
