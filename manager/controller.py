@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from lb.errors import NotFoundError, VipmuxError
-from lb.model import BackendState, ManagerSettings, Service
+from lb.model import Address, BackendState, ManagerSettings, Service
 from lb.node.messages import HealthMessage
 from manager import desired as changes
 from manager.desired import Change, Desired, Order, Pending, Rules
@@ -355,8 +355,10 @@ class Controller:
         (self._touched if len(found) <= TURN else self._backlog).update(found)
         self._wake.set()
 
-    def plan_now(self) -> None:
-        self._plan_all()
+    def touched_at(self, addresses: Iterable[Address]) -> None:
+        known = self.desired
+        names = {name for address in addresses for name in known.by_address.get(address, ())}
+        self.touched({*self._vips_of(names), *known.retiring_by_vip})
 
     def heard(self, kind: str, name: str, message: HealthMessage) -> None:
         """A node's reports on backends; an agent's only of its own host's."""
@@ -450,7 +452,7 @@ class Controller:
             self._say(old, touched)
             self._tell_watchers(old, touched)
             await self._remember(old, touched)
-            if self.hub.want(self.plan.states, touched):
+            if self.hub.want(self.plan.states, touched, complete=not self._backlog):
                 await self._remember_generation()
             await self._purge(touched)
             self._clear_tables()

@@ -79,8 +79,8 @@ class Listener(Protocol):
         """Something happened that the plan of these VIPs (None: of all) depends on."""
         ...
 
-    def plan_now(self) -> None:
-        """A node is there that no plan knows."""
+    def touched_at(self, addresses: Iterable[Address]) -> None:
+        """Another agent, or none, is at these addresses now."""
         ...
 
     def heard(self, kind: str, name: str, message: HealthMessage) -> None: ...
@@ -224,13 +224,19 @@ class NodeHub:
             self._add(Entry(record, self._now, _parse(record.address), _parse(record.address6)))
         self._map_addresses()
 
-    def want(self, states: Mapping[str, NodeState], touched: Iterable[str] | None) -> list[str]:
-        """What nodes should have from now on, and the VIPs that the plan was made anew for; returns whose changed."""
+    def want(
+        self, states: Mapping[str, NodeState], touched: Iterable[str] | None, *, complete: bool = True
+    ) -> list[str]:
+        """What nodes should have from now on, and the VIPs that the plan was made anew for; returns whose changed.
+        Not ``complete``: other VIPs wait for their turn, and a node that is new here waits as well, for it must not
+        take half of its state for all."""
         compared: dict[tuple[int, int], bool] = {}  # sections that many nodes share are compared once
         changed = [
             (id_, state)
             for id_, state in states.items()
-            if id_ in self._entries and not _same(self._entries[id_].state, state, compared)
+            if id_ in self._entries
+            and (complete or self._entries[id_].state is not None)
+            and not _same(self._entries[id_].state, state, compared)
         ]
         if not changed:
             return []
@@ -238,9 +244,10 @@ class NodeHub:
         self._history.append((self._generation, None if touched is None else frozenset(touched)))
         for id_, state in changed:
             entry = self._entries[id_]
+            first = entry.state is None
             entry.state, entry.generation = state, self._generation
             if entry.connection is not None:
-                entry.pending_since = entry.pending_since or self._now
+                entry.pending_since = self._now if first else entry.pending_since or self._now
                 entry.connection.wake()
         return [id_ for id_, _ in changed]
 
@@ -251,7 +258,8 @@ class NodeHub:
             raise AccessError(f"{entry.id} is connected; stop it first")
         del self._entries[entry.id]
         self._map_addresses()
-        self._listener.touched(None)
+        self._touch(entry)
+        self._touch_at(kind, entry.address, entry.address6)
         return entry
 
     def tick(self, now: float) -> None:
@@ -260,7 +268,7 @@ class NodeHub:
         self._pass_on(self._handovers.tick(now))
         for entry in self._entries.values():
             gone = entry.connection is None and now - entry.since > self._hold
-            late = entry.pending_since is not None and now - entry.pending_since > LATE
+            late = entry.state is not None and entry.pending_since is not None and now - entry.pending_since > LATE
             if (gone, late) == (entry.gone, entry.late):
                 continue
             if late and not entry.late:
@@ -276,8 +284,6 @@ class NodeHub:
 
     def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
         entry = self._entries[f"{kind}:{name}"]
-        if entry.state is None:
-            self._listener.plan_now()
         return entry.generation, entry.state or {}
 
     def arrived(self, connection: Connection) -> None:
@@ -296,7 +302,8 @@ class NodeHub:
             self._now,
             connection.version,
         )
-        moved = known is not None and (known.address, known.address6) != (address, address6)
+        before = (known.address, known.address6) if known is not None else (None, None)
+        moved = known is not None and before != (address, address6)
         entry = known or Entry(record, self._now, address, address6)
         entry.record, entry.address, entry.address6 = record, address, address6
         entry.connection, entry.since, entry.gone, entry.late = connection, self._now, False, False
@@ -311,7 +318,7 @@ class NodeHub:
         text = f"connected from {connection.address}" + (f"; its address is now {address or address6}" if moved else "")
         self._listener.happened(_subject(entry), text if known else f"{text}, for the first time")
         if known is None or moved:
-            self._listener.touched(None)
+            self._touch_at(connection.kind, *before, address, address6)
         self._touch(entry)
 
     def left(self, connection: Connection) -> None:
@@ -464,6 +471,11 @@ class NodeHub:
         self._listener.touched(
             {_prefix(table["vip"]) for state in states for table in state.get("services", {}).values()}
         )
+
+    def _touch_at(self, kind: str, *addresses: Address | None) -> None:
+        """An agent more or less at these addresses. Ten thousand services need not hear of each."""
+        if kind == AGENT:
+            self._listener.touched_at([address for address in addresses if address is not None])
 
     def _touch_since(self, entry: Entry, generation: int | None) -> None:
         """The VIPs of all plans since the generation that the node had before."""

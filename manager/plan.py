@@ -120,7 +120,7 @@ class Tables:
 
     def get(self, service: Service, world: World) -> Prepared:
         found = self._prepared.get(service.name)
-        if found is None or found.service is not service or found.agent_at is not world.agent_at:
+        if found is None or found.service is not service or not found.fits(world):
             found = self._prepared[service.name] = Prepared(service, world)
         return found
 
@@ -148,9 +148,20 @@ class Prepared:
         self.agent_at = world.agent_at
         self.vip = vip_text(service.vip)
         self.addresses = [str(backend.address) for backend in service.backends]
-        self.agents = [world.agent_at.get(backend.address) for backend in service.backends]
+        self.agents = self._find_agents(world)
         self.agent_tables = self._agent_tables()
         self._told: tuple[tuple[Told, ...], dict[str, Any]] | None = None
+
+    def fits(self, world: World) -> bool:
+        """Are its backends' agents still the same? One agent more elsewhere changes nothing here."""
+        if self.agent_at is not world.agent_at:
+            if self._find_agents(world) != self.agents:
+                return False
+            self.agent_at = world.agent_at
+        return True
+
+    def _find_agents(self, world: World) -> list[str | None]:
+        return [world.agent_at.get(backend.address) for backend in self.service.backends]
 
     def mux_table(self, now: tuple[Told, ...]) -> dict[str, Any]:
         """What a MUX needs of the service, each backend with the state and weight that it has now."""

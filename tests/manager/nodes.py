@@ -98,8 +98,8 @@ class FakeNode:
         if self.hub is None or not self.answers:
             return
         generation, state = self.hub.wanted(self.kind, self.name)
-        if generation == self.generation and self.states:
-            return
+        if generation == 0 or (generation == self.generation and self.states):
+            return  # nobody knows yet, or it is the same
         if self.refuses is not None:
             self.hub.refused(self, generation, self.refuses)
             return

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures the control plane: ten thousand services, three MUXes, a hundred agents, one manager.
+
+Called by ``lb bench control`` and ``lb bench all``. Manager and MUXes are real processes (mutual TLS, SQLite on disk,
+every MUX publishes to its data plane); agents are simulated by :mod:`lb.bench_agents` with the real client. A change is
+live when every node that it concerns has acknowledged it: a MUX does so after it has published, and it counts from the
+beginning of the operator's request, connection and TLS handshake included, to the answer of ``lb apply --wait``.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from ipaddress import IPv4Address
+from typing import Any
+
+from lb import netns
+from lb.bench import commit_name, cpu_name
+from lb.bench_fleet import FIRST_VIP, SERVICE_PORT, Fleet, check, cpu_of, host_address, memory_of
+from lb.errors import IoError
+
+#: Maglev tables of ten thousand services; and flows of each MUX.
+SLOTS, FLOWS = 4093, 1_000_000
+SLOT_BYTES = 2
+#: Services with a probe, which verdicts are about; a verdict for each of them in turn.
+PROBED = 50
+PROBE = {"type": "tcp", "interval": 10, "timeout": 5}
+#: Until a change must be live, seconds.
+WAIT = 60.0
+#: Until everything must have followed at the start, seconds.
+FOLLOWED = 300.0
+#: Between two changes, seconds: one at a time is measured.
+PAUSE = 0.05
+#: What MUXes do at leisure after a large change has ended by then, seconds.
+REST = 5.0
+_NOISE_LOOPS, _NOISE_SIZE = 40, 100_000
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Of times, milliseconds."""
+
+    count: int
+    min: float
+    median: float
+    p90: float
+    p99: float
+    worst: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Distribution:
+        if not seconds:
+            return cls(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+        sorted_ = sorted(value * 1000 for value in seconds)
+
+        def at(part: float) -> float:
+            return round(sorted_[min(int(part * len(sorted_)), len(sorted_) - 1)], 1)
+
+        return cls(len(sorted_), at(0), round(statistics.median(sorted_), 1), at(0.9), at(0.99), at(1))
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one process, MiB. ``control`` is what is left of ``rss`` without tables and flows: the control plane."""
+
+    rss: float
+    pss: float
+    own: float
+    tables: float = 0.0
+    flows: float = 0.0
+
+    @property
+    def control(self) -> float:
+        return round(self.rss - self.tables - self.flows, 1)
+
+
+@dataclass(slots=True)
+class ControlBench:
+    """The answer of ``lb bench control``; the names are a contract."""
+
+    services: int
+    backends: int
+    muxes: int
+    agents: int
+    median: float = 0.0  #: milliseconds until a change of one service is live everywhere
+    worst: float = 0.0
+    runs: list[float] = field(default_factory=list)
+    changes: dict[str, Any] = field(default_factory=dict)  #: the distribution of each kind
+    noise: float = 0.0  #: of a fixed loop meanwhile: how much slower its slowest tenth is than its median
+    first_apply: float = 0.0  #: seconds until all services were live everywhere
+    join: float = 0.0  #: seconds until all agents, joining at once, were followed
+    bytes_whole: int = 0  #: to each MUX, for all services
+    bytes_change: int = 0  #: to each MUX, for a change of one
+    churn: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)
+    commands: dict[str, float] = field(default_factory=dict)  #: milliseconds of each command of ``lb``
+    cpu: str = ""
+    commit: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def bench_control(
+    *,
+    services: int = 10_000,
+    backends: int = 6,
+    muxes: int = 3,
+    agents: int = 100,
+    changes: int = 200,
+    seconds: float = 30.0,
+    rate: float = 100.0,
+    say: Say = lambda line: None,
+) -> ControlBench:
+    """``seconds`` of verdicts at ``rate``; needs root."""
+    check()
+    netns.reap()
+    answer = ControlBench(services, backends, muxes, agents, cpu=cpu_name(), commit=commit_name())
+    tables = service_tables(services, backends, agents)
+    with Fleet(muxes, agents) as fleet:
+        _begin(fleet, tables, answer, say)
+        _changes(fleet, tables, changes, answer, say)
+        _memory(fleet, answer)
+        if seconds:
+            _churn(fleet, seconds, rate, answer, say)
+    return answer
+
+
+def service_tables(services: int, backends: int, agents: int) -> list[dict[str, Any]]:
+    """Each at a VIP of its own, its backends on hosts drawn at random: hardly two share a Maglev table."""
+    chance = random.Random(1)
+    tables = []
+    for number in range(services):
+        hosts = sorted(chance.sample(range(1, agents + 1), min(backends, agents)))
+        table: dict[str, Any] = {
+            "name": f"service-{number:05d}",
+            "vip": str(IPv4Address(FIRST_VIP + number + 1)),
+            "protocol": "tcp",
+            "port": SERVICE_PORT,
+            "backend": [_backend(number, host) for host in hosts],
+        }
+        if number < PROBED:
+            table["probe"] = PROBE
+        tables.append(table)
+    return tables
+
+
+def _backend(service: int, host: int) -> dict[str, Any]:
+    return {"name": f"service-{service:05d}-{host}", "address": host_address(host), "weight": 10}
+
+
+# ---- the start ------------------------------------------------------------------------------------------------------
+
+
+def _begin(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
+    """Manager, MUXes, services, and then all agents at once."""
+    fleet.start_manager()
+    for name in fleet.mux_names:
+        fleet.start_mux(name, SLOTS, FLOWS)
+    for mux in fleet.muxes.values():
+        mux.wait_for(r'event="manager connected"')
+    before = fleet.received(fleet.mux_names[0])
+    started = time.monotonic()
+    fleet.apply(tables, WAIT)
+    fleet.wait_followed(answer.muxes, FOLLOWED)
+    answer.first_apply = round(time.monotonic() - started, 2)
+    answer.bytes_whole = fleet.received(fleet.mux_names[0]) - before
+    say(f"all services live on {answer.muxes} MUXes after {answer.first_apply:.1f} s")
+    fleet.serve_vips(table["vip"] for table in tables[:PROBED])
+    places = [(t["name"], b["name"], f"host{_host(b)}") for t in tables[:PROBED] for b in t["backend"]]
+    fleet.start_agents(places)
+    fleet.agents.ask(do="start", names=["watcher"])
+    fleet.wait_followed(answer.muxes + 1, FOLLOWED)
+    started = time.monotonic()
+    fleet.agents.ask(do="start", names=fleet.agent_names)
+    fleet.wait_followed(answer.muxes + 1 + answer.agents, FOLLOWED)
+    answer.join = round(time.monotonic() - started, 2)
+    say(f"{answer.agents} agents joined at once and were followed after {answer.join:.1f} s")
+    time.sleep(REST)
+
+
+def _host(backend: dict[str, Any]) -> int:
+    return int(backend["name"].rpartition("-")[2])
+
+
+# ---- changes of one service -----------------------------------------------------------------------------------------
+
+
+def _changes(fleet: Fleet, tables: list[dict[str, Any]], count: int, answer: ControlBench, say: Say) -> None:
+    """A weight, a backend more, that backend gone again, by turns, each of another service."""
+    chance = random.Random(2)
+    kinds: dict[str, list[float]] = {"weight": [], "backend added": [], "backend removed": []}
+    runs, loops = [], []
+    before = fleet.received(fleet.mux_names[0])
+    added: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for number in range(count):
+        kind = list(kinds)[number % 3]
+        if kind == "backend removed":
+            without, table = added.pop()
+        else:
+            without = copy.deepcopy(tables[chance.randrange(PROBED, len(tables))])
+            table = copy.deepcopy(without)
+            if kind == "weight":
+                chance.choice(table["backend"])["weight"] = 20
+            else:
+                used = {_host(backend) for backend in table["backend"]}
+                free = [host for host in range(1, answer.agents + 1) if host not in used]
+                table["backend"].append(_backend(int(table["name"][-5:]), chance.choice(free)))
+                added.append((without, table))
+        began = time.perf_counter()
+        done = fleet.apply([without if kind == "backend removed" else table], WAIT)
+        took = time.perf_counter() - began
+        if not done["changed"] or done["behind"]:
+            raise IoError(f"change {number} ({kind} of {table['name']}) is not live on {done.get('behind')}")
+        kinds[kind].append(took)
+        runs.append(took)
+        loops.append(_loop())
+        time.sleep(PAUSE)
+    answer.bytes_change = (fleet.received(fleet.mux_names[0]) - before) // max(count, 1)
+    found = Distribution.of(runs)
+    answer.median, answer.worst = found.median, found.worst
+    answer.runs = [round(value * 1000, 1) for value in runs]
+    answer.changes = {"all": asdict(found)} | {kind: asdict(Distribution.of(v)) for kind, v in kinds.items()}
+    answer.noise = round(statistics.quantiles(loops, n=10)[-1] / statistics.median(loops) - 1, 4)
+    say(f"{count} changes of one service: median {found.median} ms, worst {found.worst} ms")
+
+
+def _loop() -> float:
+    """A fixed piece of work, to see who shares the machine."""
+    began = time.perf_counter()
+    sum(range(_NOISE_SIZE))
+    return time.perf_counter() - began
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+def _memory(fleet: Fleet, answer: ControlBench) -> None:
+    """Everything idle, after the changes."""
+    from lb.dataplane import flow_table_bytes  # noqa: PLC0415  brings the extension
+
+    mib = 2**20
+    tables = answer.services * SLOTS * SLOT_BYTES / mib
+    flows = flow_table_bytes(FLOWS) / mib
+    processes = {"lb-manager": (fleet.manager.pid, 0.0, 0.0)}
+    processes |= {name: (mux.pid, tables, flows) for name, mux in fleet.muxes.items()}
+    for name, (pid, own_tables, own_flows) in processes.items():
+        found = {key: round(value / mib, 1) for key, value in memory_of(pid).items()}
+        memory = Memory(**found, tables=round(own_tables, 1), flows=round(own_flows, 1))
+        answer.memory[name] = {**asdict(memory), "control": memory.control}
+
+
+# ---- churn ----------------------------------------------------------------------------------------------------------
+
+
+def _churn(fleet: Fleet, seconds: float, rate: float, answer: ControlBench, say: Say) -> None:
+    before = {"lb-manager": cpu_of(fleet.manager.pid)} | {n: cpu_of(mux.pid) for n, mux in fleet.muxes.items()}
+    done = fleet.agents.ask(do="churn", seconds=seconds, rate=rate, seed=3)
+    after = {"lb-manager": cpu_of(fleet.manager.pid)} | {n: cpu_of(mux.pid) for n, mux in fleet.muxes.items()}
+    fleet.wait_followed(answer.muxes + 1 + answer.agents, FOLLOWED)
+    answer.churn = {
+        "verdicts": done["verdicts"],
+        "rate": round(done["verdicts"] / done["seconds"], 1),
+        "latency": asdict(Distribution.of(done["latencies"])),
+        "replaced": done["replaced"],
+        "lost": done["lost"],
+        "wrong": wrong_verdicts(fleet, done["last"]),
+        "diverged": diverged(fleet),
+        "cpu": {name: round((after[name] - before[name]) / done["seconds"], 3) for name in before},
+    }
+    latency = answer.churn["latency"]
+    say(f"{done['verdicts']} verdicts: median {latency['median']} ms to a MUX, worst {latency['worst']} ms")
+
+
+def wrong_verdicts(fleet: Fleet, last: list[tuple[str, str, bool]]) -> int:
+    """Backends that a real MUX has in another state than the last verdict on them says."""
+    rows = {(row["service"], row["name"]): row["state"] for row in fleet.local(fleet.mux_names[-1], "backends")}
+    return sum((rows[service, backend] == "up") is not up for service, backend, up in last)
+
+
+def diverged(fleet: Fleet) -> list[str]:
+    """Nodes that do not hold what the manager wants of them: by generation, and the simulated by what they hold."""
+    rows = {f"mux:{row['name']}": row for row in fleet.get("muxes")}
+    rows |= {f"agent:{row['name']}": row for row in fleet.get("agents")}
+    held = fleet.agents.ask(do="digests")["digests"]
+    found = [name for name, row in rows.items() if row["generation"] != row["wanted"]]
+    return found + [name for name, (generation, _) in held.items() if rows[name]["generation"] != generation]
