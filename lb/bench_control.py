@@ -10,6 +10,7 @@ beginning of the operator's request, connection and TLS handshake included, to t
 from __future__ import annotations
 
 import copy
+import math
 import random
 import statistics
 import time
@@ -134,7 +135,7 @@ def bench_control(
 
 def service_tables(services: int, backends: int, agents: int) -> list[dict[str, Any]]:
     """Each at a VIP of its own, its backends on hosts drawn at random: hardly two share a Maglev table."""
-    chance = random.Random(1)
+    chance = random.Random(1)  # noqa: S311  the same in every run
     tables = []
     for number in range(services):
         hosts = sorted(chance.sample(range(1, agents + 1), min(backends, agents)))
@@ -194,7 +195,7 @@ def _host(backend: dict[str, Any]) -> int:
 
 def _changes(fleet: Fleet, tables: list[dict[str, Any]], count: int, answer: ControlBench, say: Say) -> None:
     """A weight, a backend more, that backend gone again, by turns, each of another service."""
-    chance = random.Random(2)
+    chance = random.Random(2)  # noqa: S311
     kinds: dict[str, list[float]] = {"weight": [], "backend added": [], "backend removed": []}
     runs, loops = [], []
     before = fleet.received(fleet.mux_names[0])
@@ -291,3 +292,50 @@ def diverged(fleet: Fleet) -> list[str]:
     held = fleet.agents.ask(do="digests")["digests"]
     found = [name for name, row in rows.items() if row["generation"] != row["wanted"]]
     return found + [name for name, (generation, _) in held.items() if rows[name]["generation"] != generation]
+
+
+# ---- for people -----------------------------------------------------------------------------------------------------
+
+#: Upper ends of the histogram's rows, milliseconds.
+STEPS = (10, 20, 30, 40, 50, 75, 100, 150, 250, 500, 1000)
+_BAR = 40
+
+
+def lines(answer: ControlBench) -> list[str]:
+    """The answer as text."""
+    said = [
+        f"{answer.services:,} services of {answer.backends} backends, {answer.muxes} MUXes, {answer.agents} agents",
+        f"all at once  {answer.first_apply:.1f} s until live on every MUX; {answer.bytes_whole / 2**20:.1f} MiB each",
+        f"join         {answer.join:.1f} s until {answer.agents} agents that join at once are followed",
+        f"change       {answer.bytes_change:,} bytes to each MUX; milliseconds until live everywhere:",
+        f"  {'':<16}{'count':>6}{'min':>8}{'median':>8}{'p90':>8}{'p99':>8}{'worst':>8}",
+    ]
+    for kind, row in answer.changes.items():
+        said.append(f"  {kind:<16}" + f"{row['count']:>6}" + "".join(f"{row[key]:>8.1f}" for key in list(row)[1:]))
+    said += [f"  {line}" for line in histogram(answer.runs)]
+    if answer.churn:
+        churn, latency = answer.churn, answer.churn["latency"]
+        said += [
+            f"churn        {churn['verdicts']:,} verdicts, {churn['rate']:.0f} a second: {latency['median']} ms "
+            f"to a MUX (p99 {latency['p99']}, worst {latency['worst']}); {churn['lost']} lost, {churn['wrong']} wrong",
+            "  CPU        " + ", ".join(f"{name} {share:.0%}" for name, share in churn["cpu"].items()),
+        ]
+    said.append(f"memory, MiB  {'rss':>8}{'pss':>8}{'tables':>8}{'flows':>8}{'control':>8}")
+    for name, row in answer.memory.items():
+        said.append(
+            f"  {name:<11}" + "".join(f"{row[key]:>8.1f}" for key in ("rss", "pss", "tables", "flows", "control"))
+        )
+    said.append(f"noise {answer.noise:.0%} of a fixed loop; {answer.cpu}, commit {answer.commit}")
+    return said
+
+
+def histogram(milliseconds: Sequence[float]) -> list[str]:
+    """How many changes took how long."""
+    rows, lower = [], 0.0
+    for upper in (*STEPS, math.inf):
+        count = sum(lower < value <= upper for value in milliseconds)
+        if count:
+            name = f"to {upper:g} ms" if math.isfinite(upper) else f"over {lower:g} ms"
+            rows.append(f"{name:<14}{count:>5}  {'#' * max(1, round(count * _BAR / len(milliseconds)))}")
+        lower = upper
+    return rows

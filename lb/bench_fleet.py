@@ -134,12 +134,13 @@ class Fleet:
         self.agent_names = [f"host{number + 1}" for number in range(agents)]
         self._spaces = {role: f"{prefix}-{role}" for role in ("hub", "hosts", *self.mux_names)}
         self._resources = contextlib.ExitStack()
-        directory = self._resources.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
+        directory = self._resources.enter_context(
+            tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
+        )
         self.directory = Path(directory)
         self.muxes: dict[str, Child] = {}
-        self.remote = Manager(
-            f"https://{HUB}:{PORT}", *(str(self.directory / "ada" / f"{name}") for name in ("operator.pem", "operator.key", "ca.pem"))
-        )  # fmt: skip
+        files = [str(self.directory / "ada" / name) for name in ("operator.pem", "operator.key", "ca.pem")]
+        self.remote = Manager(f"https://{HUB}:{PORT}", *files)
 
     def __enter__(self) -> Fleet:
         try:
@@ -200,11 +201,12 @@ class Fleet:
             )
             config.write_text(format_config(settings))
             arguments = ("init", "--config", config, "--operator", "ada", "--out", self.directory / "ada")
-            done = subprocess.run([*_python("manager.daemon"), *map(str, arguments)], capture_output=True, text=True)
+            argv = [*_python("manager.daemon"), *map(str, arguments)]
+            done = subprocess.run(argv, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise IoError(f"lb-manager init: {done.stderr.strip()}")
-        argv = [*_python("manager.daemon"), "run", "--config", config]
-        self.manager = self._start("hub", "lb-manager", argv)
+        run = [*_python("manager.daemon"), "run", "--config", str(config)]
+        self.manager = self._start("hub", "lb-manager", run)
         self.manager.wait_for(r"event=ready")
 
     def start_mux(self, name: str, slots: int, flows: int) -> None:
@@ -219,7 +221,7 @@ class Fleet:
         )
         config = self.directory / f"{name}.toml"
         config.write_text(format_config(MuxConfig(settings, manager=self.remote.url)))
-        argv = [*_python("lb.mux.daemon"), "--config", config, "--token", self.token("mux", name)]
+        argv = [*_python("lb.mux.daemon"), "--config", str(config), "--token", self.token("mux", name)]
         self.muxes[name] = self._start(name, name, argv)
 
     def start_agents(self, places: list[tuple[str, str, str]]) -> None:
@@ -265,7 +267,9 @@ class Fleet:
         return self.inside(self.remote.get, *path)
 
     def apply(self, services: list[dict[str, Any]], wait: float, **keys: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = self.inside(self.remote.post, "apply", body={"services": services, "wait": wait, **keys})
+        answer: dict[str, Any] = self.inside(
+            self.remote.post, "apply", body={"services": services, "wait": wait, **keys}
+        )
         return answer
 
     def wait_followed(self, nodes: int, seconds: float) -> None:

@@ -430,7 +430,7 @@ class Controller:
         self._note_due({*old.vips, *self.plan.vips})
         if say:
             self._say(old, {*old.vips, *self.plan.vips})
-        self.hub.want(self.plan.states, None)
+        self.hub.want(self.plan.states, self.plan.vips)
 
     async def _run(self) -> None:
         while True:

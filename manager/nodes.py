@@ -38,8 +38,8 @@ from manager.turned_away import DuplicateError, TurnedAway
 
 #: A node that has not acknowledged for so long holds nobody up any more, seconds.
 LATE = 10.0
-#: How many generations back a node may be and still be told apart by what changed since.
-HISTORY = 4096
+#: Generations under way to a node that are told apart; a node takes the newest, so they are few.
+OWED = 256
 #: Words on a node's clock that are remembered.
 CLOCKS = 4
 
@@ -121,6 +121,7 @@ class Entry:
     live_generation: int = 0  #: 0: it has acknowledged nothing since the manager began
     live: NodeState | None = None
     pending_since: float | None = None  #: since when it owes an acknowledgement
+    owes: dict[int, frozenset[str]] = field(default_factory=dict)  #: generation -> VIPs that were planned for it
     late: bool = False
     refused: str | None = None
     status: Mapping[str, Any] = field(default_factory=dict)
@@ -157,6 +158,12 @@ class Entry:
             return f"it has not acknowledged generation {self.generation} yet; it has {self.live_generation}"
         return None
 
+    def owe(self, generation: int, vips: frozenset[str]) -> None:
+        """What it has not acknowledged; of a node that never does, bounded."""
+        if len(self.owes) >= OWED:
+            self.owes = {min(self.owes): frozenset().union(*self.owes.values())}
+        self.owes[generation] = vips
+
     def look(self) -> None:
         """Brings ``node`` up to date."""
         self.node = Node(
@@ -182,7 +189,6 @@ class NodeHub:
         self._hold = hold
         self._now = now
         self._entries: dict[str, Entry] = {}
-        self._history: deque[tuple[int, frozenset[str] | None]] = deque(maxlen=HISTORY)
         self._handovers = Handovers()
         self.agent_at: dict[Address, str] = {}
         self.turned_away = TurnedAway()
@@ -224,32 +230,31 @@ class NodeHub:
             self._add(Entry(record, self._now, _parse(record.address), _parse(record.address6)))
         self._map_addresses()
 
-    def want(
-        self, states: Mapping[str, NodeState], touched: Iterable[str] | None, *, complete: bool = True
-    ) -> list[str]:
-        """What nodes should have from now on, and the VIPs that the plan was made anew for; returns whose changed.
+    def want(self, states: Mapping[str, NodeState], vips: Iterable[str], *, complete: bool = True) -> list[str]:
+        """What nodes should have from now on, and the VIPs that were planned anew; returns whose state changed.
         Not ``complete``: other VIPs wait for their turn, and a node that is new here waits as well, for it must not
         take half of its state for all."""
         compared: dict[tuple[int, int], bool] = {}  # sections that many nodes share are compared once
-        changed = [
-            (id_, state)
-            for id_, state in states.items()
-            if id_ in self._entries
-            and (complete or self._entries[id_].state is not None)
-            and not _same(self._entries[id_].state, state, compared)
-        ]
+        changed = []
+        for id_, state in states.items():
+            entry = self._entries.get(id_)
+            if entry is None or (entry.state is None and not complete):
+                continue
+            if _same(entry.state, state, compared):
+                entry.state = state  # equal; the next time it is seen at a glance
+            else:
+                changed.append((entry, state))
         if not changed:
             return []
         self._generation += 1
-        self._history.append((self._generation, None if touched is None else frozenset(touched)))
-        for id_, state in changed:
-            entry = self._entries[id_]
-            first = entry.state is None
-            entry.state, entry.generation = state, self._generation
+        planned = frozenset(vips)
+        for entry, state in changed:
             if entry.connection is not None:
-                entry.pending_since = self._now if first else entry.pending_since or self._now
+                entry.pending_since = self._now if entry.state is None else entry.pending_since or self._now
+                entry.owe(self._generation, planned)
                 entry.connection.wake()
-        return [id_ for id_, _ in changed]
+            entry.state, entry.generation = state, self._generation
+        return [entry.id for entry, _ in changed]
 
     def forget(self, kind: str, name: str) -> Entry:
         """The operator says that the node will not come back."""
@@ -309,6 +314,7 @@ class NodeHub:
         entry.connection, entry.since, entry.gone, entry.late = connection, self._now, False, False
         entry.live, entry.live_generation, entry.refused = None, 0, None
         entry.pending_since = self._now
+        entry.owes.clear()
         entry.expires = connection.expires
         entry.clocks.clear()
         self.turned_away.came(id_, connection.address)
@@ -339,14 +345,16 @@ class NodeHub:
         entry = self._current(connection)
         if entry is None:
             return
-        since = entry.live_generation if entry.live is not None else None
+        known = entry.live is not None and entry.refused is None and not entry.late
         if entry.refused is not None:
             self._listener.happened(_subject(entry), "accepted its state")
         entry.live, entry.live_generation, entry.refused = state, generation, None
         entry.pending_since = None if generation >= entry.generation else self._now
         entry.late = False
         self._look(entry)
-        self._touch_since(entry, since)
+        if not known:
+            self._touch(entry)
+        self._touch_owed(entry, generation)
 
     def refused(self, connection: Connection, generation: int, reason: str) -> None:
         entry = self._current(connection)
@@ -477,21 +485,12 @@ class NodeHub:
         if kind == AGENT:
             self._listener.touched_at([address for address in addresses if address is not None])
 
-    def _touch_since(self, entry: Entry, generation: int | None) -> None:
-        """The VIPs of all plans since the generation that the node had before."""
-        if generation is None or not self._history or self._history[0][0] > generation + 1:
-            self._touch(entry)
-            return
+    def _touch_owed(self, entry: Entry, generation: int) -> None:
+        """The VIPs whose plans gave the node what it has now: nothing else of what a plan knows of it is new."""
+        owed = [number for number in entry.owes if number <= generation]
         vips: set[str] = set()
-        for number, touched in reversed(self._history):
-            if number <= generation:
-                break
-            if number > entry.live_generation:
-                continue
-            if touched is None:
-                self._touch(entry)
-                return
-            vips |= touched
+        for number in owed:
+            vips |= entry.owes.pop(number)
         self._listener.touched(vips)
 
     def _say_sessions(self, entry: Entry, body: Mapping[str, Any]) -> None:

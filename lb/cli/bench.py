@@ -88,6 +88,45 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
         click.echo(f"{name:<8}{text}")
 
 
+@command.command("control", epilog=example("sudo lb bench control --services 1000 --agents 20 --changes 30 --churn 5"))
+@click.option("--services", type=click.IntRange(100, 32767), default=10_000, show_default=True)
+@click.option("--backends", type=click.IntRange(1, 100), default=6, show_default=True, help="For each service.")
+@click.option("--muxes", type=click.IntRange(1, 8), default=3, show_default=True, help="Real ones.")
+@click.option("--agents", type=click.IntRange(2, 250), default=100, show_default=True, help="Simulated ones.")
+@click.option("--changes", type=click.IntRange(3, 10_000), default=200, show_default=True, help="Of one service each.")
+@click.option("--churn", type=click.FloatRange(0, 3600), default=30.0, show_default=True, help="Seconds of verdicts.")
+@click.option("--rate", type=click.FloatRange(1, 1000), default=100.0, show_default=True, help="Verdicts per second.")
+@output_option
+def control(
+    *,
+    services: int,
+    backends: int,
+    muxes: int,
+    agents: int,
+    changes: int,
+    churn: float,
+    rate: float,
+    as_json: bool,
+) -> None:
+    """Measure the control plane: a manager, real MUXes and simulated agents in namespaces of their own. Needs root."""
+    from lb.bench_control import bench_control, lines  # noqa: PLC0415
+
+    result = bench_control(
+        services=services,
+        backends=backends,
+        muxes=muxes,
+        agents=agents,
+        changes=changes,
+        seconds=churn,
+        rate=rate,
+        say=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        click.echo("\n".join(lines(result)))
+
+
 @command.command("all", epilog=example("lb bench all --seconds 2"))
 @click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="Live flows.")
 @click.option("--seconds", type=click.FloatRange(1, 3600), default=5.0, show_default=True, help="For each measurement.")
