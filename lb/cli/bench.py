@@ -88,7 +88,7 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
         click.echo(f"{name:<8}{text}")
 
 
-@command.command("control", epilog=example("sudo lb bench control --services 1000 --agents 20 --changes 30 --churn 5"))
+@command.command("control", epilog=example("lb bench control --services 1000 --agents 20 --changes 30 --churn 5"))
 @click.option("--services", type=click.IntRange(100, 32767), default=10_000, show_default=True)
 @click.option("--backends", type=click.IntRange(1, 100), default=6, show_default=True, help="For each service.")
 @click.option("--muxes", type=click.IntRange(1, 8), default=3, show_default=True, help="Real ones.")
