@@ -3,7 +3,7 @@
 
 ``run`` starts in this order: file, state directory (one manager each), store, controller, then the sockets; the line
 ``ready`` comes last. A stop goes the other way; nodes go on by themselves. Everything it knows is in the store, so a
-killed manager loses nothing but its events.
+killed manager loses nothing but the last moment of its events.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import cell, console, example, output_option, print_json, size, table
 from lb.cli.plain import lasting, parse_duration
 from lb.cli.remote import Manager, manager_options
+from lb.cli.tables import STATS
 from lb.cli.tables import TABLES as MANAGER_TABLES
 from lb.errors import ControlError, RequestError
 
@@ -50,6 +52,7 @@ _OF_DAEMON = ("peers",)
 @click.argument("what", type=click.Choice(WHAT))
 @click.option("-w", "--watch", "follow", is_flag=True, help="Go on showing what changes, until Ctrl-C.")
 @click.option("--service", "services", multiple=True, metavar="NAME", help="Of services and backends: only this one's.")
+@click.option("--stats", is_flag=True, help="Of services and backends: exact counters, in wide tables.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 32767),
@@ -66,6 +69,7 @@ def command(
     what: str,
     follow: bool,
     services: tuple[str, ...],
+    stats: bool,
     limit: int | None,
     subject: str | None,
     since: str | None,
@@ -79,7 +83,7 @@ def command(
     """Show services, backends, muxes and so on, as the manager knows them; or the daemon on this machine (--local)."""
     query = _query(what, services, subject, since, bad=bad)
     if local or socket is not None or config is not None:
-        if follow or query:
+        if follow or stats or query:
             raise RequestError("a daemon shows all it has, once: leave --local out, or -w and what is to be chosen")
         if what in _OF_MANAGER:
             raise RequestError(f"only the manager knows {what}; leave --local out")
@@ -88,8 +92,10 @@ def command(
         return
     if what in _OF_DAEMON:
         raise RequestError(f"only a MUX knows its {what}: add --local; `lb get muxes` tells of all sessions")
+    if stats and what not in STATS:
+        raise RequestError(f"--stats is of services and backends, not of {what}")
     if follow:
-        _follow(manager, what, limit, query, as_json=as_json)
+        _follow(manager, what, limit, query, _draw_of(what, stats=stats), as_json=as_json)
         return
     if limit is not None:
         query["limit"] = limit
@@ -103,7 +109,13 @@ def command(
         shown["confirm"] = _unconfirmed(shown.get("confirm"))
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
     else:
-        click.echo("\n".join(MANAGER_TABLES[what](data)))
+        click.echo("\n".join(_draw_of(what, stats=stats)(data)))
+
+
+def _draw_of(what: str, *, stats: bool) -> Callable[[Sequence[dict[str, Any]]], list[str]]:
+    if what == "status":
+        return lambda rows: [f"{key:<12}{cell(value)}" for row in rows for key, value in row.items()]
+    return (STATS if stats else MANAGER_TABLES)[what]
 
 
 def _query(
@@ -124,18 +136,23 @@ def _query(
     return query
 
 
-def _follow(manager: Manager, what: str, limit: int | None, query: dict[str, Any], *, as_json: bool) -> None:
+def _follow(
+    manager: Manager,
+    what: str,
+    limit: int | None,
+    query: dict[str, Any],
+    draw: Callable[[Sequence[dict[str, Any]]], list[str]],
+    *,
+    as_json: bool,
+) -> None:
     from lb.cli import watch  # noqa: PLC0415
 
     if what == "events":
-        watch.events(manager, limit or 100, query, MANAGER_TABLES["events"], as_json=as_json)
-        return
-    if what == "audit":
+        watch.events(manager, limit or 100, query, draw, as_json=as_json)
+    elif what == "audit":
         raise RequestError("the audit's lines are those of history: `lb get history -w` shows them as they come")
-    draw = MANAGER_TABLES.get(
-        what, lambda rows: [f"{key}  {cell(value)}" for row in rows for key, value in row.items()]
-    )
-    watch.run(manager, what, query, draw, as_json=as_json)
+    else:
+        watch.run(manager, what, query, draw, as_json=as_json)
 
 
 def _unconfirmed(waiting: dict[str, Any] | None) -> str | None:

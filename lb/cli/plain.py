@@ -37,6 +37,20 @@ def endpoint(address: Any, port: Any) -> str:
     return f"[{text}]:{cell(port)}" if ":" in text else f"{text}:{cell(port)}"
 
 
+def rate(value: Any) -> str:
+    """``12``, ``3.45k``, ``1.25M``: three digits are enough to be compared at a glance."""
+    if not isinstance(value, int | float):
+        return "-"
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size * 0.9995:
+            return f"{_three(value / size)}{unit}"
+    return f"{value:.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}"
+
+
+def _three(value: float) -> str:
+    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
 def ago(since: Any, now: float | None = None) -> str:
     """How long, for people: ``12 s``, ``3 min``, ``5 h``, ``9 d``."""
     if not isinstance(since, int | float):

@@ -3,17 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lb.cli.output import cell, size
-from lb.cli.plain import ago, clock, columns, endpoint
+from lb.cli.plain import ago, clock, columns, endpoint, rate
 
 Row = dict[str, Any]
 
 
 def services(rows: Sequence[Row]) -> list[str]:
-    """``TCP  203.0.113.10:80  web  up  2/2 …``"""
+    """``TCP  203.0.113.10:80  web  up  2/2 …``, within 80 columns."""
+    return columns(
+        ("Prot", "LocalAddress:Port", "Service", "State", "Up", "Flows", "Pkts", "MUXes"),
+        [
+            (
+                str(row.get("protocol")).upper(),
+                endpoint(row.get("vip"), row.get("port")),
+                row.get("name"),
+                row.get("state"),
+                f"{row.get('healthy')}/{row.get('backends')}",
+                rate(row.get("flows")),
+                rate(row.get("packets")),
+                len(row.get("announced_by") or ()),
+            )
+            for row in rows
+        ],
+        ("Up", "Flows", "Pkts", "MUXes"),
+    )
+
+
+def service_stats(rows: Sequence[Row]) -> list[str]:
+    """Exact counters, as wide as they are; for ``--stats``."""
     return columns(
         (
             "Prot",
@@ -47,76 +68,121 @@ def services(rows: Sequence[Row]) -> list[str]:
 
 
 def backends(rows: Sequence[Row]) -> list[str]:
-    """A line for each service, and ``-> …`` below it for each of its backends."""
+    """A line for each service, and ``-> …`` below it for each of its backends; below all, why some take no flows."""
+    return [*_backends(rows, rate), *_notes(_backend_note(row) for row in rows)]
+
+
+def backend_stats(rows: Sequence[Row]) -> list[str]:
+    """Exact counters, and every backend's reason beside it; for ``--stats``."""
+    return _backends(rows, lambda value: value, ("Reason", _reason))
+
+
+def _backends(rows: Sequence[Row], number: Callable[[Any], Any], *more: tuple[str, Callable[[Row], Any]]) -> list[str]:
     lines: list[tuple[Any, ...]] = []
     service = None
     for row in rows:
         if row.get("service") != service:
             service = row.get("service")
             place = endpoint(row.get("vip"), row.get("service_port"))
-            lines.append((f"{str(row.get('protocol')).upper():<4} {place}", service, "", "", "", "", ""))
+            blank = [""] * (4 + len(more))
+            lines.append((f"{str(row.get('protocol')).upper():<4} {place}", service, *blank))
         lines.append(
             (
                 f"  -> {endpoint(row.get('address'), row.get('port'))}",
                 row.get("name"),
                 "drained" if row.get("empty_since") is not None else row.get("state"),
                 row.get("weight"),
-                row.get("flows"),
-                row.get("packets"),
-                _reason(row),
+                number(row.get("flows")),
+                number(row.get("packets")),
+                *(make(row) for _, make in more),
             )
         )
-    header = ("Prot LocalAddress:Port", "Service", "State", "Weight", "Live", "InPkts", "Reason")
-    table = columns(header, lines, ("Weight", "Live", "InPkts"))
+    header = ("Prot LocalAddress:Port", "Service", "State", "Weight", "Flows", "InPkts", *(name for name, _ in more))
+    table = columns(header, lines, ("Weight", "Flows", "InPkts"))
     return [table[0], "  -> RemoteAddress:Port", *table[1:]]
 
 
+def _backend_note(row: Row) -> str | None:
+    """Of one that is up there is nothing to explain; `lb describe backend` does."""
+    if row.get("state") in ("up", None) and row.get("healthy", True):
+        return None
+    return f"{cell(row.get('service'))}/{cell(row.get('name'))} {cell(row.get('state'))}: {cell(_reason(row))}"
+
+
 def muxes(rows: Sequence[Row]) -> list[str]:
-    return columns(
-        ("MUX", "State", "Since", "Address", "Generation", "Announces", "Flows", "IO", "BGP sessions", "Note"),
-        [
-            (
-                row.get("name"),
-                row.get("state"),
-                ago(row.get("since")),
-                row.get("address"),
-                _generation(row),
-                row.get("announces"),
-                row.get("flows"),
-                row.get("io"),
-                _sessions(row),
-                row.get("refused") or _drain(row),
-            )
-            for row in rows
-        ],
-        ("Announces", "Flows"),
-    )
-
-
-def agents(rows: Sequence[Row]) -> list[str]:
-    return columns(
-        ("Agent", "State", "Since", "Address", "Generation", "Services", "Note"),
+    table = columns(
+        ("MUX", "State", "Since", "Address", "VIPs", "Flows", "IO", "BGP"),
         [
             (
                 row.get("name"),
                 row.get("state"),
                 ago(row.get("since")),
                 row.get("address") or row.get("address6"),
-                _generation(row),
+                row.get("announces"),
+                rate(row.get("flows")),
+                row.get("io"),
+                _sessions(row),
+            )
+            for row in rows
+        ],
+        ("VIPs", "Flows"),
+    )
+    return [*table, *_notes(_node_note(row) for row in rows)]
+
+
+def agents(rows: Sequence[Row]) -> list[str]:
+    table = columns(
+        ("Agent", "State", "Since", "Address", "Services"),
+        [
+            (
+                row.get("name"),
+                row.get("state"),
+                ago(row.get("since")),
+                row.get("address") or row.get("address6"),
                 row.get("services"),
-                row.get("refused"),
             )
             for row in rows
         ],
         ("Services",),
     )
+    return [*table, *_notes(_node_note(row) for row in rows)]
+
+
+def _node_note(row: Row) -> str | None:
+    """What of a node is not as it should be, or worth knowing."""
+    behind = row.get("generation") != row.get("wanted")
+    words = [
+        f"has generation {_generation(row)}" if behind else None,
+        f"refused its state: {cell(row['refused'])}" if row.get("refused") else None,
+        cell(row["drain"]) if row.get("drain") else None,
+        cell(row["handover"]) if row.get("handover") else None,
+    ]
+    said = "; ".join(word for word in words if word)
+    return f"{cell(row.get('name'))}: {said}" if said else None
 
 
 def announcements(rows: Sequence[Row]) -> list[str]:
-    return columns(
-        ("VIP", "MUX", "Wanted", "Peer", "State", "Reason"),
-        [tuple(row.get(key) for key in ("vip", "mux", "wanted", "peer", "state", "reason")) for row in rows],
+    table = columns(
+        ("VIP", "MUX", "Wanted", "Peer", "State"),
+        [tuple(row.get(key) for key in ("vip", "mux", "wanted", "peer", "state")) for row in rows],
     )
+    because: dict[tuple[Any, Any], list[str]] = {}
+    for row in rows:
+        if row.get("reason"):
+            because.setdefault((row.get("mux"), row["reason"]), []).append(cell(row.get("vip")))
+    return [
+        *table,
+        *_notes(
+            f"{cell(mux)}, {vips[0] if len(vips) == 1 else f'{len(vips):,} VIPs'}: {cell(reason)}"
+            for (mux, reason), vips in because.items()
+        ),
+    ]
+
+
+def _notes(notes: Iterable[str | None]) -> list[str]:
+    """Sentences below a table, for a column is too narrow for them."""
+    found = [note for note in notes if note]
+    return ["", *found] if found else []
 
 
 def events(rows: Sequence[Row]) -> list[str]:
@@ -151,10 +217,8 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
 }
 
 
-def _drain(row: Row) -> Any:
-    """Whether and how far a MUX drains, and its last hand-over."""
-    words = [row.get("drain"), row.get("handover")]
-    return "; ".join(str(word) for word in words if word) or None
+#: With ``--stats``.
+STATS: dict[str, Callable[[Sequence[Row]], list[str]]] = {"services": service_stats, "backends": backend_stats}
 
 
 def _reason(row: Row) -> Any:

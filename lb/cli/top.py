@@ -15,7 +15,7 @@ import click
 
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import cell, example, output_option, plural, print_json
-from lb.cli.plain import columns, endpoint
+from lb.cli.plain import columns, endpoint, rate
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ControlError, RequestError
 
@@ -230,20 +230,6 @@ _TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
     "backend": _backends,
     "mux": _muxes,
 }
-
-
-def rate(value: Any) -> str:
-    """``12``, ``3.45k``, ``1.25M``: three digits are enough to be compared at a glance."""
-    if not isinstance(value, int | float):
-        return "-"
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size * 0.9995:
-            return f"{_three(value / size)}{unit}"
-    return f"{value:.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}"
-
-
-def _three(value: float) -> str:
-    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 # --- one MUX ---------------------------------------------------------------------------------------------------------

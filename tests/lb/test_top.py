@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from lb.cli.plain import rate
 from lb.cli.screen import Screen, fitted
-from lb.cli.top import fleet_lines, rate
+from lb.cli.top import fleet_lines
 
 TOTAL = {"pps": 1234567.0, "bps": 9.87e9, "cps": 40_123.0, "dropped": 0.0, "flows": 999_999}
 SERVICE = {
