@@ -205,6 +205,15 @@ class Fleet(Lab):
         for service in services:
             self.wait_states(service.name, {backend.name: backend.state.value for backend in service.backends})
 
+    def wait_in_service(self) -> None:
+        """Until both MUXes are announced for every service, and have every backend up."""
+        for service in self.services:
+            self.wait_hops(str(service.vip.network_address), *self.muxes)
+            self.wait_states(service.name, {backend.name: "up" for backend in service.backends})
+
+    def describe(self, service: str) -> str:
+        return self.lb("describe", "service", service)
+
     def _call(self, node: Node, program: str, *arguments: str | Path, environment: dict[str, str] | None = None) -> str:
         done = subprocess.run(
             in_namespace(node.namespace, [self.programs(node) / program, *arguments]),

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -96,6 +97,12 @@ class Process:
             raise
         assert found is not None
         return found
+
+    def stamps(self, pattern: str, since: float = 0.0) -> list[float]:
+        """When our daemon logged lines like this, by its own clock, from ``since`` (Unix time) on."""
+        lines = re.findall(rf"^timestamp=(\S+) .*{pattern}", self.output(), re.MULTILINE)
+        moments = (datetime.fromisoformat(line).timestamp() for line in lines)
+        return [at for at in moments if at >= since]
 
     def signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)

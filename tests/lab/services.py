@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_network
 
-from lb.model import Backend, BackendState, PortRange, Protocol, Service
+from lb.model import Backend, BackendState, PortRange, Probe, ProbeType, Protocol, Service
 from tests.lab.topology import Node
 
 WEB_VIP = "203.0.113.10"
@@ -37,6 +37,17 @@ def web(hosts: Sequence[Node]) -> Service:
 def files(hosts: Sequence[Node]) -> Service:
     """VIP:80, not translated: the hosts hold the VIP themselves."""
     return _service("files", FILES_VIP, Protocol.TCP, 80, _backends("files", hosts))
+
+
+#: A probe may wait long for its answer: this machine may be busy with other things than the lab.
+PROBE = Probe(ProbeType.TCP, interval=0.5, timeout=0.5, rise=2, fall=2)
+#: Until a backend's end is found by whoever probes it so, seconds.
+DETECT = PROBE.interval * PROBE.fall + PROBE.timeout
+
+
+def probed(hosts: Sequence[Node]) -> tuple[Service, ...]:
+    """``web`` and ``files``, with probes."""
+    return replace(web(hosts), probe=PROBE), replace(files(hosts), probe=PROBE)
 
 
 def load(hosts: Sequence[Node]) -> Service:

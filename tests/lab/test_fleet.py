@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole fleet, manager and BGP included: services come by ``lb apply``, and whatever is killed, the budget holds.
 
-What each death cost is measured and printed as a table at the end (``pytest -s`` shows it while tests pass).
+What each death cost is measured and printed as a table at the end (``pytest -s`` shows it while tests pass). Where the
+router plays no part, BIRD's run is the only one.
 """
 
 from __future__ import annotations
 
-import os
 import socket
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,26 +17,25 @@ from ipaddress import ip_network
 
 import pytest
 
-from lb.model import Probe, ProbeType, Service
+from lb.config_text import format_config
 from tests.lab import netns
 from tests.lab.accounts import unbalanced
 from tests.lab.fleet import Fleet, exabgp_of, helper_of, kill
 from tests.lab.process import in_namespace, wait_for
 from tests.lab.routers import Routers, missing, withdrawn_at
-from tests.lab.services import FILES_VIP, WEB_VIP, files, web
-from tests.lab.topology import PROGRAMS, Node
+from tests.lab.services import DETECT, FILES_VIP, PROBE, WEB_VIP, probed, web
+from tests.lab.topology import PROGRAMS
 from tests.lab.traffic import Flow, KeepAlive, requests
 
 pytestmark = pytest.mark.lab
 
 NEW_VIP = "203.0.113.40"
-#: A probe may wait long for its answer: this machine may be busy with other things than the lab.
-PROBE = Probe(ProbeType.TCP, interval=0.5, timeout=0.5, rise=2, fall=2)
 #: From a SIGKILL of lb-mux, ExaBGP or its helper to the router's kernel, seconds.
 WITHDRAWN = {Routers.BIRD: 0.3, Routers.FRR: 0.6}
-APPLY_BUDGET = 2.0
-#: 2,000 requests a second, if the machine has time for them.
-CONNECTIONS, INTERVAL = 200, 0.1
+#: From ``lb apply`` to the first served request, at the median of so many.
+APPLY_BUDGET, APPLIES = 2.0, 3
+#: So many connections, each of which asks again this long after an answer, make more than RATE requests a second.
+CONNECTIONS, INTERVAL, RATE = 240, 0.1, 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,22 +62,13 @@ class Report(list[Row]):
         return "\n".join(["", f"Router: {routers.value}", head, *lines])
 
 
-def patience() -> float:
-    """How many times slower this machine is with what else it does: times count where it has time for us."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
-
-
-def services(hosts: list[Node]) -> tuple[Service, ...]:
-    return replace(web(hosts), probe=PROBE), replace(files(hosts), probe=PROBE)
-
-
 @pytest.fixture(scope="module", params=[Routers.BIRD, Routers.FRR], ids=lambda routers: routers.value)
 def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
     routers: Routers = request.param
     if why := missing(routers):
         pytest.skip(why)
     with Fleet(routers) as started:
-        started.start(services(started.hosts))
+        started.start(probed(started.hosts))
         yield started
 
 
@@ -91,22 +82,9 @@ def report(fleet: Fleet) -> Iterator[Report]:
 @pytest.fixture
 def whole(fleet: Fleet) -> Iterator[Fleet]:
     """The fleet in service; afterwards the counters add up."""
-    in_service(fleet)
+    fleet.wait_in_service()
     yield fleet
     assert unbalanced(fleet) == []
-
-
-def in_service(fleet: Fleet) -> None:
-    """Both MUXes announced, and every backend up on both."""
-    for service in services(fleet.hosts):
-        vip = str(service.vip.network_address)
-        fleet.wait_hops(vip, *fleet.muxes)
-        fleet.wait_states(service.name, {f"{service.name}-{host.name}": "up" for host in fleet.hosts})
-
-
-def only_bird(fleet: Fleet) -> None:
-    if fleet.routers is not Routers.BIRD:
-        pytest.skip("the router has no part in this: BIRD's run is enough")
 
 
 # --- apply -----------------------------------------------------------------------------------------------------------
@@ -124,20 +102,27 @@ def try_once(vip: str) -> bool:
             return False
 
 
-def test_an_applied_service_is_served_within_two_seconds_and_deleted_leaves_no_route(whole: Fleet) -> None:
-    fleet = whole
+def time_of_apply(fleet: Fleet) -> float:
+    """Seconds from ``lb apply`` of a new service to its first served request; then deletes it again."""
     new = replace(web(fleet.hosts), name="new", vip=ip_network(NEW_VIP), probe=PROBE)
-    file = fleet.write_services([new])
+    file = fleet.directory / "new.toml"
+    file.write_text(format_config((new,)))
     operator = in_namespace(fleet.manager.namespace, [PROGRAMS / "lb", "apply", "-f", file])
     began = time.monotonic()
     with subprocess.Popen(operator, env=fleet.environment, stdout=subprocess.DEVNULL) as applying:
         wait_for(lambda: netns.inside(fleet.client, lambda: try_once(NEW_VIP)), "the first served request", 20)
         took = time.monotonic() - began
         assert applying.wait(20) == 0
-    print(f"\n{fleet.routers.value}: lb apply to the first served request: {took * 1000:,.0f} ms")
     fleet.lb("delete", "service", "new")
     fleet.wait_hops(NEW_VIP)
-    assert took <= APPLY_BUDGET * patience()
+    return took
+
+
+def test_an_applied_service_is_served_within_two_seconds_and_deleted_leaves_no_route(whole: Fleet) -> None:
+    took = sorted(time_of_apply(whole) for _ in range(APPLIES))
+    shown = " ".join(f"{seconds * 1000:,.0f}" for seconds in took)
+    print(f"\n{whole.routers.value}: lb apply to the first served request: {shown} ms")
+    assert statistics.median(took) <= APPLY_BUDGET
 
 
 # --- deaths ----------------------------------------------------------------------------------------------------------
@@ -169,22 +154,13 @@ def nobody(fleet: Fleet, since: float) -> str:
 
 
 def backend_down(fleet: Fleet, since: float) -> str:
-    """The verdict of the agent, and how much later the last MUX sent nothing new there any more."""
-    host, wall = fleet.hosts[0], time.time() - time.monotonic()
-    moments: dict[str, float] = {}
-
-    def there() -> bool:
-        for mux in fleet.muxes:
-            if mux.name not in moments and fleet.states(mux, "web").get("web-host1") == "down":
-                moments[mux.name] = time.monotonic()
-        return len(moments) == len(fleet.muxes)
-
-    wait_for(there, "web-host1 to be down on every MUX", 15)
-    verdict = next(row for row in fleet.get(host, "backends") if row["name"] == "web-host1")
-    told = verdict["since"] - wall
-    lag = max(moments.values()) - told
-    assert lag <= 1.0 * patience()  # 0.1 on a machine with nothing else to do, and looking costs time as well
-    return f"agent {told - since:.2f} s, MUXes +{lag * 1000:.0f} ms"
+    """How soon MUXes follow the verdict is measured many times in test_verdicts.py."""
+    for mux in fleet.muxes:
+        wait_for(lambda mux=mux: fleet.states(mux, "web").get("web-host1") == "down", f"{mux.name} to know", 15)  # type: ignore[misc]
+    verdict = next(row for row in fleet.get(fleet.hosts[0], "backends") if row["name"] == "web-host1")
+    took = verdict["since"] - (time.time() - time.monotonic()) - since
+    assert took <= DETECT + 0.2
+    return f"by its agent after {took:.2f} s"
 
 
 def restart(name: str, number: int = 0) -> Callable[[Fleet], object]:
@@ -209,85 +185,48 @@ DEATHS = {
         allowed="its own", may_break=on_host1,
     ),
 }  # fmt: skip
-#: Where the router has a part.
-OF_THE_ROUTER = ("lb-mux", "ExaBGP")
+#: Those in which the router has a part.
+ROUTED = ("lb-mux", "ExaBGP")
 
 
-@pytest.mark.parametrize("victim", DEATHS)
-def test_a_death_costs_no_more_than_the_budget_allows(whole: Fleet, report: Report, victim: str) -> None:
-    fleet, death = whole, DEATHS[victim]
-    if victim not in OF_THE_ROUTER:
-        only_bird(fleet)
+@pytest.mark.parametrize("victim", ROUTED)
+def test_a_death_that_the_router_hears_of_costs_no_more_than_the_budget(
+    whole: Fleet, report: Report, victim: str
+) -> None:
+    strike(whole, report, victim)
+
+
+@pytest.mark.parametrize("fleet", [Routers.BIRD], indirect=True, ids=["bird"])
+@pytest.mark.parametrize("victim", [victim for victim in DEATHS if victim not in ROUTED])
+def test_any_other_death_costs_no_more_than_the_budget(whole: Fleet, report: Report, victim: str) -> None:
+    strike(whole, report, victim)
+
+
+def strike(fleet: Fleet, report: Report, victim: str) -> None:
+    """Kills it under load, waits until all is as before, and notes what it cost."""
+    death = DEATHS[victim]
     load = KeepAlive(fleet, WEB_VIP, 80, count=CONNECTIONS, interval=INTERVAL).start()
     try:
-        answers, began = load.answers, time.monotonic()
+        rate = rate_of(load)
+        began = time.monotonic()
         death.strike(fleet)
         noticed = death.noticed(fleet, began)
         load.one_more_answer()
         death.revive(fleet)
-        in_service(fleet)
+        fleet.wait_in_service()
         back = time.monotonic() - began
         load.one_more_answer()
-        rate = (load.answers - answers) / (time.monotonic() - began)
     finally:
         load.close()
     broken = [flow for flow in load.flows() if flow.broken]
     report.append(Row(victim, noticed, back, rate, load.slowest, len(broken), death.allowed))
     assert [flow for flow in broken if not death.may_break(fleet, flow)] == []
     assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0
+    assert rate >= RATE
 
 
-# --- without the manager ---------------------------------------------------------------------------------------------
-
-
-def test_without_the_manager_all_restart_and_serve_and_its_return_makes_nothing_flap(whole: Fleet) -> None:
-    fleet = whole
-    only_bird(fleet)
-    load = KeepAlive(fleet, WEB_VIP, 80, count=60, interval=INTERVAL).start()
-    try:
-        fleet.manager.processes["manager"].kill()
-        fleet.muxes[0].processes["mux"].kill()
-        fleet.hosts[0].processes["agent"].kill()
-        fleet.start_daemons([fleet.muxes[0], fleet.hosts[0]])
-        in_service(fleet)
-        load.one_more_answer()
-        assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0
-        quiet_since = time.monotonic()
-        published = fleet.muxes[1].processes["mux"].output().count('event="configuration published"')
-        fleet.revive(fleet.manager)
-        wait_for(lambda: fleet.connected() == len(fleet.nodes), "every node to be connected again", 60)
-        in_service(fleet)
-        load.one_more_answer()
-    finally:
-        load.close()
-    assert [flow for flow in load.flows() if flow.broken] == []
-    assert [change for change in fleet.watch.changes if change.at >= quiet_since] == []
-    assert fleet.muxes[1].processes["mux"].output().count('event="configuration published"') == published
-
-
-# --- panic -----------------------------------------------------------------------------------------------------------
-
-
-def test_all_backends_failing_at_once_is_panic_in_words_and_no_route_changes_when_they_fail_or_return(
-    whole: Fleet,
-) -> None:
-    fleet = whole
-    only_bird(fleet)
-    began = time.monotonic()
-    for _ in range(3):  # who notices first is another one each time
-        for host in fleet.hosts:
-            host.processes["nginx"].kill()
-        wait_for(
-            lambda: "PANIC: only 0 of 3" in fleet.lb("describe", "service", "web"), "the panic to be described", 30
-        )
-        time.sleep(2.0)  # nobody is told of what must not happen, so it is given the time to
-        words = fleet.lb("describe", "service", "web")
-        for host in fleet.hosts:
-            fleet.start_web_server(host)
-        wait_for(lambda: "PANIC: " not in fleet.lb("get", "services"), "the panic to end", 30)
-        in_service(fleet)
-    print("\n" + words)
-    assert "the last good set stays in service" in words
-    assert "its agent says:" in words
-    assert [change for change in fleet.watch.changes if change.at >= began] == [], "the policy is always"
-    wait_for(lambda: requests(fleet, f"http://{WEB_VIP}/", 30)["failed"] == 0, "everything to be served again", 30)
+def rate_of(load: KeepAlive) -> float:
+    """Requests a second."""
+    answers, began = load.answers, time.monotonic()
+    time.sleep(1.0)
+    return (load.answers - answers) / (time.monotonic() - began)

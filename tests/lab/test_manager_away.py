@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fleet whose manager is gone: everything serves and restarts without it, and its return makes nothing flap."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+
+import pytest
+
+from tests.lab.accounts import unbalanced
+from tests.lab.fleet import Fleet
+from tests.lab.process import wait_for
+from tests.lab.services import PROBE, WEB_VIP, probed, web
+from tests.lab.topology import PUBLISHED
+from tests.lab.traffic import KeepAlive, requests
+
+pytestmark = pytest.mark.lab
+
+NEW_VIP = "203.0.113.40"
+#: How long the manager is away. Every lease and hold time of the fleet (10 s and 3 s) has ended long before, and every
+#: node has come to its longest pause between two attempts to connect; minutes more would show nothing else.
+AWAY = 75.0
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with Fleet() as started:
+        started.start(probed(started.hosts))
+        yield started
+
+
+@pytest.fixture
+def whole(fleet: Fleet) -> Iterator[Fleet]:
+    """The fleet in service; afterwards the counters add up."""
+    fleet.wait_in_service()
+    yield fleet
+    assert unbalanced(fleet) == []
+
+
+def published(fleet: Fleet, number: int) -> int:
+    return fleet.muxes[number].processes["mux"].output().count(PUBLISHED)
+
+
+def test_without_the_manager_all_restart_and_serve_and_its_return_makes_nothing_flap(whole: Fleet) -> None:
+    fleet = whole
+    load = KeepAlive(fleet, WEB_VIP, 80).start()
+    try:
+        fleet.manager.processes["manager"].kill()
+        fleet.muxes[0].processes["mux"].kill()
+        fleet.hosts[0].processes["agent"].kill()
+        fleet.start_daemons([fleet.muxes[0], fleet.hosts[0]])
+        fleet.wait_in_service()
+        load.one_more_answer()
+        assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0
+        quiet_since, before = time.monotonic(), published(fleet, 1)
+        fleet.revive(fleet.manager)
+        wait_for(lambda: fleet.connected() == len(fleet.nodes), "every node to be connected again", 60)
+        fleet.wait_in_service()
+        load.one_more_answer()
+    finally:
+        load.close()
+    assert [flow for flow in load.flows() if flow.broken] == []
+    assert [change for change in fleet.watch.changes if change.at >= quiet_since] == []
+    assert published(fleet, 1) == before
+
+
+def test_a_manager_gone_for_long_is_not_missed_and_what_came_up_meanwhile_arrives(whole: Fleet) -> None:
+    """One backend dies while it is away, and one that was dead returns; a change is applied right after its return."""
+    fleet = whole
+    one, dies, returns = fleet.hosts
+    returns.processes["nginx"].kill()
+    fleet.wait_states("web", {"web-host1": "up", "web-host2": "up", "web-host3": "down"})
+    load = KeepAlive(fleet, WEB_VIP, 80).start()
+    try:
+        quiet_since, before = time.monotonic(), [published(fleet, number) for number in (0, 1)]
+        fleet.manager.processes["manager"].kill()
+        wait_for(lambda: time.monotonic() - quiet_since > AWAY, "the time to pass", AWAY + 1)
+        load.one_more_answer()
+        assert [flow for flow in load.flows() if flow.broken] == [], "no client notices"
+        assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0
+        dies.processes["nginx"].kill()
+        fleet.start_web_server(returns)
+        assert [published(fleet, number) for number in (0, 1)] == before
+        fleet.revive(fleet.manager)
+        back = time.monotonic()
+        new = replace(web([one, returns]), name="new", vip=ip_network(NEW_VIP), probe=PROBE)
+        fleet.apply([*fleet.services, new])
+        fleet.wait_states("web", {"web-host1": "up", "web-host2": "down", "web-host3": "up"})
+        fleet.wait_hops(NEW_VIP, *fleet.muxes)
+        print(f"\nmanager away for {back - quiet_since:.0f} s; all followed {time.monotonic() - back:.1f} s later")
+        wait_for(lambda: requests(fleet, f"http://{NEW_VIP}/", 10)["failed"] == 0, "the new service")
+        assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0
+        load.one_more_answer()
+    finally:
+        load.close()
+    assert {flow.host for flow in load.flows() if flow.broken} <= {dies.name}
+    assert {change.vip for change in fleet.watch.changes if change.at >= quiet_since} == {NEW_VIP}, "nothing flaps"
+    fleet.start_web_server(dies)
