@@ -5,7 +5,7 @@
     ├── ConfigError             exit code 2   a configuration file is wrong: every mistake, with its path
     ├── RequestError            exit code 2   what was asked for makes no sense (arguments, socket requests)
     ├── PcapError               exit code 2   a capture that cannot be read or written
-    ├── DataplaneError          exit code 1   the C data plane refused (it raises these in lb/dataplane.py)
+    ├── DataplaneError          exit code 1   the C data plane refused (it raises these in lb/dataplane)
     ├── IoError                 exit code 1   an interface, socket or device does not do what is needed
     ├── PrivilegeError          exit code 1   a right is missing; says which and how to get it
     ├── FeatureError            exit code 1   this kernel or this version cannot do it

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * All that Python may call, and nothing else.  cffi reads this file verbatim (so: no preprocessor lines, no guard) and
- * checks it against the real headers when it compiles; what each thing means is said there.  Only lb/dataplane.py
+ * checks it against the real headers when it compiles; what each thing means is said there.  Only lb/dataplane/
  * uses it.  Numbers are host order, addresses and MACs are bytes in wire order.  Functions return 0 or a count, or a
  * negative errno.
  */

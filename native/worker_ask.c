@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The functions that worker_call() runs, and the structs that carry their arguments.  Called by lb/dataplane.py; the
+ * The functions that worker_call() runs, and the structs that carry their arguments.  Called by lb/dataplane; the
  * arguments live on the asker's stack, which waits.
  */
 #include "worker_ask.h"

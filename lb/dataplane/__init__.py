@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The edge between Python and the C data plane, and the only package that touches the extension.
+
+    binding   the extension itself, and what all wrappers share
+    snapshot  what a packet's decision reads        pipeline  the MUX's packets, flow table and counters
+    reasons   what can become of a packet           worker    C threads, and what is asked of them
+    census    how many flows each backend has       records   flows as MUXes tell them to each other
+    io        AF_PACKET and TUN                     host      decapsulation on a backend's host
+    measure   benchmark and packet generator
+
+Each class owns one C object and frees it with its last reference; what C keeps a pointer to, the Python
+object keeps alive. Errno becomes :class:`~lb.errors.DataplaneError` with the operands in the message.
+What comes back is plain values, never cdata. Nothing crosses here per packet, except in replay and tests.
+
+Snapshots and everything below them are immutable and may be used from any thread; a :class:`Pipeline` belongs
+to whoever runs it, and once a worker does, is only read.
+"""
+
+from lb.dataplane.census import BackendFlows, Census, Exceptional, exceptional_flows
+from lb.dataplane.host import HOST_REASONS, DecapProgram, HostPipeline, HostReason, RawTunnel
+from lb.dataplane.io import RING_BYTES, Io, IoStats, PacketIo, TunIo
+from lb.dataplane.measure import BENCH_SEGMENT, Bench, BenchMode, BenchSample, Generator, GeneratorKind, Sent
+from lb.dataplane.pipeline import (
+    BURST_MAX,
+    FLOW_CLASSES,
+    FLOW_REPORTS,
+    Answer,
+    Counters,
+    FlowCounters,
+    FlowEntry,
+    FlowTuple,
+    Link,
+    Pipeline,
+    Result,
+    ServiceCounters,
+    flow_table_bytes,
+    lookup,
+)
+from lb.dataplane.reasons import REASONS, Reason, Verdict
+from lb.dataplane.records import ADOPT_MAX, RECORD_BYTES, Adoption, with_age
+from lb.dataplane.snapshot import (
+    NO_MAC,
+    BackendEntry,
+    Hop,
+    Maglev,
+    Member,
+    PreparedService,
+    ServiceEntry,
+    Snapshot,
+    VipMap,
+)
+from lb.dataplane.worker import ASK_TIMEOUT, Runs, Worker, WorkerCounters
+
+__all__ = [
+    "ADOPT_MAX",
+    "ASK_TIMEOUT",
+    "BENCH_SEGMENT",
+    "BURST_MAX",
+    "FLOW_CLASSES",
+    "FLOW_REPORTS",
+    "HOST_REASONS",
+    "NO_MAC",
+    "REASONS",
+    "RECORD_BYTES",
+    "RING_BYTES",
+    "Adoption",
+    "Answer",
+    "BackendEntry",
+    "BackendFlows",
+    "Bench",
+    "BenchMode",
+    "BenchSample",
+    "Census",
+    "Counters",
+    "DecapProgram",
+    "Exceptional",
+    "FlowCounters",
+    "FlowEntry",
+    "FlowTuple",
+    "Generator",
+    "GeneratorKind",
+    "Hop",
+    "HostPipeline",
+    "HostReason",
+    "Io",
+    "IoStats",
+    "Link",
+    "Maglev",
+    "Member",
+    "PacketIo",
+    "Pipeline",
+    "PreparedService",
+    "RawTunnel",
+    "Reason",
+    "Result",
+    "Runs",
+    "Sent",
+    "ServiceCounters",
+    "ServiceEntry",
+    "Snapshot",
+    "TunIo",
+    "Verdict",
+    "VipMap",
+    "Worker",
+    "WorkerCounters",
+    "exceptional_flows",
+    "flow_table_bytes",
+    "lookup",
+    "with_age",
+]

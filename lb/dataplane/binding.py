@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled extension, imported here and nowhere else, and what every wrapper does with it: own, free, complain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lb._dataplane import ffi
+from lb._dataplane import lib as c
+from lb.errors import DataplaneError
+from lb.model import Address
+
+__all__ = ["TICK_SHIFT", "Cdata", "address16", "c", "check", "fail", "ffi", "make", "text"]
+
+Cdata = Any
+
+#: The flow table's clock ticks every 2^28 ns.
+TICK_SHIFT = 28
+
+
+def text(pointer: Cdata) -> str:
+    return str(ffi.string(pointer).decode())
+
+
+def fail(code: int, what: str) -> NoReturn:
+    raise DataplaneError(f"{what}: {os.strerror(-code)}.")
+
+
+def make(ctype: str, destroy: Callable[[Cdata], None], what: str, create: Callable[[Cdata], int]) -> Cdata:
+    """Calls ``create`` with an out-pointer; returns the object, which ``destroy`` frees."""
+    out = ffi.new(f"struct {ctype} **")
+    code = create(out)
+    if code < 0:
+        fail(code, what)
+    return ffi.gc(out[0], destroy)
+
+
+def address16(address: Address | None) -> bytes:
+    return address.packed.ljust(16, b"\0") if address is not None else bytes(16)
+
+
+def check(code: int, what: str) -> int:
+    if code < 0:
+        fail(code, what)
+    return code

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows seen from beside, while workers go on: how many each backend has, and which no other MUX knows."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from lb.dataplane.binding import c, ffi
+from lb.dataplane.pipeline import Pipeline
+from lb.dataplane.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFlows:
+    """Live flows of one backend of one service; ``exceptional``: those that Maglev would send elsewhere now."""
+
+    tcp: int = 0
+    udp: int = 0
+    exceptional: int = 0
+
+    @property
+    def live(self) -> int:
+        return self.tcp + self.udp
+
+
+class Census:
+    """How many live flows each backend has. Counted from beside, while workers go on; see native/census.h."""
+
+    def __init__(self, counters: int) -> None:
+        """``counters``: how many counter indices are in use."""
+        self._rows = ffi.new("struct census_row[]", max(counters, 1))
+        self._numbers = memoryview(ffi.buffer(self._rows)).cast("B").cast("I")
+        self._counters = counters
+
+    def add(self, pipeline: Pipeline, snapshot: Snapshot) -> None:
+        """Adds a pipeline's flows, whether a worker runs it or not. Takes a while, and lets other threads run."""
+        c.census_count(pipeline._c, snapshot._c, self._rows, self._counters)
+
+    def of(self, counter: int) -> BackendFlows:
+        """Of a backend, by its counter index; none where it is newer than the census."""
+        if counter >= self._counters:
+            return BackendFlows()
+        tcp, udp, exceptional = self._numbers[3 * counter : 3 * counter + 3]
+        return BackendFlows(tcp, udp, exceptional)
+
+
+@dataclass(frozen=True, slots=True)
+class Exceptional:
+    """Exceptional flows by (service id, backend number), each as records; ``total`` counts those left out as well."""
+
+    records: dict[tuple[int, int], bytes]
+    total: int
+
+
+def exceptional_flows(pipeline: Pipeline, snapshot: Snapshot, most: int) -> Exceptional:
+    """No more than ``most`` of them. Read from beside, as a :class:`Census` is."""
+    records, owners = ffi.new("uint64_t[]", max(most, 1)), ffi.new("uint32_t[]", max(most, 1))
+    total = int(c.census_exceptional(pipeline._c, snapshot._c, records, owners, most))
+    found: dict[tuple[int, int], list[int]] = {}
+    for owner, record in zip(ffi.unpack(owners, min(total, most)), records, strict=False):
+        found.setdefault((owner >> 12, owner & 0xFFF), []).append(record)
+    return Exceptional({owner: struct.pack(f"<{len(rows)}Q", *rows) for owner, rows in found.items()}, total)

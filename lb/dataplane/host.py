@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What takes the outer header off on a backend's host: the tc program, and the same in C over a raw socket."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+
+from lb.dataplane.binding import Cdata, c, check, ffi, make, text
+from lb.errors import DataplaneError
+from lb.model import Address, Network
+
+_TAG_BYTES = 8
+_VERIFIER_LOG_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class HostReason:
+    """What can become of a tunnel packet on a backend's host."""
+
+    name: str
+    drops: bool
+    help: str
+
+
+HOST_REASONS: tuple[HostReason, ...] = tuple(
+    HostReason(text(c.host_reason_name(i)), bool(c.host_reason_drops(i)), text(c.host_reason_sentence(i)))
+    for i in range(c.host_reason_count())
+)
+
+
+def _mapped(address: Address) -> bytes:
+    """16 bytes, IPv4 as ``::ffff:a.b.c.d``."""
+    return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
+
+
+def _host_prefixes(networks: Iterable[Network | Address]) -> tuple[Cdata, int]:
+    """An array of ``struct host_prefix``, and how many are in it."""
+    pairs = set()
+    for network in networks:
+        plain = ip_network(network)
+        pairs.add((_mapped(plain.network_address), plain.prefixlen + (96 if plain.version == 4 else 0)))
+    array = ffi.new("struct host_prefix[]", max(len(pairs), 1))
+    for item, (address, length) in zip(array, sorted(pairs), strict=False):
+        item.address = address
+        item.length = length
+    return array, len(pairs)
+
+
+def _network_of(prefix: Cdata) -> Network:
+    packed = bytes(prefix.address)
+    if packed.startswith(bytes(10) + b"\xff\xff") and prefix.length >= 96:
+        return IPv4Network((packed[12:], prefix.length - 96))
+    return IPv6Network((packed, prefix.length))
+
+
+def _host_counts(counts: Cdata) -> dict[str, int]:
+    return {reason.name: int(counts[number]) for number, reason in enumerate(HOST_REASONS)}
+
+
+class DecapProgram:
+    """The tc program of a host agent with its maps; loaded, or found behind an attached filter."""
+
+    def __init__(self, handle: Cdata) -> None:
+        self._c = handle
+
+    @classmethod
+    def load(
+        cls,
+        *,
+        address: IPv4Address,
+        address6: Address | None,
+        link_header: int,
+        muxes: Iterable[Address],
+        vips: Iterable[Network],
+        inherit: DecapProgram | None = None,
+    ) -> DecapProgram:
+        """Loads it, maps filled, counters those of ``inherit``; the kernel's words are in the error."""
+        settings = ffi.new("struct decap_settings *")
+        settings.address = _mapped(address)
+        if address6 is not None:
+            settings.address6 = address6.packed
+        settings.link_header = link_header
+        log = ffi.new("char[]", _VERIFIER_LOG_BYTES)
+        out = ffi.new("struct decap **")
+        old = inherit._c if inherit is not None else ffi.NULL
+        status = c.decap_load(settings, old, log, _VERIFIER_LOG_BYTES, out)
+        if status < 0:
+            raise DataplaneError(_bpf_refusal(status, ffi.string(log).decode(errors="replace")))
+        program = cls(ffi.gc(out[0], c.decap_destroy))
+        program._fill(muxes, vips)
+        return program
+
+    @classmethod
+    def open(cls, program_id: int) -> DecapProgram:
+        """The program with this number, if it is one of ours."""
+        what = f"Cannot open BPF program {program_id}"
+        return cls(make("decap", c.decap_destroy, what, lambda out: c.decap_open(program_id, out)))
+
+    def _fill(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
+        array, count = _host_prefixes(muxes)
+        for index in range(count):
+            check(c.decap_add_mux(self._c, array[index].address), f"Cannot add MUX {index + 1} of {count}")
+        array, count = _host_prefixes(vips)
+        for index in range(count):
+            what = f"Cannot add VIP {index + 1} of {count}"
+            check(c.decap_add_vip(self._c, ffi.addressof(array, index)), what)
+
+    @property
+    def fd(self) -> int:
+        """For attaching; stays this object's."""
+        return int(c.decap_program_fd(self._c))
+
+    @property
+    def tag(self) -> bytes:
+        """The kernel's digest of the instructions."""
+        tag = ffi.new("uint8_t[]", _TAG_BYTES)
+        c.decap_tag(self._c, tag)
+        return bytes(tag)
+
+    def muxes(self) -> frozenset[Network]:
+        return self._prefixes(c.decap_muxes)
+
+    def vips(self) -> frozenset[Network]:
+        return self._prefixes(c.decap_vips)
+
+    def _prefixes(self, read: Callable[[Cdata, Cdata, int], int]) -> frozenset[Network]:
+        count = check(read(self._c, ffi.NULL, 0), "Cannot read a BPF map")
+        array = ffi.new("struct host_prefix[]", max(count, 1))
+        count = min(check(read(self._c, array, count), "Cannot read a BPF map"), count)
+        return frozenset(_network_of(array[index]) for index in range(count))
+
+    def counters(self) -> dict[str, int]:
+        """Packets by reason, since the first program of this host."""
+        counts = ffi.new("uint64_t[]", len(HOST_REASONS))
+        check(c.decap_counters(self._c, counts), "Cannot read the BPF counters")
+        return _host_counts(counts)
+
+    def test(self, frame: bytes) -> bytes | None:
+        """What the program makes of an Ethernet frame: the frame that goes on, or None for a drop."""
+        out = ffi.new("uint8_t[]", len(frame) + 256)
+        length = ffi.new("uint32_t *", len(out))
+        verdict = ffi.new("uint32_t *")
+        check(c.decap_test(self._c, frame, len(frame), out, length, verdict), "Cannot test the BPF program")
+        return None if verdict[0] else bytes(ffi.buffer(out, length[0]))
+
+    def close(self) -> None:
+        """Lets go of it; a filter that uses it keeps it alive."""
+        ffi.release(self._c)
+
+
+def _bpf_refusal(status: int, log: str) -> str:
+    """The kernel's reason, and the verifier's last words where it had any."""
+    reason = {
+        errno.EPERM: "not permitted (it needs CAP_BPF and CAP_NET_ADMIN, and a kernel that is not locked down)",
+        errno.ENOSYS: "this kernel has no bpf(2)",
+        errno.ENOTSUP: "this kernel's helper cannot take an outer header off",
+    }.get(-status, os.strerror(-status).lower())
+    lines = [line for line in log.splitlines() if line and not line.startswith("processed ")]
+    return f"{reason}; the verifier says: {lines[-1]}" if lines else reason
+
+
+class HostPipeline:
+    """Decapsulation in userspace; the rules may change while a worker runs it."""
+
+    def __init__(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
+        rules = _host_rules(muxes, vips)
+        self._c = make("host", c.host_destroy, "Cannot make a host pipeline", lambda out: c.host_create(rules, out))
+
+    def publish(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
+        """Rules for all later bursts."""
+        c.host_publish(self._c, _host_rules(muxes, vips))
+
+    def process(self, packets: Iterable[bytes]) -> list[bytes]:
+        """Runs packets (outer IP header first) through the pipeline, in memory; returns the inner ones that go on."""
+        io = make("io", c.io_close, "Cannot make buffers", lambda out: c.io_memory_open(0, out))
+        item = ffi.new("struct memory_sent *")
+        sent: list[bytes] = []
+        for packet in packets:
+            check(
+                c.io_memory_load(io, packet, len(packet), len(packet)), f"Cannot load a packet of {len(packet)} bytes"
+            )
+            check(c.host_run_once(self._c, io), "Cannot run the host pipeline")
+            for index in range(c.io_memory_sent_count(io)):
+                c.io_memory_sent(io, index, item)
+                sent.append(bytes(ffi.buffer(item.data, item.len)))
+        return sent
+
+    def counters(self) -> dict[str, int]:
+        """Packets by reason."""
+        counts = ffi.new("uint64_t[]", len(HOST_REASONS))
+        c.host_counters(self._c, counts)
+        return _host_counts(counts)
+
+
+class RawTunnel:
+    """Raw socket, TUN device and the worker between them; runs a :class:`HostPipeline` until closed."""
+
+    def __init__(self, pipeline: HostPipeline, address: IPv4Address, device: str) -> None:
+        self._pipeline = pipeline
+        what = f"Cannot open a raw socket on {address} and the TUN device {device}"
+        self._io = make("io", c.io_close, what, lambda out: c.raw_io_open(address.packed, device.encode(), out))
+        self._worker: Cdata | None = None
+
+    def start(self) -> None:
+        pipeline = c.host_pipeline(self._pipeline._c)
+        self._worker = make(
+            "worker",
+            c.worker_destroy,
+            "Cannot make a worker",
+            lambda out: c.worker_create(pipeline, self._io, ffi.NULL, -1, out),
+        )
+        check(c.worker_start(self._worker), "Cannot start a worker")
+
+    def bursts(self) -> int | None:
+        """The worker's turns so far: its heartbeat; None before it started."""
+        if self._worker is None:
+            return None
+        raw = ffi.new("struct worker_counters *")
+        c.worker_counters(self._worker, raw)
+        return int(raw.bursts)
+
+    def close(self) -> None:
+        """Stops the worker; the TUN device ends with the I/O."""
+        if self._worker is not None:
+            c.worker_stop(self._worker)
+            ffi.release(self._worker)
+            self._worker = None
+        ffi.release(self._io)
+
+
+def _host_rules(muxes: Iterable[Address], vips: Iterable[Network]) -> Cdata:
+    out = ffi.new("struct host_rules **")
+    trusted, trusted_count = _host_prefixes(muxes)
+    served, served_count = _host_prefixes(vips)
+    check(c.host_rules_create(trusted, trusted_count, served, served_count, out), "Cannot make the host's rules")
+    return out[0]

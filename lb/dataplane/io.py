@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a worker's packets come from and go to: AF_PACKET and TUN."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lb.dataplane.binding import Cdata, c, ffi
+from lb.errors import IoError
+
+#: Receive ring of one worker: some 100,000 small frames.
+RING_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class IoStats:
+    """Counters of one io; ``missed``: the kernel dropped them before we saw them."""
+
+    received: int = 0
+    sent: int = 0
+    missed: int = 0
+    send_errors: int = 0
+
+    def __add__(self, other: IoStats) -> IoStats:
+        return IoStats(
+            self.received + other.received,
+            self.sent + other.sent,
+            self.missed + other.missed,
+            self.send_errors + other.send_errors,
+        )
+
+
+class Io:
+    """Where one worker's packets come from and go to. Close it once the worker has stopped."""
+
+    _c: Cdata
+
+    def __init__(self, what: str, open_: Callable[[Cdata], int]) -> None:
+        out = ffi.new("struct io **")
+        code = open_(out)
+        if code < 0:
+            raise IoError(f"{what}: {os.strerror(-code).lower()}")
+        self._c = ffi.gc(out[0], c.io_close)
+
+    def stats(self) -> IoStats:
+        """From any thread."""
+        raw = ffi.new("struct io_stats *")
+        c.io_stats_read(self._c, raw)
+        return IoStats(raw.received, raw.sent, raw.missed, raw.send_errors)
+
+    def close(self) -> None:
+        """Closes sockets and devices at once; it must not be used any more."""
+        ffi.release(self._c)
+
+
+class PacketIo(Io):
+    """AF_PACKET on one interface; sends by any."""
+
+    #: The only ring of the interface, or the first of a group; see native/io_packet.h.
+    ALONE = -1
+    NEW_GROUP = -2
+
+    def __init__(
+        self, interface: str, *, group: int = ALONE, filter_: Sequence[int] = (), ring_bytes: int = RING_BYTES
+    ) -> None:
+        """``filter_``: classic BPF, one 64-bit word an instruction; ``group``: of the ring to share frames with."""
+        program, name = ffi.new("uint64_t[]", list(filter_)), interface.encode()
+        super().__init__(
+            f"AF_PACKET on {interface}",
+            lambda out: c.packet_io_open(name, ring_bytes, group, program, len(filter_), out),
+        )
+        self._interface = interface
+
+    @property
+    def group(self) -> int:
+        return int(c.packet_io_group(self._c))
+
+    def set_filter(self, filter_: Sequence[int]) -> None:
+        """Replaces the filter at once; empty: everything enters the ring."""
+        code = c.packet_io_filter(self._c, ffi.new("uint64_t[]", list(filter_)), len(filter_))
+        if code < 0:
+            raise IoError(f"cannot change the packet filter on {self._interface}: {os.strerror(-code).lower()}")
+
+
+class TunIo(Io):
+    """One queue of a TUN device, which exists as long as its queues do."""
+
+    def __init__(self, name: str, *, shared: bool = False) -> None:
+        """``shared``: further queues of the same device will follow, or this is one."""
+        super().__init__(f"TUN device {name}", lambda out: c.tun_io_open(name.encode(), int(shared), out))

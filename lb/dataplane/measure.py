@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""To measure with: the benchmark of the pipeline in memory, and a generator of packets on an interface."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from lb.dataplane.binding import c, check, ffi, make
+from lb.dataplane.pipeline import Pipeline
+from lb.dataplane.snapshot import Snapshot
+
+
+class BenchMode(enum.IntEnum):
+    """What packets a benchmark makes; see native/bench.h."""
+
+    HIT = 0
+    FLOOD = 1
+    MIX = 2
+    STATELESS = 3
+    MISS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSample:
+    """One timed segment: ns per packet, and ns of a fixed loop beside it."""
+
+    ns: float
+    probe: float
+
+
+#: Packets in one timed segment.
+BENCH_SEGMENT = 2048
+
+
+class Bench:
+    """Times a pipeline in memory."""
+
+    def __init__(self, pipeline: Pipeline, snapshot: Snapshot, mode: BenchMode, flows: int) -> None:
+        self._keep = (pipeline, snapshot)
+        self._c = make(
+            "bench",
+            c.bench_destroy,
+            f"Cannot set up a benchmark of {flows} flows",
+            lambda out: c.bench_create(pipeline._c, snapshot._c, int(mode), flows, out),
+        )
+
+    def run(self, seconds: float) -> list[BenchSample]:
+        """Runs for so long; at least one sample."""
+        samples = ffi.new("struct bench_sample[]", 65536)
+        count = c.bench_run(self._c, seconds, samples, 65536)
+        return [BenchSample(samples[i].ns, samples[i].probe) for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What a generator did in one run; ``refused``: the interface did not take them."""
+
+    sent: int
+    refused: int
+    seconds: float
+
+
+class GeneratorKind(enum.IntEnum):
+    """Who makes the packets; see native/generator.h."""
+
+    SOCKET = 0
+    LIVE = 1
+
+
+class Generator:
+    """Sends UDP packets by an interface of the network namespace that makes and runs it."""
+
+    def __init__(self, interface: str, frame: bytes, flows: int, kind: GeneratorKind) -> None:
+        """``frame``: Ethernet, IPv4 without options, UDP without checksum; each flow has a source port of its own."""
+        self._c = make(
+            "generator",
+            c.generator_close,
+            f"Cannot open a packet generator on {interface}",
+            lambda out: c.generator_open(interface.encode(), frame, len(frame), flows, int(kind), out),
+        )
+
+    def run(self, seconds: float, rate: float = 0.0) -> Sent:
+        """Takes this thread's core for so long; ``rate`` in packets per second (SOCKET alone), 0: as many as go."""
+        raw = ffi.new("struct generator_result *")
+        check(c.generator_run(self._c, seconds, rate, raw), "The packet generator cannot send")
+        return Sent(raw.sent, raw.refused, raw.elapsed_ns / 1e9)
+
+    def close(self) -> None:
+        ffi.release(self._c)

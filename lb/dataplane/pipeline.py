@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inbound pipeline of a MUX with its flow table and counters. Belongs to whoever runs it; once a worker does, it is
+only read.
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lb.dataplane.binding import TICK_SHIFT, Cdata, address16, c, fail, ffi, make, text
+from lb.dataplane.reasons import REASONS, Verdict
+from lb.dataplane.records import Adoption, pieces
+from lb.dataplane.snapshot import Snapshot
+from lb.model import Address, Protocol
+
+#: Packets handled together.
+BURST_MAX = 64
+#: ``flow`` of a :class:`Result`, by number in C.
+FLOW_REPORTS = (None, "new", "known", "untracked")
+#: Classes of flow entries, by number in C.
+FLOW_CLASSES = ("tcp_untrusted", "udp_untrusted", "tcp_trusted", "udp_trusted")
+
+
+class Link(enum.IntEnum):
+    """What a pipeline writes before the outer header."""
+
+    NONE = 0  #: nothing: IP packets
+    NEXT_HOP = 1  #: Ethernet to the hop's MAC address
+    SWAP = 2  #: Ethernet, addresses of the input swapped
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTuple:
+    """A packet's 5-tuple."""
+
+    protocol: Protocol
+    source: Address
+    source_port: int
+    destination: Address
+    destination_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEntry:
+    """What a flow table remembers of a flow."""
+
+    backend: int  #: number within the service
+    flow_class: str  #: of FLOW_CLASSES
+    age: float  #: seconds since its last packet, to a quarter second
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a packet of a tuple would get. Numbers as in C; None where there is none."""
+
+    service_id: int | None
+    slot: int | None
+    backend: int | None
+    flow: FlowEntry | None
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one packet of :meth:`Pipeline.process`."""
+
+    verdict: Verdict
+    reason: str
+    service_id: int | None
+    backend: int | None
+    flow: str | None
+    out: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceCounters:
+    packets: int = 0
+    bytes: int = 0
+    flows: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FlowCounters:
+    live: tuple[int, ...] = (0, 0, 0, 0)  #: by FLOW_CLASSES
+    expired: int = 0
+    evicted: int = 0
+    refused: int = 0
+    moved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """A pipeline's counters; ``reasons`` in the order of REASONS."""
+
+    received: int
+    reasons: tuple[int, ...]
+    flows: FlowCounters
+
+
+def counters_of(received: int, reasons: Cdata, flows: Cdata) -> Counters:
+    return Counters(
+        received=received,
+        reasons=tuple(reasons),
+        flows=FlowCounters(tuple(flows.live), flows.expired, flows.evicted, flows.refused, flows.moved),
+    )
+
+
+def tuple_of(flow: FlowTuple) -> Cdata:
+    return ffi.new(
+        "struct flow_tuple *",
+        {
+            "source": address16(flow.source),
+            "destination": address16(flow.destination),
+            "source_port": socket.htons(flow.source_port),
+            "destination_port": socket.htons(flow.destination_port),
+            "protocol": flow.protocol.number,
+            "family": flow.source.version,
+        },
+    )
+
+
+def answer_of(raw: Cdata) -> Answer:
+    if raw.service == ffi.NULL:
+        return Answer(None, None, None, None)
+    flow = None
+    if raw.flow_backend >= 0:
+        age = raw.flow_age * (1 << TICK_SHIFT) / 1e9
+        flow = FlowEntry(raw.flow_backend, FLOW_CLASSES[raw.flow_class], age)
+    return Answer(raw.service.id, raw.slot, raw.backend if raw.backend >= 0 else None, flow)
+
+
+def lookup(snapshot: Snapshot, flow: FlowTuple) -> Answer:
+    """What a new flow would get from a snapshot, without any flow table."""
+    raw = ffi.new("struct mux_answer *")
+    c.mux_lookup(ffi.NULL, snapshot._c, tuple_of(flow), raw)
+    return answer_of(raw)
+
+
+def flow_table_bytes(flows: int) -> int:
+    """Memory that a flow table for so many flows takes."""
+    return int(c.flow_table_bytes(flows))
+
+
+class Pipeline:
+    """One MUX pipeline with its flow table and counters; a worker runs it, or :meth:`process` does."""
+
+    def __init__(self, flows: int, link: Link, *, detect_partial: bool = False, first_id: int = 0) -> None:
+        """``flows`` 0: no table, every packet by Maglev. ``detect_partial``: its io cannot tell partial checksums."""
+        config = ffi.new("struct mux_config *", [flows, int(link), int(detect_partial), first_id])
+        what = f"Cannot make a flow table for {flows} flows ({flow_table_bytes(flows) >> 20} MiB)"
+        self._c = make("mux", c.mux_destroy, what, lambda out: c.mux_create(config, out))
+        self.link = link
+        self._memory: Cdata | None = None
+
+    @property
+    def pipeline_pointer(self) -> Cdata:
+        """For a :class:`Worker`."""
+        return c.mux_pipeline(self._c)
+
+    def process(self, snapshot: Snapshot, packets: Sequence[tuple[bytes, int, int]]) -> list[Result]:
+        """Runs packets given as (bytes, length on the wire, time in ns) through the pipeline, in memory.
+
+        The results are those of one packet at a time. A time that goes back counts as the latest seen.
+        """
+        results: list[Result] = []
+        start = 0
+        while start < len(packets):
+            end, tick = start + 1, packets[start][2] >> TICK_SHIFT
+            # A burst has one time, so it ends where the flow table's clock ticks.
+            while end < len(packets) and end - start < BURST_MAX and packets[end][2] >> TICK_SHIFT == tick:
+                end += 1
+            results += self._burst(snapshot, packets[start:end])
+            start = end
+        return results
+
+    def _burst(self, snapshot: Snapshot, packets: Sequence[tuple[bytes, int, int]]) -> list[Result]:
+        if self._memory is None:
+            link_type = 0 if self.link is Link.NONE else 1
+            self._memory = make("io", c.io_close, "Cannot make buffers", lambda out: c.io_memory_open(link_type, out))
+        for data, wire_length, _ in packets:
+            code = c.io_memory_load(self._memory, data, len(data), wire_length)
+            if code < 0:
+                fail(code, f"Cannot load a packet of {len(data)} bytes")
+        raw = ffi.new("struct memory_result[]", len(packets))
+        c.mux_run_loaded(self._c, snapshot._c, self._memory, packets[0][2], raw)
+        out: list[list[bytes]] = [[] for _ in packets]
+        sent = ffi.new("struct memory_sent *")
+        for i in range(c.io_memory_sent_count(self._memory)):
+            c.io_memory_sent(self._memory, i, sent)
+            out[sent.origin].append(bytes(ffi.buffer(sent.data, sent.len)))
+        return [self._result(row, tuple(frames)) for row, frames in zip(raw, out, strict=True)]
+
+    @staticmethod
+    def _result(row: Cdata, out: tuple[bytes, ...]) -> Result:
+        reason = REASONS[row.reason]
+        return Result(
+            verdict=reason.verdict,
+            reason=reason.name,
+            service_id=row.service if row.service >= 0 else None,
+            backend=row.backend if row.backend >= 0 else None,
+            flow=FLOW_REPORTS[row.flow],
+            out=out,
+        )
+
+    def lookup(self, snapshot: Snapshot, flow: FlowTuple) -> Answer:
+        """What a packet would get, flow table included. While a worker runs, call it through the worker."""
+        raw = ffi.new("struct mux_answer *")
+        c.mux_lookup(self._c, snapshot._c, tuple_of(flow), raw)
+        return answer_of(raw)
+
+    def counters(self) -> Counters:
+        received, reasons = ffi.new("uint64_t *"), ffi.new("uint64_t[]", len(REASONS))
+        flows = ffi.new("struct flow_counters *")
+        c.mux_counters_read(self._c, received, reasons, flows)
+        return counters_of(received[0], reasons, flows)
+
+    def service_counters(self, service_id: int) -> ServiceCounters:
+        row = c.mux_service_counters(self._c)[service_id]
+        return ServiceCounters(row.packets, row.bytes, row.flows, row.dropped)
+
+    def backend_packets(self, counter: int) -> int:
+        """Packets forwarded to a backend, by its counter index."""
+        return int(c.mux_backend_counters(self._c)[counter])
+
+    def adopt(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> Adoption:
+        """Takes over flows of another MUX. While a worker runs, call it through the worker."""
+        raw = ffi.new("struct adoption *")
+        for piece, count in pieces(records):
+            c.mux_adopt(self._c, snapshot._c, service_id, backend, piece, count, raw)
+        return Adoption(raw.taken, raw.known, raw.useless, raw.refused)
+
+    def forget(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> int:
+        """Removes flows that are as old as told, or older; how many. A running worker's: through the worker."""
+        return sum(
+            c.mux_forget(self._c, snapshot._c, service_id, backend, piece, count) for piece, count in pieces(records)
+        )
+
+    def check(self) -> str | None:
+        """Walks the flow table; the first broken invariant in words, None if it is sound."""
+        broken = c.mux_check(self._c)
+        return None if broken == ffi.NULL else text(broken)

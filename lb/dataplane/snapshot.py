@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a packet's decision reads: Maglev tables, VIP maps, snapshots. Immutable, and of any thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from lb.dataplane.binding import Cdata, address16, c, fail, ffi, make
+from lb.model import Address, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One backend's share of a Maglev table: its permutation, weight, and number within the service."""
+
+    offset: int
+    skip: int
+    weight: int
+    backend: int
+
+
+class Maglev:
+    """An immutable table from slot to backend number, shared between services."""
+
+    NONE = 0xFFFF
+
+    def __init__(self, size: int, members: Sequence[Member]) -> None:
+        array = ffi.new("struct maglev_member[]", [(m.offset, m.skip, m.weight, m.backend) for m in members])
+        what = f"Cannot build a Maglev table of {size} slots for {len(members)} backends"
+        self._c = make("maglev", c.maglev_put, what, lambda out: c.maglev_build(size, array, len(members), out))
+        self.size = size
+
+    def slots(self) -> list[int]:
+        """Backend number of every slot; :attr:`NONE` where there is none."""
+        return list(ffi.unpack(c.maglev_slots(self._c), self.size))
+
+
+@dataclass(frozen=True, slots=True)
+class BackendEntry:
+    """A backend of a service, by its number; ``state`` as in C: 0 absent, 1 up, 2 drain, 3 down."""
+
+    hop: int
+    counter: int
+    state: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEntry:
+    """A service as the VIP map takes it; see ``struct service`` in native/vip_map.h."""
+
+    id: int
+    first_port: int
+    last_port: int
+    protocol: Protocol
+    vip: Address
+    prefix_length: int
+    hash_source: bool
+    idle_seconds: int
+    mtu: int
+    maglev: Maglev
+    backends: Sequence[BackendEntry]
+
+
+class PreparedService:
+    """A :class:`ServiceEntry` as C takes it; made once, and added to any number of VIP maps."""
+
+    __slots__ = ("_backends", "_maglev", "_row")
+
+    def __init__(self, service: ServiceEntry) -> None:
+        self._maglev = service.maglev  # the row points into it
+        self._row = row = ffi.new("struct service *")
+        row.id = service.id
+        row.first_port, row.last_port = service.first_port, service.last_port
+        row.protocol = service.protocol.number
+        row.family = service.vip.version
+        row.prefix_length = service.prefix_length
+        row.hash_source = service.hash_source
+        row.idle = c.flow_ticks_of(service.idle_seconds)
+        row.mtu = service.mtu
+        row.vip = address16(service.vip)
+        row.maglev = service.maglev._c
+        row.backend_count = len(service.backends)
+        self._backends = ffi.new("struct backend[]", [(b.hop << 2 | b.state, b.counter) for b in service.backends])
+
+    def add_to(self, vip_map: Cdata) -> int:
+        """0, or a negative errno."""
+        return int(c.vip_map_add(vip_map, self._row, self._backends))
+
+    def __str__(self) -> str:
+        """For an error."""
+        packed = bytes(self._row.vip)
+        address = ip_address(packed[:4] if self._row.family == 4 else packed)
+        return f"service {address}/{self._row.prefix_length} port {self._row.first_port}"
+
+
+class VipMap:
+    """All services of a configuration, sealed."""
+
+    def __init__(
+        self, seed: bytes, idle_untrusted_seconds: int, services: Sequence[ServiceEntry | PreparedService]
+    ) -> None:
+        ticks = c.flow_ticks_of(idle_untrusted_seconds)
+        self._c = make(
+            "vip_map", c.vip_map_put, "Cannot make a VIP map", lambda out: c.vip_map_create(seed, ticks, out)
+        )
+        for service in services:
+            prepared = service if isinstance(service, PreparedService) else PreparedService(service)
+            code = prepared.add_to(self._c)
+            if code < 0:
+                fail(code, f"Cannot add {prepared}")
+        code = c.vip_map_seal(self._c)
+        if code < 0:
+            fail(code, f"Cannot index {len(services)} services (two of them may claim the same packets)")
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """The way to one backend machine: next hop's MAC, ours, and the interface (0: the one packets came from).
+
+    ``mac`` None: not known, packets for it are dropped as ``no_next_hop``. Links without MAC addresses use NO_MAC.
+    """
+
+    address: Address
+    mac: bytes | None
+    source_mac: bytes | None = None
+    ifindex: int = 0
+
+
+#: MAC of hops on links that need none.
+NO_MAC = bytes(6)
+
+
+class Snapshot:
+    """Everything a packet's decision reads: a VIP map, and the hops that its backends name by index."""
+
+    def __init__(self, vip_map: VipMap, hops: Sequence[tuple[Address | None, Hop]], generation: int) -> None:
+        """``hops``: for each, the MUX's address (the outer source; None: no such family here) and the way."""
+        array = ffi.new("struct hop_spec[]", len(hops))
+        for spec, (source, hop) in zip(array, hops, strict=True):
+            spec.source, spec.destination = address16(source), address16(hop.address)
+            spec.family = hop.address.version
+            spec.ifindex = hop.ifindex
+            if hop.mac is not None and source is not None:
+                spec.resolved = 1
+                spec.mac, spec.source_mac = hop.mac, hop.source_mac or NO_MAC
+        self._c = make(
+            "snapshot",
+            c.snapshot_put,
+            f"Cannot make a snapshot of {len(hops)} hops",
+            lambda out: c.snapshot_create(vip_map._c, array, len(hops), generation, out),
+        )
+        self.generation = generation
