@@ -42,6 +42,7 @@ from lb.node.messages import (
     StateMessage,
     StatusMessage,
     ToNode,
+    UnknownMessage,
     diff,
     encode,
     parse_from_node,
@@ -263,6 +264,8 @@ class Connection:
             case Hello():
                 self._hello = message
                 self._wake.set()
+            case UnknownMessage(type=newer):
+                log.debug("message passed over", node=self.id, type=newer, reason="a newer version's")
 
     def _acknowledged(self, hub: Hub, ack: Ack) -> None:
         state = self._under_way.get(ack.generation)

@@ -48,6 +48,7 @@ from lb.node.messages import (
     Order,
     RefusedMessage,
     StateMessage,
+    UnknownMessage,
     apply,
     diff,
     encode,
@@ -327,6 +328,8 @@ class NodeClient:
             message = await asyncio.to_thread(parse_to_node, text) if large else parse_to_node(text)
             if isinstance(message, RefusedMessage):
                 raise AccessError(f"the manager refused: {message.reason}")
+            if isinstance(message, UnknownMessage):
+                continue
             if isinstance(message, FlowsMessage | FlowsWantedMessage | FlowsDoneMessage):
                 if self.letters is not None:
                     self.letters(message)

@@ -362,11 +362,25 @@ class FlowAnswer:
         return {"type": "flow_answer", **_fields(self)}
 
 
+@dataclass(frozen=True, slots=True)
+class UnknownMessage:
+    """Of a type that a newer version has: passed over, for while an upgrade lasts versions are mixed."""
+
+    type: str
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": self.type}
+
+
 FlowsFromNode = FlowsMessage | FlowsWantedMessage | FlowsTakenMessage
 FlowsToNode = FlowsMessage | FlowsWantedMessage | FlowsDoneMessage
-FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode | FlowAnswer
+FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode | FlowAnswer | UnknownMessage
 Order = StateMessage | DeltaMessage
-ToNode = Order | RefusedMessage | FlowsToNode | FlowQuestion
+ToNode = Order | RefusedMessage | FlowsToNode | FlowQuestion | UnknownMessage
+
+#: Types that only the one side says; from the other they are a mistake, and not of a newer version.
+_NODES_OWN = frozenset({"hello", "ack", "health", "status", "event", "flows_taken", "flow_answer"})
+_MANAGERS_OWN = frozenset({"state", "delta", "refused", "flows_done", "flow_question"})
 
 
 def encode(message: FromNode | ToNode) -> str:
@@ -416,7 +430,7 @@ def parse_from_node(text: str) -> FromNode:  # noqa: PLR0911  one way for each t
                 read.optional_text("error"),
             )
         case _:
-            raise MessageError(f"unknown type of message from a node: {_show(read.type)}")
+            return _newer(read.type, _MANAGERS_OWN, "a node")
 
 
 def parse_to_node(text: str) -> ToNode:  # noqa: PLR0911  one way for each type
@@ -454,7 +468,13 @@ def parse_to_node(text: str) -> ToNode:  # noqa: PLR0911  one way for each type
                 read.count("destination_port"),
             )
         case _:
-            raise MessageError(f"unknown type of message from a manager: {_show(read.type)}")
+            return _newer(read.type, _NODES_OWN, "a manager")
+
+
+def _newer(kind: object, others: frozenset[str], whose: str) -> UnknownMessage:
+    if isinstance(kind, str) and 0 < len(kind) <= NAME_MAX and kind.isidentifier() and kind not in others:
+        return UnknownMessage(kind)
+    raise MessageError(f"unknown type of message from {whose}: {_show(kind)}")
 
 
 class _Fields:
