@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Versions may be mixed while an upgrade lasts: what older ones said is understood, what newer ones say is passed over.
 
-``recorded/`` has messages as older versions sent them over the real stream, one a line: ``{"from": "node", "text": …}``,
-or from the manager. A version that is released adds its file; none is ever changed.
+``recorded/`` has messages as older versions sent them over the real stream, one a line, ``{"from": "node", "text": …}``
+or the manager. A version that is released adds its file; none is ever changed.
 """
 
 from __future__ import annotations
