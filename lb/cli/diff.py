@@ -6,8 +6,11 @@ The manager says what each service is and would be for MUXes; the Maglev tables 
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +50,8 @@ def command(
     """
     if (path is None) == (to is None):
         raise RequestError("give -f FILE, to compare with a file, or --to VERSION, to compare with an earlier version")
+    # What builds tables is loaded while the manager thinks.
+    threading.Thread(target=_load).start()
     if path is not None:
         answer = post_file(manager, "diff", path, {"prune": prune})
     else:
@@ -58,6 +63,12 @@ def command(
         for line in _lines(answer, effects):
             click.echo(line, color=_coloured())
     return 0
+
+
+def _load() -> None:
+    """Whatever goes wrong with it is said where it is used."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("lb.moves")
 
 
 def _pool(mux: str | None) -> Pool:
