@@ -49,7 +49,7 @@ test_needs() {
 	demo_needs
 	fuzz_needs
 	printf '%s\n' "command ping iputils-ping" "command tcpdump" "program /usr/lib/frr/bgpd frr" \
-		"command systemd-analyze systemd"
+		"command systemd-analyze systemd" "command chromium" "command prometheus"
 }
 
 fail() {

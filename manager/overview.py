@@ -8,11 +8,13 @@ whatever it is. Changes nothing.
 
 from __future__ import annotations
 
+import heapq
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from lb.model import Service
@@ -104,23 +106,33 @@ class Overview:
         self._shown: Counter[str] = Counter()  # of backends
         self._hosts: dict[str, Counter[str]] = {}
         self._bad: dict[tuple[str, str, str], BackendPlan] = {}
+        self._silent: dict[str, VipPlan] = {}  # VIPs that nobody may announce
+        self._troubles: list[Problem] = []  # of services and their backends, the first of them
+        self._worst: dict[str, list[str]] = {}  # state -> names of services
         self._seen: tuple[object, object] = (None, None)
         self._rates: tuple[float, Mapping[str, Rate] | None] = (0.0, None)
 
     # -- what is kept -------------------------------------------------------------------------------------------
 
-    def refresh(self) -> None:
-        """Looks at what is another object than before."""
+    @property
+    def current(self) -> bool:
+        """Whether a refresh would find nothing."""
+        return self._seen[0] is self._controller.desired and self._seen[1] is self._controller.plan
+
+    def refresh(self, most: int | None = None) -> bool:
+        """Looks at what is another object than before, ``most`` services at once; False: that was not all."""
         desired, plan = self._controller.desired, self._controller.plan
-        if self._seen[0] is desired and self._seen[1] is plan:
-            return
-        self._seen = desired, plan
+        if self.current:
+            return True
         changed = []
         for name, service in desired.services.items():
             old = self._lines.get(name)
             vip = plan.vips.get(str(service.vip))
             if old is None or old.service is not service or old.vip is not vip:
                 changed.append(name)
+        whole = most is None or len(changed) <= most
+        self._seen = (desired, plan) if whole else (None, None)
+        changed = changed[:most]
         gone = self._lines.keys() - desired.services.keys()
         for name in gone:
             self._count(self._lines.pop(name), -1)
@@ -128,6 +140,9 @@ class Overview:
             self._replace(name, row)
         if changed or gone:
             self._sorted = sorted(self._lines.values(), key=lambda line: line.order)
+            self._troubles = [*self._of_services(), *self._of_backends()]
+            self._worst = {state: self._named(state) for state in ("PANIC", "down")}
+        return whole
 
     def _replace(self, name: str, row: Row) -> None:
         service = self._controller.desired.services[name]
@@ -142,6 +157,10 @@ class Overview:
 
     def _count(self, line: Line, one: int) -> None:
         self._states[line.row["state"]] += one
+        if one > 0 and line.vip is not None and not line.vip.granted:
+            self._silent[line.row["vip"]] = line.vip
+        else:
+            self._silent.pop(line.row["vip"], None)
         for item in line.backends:
             self._shown[item.shown] += one
             self._hosts.setdefault(item.agent or item.address, Counter())[item.shown] += one
@@ -238,7 +257,10 @@ class Overview:
 
     def summary(self, muxes: list[Row], hosts: list[Row]) -> Row:
         """One sentence, and what is behind it."""
-        problems = list(self._problems(muxes, hosts))
+        problems = [*self._troubles, *_of_nodes(muxes, hosts)]
+        # Of services and backends there are more than those that have a line.
+        services = self._states["PANIC"] + self._states["down"]
+        many = services + len(self._silent) + len(self._bad) + len(problems) - len(self._troubles)
         bad = any(problem.level == "bad" for problem in problems)
         level = "bad" if bad else "warn" if problems else "well"
         parts = list(self._phrases(muxes, hosts, problems))
@@ -250,31 +272,24 @@ class Overview:
             level, text = "idle", f"Nothing to serve yet: {size}"
         return {
             "level": level,
-            "text": text[:1].upper() + text[1:],
+            "text": text,
             "size": size,
             "problems": [
                 {"level": p.level, "subject": p.subject, "text": p.text, "since": p.since, "service": p.service}
                 for p in sorted(problems, key=lambda p: p.level != "bad")[:PROBLEMS_MAX]
             ],
-            "more_problems": max(0, len(problems) - PROBLEMS_MAX),
+            "more_problems": max(0, many - PROBLEMS_MAX),
             "service_states": dict(+self._states),
             "backend_states": dict(+self._shown),
         }
 
     def _phrases(self, muxes: list[Row], hosts: list[Row], problems: list[Problem]) -> Iterator[str]:
         """The parts of the sentence, the worst first."""
-        by_state: dict[str, list[str]] = {"PANIC": [], "down": []}
-        for line in self._sorted:
-            if line.row["state"] not in by_state:
-                break  # the worst come first
-            by_state[line.row["state"]].append(line.row["name"])
-        if by_state["PANIC"]:
-            yield f"{_names(by_state['PANIC'])} in PANIC"
-        if by_state["down"]:
-            yield f"{_names(by_state['down'])} down"
-        silent = [problem.subject for problem in problems if problem.subject.startswith("vip ")]
-        if silent:
-            yield f"nobody announces {_names([subject.removeprefix('vip ') for subject in silent])}"
+        for state, words in (("PANIC", "in PANIC"), ("down", "down")):
+            if self._states[state]:
+                yield f"{_names(self._worst[state], self._states[state])} {words}"
+        if self._silent:
+            yield f"nobody announces {_names(self._silent)}"
         if self._shown["down"]:
             yield f"{_count(self._shown['down'], 'backend')} down"
         for word, nodes in (("", muxes), ("host ", hosts)):
@@ -296,35 +311,40 @@ class Overview:
         if without:
             yield f"no agent on {_names(without)}"
 
-    def _problems(self, muxes: list[Row], hosts: list[Row]) -> Iterator[Problem]:
-        yield from self._of_services()
-        for row in muxes:
-            yield from _of_node("mux", row)
-            if row["state"] not in ("away", "gone"):
-                yield from _of_mux(row)
-        for item in sorted(self._bad.values(), key=lambda item: (-item.since, item.key)):
-            where = f"backend {item.service}/{item.backend.name}"
-            yield Problem("warn", where, f"{item.shown}: {item.reason}", item.since, item.service)
-        for row in hosts:
-            yield from _of_node("agent", row)
-            if row["state"] == "no agent":
-                yield Problem("warn", f"host {row['name']}", "no agent has joined with this address")
+    def _named(self, state: str) -> list[str]:
+        """Some of the services in a state."""
+        found = (line.row["name"] for line in self._sorted if line.row["state"] == state)
+        return list(islice(found, NAMES_MAX))
 
     def _of_services(self) -> Iterator[Problem]:
-        silent: set[str] = set()
-        for line in self._sorted:
+        for line in islice(self._sorted, PROBLEMS_MAX):  # the worst come first
             name = line.row["name"]
             if line.vip is not None and name in line.vip.panic:
                 yield Problem("bad", f"service {name}", f"PANIC: {line.vip.panic[name]}", service=name)
             elif line.row["state"] == "down":
                 yield Problem("bad", f"service {name}", _why_down(line), service=name)
-            if line.vip is not None and not line.vip.granted and line.row["vip"] not in silent:
-                silent.add(line.row["vip"])
-                why = "; ".join(f"{mux}: {reason}" for mux, reason in sorted(line.vip.withheld.items()))
-                yield Problem("bad", f"vip {line.row['vip']}", f"nobody announces it: {why or 'no MUX has joined'}")
+        for vip, found in islice(self._silent.items(), PROBLEMS_MAX):
+            why = "; ".join(f"{mux}: {reason}" for mux, reason in sorted(found.withheld.items()))
+            yield Problem("bad", f"vip {vip}", f"nobody announces it: {why or 'no MUX has joined'}")
+
+    def _of_backends(self) -> Iterator[Problem]:
+        for item in heapq.nsmallest(PROBLEMS_MAX, self._bad.values(), key=lambda item: (-item.since, item.key)):
+            where = f"backend {item.service}/{item.backend.name}"
+            yield Problem("warn", where, f"{item.shown}: {item.reason}", item.since, item.service)
 
 
 _OF_MUX = ("goes on with an older", "is degraded", "has a flow table")
+
+
+def _of_nodes(muxes: list[Row], hosts: list[Row]) -> Iterator[Problem]:
+    for row in muxes:
+        yield from _of_node("mux", row)
+        if row["state"] not in ("away", "gone"):
+            yield from _of_mux(row)
+    for row in hosts:
+        yield from _of_node("agent", row)
+        if row["state"] == "no agent":
+            yield Problem("warn", f"host {row['name']}", "no agent has joined with this address")
 
 
 def _of_node(kind: str, row: Row) -> Iterator[Problem]:
@@ -396,7 +416,8 @@ def _count(number: int, one: str, many: str | None = None) -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
-def _names(names: Iterable[str]) -> str:
-    found = list(names)
-    shown = ", ".join(found[:NAMES_MAX])
-    return shown if len(found) <= NAMES_MAX else f"{shown} and {len(found) - NAMES_MAX:,} more"
+def _names(names: Collection[str], of: int | None = None) -> str:
+    """The first of them; ``of``: how many there are, where ``names`` has but some."""
+    shown = ", ".join(islice(names, NAMES_MAX))
+    more = (len(names) if of is None else of) - NAMES_MAX
+    return f"{shown} and {more:,} more" if more > 0 else shown

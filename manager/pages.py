@@ -38,6 +38,9 @@ from manager.view import Row, View
 STREAMS_MAX = 64
 GAP = 0.25
 BEAT = 1.0
+#: How often what is kept is looked through while nobody reads, seconds, and how many services in one turn.
+IDLE = 5.0
+TURN = 200
 #: A reader that takes nothing for so long is given up, seconds.
 WRITE_TIMEOUT = 15.0
 EVENTS = 100
@@ -108,12 +111,19 @@ class Pages:
     # -- upkeep -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Wakes readers whenever the manager decided something; returns never."""
+        """Wakes readers whenever the manager decided something; returns never. What is known of ten thousand services
+        takes a second to make: it is kept up to date in small turns, also while nobody reads."""
         changed = self._controller.change_made
         while True:
-            async with changed:
-                await changed.wait()
+            while not self._overview.refresh(TURN):  # noqa: ASYNC110  it is no wait, but lets others work
+                await asyncio.sleep(0)
             await self._tell()
+            idle = time.monotonic() + IDLE
+            await asyncio.sleep(GAP)
+            while not self._streams and time.monotonic() < idle:  # noqa: ASYNC110  nobody is in a hurry
+                await asyncio.sleep(GAP)
+            async with changed:
+                await changed.wait_for(lambda: not self._overview.current)
 
     async def _tell(self) -> None:
         async with self._news:

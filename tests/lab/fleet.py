@@ -78,14 +78,20 @@ class Fleet(Lab):
     def configuration(self, node: Node) -> MuxConfig | AgentConfig:
         return replace(super().configuration(node), services=(), manager=URL)
 
+    def manager_settings(self) -> ManagerSettings:
+        return ManagerSettings(
+            "manager1",
+            (ip_network("203.0.113.0/24"),),
+            state_dir=str(self.manager.state_dir),
+            hold=3.0,
+            web="10.0.1.9:9744",
+        )
+
     def start(self, services: Sequence[Service]) -> None:
         """Everything: nginx, manager, nodes that join it, and the services by ``lb apply``."""
         self.write_files(())
         self.start_nginx()
-        settings = ManagerSettings(
-            "manager1", (ip_network("203.0.113.0/24"),), state_dir=str(self.manager.state_dir), hold=3.0
-        )
-        self.manager.config.write_text(format_config(settings))
+        self.manager.config.write_text(format_config(self.manager_settings()))
         self.start_manager(first=True)
         self._join([*self.hosts, *self.muxes])
         self.guardian.serve(tuple(sorted({str(service.vip) for service in services})))

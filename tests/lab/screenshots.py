@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``make screenshots``: the pictures of the web page in ``docs/images``, of a real fleet with traffic and a dead backend."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from ipaddress import ip_network
+from pathlib import Path
+
+from lb.model import Probe, ProbeType, Service
+from tests.lab.browser import browser, missing_browser
+from tests.lab.fleet import Fleet
+from tests.lab.routers import Routers
+from tests.lab.services import files, web
+from tests.lab.traffic import KeepAlive
+
+IMAGES = Path(__file__).resolve().parent.parent.parent / "docs" / "images"
+PROBE = Probe(ProbeType.TCP, interval=0.5, timeout=0.5, rise=2, fall=2)
+#: Seconds of traffic before the pictures are taken.
+TRAFFIC = 60
+NAMES = ("shop", "search", "mail", "images", "login", "video", "maps", "wiki")
+
+
+def _services(fleet: Fleet) -> list[Service]:
+    more = [replace(web(fleet.hosts), name=n, vip=ip_network(f"203.0.113.{40 + i}")) for i, n in enumerate(NAMES)]
+    return [replace(service, probe=PROBE) for service in (web(fleet.hosts), files(fleet.hosts), *more)]
+
+
+def main() -> None:
+    why = missing_browser()
+    if why is not None:
+        raise SystemExit(f"no screenshots: {why}")
+    IMAGES.mkdir(exist_ok=True)
+    with Fleet(Routers.BIRD, say=print) as fleet, tempfile.TemporaryDirectory() as directory:
+        services = _services(fleet)
+        fleet.start(services)
+        fleet.wait_live(services)
+        with KeepAlive(fleet, "203.0.113.10", connections=40, interval=0.02):
+            time.sleep(TRAFFIC)
+            _pictures(fleet, Path(directory))
+
+
+def _pictures(fleet: Fleet, directory: Path) -> None:
+    desk, phone = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+    with browser(fleet, directory) as chromium:
+        with chromium.page("/", viewport=desk) as page:
+            page.wait_for_timeout(1500)
+            page.screenshot(path=IMAGES / "web-well.png", full_page=True)
+        fleet.hosts[0].processes["nginx"].kill()
+        with chromium.page("/#/service/web", viewport=desk, color_scheme="dark") as page:
+            page.wait_for_function("() => document.querySelector('[data-backend] .state').textContent.includes('down')")
+            page.wait_for_timeout(1500)
+            page.screenshot(path=IMAGES / "web-service.png")
+        with chromium.page("/", viewport=phone, device_scale_factor=2) as page:
+            page.wait_for_timeout(1500)
+            page.screenshot(path=IMAGES / "web-phone.png")
+
+
+if __name__ == "__main__":
+    main()
