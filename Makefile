@@ -21,7 +21,7 @@ unexport SECONDS PYTHONPATH PYTHONHOME
 
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help build test unit lab sanitize demo demo-standalone check bench dist fuzz clean distclean packages
+.PHONY: help build test unit lab sanitize demo demo-standalone screenshots check bench dist fuzz clean distclean packages
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
@@ -34,6 +34,7 @@ help:
 	@echo 'make bench     how fast data plane and packet I/O are here (packet I/O: root)'
 	@echo 'make dist      wheel and source archive, in dist/'
 	@echo 'make fuzz      random packets for SECONDS=60, or as long as you say'
+	@echo 'make screenshots  the pictures of the web page in docs/images (root)'
 	@echo 'make clean     removes what was built (distclean: .venv as well)'
 
 # The environment. A stamp each for what pip installed and for the compiled extension, so that a second "make build"
@@ -124,6 +125,12 @@ demo-standalone:
 	@deploy/packages.sh demo
 	@$(MAKE) build
 	@deploy/as-root.sh $(PY) -m tests.lab.demo
+
+# The pictures of the web page in docs/images, anew.
+screenshots:
+	@deploy/packages.sh test
+	@$(MAKE) build
+	@deploy/as-root.sh $(PY) -m tests.lab.screenshots
 
 # Static checks. clang, where it is installed, reads the same C with its own warnings.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make screenshots``: the pictures of the web page in ``docs/images``, of a real fleet with traffic and a dead backend."""
+"""``make screenshots``: pictures of the web page for ``docs/images``: a real fleet, traffic, a dead backend."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.lab.traffic import KeepAlive
 IMAGES = Path(__file__).resolve().parent.parent.parent / "docs" / "images"
 PROBE = Probe(ProbeType.TCP, interval=0.5, timeout=0.5, rise=2, fall=2)
 #: Seconds of traffic before the pictures are taken.
-TRAFFIC = 60
+TRAFFIC = 45
 NAMES = ("shop", "search", "mail", "images", "login", "video", "maps", "wiki")
 
 
@@ -37,9 +37,12 @@ def main() -> None:
         services = _services(fleet)
         fleet.start(services)
         fleet.wait_live(services)
-        with KeepAlive(fleet, "203.0.113.10", connections=40, interval=0.02):
+        load = KeepAlive(fleet, "203.0.113.10", 80, count=40, interval=0.05).start()
+        try:
             time.sleep(TRAFFIC)
             _pictures(fleet, Path(directory))
+        finally:
+            load.close()
 
 
 def _pictures(fleet: Fleet, directory: Path) -> None:
