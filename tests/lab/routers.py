@@ -54,6 +54,7 @@ class Neighbour:
     asn: int = MUX_ASN
     password: str | None = None
     gtsm: bool = False
+    bfd: bool = False  #: BIRD only
 
 
 # --- routers -----------------------------------------------------------------------------------------------------
@@ -124,6 +125,8 @@ class Bird(Router):
                 "  if (65535, 0) ~ bgp_community then bgp_local_pref = 0;",
                 "  accept; }",
             ]
+        if any(neighbour.bfd for neighbour in neighbours):
+            lines.append('protocol bfd { interface "*" { interval 80 ms; multiplier 3; }; }')
         for number, neighbour in enumerate(neighbours):
             lines += self._neighbour(number, neighbour)
         return "\n".join(lines) + "\n"
@@ -138,6 +141,7 @@ class Bird(Router):
             "  connect delay time 1; error wait time 1,1;",  # it would wait for minutes
             *([f'  password "{neighbour.password}";'] if neighbour.password else []),
             *(["  ttl security on;"] if neighbour.gtsm else []),
+            *(["  bfd on;"] if neighbour.bfd else []),
             "  ipv4 { import filter vips4; export none; };",
             "  ipv6 { import filter vips6; export none; };",
             "}",

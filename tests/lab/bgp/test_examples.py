@@ -24,11 +24,12 @@ MUX = (
 )
 
 
-def test_bird_accepts_its_example() -> None:
+@pytest.mark.parametrize("name", ["bird.conf", "bird-bfd-on-mux.conf"])
+def test_bird_accepts_its_examples(name: str) -> None:
     if missing(Routers.BIRD):
         pytest.skip("install bird2")
     program = shutil.which("bird") or "/usr/sbin/bird"
-    done = subprocess.run([program, "-p", "-c", EXAMPLES / "bird.conf"], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, "-p", "-c", EXAMPLES / name], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
