@@ -70,6 +70,8 @@ LEASE = 10.0
 RETRY = 10.0
 #: Orders that wait to be applied; more wait in the kernel.
 PENDING_MAX = 64
+#: States of so many entries are looked at in the event loop: it takes less time than to ask a thread.
+SMALL = 100
 #: Messages longer than this are parsed beside the event loop.
 _LARGE = 1 << 16
 
@@ -413,7 +415,8 @@ class NodeClient:
     async def _make_live(self, cached: Cached) -> None:
         """Applied, then on disk, then acknowledged."""
         live = self._live.state
-        delta = await asyncio.to_thread(diff, live, cached.state)
+        small = sum(map(len, cached.state.values())) <= SMALL  # a thread costs more, on a machine that is busy
+        delta = diff(live, cached.state) if small else await asyncio.to_thread(diff, live, cached.state)
         # What is equal stays the same object, so that the daemon sees at a glance what is new.
         cached = replace(cached, state=apply(live, delta))
         if cached.digest != self._live.digest:  # else a manager that came back, with another number

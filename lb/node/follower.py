@@ -20,7 +20,7 @@ from lb.config import parse_service_tables
 from lb.errors import AccessError, ConfigError, VipmuxError
 from lb.model import AgentSettings, MuxSettings, Service
 from lb.node.cache import Cache, Cached
-from lb.node.client import NodeClient
+from lb.node.client import SMALL, NodeClient
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText
 from lb.node.messages import NodeState
 
@@ -163,7 +163,8 @@ class Follower:
     async def _apply(self, state: NodeState) -> str | None:
         try:
             tables = state.get("services", {})
-            services = await asyncio.to_thread(self._tables.parse, tables)
+            parse = self._tables.parse
+            services = parse(tables) if len(tables) <= SMALL else await asyncio.to_thread(parse, tables)
             await self._take(state, services)
         except VipmuxError as error:
             return str(error)
