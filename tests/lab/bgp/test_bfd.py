@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -46,14 +47,23 @@ def speak_bfd(mux: Node) -> None:
     """BIRD on the MUX, as shipped, but for where it logs."""
     config = mux.directory / "bird-bfd.conf"
     config.write_text((EXAMPLES / "bird-bfd-on-mux.conf").read_text().replace("log syslog", "log stderr"))
-    argv = ["bird", "-f", "-c", config, "-s", mux.directory / "bird.ctl", "-P", mux.directory / "bird.pid"]
+    argv: list[str | Path] = [
+        "bird",
+        "-f",
+        "-c",
+        config,
+        "-s",
+        mux.directory / "bird.ctl",
+        "-P",
+        mux.directory / "bird.pid",
+    ]
     mux.processes["bird"] = Process(f"bird on {mux.name}", mux.namespace, argv, mux.directory / "bird.log")
 
 
 def bfd_is_up(lab: BgpLab, mux: Node) -> bool:
     """By the router's word."""
     assert lab.bgp_router is not None
-    argv = ["birdc", "-s", lab.bgp_router.directory / "bird.ctl", "show bfd sessions"]
+    argv: list[str | Path] = ["birdc", "-s", lab.bgp_router.directory / "bird.ctl", "show bfd sessions"]
     done = subprocess.run(in_namespace(lab.router, argv), capture_output=True, text=True, check=False, timeout=10)
     return any(line.split()[0] == str(mux.address) and " Up " in line for line in done.stdout.splitlines() if line)
 
