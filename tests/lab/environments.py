@@ -39,7 +39,8 @@ def build_wheel(directory: Path, ref: str | None = None) -> Path:
         source.mkdir(parents=True)
         archive = subprocess.run(["git", "-C", ROOT, "archive", ref], capture_output=True, check=True).stdout
         subprocess.run(["tar", "-x", "-C", source], input=archive, check=True)
-    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", directory, source)
+    # By way of the source archive, so that nothing is compiled within the tree.
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, source)
     (wheel,) = directory.glob("*.whl")
     return wheel
 
