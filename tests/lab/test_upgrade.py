@@ -8,8 +8,9 @@ connection may break; the table that the page shows is printed (``pytest -s``).
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import subprocess
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,12 +53,10 @@ class Versions(Fleet):
     def programs(self, node: Node) -> Path:
         return self.new if node.name in self.upgraded else self.old
 
-    def form(self, programs: Path) -> str:
-        """Which form of the store a version reads."""
-        code = "import manager.sqlite as s; print(s.SCHEMA_VERSION)"
-        argv = [str(programs / "python"), "-c", code]
-        done = subprocess.run(argv, capture_output=True, text=True, check=True, cwd="/")
-        return done.stdout.strip()
+    def form(self) -> int:
+        """Which form the manager's store has."""
+        with contextlib.closing(sqlite3.connect(self.manager.state_dir / "manager.db")) as store:
+            return int(store.execute("PRAGMA user_version").fetchone()[0])
 
     # The steps, as the page has them.
 
@@ -74,18 +73,19 @@ class Versions(Fleet):
         self.lb("undrain", "mux", mux.name)
         self.wait_hops(WEB_VIP, *self.muxes)
 
-    def steps(self) -> list[tuple[str, Callable[[], None]]]:
+    def steps(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """What is done, under the names in :data:`STEPS`."""
         part = functools.partial
-        host, mux = self.hosts[0], self.muxes[0]
-        found: list[tuple[str, Callable[[], None]]] = [("manager", part(self.change, self.manager, "manager"))]
-        found += [(f"agent on {each.name}", part(self.change, each, "agent")) for each in self.hosts]
-        found += [(f"{each.name}, drained", part(self.change_mux, each)) for each in self.muxes]
-        found += [(f"back: {mux.name}, drained", part(self.change_mux, mux, back=True))]
-        found += [(f"back: agent on {host.name}", part(self.change, host, "agent", back=True))]
-        if self.form(self.old) == self.form(self.new):  # else the page says to put the copy of the store back
-            found += [("back: manager", part(self.change, self.manager, "manager", back=True))]
-        return found
+        host, mux, form = self.hosts[0], self.muxes[0], self.form()
+        yield "manager", part(self.change, self.manager, "manager")
+        for each in self.hosts:
+            yield f"agent on {each.name}", part(self.change, each, "agent")
+        for each in self.muxes:
+            yield f"{each.name}, drained", part(self.change_mux, each)
+        yield f"back: {mux.name}, drained", part(self.change_mux, mux, back=True)
+        yield f"back: agent on {host.name}", part(self.change, host, "agent", back=True)
+        if self.form() == form:  # else the page says to put the copy of the store back
+            yield "back: manager", part(self.change, self.manager, "manager", back=True)
 
 
 @dataclass(frozen=True, slots=True)
