@@ -71,10 +71,7 @@ class Prometheus:
         return netns.inside(self._fleet.manager.namespace, ask)
 
     def ready(self) -> bool:
-        try:
-            targets = self.get("targets")["activeTargets"]
-        except OSError:
-            return False
+        targets = self.get("targets")["activeTargets"]
         return bool(targets) and all(target["health"] == "up" for target in targets)
 
     def series(self, query: str) -> int:
@@ -98,6 +95,7 @@ def watched() -> Iterator[Watched]:
 def prometheus(watched: Watched, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     started = Prometheus(watched, tmp_path_factory.mktemp("prometheus"))
     try:
+        started.process.wait_output("Server is ready to receive web requests", 30)
         wait_for(started.ready, "Prometheus to reach every daemon", 30)
         yield started
     finally:
