@@ -94,3 +94,11 @@ def test_the_units_run_the_programs_where_the_page_installs_them() -> None:
     for unit in (ROOT / "deploy/systemd").glob("*.service"):
         assert re.search(r"^ExecStart=/opt/vipmux/current/bin/lb-\w+ ", unit.read_text(), re.MULTILINE)
     assert "ln -sfn 0.1.0 /opt/vipmux/current" in PAGES["install.md"]
+
+
+def test_the_drill_of_the_page_is_the_one_that_the_lab_runs() -> None:
+    from tests.lab.test_upgrade import STEPS
+
+    rows = re.findall(r"^\| ([^|]+) \| [\d.]+ s \| [\d,]+ \| (\d+) \|$", PAGES["upgrade.md"], re.MULTILINE)
+    assert [what for what, _ in rows] == STEPS
+    assert {broken for _, broken in rows} == {"0"}
