@@ -34,8 +34,8 @@ from manager.rates import Rates
 from manager.store import ConflictError, Entries, NodeRecord, Store, VersionLine
 from manager.watching import Changes
 
-#: How many VIPs are planned in one go.
-TURN = 500
+#: Of something large, how many VIPs are planned in one go, so that what is small need not wait long.
+TURN = 100
 #: How often time itself is looked at: leases, hold times, late nodes; seconds.
 TICK = 0.2
 #: How often new events are written to the store, seconds.

@@ -93,13 +93,19 @@ def _next_hop(speaks: Speaks, peer: BgpPeer, vip: Network) -> str:
 
 
 def offers(speaks: Speaks, wanted: Mapping[Network, Route], *, drained: bool = False) -> dict[Key, str]:
-    """What each peer shall hear: attributes by peer and VIP."""
-    return {
-        Key(peer.address, vip): attributes(speaks, peer, vip, route, drained=drained)
-        for peer in speaks.settings.peers
-        for vip, route in wanted.items()
-        if hears(peer, vip, route)
-    }
+    """What each peer shall hear: attributes by peer and VIP. Of thousands of VIPs most have the same."""
+    found: dict[Key, str] = {}
+    for peer in speaks.settings.peers:
+        same: dict[tuple[int, Route], str | None] = {}
+        for vip, route in wanted.items():
+            kind = (vip.version, route)
+            if kind not in same:
+                heard = hears(peer, vip, route)
+                same[kind] = attributes(speaks, peer, vip, route, drained=drained) if heard else None
+            text = same[kind]
+            if text is not None:
+                found[Key(peer.address, vip)] = text
+    return found
 
 
 def plan(announced: Mapping[Key, str], wanted: Mapping[Key, str]) -> tuple[Command, ...]:
@@ -139,41 +145,58 @@ def _order(group: tuple[Address, int, str]) -> tuple[int, bytes, int, str]:
 # --- announcements as a manager sends them -----------------------------------------------------------------------
 
 
-def parse_announcements(table: Mapping[str, Any]) -> dict[Network, Route]:
-    """A node state's section ``announcements``; raises ConfigError with everything that is wrong in it."""
-    from lb import config_tables as tables  # noqa: PLC0415  brings pydantic, which a MUX without BGP can do without
+#: What was read before, by the VIP's text: the very table, and what it says.
+Known = dict[str, tuple[object, Network, Route]]
 
-    found: dict[Network, Route] = {}
+
+def parse_announcements(table: Mapping[str, Any], known: Known | None = None) -> dict[Network, Route]:
+    """A node state's section ``announcements``; raises ConfigError with everything that is wrong in it.
+
+    ``known`` is the caller's, and is brought up to date: what is the same table as before is not read again.
+    """
+    known = {} if known is None else known
     mistakes: list[tuple[str, str]] = []
+    found: Known = {}
     for vip, raw in table.items():
-        where = f"announcements.{tables.show(vip)}"
-        try:
-            network = tables.parse_vip(vip)
-        except ValueError as error:
-            mistakes.append((where, str(error)))
-            continue
-        if not isinstance(raw, dict):
-            mistakes.append((where, f"must be a table, not {tables.show(raw)}"))
-            continue
-        checks = {
-            "communities": tables.check_communities,
-            "med": tables.between(0, 0xFFFFFFFF),
-            "prepend": tables.between(0, 16),
-            "peers": tables.word(AnnouncePeers),
-        }
-        given: dict[str, Any] = {}
-        for key, value in raw.items():
-            if key not in checks:
-                mistakes.append((f"{where}.{key}", "unknown key"))
-            elif value is not None:
-                try:
-                    given[key] = checks[key](value)
-                except ValueError as error:
-                    mistakes.append((f"{where}.{key}", str(error)))
-        found[network] = Route(**given)
+        before = known.get(vip)
+        item = before if before is not None and before[0] is raw else _read(vip, raw, mistakes)
+        if item is not None:
+            found[vip] = item
     if mistakes:
         raise ConfigError(mistakes)
-    return found
+    known.clear()
+    known.update(found)
+    return {network: route for _, network, route in found.values()}
+
+
+def _read(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> tuple[object, Network, Route] | None:
+    from lb import config_tables as tables  # noqa: PLC0415  brings pydantic, which a MUX without BGP can do without
+
+    where = f"announcements.{tables.show(vip)}"
+    try:
+        network = tables.parse_vip(vip)
+    except ValueError as error:
+        mistakes.append((where, str(error)))
+        return None
+    if not isinstance(raw, dict):
+        mistakes.append((where, f"must be a table, not {tables.show(raw)}"))
+        return None
+    checks = {
+        "communities": tables.check_communities,
+        "med": tables.between(0, 0xFFFFFFFF),
+        "prepend": tables.between(0, 16),
+        "peers": tables.word(AnnouncePeers),
+    }
+    given: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in checks:
+            mistakes.append((f"{where}.{key}", "unknown key"))
+        elif value is not None:
+            try:
+                given[key] = checks[key](value)
+            except ValueError as error:
+                mistakes.append((f"{where}.{key}", str(error)))
+    return raw, network, Route(**given)
 
 
 #: A comment, which ExaBGP answers as it does a command: is it there?

@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from lb.bgp import policy, selftest
-from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Route, Speaks, family, hears, offers, parse_announcements
+from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Known, Route, Speaks, family, hears, offers, parse_announcements
 from lb.bgp.sidecar import choose_account
 from lb.bgp.speaker import Speaker, View
 from lb.forwarding import Forwarding
@@ -127,6 +127,7 @@ class Announcer:
         self._engine = engine
         self._unsound = unsound
         self._manager: Mapping[Network, Route] | None = None
+        self._known: Known = {}
         self._draining = False
         self._leaving: asyncio.TimerHandle | None = None
         #: Since when nothing is announced, by the loop's clock, because this MUX is drained.
@@ -198,12 +199,16 @@ class Announcer:
 
     # -- what the daemon says -----------------------------------------------------------------------------------
 
+    def check(self, announcements: Mapping[str, Any]) -> None:
+        """Raises ConfigError, with every mistake, where :meth:`want` would."""
+        parse_announcements(announcements, self._known)
+
     def want(self, announcements: Mapping[str, Any] | None) -> None:
         """The section ``announcements`` of the manager's node state; None: no manager, the file's policies decide.
 
         Raises ConfigError with every mistake, and changes nothing then.
         """
-        self._manager = None if announcements is None else parse_announcements(announcements)
+        self._manager = None if announcements is None else parse_announcements(announcements, self._known)
         if not self._stopping:
             self._evaluate()
 

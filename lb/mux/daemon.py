@@ -47,7 +47,7 @@ from lb.mux.mode import Mode, candidates
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
 from lb.mux.ports import Port, open_port
-from lb.mux.reload import check_announcements, check_bgp, check_settings, check_vips
+from lb.mux.reload import check_bgp, check_settings, check_vips
 from lb.mux.requests import answer, handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
@@ -404,8 +404,8 @@ class Daemon:
         """A state of the manager: services first, then what is announced of them."""
         async with self._changing:
             try:
-                if state.get("announcements", {}) != self._announced:
-                    check_announcements(state.get("announcements", {}))
+                if self._announcer is not None and state.get("announcements", {}) != self._announced:
+                    self._announcer.check(state.get("announcements", {}))
                 before = self._plane.engine.forwarding.services
                 if services != before:
                     await self._take(services)

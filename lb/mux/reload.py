@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
-from lb.bgp.routes import parse_announcements
 from lb.errors import ConfigError
 from lb.model import Address, BgpSettings, Idle, MuxSettings, Service
 
@@ -59,8 +58,3 @@ def check_vips(services: Iterable[Service], local: Mapping[Address, str]) -> Non
                 mistakes.append((f"service[{index}].vip", message))
     if mistakes:
         raise ConfigError(mistakes)
-
-
-def check_announcements(table: Mapping[str, object]) -> None:
-    """Raises ConfigError for announcements of a manager that cannot be made."""
-    parse_announcements(table)
