@@ -711,19 +711,24 @@ class _States:
 
     def _agent_services(self) -> dict[str, dict[str, Any]]:
         """Of the agents with something at a VIP that was planned anew, now or before."""
-        found: dict[str, dict[str, Any]] = {}
-        for vip_plan in (*self._old, *self._new):
-            for name in vip_plan.agents:
-                if name not in found:
-                    found[name] = dict(self._last.states.get(f"{AGENT}:{name}", {}).get("services", {}))
-        for vip_plan in self._old:
-            for name, tables in vip_plan.agents.items():
-                for key in tables:
-                    found[name].pop(key, None)
-        for vip_plan in self._new:
-            for name, tables in vip_plan.agents.items():
-                found[name].update(tables)
-        return found
+        old, new = _by_agent(self._old), _by_agent(self._new)
+        none: dict[str, Any] = {}
+        return {
+            name: _replaced(
+                self._last.states.get(f"{AGENT}:{name}", {}).get("services", none),
+                old.get(name, none),
+                new.get(name, none),
+            )
+            for name in old.keys() | new.keys()
+        }
+
+
+def _by_agent(plans: Iterable[VipPlan]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for vip_plan in plans:
+        for name, tables in vip_plan.agents.items():
+            found.setdefault(name, {}).update(tables)
+    return found
 
 
 def _replaced(before: dict[K, Any], old: Mapping[K, Any], new: Mapping[K, Any]) -> dict[K, Any]:
