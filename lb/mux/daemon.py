@@ -47,7 +47,7 @@ from lb.mux.mode import Mode, candidates
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
 from lb.mux.ports import Port, open_port
-from lb.mux.reload import check_bgp, check_settings, check_vips
+from lb.mux.reload import check_bgp, check_settings, check_vips, vips_after
 from lb.mux.requests import answer, handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
@@ -121,6 +121,8 @@ class Daemon:
         self._reopen_wanted = asyncio.Event()
         self._opened: Plane | None = None
         self._ifindex = 0
+        self._vips: frozenset[Network] = frozenset()  # of the services that are live
+        self._local: Mapping[Address, str] = {}  # this machine's addresses, when VIPs were last checked against them
         self._changing = asyncio.Lock()  # one change of services at a time, whoever wants it
         self._follower = self._follow(config, token)
         self._handover = self._hand_over()
@@ -158,8 +160,8 @@ class Daemon:
             self._follower.not_begun(str(error))
             state, services = {}, ()
         forwarding = self._compiler.compile(services)
-        vips = frozenset(service.vip for service in services)
-        port, mode = await open_port(self._settings, vips, self._netlink, self._state_dir.path)
+        self._vips, self._local = frozenset(service.vip for service in services), local
+        port, mode = await open_port(self._settings, self._vips, self._netlink, self._state_dir.path)
         engine = Engine(self._settings, port.link, forwarding)
         self._opened = Plane(port, mode, engine)
         if self._bgp is not None:
@@ -371,16 +373,19 @@ class Daemon:
 
     async def _take(self, services: tuple[Service, ...]) -> None:
         """Makes these services live; raises VipmuxError, with everything as it was, where it cannot."""
-        check_vips(services, await self._netlink.local_addresses())
+        live = self._plane.engine.forwarding.services
+        local = await self._netlink.local_addresses()
+        check_vips(services, local, {id(service) for service in live} if local == self._local else ())
+        self._local = local
         forwarding = await asyncio.to_thread(self._compiler.compile, services)
-        old_vips = frozenset(service.vip for service in self._plane.engine.forwarding.services)
-        new_vips = frozenset(service.vip for service in services)
+        old_vips = self._vips
+        new_vips = vips_after(old_vips, live, services)
         if self._plane.port.watches_hops:
             before = frozenset(self._watch.resolutions)
             await self._watch.want(forwarding.hop_addresses)
             await self._watch.settle(frozenset(forwarding.hop_addresses) - before, SETTLE)
         if self._announcer is not None:
-            await self._announcer.release(old_vips - new_vips)
+            await self._announcer.release(frozenset() if new_vips is old_vips else old_vips - new_vips)
         try:
             await self._publish(forwarding, old_vips, new_vips)
         finally:
@@ -463,12 +468,15 @@ class Daemon:
         self, forwarding: Forwarding, old_vips: frozenset[Network], new_vips: frozenset[Network]
     ) -> None:
         """Packets of old and new VIPs come in until the new table is live."""
-        await self._plane.port.cover(old_vips | new_vips)
+        if new_vips is not old_vips:
+            await self._plane.port.cover(old_vips | new_vips)
         hops = self._plane.port.hops(forwarding.hop_addresses, self._watch.resolutions)
         self._plane.engine.publish(forwarding, hops)
+        self._vips = new_vips
         self._condition.rejected = None
         self._plane.engine.reclaim()
-        await self._plane.port.cover(new_vips)
+        if new_vips is not old_vips:
+            await self._plane.port.cover(new_vips)
 
     # -- care ---------------------------------------------------------------------------------------------------
 
