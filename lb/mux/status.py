@@ -96,10 +96,10 @@ class Status:
         at = self._clock()  # of the counters: rates are made of two statuses
         for service, number in self._services():
             counters = self._engine.service_counters(number)
+            if not counters.packets and not counters.dropped:
+                continue  # of ten thousand, many; flows that were handed over count from their first packet here
             found = [self._flows(number, backend) for backend in service.backends]
             flows = sum(item.live for item in found)
-            if not counters.packets and not counters.dropped and not flows:
-                continue
             row = {"packets": counters.packets, "bytes": counters.bytes, "flows_new": counters.flows, "flows": flows}
             services.append({"name": service.name, **row, "dropped": counters.dropped})
             backends += [
