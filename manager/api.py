@@ -29,11 +29,11 @@ from manager.controller import Applied, Controller
 from manager.events import Wanted
 from manager.flow_words import Flow
 from manager.openapi import ROUTES, describe
-from manager.plan import AGENT, MUX
 from manager.rates import FIELDS, SERVICES_KEPT
 from manager.store import ConflictError, Store, StoreError
 from manager.view import View
 from manager.watching import TABLES, Cursor, News
+from manager.world import AGENT, MUX
 
 #: Largest request: some tens of thousands of services.
 BODY_MAX = 64 * 2**20

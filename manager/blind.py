@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which MUXes reach none of a VIP's healthy backends, while other MUXes do. Pure; called by :mod:`manager.plan`.
+"""Which MUXes reach none of a VIP's healthy backends, while other MUXes do. Pure; called by :mod:`manager.grants`.
 
 Probers are not in step: each finds a change at its own next turns. When all backends fail at once, one MUX says so up
 to a second before the others do, and when they come back, one says so after the others: for that time it looks blind

@@ -29,10 +29,11 @@ from manager.drains import Emptied
 from manager.events import KEPT, Events, differences
 from manager.health import Report, Reports, Source
 from manager.nodes import Entry, NodeHub
-from manager.plan import AGENT, MUX, BackendKey, Memory, Plan, Remembered, Tables, World, plan, replan
+from manager.plan import plan, replan
 from manager.rates import Rates
 from manager.store import ConflictError, Entries, NodeRecord, Store, VersionLine
 from manager.watching import Changes
+from manager.world import AGENT, MUX, BackendKey, Memory, Plan, Remembered, Tables, World
 
 #: Of something large, how many VIPs are planned in one go, so that what is small need not wait long.
 TURN = 100

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from manager.nodes import Entry, rows
-from manager.plan import MUX
+from manager.world import MUX
 
 #: Service and backend.
 Label = tuple[str, str]

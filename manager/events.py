@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from lb.model import BackendState
-from manager.plan import BackendPlan, Plan, VipPlan
 from manager.store import Event
+from manager.world import BackendPlan, Plan, VipPlan
 
 KEPT = 5000
 

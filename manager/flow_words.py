@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lb.config_text import vip_text
 from lb.model import Address, Protocol, Service
 from lb.node.messages import FlowAnswer
-from manager.plan import BackendPlan
+from manager.world import BackendPlan
 
 #: Services that are shown where none takes the flow.
 NEAREST = 5

@@ -2,7 +2,7 @@
 """What probes say of backends: the reports of agents and MUXes, and the verdict on each backend, in words.
 
 ``Reports`` keeps the latest word of every node and for how long to believe it; :mod:`manager.controller` owns one.
-:func:`judge` is pure and is called by :mod:`manager.plan` for each backend of a service with a probe:
+:func:`judge` is pure and is called by :mod:`manager.verdicts` for each backend of a service with a probe:
 
     agent   tunnels (MUXes)        verdict
     up      no majority says down  up

@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from manager.controller import Controller
 from manager.nodes import rows
-from manager.plan import MUX
+from manager.world import MUX
 
 
 class ManagerCollector(Collector):

@@ -31,10 +31,10 @@ from lb.errors import AccessError
 from lb.model import Address
 from lb.node.messages import FlowAnswer, FlowQuestion, FlowsFromNode, FlowsToNode, HealthMessage, NodeState
 from manager.handover import Answer, Handovers
-from manager.plan import AGENT, MUX, Node
 from manager.questions import Questions
 from manager.store import NodeRecord
 from manager.turned_away import DuplicateError, TurnedAway
+from manager.world import AGENT, MUX, Node
 
 #: A node that has not acknowledged for so long holds nobody up any more, seconds.
 LATE = 10.0

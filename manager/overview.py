@@ -20,9 +20,9 @@ from typing import Any
 from lb.model import Service
 from manager.controller import Controller
 from manager.nodes import Entry, rows
-from manager.plan import AGENT, MUX, BackendPlan, VipPlan
 from manager.rates import NONE, Rate
 from manager.view import Row, View
+from manager.world import AGENT, MUX, BackendPlan, VipPlan
 
 #: Services of one page, at most.
 PAGE_MAX = 200

@@ -18,8 +18,8 @@ from lb.model import Backend, BackendState, HashMode
 from manager.desired import Change, Desired
 from manager.drains import withdrawn
 from manager.nodes import Entry, rows
-from manager.plan import MUX, BackendPlan, Plan
 from manager.slow_start import weights
+from manager.world import MUX, BackendPlan, Plan
 
 #: Live flows by service and backend; None: not known.
 Flows = Callable[[str, str], int | None]

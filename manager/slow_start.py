@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Slow start: a backend that takes flows again comes to its whole weight in steps. Pure; :mod:`manager.plan` calls it.
+"""Slow start: a backend that takes flows again comes to its whole weight in steps. Pure; called by :mod:`manager.plan`.
 
 What weighs is a backend's share of the others' weight, and weights are whole numbers, often all 1. So while one of a
 service's backends ramps, MUXes are told all weights of that service times the same factor: a Maglev table depends on

@@ -106,7 +106,7 @@ class Store(TrustStore, Protocol):
         ...
 
     async def memory(self) -> Entries:
-        """What the plan must remember; see manager.plan.Memory."""
+        """What the plan must remember; see manager.world.Memory."""
         ...
 
     async def remember(self, change: Mapping[str, Any]) -> None:

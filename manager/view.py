@@ -24,9 +24,9 @@ from manager.drains import announced, left_of, withdrawn
 from manager.events import ANY, Wanted, about
 from manager.flow_words import Flow, goes_to, mux_words, nearest, taker, together
 from manager.nodes import Entry, rows
-from manager.plan import AGENT, MUX, BackendPlan, VipPlan
 from manager.preview import live_flows, preview
 from manager.rates import FIELDS, NONE, MuxRate, Rate
+from manager.world import AGENT, MUX, BackendPlan, VipPlan
 
 Row = dict[str, Any]
 #: A name, its rate, and what makes its row: only of those that are shown.

@@ -12,7 +12,8 @@ from lb.config import parse_service_tables
 from lb.model import Address
 from manager.desired import Desired, Rules, apply_tables, purge
 from manager.health import Report, Reports, Source
-from manager.plan import AGENT, MUX, BackendPlan, Node, Plan, Tables, World, plan, replan
+from manager.plan import plan, replan
+from manager.world import AGENT, MUX, BackendPlan, Node, Plan, Tables, World
 
 RULES = Rules((IPv4Network("203.0.113.0/24"),))
 

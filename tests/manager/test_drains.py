@@ -9,8 +9,8 @@ from typing import Any
 from lb.node.messages import FlowsToNode
 from manager.drains import Emptied, Left, announced, left_of, withdrawn
 from manager.nodes import Entry
-from manager.plan import AGENT, MUX
 from manager.store import NodeRecord
+from manager.world import AGENT, MUX
 
 WEB = ("web", "web-1")
 

@@ -15,8 +15,8 @@ from lb.errors import RequestError
 from lb.model import Backend, BackendState, Protocol, Service
 from lb.node.messages import FlowAnswer, FlowQuestion
 from manager.flow_words import Flow, goes_to, mux_words, nearest, taker, together
-from manager.plan import BackendPlan
 from manager.questions import OPEN_MAX, Questions
+from manager.world import BackendPlan
 from tests.manager.fleet import service
 from tests.manager.stage import StageManager, StageNode, until
 from tests.manager.test_api import api

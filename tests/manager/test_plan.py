@@ -15,7 +15,8 @@ from lb.config import parse_service_tables
 from lb.model import Probe, ProbeType
 from lb.probe.scheduler import spread
 from manager.desired import Change, Order, delete_service, drain_backend, drain_mux, purge
-from manager.plan import Memory, Plan, plan, replan
+from manager.plan import plan, replan
+from manager.world import Memory, Plan
 from tests.manager.fleet import Fleet, service, with_probe
 
 VIP = "203.0.113.10/32"
