@@ -2,8 +2,10 @@
 """Flows that only one MUX knows, on their way to the others: who is asked, who has answered, when it is enough. Pure.
 
 A MUX that is about to leave tells its exceptional flows, and one that is about to come asks the others for theirs. The
-manager passes on what it does not understand, and remembers only who began and whose answer is due. Whoever does not
-answer, or leaves, holds nobody up for longer than :data:`PATIENCE`: the MUX that began goes on then without.
+MUXes that stay tell one another as well: where the number of ways changes, most routers also move flows between the
+ways that stay (RFC 2992, section 2.1). The manager passes on what it does not understand, and remembers only who began
+and whose answer is due. Whoever does not answer, or leaves, holds nobody up for longer than :data:`PATIENCE`: the MUX
+that began goes on then without.
 :class:`manager.nodes.NodeHub` owns the one :class:`Handovers`, and sends what it returns.
 """
 
@@ -26,6 +28,9 @@ PATIENCE = 5.0
 #: Hand-overs under way; more are as good as done.
 MOST = 64
 
+#: In the place of one MUX's name: whoever takes part.
+ALL = "*"
+
 #: To whom, and what.
 Letter = tuple[str, FlowsToNode]
 
@@ -37,6 +42,8 @@ class Handover:
     began: float
     waiting: set[str]
     gives: bool  #: the MUX that began leaves; else it comes
+    others: set[str]
+    due: set[tuple[str, str]]  #: of the others: who has not yet taken over all that the first tells
     muxes: int = 0  #: that have done their part
     flows: int = 0
     left_out: int = 0
@@ -75,8 +82,10 @@ class Handovers:
             del self._under_way[key]
         answer = Answer()
         for key, found in list(self._under_way.items()):
-            if mux in found.waiting:
+            if mux in found.others:
+                found.others.discard(mux)
                 found.waiting.discard(mux)
+                found.due = {pair for pair in found.due if mux not in pair}
                 self._look(key, found, answer)
         return answer
 
@@ -85,10 +94,12 @@ class Handovers:
         answer = Answer()
         for key, found in list(self._under_way.items()):
             if now - found.began > PATIENCE:
+                silent = found.waiting | {taker for _, taker in found.due}
                 answer.words.append(
-                    (f"mux {key[0]}", f"hand-over of flows: no answer from {', '.join(sorted(found.waiting))}", True)
+                    (f"mux {key[0]}", f"hand-over of flows: no answer from {', '.join(sorted(silent))}", True)
                 )
                 found.waiting.clear()
+                found.due.clear()
                 self._look(key, found, answer)
         return answer
 
@@ -97,13 +108,14 @@ class Handovers:
     def _begin(self, key: tuple[str, int], others: set[str], now: float, *, gives: bool) -> Handover:
         while len(self._under_way) >= MOST:
             del self._under_way[next(iter(self._under_way))]
-        found = self._under_way[key] = Handover(now, set(others), gives)
+        due = {(teller, taker) for teller in others for taker in others if teller != taker}
+        found = self._under_way[key] = Handover(now, set(others), gives, set(others), due)
         return found
 
     def _wanted(self, mux: str, serial: int, others: set[str], now: float) -> Answer:
         key = (mux, serial)
         found = self._begin(key, others, now, gives=False)
-        answer = Answer([(other, FlowsWantedMessage(serial, mux)) for other in sorted(others)])
+        answer = Answer([(other, FlowsWantedMessage(serial, ALL)) for other in sorted(others)])
         answer.letters.append((mux, _done(key, found)))
         self._look(key, found, answer, said=True)
         return answer
@@ -115,6 +127,8 @@ class Handovers:
         if found is None:
             found = self._begin(key, others, now, gives=True)
             answer.letters.append((mux, _done(key, found)))
+            if found.due:
+                answer.letters += [(other, FlowsWantedMessage(message.serial, ALL)) for other in sorted(others)]
         found.flows += message.count
         found.left_out = message.left_out
         answer.letters += [(other, _from(mux, message)) for other in sorted(found.waiting)]
@@ -123,34 +137,44 @@ class Handovers:
         return answer
 
     def _answered(self, mux: str, message: FlowsMessage) -> Answer:
-        key = (message.mux, message.serial)
-        found = self._under_way.get(key)
+        """One of the others tells what it alone knows: to those that stay, and to the one that comes."""
         answer = Answer()
-        if found is None or found.gives or mux not in found.waiting:
-            return answer  # nobody asked, or it comes too late
-        found.flows += message.count
-        answer.letters.append((message.mux, _from(mux, message)))
-        if message.last:
-            found.left_out += message.left_out
-            found.waiting.discard(mux)
-            found.muxes += 1
-            self._look(key, found, answer)
+        for key, found in self._under_way.items():
+            if key[1] != message.serial or mux not in found.others:
+                continue
+            comes = not found.gives and mux in found.waiting
+            takers = sorted(taker for teller, taker in found.due if teller == mux) + [key[0]] * comes
+            answer.letters += [(taker, _from(mux, message)) for taker in takers]
+            if comes:
+                found.flows += message.count
+                if message.last:
+                    found.left_out += message.left_out
+                    found.waiting.discard(mux)
+                    found.muxes += 1
+                    self._look(key, found, answer)
+            break
         return answer
 
     def _taken(self, mux: str, message: FlowsTakenMessage) -> Answer:
-        key = (message.mux, message.serial)
-        found = self._under_way.get(key)
         answer = Answer()
-        if found is not None and found.gives and mux in found.waiting:
-            found.waiting.discard(mux)
-            found.muxes += 1
+        for key, found in self._under_way.items():
+            if key[1] != message.serial:
+                continue
+            if found.gives and key[0] == message.mux and mux in found.waiting:
+                found.waiting.discard(mux)
+                found.muxes += 1
+            elif (message.mux, mux) in found.due:
+                found.due.discard((message.mux, mux))
+            else:
+                continue
             found.refused += message.refused
             self._look(key, found, answer)
+            break
         return answer
 
     def _look(self, key: tuple[str, int], found: Handover, answer: Answer, *, said: bool = False) -> None:
         """Is it done? ``said``: the letter that says so is written."""
-        if found.waiting:
+        if found.waiting or found.due:
             return
         self._under_way.pop(key, None)
         if not said:

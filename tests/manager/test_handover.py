@@ -10,7 +10,7 @@ from lb.node.messages import (
     FlowsTakenMessage,
     FlowsWantedMessage,
 )
-from manager.handover import MOST, PATIENCE, Answer, Handovers
+from manager.handover import ALL, MOST, PATIENCE, Answer, Handovers
 
 OTHERS = ["mux2", "mux3"]
 
@@ -30,9 +30,32 @@ def told(answer: Answer) -> list[tuple[str, str]]:
     return [(to, m.mux) for to, m in answer.letters if isinstance(m, FlowsMessage)]
 
 
+def tell_one_another(office: Handovers, serial: int) -> None:
+    """mux2 and mux3, which stay: routers may move flows between them as well."""
+    for teller, taker in (("mux2", "mux3"), ("mux3", "mux2")):
+        assert told(office.said(teller, part(serial, ALL), [], 0.0)) == [(taker, teller)]
+        assert office.said(taker, FlowsTakenMessage(serial, teller, 1), [], 0.0) == Answer()
+
+
+def test_those_that_stay_tell_one_another_before_it_is_over() -> None:
+    office = Handovers()
+    asked = office.said("mux1", part(), OTHERS, 0.0)
+    assert [letter for letter in asked.letters if isinstance(letter[1], FlowsWantedMessage)] == [
+        ("mux2", FlowsWantedMessage(7, ALL)),
+        ("mux3", FlowsWantedMessage(7, ALL)),
+    ]
+    for mux in OTHERS:
+        assert done(office.said(mux, FlowsTakenMessage(7, "mux1", 1), [], 0.1)) == []
+    assert told(office.said("mux2", part(mux=ALL, last=False), [], 0.1)) == [("mux3", "mux2")]
+    assert told(office.said("mux2", part(mux=ALL), [], 0.1)) == [("mux3", "mux2")]
+    office.said("mux3", FlowsTakenMessage(7, "mux2", 1), [], 0.2)
+    assert done(office.left("mux3")) == [("mux1", 2, 0)], "nobody is left to tell or be told"
+
+
 def test_a_mux_that_leaves_tells_all_others_and_hears_when_they_have_its_flows() -> None:
     office = Handovers()
     first = office.said("mux1", part(last=False), OTHERS, 0.0)
+    tell_one_another(office, 7)
     assert done(first) == [("mux1", 0, 2)], "the manager is there"
     assert told(first) == [("mux2", "mux1"), ("mux3", "mux1")]
     second = office.said("mux1", part(flows=2), OTHERS, 0.1)
@@ -51,14 +74,15 @@ def test_a_mux_that_comes_is_told_by_all_others_and_then_that_this_was_all() -> 
     office = Handovers()
     asked = office.said("mux1", FlowsWantedMessage(7), OTHERS, 0.0)
     assert [letter for letter in asked.letters if letter[0] != "mux1"] == [
-        ("mux2", FlowsWantedMessage(7, "mux1")),
-        ("mux3", FlowsWantedMessage(7, "mux1")),
+        ("mux2", FlowsWantedMessage(7, ALL)),
+        ("mux3", FlowsWantedMessage(7, ALL)),
     ]
     assert done(asked) == [("mux1", 0, 2)]
-    assert told(office.said("mux2", part(mux="mux1", last=False), [], 0.1)) == [("mux1", "mux2")]
-    assert done(office.said("mux2", part(mux="mux1"), [], 0.1)) == []
-    last = office.said("mux3", part(mux="mux1", flows=0), [], 0.1)
-    assert [type(letter).__name__ for _, letter in last.letters] == ["FlowsMessage", "FlowsDoneMessage"]
+    assert told(office.said("mux2", part(mux=ALL, last=False), [], 0.1)) == [("mux3", "mux2"), ("mux1", "mux2")]
+    assert done(office.said("mux2", part(mux=ALL), [], 0.1)) == []
+    assert told(office.said("mux3", part(mux=ALL, flows=0), [], 0.1)) == [("mux2", "mux3"), ("mux1", "mux3")]
+    assert office.said("mux2", FlowsTakenMessage(7, "mux3", 0), [], 0.2) == Answer(), "mux3 has not said so yet"
+    last = office.said("mux3", FlowsTakenMessage(7, "mux2", 2), [], 0.2)
     assert done(last) == [("mux1", 2, 0)]
     assert last.words == [("mux mux1", "was told 2 flows by 2 other MUXes", False)]
 
