@@ -89,7 +89,7 @@ class ManagerCollector(Collector):
         yield announced
         granted = GaugeMetricFamily("lb_announce_wanted", "How many MUXes shall announce the VIP.", labels=["vip"])
         for vip, found in self._controller.plan.vips.items():
-            granted.add_metric([vip], len(found.granted))
+            granted.add_metric([_as_muxes_say(vip)], len(found.granted))
         yield granted
 
     def _manager(self) -> Iterator[Metric]:
@@ -102,3 +102,8 @@ class ManagerCollector(Collector):
             "1 if a change is taken back soon, unless it is confirmed.",
             value=float(controller.desired.unconfirmed is not None),
         )
+
+
+def _as_muxes_say(vip: str) -> str:
+    """A single address without its length, so that both metrics of a VIP have one label."""
+    return vip.removesuffix("/128" if ":" in vip else "/32")

@@ -134,4 +134,7 @@ def test_a_fleet_in_service_alerts_nobody_and_a_dead_mux_does(watched: Watched, 
     watched.muxes[1].processes["mux"].kill()
     wait_for(lambda: "LbMuxAway" in prometheus.firing(), "the alert of a MUX that is away", 60)
     watched.revive(watched.muxes[1])
-    wait_for(lambda: prometheus.firing() == set(), "the alert to end", 60)
+    try:
+        wait_for(lambda: prometheus.firing() == set(), "the alert to end", 60)
+    finally:
+        print(prometheus.get("alerts")["alerts"])

@@ -154,9 +154,13 @@ def test_all_backends_failing_at_once_is_panic_in_words_and_no_route_changes_whe
 
 def test_a_target_that_flaps_must_be_well_for_longer_and_that_is_described(whole: Fleet) -> None:
     fleet, host = whole, whole.hosts[1]
+    agent = host.processes["agent"]
     with extra(fleet, "flap", "203.0.113.42", 9102, PROBE) as flap:
         for fall in (1, 2, 3, 4):
+            struck = time.time()
             flap.kill(host)
+            # The agent must have counted it: the MUXes may find out first, through their tunnels.
+            wait_for(lambda: agent.stamps(r"event=backend_down .*backend=flap/", struck), "the agent to see the fall")  # noqa: B023
             flap.wait(host2="down")
             flap.start(host)
             back = time.monotonic()
