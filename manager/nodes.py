@@ -29,6 +29,7 @@ from typing import Any, Protocol
 
 from lb.errors import AccessError
 from lb.model import Address
+from lb.node.client import BACKOFF_MAX
 from lb.node.messages import FlowAnswer, FlowQuestion, FlowsFromNode, FlowsToNode, HealthMessage, NodeState
 from manager.handover import Answer, Handovers
 from manager.questions import Questions
@@ -188,6 +189,8 @@ class NodeHub:
         self._listener = listener
         self._hold = hold
         self._now = now
+        #: No node can be missed before: it comes back when its pause between two attempts ends.
+        self._all_back = now + BACKOFF_MAX
         self._entries: dict[str, Entry] = {}
         self._handovers = Handovers()
         self.agent_at: dict[Address, str] = {}
@@ -272,7 +275,7 @@ class NodeHub:
         self._now = now
         self._pass_on(self._handovers.tick(now))
         for entry in self._entries.values():
-            gone = entry.connection is None and now - entry.since > self._hold
+            gone = entry.connection is None and now - max(entry.since, self._all_back) > self._hold
             late = entry.state is not None and entry.pending_since is not None and now - entry.pending_since > LATE
             if (gone, late) == (entry.gone, entry.late):
                 continue

@@ -12,7 +12,7 @@ from statistics import median
 import pytest
 
 from tests.lab.accounts import losses
-from tests.lab.load import UdpLoad
+from tests.lab.load import Account, UdpLoad
 from tests.lab.prediction import choices
 from tests.lab.services import LOAD_PORT, LOAD_VIP, WEB_VIP, drained, files, load, web, weighted
 from tests.lab.topology import PROGRAMS, Lab
@@ -21,6 +21,8 @@ from tests.lab.traffic import Download, Flow, KeepAlive, requests, run, wrk
 pytestmark = pytest.mark.lab
 
 URL = f"http://{WEB_VIP}/"
+#: Of the load with reloads: windows, the length of one in ms, and how often a busy machine is asked again.
+WINDOWS, WINDOW, ATTEMPTS = 16, 500, 4
 
 
 @pytest.fixture
@@ -93,24 +95,39 @@ def test_sighup_at_100_kpps_moves_no_flow_and_loses_no_more_than_without(all_run
     """Odd windows have a reload with other weights, even ones have none; every lost packet is in some counter.
 
     Each window with a reload is compared with its neighbours, and the median counts: on a shared machine a worker
-    may lose its CPU in any window, and for several in a row, reload or not.
+    may lose its CPU in any window, and for several in a row, reload or not. A machine whose windows *without* a
+    reload lose as much shows nothing, and is asked again, a few times; what a reload costs, it costs every time.
     """
-    lab, count, length = all_running, 16, 500
-    base = lab.services
+    for _ in range(ATTEMPTS):
+        account = _reloads_under_load(all_running)
+        lost = [account.lost(window) for window in range(WINDOWS)]
+        more = [lost[n] - (lost[n - 1] + lost[min(n + 1, WINDOWS - 2)]) / 2 for n in range(1, WINDOWS, 2)]
+        allowed = max(account.sent) / 1000
+        if median(more) <= allowed:
+            return
+        if median(lost[::2]) <= allowed:
+            break
+        print("too busy to tell: windows without a reload lose packets as well")
+    pytest.fail(
+        f"reloads lose {median(more):.0f} packets of {max(account.sent)} in a window; {allowed:.0f} are allowed"
+    )
+
+
+def _reloads_under_load(lab: Lab) -> Account:
+    """What must hold on the busiest machine is asserted here."""
     before = losses(lab)
-    traffic = UdpLoad(lab, LOAD_VIP, LOAD_PORT, flows=4000, pps=110_000, windows=count, window_ms=length)
+    traffic = UdpLoad(lab, LOAD_VIP, LOAD_PORT, flows=4000, pps=110_000, windows=WINDOWS, window_ms=WINDOW)
     try:
         for window in traffic.windows():
             if window % 2:
-                lab.publish(tuple(weighted(service, "host2", 1 + window) for service in base))
+                lab.publish(tuple(weighted(service, "host2", 1 + window) for service in lab.services))
         account = traffic.account()
     finally:
         traffic.close()
     counted = losses(lab).since(before)
-    lost = [account.lost(window) for window in range(count)]
+    lost = [account.lost(window) for window in range(WINDOWS)]
     print(f"sent {account.sent} lost {lost} counted {counted} at sockets {account.socket_drops}")
-    assert sum(account.sent) >= 50_000 * count * length / 1000, "this machine was too busy to send at half the rate"
+    assert sum(account.sent) >= 50_000 * WINDOWS * WINDOW / 1000, "this machine was too busy to send at half the rate"
     assert account.flows_on_two_hosts == 0
     assert sum(lost) <= counted.total + account.socket_drops
-    more = [lost[n] - (lost[n - 1] + lost[min(n + 1, count - 2)]) / 2 for n in range(1, count, 2)]
-    assert median(more) <= max(account.sent) / 1000
+    return account

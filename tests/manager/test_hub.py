@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is waited for: a node that is away for the hold time is not, but a manager that just began waits for all."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+
+from lb.node.client import BACKOFF_MAX
+from manager.nodes import Listener, NodeHub
+from manager.store import NodeRecord
+from manager.world import MUX
+from tests.manager.nodes import FakeNode
+
+HOLD = 3.0
+
+
+@pytest.fixture
+def hub() -> NodeHub:
+    """Of a manager that begins at second 100 and knows one MUX."""
+    found = NodeHub(1, 1, Mock(spec=Listener), HOLD, 100.0)
+    found.load([NodeRecord(MUX, "mux1", "192.0.2.1", None, 0.0, 0.0)])
+    return found
+
+
+def awaited_at(hub: NodeHub, now: float) -> bool:
+    hub.tick(now)
+    return hub.entries["mux:mux1"].may_follow
+
+
+def test_a_manager_that_begins_waits_until_nodes_had_the_time_to_come_back(hub: NodeHub) -> None:
+    """One that failed to connect just before the manager began tries again after its longest pause."""
+    assert awaited_at(hub, 100.0 + HOLD + BACKOFF_MAX - 0.1)
+    assert not awaited_at(hub, 100.0 + HOLD + BACKOFF_MAX + 0.1)
+
+
+def test_a_mux_that_leaves_later_is_awaited_for_the_hold_time(hub: NodeHub) -> None:
+    node = FakeNode(MUX, "mux1", "192.0.2.1")
+    hub.tick(200.0)
+    hub.arrived(node)
+    assert awaited_at(hub, 300.0)
+    hub.left(node)
+    assert awaited_at(hub, 300.0 + HOLD - 0.1)
+    assert not awaited_at(hub, 300.0 + HOLD + 0.1)
