@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -268,7 +268,7 @@ class Daemon:
             log.warning("no_ipv6_tunnels", why=f"decapsulation by {applied.mode.value} is for IPv4 only")
 
 
-def _muxes(section: dict[str, Any]) -> tuple[Address, ...]:
+def _muxes(section: Mapping[str, Any]) -> tuple[Address, ...]:
     """A state's section ``muxes`` as outer sources; raises ConfigError."""
     found: list[Address] = []
     for name, entry in section.items():

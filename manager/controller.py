@@ -588,7 +588,7 @@ class Controller:
 
     def _clear_tables(self) -> None:
         self._plans += 1
-        self.changes.forget({*self.desired.services, *self.desired.retiring})
+        self.changes.forget(self.desired.services, self.desired.retiring)
         if self._plans % _TABLES_KEPT == 0:
             self._tables.keep_only(self.desired.services)
             self._reports.keep_only(

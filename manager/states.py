@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from lb.node.messages import NAME_MAX, NodeState
+from lb.persistent import PersistentMap
 from manager.world import AGENT, MUX, Node, Plan, Prepared, Vip, VipPlan, World
 
 K = TypeVar("K")
+V = TypeVar("V")
 
 #: What manager.desired adds to the name of a service that retires.
 _RETIRING = re.compile(r"~\d+$")
@@ -100,23 +102,23 @@ class States:
         states = {mux.id: self._mux(mux, services, panic) for mux in self._world.muxes.values()}
         tables = self._agent_services()
         for agent in self._world.agents.values():
-            own = tables.get(agent.name)
+            own: Mapping[str, Any] | None = tables.get(agent.name)
             if own is None:
                 own = self._last.states.get(agent.id, {}).get("services", {})
             states[agent.id] = _without_empty({"services": own, "muxes": muxes})
         return states
 
-    def _before(self, kind: str, section: str) -> dict[str, Any]:
+    def _before(self, kind: str, section: str) -> Mapping[str, Any]:
         """What all MUXes had alike."""
         return next((s.get(section, {}) for id_, s in self._last.states.items() if id_.startswith(kind)), {})
 
-    def _changed(self, before: dict[str, Any], what: str) -> dict[str, Any]:
+    def _changed(self, before: Mapping[str, Any], what: str) -> PersistentMap[str, Any]:
         """The entries before, without those of old plans of VIPs, with those of the new."""
         old = {key: value for found in self._old for key, value in getattr(found, what).items()}
         new = {key: value for found in self._new for key, value in getattr(found, what).items()}
         return replaced(before, old, new)
 
-    def _mux(self, mux: Node, services: dict[str, Any], panic: dict[str, str]) -> NodeState:
+    def _mux(self, mux: Node, services: Mapping[str, Any], panic: Mapping[str, str]) -> NodeState:
         before = self._last.states.get(mux.id, {}).get("announcements", {})
         old = {found.vip: None for found in self._old}
         new = {found.vip: found.announcement for found in self._new if mux.name in found.granted}
@@ -126,7 +128,7 @@ class States:
         announcements = replaced(before, old, new)
         return _without_empty({"services": services, "announcements": announcements, "options": options})
 
-    def _agent_services(self) -> dict[str, dict[str, Any]]:
+    def _agent_services(self) -> dict[str, PersistentMap[str, Any]]:
         """Of the agents with something at a VIP that was planned anew, now or before."""
         old, new = _by_agent(self._old), _by_agent(self._new)
         none: dict[str, Any] = {}
@@ -148,19 +150,9 @@ def _by_agent(plans: Iterable[VipPlan]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def replaced(before: dict[K, Any], old: Mapping[K, Any], new: Mapping[K, Any]) -> dict[K, Any]:
-    """``before`` without ``old`` and with ``new``; itself where that is the same. Never changed in place."""
-    same = all(before.get(key) == value for key, value in new.items()) and not any(
-        key in before and key not in new for key in old
-    )
-    if same:
-        return before
-    after = dict(before)
-    for key in old:
-        if key not in new:
-            after.pop(key, None)
-    after.update((key, value) for key, value in new.items() if before.get(key) != value)
-    return after
+def replaced(before: Mapping[K, V], old: Iterable[K], new: Mapping[K, V]) -> PersistentMap[K, V]:
+    """``before`` without ``old`` and with ``new``; itself where that is the same."""
+    return (before if isinstance(before, PersistentMap) else PersistentMap(before)).replaced(old, new)
 
 
 def _without_empty(state: NodeState) -> NodeState:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 #: Of the manager's time, so much at most is spent on answers to watchers.
@@ -109,13 +109,14 @@ class Changes:
         """Any row of these tables is another."""
         self._note(self._tables, names)
 
-    def forget(self, known: Collection[str]) -> None:
+    def forget(self, *known: Collection[str]) -> None:
         """All services but these are no more; of too many of those one cannot tell each."""
-        if len(self._services) > len(known) + GONE_KEPT:
-            self._services = {name: number for name, number in self._services.items() if name in known}
+        most = sum(map(len, known)) + GONE_KEPT
+        if len(self._services) > most:
+            self._services = _of(self._services, known)
             self._oldest = self._number
-        if len(self._counted) > len(known) + GONE_KEPT:
-            self._counted = {name: number for name, number in self._counted.items() if name in known}
+        if len(self._counted) > most:
+            self._counted = _of(self._counted, known)
 
     def _note(self, numbers: dict[str, int], names: Iterable[str]) -> None:
         changed = dict.fromkeys(names, self._number + 1)
@@ -180,6 +181,10 @@ class Changes:
         if counters:
             names |= {name for name, number in self._counted.items() if number > cursor.counted}
         return News(frozenset(names & set(only) if only else names))
+
+
+def _of(numbers: Mapping[str, int], known: Sequence[Collection[str]]) -> dict[str, int]:
+    return {name: number for name, number in numbers.items() if any(name in names for names in known)}
 
 
 def _any_since(numbers: dict[str, int], number: int, only: Collection[str]) -> bool:

@@ -68,9 +68,9 @@ class Remembered:
 class Memory:
     """What the last plan decided, as far as the next depends on it. Never changed in place."""
 
-    backends: dict[BackendKey, Remembered] = field(default_factory=dict)
-    granted: dict[Vip, frozenset[str]] = field(default_factory=dict)  #: VIP -> MUXes told to announce it
-    lent: dict[Vip, AgentTables] = field(default_factory=dict)  #: VIP -> what agents were told of it
+    backends: Mapping[BackendKey, Remembered] = field(default_factory=dict)
+    granted: Mapping[Vip, frozenset[str]] = field(default_factory=dict)  #: VIP -> MUXes told to announce it
+    lent: Mapping[Vip, AgentTables] = field(default_factory=dict)  #: VIP -> what agents were told of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lb.errors import MessageError
+from lb.persistent import PersistentMap, differences
 
-NodeState = dict[str, dict[str, Any]]
+NodeState = Mapping[str, Mapping[str, Any]]
 
 SECTIONS = ("services", "announcements", "muxes", "options")
 
@@ -38,25 +39,17 @@ def diff(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, An
     removed: dict[str, list[str]] = {}
     for section in sorted(old.keys() | new.keys()):
         before, after = old.get(section, {}), new.get(section, {})
-        if before is after:
-            continue
-        missing = object()
-        found = {
-            key: value
-            for key, value in after.items()
-            if (was := before.get(key, missing)) is not value and was != value
-        }
+        found, gone = differences(before, after)
         if found:
             changed[section] = found
-        gone = sorted(before.keys() - after.keys())
         if gone:
-            removed[section] = gone
+            removed[section] = sorted(gone)
     return {"set": changed, "remove": removed}
 
 
 def apply(state: Mapping[str, Mapping[str, Any]], delta: Mapping[str, Any]) -> NodeState:
     """The state after a delta; the one before stays as it is. Sections that become empty go."""
-    new: NodeState = {section: dict(entries) for section, entries in state.items()}
+    new: dict[str, dict[str, Any]] = {section: dict(entries) for section, entries in state.items()}
     for section, keys in delta.get("remove", {}).items():
         for key in keys:
             new.get(section, {}).pop(key, None)
@@ -385,7 +378,14 @@ _MANAGERS_OWN = frozenset({"state", "delta", "refused", "flows_done", "flow_ques
 
 def encode(message: FromNode | ToNode) -> str:
     """One text frame."""
-    return json.dumps(message.plain(), separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(message.plain(), separators=(",", ":"), ensure_ascii=False, default=_in_order)
+
+
+def _in_order(value: object) -> dict[str, Any]:
+    """A section of a whole state, as JSON has it."""
+    if isinstance(value, PersistentMap):
+        return dict(sorted(value.items()))
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
 def parse_from_node(text: str) -> FromNode:  # noqa: PLR0911  one way for each type
