@@ -82,6 +82,8 @@ http {{
     server {{
         listen 80 backlog=4096;
         listen 8080 backlog=4096;
+        listen [::]:80 backlog=4096 ipv6only=on;
+        listen [::]:8080 backlog=4096 ipv6only=on;
         add_header X-Host {name} always;
         location = / {{ return 200 "{name}\\n"; }}
         location = /big {{ alias {big}; }}
@@ -337,12 +339,16 @@ class Lab:
             state_dir=str(mux.state_dir),
         )
 
+    def _addresses(self, node: Node) -> tuple[IPv4Address | IPv6Address, ...]:
+        return (node.address, node.address6) if self.ipv6 else (node.address,)
+
     def agent_settings(self, host: Node) -> AgentSettings:
         return AgentSettings(
             name=host.name,
             address=host.address,
+            address6=host.address6 if self.ipv6 else None,
             interface="eth0",
-            muxes=tuple(mux.address for mux in self.muxes),
+            muxes=tuple(address for mux in self.muxes for address in self._addresses(mux)),
             decap=self.decap,
             state_dir=str(host.state_dir),
         )
