@@ -13,7 +13,7 @@ import heapq
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
@@ -271,7 +271,8 @@ class Api:
         return _change(await self._controller.apply([body], request[WHO]))
 
     async def delete_service(self, request: web.Request) -> web.Response:
-        return _change(await self._controller.delete_service(request.match_info["name"], request[WHO]))
+        why = _why(request.query)
+        return _change(await self._controller.delete_service(request.match_info["name"], request[WHO], why=why))
 
     async def drain_backend(self, request: web.Request) -> web.Response:
         return await self._drain(request, drain=True)
@@ -279,17 +280,21 @@ class Api:
     async def undrain_backend(self, request: web.Request) -> web.Response:
         return await self._drain(request, drain=False)
 
-    async def _drain(self, request: web.Request, *, drain: bool) -> web.Response:
-        names = request.match_info
-        return _change(
-            await self._controller.drain_backend(names["service"], names["backend"], request[WHO], drain=drain)
-        )
-
     async def drain_mux(self, request: web.Request) -> web.Response:
-        return _change(await self._controller.drain_mux(request.match_info["name"], request[WHO], drain=True))
+        return await self._drain(request, drain=True)
 
     async def undrain_mux(self, request: web.Request) -> web.Response:
-        return _change(await self._controller.drain_mux(request.match_info["name"], request[WHO], drain=False))
+        return await self._drain(request, drain=False)
+
+    async def _drain(self, request: web.Request, *, drain: bool) -> web.Response:
+        """Of the backend, or of the MUX, that the path names."""
+        names, who = request.match_info, request[WHO]
+        why = _why(await _table(request, {"why"}) if request.can_read_body else {})
+        if "backend" in names:
+            done = self._controller.drain_backend(names["service"], names["backend"], who, drain=drain, why=why)
+        else:
+            done = self._controller.drain_mux(names["name"], who, drain=drain, why=why)
+        return _change(await done)
 
     async def forget_mux(self, request: web.Request) -> web.Response:
         await self._controller.forget_node(MUX, request.match_info["name"], request[WHO])
@@ -363,7 +368,7 @@ def _confirm(body: dict[str, Any]) -> float | None:
     return float(value)
 
 
-def _why(body: dict[str, Any]) -> str:
+def _why(body: Mapping[str, Any]) -> str:
     value = body.get("why", "")
     if not isinstance(value, str) or len(value) > WHY_MAX or not value.isprintable():
         raise RequestError(f"why must be one line of text, of at most {WHY_MAX} characters")

@@ -244,18 +244,18 @@ class Controller:
             self.happened(f"version {version}", f"taken back {why}: its services are as they were before it", bad=True)
         return done
 
-    async def delete_service(self, name: str, who: str) -> Applied:
-        return await self._change(lambda desired: changes.delete_service(desired, name, self._as_told), Terms(who))
+    async def delete_service(self, name: str, who: str, *, why: str = "") -> Applied:
+        return await self._change(lambda desired: changes.delete_service(desired, name, self._as_told), Terms(who, why))
 
-    async def drain_backend(self, service: str, backend: str, who: str, *, drain: bool) -> Applied:
+    async def drain_backend(self, service: str, backend: str, who: str, *, drain: bool, why: str = "") -> Applied:
         order = Order(who, self._clock()) if drain else None
         change = partial(changes.drain_backend, service=service, backend=backend, order=order)
-        return await self._change(change, Terms(who), free=True)
+        return await self._change(change, Terms(who, why), free=True)
 
-    async def drain_mux(self, mux: str, who: str, *, drain: bool) -> Applied:
+    async def drain_mux(self, mux: str, who: str, *, drain: bool, why: str = "") -> Applied:
         self._known(MUX, mux)
         order = Order(who, self._clock()) if drain else None
-        return await self._change(lambda desired: changes.drain_mux(desired, mux, order), Terms(who), free=True)
+        return await self._change(lambda desired: changes.drain_mux(desired, mux, order), Terms(who, why), free=True)
 
     async def forget_node(self, kind: str, name: str, who: str) -> None:
         """A node that will not come back."""

@@ -396,6 +396,7 @@ _TERMS: dict[str, Schema] = {
     "why": {"type": "string", "description": "kept with the change in the audit"},
     **_WAIT,
 }
+_WHY = record({}, {"why": _TERMS["why"]})
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/status", "status", "The manager itself, and which nodes are behind", ref("Status")),
@@ -410,7 +411,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/services/{name}", "describe", "One service, explained", ref("Description")),
     Route("PUT", "/v1/services/{name}", "put_service", "Creates or changes one service", _CHANGE, ref("ServiceTable")),
-    Route("DELETE", "/v1/services/{name}", "delete_service", "Withdraws a service, then removes it", _CHANGE),
+    Route(
+        "DELETE",
+        "/v1/services/{name}",
+        "delete_service",
+        "Withdraws a service, then removes it",
+        _CHANGE,
+        query={"why": _TERMS["why"]},
+    ),
     Route(
         "POST",
         "/v1/apply",
@@ -473,8 +481,9 @@ ROUTES: tuple[Route, ...] = (
         "drain_backend",
         "Keeps its connections and gives it no new ones",
         _CHANGE,
+        _WHY,
     ),
-    Route("POST", "/v1/backends/{service}/{backend}/undrain", "undrain_backend", "Takes the drain back", _CHANGE),
+    Route("POST", "/v1/backends/{service}/{backend}/undrain", "undrain_backend", "Takes the drain back", _CHANGE, _WHY),
     Route("GET", "/v1/vips/{address}", "vip", "What is at an address, and who announces it", ref("Vip")),
     Route(
         "GET",
@@ -491,8 +500,8 @@ ROUTES: tuple[Route, ...] = (
         },
     ),
     Route("GET", "/v1/muxes", "muxes", "All MUXes", array(ref("Mux"))),
-    Route("POST", "/v1/muxes/{name}/drain", "drain_mux", "GRACEFUL_SHUTDOWN, then withdraws its VIPs", _CHANGE),
-    Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Takes the drain back", _CHANGE),
+    Route("POST", "/v1/muxes/{name}/drain", "drain_mux", "GRACEFUL_SHUTDOWN, then withdraws its VIPs", _CHANGE, _WHY),
+    Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Takes the drain back", _CHANGE, _WHY),
     Route("DELETE", "/v1/muxes/{name}", "forget_mux", "Forgets a MUX that will not come back", ANYTHING),
     Route("GET", "/v1/agents", "agents", "All host agents", array(ref("Agent"))),
     Route("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
@@ -621,7 +630,7 @@ def _operation(route: Route) -> dict[str, Any]:
         },
     }
     if route.body is not None:
-        operation["requestBody"] = {"required": True, "content": _json(route.body)}
+        operation["requestBody"] = {"required": route.body is not _WHY, "content": _json(route.body)}
     if route.public:
         operation["security"] = []
     return operation

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -18,6 +19,11 @@ LAB_PROGRAMS = {
     "ethtool": "ethtool",
     "gcc": "gcc",
 }
+
+
+def pytest_configure() -> None:
+    """A shell that starts us in the background has us, and every program that we start, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _why_no_lab() -> str | None:

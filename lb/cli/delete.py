@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from lb.cli.apply import read
-from lb.cli.changing import show
+from lb.cli.changing import show, why_option
 from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ConfigError, RequestError
@@ -18,9 +18,12 @@ PATHS = {"service": "services", "mux": "muxes", "agent": "agents"}
 @click.argument("kind", type=click.Choice(list(PATHS)), required=False)
 @click.argument("names", nargs=-1, metavar="NAME...")
 @click.option("-f", "--file", "path", metavar="FILE", help="Delete the services of this file.")
+@why_option
 @manager_options
 @output_option
-def command(*, kind: str | None, names: tuple[str, ...], path: str | None, manager: Manager, as_json: bool) -> None:
+def command(
+    *, kind: str | None, names: tuple[str, ...], path: str | None, why: str, manager: Manager, as_json: bool
+) -> None:
     """Delete a service: it is withdrawn everywhere first. Or forget a MUX or an agent that will not come back."""
     if path is not None:
         if kind is not None:
@@ -28,8 +31,10 @@ def command(*, kind: str | None, names: tuple[str, ...], path: str | None, manag
         kind, names = "service", _names_in(path)
     if kind is None or not names:
         raise RequestError("what is to be deleted? `lb delete service NAME`, mux NAME, agent NAME, or -f FILE")
+    if why and kind != "service":
+        raise RequestError("-m goes with a service: that a node was forgotten is an event, and no change in the audit")
     for name in names:
-        answer = manager.delete(PATHS[kind], name)
+        answer = manager.delete(PATHS[kind], name, **({"why": why} if why else {}))
         if as_json:
             print_json(answer)
         elif kind == "service":

@@ -7,20 +7,21 @@ from typing import Any
 
 import click
 
-from lb.cli.changing import show
+from lb.cli.changing import show, why_option
 from lb.cli.output import example, output_option, print_json
 from lb.cli.plain import parse_duration
 from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
 
 
-@click.command("drain", epilog=example("lb drain web/web-1 --wait --timeout 10m", "lb drain mux mux1 --wait"))
+@click.command("drain", epilog=example("lb drain web/web-1 --wait --timeout 10m", 'lb drain mux mux1 -m "new kernel"'))
 @click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | mux NAME")
 @click.option("--wait", is_flag=True, help="Until no flow is left, or no packet comes to the MUX any more.")
 @click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: how long at most.")
+@why_option
 @manager_options
 @output_option
-def command(*, what: tuple[str, ...], wait: bool, timeout: str, manager: Manager, as_json: bool) -> int:
+def command(*, what: tuple[str, ...], wait: bool, timeout: str, why: str, manager: Manager, as_json: bool) -> int:
     """Let a backend keep its connections and take no new ones; or let a MUX hand its VIPs to the others.
 
     With --wait it shows what is left, over all MUXes, and exits 0 once that is nothing, or 1 when time is over. Waiting
@@ -28,7 +29,7 @@ def command(*, what: tuple[str, ...], wait: bool, timeout: str, manager: Manager
     """
     seconds = parse_duration(timeout)
     path = target("drain", what)
-    answer = manager.post(*path, "drain")
+    answer = order("drain", path, why, manager)
     if not wait:
         print_json(answer) if as_json else show(answer)
         return 0
@@ -50,12 +51,10 @@ def _wait(path: tuple[str, ...], answer: dict[str, Any], seconds: float, manager
     return 1
 
 
-def run(verb: str, what: tuple[str, ...], manager: Manager, as_json: bool) -> None:
-    answer = manager.post(*target(verb, what), verb)
-    if as_json:
-        print_json(answer)
-    else:
-        show(answer)
+def order(verb: str, path: tuple[str, ...], why: str, manager: Manager) -> dict[str, Any]:
+    """Has the manager drain or undrain it; a reason is sent only where there is one."""
+    answer: dict[str, Any] = manager.post(*path, verb, body={"why": why} if why else None)
+    return answer
 
 
 def target(verb: str, what: tuple[str, ...]) -> tuple[str, ...]:

@@ -70,8 +70,8 @@ class Manager:
     def post(self, *path: str, body: object = None) -> Any:
         return self._ask("POST", path, body, {})
 
-    def delete(self, *path: str) -> Any:
-        return self._ask("DELETE", path, None, {})
+    def delete(self, *path: str, **query: object) -> Any:
+        return self._ask("DELETE", path, None, query)
 
     def _ask(self, method: str, path: tuple[str, ...], body: object, query: dict[str, object]) -> Any:
         import http.client  # noqa: PLC0415  20 ms

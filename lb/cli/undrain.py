@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.drain import run
-from lb.cli.output import example, output_option
+from lb.cli.changing import show, why_option
+from lb.cli.drain import order, target
+from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 
 
 @click.command("undrain", epilog=example("lb undrain web/web-1", "lb undrain mux mux1"))
 @click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | mux NAME")
+@why_option
 @manager_options
 @output_option
-def command(*, what: tuple[str, ...], manager: Manager, as_json: bool) -> None:
+def command(*, what: tuple[str, ...], why: str, manager: Manager, as_json: bool) -> None:
     """Take a drain back: a backend takes new connections again, a MUX announces its VIPs again."""
-    run("undrain", what, manager, as_json)
+    answer = order("undrain", target("undrain", what), why, manager)
+    print_json(answer) if as_json else show(answer)

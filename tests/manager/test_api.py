@@ -136,12 +136,15 @@ async def test_a_service_from_its_first_day_to_its_last(tmp_path: Path) -> None:
             "web-1 keeps its connections and takes no new ones: drained by operator:alice"
         )
         assert said["announcements"][0]["mux"] == "mux1"
-        await client.ask("POST", "/v1/backends/web/web-1/undrain")
+        await client.ask("POST", "/v1/backends/web/web-1/undrain", {"why": "the disk is new"})
+        assert (await client.get("/v1/audit?limit=1"))[0]["why"] == "the disk is new"
+        assert (await client.ask("POST", "/v1/muxes/mux1/drain", {"who": "me"}))[0] == 400
 
         _, done = await client.ask("PUT", "/v1/services/web", {**service(), "idle": 60})
         assert done["lines"][0]["details"] == ["idle default → 60", "probe removed"]
-        _, done = await client.ask("DELETE", "/v1/services/web")
+        _, done = await client.ask("DELETE", "/v1/services/web?why=nobody%20asks%20for%20it")
         assert done["lines"][0]["action"] == "deleted"
+        assert (await client.get("/v1/audit?limit=1"))[0]["why"] == "nobody asks for it"
         lines = await client.get("/v1/audit?limit=3")
         assert lines[-1]["who"] in ("operator:alice", "manager")
         assert len(lines) == 3
