@@ -32,6 +32,7 @@ from agent.state import Lock, Store
 from agent.status import AgentCollector, Picture, answer, for_manager
 from lb import log as logging
 from lb import metrics
+from lb.changes import Change
 from lb.config import load_agent, parse_manager_url
 from lb.control import ControlServer
 from lb.doctor import startup
@@ -205,9 +206,9 @@ class Daemon:
         muxes = _muxes(state.get("muxes", {}))
         return replace(self._config, agent=replace(self._config.agent, muxes=muxes), services=services)
 
-    async def _follow_state(self, state: NodeState, services: tuple[Service, ...]) -> None:
+    async def _follow_state(self, state: NodeState, change: Change) -> None:
         async with self._changing:
-            config = self._managed(state, services)
+            config = self._managed(state, change.services)
             first = self._applied is None
             try:
                 self._applied = await asyncio.to_thread(self._agent.apply, config)

@@ -26,7 +26,7 @@ import structlog
 from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
-from lb.node.messages import HealthReport, NodeState, digest
+from lb.node.messages import Delta, HealthReport, NodeState, digest
 
 #: What is still on its way once the last verdict was said gets so long, seconds.
 SETTLE = 10.0
@@ -58,7 +58,7 @@ class Node:
         self.client = NodeClient(url, identity, cache, self._apply, self._settings, token=token)
         self.client.reports = lambda: tuple(self.reports.values())
 
-    async def _apply(self, state: NodeState) -> str | None:
+    async def _apply(self, state: NodeState, _: Delta) -> str | None:
         self.state = state
         for event in self.changed:
             event.set()

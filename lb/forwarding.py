@@ -9,21 +9,24 @@ seed and of names only. Not thread-safe; its owner is the daemon's event loop, o
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import mmh3
 
+from lb.changes import Change
 from lb.dataplane import (
     NO_MAC,
     BackendEntry,
     FlowTuple,
     Hop,
+    HopTable,
     Maglev,
     Member,
-    PreparedService,
     ServiceEntry,
     Snapshot,
     VipMap,
@@ -101,6 +104,66 @@ class Lookup(NamedTuple):
         return self.backend.address if self.backend else None
 
 
+@dataclass(frozen=True, slots=True)
+class HopNumbers:
+    """Numbers of outer destinations; one that nobody uses any more is lent again."""
+
+    places: tuple[Address | None, ...] = ()  #: by number; None: nobody's
+    addresses: tuple[Address, ...] = ()  #: distinct, in the order of their numbers
+    _numbers: Mapping[Address, int] = field(default_factory=dict)
+    _uses: tuple[int, ...] = ()  #: by how many backends, by number
+
+    def __getitem__(self, address: Address) -> int:
+        return self._numbers[address]
+
+    def after(self, change: Change) -> HopNumbers:
+        """With one use more for each backend that came, and one less for each that went. ``places`` and ``addresses``
+        are the same objects where no machine came or went."""
+        steps: dict[Address, int] = {}
+        for services, step in ((change.come, 1), (change.gone, -1)):
+            for service in services:
+                for backend in service.backends:
+                    steps[backend.address] = steps.get(backend.address, 0) + step
+        fresh = [address for address in steps if address not in self._numbers]
+        numbers, places, uses = self._lend(fresh)
+        left = []
+        for address, step in steps.items():
+            number = numbers[address]
+            uses[number] += step
+            if not uses[number]:
+                left.append(address)
+        if not fresh and not left:
+            return HopNumbers(self.places, self.addresses, self._numbers, tuple(uses))
+        for address in left:
+            places[numbers.pop(address)] = None
+        return HopNumbers(tuple(places), tuple(place for place in places if place is not None), numbers, tuple(uses))
+
+    def _lend(self, addresses: Sequence[Address]) -> tuple[dict[Address, int], list[Address | None], list[int]]:
+        numbers, places, uses = dict(self._numbers), list(self.places), list(self._uses)
+        free = [number for number, place in enumerate(places) if place is None] if addresses else []
+        for address in addresses:
+            if not free:
+                free.append(len(places))
+                places.append(None)
+                uses.append(0)
+            numbers[address] = number = free.pop()
+            places[number] = address
+        return numbers, places, uses
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A service as it is in the VIP map, for as long as it stays the same object."""
+
+    service: Service
+    numbers: _ServiceNumbers
+    table: Maglev
+
+    @property
+    def drains(self) -> bool:
+        return any(backend.state is BackendState.DRAIN for backend in self.service.backends)
+
+
 @dataclass(frozen=True)
 class Forwarding:
     """One compiled set of services. Snapshots of it differ in their hops only."""
@@ -108,15 +171,28 @@ class Forwarding:
     settings: MuxSettings
     services: tuple[Service, ...]
     vip_map: VipMap
-    hop_addresses: tuple[Address, ...]  #: distinct outer destinations, in the order of their numbers
-    ids: Mapping[int, Service]  #: by service id
+    hops: HopNumbers
     counters: int  #: counter indices below this are in use
-    _numbers: Mapping[int, _ServiceNumbers]  #: by service id
+    draining: frozenset[int]  #: ids of services that have a draining backend
+    _by_id: Mapping[int, _Prepared]
+    _by_object: Mapping[int, _Prepared]  #: by the identity of the service, which each of them keeps alive
+
+    @property
+    def hop_addresses(self) -> tuple[Address, ...]:
+        """Distinct outer destinations; the same object as long as they are the same."""
+        return self.hops.addresses
+
+    def hop_table(self, hops: Mapping[Address, Hop]) -> HopTable:
+        """The ways to the backends as a snapshot takes them; ``hops`` may lack addresses: packets to them are dropped
+        as ``no_next_hop``."""
+        return HopTable(
+            (self._source(address), hops.get(address) or Hop(address, None)) if address is not None else None
+            for address in self.hops.places
+        )
 
     def snapshot(self, hops: Mapping[Address, Hop], generation: int = 0) -> Snapshot:
-        """``hops`` may lack addresses: packets to them are dropped as ``no_next_hop``."""
-        rows = [(self._source(address), hops.get(address) or Hop(address, None)) for address in self.hop_addresses]
-        return Snapshot(self.vip_map, rows, generation)
+        """As :meth:`hop_table` says."""
+        return Snapshot(self.vip_map, self.hop_table(hops), generation)
 
     def offline_snapshot(self) -> Snapshot:
         """With every hop reachable on a link that needs no MAC addresses: for tools, and for TUN."""
@@ -125,31 +201,56 @@ class Forwarding:
     def _source(self, address: Address) -> Address | None:
         return self.settings.address if address.version == 4 else self.settings.address6
 
+    @property
+    def id_limit(self) -> int:
+        """All ids are below it."""
+        return max(self._by_id, default=-1) + 1
+
+    @property
+    def ids(self) -> dict[int, Service]:
+        """All services by their ids."""
+        return {number: item.service for number, item in self._by_id.items()}
+
+    def service(self, service_id: int) -> Service | None:
+        item = self._by_id.get(service_id)
+        return item.service if item is not None else None
+
+    def id_of(self, service: Service) -> int | None:
+        """Of one of these services: the object, not one that is equal."""
+        item = self._by_object.get(id(service))
+        return item.numbers.id if item is not None else None
+
     def names(self, service_id: int | None, number: int | None) -> tuple[str | None, str | None]:
         """Names of a service and of one of its backends, by the data plane's numbers."""
-        if service_id is None or service_id not in self.ids:
+        service = self.service(service_id) if service_id is not None else None
+        if service is None or service_id is None:
             return None, None
         backend = self.backend(service_id, number)
-        return self.ids[service_id].name, backend.name if backend else None
+        return service.name, backend.name if backend else None
 
     def backend(self, service_id: int, number: int | None) -> Backend | None:
-        """The backend of a service that has this number now."""
-        numbers = self._numbers[service_id].backends
+        """The backend of a service that has this number."""
+        item = self._by_id[service_id]
         return (
-            next((b for b in self.ids[service_id].backends if numbers.get(b.name) == number), None)
+            next((b for b in item.service.backends if item.numbers.backends[b.name] == number), None)
             if number is not None
             else None
         )
 
     def number(self, service_id: int, backend: str) -> int | None:
         """The number of a backend of a service, by its name."""
-        present = any(found.name == backend for found in self.ids[service_id].backends)
-        return self._numbers[service_id].backends.get(backend) if present else None
+        item = self._by_id[service_id]
+        present = any(found.name == backend for found in item.service.backends)
+        return item.numbers.backends.get(backend) if present else None
 
     def counter(self, service_id: int, backend: str) -> int:
         """Where the packets of a service's backend are counted; see :meth:`~lb.dataplane.Pipeline.backend_packets`."""
-        numbers = self._numbers[service_id]
+        numbers = self._by_id[service_id].numbers
         return numbers.counters[numbers.backends[backend]]
+
+    def table(self, service_id: int) -> Maglev:
+        """From slot to the number of a backend."""
+        return self._by_id[service_id].table
 
     def lookup(
         self, protocol: Protocol, source: Address, source_port: int, destination: Address, destination_port: int
@@ -160,120 +261,60 @@ class Forwarding:
         if answer.service_id is None:
             return Lookup(None, None, None)
         backend = self.backend(answer.service_id, answer.backend)
-        return Lookup(self.ids[answer.service_id], answer.slot, backend)
-
-
-class _Hops:
-    """Numbers of outer destinations, and by how many backends each is used."""
-
-    def __init__(self, numbers: dict[Address, int] | None = None, uses: list[int] | None = None) -> None:
-        self.numbers = numbers if numbers is not None else {}
-        self._uses = uses if uses is not None else []
-
-    def copy(self) -> _Hops:
-        return _Hops(dict(self.numbers), list(self._uses))
-
-    def take(self, address: Address) -> int:
-        """The number of an address that one more backend uses."""
-        number = self.numbers.setdefault(address, len(self.numbers))
-        if number == len(self._uses):
-            self._uses.append(0)
-        self._uses[number] += 1
-        return number
-
-    def release(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            self._uses[number] -= 1
-
-    @property
-    def unused(self) -> bool:
-        """Whether there is a number that nobody uses."""
-        return 0 in self._uses
-
-
-@dataclass(frozen=True, slots=True)
-class _Prepared:
-    """A service as it is in the VIP map, for as long as it stays the same object."""
-
-    service: Service
-    numbers: _ServiceNumbers
-    row: PreparedService
-    hops: tuple[int, ...]  #: of its backends
-    table_key: tuple[object, ...]
-    table: Maglev
+        return Lookup(self.service(answer.service_id), answer.slot, backend)
 
 
 class Compiler:
     """Turns services into :class:`Forwarding`, with numbers that stay the same from one call to the next.
 
-    What is the same :class:`~lb.model.Service` object as in the call before is not looked at again, so that a change of
-    one service among ten thousand costs a few milliseconds.
+    Of a change it looks at what differs alone, so that one service among ten thousand costs a millisecond or two.
     """
 
     def __init__(self, settings: MuxSettings) -> None:
         self.settings = settings
         self._services: dict[ServiceKey, _ServiceNumbers] = {}
         self._counters = 0
-        self._tables: dict[tuple[object, ...], Maglev] = {}
-        self._prepared: dict[int, _Prepared] = {}  # by the identity of the service, which each of them keeps alive
-        self._hops = _Hops()
+        # Services with the same backends and weights share a table, for as long as one of them has it.
+        self._tables: WeakValueDictionary[bytes, Maglev] = WeakValueDictionary()
+        vip_map = VipMap(settings.seed, settings.idle.tcp_untrusted, ())
+        self._last = Forwarding(settings, (), vip_map, HopNumbers(), 0, frozenset(), {}, {})
 
     def compile(self, services: Iterable[Service]) -> Forwarding:
-        """Builds what changed and shares what did not."""
-        services = tuple(services)
-        prepared, hops = self._prepare(services, self._prepared, self._hops.copy())
-        if hops.unused:  # a machine is gone: the others are numbered anew
-            prepared, hops = self._prepare(services, {}, _Hops())
-        rows = list(prepared.values())
-        vip_map = VipMap(self.settings.seed, self.settings.idle.tcp_untrusted, [item.row for item in rows])
-        self._prepared, self._hops = prepared, hops
-        self._tables = {item.table_key: item.table for item in rows}
-        return Forwarding(
-            settings=self.settings,
-            services=services,
-            vip_map=vip_map,
-            hop_addresses=tuple(hops.numbers),
-            ids={item.numbers.id: item.service for item in rows},
-            counters=self._counters,
-            _numbers={item.numbers.id: item.numbers for item in rows},
+        """Builds what differs from the call before, and shares what does not."""
+        return self.change(Change.between(self._last.services, services), self._last)
+
+    def change(self, change: Change, before: Forwarding) -> Forwarding:
+        """``before`` is what the change begins with. Raises DataplaneError, and then nothing has changed."""
+        hops = before.hops.after(change)
+        gone = [before._by_object[id(service)] for service in change.gone]
+        come = [self._prepare(service, numbers) for service, numbers in self._number(change)]
+        ids = [item.numbers.id for item in gone]
+        vip_map = before.vip_map.changed(ids, [self._entry(item, hops) for item in come])
+        by_id, by_object = dict(before._by_id), dict(before._by_object)
+        for item in gone:
+            del by_id[item.numbers.id], by_object[id(item.service)]
+        for item in come:
+            by_id[item.numbers.id] = by_object[id(item.service)] = item
+        draining = before.draining.difference(ids).union(item.numbers.id for item in come if item.drains)
+        self._last = Forwarding(
+            self.settings, change.services, vip_map, hops, self._counters, draining, by_id, by_object
         )
+        return self._last
 
-    def _prepare(
-        self, services: tuple[Service, ...], before: Mapping[int, _Prepared], hops: _Hops
-    ) -> tuple[dict[int, _Prepared], _Hops]:
-        """Each service prepared, in their order; ``hops`` counts who uses them."""
-        found = {id(service): before.get(id(service)) for service in services}
-        for number, item in before.items():
-            if number not in found:
-                hops.release(item.hops)
-        fresh = [service for service in services if found[id(service)] is None]
-        used: dict[tuple[object, ...], Maglev] = {}
-        made = {
-            id(service): self._make(service, numbers, hops, used) for service, numbers in self._number(fresh, services)
-        }
-        return {number: item if item is not None else made[number] for number, item in found.items()}, hops
-
-    def _make(
-        self, service: Service, numbers: _ServiceNumbers, hops: _Hops, used: dict[tuple[object, ...], Maglev]
-    ) -> _Prepared:
-        own = tuple(hops.take(backend.address) for backend in service.backends)
-        key, table = self._table(service, numbers, used)
-        entry = self._entry(service, numbers, own, table)
-        return _Prepared(service, numbers, PreparedService(entry), own, key, table)
+    def _prepare(self, service: Service, numbers: _ServiceNumbers) -> _Prepared:
+        return _Prepared(service, numbers, self._table(service, numbers))
 
     # ---- numbers ----
 
-    def _number(
-        self, fresh: Sequence[Service], services: Sequence[Service]
-    ) -> Iterator[tuple[Service, _ServiceNumbers]]:
-        """The fresh ones of all services."""
+    def _number(self, change: Change) -> Iterator[tuple[Service, _ServiceNumbers]]:
+        """Those that come."""
         present: set[ServiceKey] = set()
-        for service in fresh:
+        for service in change.come:
             key = service_key(service)
             numbers = self._services.get(key)
             if numbers is None:
                 if not present and len(self._services) >= MAX_SERVICES:
-                    present = {service_key(other) for other in services}
+                    present = {service_key(other) for other in change.services}
                 numbers = self._services[key] = _ServiceNumbers(self._free_id(present))
             for backend in sorted(service.backends, key=lambda b: b.name):
                 self._number_backend(service, numbers, backend)
@@ -305,12 +346,12 @@ class Compiler:
 
     # ---- entries ----
 
-    def _entry(self, service: Service, numbers: _ServiceNumbers, hops: Sequence[int], table: Maglev) -> ServiceEntry:
-        settings = self.settings
+    def _entry(self, item: _Prepared, hops: HopNumbers) -> ServiceEntry:
+        settings, service, numbers = self.settings, item.service, item.numbers
         rows = [_ABSENT] * (max((numbers.backends[b.name] for b in service.backends), default=-1) + 1)
-        for backend, hop in zip(service.backends, hops, strict=True):
+        for backend in service.backends:
             number = numbers.backends[backend.name]
-            rows[number] = BackendEntry(hop, numbers.counters[number], _STATES[backend.state])
+            rows[number] = BackendEntry(hops[backend.address], numbers.counters[number], _STATES[backend.state])
         default_idle = settings.idle.tcp if service.protocol is Protocol.TCP else settings.idle.udp
         return ServiceEntry(
             id=numbers.id,
@@ -322,19 +363,21 @@ class Compiler:
             hash_source=service.hash is HashMode.SOURCE,
             idle_seconds=service.idle or default_idle,
             mtu=service.mtu or settings.mtu,
-            maglev=table,
+            maglev=item.table,
             backends=rows,
         )
 
-    def _table(
-        self, service: Service, numbers: _ServiceNumbers, used: dict[tuple[object, ...], Maglev]
-    ) -> tuple[tuple[object, ...], Maglev]:
-        """The service's table: one in use, one of the last call, or a new one."""
+    def _table(self, service: Service, numbers: _ServiceNumbers) -> Maglev:
+        """The service's table: that of another one, or a new one."""
         size = service.slots or self.settings.slots
         members = sorted((b.name, b.weight) for b in service.backends if b.state is BackendState.UP and b.weight)
-        key = (size, *((name, weight, numbers.backends[name]) for name, weight in members))
-        table = used.get(key) or self._tables.get(key)
+        key = _digest(size, [(name, weight, numbers.backends[name]) for name, weight in members])
+        table = self._tables.get(key)
         if table is None:
-            table = build_table(self.settings.seed, size, members, numbers.backends)
-        used[key] = table
-        return key, table
+            table = self._tables[key] = build_table(self.settings.seed, size, members, numbers.backends)
+        return table
+
+
+def _digest(*values: object) -> bytes:
+    """Of plain values: different ones have different digests, and these are small."""
+    return hashlib.blake2b(repr(values).encode(), digest_size=16).digest()

@@ -46,6 +46,7 @@ struct service {
 };
 struct vip_map;
 int vip_map_create(const uint8_t *seed, uint16_t idle_untrusted, struct vip_map **out);
+int vip_map_change(const struct vip_map *before, const uint32_t *gone, uint32_t gone_count, struct vip_map **out);
 int vip_map_add(struct vip_map *map, const struct service *service, const struct backend *backends);
 int vip_map_seal(struct vip_map *map);
 void vip_map_put(struct vip_map *map);

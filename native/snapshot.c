@@ -31,7 +31,7 @@ int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t c
 {
 	struct snapshot *snapshot;
 
-	if (!map->index || !hops_exist(map, hops, count))
+	if (!map->sealed || !map->index || !hops_exist(map, hops, count))
 		return -EINVAL;
 	snapshot = calloc(1, sizeof(*snapshot));
 	if (!snapshot)

@@ -16,6 +16,9 @@
 #include <stdlib.h>
 
 #define EXACT_SPARSE 16 /* rows per service */
+#define ADDRESS_SPARSE 4 /* of addresses: asked for packets to a port that no service has */
+#define ROWS_MIN 16
+#define SHRINK 4 /* a table so many times larger than it need be is made anew */
 #define EXACT_TRIES 32
 #define EXACT_MULTIPLIER 0x9e3779b97f4a7c15u
 
@@ -28,7 +31,7 @@ struct row_key {
 
 struct row {
 	struct row_key key;
-	void *value; /* EXACT: struct service; RANGES: struct ranges; VIP: the map itself */
+	void *value; /* EXACT: struct service; RANGES: struct ranges; VIP: the index itself */
 };
 
 struct ranges {
@@ -46,6 +49,7 @@ struct length {
 };
 
 struct vip_index {
+	uint32_t references; /* atomic */
 	struct row *rows;
 	uint64_t row_mask;
 	unsigned length_count[2]; /* of IPv4, of IPv6 */
@@ -104,7 +108,7 @@ static void make_mask(uint8_t bits, uint64_t mask[2])
 
 /* ---- life ---- */
 
-int vip_map_create(const uint8_t seed[16], uint16_t idle_untrusted, struct vip_map **out)
+static int allocate(struct vip_map **out)
 {
 	struct vip_map *map = calloc(1, sizeof(*map));
 
@@ -116,16 +120,25 @@ int vip_map_create(const uint8_t seed[16], uint16_t idle_untrusted, struct vip_m
 		return -ENOMEM;
 	}
 	map->references = 1;
-	map->idle_untrusted = idle_untrusted;
-	map->class_idle[FLOW_TCP_UNTRUSTED] = idle_untrusted;
-	flow_seed_init(&map->seed, seed);
 	*out = map;
 	return 0;
 }
 
-static void index_free(struct vip_index *index)
+int vip_map_create(const uint8_t seed[16], uint16_t idle_untrusted, struct vip_map **out)
 {
-	if (!index)
+	int error = allocate(out);
+
+	if (error)
+		return error;
+	(*out)->idle_untrusted = idle_untrusted;
+	(*out)->class_idle[FLOW_TCP_UNTRUSTED] = idle_untrusted;
+	flow_seed_init(&(*out)->seed, seed);
+	return 0;
+}
+
+static void index_put(struct vip_index *index)
+{
+	if (!index || __atomic_sub_fetch(&index->references, 1, __ATOMIC_ACQ_REL))
 		return;
 	for (uint64_t i = 0; index->rows && i <= index->row_mask; i++) {
 		struct ranges *ranges = index->rows[i].value;
@@ -139,6 +152,20 @@ static void index_free(struct vip_index *index)
 	free(index);
 }
 
+static struct service *service_get(struct service *service)
+{
+	__atomic_fetch_add(&service->references, 1, __ATOMIC_RELAXED);
+	return service;
+}
+
+static void service_put(struct service *service)
+{
+	if (__atomic_sub_fetch(&service->references, 1, __ATOMIC_ACQ_REL))
+		return;
+	maglev_put(service->maglev);
+	free(service);
+}
+
 struct vip_map *vip_map_get(struct vip_map *map)
 {
 	__atomic_fetch_add(&map->references, 1, __ATOMIC_RELAXED);
@@ -149,13 +176,11 @@ void vip_map_put(struct vip_map *map)
 {
 	if (!map || __atomic_sub_fetch(&map->references, 1, __ATOMIC_ACQ_REL))
 		return;
-	index_free(map->index);
+	index_put(map->index);
 	free(map->exact.rows);
 	free(map->addresses.rows);
-	for (uint32_t i = 0; i < map->service_count; i++) {
-		maglev_put(map->services[i]->maglev);
-		free(map->services[i]);
-	}
+	for (uint32_t i = 0; i < map->service_count; i++)
+		service_put(map->services[i]);
 	free(map->services);
 	free(map->by_id);
 	free(map);
@@ -181,22 +206,40 @@ static bool service_valid(const struct vip_map *map, const struct service *servi
 	return !(address[0] & ~mask[0]) && !(address[1] & ~mask[1]);
 }
 
-static void note_idle(uint16_t *longest, uint16_t idle)
+static void note_longer(uint16_t *longest, uint16_t idle)
 {
 	if (idle > *longest)
 		*longest = idle;
+}
+
+static void note_idle(struct vip_map *map, const struct service *service)
+{
+	if (service->protocol == 6) {
+		note_longer(&map->class_idle[FLOW_TCP_TRUSTED], service->idle);
+	} else {
+		note_longer(&map->class_idle[FLOW_UDP_TRUSTED], service->idle);
+		note_longer(&map->class_idle[FLOW_UDP_UNTRUSTED], service->idle);
+	}
+}
+
+/* Services are kept in an array whose size is the next power of two. */
+static size_t room_for(uint32_t count)
+{
+	size_t room = 1;
+
+	while (room < count)
+		room *= 2;
+	return room;
 }
 
 int vip_map_add(struct vip_map *map, const struct service *service, const struct backend *backends)
 {
 	struct service **grown, *copy;
 
-	if (map->index || !service_valid(map, service))
+	if (map->sealed || !service_valid(map, service))
 		return -EINVAL;
 	if ((map->service_count & (map->service_count - 1)) == 0) {
-		size_t room = map->service_count ? map->service_count * 2 : 1;
-
-		grown = realloc(map->services, room * sizeof(*grown));
+		grown = realloc(map->services, room_for(map->service_count + 1) * sizeof(*grown));
 		if (!grown)
 			return -ENOMEM;
 		map->services = grown;
@@ -211,14 +254,10 @@ int vip_map_add(struct vip_map *map, const struct service *service, const struct
 	copy->narrow = service->family == 4 && service->prefix_length == 32 &&
 		       service->first_port == service->last_port;
 	maglev_get(copy->maglev);
+	copy->references = 1;
 	map->services[map->service_count++] = copy;
 	map->by_id[copy->id] = copy;
-	if (copy->protocol == 6) {
-		note_idle(&map->class_idle[FLOW_TCP_TRUSTED], copy->idle);
-	} else {
-		note_idle(&map->class_idle[FLOW_UDP_TRUSTED], copy->idle);
-		note_idle(&map->class_idle[FLOW_UDP_UNTRUSTED], copy->idle);
-	}
+	note_idle(map, copy);
 	return 0;
 }
 
@@ -299,7 +338,7 @@ static bool in_exact_table(const struct service *service)
 	return service->family == 4 && service->prefix_length == 32 && service->first_port == service->last_port;
 }
 
-static int index_add(struct vip_map *map, struct vip_index *index, struct service *service)
+static int index_add(struct vip_index *index, struct service *service)
 {
 	bool exact = service->first_port == service->last_port;
 	struct length *length;
@@ -312,7 +351,7 @@ static int index_add(struct vip_map *map, struct vip_index *index, struct servic
 	key = service_key(service, ROW_VIP);
 	row = row_at(index, &key);
 	row->key = key;
-	row->value = map;
+	row->value = index;
 
 	key = service_key(service, exact ? ROW_EXACT : ROW_RANGES);
 	row = row_at(index, &key);
@@ -342,17 +381,41 @@ static uint64_t exact_key_of(const struct service *service, uint8_t protocol, ui
 	return exact_key(address, protocol, port);
 }
 
-static int exact_allocate(struct exact_table *table, uint32_t count)
+static uint64_t exact_rows_for(uint32_t count, uint32_t sparse)
 {
-	uint64_t rows = 16;
+	uint64_t rows = ROWS_MIN;
 
-	while (rows < (uint64_t)count * EXACT_SPARSE)
+	while (rows < (uint64_t)count * sparse)
 		rows *= 2;
-	free(table->rows); /* of a seal that failed */
+	return rows;
+}
+
+static int exact_allocate(struct exact_table *table, uint64_t rows)
+{
+	free(table->rows);
 	table->rows = aligned_alloc(CACHE_LINE, rows * sizeof(*table->rows));
 	table->mask = rows - 1;
 	table->shift = 64 - (unsigned)__builtin_ctzll(rows);
 	return table->rows ? 0 : -ENOMEM;
+}
+
+static int exact_copy(struct exact_table *table, const struct exact_table *from)
+{
+	int error = exact_allocate(table, from->mask + 1);
+
+	if (error)
+		return error;
+	memcpy(table->rows, from->rows, (from->mask + 1) * sizeof(*from->rows));
+	table->multiplier = from->multiplier;
+	return 0;
+}
+
+/* Whether the table serves so many services as well as a new one would, or nearly. */
+static bool exact_fits(const struct exact_table *table, uint32_t count, uint32_t sparse)
+{
+	uint64_t best = exact_rows_for(count, sparse), rows = table->mask + 1;
+
+	return table->rows && rows >= best && rows <= best * SHRINK;
 }
 
 static void exact_clear(struct exact_table *table, uint64_t multiplier)
@@ -361,33 +424,53 @@ static void exact_clear(struct exact_table *table, uint64_t multiplier)
 	table->multiplier = multiplier;
 }
 
-/* Puts a row where it belongs; false where its key is there already.  *displaced goes up if its place was taken. */
-static bool exact_add(struct exact_table *table, struct exact_row new, uint32_t *displaced)
+/* The row with this key, or the empty one where it goes.  *displaced goes up if that is not where the first probe looks. */
+static struct exact_row *exact_row_for(struct exact_table *table, uint64_t key, uint32_t *displaced)
 {
-	uint64_t place = exact_place(table, new.key), at = place;
+	uint64_t place = exact_place(table, key), at = place;
 
-	while (table->rows[at].key) {
-		if (table->rows[at].key == new.key)
-			return false;
+	while (table->rows[at].key && table->rows[at].key != key)
 		at = (at + 1) & table->mask;
-	}
 	*displaced += at != place;
-	table->rows[at] = new;
-	return true;
+	return &table->rows[at];
 }
 
-/* Fills the empty table; false where two services tie.  *displaced: how many are not where the first probe looks. */
-static bool exact_fill(struct exact_table *table, struct service *const *services, uint32_t count, uint32_t *displaced)
+/* Rows behind the hole, up to the next empty one, move into it where a probe for them comes by. */
+static void exact_remove(struct exact_table *table, struct exact_row *row)
+{
+	uint64_t hole = (uint64_t)(row - table->rows), at = hole;
+
+	for (;;) {
+		at = (at + 1) & table->mask;
+		if (!table->rows[at].key)
+			break;
+		if (((at - exact_place(table, table->rows[at].key)) & table->mask) < ((at - hole) & table->mask))
+			continue;
+		table->rows[hole] = table->rows[at];
+		hole = at;
+	}
+	table->rows[hole] = (struct exact_row){ 0 };
+}
+
+static uint64_t service_exact_key(const struct service *service)
+{
+	return exact_key_of(service, service->protocol, htons(service->first_port));
+}
+
+/* Adds those from `first` on; false where two services tie. */
+static bool exact_fill(struct exact_table *table, struct service *const *services, uint32_t first, uint32_t count,
+		       uint32_t *displaced)
 {
 	*displaced = 0;
-	for (uint32_t i = 0; i < count; i++) {
-		const struct service *service = services[i];
-		uint16_t port = htons(service->first_port);
+	for (uint32_t i = first; i < count; i++) {
+		struct exact_row *row;
 
-		if (in_exact_table(service) &&
-		    !exact_add(table, (struct exact_row){ exact_key_of(service, service->protocol, port), service },
-			       displaced))
+		if (!in_exact_table(services[i]))
+			continue;
+		row = exact_row_for(table, service_exact_key(services[i]), displaced);
+		if (row->key)
 			return false;
+		*row = (struct exact_row){ service_exact_key(services[i]), { services[i] } };
 	}
 	return true;
 }
@@ -400,11 +483,11 @@ static int exact_build(struct vip_map *map)
 {
 	uint32_t displaced, fewest = UINT32_MAX, count = map->service_count;
 	uint64_t best = 0, multiplier = EXACT_MULTIPLIER;
-	int error = exact_allocate(&map->exact, count);
+	int error = exact_allocate(&map->exact, exact_rows_for(count, EXACT_SPARSE));
 
 	for (unsigned i = 0; i < EXACT_TRIES && fewest && !error; i++, multiplier *= 0xbf58476d1ce4e5b9u) {
 		exact_clear(&map->exact, multiplier);
-		if (!exact_fill(&map->exact, map->services, count, &displaced))
+		if (!exact_fill(&map->exact, map->services, 0, count, &displaced))
 			error = -EEXIST;
 		if (displaced < fewest) {
 			fewest = displaced;
@@ -414,56 +497,181 @@ static int exact_build(struct vip_map *map)
 	if (error)
 		return error;
 	exact_clear(&map->exact, best);
-	exact_fill(&map->exact, map->services, count, &displaced);
+	exact_fill(&map->exact, map->services, 0, count, &displaced);
 	return 0;
 }
 
-static int exact_build_addresses(struct vip_map *map)
+static void addresses_add(struct exact_table *table, const struct service *service)
+{
+	uint64_t key = exact_key_of(service, 0, 0);
+	uint32_t ignored = 0;
+	struct exact_row *row;
+
+	if (!in_exact_table(service))
+		return;
+	row = exact_row_for(table, key, &ignored);
+	row->key = key;
+	row->services++;
+}
+
+static void addresses_remove(struct exact_table *table, const struct service *service)
 {
 	uint32_t ignored = 0;
-	int error = exact_allocate(&map->addresses, map->service_count);
+	struct exact_row *row = exact_row_for(table, exact_key_of(service, 0, 0), &ignored);
 
+	if (!--row->services)
+		exact_remove(table, row);
+}
+
+/* Both tables with the services that were added; made anew where they are too small or far too large. */
+static int seal_tables(struct vip_map *map)
+{
+	uint32_t ignored, first = map->indexed, count = map->service_count;
+	int error = 0;
+
+	if (!exact_fits(&map->exact, count, EXACT_SPARSE))
+		error = exact_build(map);
+	else if (!exact_fill(&map->exact, map->services, first, count, &ignored))
+		error = -EEXIST;
 	if (error)
 		return error;
-	exact_clear(&map->addresses, EXACT_MULTIPLIER);
-	for (uint32_t i = 0; i < map->service_count; i++)
-		if (in_exact_table(map->services[i]))
-			exact_add(&map->addresses, (struct exact_row){ exact_key_of(map->services[i], 0, 0), NULL },
-				  &ignored);
+	if (!exact_fits(&map->addresses, count, ADDRESS_SPARSE)) {
+		error = exact_allocate(&map->addresses, exact_rows_for(count, ADDRESS_SPARSE));
+		if (error)
+			return error;
+		exact_clear(&map->addresses, EXACT_MULTIPLIER);
+		first = 0;
+	}
+	for (uint32_t i = first; i < count; i++)
+		addresses_add(&map->addresses, map->services[i]);
 	return 0;
+}
+
+static int index_build(const struct vip_map *map, struct vip_index **out)
+{
+	struct vip_index *index = calloc(1, sizeof(*index));
+	uint32_t count = 0;
+	uint64_t rows = ROWS_MIN;
+	int error = 0;
+
+	if (!index)
+		return -ENOMEM;
+	index->references = 1;
+	for (uint32_t i = 0; i < map->service_count; i++)
+		count += !in_exact_table(map->services[i]);
+	/* At most two rows a service, and a quarter full: a probe that meets another's row costs a misprediction. */
+	while (rows < (uint64_t)count * 8)
+		rows *= 2;
+	index->rows = calloc(rows, sizeof(*index->rows));
+	index->row_mask = rows - 1;
+	if (!index->rows)
+		error = -ENOMEM;
+	for (uint32_t i = 0; i < map->service_count && !error; i++)
+		error = index_add(index, map->services[i]);
+	if (error)
+		index_put(index);
+	else
+		*out = index;
+	return error;
 }
 
 int vip_map_seal(struct vip_map *map)
 {
-	struct vip_index *index;
-	uint64_t rows = 16;
-	int error = exact_build(map);
+	int error;
+
+	if (map->sealed)
+		return -EINVAL;
+	map->sealed = true; /* where this fails there is no index, and the map is good for nothing but being put */
+	error = seal_tables(map);
+	for (uint32_t i = map->indexed; i < map->service_count && map->index; i++) {
+		if (in_exact_table(map->services[i]))
+			continue;
+		index_put(map->index);
+		map->index = NULL;
+	}
+	if (!error && !map->index)
+		error = index_build(map, &map->index);
+	if (error) {
+		index_put(map->index);
+		map->index = NULL;
+	}
+	return error;
+}
+
+/* ---- change ---- */
+
+static int remove_service(struct vip_map *map, uint32_t id)
+{
+	struct service *service = id <= SERVICE_ID_MAX ? map->by_id[id] : NULL;
+	uint32_t ignored = 0;
+
+	if (!service)
+		return -EINVAL;
+	map->by_id[id] = NULL;
+	if (in_exact_table(service)) {
+		exact_remove(&map->exact, exact_row_for(&map->exact, service_exact_key(service), &ignored));
+		addresses_remove(&map->addresses, service);
+	} else {
+		index_put(map->index);
+		map->index = NULL;
+	}
+	return 0;
+}
+
+static int copy_tables(struct vip_map *map, const struct vip_map *before)
+{
+	int error = exact_copy(&map->exact, &before->exact);
 
 	if (!error)
-		error = exact_build_addresses(map);
+		error = exact_copy(&map->addresses, &before->addresses);
+	if (!error) {
+		map->index = before->index;
+		__atomic_fetch_add(&map->index->references, 1, __ATOMIC_RELAXED);
+		memcpy(map->by_id, before->by_id, (SERVICE_ID_MAX + 1) * sizeof(*map->by_id));
+	}
+	return error;
+}
+
+static int keep_services(struct vip_map *map, const struct vip_map *before)
+{
+	map->services = malloc(room_for(before->service_count) * sizeof(*map->services));
+	if (!map->services)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < before->service_count; i++) {
+		struct service *service = before->services[i];
+
+		if (!map->by_id[service->id])
+			continue;
+		map->services[map->service_count++] = service_get(service);
+		note_idle(map, service);
+	}
+	map->indexed = map->service_count;
+	return 0;
+}
+
+int vip_map_change(const struct vip_map *before, const uint32_t *gone, uint32_t gone_count, struct vip_map **out)
+{
+	struct vip_map *map;
+	int error;
+
+	if (!before->sealed || !before->index)
+		return -EINVAL;
+	error = allocate(&map);
 	if (error)
 		return error;
-	index = calloc(1, sizeof(*index));
-	if (!index)
-		return -ENOMEM;
-	/* At most two rows a service, and a quarter full: a probe that meets another's row costs a misprediction. */
-	while (rows < (uint64_t)map->service_count * 8)
-		rows *= 2;
-	index->rows = calloc(rows, sizeof(*index->rows));
-	index->row_mask = rows - 1;
-	if (!index->rows) {
-		free(index);
-		return -ENOMEM;
-	}
-	for (uint32_t i = 0; i < map->service_count; i++) {
-		error = index_add(map, index, map->services[i]);
-		if (error) {
-			index_free(index);
-			return error;
-		}
-	}
-	map->index = index;
-	return 0;
+	map->seed = before->seed;
+	map->idle_untrusted = before->idle_untrusted;
+	map->class_idle[FLOW_TCP_UNTRUSTED] = before->idle_untrusted;
+	error = copy_tables(map, before);
+	for (uint32_t i = 0; i < gone_count && !error; i++)
+		error = remove_service(map, gone[i]);
+	if (!error)
+		error = keep_services(map, before);
+	if (error)
+		vip_map_put(map);
+	else
+		*out = map;
+	return error;
 }
 
 /* ---- find ---- */

@@ -58,6 +58,7 @@ struct service {
 	struct maglev *maglev;
 	uint32_t backend_count;
 	struct backend *backends;
+	uint32_t references;   /* atomic: maps that have it */
 };
 
 /*
@@ -66,7 +67,10 @@ struct service {
  */
 struct exact_row {
 	uint64_t key; /* see exact_key(); 0: empty */
-	const struct service *service; /* NULL for an address */
+	union {
+		const struct service *service;
+		uint64_t services; /* of an address, how many */
+	};
 };
 
 struct exact_table {
@@ -85,7 +89,9 @@ struct vip_map {
 	struct service **by_id;     /* SERVICE_ID_MAX + 1 pointers; NULL: no such service */
 	struct exact_table exact;   /* these three are made by vip_map_seal() */
 	struct exact_table addresses;
-	struct vip_index *index;
+	struct vip_index *index;    /* shared with other maps, as services are */
+	uint32_t indexed;           /* so many of the services were there before: they are in the tables and the index */
+	bool sealed;
 	uint16_t class_idle[FLOW_CLASSES]; /* the longest of all services, for the flow table's sweep */
 };
 
@@ -93,12 +99,18 @@ struct vip_map {
 int vip_map_create(const uint8_t seed[16], uint16_t idle_untrusted, struct vip_map **out);
 
 /*
+ * A map to be added to and sealed, that begins with what a sealed one has, without the services of these ids.  It shares
+ * what it can: services, and the index where no service of it goes.  -EINVAL: one is not there; -ENOMEM.
+ */
+int vip_map_change(const struct vip_map *before, const uint32_t *gone, uint32_t gone_count, struct vip_map **out);
+
+/*
  * Adds a service; copies everything and takes its own reference of the table.  Backend numbers index `backends`.
  * -EINVAL: id, protocol, family, prefix, ports or MTU out of range, host bits set, id used twice; -ENOMEM.
  */
 int vip_map_add(struct vip_map *map, const struct service *service, const struct backend *backends);
 
-/* Builds the index.  -EEXIST: two services tie; -ENOMEM.  Not to be added to afterwards. */
+/* Builds the index.  -EEXIST: two services tie; -ENOMEM.  Either way not to be added to afterwards. */
 int vip_map_seal(struct vip_map *map);
 
 /* The service of a packet; NULL and *is_vip telling whether the address belongs to a VIP at all.  Ports in wire order. */

@@ -30,7 +30,6 @@ def prove(
     forwarding: Forwarding, snapshot: Snapshot, reachable: Collection[Address], services: Iterable[Service]
 ) -> dict[str, str]:
     """The names of services that failed, each with what was wrong."""
-    numbers = {service.name: number for number, service in forwarding.ids.items()}
     waiting = {service.name: service for service in services if any(_candidates(service, reachable))}
     pipeline = Pipeline(0, Link.NONE)  # no flow table: every packet asks the table
     failed: dict[str, str] = {}
@@ -42,7 +41,7 @@ def prove(
         for (service, _), result in zip(batch, results, strict=True):
             if service.name not in waiting:
                 continue
-            verdict = _judge(forwarding, service, numbers.get(service.name), result, reachable)
+            verdict = _judge(forwarding, service, forwarding.id_of(service), result, reachable)
             if verdict is not None and not verdict.startswith(_WRONG):
                 last[service.name] = verdict
                 continue
@@ -71,7 +70,7 @@ def _judge(
 ) -> str | None:
     """None when the packet proves the service; else what is wrong with it, or what keeps it from being a proof."""
     if result.service_id is not None and result.service_id != number:
-        other = forwarding.ids.get(result.service_id)
+        other = forwarding.service(result.service_id)
         if other is not None and _more_specific(other, service):
             return _SHADOWED
         return f"{_WRONG} to service {other.name if other else result.service_id} instead"

@@ -221,6 +221,13 @@ class Pipeline:
         row = c.mux_service_counters(self._c)[service_id]
         return ServiceCounters(row.packets, row.bytes, row.flows, row.dropped)
 
+    def busy_services(self, ids: int) -> list[int]:
+        """Of the service ids below ``ids``, those that counted a packet, forwarded or not."""
+        rows = ffi.buffer(c.mux_service_counters(self._c), ids * ffi.sizeof("struct service_counters"))
+        numbers = memoryview(rows).cast("B").cast("Q")
+        packets, dropped = numbers[0::4].tolist(), numbers[3::4].tolist()
+        return [number for number, counts in enumerate(zip(packets, dropped, strict=True)) if any(counts)]
+
     def backend_packets(self, counter: int) -> int:
         """Packets forwarded to a backend, by its counter index."""
         return int(c.mux_backend_counters(self._c)[counter])

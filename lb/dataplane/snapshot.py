@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from lb.dataplane.binding import Cdata, address16, c, fail, ffi, make
 from lb.model import Address, Protocol
@@ -63,14 +62,30 @@ class ServiceEntry:
     backends: Sequence[BackendEntry]
 
 
-class PreparedService:
-    """A :class:`ServiceEntry` as C takes it; made once, and added to any number of VIP maps."""
+class VipMap:
+    """All services of a configuration, sealed."""
 
-    __slots__ = ("_backends", "_maglev", "_row")
+    def __init__(self, seed: bytes, idle_untrusted_seconds: int, services: Iterable[ServiceEntry]) -> None:
+        ticks = c.flow_ticks_of(idle_untrusted_seconds)
+        self._fill(lambda out: c.vip_map_create(seed, ticks, out), services)
 
-    def __init__(self, service: ServiceEntry) -> None:
-        self._maglev = service.maglev  # the row points into it
-        self._row = row = ffi.new("struct service *")
+    def changed(self, gone: Collection[int], come: Iterable[ServiceEntry]) -> VipMap:
+        """Without the services of these ids, and with others. What stays is shared, and not looked at."""
+        ids = ffi.new("uint32_t[]", list(gone))
+        new = VipMap.__new__(VipMap)
+        new._fill(lambda out: c.vip_map_change(self._c, ids, len(gone), out), come)
+        return new
+
+    def _fill(self, create: Callable[[Cdata], int], services: Iterable[ServiceEntry]) -> None:
+        self._c = make("vip_map", c.vip_map_put, "Cannot make a VIP map", create)
+        for service in services:
+            self._add(service)
+        code = c.vip_map_seal(self._c)
+        if code < 0:
+            fail(code, "Cannot index the services (two of them may claim the same packets)")
+
+    def _add(self, service: ServiceEntry) -> None:
+        row = ffi.new("struct service *")
         row.id = service.id
         row.first_port, row.last_port = service.first_port, service.last_port
         row.protocol = service.protocol.number
@@ -80,39 +95,12 @@ class PreparedService:
         row.idle = c.flow_ticks_of(service.idle_seconds)
         row.mtu = service.mtu
         row.vip = address16(service.vip)
-        row.maglev = service.maglev._c
+        row.maglev = service.maglev._c  # of which the map takes a reference of its own
         row.backend_count = len(service.backends)
-        self._backends = ffi.new("struct backend[]", [(b.hop << 2 | b.state, b.counter) for b in service.backends])
-
-    def add_to(self, vip_map: Cdata) -> int:
-        """0, or a negative errno."""
-        return int(c.vip_map_add(vip_map, self._row, self._backends))
-
-    def __str__(self) -> str:
-        """For an error."""
-        packed = bytes(self._row.vip)
-        address = ip_address(packed[:4] if self._row.family == 4 else packed)
-        return f"service {address}/{self._row.prefix_length} port {self._row.first_port}"
-
-
-class VipMap:
-    """All services of a configuration, sealed."""
-
-    def __init__(
-        self, seed: bytes, idle_untrusted_seconds: int, services: Sequence[ServiceEntry | PreparedService]
-    ) -> None:
-        ticks = c.flow_ticks_of(idle_untrusted_seconds)
-        self._c = make(
-            "vip_map", c.vip_map_put, "Cannot make a VIP map", lambda out: c.vip_map_create(seed, ticks, out)
-        )
-        for service in services:
-            prepared = service if isinstance(service, PreparedService) else PreparedService(service)
-            code = prepared.add_to(self._c)
-            if code < 0:
-                fail(code, f"Cannot add {prepared}")
-        code = c.vip_map_seal(self._c)
+        backends = ffi.new("struct backend[]", [(b.hop << 2 | b.state, b.counter) for b in service.backends])
+        code = c.vip_map_add(self._c, row, backends)
         if code < 0:
-            fail(code, f"Cannot index {len(services)} services (two of them may claim the same packets)")
+            fail(code, f"Cannot add service {service.vip}/{service.prefix_length} port {service.first_port}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,23 +120,34 @@ class Hop:
 NO_MAC = bytes(6)
 
 
-class Snapshot:
-    """Everything a packet's decision reads: a VIP map, and the hops that its backends name by index."""
+class HopTable:
+    """Hops as C takes them, by their numbers; made once for any number of snapshots."""
 
-    def __init__(self, vip_map: VipMap, hops: Sequence[tuple[Address | None, Hop]], generation: int) -> None:
-        """``hops``: for each, the MUX's address (the outer source; None: no such family here) and the way."""
-        array = ffi.new("struct hop_spec[]", len(hops))
-        for spec, (source, hop) in zip(array, hops, strict=True):
+    def __init__(self, rows: Iterable[tuple[Address | None, Hop] | None]) -> None:
+        """For each the MUX's address (the outer source; None: no such family here) and the way; None: nobody's."""
+        rows = list(rows)
+        self.count = len(rows)
+        self._c = ffi.new("struct hop_spec[]", self.count)
+        for spec, row in zip(self._c, rows, strict=True):
+            if row is None:
+                continue
+            source, hop = row
             spec.source, spec.destination = address16(source), address16(hop.address)
             spec.family = hop.address.version
             spec.ifindex = hop.ifindex
             if hop.mac is not None and source is not None:
                 spec.resolved = 1
                 spec.mac, spec.source_mac = hop.mac, hop.source_mac or NO_MAC
+
+
+class Snapshot:
+    """Everything a packet's decision reads: a VIP map, and the hops that its backends name by number."""
+
+    def __init__(self, vip_map: VipMap, hops: HopTable, generation: int) -> None:
         self._c = make(
             "snapshot",
             c.snapshot_put,
-            f"Cannot make a snapshot of {len(hops)} hops",
-            lambda out: c.snapshot_create(vip_map._c, array, len(hops), generation, out),
+            f"Cannot make a snapshot of {hops.count} hops",
+            lambda out: c.snapshot_create(vip_map._c, hops._c, hops.count, generation, out),
         )
         self.generation = generation

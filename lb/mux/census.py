@@ -92,9 +92,11 @@ class FlowCensus:
 
 def draining_backends(forwarding: Forwarding) -> dict[Label, int]:
     """With their counter indices."""
+    draining = [(number, forwarding.service(number)) for number in sorted(forwarding.draining)]
     return {
         (service.name, backend.name): forwarding.counter(number, backend.name)
-        for number, service in forwarding.ids.items()
+        for number, service in draining
+        if service is not None
         for backend in service.backends
         if backend.state is BackendState.DRAIN
     }

@@ -30,6 +30,7 @@ import structlog
 
 from lb import log as log_setup
 from lb.bgp.session import State
+from lb.changes import Change, Vips
 from lb.config import load_mux, parse_manager_url
 from lb.control import ControlServer
 from lb.doctor import startup
@@ -37,7 +38,7 @@ from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
 from lb.forwarding import Compiler, Forwarding
 from lb.metrics import MetricsServer, MuxCollector, serve
-from lb.model import Address, MuxConfig, Network, Service
+from lb.model import Address, MuxConfig, Service
 from lb.mux.announcer import Announcer
 from lb.mux.census import FlowCensus
 from lb.mux.engine import Engine
@@ -47,7 +48,7 @@ from lb.mux.mode import Mode, candidates
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
 from lb.mux.ports import Port, open_port
-from lb.mux.reload import check_bgp, check_settings, check_vips, vips_after
+from lb.mux.reload import check_bgp, check_settings, check_vips
 from lb.mux.requests import answer, handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
@@ -68,6 +69,8 @@ NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
 FOR_BGP = (Capability.KILL, Capability.SETGID, Capability.SETUID)
 #: How long a start or a reload waits for backends to answer ARP before it goes on without them, seconds.
 SETTLE = 1.0
+#: So many services are compiled in the event loop: it takes less time than to ask a thread.
+SMALL = 20
 #: Services that come or go at once from which on the memory of it is given back.
 MANY = 1000
 #: How often workers are looked after, seconds.
@@ -121,7 +124,7 @@ class Daemon:
         self._reopen_wanted = asyncio.Event()
         self._opened: Plane | None = None
         self._ifindex = 0
-        self._vips: frozenset[Network] = frozenset()  # of the services that are live
+        self._vips = Vips.of(())  # of the services that are live
         self._local: Mapping[Address, str] = {}  # this machine's addresses, when VIPs were last checked against them
         self._changing = asyncio.Lock()  # one change of services at a time, whoever wants it
         self._follower = self._follow(config, token)
@@ -160,8 +163,8 @@ class Daemon:
             self._follower.not_begun(str(error))
             state, services = {}, ()
         forwarding = self._compiler.compile(services)
-        self._vips, self._local = frozenset(service.vip for service in services), local
-        port, mode = await open_port(self._settings, self._vips, self._netlink, self._state_dir.path)
+        self._vips, self._local = Vips.of(services), local
+        port, mode = await open_port(self._settings, self._vips.networks, self._netlink, self._state_dir.path)
         engine = Engine(self._settings, port.link, forwarding)
         self._opened = Plane(port, mode, engine)
         if self._bgp is not None:
@@ -367,34 +370,43 @@ class Daemon:
             self._follower.client.retry()
             return
         async with self._changing:
-            await self._take(config.services)
+            await self._take(Change.between(self._plane.engine.forwarding.services, config.services))
             del config
             _give_back_memory()
 
-    async def _take(self, services: tuple[Service, ...]) -> None:
-        """Makes these services live; raises VipmuxError, with everything as it was, where it cannot."""
-        live = self._plane.engine.forwarding.services
+    async def _take(self, change: Change) -> None:
+        """Makes these services live; raises VipmuxError, with everything as it was, where it cannot.
+
+        What stays is not looked at: of ten thousand services mostly one changes, and somebody waits for it.
+        """
+        live = self._plane.engine.forwarding
+        change = change.since(live.services)
         local = await self._netlink.local_addresses()
-        check_vips(services, local, {id(service) for service in live} if local == self._local else ())
+        check_vips(change.services, local, change.come if local is self._local else None)
         self._local = local
-        forwarding = await asyncio.to_thread(self._compiler.compile, services)
-        old_vips = self._vips
-        new_vips = vips_after(old_vips, live, services)
-        if self._plane.port.watches_hops:
-            before = frozenset(self._watch.resolutions)
-            await self._watch.want(forwarding.hop_addresses)
-            await self._watch.settle(frozenset(forwarding.hop_addresses) - before, SETTLE)
+        small = len(change.come) <= SMALL  # a thread costs more, on a machine that is busy
+        compile_ = self._compiler.change
+        forwarding = compile_(change, live) if small else await asyncio.to_thread(compile_, change, live)
+        vips = self._vips.after(change)
+        await self._find_ways(live, forwarding)
         if self._announcer is not None:
-            await self._announcer.release(frozenset() if new_vips is old_vips else old_vips - new_vips)
+            await self._announcer.release(self._vips.networks - vips.networks if vips is not self._vips else ())
         try:
-            await self._publish(forwarding, old_vips, new_vips)
+            await self._publish(forwarding, vips)
         finally:
             if self._announcer is not None:
                 self._announcer.restore()
-        if self._plane.port.watches_hops:
+        if self._plane.port.watches_hops and forwarding.hop_addresses is not live.hop_addresses:
             self._watch.forget_all_but(forwarding.hop_addresses)
-        await self._probes.update(services)
+        self._probes.update(change)
         log.info("configuration published", services=len(forwarding.services), generation=self._plane.engine.generation)
+
+    async def _find_ways(self, live: Forwarding, forwarding: Forwarding) -> None:
+        """To machines that are new."""
+        if self._plane.port.watches_hops and forwarding.hop_addresses is not live.hop_addresses:
+            before = frozenset(self._watch.resolutions)
+            await self._watch.want(forwarding.hop_addresses)
+            await self._watch.settle(frozenset(forwarding.hop_addresses) - before, SETTLE)
 
     # -- with a manager -----------------------------------------------------------------------------------------
 
@@ -405,16 +417,16 @@ class Daemon:
 
         return Follower(config.manager, token, "mux", config.mux, self._follow_state)
 
-    async def _follow_state(self, state: NodeState, services: tuple[Service, ...]) -> None:
+    async def _follow_state(self, state: NodeState, change: Change) -> None:
         """A state of the manager: services first, then what is announced of them."""
         async with self._changing:
+            wanted = state.get("announcements", {})
             try:
-                if self._announcer is not None and state.get("announcements", {}) != self._announced:
-                    self._announcer.check(state.get("announcements", {}))
-                before = self._plane.engine.forwarding.services
-                if services != before:
-                    await self._take(services)
-                    if len({id(service) for service in services} ^ {id(service) for service in before}) > MANY:
+                if self._announcer is not None and wanted is not self._announced and wanted != self._announced:
+                    self._announcer.check(wanted)
+                if change:
+                    await self._take(change)
+                    if len(change.gone) + len(change.come) > MANY:
                         _give_back_memory()
             except VipmuxError as error:
                 self._condition.rejected = str(error)
@@ -458,25 +470,24 @@ class Daemon:
         if self._announcer is None:
             return
         wanted = state.get("announcements", {})
-        if wanted != self._announced or not wanted:
+        if not wanted or (wanted is not self._announced and wanted != self._announced):
             self._announcer.want(wanted)
-            self._announced = wanted
+        self._announced = wanted
         self._drained = _drains(state)
         self._announcer.drain(self._drained)
 
-    async def _publish(
-        self, forwarding: Forwarding, old_vips: frozenset[Network], new_vips: frozenset[Network]
-    ) -> None:
+    async def _publish(self, forwarding: Forwarding, vips: Vips) -> None:
         """Packets of old and new VIPs come in until the new table is live."""
-        if new_vips is not old_vips:
-            await self._plane.port.cover(old_vips | new_vips)
+        old = self._vips.networks
+        if vips.networks is not old:
+            await self._plane.port.cover(old | vips.networks)
         hops = self._plane.port.hops(forwarding.hop_addresses, self._watch.resolutions)
         self._plane.engine.publish(forwarding, hops)
-        self._vips = new_vips
+        self._vips = vips
         self._condition.rejected = None
         self._plane.engine.reclaim()
-        if new_vips is not old_vips:
-            await self._plane.port.cover(new_vips)
+        if vips.networks is not old:
+            await self._plane.port.cover(vips.networks)
 
     # -- care ---------------------------------------------------------------------------------------------------
 

@@ -65,9 +65,11 @@ class Engine:
         self._ios: list[Io] = []
         self._closed_ios = IoStats()
         self._forwarding = forwarding
-        self._hops: dict[Address, Hop] = {}
+        self._hops: Mapping[Address, Hop] = {}
+        self._reachable: frozenset[Address] = frozenset()
+        self._hop_table = forwarding.hop_table({})
         self._generation = 1
-        self._snapshot = forwarding.snapshot({}, self._generation)
+        self._snapshot = Snapshot(forwarding.vip_map, self._hop_table, self._generation)
         self._guard = threading.Lock()  # figures() against start, stop and publish
 
     # -- what is current ----------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ class Engine:
     @property
     def reachable(self) -> frozenset[Address]:
         """Backend addresses that a frame can leave for."""
-        return frozenset(self._hops)
+        return self._reachable
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -118,18 +120,22 @@ class Engine:
     # -- publish ------------------------------------------------------------------------------------------------
 
     def publish(self, forwarding: Forwarding, hops: Mapping[Address, Hop]) -> None:
-        """Other services, other hops, or both. A flow keeps its backend as long as that is up."""
+        """Other services, other hops, or both. A flow keeps its backend as long as that is up. ``hops`` is not changed
+        any more."""
         with self._guard:
+            if forwarding.hops.places is not self._forwarding.hops.places or hops is not self._hops:
+                self._hop_table = forwarding.hop_table(hops)
+                self._reachable = frozenset(hops)
             self._generation += 1
             self._forwarding = forwarding
-            self._hops = dict(hops)
-            self._snapshot = forwarding.snapshot(self._hops, self._generation)
+            self._hops = hops
+            self._snapshot = Snapshot(forwarding.vip_map, self._hop_table, self._generation)
             for worker in self._workers:
                 worker.publish(self._snapshot)
 
     def publish_hops(self, hops: Mapping[Address, Hop]) -> None:
         """Does nothing if they are the same."""
-        if dict(hops) != self._hops:
+        if hops is not self._hops and hops != self._hops:
             self.publish(self._forwarding, hops)
 
     def reclaim(self) -> int:
@@ -236,6 +242,10 @@ class Engine:
             flows=sum(row.flows for row in rows),
             dropped=sum(row.dropped for row in rows),
         )
+
+    def busy(self, ids: int) -> list[int]:
+        """Of the service ids below ``ids``, those that counted a packet, in order."""
+        return sorted(set().union(*(pipeline.busy_services(ids) for pipeline in self._pipelines)))
 
     def backend_packets(self, counter: int) -> int:
         return sum(pipeline.backend_packets(counter) for pipeline in self._pipelines)

@@ -274,7 +274,7 @@ def export(engine: Engine, most: int = MOST) -> Export:
 
 def _groups(forwarding: Forwarding, found: Exceptional) -> Iterator[FlowGroup]:
     for (service_id, number), records in found.records.items():
-        service, backend = forwarding.ids.get(service_id), forwarding.backend(service_id, number)
+        service, backend = forwarding.service(service_id), forwarding.backend(service_id, number)
         if service is not None and backend is not None:
             yield FlowGroup(place_of(service), backend.name, records)
 

@@ -160,17 +160,19 @@ class HopWatch:
 
     def _decide(self) -> None:
         before = self._resolutions
-        self._resolutions = {
+        after: dict[Address, Resolution] = {
             address: resolve(address, self._routes.get(address), self._links, self._neighbours)
             for address in sorted(self._wanted, key=lambda address: (address.version, address))
         }
-        for change in changes(before, self._resolutions):
+        if after != before:  # else they stay the same object
+            self._resolutions = after
+        for change in changes(before, after):
             if change.reachable:
                 log.info("backend reachable", address=_some(change.addresses), way=change.text)
             else:
                 log.warning("backend unreachable", address=_some(change.addresses), reason=change.text)
         self._decided.set()
-        if self._resolutions != before:
+        if self._resolutions is not before:
             self._on_change(self._resolutions)
 
     async def _ask(self) -> None:

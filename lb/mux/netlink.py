@@ -14,7 +14,7 @@ import contextlib
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from types import TracebackType
@@ -33,7 +33,9 @@ _IFF_RUNNING = 0x40
 _ARPHRD_ETHER = 1
 
 _RTM_NEWLINK, _RTM_DELLINK = 16, 17
+_RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWNEIGH, _RTM_DELNEIGH = 28, 29
+_OF_MACHINE = {_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR}
 
 #: RTMGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE; rules of IPv6 have no such bit
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
@@ -63,6 +65,10 @@ class Netlink:
         self._listener: socket.socket | None = None
         self._notices = Notices()
         self._dumping = asyncio.Lock()
+        self._changed: Callable[[], None] = lambda: None
+        self._told = 0  # notices of links and addresses so far
+        self._machine: tuple[Mapping[int, Link], Mapping[Address, str]] | None = None
+        self._machine_told = 0  # how many of them there were when it was asked for
 
     async def __aenter__(self) -> Netlink:
         return self
@@ -126,9 +132,25 @@ class Netlink:
                 found[key] = neighbour
         return found
 
-    async def local_addresses(self) -> dict[Address, str]:
-        """The addresses of this machine, with the name of their interface."""
-        names = {link.index: link.name for link in (await self.links()).values()}
+    async def machine(self) -> tuple[Mapping[int, Link], Mapping[Address, str]]:
+        """Links, and the addresses of this machine with the name of their interface.
+
+        Once :meth:`listen` was called, the kernel is only asked again when it has told of a change: until then these
+        are the same objects.
+        """
+        self._read()  # what it told so far
+        told = self._told
+        if self._machine is None or self._machine_told != told:
+            links = await self.links()
+            self._machine, self._machine_told = (links, await self._local_addresses(links)), told
+        return self._machine
+
+    async def local_addresses(self) -> Mapping[Address, str]:
+        """As :meth:`machine` says."""
+        return (await self.machine())[1]
+
+    async def _local_addresses(self, links: Mapping[int, Link]) -> dict[Address, str]:
+        names = {link.index: link.name for link in links.values()}
         found: dict[Address, str] = {}
         for message in await self.dump("addr"):
             text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
@@ -152,15 +174,19 @@ class Netlink:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         listener.bind((0, _GROUPS))
         self._listener = listener
-        asyncio.get_running_loop().add_reader(listener.fileno(), self._readable, changed)
+        self._changed = changed
+        self._told += 1
+        asyncio.get_running_loop().add_reader(listener.fileno(), self._read)
 
     def take_notices(self) -> Notices:
         """What was collected; begins anew."""
         taken, self._notices = self._notices, Notices()
         return taken
 
-    def _readable(self, changed: Callable[[], None]) -> None:
-        assert self._listener is not None  # noqa: S101  the reader is removed with it
+    def _read(self) -> None:
+        if self._listener is None:
+            self._told += 1  # it tells nothing, so everything may be another
+            return
         try:
             while True:
                 self._note(self._listener.recv(65536))
@@ -168,8 +194,9 @@ class Netlink:
             pass
         except OSError:  # ENOBUFS: the kernel dropped notices
             self._notices.everything = True
+            self._told += 1
         if self._notices:
-            changed()
+            self._changed()
 
     def _note(self, data: bytes) -> None:
         offset = 0
@@ -177,6 +204,7 @@ class Netlink:
             length, kind, *_ = _HEADER.unpack_from(data, offset)
             if length < _HEADER.size:
                 return
+            self._told += kind in _OF_MACHINE
             if kind in {_RTM_NEWLINK, _RTM_DELLINK}:
                 self._notices.links = True
             elif kind in {_RTM_NEWNEIGH, _RTM_DELNEIGH}:

@@ -34,8 +34,9 @@ class Port(Protocol):
     def ios(self) -> list[Io]:
         """One for each worker."""
 
-    def hops(self, addresses: Iterable[Address], found: Mapping[Address, Resolution]) -> dict[Address, Hop]:
-        """The ways to backends, as the data plane takes them; those that are missing cannot be reached."""
+    def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
+        """The ways to backends, as the data plane takes them; those that are missing cannot be reached. The same
+        object as before where both arguments are."""
 
     async def cover(self, vips: Iterable[Network]) -> None:
         """Takes in exactly the packets of these VIPs, and keeps the kernel away from them."""
@@ -66,6 +67,8 @@ class PacketPort:
         self._left_by_tun = Tun(netlink, settings.name, state_dir)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[PacketIo] = []
+        self._hops_of: tuple[object, object] = (None, None)  # the addresses and resolutions that the hops are made of
+        self._hops: Mapping[Address, Hop] = {}
 
     @property
     def ios(self) -> list[Io]:
@@ -97,13 +100,15 @@ class PacketPort:
         for _ in range(self._settings.workers - 1):
             self._ios.append(PacketIo(interface, filter_=filter_, group=group))
 
-    def hops(self, addresses: Iterable[Address], found: Mapping[Address, Resolution]) -> dict[Address, Hop]:
-        ways: dict[Address, Hop] = {}
-        for address in addresses:
-            way = found.get(address)
-            if isinstance(way, NextHop):
-                ways[address] = Hop(address, way.mac, way.source_mac, way.ifindex)
-        return ways
+    def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
+        if addresses is not self._hops_of[0] or found is not self._hops_of[1]:
+            ways: dict[Address, Hop] = {}
+            for address in addresses:
+                way = found.get(address)
+                if isinstance(way, NextHop):
+                    ways[address] = Hop(address, way.mac, way.source_mac, way.ifindex)
+            self._hops_of, self._hops = (addresses, found), ways
+        return self._hops
 
     async def cover(self, vips: Iterable[Network]) -> None:
         wanted = frozenset(vips)
@@ -141,6 +146,8 @@ class TunPort:
         self._left_by_packet = Isolation(settings.name, settings.interface)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[TunIo] = []
+        self._hops_of: tuple[Address, ...] = ()
+        self._hops: Mapping[Address, Hop] = {}
 
     @property
     def ios(self) -> list[Io]:
@@ -173,9 +180,11 @@ class TunPort:
         with contextlib.suppress(FeatureError, IoError):  # no nftables here: then nothing was left behind either
             await self._left_by_packet.remove()
 
-    def hops(self, addresses: Iterable[Address], found: Mapping[Address, Resolution]) -> dict[Address, Hop]:
+    def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
         del found
-        return {address: Hop(address, NO_MAC) for address in addresses}
+        if addresses is not self._hops_of:
+            self._hops_of, self._hops = addresses, {address: Hop(address, NO_MAC) for address in addresses}
+        return self._hops
 
     async def cover(self, vips: Iterable[Network]) -> None:
         self._vips = frozenset(vips)

@@ -7,12 +7,11 @@ table and the tunnel were built from, so it must stay as it is until a restart.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 from lb.errors import ConfigError
-from lb.model import Address, BgpSettings, Idle, MuxSettings, Network, Service
+from lb.model import Address, BgpSettings, Idle, MuxSettings, Service
 
 
 def changed_keys(old: MuxSettings, new: MuxSettings) -> list[str]:
@@ -43,15 +42,15 @@ def check_bgp(old: BgpSettings | None, new: BgpSettings | None) -> None:
         raise ConfigError([("bgp", "cannot change while the MUX runs: restart lb-mux, or put it back")])
 
 
-def check_vips(services: Iterable[Service], local: Mapping[Address, str], checked: Container[int] = ()) -> None:
+def check_vips(
+    services: Sequence[Service], local: Mapping[Address, str], fresh: Iterable[Service] | None = None
+) -> None:
     """Raises ConfigError for VIPs that are addresses of this machine: its kernel would answer for them.
 
-    ``checked``: identities of services that passed before, with the same addresses.
+    ``fresh``: those of the services that did not pass before, with the same addresses; None: all.
     """
     mistakes: list[tuple[str, str]] = []
-    for index, service in enumerate(services):
-        if id(service) in checked:
-            continue
+    for service in services if fresh is None else fresh:
         vip = service.vip
         if vip.prefixlen == vip.max_prefixlen and vip.network_address not in local:
             continue  # of ten thousand, nearly all
@@ -61,17 +60,7 @@ def check_vips(services: Iterable[Service], local: Mapping[Address, str], checke
                     f"{service.vip} covers {address}, an address of this machine on {interface}; "
                     f"a VIP must not be local to a MUX: remove it from {interface}"
                 )
-                mistakes.append((f"service[{index}].vip", message))
+                place = next(index for index, other in enumerate(services) if other is service)
+                mistakes.append((f"service[{place}].vip", message))
     if mistakes:
         raise ConfigError(mistakes)
-
-
-def vips_after(vips: frozenset[Network], before: Sequence[Service], services: Sequence[Service]) -> frozenset[Network]:
-    """The VIPs of ``services``; ``vips``, those of ``before``, where none came or went.
-
-    What is the same object has the same VIP. Networks are slow to hash, and of ten thousand services one has changed.
-    """
-    old, new = {id(service) for service in before}, {id(service) for service in services}
-    gone = Counter(service.vip for service in before if id(service) not in new)
-    come = Counter(service.vip for service in services if id(service) not in old)
-    return vips if gone == come else frozenset(service.vip for service in services)

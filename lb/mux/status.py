@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lb.dataplane import REASONS, BackendFlows, Verdict
-from lb.forwarding import service_key
 from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures
 from lb.model import Backend, BackendState, MuxSettings, Service
 from lb.mux.announcer import Announcer
@@ -94,10 +93,13 @@ class Status:
         services: list[Row] = []
         backends: list[Row] = []
         at = self._clock()  # of the counters: rates are made of two statuses
-        for service, number in self._services():
+        forwarding = self._engine.forwarding
+        # Of ten thousand many count nothing; flows that were handed over count from their first packet here.
+        for number in self._engine.busy(forwarding.id_limit):
+            service = forwarding.service(number)
+            if service is None:
+                continue  # it is gone; its counters stay for another's
             counters = self._engine.service_counters(number)
-            if not counters.packets and not counters.dropped:
-                continue  # of ten thousand, many; flows that were handed over count from their first packet here
             found = [self._flows(number, backend) for backend in service.backends]
             flows = sum(item.live for item in found)
             row = {"packets": counters.packets, "bytes": counters.bytes, "flows_new": counters.flows, "flows": flows}
@@ -220,11 +222,13 @@ class Status:
 
     # -- both ---------------------------------------------------------------------------------------------------
 
-    def _services(self) -> list[tuple[Service, int]]:
+    def _services(self) -> Iterator[tuple[Service, int]]:
         """The live services in the order of the file, with their numbers in the data plane."""
         forwarding = self._engine.forwarding
-        numbers = {service_key(service): number for number, service in forwarding.ids.items()}
-        return [(service, numbers[service_key(service)]) for service in forwarding.services]
+        for service in forwarding.services:
+            number = forwarding.id_of(service)
+            if number is not None:
+                yield service, number
 
     def _packets(self, service: int, backend: Backend) -> int:
         return self._engine.backend_packets(self._engine.forwarding.counter(service, backend.name))

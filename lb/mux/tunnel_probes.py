@@ -24,6 +24,7 @@ from pathlib import Path
 
 import structlog
 
+from lb.changes import Change
 from lb.errors import VipmuxError
 from lb.model import Address, Backend, MuxSettings, Probe, ProbeType, Protocol, Service
 from lb.mux.netlink import Netlink
@@ -128,9 +129,10 @@ class TunnelProbes:
         self._path = ProbePath(settings.name, settings.address, settings.mtu, netlink, self._wake)
         self._board: Board[TunnelCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=Health.UNKNOWN)
         self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
-        self._wanted: tuple[Service, ...] = ()
+        self._changes: list[Change] = []  # that the board has not yet followed
         self._services: dict[str, Service] = {}  # those that the board has
         self._kernel = _Kernel(settings.interface, 0, {})
+        self._anew: frozenset[str] = frozenset()  # services to be looked at whether they changed or not
         self._impossible: frozenset[str] = frozenset()  # services that cannot be probed from this machine now
         self._logged: set[str] = set()  # why not
 
@@ -138,11 +140,11 @@ class TunnelProbes:
         """Repairs what a killed predecessor left; probes begin with :meth:`run`."""
         if await self._path.repair():
             log.info("repaired", reason="an earlier lb-mux did not stop cleanly; its rule for probes was removed")
-        await self.update(services)
+        self.update(Change.between((), services))
 
-    async def update(self, services: Iterable[Service]) -> None:
+    def update(self, change: Change) -> None:
         """The services that are live. Nobody waits for probes: they follow a moment later."""
-        self._wanted = tuple(services)
+        self._changes.append(change)
         self._wake.set()
 
     def known(self) -> Mapping[Label, Known]:
@@ -172,19 +174,32 @@ class TunnelProbes:
             if self._path.is_lost:
                 log.warning("probe_device_lost", device=self._path.names.device, then="made again")
                 await self._path.close()
-                self._services = {}
+                self._anew = frozenset(self._services)
                 await asyncio.sleep(1)  # not faster than this, if it is taken again and again
-            await self._take({service.name: service for service in self._wanted})
+            changes, self._changes = self._changes, []
+            await self._take(changes)
 
-    async def _take(self, services: dict[str, Service]) -> None:
+    async def _take(self, changes: Sequence[Change]) -> None:
         """Looks at those alone that are others than before: there may be ten thousand, and they change often."""
-        before, self._services = self._services, services
+        before: dict[str, Service | None] = {}
+        for change in changes:
+            for service in (*change.gone, *change.come):
+                before.setdefault(service.name, self._services.get(service.name))
+        for change in changes:
+            for service in change.gone:
+                self._services.pop(service.name, None)
+            for service in change.come:
+                self._services[service.name] = service
         kernel = await self._read_kernel()
-        anew = self._impossible if kernel.like(self._kernel) else services.keys()
+        anew = self._anew | (self._impossible if kernel.like(self._kernel) else self._services.keys())
+        self._anew = frozenset()
         self._kernel = kernel
-        changed = [new for name, new in services.items() if name in anew or _differ(before.get(name), new)]
+        names = dict.fromkeys(
+            [*(name for name, old in before.items() if _differ(old, self._services.get(name))), *anew]
+        )
+        changed = [self._services[name] for name in names if name in self._services]
         probes = len(self._board)
-        self._board.change({}, _gone(before, services))
+        self._board.change({}, _gone(before, self._services))
         for first in range(0, len(changed), PIECE):
             self._board.change(await self._possible(checks(changed[first : first + PIECE])), ())
             await asyncio.sleep(0)  # others have their turn
@@ -228,9 +243,10 @@ class TunnelProbes:
         return None
 
     async def _read_kernel(self) -> _Kernel:
-        found = (await self._netlink.local_addresses()).get(self._settings.address, "lo")
+        links, local = await self._netlink.machine()
+        found = local.get(self._settings.address, "lo")
         interface = found if found != "lo" else self._settings.interface
-        names = {link.index: link.name for link in (await self._netlink.links()).values()}
+        names = {link.index: link.name for link in links.values()}
         return _Kernel(interface, max(_rp_filter("all"), _rp_filter(interface)), names)
 
     async def _deaf(self, vip: IPv4Address) -> str | None:
@@ -255,12 +271,12 @@ class _Kernel:
         return (self.interface, self.rp_filter) == (other.interface, other.rp_filter)
 
 
-def _gone(before: Mapping[str, Service], after: Mapping[str, Service]) -> list[Label]:
-    """Backends that are no more."""
+def _gone(before: Mapping[str, Service | None], after: Mapping[str, Service]) -> list[Label]:
+    """Backends that are no more, of the services of ``before``."""
     gone: list[Label] = []
     for name, old in before.items():
         new = after.get(name)
-        if new is not old:
+        if old is not None and new is not old:
             left = {backend.name for backend in new.backends} if new is not None else set()
             gone += [(name, backend.name) for backend in old.backends if backend.name not in left]
     return gone

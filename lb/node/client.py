@@ -33,6 +33,7 @@ from lb.node.messages import (
     TEXT_MAX,
     TO_NODE_MAX,
     Ack,
+    Delta,
     DeltaMessage,
     Digest,
     FlowAnswer,
@@ -44,6 +45,7 @@ from lb.node.messages import (
     FlowsWantedMessage,
     HealthReport,
     Hello,
+    Keys,
     NodeState,
     Order,
     RefusedMessage,
@@ -52,6 +54,7 @@ from lb.node.messages import (
     apply,
     diff,
     encode,
+    keys_of,
     parse_to_node,
 )
 from lb.node.outbox import Outbox
@@ -70,7 +73,7 @@ LEASE = 10.0
 RETRY = 10.0
 #: Orders that wait to be applied; more wait in the kernel.
 PENDING_MAX = 64
-#: States of so many entries are looked at in the event loop: it takes less time than to ask a thread.
+#: So many entries are looked at in the event loop: it takes less time than to ask a thread.
 SMALL = 100
 #: Messages longer than this are parsed beside the event loop.
 _LARGE = 1 << 16
@@ -84,6 +87,7 @@ class _Wanted:
 
     cached: Cached
     sum: Digest
+    keys: Keys | None  #: where it may differ from what is live; None: anywhere
 
 
 class NodeClient:
@@ -94,14 +98,15 @@ class NodeClient:
         url: str,
         identity: Identity,
         cache: Cache,
-        apply: Callable[[NodeState], Awaitable[str | None]],
+        apply: Callable[[NodeState, Delta], Awaitable[str | None]],
         settings: Callable[[], Mapping[str, Any]],
         *,
         token: TokenText | None = None,
         lease: float = LEASE,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """``apply`` makes a state live and returns None, or why it refuses. ``settings`` is what hello says."""
+        """``apply`` makes a state live, of which the delta tells what differs from the one that was live, and returns
+        None, or why it refuses. ``settings`` is what hello says."""
         self.url = url
         self.identity = identity
         #: Every report of the node, for a manager that knows none.
@@ -367,7 +372,7 @@ class NodeClient:
                     break
                 message = orders.get_nowait()
             if self._wanted is not None and news:
-                await self._make_live(self._wanted.cached)
+                await self._make_live(self._wanted)
 
     async def _take(self, message: Order) -> bool:
         """Checks an order and makes it what is wanted; False: it is refused, or it is asked for anew."""
@@ -395,11 +400,11 @@ class NodeClient:
         total = await asyncio.to_thread(Digest, message.body)
         if str(total) != message.digest:
             raise MessageError("a state that is not what its digest says")
-        return _Wanted(Cached(message.term, message.generation, message.digest, message.body), total)
+        return _Wanted(Cached(message.term, message.generation, message.digest, message.body), total, None)
 
     async def _changed(self, message: DeltaMessage) -> _Wanted | None:
         """None: it does not fit to what we have."""
-        wanted = self._wanted or _Wanted(self._live, await asyncio.to_thread(Digest, self._live.state))
+        wanted = self._wanted or _Wanted(self._live, await asyncio.to_thread(Digest, self._live.state), {})
         before = wanted.cached
         if message.base != before.generation:
             log.info("whole state asked for", reason=f"a change of {message.base}, and this is {before.generation}")
@@ -410,17 +415,23 @@ class NodeClient:
             log.warning("whole state asked for", reason="a change does not lead to what its digest says")
             return None
         state = apply(before.state, message.delta)
-        return _Wanted(Cached(message.term, message.generation, message.digest, state), total)
+        keys = wanted.keys
+        if keys is not None:
+            fresh = keys_of(message.delta)
+            keys = {
+                section: {*keys.get(section, ()), *fresh.get(section, ())} for section in keys.keys() | fresh.keys()
+            }
+        return _Wanted(Cached(message.term, message.generation, message.digest, state), total, keys)
 
-    async def _make_live(self, cached: Cached) -> None:
+    async def _make_live(self, wanted: _Wanted) -> None:
         """Applied, then on disk, then acknowledged."""
-        live = self._live.state
-        small = sum(map(len, cached.state.values())) <= SMALL  # a thread costs more, on a machine that is busy
-        delta = diff(live, cached.state) if small else await asyncio.to_thread(diff, live, cached.state)
+        cached, live, keys = wanted.cached, self._live.state, wanted.keys
+        small = sum(map(len, cached.state.values() if keys is None else keys.values())) <= SMALL
+        delta = diff(live, cached.state, keys) if small else await asyncio.to_thread(diff, live, cached.state, keys)
         # What is equal stays the same object, so that the daemon sees at a glance what is new.
         cached = replace(cached, state=apply(live, delta))
         if cached.digest != self._live.digest:  # else a manager that came back, with another number
-            refusal = await self._apply(cached.state)
+            refusal = await self._apply(cached.state, delta)
             if refusal is not None:
                 if refusal != self._refused:
                     log.error("state refused", generation=cached.generation, reason=refusal)
@@ -428,6 +439,7 @@ class NodeClient:
                 self._say(Ack(cached.term, cached.generation, refusal[:TEXT_MAX]))
                 return
         self._live, self._refused = cached, None
+        wanted.cached, wanted.keys = cached, {}
         await self._keep(cached, delta)
         self._say(Ack(cached.term, cached.generation))
 

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from lb.changes import Change
 from lb.config import parse_service_tables
 from lb.errors import AccessError, ConfigError, VipmuxError
 from lb.model import AgentSettings, MuxSettings, Service
 from lb.node.cache import Cache, Cached
 from lb.node.client import SMALL, NodeClient
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText
-from lb.node.messages import NodeState
+from lb.node.messages import Delta, NodeState, keys_of
 
-#: Makes a state live; raises VipmuxError, with everything as it was, where it cannot.
-Take = Callable[[NodeState, tuple[Service, ...]], Awaitable[None]]
+#: Makes a state live, with what differs of its services; raises VipmuxError, with all as it was, where it cannot.
+Take = Callable[[NodeState, Change], Awaitable[None]]
 #: How often it is looked whether the status is another, seconds; and at most this part of the time is spent on it.
 STATUS_INTERVAL = 1.0
 STATUS_SHARE = 0.05
@@ -34,22 +36,38 @@ log = structlog.get_logger()
 
 
 class ServiceTables:
-    """Services out of a state's tables; what is the same table as before is not read again."""
+    """Services out of a state's tables; only those that differ from the state taken last are read."""
 
     def __init__(self, owner: MuxSettings | AgentSettings) -> None:
         self._owner = owner
-        self._known: dict[str, tuple[Any, Service]] = {}
+        self.taken: Mapping[str, Service] = {}  #: by name, in the order of the tables
+        self._services: tuple[Service, ...] = ()
 
-    def parse(self, tables: Mapping[str, Any]) -> tuple[Service, ...]:
-        """Raises ConfigError with every mistake. What several services share was checked by the manager."""
-        known = self._known
-        fresh = [name for name, table in tables.items() if name not in known or known[name][0] is not table]
+    def read(self, tables: Mapping[str, Any], names: Collection[str] | None = None) -> Reading:
+        """``names``: of those that differ, come or go; None: look at all. Raises ConfigError with every mistake. What
+        several services share was checked by the manager."""
+        names = list({**tables, **self.taken}) if names is None else sorted(names)
+        fresh = [name for name in names if name in tables]
         parsed = parse_service_tables([_named(name, tables[name]) for name in fresh], self._owner)
-        by_name = dict(zip(fresh, parsed, strict=True))
-        self._known = {
-            name: (table, by_name[name]) if name in by_name else known[name] for name, table in tables.items()
-        }
-        return tuple(service for _, service in self._known.values())
+        by_name = dict(self.taken)
+        for name in names:
+            if name not in tables:
+                by_name.pop(name, None)
+        by_name.update(zip(fresh, parsed, strict=True))
+        gone = tuple(self.taken[name] for name in names if name in self.taken)
+        return Reading(by_name, Change(self._services, tuple(by_name.values()), gone, parsed))
+
+    def take(self, reading: Reading) -> None:
+        """They are live: what comes next is compared to them."""
+        self.taken, self._services = reading.by_name, reading.change.services
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The services of a state."""
+
+    by_name: Mapping[str, Service]
+    change: Change
 
 
 def _named(name: str, table: object) -> object:
@@ -106,19 +124,22 @@ class Follower:
         if cached is None:
             return {}, ()
         try:
-            services = self._tables.parse(cached.state.get("services", {}))
+            reading = self._tables.read(cached.state.get("services", {}))
         except ConfigError as error:
             log.error("cached state not used", reason=str(error))
             self.client.begin_with(cached, str(error))
             return {}, ()
         self.client.begin_with(cached)
+        self._tables.take(reading)
         self._cached = cached
+        services = reading.change.services
         log.info("last good state", term=cached.term, generation=cached.generation, services=len(services))
         return cached.state, services
 
     def not_begun(self, reason: str) -> None:
         """The daemon could not begin with the last good state."""
         log.error("cached state not used", reason=reason)
+        self._tables = ServiceTables(self._settings)
         if self._cached is not None:
             self.client.begin_with(self._cached, reason)
 
@@ -160,12 +181,13 @@ class Follower:
                 self.client.send_status(self.status())
                 took = time.monotonic() - started
 
-    async def _apply(self, state: NodeState) -> str | None:
+    async def _apply(self, state: NodeState, delta: Delta) -> str | None:
         try:
-            tables = state.get("services", {})
-            parse = self._tables.parse
-            services = parse(tables) if len(tables) <= SMALL else await asyncio.to_thread(parse, tables)
-            await self._take(state, services)
+            names = keys_of(delta).get("services", ())
+            read, tables = self._tables.read, state.get("services", {})
+            reading = read(tables, names) if len(names) <= SMALL else await asyncio.to_thread(read, tables, names)
+            await self._take(state, reading.change)
+            self._tables.take(reading)
         except VipmuxError as error:
             return str(error)
         return None

@@ -18,7 +18,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -33,13 +33,21 @@ SECTIONS = ("services", "announcements", "muxes", "options")
 EMPTY: NodeState = {}
 
 
-def diff(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What makes ``new`` of ``old``: ``{"set": {section: {key: value}}, "remove": {section: [key]}}``."""
+#: What makes one state of another: ``{"set": {section: {key: value}}, "remove": {section: [key]}}``.
+Delta = Mapping[str, Any]
+#: Keys by section.
+Keys = Mapping[str, Collection[str]]
+
+
+def diff(
+    old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], keys: Keys | None = None
+) -> dict[str, Any]:
+    """What makes ``new`` of ``old``. ``keys``: where else they are known to be the same."""
     changed: dict[str, dict[str, Any]] = {}
     removed: dict[str, list[str]] = {}
-    for section in sorted(old.keys() | new.keys()):
+    for section in sorted(old.keys() | new.keys() if keys is None else keys):
         before, after = old.get(section, {}), new.get(section, {})
-        found, gone = differences(before, after)
+        found, gone = differences(before, after) if keys is None else _differences_of(keys[section], before, after)
         if found:
             changed[section] = found
         if gone:
@@ -47,14 +55,37 @@ def diff(old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, An
     return {"set": changed, "remove": removed}
 
 
-def apply(state: Mapping[str, Mapping[str, Any]], delta: Mapping[str, Any]) -> NodeState:
-    """The state after a delta; the one before stays as it is. Sections that become empty go."""
-    new: dict[str, dict[str, Any]] = {section: dict(entries) for section, entries in state.items()}
-    for section, keys in delta.get("remove", {}).items():
-        for key in keys:
-            new.get(section, {}).pop(key, None)
-    for section, entries in delta.get("set", {}).items():
-        new.setdefault(section, {}).update(entries)
+def _differences_of(
+    keys: Iterable[str], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """As :func:`lb.persistent.differences`, of these keys."""
+    missing = object()
+    found = {key: after[key] for key in keys if key in after}
+    found = {
+        key: value for key, value in found.items() if (was := before.get(key, missing)) is not value and was != value
+    }
+    return found, [key for key in keys if key in before and key not in after]
+
+
+def keys_of(delta: Delta) -> dict[str, set[str]]:
+    """The keys that a delta is about, by section."""
+    found: dict[str, set[str]] = {}
+    for sections in delta.values():
+        for section, keys in sections.items():
+            found.setdefault(section, set()).update(keys)
+    return found
+
+
+def apply(state: Mapping[str, Mapping[str, Any]], delta: Delta) -> NodeState:
+    """The state after a delta; the one before stays as it is. Sections that become empty go; others that the delta is
+    not about are the same objects."""
+    new: dict[str, Mapping[str, Any]] = dict(state)
+    for section in delta.get("remove", {}).keys() | delta.get("set", {}).keys():
+        entries = dict(state.get(section, {}))
+        for key in delta.get("remove", {}).get(section, ()):
+            entries.pop(key, None)
+        entries.update(delta.get("set", {}).get(section, {}))
+        new[section] = entries
     return {section: entries for section, entries in new.items() if entries}
 
 

@@ -76,6 +76,7 @@ def test_any_sequence_of_changes_ends_where_a_fresh_start_does(sequence: list[di
         fresh = Compiler(MUX).compile(services)
         assert answers(forwarding) == answers(fresh)
         assert set(forwarding.hop_addresses) == set(fresh.hop_addresses)
+        assert {forwarding.ids[n].name for n in forwarding.draining} == {fresh.ids[n].name for n in fresh.draining}
         assert forwarding.services == fresh.services
 
 
@@ -105,6 +106,17 @@ def test_a_change_of_one_service_among_many_costs_a_fraction_of_all() -> None:
         compiler.compile(services)
         changed.append(time.process_time() - before)
     assert min(changed) < whole / 4
+
+
+def test_addresses_that_stay_are_the_same_object_so_that_nobody_need_look() -> None:
+    services = many(10)
+    compiler = Compiler(MUX)
+    all_of_them = compiler.compile(services).hop_addresses
+    services[2] = replace(services[2], mtu=1400)
+    assert compiler.compile(services).hop_addresses is all_of_them
+    fewer = compiler.compile(services[:8]).hop_addresses
+    assert fewer == all_of_them[:9]
+    assert set(compiler.compile(services).hop_addresses) == set(all_of_them)
 
 
 def test_a_machine_that_left_is_no_next_hop_any_more() -> None:

@@ -39,11 +39,9 @@ def compiled(found: Mapping[str, Any]) -> list[str | None]:
         "web", IPv4Network("203.0.113.10"), Protocol.TCP, PortRange(80, 80), backends, slots=found["slots"]
     )
     mux = MuxSettings("mux1", IPv4Address("10.0.1.11"), interface="eth0", seed=SEED)
-    compiler = Compiler(mux)
-    forwarding = compiler.compile([service])
+    forwarding = Compiler(mux).compile([service])
     (number,) = forwarding.ids
-    (row,) = compiler._prepared.values()
-    names = [forwarding.backend(number, slot) for slot in row.table.slots()]
+    names = [forwarding.backend(number, slot) for slot in forwarding.table(number).slots()]
     return [backend.name if backend is not None else None for backend in names]
 
 

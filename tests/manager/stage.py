@@ -14,7 +14,7 @@ from aiohttp import web
 from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
-from lb.node.messages import FlowAnswer, FlowsFromNode, FlowsMessage, HealthMessage, NodeState
+from lb.node.messages import Delta, FlowAnswer, FlowsFromNode, FlowsMessage, HealthMessage, NodeState
 from manager import joining
 from manager.authority import Authority
 from manager.stream import Connection, Streams
@@ -150,7 +150,7 @@ class StageNode:
             self.state = cached.state
             self.client.begin_with(cached)
 
-    async def _apply(self, state: NodeState) -> str | None:
+    async def _apply(self, state: NodeState, _: Delta) -> str | None:
         if self.refuse is None:
             self.state = state
             self.applied += 1

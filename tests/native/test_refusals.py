@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from lb.dataplane import NO_MAC, BackendEntry, Hop, Maglev, Member, ServiceEntry, Snapshot, VipMap
+from lb.dataplane import NO_MAC, BackendEntry, Hop, HopTable, Maglev, Member, ServiceEntry, Snapshot, VipMap
 from lb.errors import DataplaneError
 from lb.model import Protocol
 
@@ -35,7 +35,7 @@ def a_map(service: ServiceEntry) -> VipMap:
 
 
 def test_a_plain_service_is_taken() -> None:
-    Snapshot(a_map(GOOD), [HOP], 0)
+    Snapshot(a_map(GOOD), HopTable([HOP]), 0)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,31 @@ def test_the_same_id_twice_is_refused() -> None:
         VipMap(bytes(16), 10, [GOOD, replace(GOOD, vip=ip_network("203.0.113.11").network_address)])
 
 
+def test_a_service_that_is_not_there_cannot_go() -> None:
+    with pytest.raises(DataplaneError):
+        a_map(GOOD).changed([1], [])
+    with pytest.raises(DataplaneError):
+        a_map(GOOD).changed([0, 0], [])
+
+
+def test_a_service_may_go_and_come_in_one_change() -> None:
+    before = a_map(GOOD)
+    after = before.changed([0], [replace(GOOD, first_port=81, last_port=81)])
+    Snapshot(after, HopTable([HOP]), 0)
+    with pytest.raises(DataplaneError):
+        after.changed([], [replace(GOOD, id=1, first_port=81, last_port=81)])
+
+
 @pytest.mark.parametrize("hops", [[], [HOP6]], ids=["no such hop", "a hop of the other family"])
 def test_a_backend_without_its_hop_is_refused(hops: list[tuple[object, Hop]]) -> None:
     with pytest.raises(DataplaneError):
-        Snapshot(a_map(GOOD), hops, 0)  # type: ignore[arg-type]
+        Snapshot(a_map(GOOD), HopTable(hops), 0)  # type: ignore[arg-type]
 
 
 def test_backends_that_are_no_more_need_no_hop() -> None:
-    Snapshot(a_map(replace(GOOD, backends=[BackendEntry(9, 0, 0), BackendEntry(0, 0, 1)])), [HOP], 0)
+    Snapshot(a_map(replace(GOOD, backends=[BackendEntry(9, 0, 0), BackendEntry(0, 0, 1)])), HopTable([HOP]), 0)
 
 
 def test_a_counter_that_does_not_exist_is_refused() -> None:
     with pytest.raises(DataplaneError):
-        Snapshot(a_map(replace(GOOD, backends=[BackendEntry(0, 1 << 20, 1)])), [HOP], 0)
+        Snapshot(a_map(replace(GOOD, backends=[BackendEntry(0, 1 << 20, 1)])), HopTable([HOP]), 0)

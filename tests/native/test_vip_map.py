@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lb.bgp.selftest import syn
+from lb.dataplane import Link, Pipeline, Verdict
 from lb.errors import DataplaneError
-from lb.forwarding import Compiler
+from lb.forwarding import Compiler, Forwarding
 from lb.model import Address, Backend, PortRange, Protocol, Service
 from tests.model import services as model
 from tests.packets.world import SETTINGS
@@ -70,6 +74,50 @@ def test_the_most_specific_service_wins(services: list[Service], packets: list[P
         client: Address = ip_address("192.0.2.1" if destination.version == 4 else "2001:db8:c::1")
         found = forwarding.lookup(protocol, client, 1, destination, port)
         assert found.service == model.match(services, protocol.number, destination, port)
+
+
+def verdicts(forwarding: Forwarding, packets: Iterable[Packet]) -> list[tuple[Verdict, str, str | None]]:
+    """What the data plane does with a packet to each place, and for which service."""
+    probes = [syn(protocol, ip_address(address), 1024, port) for address, port, protocol in packets]
+    results = Pipeline(0, Link.NONE).process(
+        forwarding.offline_snapshot(), [(probe, len(probe), 0) for probe in probes]
+    )
+    return [(result.verdict, result.reason, forwarding.names(result.service_id, None)[0]) for result in results]
+
+
+@settings(max_examples=100, deadline=None)
+@given(some_services(), st.lists(st.sets(st.integers(0, 24)), min_size=1, max_size=6), PACKETS)
+def test_a_map_that_was_changed_answers_as_one_that_was_made_anew(
+    services: list[Service], steps: list[set[int]], packets: list[Packet]
+) -> None:
+    compiler = Compiler(SETTINGS)
+    for step in steps:
+        chosen = [service for n, service in enumerate(services) if n in step]
+        assert verdicts(compiler.compile(chosen), packets) == verdicts(Compiler(SETTINGS).compile(chosen), packets)
+
+
+def test_a_map_that_is_changed_again_and_again_holds_exactly_its_services() -> None:
+    """Among many services rows of the tables stand in each other's way, and one that goes must not hide another."""
+    chance = random.Random(4)
+    pool = [
+        a_service(f"s{n}", f"10.{chance.randrange(4)}.{n >> 9}.{n >> 1 & 255}/32", Protocol.TCP, *[80 + n % 2] * 2)
+        for n in range(6000)
+    ]
+    pool = list({(service.vip, service.ports): service for service in pool}.values())
+    packets = [(str(service.vip.network_address), service.ports.first, Protocol.TCP) for service in pool]
+    there = set(range(0, len(pool), 2))
+    compiler = Compiler(SETTINGS)
+    for turn in range(60):
+        there ^= set(chance.sample(range(len(pool)), 1 if turn % 3 else 200))
+        if turn == 40:
+            there = set(sorted(there)[:30])  # small enough for smaller tables
+        forwarding = compiler.compile([pool[n] for n in sorted(there)])
+        if turn % 10 in (0, 9):
+            vips = {pool[n].vip for n in there}
+            for n, (verdict, _, name) in enumerate(verdicts(forwarding, packets)):
+                expected = Verdict.FORWARD if n in there else Verdict.DROP if pool[n].vip in vips else Verdict.PASS
+                assert verdict is expected
+                assert name == (pool[n].name if n in there else None)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from lb.changes import Change
 from lb.errors import AccessError, ConfigError, IoError, RequestError
 from lb.model import MuxSettings, Service
 from lb.node.cache import Cache, Cached
 from lb.node.follower import Follower, ServiceTables
-from lb.node.messages import NodeState, apply, digest
+from lb.node.messages import NodeState, apply, diff, digest, keys_of
 
 TOKEN = "lb1." + "x" * 32 + "." + "0" * 64
 
@@ -31,46 +34,76 @@ def table(name: str, last: int = 10, **keys: Any) -> dict[str, Any]:
 STATE: NodeState = {"services": {"web": table("web"), "dns": table("dns", 53)}}
 
 
+def follow(tables: ServiceTables, before: NodeState, after: NodeState) -> Change:
+    """The next state, taken."""
+    names = keys_of(diff(before, after)).get("services", ())
+    reading = tables.read(after.get("services", {}), names)
+    tables.take(reading)
+    return reading.change
+
+
 def test_only_tables_that_changed_are_read_again() -> None:
     tables = ServiceTables(settings())
-    before = {service.name: service for service in tables.parse(STATE["services"])}
+    before = {service.name: service for service in follow(tables, {}, STATE).services}
     changed = apply(STATE, {"set": {"services": {"dns": table("dns", 54)}}})
-    after = {service.name: service for service in tables.parse(changed["services"])}
+    change = follow(tables, STATE, changed)
+    after = {service.name: service for service in change.services}
     assert after["web"] is before["web"]
     assert str(after["dns"].vip) == "203.0.113.54/32"
-    assert [service.name for service in tables.parse({"dns": changed["services"]["dns"]})] == ["dns"]
+    assert (change.gone, change.come) == ((before["dns"],), (after["dns"],))
+    without = {"services": {"dns": changed["services"]["dns"]}}
+    assert follow(tables, changed, without).services == (after["dns"],)
+
+
+NAMES = st.dictionaries(st.sampled_from("abcde"), st.integers(1, 4))
+
+
+@given(st.lists(NAMES, min_size=1, max_size=6))
+def test_services_after_any_changes_are_those_of_the_whole_state(steps: list[dict[str, int]]) -> None:
+    tables = ServiceTables(settings())
+    state: NodeState = {}
+    live: tuple[Service, ...] = ()
+    for step in steps:
+        after = {"services": {name: table(name, 10 + ord(name), mtu=1400 + n) for name, n in step.items()}}
+        change = follow(tables, state, after)
+        whole = ServiceTables(settings()).read(after["services"]).change
+        assert set(change.services) == set(whole.services)
+        assert set(change.services) == (set(live) - set(change.gone)) | set(change.come)
+        assert change.before is live
+        state, live = after, change.services
 
 
 def test_a_mistake_leaves_what_is_known_as_it_was() -> None:
     tables = ServiceTables(settings())
-    before = tables.parse(STATE["services"])
+    follow(tables, {}, STATE)
+    before = tables.taken
     with pytest.raises(ConfigError, match="port"):
-        tables.parse({**STATE["services"], "bad": table("bad", 99, port="x")})
-    assert tables.parse(STATE["services"]) == before
+        follow(tables, STATE, {"services": {**STATE["services"], "bad": table("bad", 99, port="x")}})
+    assert tables.taken is before
 
 
 def test_services_are_checked_as_those_of_the_nodes_own_file() -> None:
     with pytest.raises(ConfigError, match="is the MUX's own address"):
-        ServiceTables(settings()).parse({"s": {**table("s"), "vip": "10.0.1.11"}})
+        ServiceTables(settings()).read({"s": {**table("s"), "vip": "10.0.1.11"}})
 
 
 def test_a_retiring_service_goes_by_its_key() -> None:
-    services = ServiceTables(settings()).parse({"web": table("web"), "web~2": table("web", 11)})
-    assert [service.name for service in services] == ["web", "web~2"]
+    reading = ServiceTables(settings()).read({"web": table("web"), "web~2": table("web", 11)})
+    assert [service.name for service in reading.change.services] == ["web", "web~2"]
 
 
 class Node:
     """A daemon that takes what it is given."""
 
     def __init__(self, directory: Path, token: str | None = None) -> None:
-        self.taken: list[tuple[Service, ...]] = []
+        self.taken: list[Change] = []
         self.error: Exception | None = None
         self.follower = Follower("https://127.0.0.1:1", token, "mux", settings(str(directory)), self._take)
 
-    async def _take(self, state: NodeState, services: tuple[Service, ...]) -> None:
+    async def _take(self, state: NodeState, change: Change) -> None:
         if self.error is not None:
             raise self.error
-        self.taken.append(services)
+        self.taken.append(change)
 
 
 def begin(directory: Path, token: str | None = None) -> tuple[NodeState, tuple[Service, ...]]:
@@ -128,11 +161,17 @@ def test_what_is_no_token_is_refused_at_once(tmp_path: Path) -> None:
 def test_what_the_daemon_refuses_becomes_the_reason_for_the_manager(tmp_path: Path) -> None:
     async def main() -> None:
         node = Node(tmp_path)
-        assert await node.follower._apply(STATE) is None
+        more = apply(STATE, {"set": {"services": {"ntp": table("ntp", 123)}}})
+        assert await node.follower._apply(STATE, diff({}, STATE)) is None
         node.error = IoError("interface eth0 is gone")
-        assert await node.follower._apply(STATE) == "interface eth0 is gone"
-        assert await node.follower._apply({"services": {"bad": 7}}) is not None
-        assert len(node.taken) == 1
+        assert await node.follower._apply(more, diff(STATE, more)) == "interface eth0 is gone"
+        bad: NodeState = {"services": {"bad": 7}}
+        assert await node.follower._apply(bad, diff(STATE, bad)) is not None
+        node.error = None
+        assert await node.follower._apply(more, diff(STATE, more)) is None
+        first, last = node.taken
+        assert last.before is first.services
+        assert [service.name for service in last.come] == ["ntp"]
 
     asyncio.run(main())
 

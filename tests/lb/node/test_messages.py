@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.node.messages import Digest, NodeState, apply, diff, digest
+from lb.node.messages import Digest, NodeState, apply, diff, digest, keys_of
 
 VALUES: st.SearchStrategy[Any] = st.one_of(
     st.integers(0, 3), st.text("ab", max_size=2), st.dictionaries(st.text("xy", max_size=2), st.integers(0, 2))
@@ -22,6 +22,24 @@ STATES = st.dictionaries(
 @given(STATES, STATES)
 def test_a_delta_makes_the_new_state_of_the_old(old: NodeState, new: NodeState) -> None:
     assert apply(old, diff(old, new)) == new
+
+
+@given(STATES, STATES, STATES)
+def test_a_difference_within_the_keys_of_deltas_is_the_whole_difference(
+    old: NodeState, between: NodeState, new: NodeState
+) -> None:
+    keys: dict[str, set[str]] = {}
+    for delta in (diff(old, between), diff(between, new)):
+        for section, names in keys_of(delta).items():
+            keys.setdefault(section, set()).update(names)
+    assert diff(old, new, keys) == diff(old, new)
+
+
+def test_sections_that_a_delta_is_not_about_stay_the_same_objects() -> None:
+    old: NodeState = {"services": {"web": 1}, "announcements": {"203.0.113.10/32": {}}}
+    new = apply(old, {"set": {"services": {"dns": 2}}, "remove": {}})
+    assert new["announcements"] is old["announcements"]
+    assert old["services"] == {"web": 1}
 
 
 @given(STATES)

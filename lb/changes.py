@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From one set of services to the next, by what differs: of ten thousand services mostly one does.
+
+A :class:`Change` is made where services come from (:mod:`lb.node.follower`, or :meth:`Change.between` for a file), and
+whoever follows the services looks at ``gone`` and ``come`` alone. Services are told apart by identity: what is
+equal may stay the same object, and then it costs nothing. Pure; imports only the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lb.model import Network, Service
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A service that became another is both in ``gone`` and in ``come``."""
+
+    before: tuple[Service, ...]
+    services: tuple[Service, ...]
+    gone: tuple[Service, ...]
+    come: tuple[Service, ...]
+
+    @classmethod
+    def between(cls, before: tuple[Service, ...], services: Iterable[Service]) -> Change:
+        """Looks at all of them."""
+        services = tuple(services)
+        old, new = set(map(id, before)), set(map(id, services))
+        return cls(
+            before,
+            services,
+            tuple(service for service in before if id(service) not in new),
+            tuple(service for service in services if id(service) not in old),
+        )
+
+    def since(self, before: tuple[Service, ...]) -> Change:
+        """The same services, but seen from these."""
+        return self if before is self.before else Change.between(before, self.services)
+
+    def __bool__(self) -> bool:
+        return bool(self.gone or self.come)
+
+
+@dataclass(frozen=True, slots=True)
+class Vips:
+    """The VIPs of some services."""
+
+    networks: frozenset[Network]
+    _uses: Mapping[Network, int]  #: by how many services each is used
+
+    @classmethod
+    def of(cls, services: Iterable[Service]) -> Vips:
+        return cls(frozenset(), {}).after(Change.between((), services))
+
+    def after(self, change: Change) -> Vips:
+        """This very object where no VIP comes or goes."""
+        steps: dict[Network, int] = {}
+        for services, step in ((change.come, 1), (change.gone, -1)):
+            for service in services:
+                steps[service.vip] = steps.get(service.vip, 0) + step
+        if not any(steps.values()):
+            return self
+        uses = dict(self._uses)
+        for vip, step in steps.items():
+            uses[vip] = uses.get(vip, 0) + step
+            if not uses[vip]:
+                del uses[vip]
+        networks = self.networks if uses.keys() == self._uses.keys() else frozenset(uses)
+        return Vips(networks, uses)
