@@ -591,9 +591,7 @@ class Controller:
         self.changes.forget(self.desired.services, self.desired.retiring)
         if self._plans % _TABLES_KEPT == 0:
             self._tables.keep_only(self.desired.services)
-            self._reports.keep_only(
-                {(s.name, backend.name) for s in self.desired.services.values() for backend in s.backends}
-            )
+            self._reports.keep_only(self.desired.has_backend)
 
     def _look_at_drains(self, now: float) -> None:
         for (service, backend), empty in self.emptied.look(now, self.hub.entries.values(), self.plan.drains):

@@ -63,6 +63,10 @@ class Desired:
     #: IP version and prefix length of every VIP, and perhaps of some that were.
     vip_lengths: frozenset[tuple[int, int]] = field(default=frozenset(), compare=False)
 
+    def has_backend(self, service: str, backend: str) -> bool:
+        found = self.services.get(service)
+        return found is not None and any(one.name == backend for one in found.backends)
+
     @property
     def unconfirmed(self) -> tuple[int, Pending] | None:
         """The version that waits for its confirmation."""
@@ -197,9 +201,7 @@ def apply_tables(
     Raises every mistake at once."""
     named = _names(array)
     delete = {name for name in (desired.services if replace_all else delete) if name in desired.services} - named
-    others = dict(desired.services)  # a copy and a few deletions: the quickest for one among ten thousand
-    for name in named | delete:
-        others.pop(name, None)
+    others = _Others(desired.services, named | delete)
     mistakes: list[tuple[str, str]] = []
     services: tuple[Service, ...] = ()
     try:
@@ -216,7 +218,11 @@ def apply_tables(
     lines = [_line(desired.services.get(name), service) for name, service in given.items()]
     lines += [Line(f"service {name}", "deleted") for name in sorted(delete)]
     names = frozenset(given) | delete
-    return Change(desired, _change_services(desired, {**others, **given}, names, as_told), tuple(lines), names)
+    after = dict(desired.services)  # a copy and a few changes: the quickest for one among ten thousand
+    for name in delete:
+        del after[name]
+    after.update(given)
+    return Change(desired, _change_services(desired, after, names, as_told), tuple(lines), names)
 
 
 def delete_service(desired: Desired, name: str, as_told: AsTold = lambda service: service) -> Change:
@@ -284,16 +290,18 @@ def _with(
         was, now = desired.services.get(name), services.get(name)
         if was is now:
             continue
-        if was is not None:
-            _unlist(by_vip, str(was.vip), name)
-            for address in {backend.address for backend in was.backends}:
-                _unlist(by_address, address, name)
         if now is not None:
-            vip = str(now.vip)
             lengths.add((now.vip.version, now.vip.prefixlen))
+        here, there = ({str(service.vip)} if service is not None else set() for service in (was, now))
+        for vip in here - there:
+            _unlist(by_vip, vip, name)
+        for vip in there - here:
             by_vip[vip] = tuple(sorted((*by_vip.get(vip, ()), name)))
-            for address in {backend.address for backend in now.backends}:
-                by_address[address] = (*by_address.get(address, ()), name)
+        old, new = ({backend.address for backend in service.backends} if service else set() for service in (was, now))
+        for address in old - new:
+            _unlist(by_address, address, name)
+        for address in new - old:
+            by_address[address] = (*by_address.get(address, ()), name)
     retiring_by_vip: dict[str, tuple[str, ...]] = {}
     for key in sorted(retiring):
         vip = str(retiring[key].vip)
@@ -474,10 +482,27 @@ def _place(path: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\[(\d+)\]", path))
 
 
+class _Others:
+    """The services but some; without a copy, for there are thousands."""
+
+    def __init__(self, services: Mapping[str, Service], without: Collection[str]) -> None:
+        self._services = services
+        self._without = without
+
+    def get(self, name: str) -> Service | None:
+        return None if name in self._without else self._services.get(name)
+
+    def __contains__(self, name: str) -> bool:
+        return name not in self._without and name in self._services
+
+    def __len__(self) -> int:
+        return len(self._services) - sum(name in self._services for name in self._without)
+
+
 class _Neighbours:
     """New tables against the manager's rules and the services that stay. Reads as much of a wrong table as it can."""
 
-    def __init__(self, desired: Desired, others: Mapping[str, Service], rules: Rules) -> None:
+    def __init__(self, desired: Desired, others: _Others, rules: Rules) -> None:
         self._others = others
         self._rules = rules
         self._by_vip = desired.by_vip if others else {}

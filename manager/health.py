@@ -18,7 +18,7 @@ A node's reports are believed until its lease ends; each message of the node ren
 from __future__ import annotations
 
 import enum
-from collections.abc import Container, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -122,11 +122,11 @@ class Reports:
         self._of.pop((source, node), None)
         return changed
 
-    def keep_only(self, there: Container[Key]) -> None:
-        """Forgets backends that are no longer there."""
+    def keep_only(self, there: Callable[[str, str], bool]) -> None:
+        """Forgets backends that are no longer there, as told by service and backend."""
         tables: list[MutableMapping[Key, Any]] = [*self._of.values(), self._tunnels]
         for known in tables:
-            for key in [key for key in known if key not in there]:
+            for key in [key for key in known if not there(*key)]:
                 del known[key]
 
     def agent(self, node: str | None, key: Key) -> Report | None:

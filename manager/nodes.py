@@ -518,6 +518,8 @@ def rows(status: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 
 def _same(old: NodeState | None, new: NodeState, compared: dict[tuple[int, int], bool]) -> bool:
     """``old == new``."""
+    if old is new:
+        return True
     if old is None or old.keys() != new.keys():
         return False
     for section, entries in new.items():

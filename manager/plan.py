@@ -45,12 +45,8 @@ def replan(last: Plan, world: World, touched: Iterable[Vip] | None) -> Plan:
     world = replace(world, draining=frozenset(name for name, waits in drains.items() if waits is None))
     desired = world.desired
     names = {*last.vips, *desired.by_vip, *desired.retiring_by_vip} if touched is None else set(touched)
-    vips = dict(last.vips)
-    for vip in names:
-        if vip in desired.by_vip or vip in desired.retiring_by_vip:
-            vips[vip] = plan_vip(vip, world)
-        else:
-            vips.pop(vip, None)
+    here = {vip: plan_vip(vip, world) for vip in names if vip in desired.by_vip or vip in desired.retiring_by_vip}
+    vips = replaced(last.vips, names, here)
     states = States(last, world, vips, None if touched is None else names).states()
     before = Memory() if touched is None else world.memory
     return Plan(vips, states, drains, _remember(last, before, world.memory, vips, names))

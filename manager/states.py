@@ -98,18 +98,20 @@ class States:
     def states(self) -> dict[str, NodeState]:
         services = self._changed(self._before(MUX, "services"), "tables")
         panic = self._changed(self._before(MUX, "options").get("panic", {}), "panic")
-        muxes = {name: outer(mux) for name, mux in sorted(self._world.muxes.items())}
+        muxes: Mapping[str, Any] = {name: outer(mux) for name, mux in sorted(self._world.muxes.items())}
+        known = self._before(AGENT, "muxes")
+        muxes = known if muxes == known else muxes
         states = {mux.id: self._mux(mux, services, panic) for mux in self._world.muxes.values()}
         tables = self._agent_services()
         for agent in self._world.agents.values():
-            own: Mapping[str, Any] | None = tables.get(agent.name)
-            if own is None:
-                own = self._last.states.get(agent.id, {}).get("services", {})
-            states[agent.id] = _without_empty({"services": own, "muxes": muxes})
+            before = self._last.states.get(agent.id, {})
+            own: Mapping[str, Any] = tables.get(agent.name, before.get("services", {}))
+            same = own is before.get("services") and muxes is before.get("muxes")
+            states[agent.id] = before if same else _without_empty({"services": own, "muxes": muxes})
         return states
 
     def _before(self, kind: str, section: str) -> Mapping[str, Any]:
-        """What all MUXes had alike."""
+        """What all MUXes, or all agents, had alike."""
         return next((s.get(section, {}) for id_, s in self._last.states.items() if id_.startswith(kind)), {})
 
     def _changed(self, before: Mapping[str, Any], what: str) -> PersistentMap[str, Any]:

@@ -73,5 +73,5 @@ def test_a_node_that_is_forgotten_says_nothing() -> None:
 def test_backends_that_are_gone_are_forgotten() -> None:
     reports = Reports()
     reports.heard(Source.AGENT, "host1", {KEY: UP}, now=0, lease=10)
-    reports.keep_only({("web", "web-2")})
+    reports.keep_only(lambda service, backend: (service, backend) == ("web", "web-2"))
     assert reports.agent("host1", KEY) is None
