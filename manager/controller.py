@@ -371,7 +371,8 @@ class Controller:
             found[report.service, report.backend] = Report(report.up, report.reason, report.since)
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
         services = self._reports.heard(source, name, found, self._clock(), lease)
-        self.touched(self._vips_of(services))
+        if services:  # most messages say what was said before
+            self.touched(self._vips_of(services))
 
     def _is_of(self, agent: str, service: str, backend: str) -> bool:
         found = self.desired.services.get(service)
