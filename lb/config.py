@@ -14,7 +14,6 @@ import difflib
 import enum
 import gc
 import re
-import tomllib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from lb import config_tables as tables
+from lb import toml
 from lb.config_tables import MTU_MIN6, show
 from lb.config_text import service_table as service_table  # noqa: PLC0414  offered here, beside its counterpart
 from lb.errors import ConfigError
@@ -244,7 +244,7 @@ def _services_in_pieces(text: str, starts: list[int]) -> Iterator[Any]:
 
 def _piece(text: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
+        return toml.loads(text)
     except (ValueError, RecursionError):
         raise _OnlyWholeError from None
 
@@ -252,7 +252,7 @@ def _piece(text: str) -> dict[str, Any]:
 def _toml(text: str, file: str | None) -> dict[str, Any]:
     """Text to plain dict; a mistake of syntax ends the reading, so there is only one."""
     try:
-        return tomllib.loads(text)
+        return toml.loads(text)
     except RecursionError:
         raise ConfigError([("file", "is nested too deeply")], file) from None
     except ValueError as error:  # tomllib.TOMLDecodeError, or a number that Python will not read

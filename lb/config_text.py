@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import enum
 import functools
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from typing import Any
 
 from lb.model import (
@@ -27,6 +26,7 @@ from lb.model import (
     Probe,
     Service,
 )
+from lb.toml import section
 
 
 def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]) -> str:
@@ -37,7 +37,7 @@ def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Serv
         settings = _everything(config.mux)
         idle = settings.pop("idle")
         settings["seed"] = config.mux.seed.hex()
-        sections += [_section("[mux]", settings), _section("[mux.idle]", _everything(idle))]
+        sections += [section("[mux]", settings), section("[mux.idle]", _everything(idle))]
         if config.bgp is not None:
             sections += _bgp(config.bgp)
         sections += _follow(config.manager)
@@ -46,10 +46,10 @@ def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Serv
         settings = _everything(config.agent)
         if config.manager is not None:
             del settings["muxes"]
-        sections += [_section("[agent]", settings), *_follow(config.manager)]
+        sections += [section("[agent]", settings), *_follow(config.manager)]
         services = config.services
     elif isinstance(config, ManagerSettings):
-        sections.append(_section("[manager]", _everything(config)))
+        sections.append(section("[manager]", _everything(config)))
         services = ()
     else:
         services = config
@@ -61,14 +61,14 @@ def format_config(config: MuxConfig | AgentConfig | ManagerSettings | tuple[Serv
 def _bgp(settings: BgpSettings) -> Iterator[str]:
     table = _everything(settings)
     peers: tuple[BgpPeer, ...] = table.pop("peers")
-    yield _section("[bgp]", table)
+    yield section("[bgp]", table)
     for peer in peers:
-        yield _section("[[bgp.peer]]", _everything(peer))
+        yield section("[[bgp.peer]]", _everything(peer))
 
 
 def _follow(manager: str | None) -> Iterator[str]:
     if manager is not None:
-        yield _section("[manager]", {"url": manager})
+        yield section("[manager]", {"url": manager})
 
 
 def service_table(service: Service) -> dict[str, Any]:
@@ -83,21 +83,9 @@ def service_table(service: Service) -> dict[str, Any]:
     return plain
 
 
-def format_tables(tables: Iterable[Mapping[str, Any]]) -> str:
-    """A file of services of what :func:`service_table` gave."""
-    return "\n".join(section for table in tables for section in _sections(table))
-
-
-def _sections(table: Mapping[str, Any]) -> Iterator[str]:
-    yield _section("[[service]]", {key: value for key, value in table.items() if not isinstance(value, Mapping | list)})
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield _section(f"[service.{key}]", value)
-    for backend in table.get("backend", ()):
-        yield _section("[[service.backend]]", backend)
-
-
 def _plain(value: Any) -> Any:
+    if value.__class__ in (str, int):  # as nearly all are; an enum is neither
+        return value
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, dict):
@@ -108,13 +96,13 @@ def _plain(value: Any) -> Any:
 
 
 def _service(service: Service) -> Iterator[str]:
-    yield _section("[[service]]", _service_keys(service))
+    yield section("[[service]]", _service_keys(service))
     if service.probe is not None:
-        yield _section("[service.probe]", _probe_keys(service.probe))
+        yield section("[service.probe]", _probe_keys(service.probe))
     if service.announce is not None:
-        yield _section("[service.announce]", _changed(service.announce))
+        yield section("[service.announce]", _changed(service.announce))
     for backend in service.backends:
-        yield _section("[[service.backend]]", _backend_keys(backend))
+        yield section("[[service.backend]]", _backend_keys(backend))
 
 
 def _probe_keys(probe: Probe) -> dict[str, Any]:
@@ -161,29 +149,13 @@ def _everything(value: Any) -> dict[str, Any]:
 def _changed(value: Any) -> dict[str, Any]:
     """The fields that differ from their defaults."""
     known = _defaults(type(value))  # type: ignore[arg-type]  # a class is hashable
-    given = ((name, default, getattr(value, name)) for name, default in known)
-    return {name: item for name, default, item in given if item != default}
+    return {
+        name: item
+        for name, default in known
+        if (item := getattr(value, name)) is not default and (default is MISSING or item != default)
+    }
 
 
 @functools.cache
 def _defaults(kind: type) -> tuple[tuple[str, Any], ...]:
     return tuple((field.name, field.default) for field in fields(kind))
-
-
-def _section(header: str, keys: Mapping[str, Any]) -> str:
-    return header + "\n" + "".join(f"{key} = {_value(value)}\n" for key, value in keys.items())
-
-
-def _value(value: Any) -> str:
-    """A TOML value; what is none of TOML's types is written as its text."""
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_value(item) for item in value) + "]"
-    assert not is_dataclass(value)  # noqa: S101  sections are written one by one
-    # JSON escapes as TOML does, but for DEL, which TOML wants escaped as well.
-    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -50,14 +50,14 @@ def post_file(manager: Manager, call: str, path: str, body: dict[str, Any]) -> A
 
 def read(path: str) -> tuple[list[Any], list[tuple[str, str]]]:
     """The [[service]] tables of a file, and what else in it has no place there."""
-    import tomllib  # noqa: PLC0415
+    from lb import toml  # noqa: PLC0415
 
     try:
         if path == "-":
-            document = tomllib.loads(sys.stdin.buffer.read().decode())
+            document = toml.loads(sys.stdin.buffer.read().decode())
         else:
             with open(path, "rb") as file:
-                document = tomllib.load(file)
+                document = toml.loads(file.read().decode())
     except OSError as error:
         raise ConfigError([(path, f"cannot be read: {(error.strerror or str(error)).lower()}")]) from None
     except (ValueError, RecursionError) as error:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from lb.config_text import format_tables, service_table
+from lb.config_text import service_table
 from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import BackendState, Service
 from lb.node.messages import apply
+from lb.toml import format_tables
 from manager.desired import (
     Change,
     Desired,

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lb.config_text import format_tables
+from lb.toml import format_tables
 from tests.lb.test_cli_manager import fine
 from tests.manager.fleet import service
 from tests.manager.test_api import Client, api
