@@ -22,7 +22,6 @@ import structlog
 from aiohttp import web
 
 from lb.config_tables import show
-from lb.config_text import service_table
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
 from lb.model import MAX_SERVICES, Address, Protocol
 from manager.controller import Applied, Controller
@@ -31,8 +30,9 @@ from manager.flow_words import Flow
 from manager.openapi import ROUTES, describe
 from manager.rates import FIELDS, SERVICES_KEPT
 from manager.store import ConflictError, Store, StoreError
+from manager.texts import Texts, array
 from manager.view import View
-from manager.watching import TABLES, Cursor, News
+from manager.watching import BY_SERVICE, TABLES, Cursor, News
 from manager.world import AGENT, MUX
 
 #: Largest request: some tens of thousands of services.
@@ -99,6 +99,8 @@ class Api:
         self._controller = controller
         self._view = view
         self._store = store
+        self._texts = Texts(controller, view)
+        self._exporting = asyncio.Lock()
         self._description = json.dumps(describe(version))
         self._make_token = make_token
 
@@ -118,20 +120,20 @@ class Api:
         unknown = [name for name in names or () if name not in known.services and name not in known.retiring]
         if unknown:
             raise NotFoundError(f"there is no service {show(unknown[0])}")
-        if limit:  # so many services
+        if limit and limit < len(known.services if names is None else names):  # so many services
             names = heapq.nsmallest(limit, known.services if names is None else names)
-        return _answer(self._view.table(table, names))
+        return _json_answer(array(self._by_service(table, names).values()))
+
+    def _by_service(self, table: str, names: Iterable[str] | None) -> dict[str, str]:
+        """Rows as JSON, for there may be tens of thousands."""
+        return self._texts.services(names) if table == "services" else self._texts.backends(names)
 
     async def describe(self, request: web.Request) -> web.Response:
         return _answer(self._view.describe(request.match_info["name"]))
 
     async def tables(self, _: web.Request) -> web.Response:
-        services = self._controller.desired.services
-
-        def written() -> web.Response:
-            return _answer([service_table(services[name]) for name in sorted(services)])
-
-        return await asyncio.to_thread(written)  # seconds, where there are tens of thousands
+        async with self._exporting:  # the first time it takes a while, where there are tens of thousands
+            return _json_answer(array(await asyncio.to_thread(self._texts.tables)))
 
     async def vip(self, request: web.Request) -> web.Response:
         return _answer(self._view.vip(_address("the address", request.match_info["address"])))
@@ -187,20 +189,24 @@ class Api:
         after = changes.cursor(cursor, counters=counters)
         whole = news.services is None
         names = only or None if news.services is None else news.services
-        rows = [] if names is not None and not names else await self._watched(table, names)
-        group = "service" if table == "backends" else "name"
-        gone = sorted(news.services - {row[group] for row in rows}) if news.services is not None else []
-        answer = _answer({"cursor": str(after), "whole": whole, "rows": rows, "gone": gone})
+        rows: Mapping[str, str] = {}
+        if names is None or names:
+            rows = self._by_service(table, names) if table in BY_SERVICE else await self._watched(table)
+        gone = sorted(news.services - rows.keys()) if news.services is not None else []
+        head, tail = _text({"cursor": str(after), "whole": whole})[:-1], _text({"gone": gone})[1:]
+        answer = _json_answer(f'{head}, "rows": {array(rows.values())}, {tail}')
         if cursor is not None:
             changes.spent(time.monotonic() - began, counters=counters)
         return answer
 
-    async def _watched(self, table: str, names: Iterable[str] | None) -> list[dict[str, Any]]:
+    async def _watched(self, table: str) -> dict[str, str]:
         if table == "history":
-            return [asdict(line) for line in await self._store.history(100)]
-        if table == "events":
-            return self._view.events(100)
-        return self._view.table(table, names)
+            rows = [asdict(line) for line in await self._store.history(100)]
+        elif table == "events":
+            rows = self._view.events(100)
+        else:
+            rows = self._view.table(table)
+        return {str(number): _text(row) for number, row in enumerate(rows)}
 
     async def rates(self, request: web.Request) -> web.Response:
         since = _within(request, "since", 0, 0, 2**53)
@@ -419,7 +425,14 @@ def _choice(request: web.Request, key: str, known: Sequence[str]) -> str:
 
 
 def _answer(value: Any) -> web.Response:
-    return web.Response(text=json.dumps(value, ensure_ascii=False), content_type="application/json")
+    return _json_answer(_text(value))
+
+
+def _json_answer(text: str) -> web.Response:
+    return web.Response(body=text.encode(), content_type="application/json", charset="utf-8")
+
+
+_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def _change(done: Applied, dry_run: bool = False, **more: Any) -> web.Response:

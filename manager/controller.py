@@ -27,6 +27,7 @@ from manager import desired as changes
 from manager.desired import Change, Desired, Order, Pending, Rules
 from manager.drains import Emptied
 from manager.events import KEPT, Events, differences
+from manager.given import Given
 from manager.health import Report, Reports, Source
 from manager.nodes import Entry, NodeHub
 from manager.plan import plan, replan
@@ -97,6 +98,7 @@ class Controller:
         self._store = store
         self._clock = clock
         self._reports = Reports()
+        self._given = Given()
         self._tables = Tables()
         self._changing = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -183,7 +185,9 @@ class Controller:
         """``confirm``: seconds after which it is taken back unless somebody confirms it."""
 
         def change(desired: Desired) -> Change:
-            return changes.apply_tables(desired, tables, self.rules, replace_all=replace_all, as_told=self._as_told)
+            return changes.apply_tables(
+                desired, tables, self.rules, replace_all=replace_all, as_told=self._as_told, given=self._given
+            )
 
         terms = Terms(who, why, dry_run, confirm)
         return await self._change(change, terms, large=replace_all or len(tables) > LARGE)
@@ -371,8 +375,7 @@ class Controller:
             found[report.service, report.backend] = Report(report.up, report.reason, report.since)
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
         services = self._reports.heard(source, name, found, self._clock(), lease)
-        if services:  # most messages say what was said before
-            self.touched(self._vips_of(services))
+        self.touched(self._vips_of(services))
 
     def _is_of(self, agent: str, service: str, backend: str) -> bool:
         found = self.desired.services.get(service)

@@ -14,6 +14,7 @@ thousand services costs little. In the store and in the audit it is ``{section: 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,6 +26,7 @@ from lb.config_tables import parse_address, parse_ports, parse_vip, show
 from lb.config_text import vip_text
 from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import MAX_SERVICES, Address, Announce, Backend, BackendState, Network, PortRange, Service
+from manager.given import Given
 
 Entries = Mapping[str, Mapping[str, Any]]
 
@@ -196,11 +198,32 @@ def apply_tables(
     replace_all: bool = False,
     delete: Collection[str] = (),
     as_told: AsTold = lambda service: service,
+    given: Given | None = None,
 ) -> Change:
     """Services created or changed, and those in ``delete`` deleted; with ``replace_all`` all that are not named.
-    Raises every mistake at once."""
+    Raises every mistake at once. ``given``: what is known of tables that were applied before, by the same rules."""
     named = _names(array)
     delete = {name for name in (desired.services if replace_all else delete) if name in desired.services} - named
+    same = given.same(array, desired.services) if given is not None else []
+    if any(same) and len(named) == len(array) and not _takes_addresses(desired, rules):
+        rest = [table for table, known in zip(array, same, strict=True) if not known]
+        with contextlib.suppress(ConfigError):  # then every mistake is told, with its place in the whole
+            change = _apply(desired, rest, rules, delete, as_told=as_told, given=given)
+            return replace(change, lines=tuple(_with_unchanged(array, same, change.lines)))
+    return _apply(desired, array, rules, delete, as_told=as_told, given=given)
+
+
+def _apply(
+    desired: Desired,
+    array: Sequence[object],
+    rules: Rules,
+    delete: set[str],
+    *,
+    as_told: AsTold,
+    given: Given | None,
+) -> Change:
+    """What is not named, and not in ``delete``, stays."""
+    named = _names(array)
     others = _Others(desired.services, named | delete)
     mistakes: list[tuple[str, str]] = []
     services: tuple[Service, ...] = ()
@@ -214,15 +237,37 @@ def apply_tables(
         mistakes.append(("service", f"would be {total} with those that are there; at most {MAX_SERVICES} are possible"))
     if mistakes:
         raise ConfigError(sorted(mistakes, key=lambda mistake: _place(mistake[0])))
-    given = {service.name: _same(desired.services.get(service.name), service) for service in services}
-    lines = [_line(desired.services.get(name), service) for name, service in given.items()]
+    made = {service.name: _same(desired.services.get(service.name), service) for service in services}
+    if given is not None:
+        given.remember(array, made, desired.services)
+    lines = [_line(desired.services.get(name), service) for name, service in made.items()]
     lines += [Line(f"service {name}", "deleted") for name in sorted(delete)]
-    names = frozenset(given) | delete
+    names = frozenset(made) | delete
     after = dict(desired.services)  # a copy and a few changes: the quickest for one among ten thousand
     for name in delete:
         del after[name]
-    after.update(given)
+    after.update(made)
     return Change(desired, _change_services(desired, after, names, as_told), tuple(lines), names)
+
+
+def _with_unchanged(array: Sequence[object], same: Sequence[bool], lines: Sequence[Line]) -> Iterator[Line]:
+    """Lines of the whole array, of which those are given that are not about the same as before."""
+    rest = iter(lines)
+    for table, known in zip(array, same, strict=True):
+        yield Line(f"service {table['name']}", "unchanged") if known and isinstance(table, dict) else next(rest)
+    yield from rest
+
+
+def _takes_addresses(desired: Desired, rules: Rules) -> bool:
+    """Whether what is there already is against the rules, as it may be since a node joined."""
+    return any(
+        (whose.startswith("MUX ") and address in desired.by_address)
+        or any(
+            version == address.version and str(_around(address, length)) in desired.by_vip
+            for version, length in desired.vip_lengths
+        )
+        for address, whose in rules.node_addresses.items()
+    )
 
 
 def delete_service(desired: Desired, name: str, as_told: AsTold = lambda service: service) -> Change:

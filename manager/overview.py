@@ -136,16 +136,17 @@ class Overview:
         gone = self._lines.keys() - desired.services.keys()
         for name in gone:
             self._count(self._lines.pop(name), -1)
-        for name, row in zip(changed, self._view.plain_services(changed), strict=True):
-            self._replace(name, row)
+        for name in changed:
+            self._replace(name)
         if changed or gone:
             self._sorted = sorted(self._lines.values(), key=lambda line: line.order)
             self._troubles = [*self._of_services(), *self._of_backends()]
             self._worst = {state: self._named(state) for state in ("PANIC", "down")}
         return whole
 
-    def _replace(self, name: str, row: Row) -> None:
+    def _replace(self, name: str) -> None:
         service = self._controller.desired.services[name]
+        row = self._view.plain_service(service)
         vip = self._controller.plan.vips.get(str(service.vip))
         backends = [item for item in vip.backends if item.service == name] if vip is not None else []
         words = [name, row["vip"], *(word for item in backends for word in (item.backend.name, item.address))]

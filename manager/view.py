@@ -29,6 +29,8 @@ from manager.rates import FIELDS, NONE, MuxRate, Rate
 from manager.world import AGENT, MUX, BackendPlan, VipPlan
 
 Row = dict[str, Any]
+#: By what names a service or a backend: sums over the MUXes; what none told is not in it.
+Counters = dict[tuple[Any, ...], dict[str, int | None]]
 #: A name, its rate, and what makes its row: only of those that are shown.
 Rated = tuple[str, Rate, Callable[[], Row]]
 
@@ -48,19 +50,17 @@ class View:
 
     def services(self, names: Iterable[str] | None = None) -> list[Row]:
         """Sorted by name; those that retire come last. ``names``: only those of them that there are."""
-        desired = self._controller.desired
-        wanted = desired.services if names is None else desired.services.keys() & set(names)
-        retiring = desired.retiring if names is None else desired.retiring.keys() & set(names)
-        counters = self._counters("services", ("name",), SERVICE_COUNTERS, None if names is None else wanted)
-        found = [self._service(desired.services[name], counters.get((name,), {})) for name in sorted(wanted)]
-        return found + [self._retiring(key, desired.retiring[key]) for key in sorted(retiring)]
-
-    def plain_services(self, names: Iterable[str]) -> list[Row]:
-        """In this order, without what MUXes count."""
         services = self._controller.desired.services
-        return [self._service(services[name], {}) for name in names]
+        wanted = services if names is None else services.keys() & set(names)
+        counters = self.counters_of_services(None if names is None else wanted)
+        found = [
+            self.plain_service(services[name]) | _counted(counters.get((name,), {}), SERVICE_COUNTERS)
+            for name in sorted(wanted)
+        ]
+        return found + self.retiring(names)
 
-    def _service(self, service: Service, counters: Mapping[str, int | None]) -> Row:
+    def plain_service(self, service: Service) -> Row:
+        """What hangs on the service and the plan of its VIP alone: without what MUXes count."""
         vip = self._vip(service)
         backends = self._backends_of(service)
         return {
@@ -72,8 +72,13 @@ class View:
             "backends": len(service.backends),
             "healthy": sum(item.healthy for item in backends),
             "announced_by": sorted(vip.granted) if vip else [],
-            **{name: counters.get(name) for name in SERVICE_COUNTERS},
         }
+
+    def retiring(self, names: Iterable[str] | None = None) -> list[Row]:
+        """Services that are deleted, and not yet withdrawn everywhere."""
+        retiring = self._controller.desired.retiring
+        wanted = retiring if names is None else retiring.keys() & set(names)
+        return [self._retiring(key, retiring[key]) for key in sorted(wanted)]
 
     @staticmethod
     def _retiring(key: str, service: Service) -> Row:
@@ -90,36 +95,40 @@ class View:
         }
 
     def backends(self, names: Iterable[str] | None = None) -> list[Row]:
-        desired = self._controller.desired
-        wanted = desired.services if names is None else desired.services.keys() & set(names)
-        counters = self._counters("backends", ("service", "name"), BACKEND_COUNTERS, None if names is None else wanted)
-        services = [desired.services[name] for name in sorted(wanted)]
+        services = self._controller.desired.services
+        wanted = services if names is None else services.keys() & set(names)
+        counters = self.counters_of_backends(None if names is None else wanted)
         return [
-            self._backend(service, item, counters.get((service.name, item.backend.name), {}))
-            for service in services
-            for item in self._backends_of(service)
+            row | _counted(counters.get((name, row["name"]), {}), BACKEND_COUNTERS)
+            for name in sorted(wanted)
+            for row in self.plain_backends(services[name])
         ]
 
-    def _backend(self, service: Service, item: BackendPlan, counters: Mapping[str, int | None]) -> Row:
-        return {
-            "service": service.name,
-            "vip": vip_text(service.vip),
-            "protocol": service.protocol.value,
-            "service_port": str(service.ports),
-            "name": item.backend.name,
-            "address": item.address,
-            "port": str(item.backend.port or service.ports),
-            "weight": item.backend.weight,
-            "slow_start": item.ramp.share if item.ramp is not None else None,
-            "state": item.shown,
-            "takes_flows": item.state.value == "up" and item.backend.weight > 0,
-            "healthy": item.healthy,
-            "agent": item.agent,
-            "since": item.since,
-            "empty_since": self._empty_since(item),
-            "reason": item.reason,
-            **{name: counters.get(name) for name in BACKEND_COUNTERS},
-        }
+    def plain_backends(self, service: Service) -> list[Row]:
+        """Without what MUXes count. While a backend drains, ``empty_since`` hangs on what they told before; else, as of
+        a service, all hangs on the service and the plan of its VIP."""
+        vip, port = vip_text(service.vip), str(service.ports)
+        return [
+            {
+                "service": service.name,
+                "vip": vip,
+                "protocol": service.protocol.value,
+                "service_port": port,
+                "name": item.backend.name,
+                "address": item.address,
+                "port": str(item.backend.port) if item.backend.port else port,
+                "weight": item.backend.weight,
+                "slow_start": item.ramp.share if item.ramp is not None else None,
+                "state": item.shown,
+                "takes_flows": item.state.value == "up" and item.backend.weight > 0,
+                "healthy": item.healthy,
+                "agent": item.agent,
+                "since": item.since,
+                "empty_since": self._empty_since(item),
+                "reason": item.reason,
+            }
+            for item in self._backends_of(service)
+        ]
 
     def _empty_since(self, item: BackendPlan) -> float | None:
         label = item.service, item.backend.name
@@ -240,19 +249,15 @@ class View:
         waiting = self._controller.desired.unconfirmed
         return {"version": waiting[0], **asdict(waiting[1])} if waiting is not None else None
 
-    def table(self, name: str, services: Iterable[str] | None = None) -> list[Row]:
-        """The rows of a table that is watched; of these services (None: all), where it has rows for each."""
-        if name == "services":
-            return self.services(services)
-        if name == "backends":
-            return self.backends(services)
-        others: dict[str, Callable[[], list[Row]]] = {
+    def table(self, name: str) -> list[Row]:
+        """The rows of a table that is watched, and has none for each service; of those see :mod:`manager.texts`."""
+        tables: dict[str, Callable[[], list[Row]]] = {
             "muxes": self.muxes,
             "agents": self.agents,
             "announcements": self.announcements,
             "status": lambda: [self.status()],
         }
-        return others[name]()
+        return tables[name]()
 
     # -- rates --------------------------------------------------------------------------------------------------
 
@@ -462,17 +467,26 @@ class View:
         found = entry.status.get("mux")
         return found if isinstance(found, dict) else {}
 
+    def counters_of_services(self, services: Collection[str] | None) -> Counters:
+        """By (name,); of these services (None: of all)."""
+        return self._counters("services", ("name",), SERVICE_COUNTERS, services)
+
+    def counters_of_backends(self, services: Collection[str] | None) -> Counters:
+        """By (service, name)."""
+        return self._counters("backends", ("service", "name"), BACKEND_COUNTERS, services)
+
     def _counters(
         self, what: str, keys: tuple[str, ...], counters: tuple[str, ...], services: Collection[str] | None
-    ) -> dict[tuple[Any, ...], dict[str, int | None]]:
+    ) -> Counters:
         """Summed over the MUXes; of these services (None: of all)."""
-        total: dict[tuple[Any, ...], dict[str, int | None]] = {}
+        chosen = None if services is None else set(services)
+        total: Counters = {}
         drains = self._controller.plan.drains
         for entry in self._entries(MUX):
             # A flow that a MUX remembers and gets no packets of any more lives elsewhere.
             idle = entry.gone or withdrawn(entry, drains)
             for row in rows(entry.status, what):
-                if services is not None and row.get(keys[0]) not in services:
+                if chosen is not None and row.get(keys[0]) not in chosen:
                     continue
                 sums = total.setdefault(tuple(row.get(key) for key in keys), {})
                 for name in counters:
@@ -490,6 +504,10 @@ def top_of(rates: list[Rated], sort: str, limit: int) -> list[Callable[[], Row]]
         place = FIELDS.index(sort)
         key = lambda rated: (-rated[1][place], -rated[1].pps, rated[0])  # noqa: E731
     return [make for _, _, make in heapq.nsmallest(limit, rates, key=key)]
+
+
+def _counted(counters: Mapping[str, int | None], names: Iterable[str]) -> Row:
+    return {name: counters.get(name) for name in names}
 
 
 def _within(address: Address, vip: Network) -> bool:

@@ -120,5 +120,9 @@ async def test_tables_are_chosen_from_by_service(tmp_path: Path) -> None:
         assert [row["name"] for row in await client.get("/v1/services?service=web&service=dns")] == ["dns", "web"]
         assert [row["name"] for row in await client.get("/v1/services?limit=2")] == ["dns", "mail"]
         assert {row["service"] for row in await client.get("/v1/backends?service=mail")} == {"mail"}
+        client.site.muxes[0].answers = False  # so what is deleted is not withdrawn yet
+        await client.ask("DELETE", "/v1/services/web")
+        assert [row["name"] for row in await client.get("/v1/services?limit=2")] == ["dns", "mail", "web"], "no limit"
+        assert [row["name"] for row in await client.get("/v1/services?limit=1")] == ["dns"]
         status, answer = await client.ask("GET", "/v1/backends?service=nono")
         assert (status, answer["error"]) == (404, 'there is no service "nono"')
