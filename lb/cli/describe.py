@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lb.cli.output import cell, example, output_option, print_json
-from lb.cli.plain import ago, clock, endpoint
+from lb.cli.plain import ago, clock, endpoint, hanging, terminal_width
 from lb.cli.remote import Manager, manager_options
 from lb.errors import NotFoundError, RequestError
 
@@ -48,7 +48,7 @@ def command(
     if as_json:
         print_json(answer)
     else:
-        click.echo("\n".join(lines))
+        click.echo("\n".join(hanging(lines, terminal_width())))
     return 0
 
 
@@ -93,7 +93,7 @@ def _flow(manager: Manager, name: str | None, src: str | None, dst: str | None, 
     if as_json:
         print_json(answer)
     else:
-        click.echo("\n".join(flow(answer)))
+        click.echo("\n".join(hanging(flow(answer), terminal_width())))
     return 0 if any(row["goes_to"] for row in answer["muxes"]) else 1
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import click
 
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import cell, console, example, output_option, print_json, size, table
-from lb.cli.plain import lasting, parse_duration
+from lb.cli.plain import hanging, lasting, parse_duration, terminal_width
 from lb.cli.remote import Manager, manager_options
 from lb.cli.tables import STATS
 from lb.cli.tables import TABLES as MANAGER_TABLES
@@ -39,6 +40,9 @@ _OF_AGENT = ("agents",)
 _SINGLE = ("muxes", "agents", "status")
 
 
+#: Of so many services a terminal shows tables, unless told: nobody reads more, and all take a second.
+SHOWN = 1000
+
 WHAT = ("services", "backends", "muxes", "agents", "announcements", "peers", "status", "events", "history", "audit")
 #: Asked of the manager alone, and of a daemon alone.
 _OF_MANAGER = ("events", "history", "audit")
@@ -49,14 +53,15 @@ _OF_DAEMON = ("peers",)
     "get",
     epilog=example("lb get services", "lb get muxes --local", "lb get events --bad --since 2h", "lb get backends -w"),
 )
-@click.argument("what", type=click.Choice(WHAT))
+@click.argument("what", type=click.Choice(WHAT), metavar="WHAT")
 @click.option("-w", "--watch", "follow", is_flag=True, help="Go on showing what changes, until Ctrl-C.")
 @click.option("--service", "services", multiple=True, metavar="NAME", help="Of services and backends: only this one's.")
 @click.option("--stats", is_flag=True, help="Of services and backends: exact counters, in wide tables.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 32767),
-    help="The last so many events, 100 if not given, or lines of history and audit; of services the first so many.",
+    help="The last so many events, 100 if not given, or lines of history and audit; services and backends of the first "
+    f"so many services, on a terminal {SHOWN:,} if not given.",
 )
 @click.option("--subject", metavar="TEXT", help='Events of "backend web/web-1", of "web" and all of it, of "mux".')
 @click.option("--since", metavar="TIME", help="Events since so long ago, such as 90s, 10m or 2h.")
@@ -80,7 +85,10 @@ def command(
     manager: Manager,
     as_json: bool,
 ) -> None:
-    """Show services, backends, muxes and so on, as the manager knows them; or the daemon on this machine (--local)."""
+    """Show WHAT the manager knows: services, backends, muxes, agents, announcements, events, history, audit or status.
+
+    Or what the daemon on this machine knows (--local): services, backends, muxes, agents, announcements, peers, status.
+    """
     query = _query(what, services, subject, since, bad=bad)
     if local or socket is not None or config is not None:
         if follow or stats or query:
@@ -97,8 +105,9 @@ def command(
     if follow:
         _follow(manager, what, limit, query, _draw_of(what, stats=stats), as_json=as_json)
         return
-    if limit is not None:
-        query["limit"] = limit
+    first = SHOWN if what in STATS and limit is None and not query and not as_json and sys.stdout.isatty() else None
+    if limit or first:
+        query["limit"] = limit or first
     # The audit's lines hold all that was changed; a table shows less, and of ten thousand services far less.
     asked = "history" if what == "audit" and not as_json else what
     data = manager.get(asked, **query)
@@ -110,12 +119,25 @@ def command(
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
     else:
         click.echo("\n".join(_draw_of(what, stats=stats)(data)))
+        if first and (len(data) >= first or what == "backends"):  # a service may well have none
+            _tell_more(manager.get("status")["services"], first)
+
+
+def _tell_more(services: int, shown: int) -> None:
+    if services > shown:
+        click.echo(f"… {services - shown:,} more services; --limit {services} shows all, --service NAME one of them")
 
 
 def _draw_of(what: str, *, stats: bool) -> Callable[[Sequence[dict[str, Any]]], list[str]]:
     if what == "status":
-        return lambda rows: [f"{key:<12}{cell(value)}" for row in rows for key, value in row.items()]
-    return (STATS if stats else MANAGER_TABLES)[what]
+        return _status_lines
+    draw = (STATS if stats else MANAGER_TABLES)[what]
+    return lambda rows: draw(rows, terminal_width())
+
+
+def _status_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = [f"{key:<12}{cell(value)}" for row in rows for key, value in row.items()]
+    return hanging(lines, terminal_width(), 12)
 
 
 def _query(
@@ -201,4 +223,5 @@ def _show_keys(rows: list[dict[str, Any]]) -> None:
             click.echo()
         width = max((len(key) for key in row), default=0) + 2
         for key, value in row.items():
-            click.echo(f"{key.replace('_', ' '):<{width}}{cell(value)}")
+            for line in hanging([f"{key.replace('_', ' '):<{width}}{cell(value)}"], terminal_width(), width):
+                click.echo(line)

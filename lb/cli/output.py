@@ -67,6 +67,8 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], right: froz
 
 def cell(value: Any) -> str:  # noqa: PLR0911  one way for each type
     """One value of a table."""
+    if isinstance(value, str) and value.isprintable():  # as nearly all are
+        return value
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -3,8 +3,8 @@
 
 Which manager: ``--manager`` or ``LB_MANAGER``. Who asks: a client certificate (``--cert``, ``--key``; ``LB_CERT``,
 ``LB_KEY``) or a bearer token (``LB_TOKEN``); whom to believe: ``--ca`` or ``LB_CA``. What is not given is looked for
-in ``~/.config/lb``: operator.pem, operator.key, ca.pem. Plain HTTP goes to loopback only. Starts fast: the standard
-library's client, imported when there is something to ask.
+in ``~/.config/lb``: operator.pem, operator.key, ca.pem. Plain HTTP goes to loopback only. Starts fast: what a question
+needs is imported when there is one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
@@ -23,7 +23,6 @@ from lb.errors import AccessError, ConfigError, ControlError, NotFoundError, Req
 
 if TYPE_CHECKING:
     import ssl
-    from http.client import HTTPConnection
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,31 +73,26 @@ class Manager:
         return self._ask("DELETE", path, None, query)
 
     def _ask(self, method: str, path: tuple[str, ...], body: object, query: dict[str, object]) -> Any:
-        import http.client  # noqa: PLC0415  20 ms
-        from urllib.parse import urlencode  # noqa: PLC0415
+        from lb.cli.exchange import NoAnswerError, exchange  # noqa: PLC0415  for --help has no need of it
 
-        connection, where = self._connection()
+        host, port, where = self._place()
         target = "/v1/" + "/".join(quote(part, safe="") for part in path)
         if query:
             target += "?" + urlencode(query, doseq=True)
-        wait = body.get("wait", 0) if isinstance(body, dict) else 0
-        connection.timeout = TIMEOUT + float(wait)
+        timeout = TIMEOUT + float(body.get("wait", 0) if isinstance(body, dict) else 0)
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         text = None if body is None else json.dumps(body, default=str).encode()
+        tls = self._context() if where.startswith("https:") else None
         try:
-            connection.request(method, target, text, headers)
-            reply = connection.getresponse()
-            return _answer(where, reply.status, reply.read())
+            status, answer = exchange(host, port, tls, timeout, method, target, headers, text)
         except TimeoutError:
-            raise ControlError(f"{where}: no answer within {connection.timeout:g} s") from None
-        except (OSError, http.client.HTTPException) as error:
+            raise ControlError(f"{where}: no answer within {timeout:g} s") from None
+        except (OSError, NoAnswerError) as error:
             raise ControlError(f"{where}: {_reason(error)}") from None
-        finally:
-            connection.close()
+        return _answer(where, status, answer)
 
-    def _connection(self) -> tuple[HTTPConnection, str]:
-        import http.client  # noqa: PLC0415
-
+    def _place(self) -> tuple[str, int, str]:
+        """Host and port, and both as a URL."""
         if not self.url:
             raise RequestError(
                 "no manager to ask: give --manager URL or set LB_MANAGER; or --local, to ask the daemon on this machine"
@@ -111,11 +105,9 @@ class Manager:
         if host is None or parts.scheme not in ("http", "https") or parts.path.strip("/"):
             raise RequestError(f'--manager must be such as https://10.0.1.9:{PORT}, not "{self.url}"')
         where = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-        if parts.scheme == "https":
-            return http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=self._context()), where
-        if not _is_loopback(host):
+        if parts.scheme == "http" and not _is_loopback(host):
             raise RequestError(f"--manager {where}: plain HTTP is for this machine's loopback only; use https://")
-        return http.client.HTTPConnection(host, port, timeout=TIMEOUT), where
+        return host, port, where
 
     def _context(self) -> ssl.SSLContext:
         import ssl  # noqa: PLC0415

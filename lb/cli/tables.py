@@ -7,12 +7,17 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lb.cli.output import cell, size
-from lb.cli.plain import ago, clock, columns, endpoint, rate
+from lb.cli.plain import ago, clock, columns, endpoint, hanging, rate
 
 Row = dict[str, Any]
 
+#: Backends that one sentence names.
+_NAMED = 3
+#: Where an event's subject begins, after date, time and mark.
+_TEXT_AT = 23
 
-def services(rows: Sequence[Row]) -> list[str]:
+
+def services(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """``TCP  203.0.113.10:80  web  up  2/2 …``, within 80 columns."""
     return columns(
         ("Prot", "LocalAddress:Port", "Service", "State", "Up", "Flows", "Pkts", "MUXes"),
@@ -30,10 +35,11 @@ def services(rows: Sequence[Row]) -> list[str]:
             for row in rows
         ],
         ("Up", "Flows", "Pkts", "MUXes"),
+        width,
     )
 
 
-def service_stats(rows: Sequence[Row]) -> list[str]:
+def service_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """Exact counters, as wide as they are; for ``--stats``."""
     return columns(
         (
@@ -64,20 +70,39 @@ def service_stats(rows: Sequence[Row]) -> list[str]:
             for row in rows
         ],
         ("Healthy", "Conns", "Live", "InPkts", "InBytes"),
+        width,
     )
 
 
-def backends(rows: Sequence[Row]) -> list[str]:
+def backends(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """A line for each service, and ``-> …`` below it for each of its backends; below all, why some take no flows."""
-    return [*_backends(rows, rate), *_notes(_backend_note(row) for row in rows)]
+    because: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        # Of one that is up there is nothing to explain; `lb describe backend` does.
+        if row.get("state") not in ("up", None) or not row.get("healthy", True):
+            why = cell(row.get("state")), cell(_reason(row))
+            because.setdefault(why, []).append(f"{cell(row.get('service'))}/{cell(row.get('name'))}")
+    notes = (f"{_some(names)} {state}: {reason}" for (state, reason), names in because.items())
+    return [*_backends(rows, width, rate), *_notes(notes, width)]
 
 
-def backend_stats(rows: Sequence[Row]) -> list[str]:
+def _some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown
+
+
+def backend_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """Exact counters, and every backend's reason beside it; for ``--stats``."""
-    return _backends(rows, lambda value: value, ("Reason", _reason))
+    return _backends(rows, width, lambda value: value, ("Reason", _reason))
 
 
-def _backends(rows: Sequence[Row], number: Callable[[Any], Any], *more: tuple[str, Callable[[Row], Any]]) -> list[str]:
+def _backends(
+    rows: Sequence[Row],
+    width: int | None,
+    number: Callable[[Any], Any],
+    *more: tuple[str, Callable[[Row], Any]],
+) -> list[str]:
     lines: list[tuple[Any, ...]] = []
     service = None
     for row in rows:
@@ -98,18 +123,11 @@ def _backends(rows: Sequence[Row], number: Callable[[Any], Any], *more: tuple[st
             )
         )
     header = ("Prot LocalAddress:Port", "Service", "State", "Weight", "Flows", "InPkts", *(name for name, _ in more))
-    table = columns(header, lines, ("Weight", "Flows", "InPkts"))
+    table = columns(header, lines, ("Weight", "Flows", "InPkts"), width)
     return [table[0], "  -> RemoteAddress:Port", *table[1:]]
 
 
-def _backend_note(row: Row) -> str | None:
-    """Of one that is up there is nothing to explain; `lb describe backend` does."""
-    if row.get("state") in ("up", None) and row.get("healthy", True):
-        return None
-    return f"{cell(row.get('service'))}/{cell(row.get('name'))} {cell(row.get('state'))}: {cell(_reason(row))}"
-
-
-def muxes(rows: Sequence[Row]) -> list[str]:
+def muxes(rows: Sequence[Row], width: int | None = None) -> list[str]:
     table = columns(
         ("MUX", "State", "Since", "Address", "VIPs", "Flows", "IO", "BGP"),
         [
@@ -126,11 +144,12 @@ def muxes(rows: Sequence[Row]) -> list[str]:
             for row in rows
         ],
         ("VIPs", "Flows"),
+        width,
     )
-    return [*table, *_notes(_node_note(row) for row in rows)]
+    return [*table, *_notes((_node_note(row) for row in rows), width)]
 
 
-def agents(rows: Sequence[Row]) -> list[str]:
+def agents(rows: Sequence[Row], width: int | None = None) -> list[str]:
     table = columns(
         ("Agent", "State", "Since", "Address", "Services"),
         [
@@ -144,8 +163,9 @@ def agents(rows: Sequence[Row]) -> list[str]:
             for row in rows
         ],
         ("Services",),
+        width,
     )
-    return [*table, *_notes(_node_note(row) for row in rows)]
+    return [*table, *_notes((_node_note(row) for row in rows), width)]
 
 
 def _node_note(row: Row) -> str | None:
@@ -161,10 +181,11 @@ def _node_note(row: Row) -> str | None:
     return f"{cell(row.get('name'))}: {said}" if said else None
 
 
-def announcements(rows: Sequence[Row]) -> list[str]:
+def announcements(rows: Sequence[Row], width: int | None = None) -> list[str]:
     table = columns(
         ("VIP", "MUX", "Wanted", "Peer", "State"),
         [tuple(row.get(key) for key in ("vip", "mux", "wanted", "peer", "state")) for row in rows],
+        width=width,
     )
     because: dict[tuple[Any, Any], list[str]] = {}
     for row in rows:
@@ -173,31 +194,51 @@ def announcements(rows: Sequence[Row]) -> list[str]:
     return [
         *table,
         *_notes(
-            f"{cell(mux)}, {vips[0] if len(vips) == 1 else f'{len(vips):,} VIPs'}: {cell(reason)}"
-            for (mux, reason), vips in because.items()
+            (
+                f"{cell(mux)}, {vips[0] if len(vips) == 1 else f'{len(vips):,} VIPs'}: {cell(reason)}"
+                for (mux, reason), vips in because.items()
+            ),
+            width,
         ),
     ]
 
 
-def _notes(notes: Iterable[str | None]) -> list[str]:
+def _notes(notes: Iterable[str | None], width: int | None) -> list[str]:
     """Sentences below a table, for a column is too narrow for them."""
-    found = [note for note in notes if note]
+    found = hanging((note for note in notes if note), width)
     return ["", *found] if found else []
 
 
-def events(rows: Sequence[Row]) -> list[str]:
-    return columns(
-        ("Time", "", "Subject", "Event"),
-        [(clock(row.get("at")), "!" if row.get("bad") else "", row.get("subject"), row.get("text")) for row in rows],
-    )
+def events(rows: Sequence[Row], width: int | None = None) -> list[str]:
+    """Columns for programs; on a terminal the text goes on beside its subject, for both are often long."""
+    if width is None:
+        return columns(
+            ("Time", "", "Subject", "Event"),
+            [(clock(row.get("at")), _mark(row), row.get("subject"), row.get("text")) for row in rows],
+        )
+    head = f"{'Time':<{_TEXT_AT}}Subject: event"
+    lines = [
+        f"{clock(row.get('at'))} {_mark(row):<1}  {cell(row.get('subject'))}: {cell(row.get('text'))}" for row in rows
+    ]
+    return [head, *hanging(lines, width, _TEXT_AT)]
 
 
-def audit(rows: Sequence[Row]) -> list[str]:
-    return columns(
-        ("Version", "Time", "Who", "What"),
-        [(str(row.get("version")), clock(row.get("at")), row.get("who"), _done(row)) for row in rows],
-        ("Version",),
-    )
+def _mark(row: Row) -> str:
+    return "!" if row.get("bad") else ""
+
+
+def audit(rows: Sequence[Row], width: int | None = None) -> list[str]:
+    """As of events: what was done may be long."""
+    if width is None:
+        return columns(
+            ("Version", "Time", "Who", "What"),
+            [(str(row.get("version")), clock(row.get("at")), row.get("who"), _done(row)) for row in rows],
+            ("Version",),
+        )
+    lines = [
+        f"{row.get('version')!s:>7}  {clock(row.get('at'))}  {cell(row.get('who'))}: {cell(_done(row))}" for row in rows
+    ]
+    return [f"Version  {'Time':<19}  Who: what", *hanging(lines, width, 9)]
 
 
 def _done(row: Row) -> str:
@@ -205,7 +246,10 @@ def _done(row: Row) -> str:
     return f"{row.get('what')}" + (f" ({why})" if why else "")
 
 
-TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
+#: Rows, and how wide a line may be (None: as wide as it gets).
+Draw = Callable[[Sequence[Row], int | None], list[str]]
+
+TABLES: dict[str, Draw] = {
     "services": services,
     "backends": backends,
     "muxes": muxes,
@@ -218,7 +262,7 @@ TABLES: dict[str, Callable[[Sequence[Row]], list[str]]] = {
 
 
 #: With ``--stats``.
-STATS: dict[str, Callable[[Sequence[Row]], list[str]]] = {"services": service_stats, "backends": backend_stats}
+STATS: dict[str, Draw] = {"services": service_stats, "backends": backend_stats}
 
 
 def _reason(row: Row) -> Any:

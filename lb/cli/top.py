@@ -25,7 +25,7 @@ View = tuple[Any, list[str]]
 
 BY = ("service", "backend", "mux")
 SORTS = ("pps", "bps", "cps", "dropped", "flows", "name")
-KEYS = "s services  b backends  m MUXes  |  p packets  t bits  n new flows  d drops  f flows  |  q quit"
+KEYS = "s services b backends m MUXes | p packets t bits n new d drops f flows | q quit"
 _OF_KEYS = {"s": "service", "b": "backend", "m": "mux"}
 _SORT_KEYS = {"p": "pps", "t": "bps", "n": "cps", "d": "dropped", "f": "flows"}
 #: Rows where there is no terminal to be filled.
@@ -157,7 +157,7 @@ def fleet_lines(answer: Row, sort: str) -> Iterator[str]:
     """The total, then a table."""
     total, rows = answer["total"], answer["rows"]
     if total["pps"] is None:
-        yield "No MUX tells its counters: none is connected, or the first word came a moment ago."
+        yield "No MUX tells its counters: none is connected, or it joined a moment ago."
     else:
         yield (
             f"All MUXes: {rate(total['pps'])} packets/s, {rate(total['bps'])} bit/s, {rate(total['cps'])} new flows/s, "

@@ -128,7 +128,11 @@ def _draw(rows: Rows, answers: Iterator[dict[str, Any] | str], draw: Draw, table
                 rows.take(answer)
             note = f"waiting for the manager: {answer}" if isinstance(answer, str) else "Ctrl-C ends"
             head = f"{table}  {time.strftime('%H:%M:%S')}  {note}"
-            terminal.draw([head, "", *draw(rows.all())])
+            every = rows.all()
+            shown = draw(every[: terminal.height])  # to make lines of thousands that nobody sees takes its time
+            if len(every) > terminal.height:
+                shown = [*shown[: max(0, terminal.height - 3)], f"… {len(every):,} rows in all"]
+            terminal.draw([head, "", *shown])
 
 
 def events(manager: Manager, limit: int, query: dict[str, Any], draw: Draw, *, as_json: bool) -> None:

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 
 from lb.cli.drain import target
+from lb.cli.main import run
 from lb.cli.plain import ago, columns, endpoint
 from lb.cli.tables import TABLES
 from lb.errors import RequestError
+from tests.lb.test_help import ALL, OFFLINE, examples, words
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,13 +105,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         started.kill()
 
 
-def lb(*arguments: object, manager: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def lb(
+    *arguments: object, manager: str | None = None, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LB_")}
     if manager is not None:
         clean["LB_MANAGER"] = manager
     done = subprocess.run(
         [sys.executable, "-m", "lb.cli.main", *map(str, arguments)],
-        cwd=ROOT,
+        cwd=cwd,
         env={**clean, **environment},
         capture_output=True,
         text=True,
@@ -120,8 +124,8 @@ def lb(*arguments: object, manager: str | None = None, **environment: str) -> su
     return done
 
 
-def fine(*arguments: object, manager: str) -> str:
-    done = lb(*arguments, manager=manager)
+def fine(*arguments: object, manager: str, cwd: Path = ROOT) -> str:
+    done = lb(*arguments, manager=manager, cwd=cwd)
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 
@@ -341,3 +345,115 @@ def test_addresses_and_times_for_people() -> None:
     assert endpoint("2001:db8::1", "80") == "[2001:db8::1]:80"
     assert [ago(0, now) for now in (5, 119, 121, 7300, 200_000)] == ["5 s", "119 s", "2 min", "2 h", "2 d"]
     assert ago(None) == "-"
+
+
+# --- the examples of the help ----------------------------------------------------------------------------------------
+
+#: Examples that need more than a manager, and what.
+NOT_HERE = {
+    "lb get muxes --local": "an lb-mux on this machine",
+    "lb top --local": "an lb-mux on this machine",
+    "lb doctor --config /etc/vipmux/mux.toml": "an installed MUX",
+    "lb doctor --manager https://10.0.1.9:9740 -o json": "a manager at that address",
+    "lb drain web/web-1 --wait --timeout 10m": "a MUX to tell that no flow is left",
+    "lb drain mux mux1 --wait": "a MUX",
+    'lb drain mux mux1 -m "new kernel"': "a MUX",
+    "lb undrain mux mux1": "a MUX",
+}
+#: Without a MUX nobody gets a flow, which is bad news.
+BAD_NEWS = ("lb describe flow --src 198.51.100.7:4711 --dst 203.0.113.10:80",)
+ENDLESS = ("lb top", "lb get backends -w")
+ASKING = [name for name in ALL if name not in OFFLINE and not name.startswith("bench")]
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Another manager, with a history of twenty versions."""
+    started = Daemon(tmp_path_factory.mktemp("busy"))
+    try:
+        for version in range(20):
+            fine("apply", "-f", _services(tmp_path_factory.mktemp("file"), version + 1), manager=started.url)
+        yield started
+    finally:
+        started.kill()
+
+
+def _services(directory: Path, weight: int) -> Path:
+    file = directory / "services.toml"
+    backend = f'[[service.backend]]\nname = "web-1"\naddress = "10.0.3.21"\nweight = {weight}\n'
+    file.write_text(f'[[service]]\nname = "web"\nvip = "203.0.113.10"\nprotocol = "tcp"\nport = 80\n{backend}')
+    return file
+
+
+@pytest.mark.parametrize("line", [line for name in ASKING for line in examples(name) if line not in NOT_HERE])
+def test_example_of_a_command_that_asks_the_manager_runs(
+    line: str, busy: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _services(tmp_path, 50)
+    arguments = words(line)[1:]
+    if arguments[0] == "confirm":
+        told = json.loads(
+            fine("apply", "-f", "services.toml", "--confirm", "60s", "--json", manager=busy.url, cwd=tmp_path)
+        )
+        arguments = [str(told["version"]) if word == "12" else word for word in arguments]
+    if arguments[0] == "undrain":
+        fine("drain", *arguments[1:], manager=busy.url)
+    if line in ENDLESS:
+        assert "web" in _beginning(arguments, busy)
+        return
+    done = lb(*arguments, manager=busy.url, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1 if line in BAD_NEWS else 0, ""), done
+    assert done.stdout
+    if "--confirm" in arguments:
+        fine("confirm", manager=busy.url)
+    fine("apply", "-f", _services(tmp_path, 51), manager=busy.url)  # for the next one
+
+
+def _beginning(arguments: list[str], daemon: Daemon) -> str:
+    """What a command that does not end says first."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "lb.cli.main", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "LB_MANAGER": daemon.url},
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        said = b""
+        while b"web" not in said and (more := process.stdout.read1(65536)):
+            said += more
+        process.kill()
+    return said.decode()
+
+
+# --- thousands of services -------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_shows_the_first_of_many_services_and_says_so(
+    busy: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = "".join(
+        f'[[service]]\nname = "more-{n}"\nvip = "203.0.113.{100 + n}"\nprotocol = "tcp"\nport = 80\n'
+        f'[[service.backend]]\nname = "b"\naddress = "10.0.3.2{n}"\n'
+        for n in range(4)
+    )
+    (tmp_path / "more.toml").write_text(more)
+    fine("apply", "-f", tmp_path / "more.toml", manager=busy.url)
+
+    def said(*arguments: str) -> str:
+        assert run(["get", *arguments, "--manager", busy.url]) == 0
+        return capsys.readouterr().out
+
+    last = "… 3 more services; --limit 5 shows all, --service NAME one of them"
+    for what in ("services", "backends"):
+        assert "web" in said(what), "a file or a pipe gets all"
+        monkeypatch.setattr("lb.cli.get.SHOWN", 2)
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        text = said(what)
+        assert text.splitlines()[-1] == last
+        assert ("more-1" in text, "more-2" in text) == (True, False)
+        for all_of_it in (["--limit", "5"], ["--service", "web"], ["-o", "json"]):
+            assert last[:3] not in said(what, *all_of_it)
+        monkeypatch.setattr("lb.cli.get.SHOWN", 5)
+        assert last[:1] not in said(what)
+        monkeypatch.undo()

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
+from lb.cli.plain import columns, hanging
 from lb.cli.tables import STATS, TABLES
 
 WHY = "its agent says: connect: connection refused (3 of 3 checks failed), and the tunnel probe of mux-fra-2 times out"
@@ -74,6 +76,42 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 }
 
 
+EVENTS = [
+    {"id": 1, "at": 1.7e9, "subject": "backend checkout-frontend/checkout-frontend-12", "text": WHY, "bad": True},
+    {"id": 2, "at": 1.7e9, "subject": "mux mux-fra-2", "text": "connected", "bad": False},
+]
+HISTORY = [
+    {
+        "version": 1234,
+        "at": 1.7e9,
+        "who": "operator:ada.lovelace",
+        "what": "; ".join(f"service checkout-{n} changed: weight of checkout-{n}-12 1 → 3" for n in range(20)),
+        "why": "the hosts of row 12 are replaced",
+    }
+]
+#: Where a terminal has 80 columns; with names and addresses that are too long for that, too.
+LONG = {
+    "service": "checkout-frontend-of-the-region-eu-central-1",
+    "name": "checkout-frontend-of-the-region-eu-central-1-12",
+}
+NARROW: dict[str, list[dict[str, Any]]] = {
+    **ROWS,
+    "services": [SERVICE, {**SERVICE, "name": LONG["name"], "vip": "2001:db8:1234:5678:9abc:def0:1234:5678"}],
+    "backends": [
+        *ROWS["backends"],
+        {**BACKEND, **LONG, "address": "2001:db8:1234:5678:9abc:def0:1234:5678", "vip": "2001:db8:1234:5678::1"},
+    ],
+    "muxes": [
+        NODE,
+        {**NODE, "name": "mux-of-the-region-eu-central-1-row-12-unit-7", "address": "2001:db8:1234:5678:9abc::1"},
+    ],
+    "announcements": [*ROWS["announcements"], {**ANNOUNCED, "peer": "router-of-the-region-eu-central-1-row-12"}],
+    "events": EVENTS,
+    "history": HISTORY,
+    "audit": HISTORY,
+}
+
+
 def table(lines: list[str]) -> list[str]:
     """Without what stands below."""
     return lines[: lines.index("")] if "" in lines else lines
@@ -84,6 +122,56 @@ def test_a_table_fits_80_columns(what: str) -> None:
     lines = table(TABLES[what](ROWS[what]))
     assert len(lines) > len(ROWS[what])
     assert max(map(len, lines)) <= 80, lines
+
+
+@pytest.mark.parametrize("what", TABLES)
+def test_every_table_fits_a_terminal_of_80_columns(what: str) -> None:
+    lines = TABLES[what](NARROW[what], 80)
+    assert max(map(len, lines)) <= 80, lines
+    assert _letters(lines) >= _letters(TABLES[what](NARROW[what], None)), "folded, and nothing lost"
+
+
+@pytest.mark.parametrize("what", STATS)
+def test_exact_counters_are_folded_as_far_as_numbers_allow(what: str) -> None:
+    lines = STATS[what](ROWS[what], 100)
+    assert max(map(len, lines)) <= 120, lines
+    assert _letters(lines) >= _letters(STATS[what](ROWS[what], None))
+
+
+def _letters(lines: list[str]) -> Counter[str]:
+    return Counter(c for line in lines for c in line.lower() if c.isalnum())
+
+
+def test_what_is_no_terminal_gets_a_line_for_each_row() -> None:
+    for what, rows in NARROW.items():
+        if what not in ("backends", "announcements", "muxes", "agents"):
+            assert len(TABLES[what](rows, None)) == 1 + len(rows)
+
+
+def test_a_column_is_folded_and_the_others_stay_where_they_are() -> None:
+    lines = columns(("Name", "What", "N"), [("a", "one two three four five", 1), ("b", "x" * 25, 20)], ("N",), 20)
+    assert lines == [
+        "Name  What         N",
+        "a     one two      1",
+        "      three four",
+        "      five",
+        "b     xxxxxxxxxx  20",
+        "      xxxxxxxxxx",
+        "      xxxxx",
+    ]
+
+
+def test_a_long_sentence_hangs_from_its_beginning() -> None:
+    assert hanging(["short", "  one two three four"], 12) == ["short", "  one two", "      three", "      four"]
+    assert hanging(["one two three four"], 12, 6) == ["one two", "      three", "      four"]
+    assert hanging(["one two three four"], None) == ["one two three four"]
+
+
+def test_backends_of_one_fate_share_a_sentence() -> None:
+    rows = [{**BACKEND, "name": f"b{n}"} for n in range(9)]
+    assert TABLES["backends"](rows, None)[-1] == (
+        f"checkout-frontend/b0, checkout-frontend/b1, checkout-frontend/b2 and 6 more down: {WHY}"
+    )
 
 
 def test_reasons_stand_below_and_only_where_something_is_wrong() -> None:
