@@ -26,7 +26,7 @@ import structlog
 from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
-from lb.node.messages import Delta, HealthReport, NodeState, digest
+from lb.node.messages import Delta, FlowAnswer, HealthReport, NodeState, digest
 
 #: What is still on its way once the last verdict was said gets so long, seconds.
 SETTLE = 10.0
@@ -56,6 +56,7 @@ class Node:
         cache = Cache(own / "node", f"{self.kind}:{self.name}")
         token = TokenText.parse(spec["token"])
         self.client = NodeClient(url, identity, cache, self._apply, self._settings, token=token)
+        self.client.answer = lambda question: FlowAnswer(question.serial, error="it forwards nothing")
         self.client.reports = lambda: tuple(self.reports.values())
 
     async def _apply(self, state: NodeState, _: Delta) -> str | None:

@@ -23,6 +23,7 @@ from lb import netns
 from lb.bench import commit_name, cpu_name
 from lb.bench_fleet import FIRST_VIP, SERVICE_PORT, Fleet, check, cpu_of, host_address, memory_of
 from lb.errors import IoError
+from lb.toml import format_tables
 
 #: Maglev tables of ten thousand services; and flows of each MUX.
 SLOTS, FLOWS = 4093, 1_000_000
@@ -128,6 +129,7 @@ def bench_control(
         _begin(fleet, tables, answer, say)
         _changes(fleet, tables, changes, answer, say)
         _memory(fleet, answer)
+        _commands(fleet, tables[-1], answer, say)
         if seconds:
             _churn(fleet, seconds, rate, answer, say)
     return answer
@@ -258,6 +260,59 @@ def _memory(fleet: Fleet, answer: ControlBench) -> None:
         answer.memory[name] = {**asdict(memory), "control": memory.control}
 
 
+# ---- commands -------------------------------------------------------------------------------------------------------
+
+#: What is timed, in this order; ``all.toml`` is what the manager holds, ``more.toml`` that with one weight changed, and
+#: ``one.toml`` the changed service alone.
+COMMANDS = (
+    "--help",
+    "get --help",
+    "get status",
+    "get services",
+    "get services -o json",
+    "get services --limit 100",
+    "get backends",
+    "get backends --service {service}",
+    "get muxes",
+    "get agents",
+    "get announcements",
+    "get events",
+    "get history",
+    "describe service {service}",
+    "describe backend {service}/{backend}",
+    "describe vip {vip}",
+    "describe flow --src 198.51.100.7:4711 --dst {vip}:80",
+    "top --once",
+    "export",
+    "apply -f all.toml",
+    "apply --dry-run -f more.toml",
+    "diff -f more.toml",
+    "diff -f one.toml",
+    "apply -f one.toml",
+    "drain {service}/{backend}",
+    "undrain {service}/{backend}",
+)
+#: Each command so many times; the median counts.
+TIMES = 5
+
+
+def _commands(fleet: Fleet, table: dict[str, Any], answer: ControlBench, say: Say) -> None:
+    """From the start of the program to its end, its output going to a pipe."""
+    held = fleet.get("tables")
+    changed = copy.deepcopy(next(one for one in held if one["name"] == table["name"]))
+    changed["backend"][0]["weight"] = 30
+    more = [changed if one["name"] == table["name"] else one for one in held]
+    for name, found in (("all", held), ("more", more), ("one", [changed])):
+        (fleet.directory / f"{name}.toml").write_text(format_tables(found))
+    names = {"service": table["name"], "backend": table["backend"][0]["name"], "vip": table["vip"]}
+    for command in COMMANDS:
+        runs = [fleet.command(command.format(**names).split()) for _ in range(TIMES)]
+        shown = command.format(service="SERVICE", backend="BACKEND", vip="VIP")
+        answer.commands[f"lb {shown}"] = round(statistics.median(runs) * 1000, 1)
+    slowest = max(answer.commands, key=lambda command: answer.commands[command])
+    say(f"{len(COMMANDS)} commands: the slowest is `{slowest}`, {answer.commands[slowest]:.0f} ms")
+
+
 # ---- churn ----------------------------------------------------------------------------------------------------------
 
 
@@ -321,6 +376,9 @@ def lines(answer: ControlBench) -> list[str]:
             f"to a MUX (p99 {latency['p99']}, worst {latency['worst']}); {churn['lost']} lost, {churn['wrong']} wrong",
             "  CPU        " + ", ".join(f"{name} {share:.0%}" for name, share in churn["cpu"].items()),
         ]
+    if answer.commands:
+        said.append(f"commands     milliseconds, the median of {TIMES}:")
+        said += [f"  {command:<62}{took:>7.0f}" for command, took in answer.commands.items()]
     said.append(f"memory, MiB  {'rss':>8}{'pss':>8}{'tables':>8}{'flows':>8}{'control':>8}")
     for name, row in answer.memory.items():
         said.append(

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -265,6 +265,22 @@ class Fleet:
 
     def get(self, *path: str) -> Any:
         return self.inside(self.remote.get, *path)
+
+    def command(self, arguments: Sequence[str]) -> float:
+        """Seconds that ``lb`` takes for a command, in the fleet's directory; raises if it says that it failed."""
+        argv = [*_python("lb.cli.main"), *arguments]
+        keys = {"LB_MANAGER": self.remote.url, "LB_CERT": self.remote.cert, "LB_KEY": self.remote.key}
+        environment = {**os.environ, **{key: str(value) for key, value in keys.items()}, "LB_CA": str(self.remote.ca)}
+
+        def run() -> float:
+            began = time.perf_counter()
+            done = subprocess.run(argv, cwd=self.directory, env=environment, capture_output=True, check=False)
+            took = time.perf_counter() - began
+            if done.returncode not in (0, 1) or done.stderr:
+                raise IoError(f"lb {' '.join(arguments)}: {done.stderr.decode(errors='replace').strip()}")
+            return took
+
+        return self.inside(run)
 
     def apply(self, services: list[dict[str, Any]], wait: float, **keys: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self.inside(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmark of the control plane says of the times it took."""
 
-from lb.bench_control import ControlBench, Distribution, histogram, lines, service_tables
+from lb.bench_control import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
 from lb.config import parse_service_tables
+from tests.lb.test_help import parse
 
 
 def test_distribution_is_of_all_times_in_milliseconds() -> None:
@@ -30,3 +31,16 @@ def test_services_of_the_benchmark_are_right() -> None:
 
 def test_answer_fits_eighty_columns_before_anything_was_measured() -> None:
     assert all(len(line) <= 80 for line in lines(ControlBench(10_000, 6, 3, 100)))
+
+
+def test_commands_are_shown_with_their_times() -> None:
+    answer = ControlBench(10_000, 6, 3, 100, commands={f"lb {command}": 123.4 for command in COMMANDS})
+    shown = lines(answer)
+    assert all(len(line) <= 80 for line in shown)
+    assert any(line.split()[:3] == ["lb", "get", "services"] and line.endswith(" 123") for line in shown)
+
+
+def test_commands_that_are_timed_can_be_typed() -> None:
+    for command in COMMANDS:
+        arguments = command.format(service="web", backend="web-1", vip="203.0.113.10").split()
+        assert "--help" in arguments or parse(arguments)
