@@ -46,6 +46,7 @@ from lb.model import (
     Protocol,
     Service,
 )
+from lb.persistent import PersistentMap
 
 #: Pairs of service and backend that can be counted over a process's life (COUNTER_MAX in native/vip_map.h).
 MAX_COUNTERS = 1 << 20
@@ -174,8 +175,8 @@ class Forwarding:
     hops: HopNumbers
     counters: int  #: counter indices below this are in use
     draining: frozenset[int]  #: ids of services that have a draining backend
-    _by_id: Mapping[int, _Prepared]
-    _by_object: Mapping[int, _Prepared]  #: by the identity of the service, which each of them keeps alive
+    _by_id: PersistentMap[int, _Prepared]
+    _by_name: PersistentMap[str, _Prepared]
 
     @property
     def hop_addresses(self) -> tuple[Address, ...]:
@@ -217,8 +218,8 @@ class Forwarding:
 
     def id_of(self, service: Service) -> int | None:
         """Of one of these services: the object, not one that is equal."""
-        item = self._by_object.get(id(service))
-        return item.numbers.id if item is not None else None
+        item = self._by_name.get(service.name)
+        return item.numbers.id if item is not None and item.service is service else None
 
     def names(self, service_id: int | None, number: int | None) -> tuple[str | None, str | None]:
         """Names of a service and of one of its backends, by the data plane's numbers."""
@@ -277,7 +278,7 @@ class Compiler:
         # Services with the same backends and weights share a table, for as long as one of them has it.
         self._tables: WeakValueDictionary[bytes, Maglev] = WeakValueDictionary()
         vip_map = VipMap(settings.seed, settings.idle.tcp_untrusted, ())
-        self._last = Forwarding(settings, (), vip_map, HopNumbers(), 0, frozenset(), {}, {})
+        self._last = Forwarding(settings, (), vip_map, HopNumbers(), 0, frozenset(), PersistentMap(), PersistentMap())
 
     def compile(self, services: Iterable[Service]) -> Forwarding:
         """Builds what differs from the call before, and shares what does not."""
@@ -286,19 +287,16 @@ class Compiler:
     def change(self, change: Change, before: Forwarding) -> Forwarding:
         """``before`` is what the change begins with. Raises DataplaneError, and then nothing has changed."""
         hops = before.hops.after(change)
-        gone = [before._by_object[id(service)] for service in change.gone]
+        gone = [before._by_name[service.name] for service in change.gone]
         come = [self._prepare(service, numbers) for service, numbers in self._number(change)]
         ids = [item.numbers.id for item in gone]
         vip_map = before.vip_map.changed(ids, [self._entry(item, hops) for item in come])
-        by_id, by_object = dict(before._by_id), dict(before._by_object)
-        for item in gone:
-            del by_id[item.numbers.id], by_object[id(item.service)]
-        for item in come:
-            by_id[item.numbers.id] = by_object[id(item.service)] = item
-        draining = before.draining.difference(ids).union(item.numbers.id for item in come if item.drains)
-        self._last = Forwarding(
-            self.settings, change.services, vip_map, hops, self._counters, draining, by_id, by_object
+        by_id = before._by_id.replaced(ids, {item.numbers.id: item for item in come})
+        by_name = before._by_name.replaced(
+            [service.name for service in change.gone], {item.service.name: item for item in come}
         )
+        draining = before.draining.difference(ids).union(item.numbers.id for item in come if item.drains)
+        self._last = Forwarding(self.settings, change.services, vip_map, hops, self._counters, draining, by_id, by_name)
         return self._last
 
     def _prepare(self, service: Service, numbers: _ServiceNumbers) -> _Prepared:
