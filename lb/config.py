@@ -15,7 +15,7 @@ import enum
 import gc
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -152,7 +152,7 @@ def parse(
 
 
 def parse_service_tables(
-    array: Sequence[object], owner: MuxSettings | AgentSettings | None = None
+    array: Iterable[object], owner: MuxSettings | AgentSettings | None = None
 ) -> tuple[Service, ...]:
     """``[[service]]`` tables as plain values, from an API, a store or a manager; ``service_table(service)`` is the
     other way. With an ``owner`` they are checked as if they stood in its file."""
@@ -344,9 +344,9 @@ class _Reader:
             return AgentConfig(AgentSettings(**{"muxes": (), **_given(owner)}), services, self._manager)
         return services
 
-    def services(self, array: Sequence[object], owner: Owner) -> tuple[Service, ...] | None:
+    def services(self, array: Iterable[object], owner: Owner) -> tuple[Service, ...] | None:
         """Services alone, or None if there were mistakes."""
-        services = self._services(list(array), owner)
+        services = self._services(iter(array), owner)
         return None if self.mistakes else services
 
     def _check_top(self, document: dict[str, Any], kind: Kind) -> None:

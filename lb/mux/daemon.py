@@ -73,6 +73,8 @@ SETTLE = 1.0
 SMALL = 20
 #: Services that come or go at once from which on the memory of it is given back.
 MANY = 1000
+#: After how long, seconds.
+TIDY = 2.0
 #: How often workers are looked after, seconds.
 CARE_INTERVAL = 0.5
 #: A worker whose heartbeat stood still for so long is reported, seconds.
@@ -80,6 +82,7 @@ STALLED = 3.0
 #: How long a start waits for the manager, by whom the other MUXes' flows come, before it announces, seconds.
 ENTER_WAIT = 1.0
 _PRIVILEGED_PORTS = 1024
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 log = structlog.get_logger()
 
@@ -132,6 +135,7 @@ class Daemon:
         self._announced: Mapping[str, Any] = {}
         self._drained = False
         self._entering: asyncio.Task[None] | None = None
+        self._tidying: asyncio.TimerHandle | None = None
         self._probes = TunnelProbes(config.mux, netlink, self._follower.client.send_health if self._follower else None)
         if self._follower is not None:
             self._follower.client.reports = self._probes.reports
@@ -427,7 +431,7 @@ class Daemon:
                 if change:
                     await self._take(change)
                     if len(change.gone) + len(change.come) > MANY:
-                        _give_back_memory()
+                        self._tidy_soon()
             except VipmuxError as error:
                 self._condition.rejected = str(error)
                 raise
@@ -436,6 +440,12 @@ class Daemon:
             self._announce(state)
             if self._entering is not None:  # what it would announce is no news any more
                 self._entering.cancel()
+
+    def _tidy_soon(self) -> None:
+        """Once the state is on the disk and acknowledged, and nobody waits."""
+        if self._tidying is not None:
+            self._tidying.cancel()
+        self._tidying = asyncio.get_running_loop().call_later(TIDY, _give_back_memory)
 
     def _hand_over(self) -> Handover | None:
         if self._follower is None:
@@ -551,6 +561,19 @@ def _give_back_memory() -> None:
         trim(0)
 
 
+def _tame_allocator() -> None:
+    """Before there are other threads; see mallopt(3).
+
+    One arena, instead of one for each thread that keeps what a large configuration needed once. And the tables of a VIP
+    map, which each change makes anew, come from memory that stays mapped.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 16 << 20)
+
+
 async def serve_until_told(path: Path, manager: str | None = None, token: str | None = None) -> None:
     """The daemon's whole life; returns after a clean stop."""
     loop = asyncio.get_running_loop()
@@ -599,6 +622,7 @@ async def _first(task: asyncio.Task[None], end: asyncio.Event) -> None:
 def main(path: Path, manager: str | None, token: str | None) -> None:
     """Forward packets for VIPs to backends until SIGTERM, as a file or a manager says; SIGHUP reads the file again."""
     log_setup.configure(PROGRAM)
+    _tame_allocator()
     try:
         asyncio.run(serve_until_told(path, manager, token))
     except ConfigError as error:

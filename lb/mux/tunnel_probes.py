@@ -20,7 +20,6 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import structlog
 
@@ -130,7 +129,7 @@ class TunnelProbes:
         self._board: Board[TunnelCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=Health.UNKNOWN)
         self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
         self._changes: list[Change] = []  # that the board has not yet followed
-        self._services: dict[str, Service] = {}  # those that the board has
+        self._services: dict[str, Service] = {}  # those that the board has: they are to be probed
         self._kernel = _Kernel(settings.interface, 0, {})
         self._anew: frozenset[str] = frozenset()  # services to be looked at whether they changed or not
         self._impossible: frozenset[str] = frozenset()  # services that cannot be probed from this machine now
@@ -149,7 +148,7 @@ class TunnelProbes:
 
     def known(self) -> Mapping[Label, Known]:
         """Of the backends that are probed, or should be. From any thread."""
-        return {label: known for label, known in self._board.known().items() if known.reason != _UNASKED.reason}
+        return self._board.known()
 
     def reports(self) -> list[HealthReport]:
         return self._board.reports()
@@ -189,7 +188,10 @@ class TunnelProbes:
             for service in change.gone:
                 self._services.pop(service.name, None)
             for service in change.come:
-                self._services[service.name] = service
+                if service.probe is not None:  # of the others nothing need be kept
+                    self._services[service.name] = service
+        if not self._services and not any(before.values()):
+            return
         kernel = await self._read_kernel()
         anew = self._anew | (self._impossible if kernel.like(self._kernel) else self._services.keys())
         self._anew = frozenset()
@@ -288,7 +290,8 @@ def _differ(old: Service | None, new: Service | None) -> bool:
 
 def _rp_filter(name: str) -> int:
     try:
-        return int(Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").read_text())
+        with open(f"/proc/sys/net/ipv4/conf/{name}/rp_filter", "rb") as file:
+            return int(file.read())
     except (OSError, ValueError):
         return 0
 

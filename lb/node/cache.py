@@ -23,6 +23,7 @@ import structlog
 from lb.errors import IoError
 from lb.node.files import make_private_directory, write_private
 from lb.node.messages import NodeState, apply
+from lb.node.packed import canonical, pack_sections, sections_text
 
 log = structlog.get_logger()
 
@@ -95,7 +96,7 @@ class Cache:
         if not isinstance(state, dict) or not all(isinstance(entries, dict) for entries in state.values()):
             raise ValueError("it is no state")
         self._base, self._base_size = label["sha256"], len(body)
-        return Cached(int(label["term"]), int(label["generation"]), str(label["digest"]), state)
+        return Cached(int(label["term"]), int(label["generation"]), str(label["digest"]), pack_sections(state))
 
     def _changed(self, cached: Cached) -> Cached:
         """With the changes that came after; they end where a record is not whole."""
@@ -112,7 +113,7 @@ class Cache:
                 self._changes_size = None if line else size
                 break
             record = json.loads(text)
-            state = apply(cached.state, record)
+            state = apply(cached.state, {"set": pack_sections(record["set"]), "remove": record["remove"]})
             cached = Cached(record["term"], record["generation"], record["digest"], state)
             size += len(line) + 1
         return cached
@@ -137,7 +138,7 @@ class Cache:
         return self._changes_size is not None and self._changes_size <= max(_FOLD_FROM, self._base_size // 2)
 
     def _write(self, cached: Cached) -> None:
-        body = json.dumps(cached.state, separators=(",", ":"), ensure_ascii=False).encode()
+        body = sections_text(cached.state)
         base = hashlib.sha256(body).hexdigest()
         label = {"version": _VERSION, "node": self._node, **cached.label, "sha256": base}
         make_private_directory(self._directory)
@@ -147,7 +148,8 @@ class Cache:
         self._base, self._base_size, self._changes_size = base, len(body), len(first)
 
     def _append(self, cached: Cached, delta: Mapping[str, Any]) -> None:
-        text = json.dumps({**cached.label, **delta}, separators=(",", ":"), ensure_ascii=False).encode()
+        label = canonical({**cached.label, "remove": delta["remove"]}).removesuffix(b"}")
+        text = label + b',"set":' + sections_text(delta["set"]) + b"}"
         line = _checksum(text) + b" " + text + b"\n"
         file = os.open(self._changes_file, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         try:

@@ -58,6 +58,7 @@ from lb.node.messages import (
     parse_to_node,
 )
 from lb.node.outbox import Outbox
+from lb.node.packed import pack_sections
 
 #: Between two attempts, seconds; doubled each time, and each time shortened at random by up to a half.
 BACKOFF_MIN, BACKOFF_MAX = 0.2, 5.0
@@ -350,6 +351,7 @@ class NodeClient:
                 self.connected, self.problem = True, None
                 log.info("manager connected", manager=self.url, term=message.term, generation=message.generation)
             await orders.put(message)
+            del frame, text, message  # they may be large, and the next may be long in coming
         error = stream.exception()
         if error is not None:
             raise unreachable(error)
@@ -368,6 +370,7 @@ class NodeClient:
             while True:
                 if message is not None:
                     news |= await self._take(message)
+                message = None  # it may be large
                 if orders.empty():
                     break
                 message = orders.get_nowait()
@@ -397,10 +400,11 @@ class NodeClient:
         return True
 
     async def _whole(self, message: StateMessage) -> _Wanted:
-        total = await asyncio.to_thread(Digest, message.body)
+        state = await asyncio.to_thread(pack_sections, message.body)
+        total = await asyncio.to_thread(Digest, state)
         if str(total) != message.digest:
             raise MessageError("a state that is not what its digest says")
-        return _Wanted(Cached(message.term, message.generation, message.digest, message.body), total, None)
+        return _Wanted(Cached(message.term, message.generation, message.digest, state), total, None)
 
     async def _changed(self, message: DeltaMessage) -> _Wanted | None:
         """None: it does not fit to what we have."""
@@ -409,15 +413,18 @@ class NodeClient:
         if message.base != before.generation:
             log.info("whole state asked for", reason=f"a change of {message.base}, and this is {before.generation}")
             return None
+        fresh = keys_of(message.delta)
+        small = sum(map(len, fresh.values())) <= SMALL
+        put = pack_sections(message.set) if small else await asyncio.to_thread(pack_sections, message.set)
+        delta = {"set": put, "remove": message.remove}
         total = wanted.sum.copy()
-        total.update(before.state, message.delta)
+        total.update(before.state, delta)
         if str(total) != message.digest:
             log.warning("whole state asked for", reason="a change does not lead to what its digest says")
             return None
-        state = apply(before.state, message.delta)
+        state = apply(before.state, delta)
         keys = wanted.keys
         if keys is not None:
-            fresh = keys_of(message.delta)
             keys = {
                 section: {*keys.get(section, ()), *fresh.get(section, ())} for section in keys.keys() | fresh.keys()
             }

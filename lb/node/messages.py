@@ -23,6 +23,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from lb.errors import MessageError
+from lb.node.packed import PackedMap, canonical, pack, text_of
 from lb.persistent import PersistentMap, differences
 
 NodeState = Mapping[str, Mapping[str, Any]]
@@ -43,11 +44,11 @@ def diff(
     old: Mapping[str, Mapping[str, Any]], new: Mapping[str, Mapping[str, Any]], keys: Keys | None = None
 ) -> dict[str, Any]:
     """What makes ``new`` of ``old``. ``keys``: where else they are known to be the same."""
-    changed: dict[str, dict[str, Any]] = {}
+    changed: dict[str, Mapping[str, Any]] = {}
     removed: dict[str, list[str]] = {}
     for section in sorted(old.keys() | new.keys() if keys is None else keys):
         before, after = old.get(section, {}), new.get(section, {})
-        found, gone = differences(before, after) if keys is None else _differences_of(keys[section], before, after)
+        found, gone = _differences(before, after, None if keys is None else keys[section])
         if found:
             changed[section] = found
         if gone:
@@ -55,10 +56,28 @@ def diff(
     return {"set": changed, "remove": removed}
 
 
-def _differences_of(
-    keys: Iterable[str], before: Mapping[str, Any], after: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """As :func:`lb.persistent.differences`, of these keys."""
+def _replaced(entries: Mapping[str, Any], old: Iterable[str], new: Mapping[str, Any]) -> Mapping[str, Any]:
+    if isinstance(new, PackedMap):
+        entries = pack(entries)
+    if isinstance(entries, PackedMap):
+        return entries.replaced(old, new)
+    if isinstance(entries, PersistentMap):
+        return entries.replaced(old, new)
+    after = dict(entries)
+    for key in old:
+        after.pop(key, None)
+    after.update(new)
+    return after
+
+
+def _differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], keys: Collection[str] | None
+) -> tuple[Mapping[str, Any], list[str]]:
+    """What differs ``after``, and the keys that it lacks; ``keys``: where it may differ."""
+    if isinstance(before, PackedMap) or isinstance(after, PackedMap):
+        return pack(before).changes(pack(after), keys)
+    if keys is None or before is after:
+        return differences(before, after)
     missing = object()
     found = {key: after[key] for key in keys if key in after}
     found = {
@@ -80,18 +99,10 @@ def apply(state: Mapping[str, Mapping[str, Any]], delta: Delta) -> NodeState:
     """The state after a delta; the one before stays as it is. Sections that become empty go; others that the delta is
     not about are the same objects."""
     new: dict[str, Mapping[str, Any]] = dict(state)
-    for section in delta.get("remove", {}).keys() | delta.get("set", {}).keys():
-        entries = dict(state.get(section, {}))
-        for key in delta.get("remove", {}).get(section, ()):
-            entries.pop(key, None)
-        entries.update(delta.get("set", {}).get(section, {}))
-        new[section] = entries
+    remove, put = delta.get("remove", {}), delta.get("set", {})
+    for section in remove.keys() | put.keys():
+        new[section] = _replaced(state.get(section, {}), remove.get(section, ()), put.get(section, {}))
     return {section: entries for section, entries in new.items() if entries}
-
-
-def canonical(value: Any) -> bytes:
-    """JSON in the one form that is hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 class Digest:
@@ -106,20 +117,20 @@ class Digest:
     def __init__(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         self._sum = 0
         for section, entries in state.items():
-            for key, value in entries.items():
-                self._sum += _entry(section, key, value)
+            for key in entries:
+                self._sum += _entry(section, key, entries)
 
-    def update(self, old: Mapping[str, Mapping[str, Any]], delta: Mapping[str, Any]) -> None:
+    def update(self, old: Mapping[str, Mapping[str, Any]], delta: Delta) -> None:
         """After ``old`` was changed by ``delta``."""
         for section, keys in delta.get("remove", {}).items():
             for key in keys:
                 if key in old.get(section, {}):
-                    self._sum -= _entry(section, key, old[section][key])
+                    self._sum -= _entry(section, key, old[section])
         for section, entries in delta.get("set", {}).items():
-            for key, value in entries.items():
+            for key in entries:
                 if key in old.get(section, {}):
-                    self._sum -= _entry(section, key, old[section][key])
-                self._sum += _entry(section, key, value)
+                    self._sum -= _entry(section, key, old[section])
+                self._sum += _entry(section, key, entries)
 
     def copy(self) -> Digest:
         twin = Digest({})
@@ -130,8 +141,9 @@ class Digest:
         return f"{self._sum % self._WIDTH:064x}"
 
 
-def _entry(section: str, key: str, value: Any) -> int:
-    return int.from_bytes(hashlib.sha256(canonical([section, key, value])).digest())
+def _entry(section: str, key: str, entries: Mapping[str, Any]) -> int:
+    text = b"[%s,%s,%s]" % (canonical(section), canonical(key), text_of(entries, key))
+    return int.from_bytes(hashlib.sha256(text).digest())
 
 
 def digest(state: Mapping[str, Mapping[str, Any]]) -> str:
