@@ -83,7 +83,13 @@ def pack(entries: Mapping[str, Any]) -> PackedMap:
 
 def pack_sections(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """A state, or what a delta sets, as a node holds it."""
-    return {section: pack(entries) if section in PACKED else entries for section, entries in sections.items()}
+    return {section: pack(entries) if section in PACKED else share(entries) for section, entries in sections.items()}
+
+
+def share(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """With equal values as the same object: ten thousand VIPs are mostly announced alike."""
+    known: dict[bytes, Any] = {}
+    return {key: known.setdefault(canonical(value), value) for key, value in entries.items()}
 
 
 def text_of(entries: Mapping[str, Any], key: str) -> bytes:
