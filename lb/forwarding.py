@@ -152,7 +152,7 @@ class HopNumbers:
         return numbers, places, uses
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Prepared:
     """A service as it is in the VIP map, for as long as it stays the same object."""
 

@@ -119,6 +119,15 @@ def test_addresses_that_stay_are_the_same_object_so_that_nobody_need_look() -> N
     assert set(compiler.compile(services).hop_addresses) == set(all_of_them)
 
 
+def test_services_that_are_read_again_are_the_ones_that_it_knows() -> None:
+    compiler = Compiler(MUX)
+    before = compiler.compile(many(3))
+    after = compiler.compile(many(4))
+    assert [after.id_of(service) for service in after.services] == [0, 1, 2, 3]
+    assert [after.id_of(service) for service in before.services] == [None] * 3
+    assert [after.service(number) for number in range(4)] == list(after.services)
+
+
 def test_a_machine_that_left_is_no_next_hop_any_more() -> None:
     compiler = Compiler(MUX)
     services = many(10)
