@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
@@ -123,7 +124,8 @@ def test_two_muxes_with_one_seed_choose_the_same_for_a_hundred_thousand_flows() 
     first = Compiler(SETTINGS)
     second = Compiler(SETTINGS)
     second.compile([a_service([Backend(f"old-{i}", ip_address("10.9.9.9")) for i in range(5)])])
-    second.compile([a_service(some_backends()[5:], vip="203.0.113.2"), a_service(some_backends()[3:])])
+    other = replace(a_service(some_backends()[5:], vip="203.0.113.2"), name="other")
+    second.compile([other, a_service(some_backends()[3:])])
     left, right = first.compile([a_service(some_backends())]), second.compile([a_service(some_backends())])
     left_snapshot, right_snapshot = left.offline_snapshot(), right.offline_snapshot()
     flows = random.Random(2)
