@@ -126,7 +126,7 @@ class States:
         new = {found.vip: found.announcement for found in self._new if mux.name in found.granted}
         options: dict[str, Any] = {"drain": True} if mux.name in self._world.draining else {}
         if panic:
-            options["panic"] = panic
+            options["panic"] = dict(sorted(panic.items()))  # a value of an entry is plain JSON
         announcements = replaced(before, old, new)
         return _without_empty({"services": services, "announcements": announcements, "options": options})
 
