@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from lb.config import parse_service_tables
 from lb.model import Probe, ProbeType
+from lb.node.messages import digest
 from lb.probe.scheduler import spread
 from manager.desired import Change, Order, delete_service, drain_backend, drain_mux, purge
 from manager.plan import plan, replan
@@ -270,6 +271,7 @@ def test_probes_take_out_half_and_no_more() -> None:
     assert fleet.states()["web-3"] == "up"
     assert fleet.shown() == {"web-1": "down", "web-2": "down", "web-3": "panic", "web-4": "up"}
     assert "PANIC" in fleet.last.states["mux:mux1"]["options"]["panic"]["web"]
+    assert digest(fleet.last.states["mux:mux1"])
     fleet.report("host4", "web", "web-4", False)
     fleet.settle()
     assert [name for name, state in fleet.states().items() if state == "up"] == ["web-3", "web-4"]
@@ -509,8 +511,10 @@ def step(fleet: Fleet, event: tuple[Any, ...]) -> None:
 
 
 def check(fleet: Fleet, before: Plan) -> None:
-    """No plan announces what is not installed, or removes what is not withdrawn."""
+    """No plan announces what is not installed, or removes what is not withdrawn; and nodes can be told all of it."""
     world = fleet.world()
+    for state in fleet.last.states.values():
+        digest(state)  # of plain JSON
     for mux in fleet.muxes.values():
         state = fleet.last.states[mux.id]
         tables = {table["vip"] for table in state.get("services", {}).values()}
