@@ -85,17 +85,25 @@ class PersistentMap(Mapping[K, V]):
             bucket[key] = value
         after: PersistentMap[K, V] = PersistentMap()
         after._buckets, after._count = buckets, count
-        # Other buckets only where there is far too much in them, or nearly nothing.
-        fits = (
-            _BUCKET // 8 * len(buckets) <= count <= 4 * _BUCKET * len(buckets) or len(buckets) == 1 >= count // _BUCKET
-        )
-        return after if fits else PersistentMap(dict(after))
+        crowded = count > 4 * _BUCKET * len(buckets)
+        deserted = len(buckets) > 1 and count < _BUCKET // 8 * len(buckets)
+        return PersistentMap(dict(after)) if crowded or deserted else after
 
 
-def differences(before: Mapping[K, V], after: Mapping[K, V]) -> tuple[dict[K, V], list[K]]:
-    """The entries of ``after`` that are not in ``before`` or are others there, and the keys that ``after`` lacks."""
+def differences(
+    before: Mapping[K, V], after: Mapping[K, V], keys: Iterable[K] | None = None
+) -> tuple[dict[K, V], list[K]]:
+    """The entries of ``after`` that are not in ``before`` or are others there, and the keys that ``after`` lacks.
+    ``keys``: where they may differ, if that is known."""
     found: dict[K, V] = {}
     gone: list[K] = []
+    if keys is not None:
+        for key in keys:
+            if key not in after:
+                gone += [key] * (key in before)
+            elif before.get(key, _MISSING) != after[key]:
+                found[key] = after[key]
+        return found, gone
     for one, other in _pairs(before, after):
         for key, value in other.items():
             was = one.get(key, _MISSING)

@@ -379,6 +379,7 @@ class Route:
     answer: Schema
     body: Schema | None = None
     query: Mapping[str, Schema] = field(default_factory=dict)
+    body_needed: bool = True
     of_nodes: bool = False  #: served by manager.joining or manager.stream
     public: bool = False  #: needs no client certificate and no token
 
@@ -482,8 +483,17 @@ ROUTES: tuple[Route, ...] = (
         "Keeps its connections and gives it no new ones",
         _CHANGE,
         _WHY,
+        body_needed=False,
     ),
-    Route("POST", "/v1/backends/{service}/{backend}/undrain", "undrain_backend", "Takes the drain back", _CHANGE, _WHY),
+    Route(
+        "POST",
+        "/v1/backends/{service}/{backend}/undrain",
+        "undrain_backend",
+        "Takes the drain back",
+        _CHANGE,
+        _WHY,
+        body_needed=False,
+    ),
     Route("GET", "/v1/vips/{address}", "vip", "What is at an address, and who announces it", ref("Vip")),
     Route(
         "GET",
@@ -500,8 +510,16 @@ ROUTES: tuple[Route, ...] = (
         },
     ),
     Route("GET", "/v1/muxes", "muxes", "All MUXes", array(ref("Mux"))),
-    Route("POST", "/v1/muxes/{name}/drain", "drain_mux", "GRACEFUL_SHUTDOWN, then withdraws its VIPs", _CHANGE, _WHY),
-    Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Takes the drain back", _CHANGE, _WHY),
+    Route(
+        "POST",
+        "/v1/muxes/{name}/drain",
+        "drain_mux",
+        "GRACEFUL_SHUTDOWN, then withdraws its VIPs",
+        _CHANGE,
+        _WHY,
+        body_needed=False,
+    ),
+    Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Takes the drain back", _CHANGE, _WHY, body_needed=False),
     Route("DELETE", "/v1/muxes/{name}", "forget_mux", "Forgets a MUX that will not come back", ANYTHING),
     Route("GET", "/v1/agents", "agents", "All host agents", array(ref("Agent"))),
     Route("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
@@ -630,7 +648,7 @@ def _operation(route: Route) -> dict[str, Any]:
         },
     }
     if route.body is not None:
-        operation["requestBody"] = {"required": route.body is not _WHY, "content": _json(route.body)}
+        operation["requestBody"] = {"required": route.body_needed, "content": _json(route.body)}
     if route.public:
         operation["security"] = []
     return operation

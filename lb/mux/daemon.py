@@ -426,7 +426,7 @@ class Daemon:
         async with self._changing:
             wanted = state.get("announcements", {})
             try:
-                if self._announcer is not None and wanted is not self._announced and wanted != self._announced:
+                if self._announcer is not None and not _same(wanted, self._announced):
                     self._announcer.check(wanted)
                 if change:
                     await self._take(change)
@@ -480,7 +480,7 @@ class Daemon:
         if self._announcer is None:
             return
         wanted = state.get("announcements", {})
-        if not wanted or (wanted is not self._announced and wanted != self._announced):
+        if not wanted or not _same(wanted, self._announced):
             self._announcer.want(wanted)
         self._announced = wanted
         self._drained = _drains(state)
@@ -547,6 +547,11 @@ def _count(number: int, what: str) -> str:
 
 def _drains(state: Mapping[str, Mapping[str, Any]]) -> bool:
     return state.get("options", {}).get("drain") is True
+
+
+def _same(one: object, other: object) -> bool:
+    """At a glance where it is the same object: mappings of ten thousand entries compare one by one otherwise."""
+    return one is other or one == other
 
 
 def _give_back_memory() -> None:

@@ -59,9 +59,7 @@ def diff(
 def _replaced(entries: Mapping[str, Any], old: Iterable[str], new: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(new, PackedMap):
         entries = pack(entries)
-    if isinstance(entries, PackedMap):
-        return entries.replaced(old, new)
-    if isinstance(entries, PersistentMap):
+    if isinstance(entries, PackedMap | PersistentMap):
         return entries.replaced(old, new)
     after = dict(entries)
     for key in old:
@@ -76,14 +74,7 @@ def _differences(
     """What differs ``after``, and the keys that it lacks; ``keys``: where it may differ."""
     if isinstance(before, PackedMap) or isinstance(after, PackedMap):
         return pack(before).changes(pack(after), keys)
-    if keys is None or before is after:
-        return differences(before, after)
-    missing = object()
-    found = {key: after[key] for key in keys if key in after}
-    found = {
-        key: value for key, value in found.items() if (was := before.get(key, missing)) is not value and was != value
-    }
-    return found, [key for key in keys if key in before and key not in after]
+    return differences(before, after, keys)
 
 
 def keys_of(delta: Delta) -> dict[str, set[str]]:

@@ -69,12 +69,8 @@ class PackedMap(Mapping[str, Any]):
 
     def changes(self, after: PackedMap, keys: Iterable[str] | None = None) -> tuple[PackedMap, list[str]]:
         """What differs afterwards, and the keys that are gone. ``keys``: where it may."""
-        if keys is None:
-            found, gone = differences(self._texts, after._texts)
-            return self._of(PersistentMap(found)), gone
-        mine, others = self._texts, after._texts
-        found = {key: others[key] for key in keys if key in others and mine.get(key) != others[key]}
-        return self._of(PersistentMap(found)), [key for key in keys if key in mine and key not in others]
+        found, gone = differences(self._texts, after._texts, keys)
+        return self._of(PersistentMap(found)), gone
 
 
 def pack(entries: Mapping[str, Any]) -> PackedMap:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import itertools
 import mmap
+import os
 import re
 import socket
 import struct
@@ -24,7 +25,7 @@ from pathlib import Path
 from tests.lab import netns
 from tests.lab.netns import LabError
 from tests.lab.process import Process, in_namespace
-from tests.lab.topology import CLIENT, Lab
+from tests.lab.topology import BIG_FILE_BYTES, CLIENT, Lab
 
 
 def run(lab: Lab, *argv: str | Path, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
@@ -125,6 +126,15 @@ def upload(lab: Lab, url: str, path: Path) -> None:
     done = run(lab, "curl", "-sS", "-f", "--max-time", "60", "-H", "Expect:", "-T", path, url)
     if done.returncode:
         raise LabError(f"curl -T {url}: {done.stderr.strip()}")
+
+
+def upload_random(lab: Lab, origin: str) -> tuple[str, list[str]]:
+    """Sends 30 MB of random bytes to a service; returns their checksum, and those of what hosts got."""
+    source = lab.directory / "to-upload"
+    source.write_bytes(os.urandom(BIG_FILE_BYTES))
+    name = re.sub(r"\W+", "-", origin)
+    upload(lab, f"{origin}/upload/{name}", source)
+    return checksum(source), [checksum(path) for _, path in lab.uploaded(name)]
 
 
 _KEEPALIVE = Path(__file__).parent / "tools" / "keepalive.c"
