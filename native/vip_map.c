@@ -13,6 +13,7 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #define EXACT_SPARSE 16 /* rows per service */
@@ -108,6 +109,31 @@ static void make_mask(uint8_t bits, uint64_t mask[2])
 
 /* ---- life ---- */
 
+/*
+ * The rows of the table that was freed last, so that the next change of a large map finds memory that is mapped: asking
+ * the kernel for megabytes and giving them back takes longer than filling them.  Their first key says how many they are.
+ */
+static _Atomic(struct exact_row *) spare_rows;
+
+static void rows_free(struct exact_row *rows, uint64_t mask)
+{
+	if (!rows)
+		return;
+	rows[0].key = mask;
+	free(atomic_exchange(&spare_rows, rows));
+}
+
+static struct exact_row *rows_allocate(uint64_t mask)
+{
+	struct exact_row *spare = atomic_exchange(&spare_rows, NULL);
+
+	if (spare && spare[0].key == mask)
+		return spare;
+	if (spare)
+		free(atomic_exchange(&spare_rows, spare));
+	return aligned_alloc(CACHE_LINE, (mask + 1) * sizeof(*spare));
+}
+
 static int allocate(struct vip_map **out)
 {
 	struct vip_map *map = calloc(1, sizeof(*map));
@@ -177,8 +203,8 @@ void vip_map_put(struct vip_map *map)
 	if (!map || __atomic_sub_fetch(&map->references, 1, __ATOMIC_ACQ_REL))
 		return;
 	index_put(map->index);
-	free(map->exact.rows);
-	free(map->addresses.rows);
+	rows_free(map->addresses.rows, map->addresses.mask);
+	rows_free(map->exact.rows, map->exact.mask); /* last, for it is the larger one */
 	for (uint32_t i = 0; i < map->service_count; i++)
 		service_put(map->services[i]);
 	free(map->services);
@@ -392,9 +418,9 @@ static uint64_t exact_rows_for(uint32_t count, uint32_t sparse)
 
 static int exact_allocate(struct exact_table *table, uint64_t rows)
 {
-	free(table->rows);
-	table->rows = aligned_alloc(CACHE_LINE, rows * sizeof(*table->rows));
+	rows_free(table->rows, table->mask);
 	table->mask = rows - 1;
+	table->rows = rows_allocate(table->mask);
 	table->shift = 64 - (unsigned)__builtin_ctzll(rows);
 	return table->rows ? 0 : -ENOMEM;
 }

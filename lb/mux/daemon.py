@@ -569,14 +569,14 @@ def _give_back_memory() -> None:
 def _tame_allocator() -> None:
     """Before there are other threads; see mallopt(3).
 
-    One arena, instead of one for each thread that keeps what a large configuration needed once. And the tables of a VIP
-    map, which each change makes anew, come from memory that stays mapped.
+    One arena, instead of one for each thread that keeps what a large configuration needed once; and what is large goes
+    back to the system when it is freed, whatever was freed before.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 16 << 20)
+        mallopt(_M_MMAP_THRESHOLD, 2 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 4 << 20)
 
 
 async def serve_until_told(path: Path, manager: str | None = None, token: str | None = None) -> None:

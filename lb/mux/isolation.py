@@ -20,6 +20,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from lb.errors import FeatureError, IoError
 from lb.model import Network
+from lb.mux.prefixes import Cover, Step
 
 #: Before every chain that others may have at the same hook.
 PRIORITY = -500
@@ -65,6 +66,17 @@ def update_text(table: str, vips: Iterable[Network]) -> str:
         lines.append(f"flush set netdev {table} {name}")
         if elements:
             lines.append(f"add element netdev {table} {name} {{ {', '.join(elements)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def step_text(table: str, step: Step) -> str:
+    """As :func:`update_text`, by what differs."""
+    lines = [
+        f"{verb} element netdev {table} vips{version} {{ {', '.join(elements)} }}"
+        for verb, prefixes in (("delete", step.gone), ("add", step.come))
+        for version in (4, 6)
+        if (elements := [str(prefix.network) for prefix in prefixes if prefix.version == version])
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -131,23 +143,43 @@ class Isolation:
         self._table = table_name(mux)
         self._interface = interface
         self._vips: frozenset[Network] = frozenset()
+        self._cover = Cover()
         #: A killed predecessor left it behind: then only a clean stop removes it, not a start that fails.
         self.inherited = False
 
     async def install(self, vips: Iterable[Network]) -> None:
         """At start, and again when the interface was created anew (the old one took its hook along)."""
         self._vips = frozenset(vips)
+        self._cover = Cover(self._vips)
         self.inherited = await exists(self._table)
         await apply(install_text(self._table, self._interface, self._vips))
 
     async def cover(self, vips: Iterable[Network]) -> None:
         """Covers exactly these. Before a publish give the old and the new ones, afterwards the new."""
         wanted = frozenset(vips)
-        if wanted != self._vips:
-            await apply(update_text(self._table, wanted))
-            self._vips = wanted
+        if wanted == self._vips:
+            return
+        step = self._cover.step(wanted - self._vips, self._vips - wanted)
+        try:
+            if step.come or step.gone:
+                await self._step(step, wanted)
+        except BaseException:
+            self._cover = Cover(self._vips)
+            raise
+        self._vips = wanted
+
+    async def _step(self, step: Step, vips: frozenset[Network]) -> None:
+        """What differs; or where the kernel has something else than we believe, everything."""
+        try:
+            await apply(step_text(self._table, step))
+        except IoError:
+            await apply(update_text(self._table, vips))
+
+    def prefixes(self, most: int) -> list[Network] | None:
+        """The fewest that cover the VIPs; None if they are more than ``most``."""
+        return self._cover.networks if len(self._cover) <= most else None
 
     async def remove(self) -> None:
         """The last act of a clean stop, and the repair of a start in another mode."""
         await apply(remove_text(self._table))
-        self._vips = frozenset()
+        self._vips, self._cover = frozenset(), Cover()

@@ -20,7 +20,7 @@ from lb.mux.isolation import Isolation
 from lb.mux.mode import Mode, candidates, nothing_works, obtained
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import NextHop, Resolution
-from lb.mux.socket_filter import vip_filter
+from lb.mux.socket_filter import PREFIXES_MAX, vip_filter
 from lb.mux.tun import Tun
 
 
@@ -67,6 +67,7 @@ class PacketPort:
         self._left_by_tun = Tun(netlink, settings.name, state_dir)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[PacketIo] = []
+        self._filter: list[int] = []  # of all of them
         self._hops_of: tuple[object, object] = (None, None)  # the addresses and resolutions that the hops are made of
         self._hops: Mapping[Address, Hop] = {}
 
@@ -91,7 +92,8 @@ class PacketPort:
         return self._isolation.inherited
 
     def _open_rings(self) -> None:
-        interface, filter_ = self._settings.interface, vip_filter(self._vips)
+        interface = self._settings.interface
+        self._filter = filter_ = self._wanted_filter()
         if self._settings.workers == 1:
             self._ios = [PacketIo(interface, filter_=filter_)]
             return
@@ -99,6 +101,10 @@ class PacketPort:
         group = self._ios[0].group
         for _ in range(self._settings.workers - 1):
             self._ios.append(PacketIo(interface, filter_=filter_, group=group))
+
+    def _wanted_filter(self) -> list[int]:
+        prefixes = self._isolation.prefixes(PREFIXES_MAX)
+        return vip_filter(prefixes) if prefixes is not None else []
 
     def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
         if addresses is not self._hops_of[0] or found is not self._hops_of[1]:
@@ -116,9 +122,11 @@ class PacketPort:
             return
         await self._isolation.cover(wanted)
         self._vips = wanted
-        filter_ = vip_filter(self._vips)
-        for io in self._ios:
-            io.set_filter(filter_)
+        filter_ = self._wanted_filter()
+        if filter_ != self._filter:
+            for io in self._ios:
+                io.set_filter(filter_)
+            self._filter = filter_
 
     async def reopen(self) -> None:
         self.close_ios()

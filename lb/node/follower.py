@@ -46,6 +46,8 @@ class ServiceTables:
     def read(self, tables: Mapping[str, Any], names: Collection[str] | None = None) -> Reading:
         """``names``: of those that differ, come or go; None: look at all. Raises ConfigError with every mistake. What
         several services share was checked by the manager."""
+        if names is not None and not names:
+            return Reading(self.taken, Change(self._services, self._services, (), ()))
         names = list(dict.fromkeys([*tables, *self.taken])) if names is None else sorted(names)
         fresh = [name for name in names if name in tables]
         # One by one: the tables of ten thousand services would take more memory than the services.

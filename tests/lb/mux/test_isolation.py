@@ -7,7 +7,8 @@ from ipaddress import ip_network
 
 import pytest
 
-from lb.mux.isolation import install_text, remove_text, table_name, update_text
+from lb.mux.isolation import install_text, remove_text, step_text, table_name, update_text
+from lb.mux.prefixes import Cover
 
 VIPS = [ip_network(text) for text in ("203.0.113.10/32", "203.0.113.0/28", "203.0.113.16/28", "2001:db8::10/128")]
 
@@ -33,6 +34,16 @@ def test_an_update_holds_exactly_the_given_vips() -> None:
         "flush set netdev t vips4",
         "add element netdev t vips4 { 203.0.113.10/32 }",
         "flush set netdev t vips6",
+    ]
+
+
+def test_a_step_says_what_differs_and_what_goes_goes_first() -> None:
+    cover = Cover(VIPS[:2])
+    step = cover.step([ip_network("203.0.113.16/28"), ip_network("2001:db8::10/128")], [])
+    assert step_text("t", step).splitlines() == [
+        "delete element netdev t vips4 { 203.0.113.0/28 }",
+        "add element netdev t vips4 { 203.0.113.0/27 }",
+        "add element netdev t vips6 { 2001:db8::10/128 }",
     ]
 
 

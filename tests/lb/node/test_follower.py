@@ -55,6 +55,13 @@ def test_only_tables_that_changed_are_read_again() -> None:
     assert follow(tables, changed, without).services == (after["dns"],)
 
 
+def test_a_state_without_news_of_services_has_the_very_same() -> None:
+    tables = ServiceTables(settings())
+    services = follow(tables, {}, STATE).services
+    change = follow(tables, STATE, {**STATE, "options": {"drain": True}})
+    assert change.services is change.before is services
+
+
 NAMES = st.dictionaries(st.sampled_from("abcde"), st.integers(1, 4))
 
 
