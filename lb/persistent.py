@@ -38,6 +38,9 @@ class PersistentMap(Mapping[K, V]):
     def __getitem__(self, key: K) -> V:
         return self._buckets[hash(key) & (len(self._buckets) - 1)][key]
 
+    def get(self, key: K, default: Any = None) -> Any:
+        return self._buckets[hash(key) & (len(self._buckets) - 1)].get(key, default)
+
     def __contains__(self, key: object) -> bool:
         return key in self._buckets[hash(key) & (len(self._buckets) - 1)]
 

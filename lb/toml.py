@@ -17,6 +17,8 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from lb.errors import ConfigError
+
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _HEADER = re.compile(r"(\[{1,2})([A-Za-z0-9_-]+)(?:\.([A-Za-z0-9_-]+))?(\]{1,2})")
 #: What TOML forbids on a line; \r is looked at by tomllib.
@@ -104,6 +106,21 @@ def _header(line: str) -> tuple[bool, str, str | None]:
     if match is None or len(match[1]) != len(match[4]):
         raise _NotPlainError
     return match[1] == "[[", match[2], match[3]
+
+
+def service_tables(text: str) -> tuple[list[Any], list[tuple[str, str]]]:
+    """The ``[[service]]`` tables of a file, and what else in it has no place there, as mistakes. Raises ConfigError for
+    what is no TOML."""
+    try:
+        document = loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([("", f"is not TOML: {str(error).lower()}")]) from None
+    tables = document.pop("service", [])
+    mistakes = [(key, "has no place in a file of services") for key in document]
+    if not isinstance(tables, list):
+        mistakes.append(("service", "must be an array of tables; write [[service]] above each"))
+        tables = []
+    return tables, mistakes
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

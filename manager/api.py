@@ -13,7 +13,7 @@ import heapq
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
@@ -46,6 +46,12 @@ WATCH_MAX = 60.0
 #: A change may wait so long for its confirmation, seconds.
 CONFIRM_MIN, CONFIRM_MAX = 1.0, 86_400.0
 WHY_MAX = 1000
+#: A number or a word in a query is shorter.
+QUERY_MAX = 100
+#: How rows can be had: as objects, or as the cells of a table.
+AS = ("json", "columns")
+#: A file of services, in a request or an answer.
+TOML = "application/toml"
 #: What `lb top` can be sorted by.
 SORTS = (*FIELDS, "name")
 
@@ -114,15 +120,25 @@ class Api:
 
     def _rows(self, table: str, request: web.Request) -> web.Response:
         """All, or those of some services, or the first so many."""
-        names = request.query.getall("service", None)
-        limit = int(_within(request, "limit", 0, 0, MAX_SERVICES))
         known = self._controller.desired
-        unknown = [name for name in names or () if name not in known.services and name not in known.retiring]
+        names = self._known_names(request, known.services, known.retiring)
+        limit = int(_within(request, "limit", 0, 0, MAX_SERVICES))
+        of = known.services if names is None else names
+        if limit and limit < len(of):  # so many services
+            names = heapq.nsmallest(limit, of)
+        if _choice(request, "as", AS) == "columns":
+            make = self._texts.list_services if table == "services" else self._texts.list_backends
+            return _answer(make(names).as_dict())
+        return _json_answer(array(self._by_service(table, names).values()))
+
+    @staticmethod
+    def _known_names(request: web.Request, *known: Collection[str]) -> list[str] | None:
+        """The services that are asked for, in this order; None: all."""
+        names = request.query.getall("service", None)
+        unknown = [name for name in names or () if not any(name in some for some in known)]
         if unknown:
             raise NotFoundError(f"there is no service {show(unknown[0])}")
-        if limit and limit < len(known.services if names is None else names):  # so many services
-            names = heapq.nsmallest(limit, known.services if names is None else names)
-        return _json_answer(array(self._by_service(table, names).values()))
+        return names
 
     def _by_service(self, table: str, names: Iterable[str] | None) -> dict[str, str]:
         """Rows as JSON, for there may be tens of thousands."""
@@ -131,9 +147,13 @@ class Api:
     async def describe(self, request: web.Request) -> web.Response:
         return _answer(self._view.describe(request.match_info["name"]))
 
-    async def tables(self, _: web.Request) -> web.Response:
+    async def tables(self, request: web.Request) -> web.Response:
+        as_file = _choice(request, "as", ("json", "toml")) == "toml"
+        names = self._known_names(request, self._controller.desired.services)
         async with self._exporting:  # the first time it takes a while, where there are tens of thousands
-            return _json_answer(array(await asyncio.to_thread(self._texts.tables)))
+            if as_file:
+                return _text_answer(await asyncio.to_thread(self._texts.file, names), TOML)
+            return _json_answer(array(await asyncio.to_thread(self._texts.tables, names)))
 
     async def vip(self, request: web.Request) -> web.Response:
         return _answer(self._view.vip(_address("the address", request.match_info["address"])))
@@ -160,7 +180,9 @@ class Api:
     async def agents(self, _: web.Request) -> web.Response:
         return _answer(self._view.agents())
 
-    async def announcements(self, _: web.Request) -> web.Response:
+    async def announcements(self, request: web.Request) -> web.Response:
+        if _choice(request, "as", AS) == "columns":
+            return _answer(self._texts.list_announcements().as_dict())
         return _answer(self._view.announcements())
 
     async def events(self, request: web.Request) -> web.Response:
@@ -225,24 +247,22 @@ class Api:
     # -- changing -----------------------------------------------------------------------------------------------
 
     async def apply(self, request: web.Request) -> web.Response:
-        body = await _table(request, {"services", "dry_run", "prune", "wait", "why", "confirm"})
-        tables = _array(body.get("services"), "services")
+        given, body = await _given(request, {"dry_run", "prune", "wait", "why", "confirm"})
         dry_run, prune, wait, confirm = _flag(body, "dry_run"), _flag(body, "prune"), _wait(body), _confirm(body)
         done = await self._controller.apply(
-            tables, request[WHO], replace_all=prune, dry_run=dry_run, why=_why(body), confirm=confirm
+            _services(given), request[WHO], replace_all=prune, dry_run=dry_run, why=_why(body), confirm=confirm
         )
         return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
 
     async def diff(self, request: web.Request) -> web.Response:
-        body = await _table(request, {"services", "prune", "to"})
+        given, body = await _given(request, {"prune", "to"})
         to, prune = _version(body, "to"), _flag(body, "prune")
         if to is not None:
-            if "services" in body or prune:
+            if given is not None or prune:
                 raise RequestError("give either services, or the version to go back to")
             done = await self._controller.rollback(to, request[WHO], dry_run=True)
         else:
-            tables = _array(body.get("services"), "services")
-            done = await self._controller.apply(tables, request[WHO], replace_all=prune, dry_run=True)
+            done = await self._controller.apply(_services(given), request[WHO], replace_all=prune, dry_run=True)
         # Of thousands of services it takes seconds, which others must not wait for.
         return await asyncio.to_thread(lambda: _change(done, dry_run=True, services=self._view.preview(done.change)))
 
@@ -338,11 +358,50 @@ async def _table(request: web.Request, known: set[str] | None) -> dict[str, Any]
     body = await _json(request)
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
-    unknown = sorted(body.keys() - known) if known is not None else []
-    if known is not None and unknown:
+    if known is not None:
+        _check_keys(body.keys(), known)
+    return body
+
+
+def _check_keys(keys: Collection[str], known: set[str]) -> None:
+    unknown = sorted(set(keys) - known)
+    if unknown:
         expected = f"unknown key; known are {', '.join(sorted(known))}"
         raise ConfigError([(key, expected) for key in unknown])
-    return body
+
+
+async def _given(request: web.Request, known: set[str]) -> tuple[object, dict[str, Any]]:
+    """Services, and what else is asked: of a JSON object (None: it has none); or the text of a file of services as it
+    is, and the other keys in the query."""
+    if request.content_type != TOML:
+        body = await _table(request, known | {"services"})
+        return body.pop("services", None), body
+    _check_keys(request.query.keys(), known)
+    try:
+        text = (await request.read()).decode()
+    except ValueError as error:
+        raise ConfigError([("", f"is not TOML: {error}")]) from None
+    return _File(text), {key: _of_query(key, value) for key, value in request.query.items()}
+
+
+class _File(str):
+    """The text of a file of services, which a text within JSON is not."""
+
+    __slots__ = ()
+
+
+def _of_query(key: str, text: str) -> Any:
+    """What the same key has in JSON; what is none of it is refused as a text is."""
+    if key == "why" or len(text) > QUERY_MAX:
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _services(given: object) -> str | list[Any]:
+    return given if isinstance(given, _File) else _array(given, "services")
 
 
 def _array(value: Any, name: str) -> list[Any]:
@@ -429,7 +488,11 @@ def _answer(value: Any) -> web.Response:
 
 
 def _json_answer(text: str) -> web.Response:
-    return web.Response(body=text.encode(), content_type="application/json", charset="utf-8")
+    return _text_answer(text, "application/json")
+
+
+def _text_answer(text: str, kind: str) -> web.Response:
+    return web.Response(body=text.encode(), content_type=kind, charset="utf-8")
 
 
 _text = json.JSONEncoder(ensure_ascii=False).encode

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from manager import desired as changes
 from manager.desired import Change, Desired, Order, Pending, Rules
 from manager.drains import Emptied
 from manager.events import KEPT, Events, differences
-from manager.given import Given
+from manager.given import HEADER, Given
 from manager.health import Report, Reports, Source
 from manager.nodes import Entry, NodeHub
 from manager.plan import plan, replan
@@ -174,7 +174,7 @@ class Controller:
 
     async def apply(
         self,
-        tables: list[object],
+        given: str | Sequence[object],
         who: str,
         *,
         replace_all: bool = False,
@@ -182,15 +182,15 @@ class Controller:
         why: str = "",
         confirm: float | None = None,
     ) -> Applied:
-        """``confirm``: seconds after which it is taken back unless somebody confirms it."""
+        """``given``: ``[[service]]`` tables, or the text of a file of them. ``confirm``: seconds after which it is
+        taken back unless somebody confirms it."""
+        size = given.count(HEADER) if isinstance(given, str) else len(given)
+        terms = Terms(who, why, dry_run, confirm)
 
         def change(desired: Desired) -> Change:
-            return changes.apply_tables(
-                desired, tables, self.rules, replace_all=replace_all, as_told=self._as_told, given=self._given
-            )
+            return self._given.apply(desired, given, self.rules, replace_all=replace_all, as_told=self._as_told)
 
-        terms = Terms(who, why, dry_run, confirm)
-        return await self._change(change, terms, large=replace_all or len(tables) > LARGE)
+        return await self._change(change, terms, large=replace_all or size > LARGE)
 
     async def rollback(
         self, to: int | None, who: str, *, dry_run: bool = False, why: str = "", confirm: float | None = None

@@ -26,7 +26,6 @@ from lb.config_tables import parse_address, parse_ports, parse_vip, show
 from lb.config_text import vip_text
 from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import MAX_SERVICES, Address, Announce, Backend, BackendState, Network, PortRange, Service
-from manager.given import Given
 
 Entries = Mapping[str, Mapping[str, Any]]
 
@@ -198,19 +197,19 @@ def apply_tables(
     replace_all: bool = False,
     delete: Collection[str] = (),
     as_told: AsTold = lambda service: service,
-    given: Given | None = None,
 ) -> Change:
     """Services created or changed, and those in ``delete`` deleted; with ``replace_all`` all that are not named.
-    Raises every mistake at once. ``given``: what is known of tables that were applied before, by the same rules."""
+    Raises every mistake at once. ``array``: tables; one that is known to make a service that is there, by the same
+    rules, may be that very service instead (see :mod:`manager.given`)."""
     named = _names(array)
     delete = {name for name in (desired.services if replace_all else delete) if name in desired.services} - named
-    same = given.same(array, desired.services) if given is not None else []
-    if any(same) and len(named) == len(array) and not _takes_addresses(desired, rules):
-        rest = [table for table, known in zip(array, same, strict=True) if not known]
+    rest = [item for item in array if not isinstance(item, Service)]
+    if len(rest) < len(array) and len(named) == len(array) and not _takes_addresses(desired, rules):
         with contextlib.suppress(ConfigError):  # then every mistake is told, with its place in the whole
-            change = _apply(desired, rest, rules, delete, as_told=as_told, given=given)
-            return replace(change, lines=tuple(_with_unchanged(array, same, change.lines)))
-    return _apply(desired, array, rules, delete, as_told=as_told, given=given)
+            change = _apply(desired, rest, rules, delete, as_told=as_told)
+            return replace(change, lines=tuple(_with_unchanged(array, change.lines)))
+    tables = [service_table(item) if isinstance(item, Service) else item for item in array]
+    return _apply(desired, tables, rules, delete, as_told=as_told)
 
 
 def _apply(
@@ -220,7 +219,6 @@ def _apply(
     delete: set[str],
     *,
     as_told: AsTold,
-    given: Given | None,
 ) -> Change:
     """What is not named, and not in ``delete``, stays."""
     named = _names(array)
@@ -238,8 +236,6 @@ def _apply(
     if mistakes:
         raise ConfigError(sorted(mistakes, key=lambda mistake: _place(mistake[0])))
     made = {service.name: _same(desired.services.get(service.name), service) for service in services}
-    if given is not None:
-        given.remember(array, made, desired.services)
     lines = [_line(desired.services.get(name), service) for name, service in made.items()]
     lines += [Line(f"service {name}", "deleted") for name in sorted(delete)]
     names = frozenset(made) | delete
@@ -250,11 +246,11 @@ def _apply(
     return Change(desired, _change_services(desired, after, names, as_told), tuple(lines), names)
 
 
-def _with_unchanged(array: Sequence[object], same: Sequence[bool], lines: Sequence[Line]) -> Iterator[Line]:
-    """Lines of the whole array, of which those are given that are not about the same as before."""
+def _with_unchanged(array: Sequence[object], lines: Sequence[Line]) -> Iterator[Line]:
+    """Lines of the whole array, of which those of its tables are there."""
     rest = iter(lines)
-    for table, known in zip(array, same, strict=True):
-        yield Line(f"service {table['name']}", "unchanged") if known and isinstance(table, dict) else next(rest)
+    for item in array:
+        yield Line(f"service {item.name}", "unchanged") if isinstance(item, Service) else next(rest)
     yield from rest
 
 
@@ -520,7 +516,9 @@ def _hint(desired: Desired) -> str:
 
 
 def _names(array: Sequence[object]) -> set[str]:
-    return {item["name"] for item in array if isinstance(item, dict) and isinstance(item.get("name"), str)}
+    tables = (item for item in array if isinstance(item, dict))
+    names = {table["name"] for table in tables if isinstance(table.get("name"), str)}
+    return names | {item.name for item in array if isinstance(item, Service)}
 
 
 def _place(path: str) -> tuple[int, ...]:

@@ -225,6 +225,7 @@ SCHEMAS: dict[str, Schema] = {
     "Announcement": record(
         {"vip": TEXT, "mux": TEXT, "wanted": FLAG, "peer": MAYBE_TEXT, "state": MAYBE_TEXT, "reason": MAYBE_TEXT}
     ),
+    "Columns": record({"header": array(TEXT), "columns": array(TEXT), "notes": array(TEXT)}),
     "Event": record({"id": COUNT, "at": TIME, "subject": TEXT, "text": TEXT, "bad": FLAG}),
     "AuditLine": record({**_VERSION, "change": ANYTHING}),
     "Version": record(_VERSION),
@@ -382,14 +383,23 @@ class Route:
     body_needed: bool = True
     of_nodes: bool = False  #: served by manager.joining or manager.stream
     public: bool = False  #: needs no client certificate and no token
+    files: bool = False  #: its body, or its answer where it has none, may be a file of services instead, as TOML
 
 
 _WAIT = {"wait": {"type": "number", "description": "seconds to wait until every connected node has followed"}}
 _LIMIT = {"limit": {"type": "integer", "minimum": 1, "maximum": 5000, "default": 100}}
 _CHANGE = ref("Change")
+_AS: dict[str, Schema] = {
+    "as": {
+        "enum": ["json", "columns"],
+        "default": "json",
+        "description": "columns: the cells of `lb get`'s table, a text with a line for each row for each column",
+    }
+}
 _SOME: dict[str, Schema] = {
     "service": {"type": "string", "description": "only of this one; any number of times"},
     "limit": {"type": "integer", "description": "only of so many services, the first by name; 0: of all"},
+    **_AS,
 }
 _TERMS: dict[str, Schema] = {
     "dry_run": FLAG,
@@ -399,9 +409,22 @@ _TERMS: dict[str, Schema] = {
 }
 _WHY = record({}, {"why": _TERMS["why"]})
 
+
+def _rows(kind: str) -> Schema:
+    """An array of these, or with ``as=columns`` their table."""
+    return {"anyOf": [array(ref(kind)), ref("Columns")]}
+
+
+def _beside_file(keys: Mapping[str, Schema]) -> dict[str, Schema]:
+    """What is in the query where the body is a file."""
+    return {
+        key: {**schema, "description": "with a file, what the body's key is in JSON"} for key, schema in keys.items()
+    }
+
+
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/status", "status", "The manager itself, and which nodes are behind", ref("Status")),
-    Route("GET", "/v1/services", "services", "All services", array(ref("Service")), query=_SOME),
+    Route("GET", "/v1/services", "services", "All services", _rows("Service"), query=_SOME),
     Route(
         "PUT",
         "/v1/services",
@@ -427,6 +450,8 @@ ROUTES: tuple[Route, ...] = (
         "Creates or changes services; leaves the others alone, unless prune is true",
         _CHANGE,
         record({"services": array(ref("ServiceTable"))}, {"prune": FLAG, **_TERMS}),
+        query=_beside_file({"prune": FLAG, **_TERMS}),
+        files=True,
     ),
     Route(
         "POST",
@@ -435,6 +460,8 @@ ROUTES: tuple[Route, ...] = (
         "What /v1/apply, or a rollback to a version, would change, and for whom; changes nothing",
         ref("Preview"),
         record({}, {"services": array(ref("ServiceTable")), "prune": FLAG, "to": COUNT}),
+        query=_beside_file({"prune": FLAG}),
+        files=True,
     ),
     Route(
         "POST",
@@ -460,13 +487,21 @@ ROUTES: tuple[Route, ...] = (
         array(ref("Version")),
         query=_LIMIT,
     ),
-    Route("GET", "/v1/tables", "tables", "The services as they were applied", array(ref("ServiceTable"))),
+    Route(
+        "GET",
+        "/v1/tables",
+        "tables",
+        "The services as they were applied; as JSON, or as a file that /v1/apply takes",
+        array(ref("ServiceTable")),
+        query={"service": _SOME["service"], "as": {"enum": ["json", "toml"], "default": "json"}},
+        files=True,
+    ),
     Route(
         "GET",
         "/v1/backends",
         "backends",
         "All backends, with the reason for each one's state",
-        array(ref("Backend")),
+        _rows("Backend"),
         query=_SOME,
     ),
     Route(
@@ -523,7 +558,14 @@ ROUTES: tuple[Route, ...] = (
     Route("DELETE", "/v1/muxes/{name}", "forget_mux", "Forgets a MUX that will not come back", ANYTHING),
     Route("GET", "/v1/agents", "agents", "All host agents", array(ref("Agent"))),
     Route("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
-    Route("GET", "/v1/announcements", "announcements", "Who announces which VIP to whom", array(ref("Announcement"))),
+    Route(
+        "GET",
+        "/v1/announcements",
+        "announcements",
+        "Who announces which VIP to whom",
+        _rows("Announcement"),
+        query=_AS,
+    ),
     Route(
         "GET",
         "/v1/events",
@@ -628,7 +670,7 @@ def describe(version: str) -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    error = {"description": "what is wrong, all of it", "content": _json(ref("Error"))}
+    error = {"description": "what is wrong, all of it", "content": _content(ref("Error"))}
     operation: dict[str, Any] = {
         "operationId": route.operation,
         "summary": route.summary,
@@ -642,17 +684,17 @@ def _operation(route: Route) -> dict[str, Any]:
         "responses": {
             "101" if route.operation == "stream" else "200": {
                 "description": "done",
-                "content": _json(route.answer),
+                "content": _content(route.answer, files=route.files and route.body is None),
             },
             "default": error,
         },
     }
     if route.body is not None:
-        operation["requestBody"] = {"required": route.body_needed, "content": _json(route.body)}
+        operation["requestBody"] = {"required": route.body_needed, "content": _content(route.body, files=route.files)}
     if route.public:
         operation["security"] = []
     return operation
 
 
-def _json(schema: Schema) -> dict[str, Any]:
-    return {"application/json": {"schema": schema}}
+def _content(schema: Schema, *, files: bool = False) -> dict[str, Any]:
+    return {"application/json": {"schema": schema}} | ({"application/toml": {"schema": TEXT}} if files else {})

@@ -9,19 +9,43 @@ rows themselves are :class:`manager.view.View`'s. A row's counters come last in 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lb import listing
+from lb.cells import rate
 from lb.config_text import service_table
+from lb.listing import Listing
 from lb.model import Service
+from lb.toml import format_tables
 from manager.controller import Controller
-from manager.view import BACKEND_COUNTERS, SERVICE_COUNTERS, Row, View
+from manager.view import BACKEND_COUNTERS, SERVICE_COUNTERS, Counters, Row, View, announced_rows
 from manager.world import VipPlan
 
 #: So many services that are no more may be remembered.
 _GONE = 1000
 #: Of whom nobody counts anything.
 _NOTHING: Mapping[str, int | None] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The lines of a service's backends."""
+
+    names: tuple[str, ...]
+    columns: tuple[str, ...]
+    because: listing.Because
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """The lines of a VIP's announcements, for as long as the plan of it and what MUXes tell of it are the same."""
+
+    plan: VipPlan
+    muxes: tuple[tuple[str, bool], ...]  #: name, and whether it is away
+    told: Sequence[object]  #: by each of them
+    columns: tuple[str, ...]
+    because: listing.Withheld
 
 
 @dataclass(slots=True)
@@ -33,6 +57,26 @@ class _Kept:
     vip: VipPlan | None
     row: str | None = None  #: without its counters
     backends: Sequence[tuple[str, str]] | None = None  #: name and row of each, likewise
+    cells: tuple[str, ...] | None = None  #: of its line in a listing, as if nobody counted anything
+    listed: _Listed | None = None  #: its backends there, likewise
+
+
+class _Made:
+    """A text of each service, made once for as long as it is the same object."""
+
+    def __init__(self, make: Callable[[Service], str]) -> None:
+        self._make = make
+        self._known: dict[str, tuple[Service, str]] = {}
+
+    def of(self, services: Mapping[str, Service], names: Sequence[str] | None) -> list[str]:
+        """``names`` None: of all, sorted by name. What is no service has no text."""
+        found = {}
+        for name in sorted(services) if names is None else names:
+            service, known = services.get(name), self._known.get(name)
+            if service is not None:
+                found[name] = known if known is not None and known[0] is service else (service, self._make(service))
+        self._known = found if names is None else self._known | found
+        return [text for _, text in found.values()]
 
 
 class Texts:
@@ -42,7 +86,9 @@ class Texts:
         self._controller = controller
         self._view = view
         self._known: dict[str, _Kept] = {}
-        self._tables: dict[str, tuple[Service, str]] = {}
+        self._announced: dict[str, _Announced] = {}
+        self._tables = _Made(lambda service: _text(service_table(service)))
+        self._files = _Made(lambda service: format_tables([service_table(service)]))
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -82,6 +128,68 @@ class Texts:
             known.backends = texts
         return texts
 
+    # -- listings -----------------------------------------------------------------------------------------------
+
+    def list_services(self, names: Iterable[str] | None = None) -> Listing:
+        """What :func:`lb.listing.services` makes of the rows."""
+        wanted = self._wanted(names)
+        counters = self._view.counters_of_services(None if names is None else wanted)
+        found = []
+        for name in wanted:
+            known = self._kept(name)
+            if known.cells is None:
+                known.cells = listing.service_cells(self._view.plain_service(known.service))
+            counted = counters.get((name,))
+            found.append(known.cells if counted is None else _with_rates(known.cells, listing.SERVICE_NUMBERS, counted))
+        found += [listing.service_cells(row) for row in self._view.retiring(names)]
+        return Listing(listing.SERVICES, list(zip(*found, strict=True)) or [()] * len(listing.SERVICES))
+
+    def list_backends(self, names: Iterable[str] | None = None) -> Listing:
+        """What :func:`lb.listing.backends` makes of the rows."""
+        wanted = self._wanted(names)
+        counters = self._view.counters_of_backends(None if names is None else wanted)
+        busy = {service for service, _ in counters}
+        found: list[tuple[str, ...]] = []
+        because: listing.Because = {}
+        for name in wanted:
+            known = self._list(self._kept(name))
+            if known.names:
+                found.append(_counted(known, name, counters) if name in busy else known.columns)
+            for why, labels in known.because.items():
+                because.setdefault(why, []).extend(labels)
+        columns = list(zip(*found, strict=True)) or [()] * len(listing.BACKENDS)
+        return Listing(listing.BACKENDS, columns, listing.backend_notes(because))
+
+    def _list(self, known: _Kept) -> _Listed:
+        if known.listed is not None:
+            return known.listed
+        rows = self._view.plain_backends(known.service)
+        columns = tuple("\n".join(column) for column in zip(*listing.backend_cells(rows), strict=True)) if rows else ()
+        found = _Listed(tuple(row["name"] for row in rows), columns, listing.unwell(rows))
+        if not any(row["state"] == "drain" for row in rows):  # as with rows
+            known.listed = found
+        return found
+
+    def list_announcements(self) -> Listing:
+        """What :func:`lb.listing.announcements` makes of the rows."""
+        vips, told = self._controller.plan.vips, self._view.told()
+        muxes = tuple((mux.name, mux.away) for mux in told)
+        before, self._announced = self._announced, {}
+        because: listing.Withheld = {}
+        for vip in sorted(vips):
+            plan, words = vips[vip], [mux.by_vip.get(vip) for mux in told]
+            known = before.get(vip)
+            if known is None or known.plan is not plan or known.told != words or known.muxes != muxes:
+                rows = list(announced_rows(vip, plan, told))
+                columns = tuple(map("\n".join, listing.announcement_columns(rows)))
+                known = _Announced(plan, muxes, words, columns, listing.withheld(rows))
+            self._announced[vip] = known
+            for why, some in known.because.items():
+                because.setdefault(why, []).extend(some)
+        found = [known.columns for known in self._announced.values() if known.muxes]
+        columns_ = list(zip(*found, strict=True)) or [()] * len(listing.ANNOUNCEMENTS)
+        return Listing(listing.ANNOUNCEMENTS, columns_, listing.announcement_notes(because))
+
     def _wanted(self, names: Iterable[str] | None) -> list[str]:
         services = self._controller.desired.services
         return sorted(services if names is None else services.keys() & set(names))
@@ -100,25 +208,37 @@ class Texts:
 
     # -- tables -------------------------------------------------------------------------------------------------
 
-    def tables(self) -> list[str]:
-        """``[[service]]`` tables as operators gave them, sorted by name. From any thread, one at a time."""
-        services = self._controller.desired.services
-        found = {}
-        for name in sorted(services):
-            service = services[name]
-            known = self._tables.get(name)
-            found[name] = known if known is not None and known[0] is service else (service, _table(service))
-        self._tables = found
-        return [text for _, text in found.values()]
+    def tables(self, names: Sequence[str] | None = None) -> list[str]:
+        """``[[service]]`` tables as operators gave them: of these services, or of all, sorted by name. From any thread,
+        one at a time; so is :meth:`file`."""
+        return self._tables.of(self._controller.desired.services, names)
+
+    def file(self, names: Sequence[str] | None = None) -> str:
+        """The same as a file that ``lb apply`` takes."""
+        return "\n".join(self._files.of(self._controller.desired.services, names))
+
+
+def _with_rates(
+    cells: tuple[str, ...], places: Mapping[int, str], counters: Mapping[str, int | None]
+) -> tuple[str, ...]:
+    found = list(cells)
+    for i, name in places.items():
+        found[i] = rate(counters.get(name))
+    return tuple(found)
+
+
+def _counted(known: _Listed, service: str, counters: Counters) -> tuple[str, ...]:
+    """A service's lines, with what is counted; its own line has no numbers."""
+    found = list(known.columns)
+    for i, key in listing.BACKEND_NUMBERS.items():
+        numbers = [rate(counters.get((service, name), _NOTHING).get(key)) for name in known.names]
+        found[i] = "\n".join(["", *numbers])
+    return tuple(found)
 
 
 def array(texts: Iterable[str]) -> str:
     """A JSON array of what is JSON."""
     return f"[{', '.join(texts)}]"
-
-
-def _table(service: Service) -> str:
-    return _text(service_table(service))
 
 
 def _open(row: Row) -> str:

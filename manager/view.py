@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -39,12 +39,26 @@ SERVICE_COUNTERS = ("flows_new", "flows", "packets", "bytes")
 BACKEND_COUNTERS = ("flows", "packets")
 
 
+_NOTHING: Row = {}
+ToldByVip = Mapping[str, list[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What one MUX tells of its announcements."""
+
+    name: str
+    away: bool
+    by_vip: ToldByVip
+
+
 class View:
     """Reads one controller."""
 
     def __init__(self, controller: Controller, clock: Callable[[], float] = time.time) -> None:
         self._controller = controller
         self._clock = clock
+        self._heard: dict[str, tuple[object, ToldByVip]] = {}
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -189,32 +203,22 @@ class View:
 
     def announcements(self) -> list[Row]:
         """One row for each VIP and MUX, and for each BGP peer where the MUX tells of them."""
-        plan = self._controller.plan
-        entries = self._entries(MUX)
-        heard = {entry.record.name: _by_vip(entry) for entry in entries}
+        told = self.told()
         return [
-            row
-            for vip, found in sorted(plan.vips.items())
-            for entry in entries
-            for row in self._announced(vip, found, entry, heard[entry.record.name].get(vip, []))
+            row for vip, found in sorted(self._controller.plan.vips.items()) for row in announced_rows(vip, found, told)
         ]
 
-    @staticmethod
-    def _announced(vip: str, found: VipPlan, entry: Entry, told: list[Mapping[str, Any]]) -> Iterator[Row]:
-        name = entry.record.name
-        wanted = name in found.granted
-        why = None if wanted else found.withheld.get(name)
-        if wanted and not told:
-            why = "the MUX is not connected" if entry.connection is None else "the MUX has not told of it yet"
-        for row in told or [{}]:
-            yield {
-                "vip": vip,
-                "mux": name,
-                "wanted": wanted,
-                "peer": row.get("peer"),
-                "state": row.get("state"),
-                "reason": why or row.get("why"),
-            }
+    def told(self) -> list[Told]:
+        """What MUXes tell of their announcements, by name."""
+        return [Told(entry.record.name, entry.connection is None, self._by_vip(entry)) for entry in self._entries(MUX)]
+
+    def _by_vip(self, entry: Entry) -> ToldByVip:
+        """Looked through once, for as long as the MUX does not tell it anew."""
+        rows_ = entry.status.get("announcements")
+        known = self._heard.get(entry.id)
+        if known is None or known[0] is not rows_:
+            known = self._heard[entry.id] = rows_, by_vip(rows(entry.status, "announcements"))
+        return known[1]
 
     def events(self, limit: int, wanted: Wanted = ANY) -> list[Row]:
         """The oldest first."""
@@ -426,7 +430,7 @@ class View:
         if vip is None or name not in vip.granted:
             reason = vip.withheld.get(name, "it is new") if vip else "it is not planned yet"
             return {"mux": name, "announces": False, "reason": reason, "peers": []}
-        told = _by_vip(entry).get(vip.vip, [])
+        told = self._by_vip(entry).get(vip.vip, [])
         peers = [{"name": row.get("peer"), "state": row.get("state"), "why": row.get("why")} for row in told]
         if self._controller.plan.drains.get(name, "") is None:
             reason = "told to, but it drains"
@@ -528,10 +532,29 @@ def _rate_row(rate: Rate | None) -> Row:
     return {name: round(value, 1) for name, value in zip(FIELDS, rate, strict=True)}
 
 
-def _by_vip(entry: Entry) -> dict[str, list[Mapping[str, Any]]]:
+def announced_rows(vip: str, found: VipPlan, told: Iterable[Told]) -> Iterator[Row]:
+    """Of one VIP, as the plan has it, and of each MUX."""
+    for mux in told:
+        wanted = mux.name in found.granted
+        why = None if wanted else found.withheld.get(mux.name)
+        rows_ = mux.by_vip.get(vip)
+        if wanted and not rows_:
+            why = "the MUX is not connected" if mux.away else "the MUX has not told of it yet"
+        for row in rows_ or [_NOTHING]:
+            yield {
+                "vip": vip,
+                "mux": mux.name,
+                "wanted": wanted,
+                "peer": row.get("peer"),
+                "state": row.get("state"),
+                "reason": why or row.get("why"),
+            }
+
+
+def by_vip(told: Iterable[Mapping[str, Any]]) -> ToldByVip:
     """What a MUX tells of its announcements, by the VIP as the plan writes it."""
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows(entry.status, "announcements"):
+    for row in told:
         vip = row.get("vip")
         if isinstance(vip, str):
             prefix = vip if "/" in vip else f"{vip}/{128 if ':' in vip else 32}"

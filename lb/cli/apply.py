@@ -32,39 +32,21 @@ def command(*, path: str, prune: bool, terms: Terms, manager: Manager, as_json: 
     return finish(post_file(manager, "apply", path, {"prune": prune, **terms.body()}), as_json=as_json)
 
 
-def post_file(manager: Manager, call: str, path: str, body: dict[str, Any]) -> Any:
-    """The answer to a request with the services of a file. Its mistakes and those that the manager finds are raised as
-    one, and then nothing was changed."""
-    tables, mistakes = read(path)
-    body = {"services": tables, **body}
-    if mistakes:
-        call, body = "apply", {"services": tables, "prune": body["prune"], "dry_run": True}
+def post_file(manager: Manager, call: str, path: str, terms: dict[str, Any]) -> Any:
+    """The answer to a request with the services of a file, which the manager reads; it tells every mistake at once."""
+    query = {key: "true" if value is True else value for key, value in terms.items() if value}
     try:
-        answer = manager.post(call, body=body)
+        return manager.post_file(call, text=file_bytes(path), **query)
     except ConfigError as error:
-        raise ConfigError([*mistakes, *error.mistakes], path) from None
-    if mistakes:
-        raise ConfigError(mistakes, path)
-    return answer
+        raise ConfigError(error.mistakes, path) from None
 
 
-def read(path: str) -> tuple[list[Any], list[tuple[str, str]]]:
-    """The [[service]] tables of a file, and what else in it has no place there."""
-    from lb import toml  # noqa: PLC0415
-
+def file_bytes(path: str) -> bytes:
+    """What the file holds, or what comes to the standard input."""
     try:
         if path == "-":
-            document = toml.loads(sys.stdin.buffer.read().decode())
-        else:
-            with open(path, "rb") as file:
-                document = toml.loads(file.read().decode())
+            return sys.stdin.buffer.read()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
-        raise ConfigError([(path, f"cannot be read: {(error.strerror or str(error)).lower()}")]) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError([("", f"is not TOML: {str(error).lower()}")], path) from None
-    tables = document.pop("service", [])
-    mistakes = [(key, "has no place in a file of services") for key in document]
-    if not isinstance(tables, list):
-        mistakes.append(("service", "must be an array of tables; write [[service]] above each"))
-        tables = []
-    return tables, mistakes
+        raise ConfigError([("", f"cannot be read: {(error.strerror or str(error)).lower()}")], path) from None

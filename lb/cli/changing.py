@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import click
 
-from lb.cli.output import cell, print_json
+from lb.cells import cell
+from lb.cli.output import print_json
 from lb.cli.plain import lasting, parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.apply import read
+from lb.cli.apply import file_bytes
 from lb.cli.changing import show, why_option
 from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
@@ -44,7 +44,14 @@ def command(
 
 
 def _names_in(path: str) -> tuple[str, ...]:
-    tables, mistakes = read(path)
+    from lb.toml import service_tables  # noqa: PLC0415
+
+    try:
+        tables, mistakes = service_tables(file_bytes(path).decode())
+    except ConfigError as error:
+        raise ConfigError(error.mistakes, path) from None
+    except ValueError as error:
+        raise ConfigError([("", f"is not TOML: {error}")], path) from None
     names = [table.get("name") for table in tables if isinstance(table, dict)]
     mistakes += [(f"service[{i}].name", "is missing") for i, name in enumerate(names) if not isinstance(name, str)]
     if mistakes:

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from lb.cli.output import cell, example, output_option, print_json
-from lb.cli.plain import ago, clock, endpoint, hanging, terminal_width
+from lb.cells import ago, cell, endpoint
+from lb.cli.output import example, output_option, print_json
+from lb.cli.plain import clock, hanging, terminal_width
 from lb.cli.remote import Manager, manager_options
 from lb.errors import NotFoundError, RequestError
 

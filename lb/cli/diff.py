@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lb.cells import cell
 from lb.cli.apply import post_file
 from lb.cli.changing import describe
-from lb.cli.output import cell, example, output_option, plural, print_json
+from lb.cli.output import example, output_option, plural, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
 

@@ -17,7 +17,4 @@ def command(*, names: tuple[str, ...], manager: Manager) -> None:
 
     Drains are not part of it: they are orders, and `lb apply` leaves them alone.
     """
-    from lb.toml import format_tables  # noqa: PLC0415
-
-    tables = [manager.get("services", name)["table"] for name in names] if names else manager.get("tables")
-    click.echo(format_tables(tables), nl=False)
+    click.echo(manager.raw("tables", service=names, **{"as": "toml"}), nl=False)

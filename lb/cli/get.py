@@ -10,11 +10,12 @@ from typing import Any
 
 import click
 
+from lb.cells import cell
 from lb.cli.local import ask, find_socket, local_options
-from lb.cli.output import cell, console, example, output_option, print_json, size, table
+from lb.cli.output import console, example, output_option, print_json, size, table
 from lb.cli.plain import hanging, lasting, parse_duration, terminal_width
 from lb.cli.remote import Manager, manager_options
-from lb.cli.tables import STATS
+from lb.cli.tables import LISTED, STATS, listed
 from lb.cli.tables import TABLES as MANAGER_TABLES
 from lb.errors import ControlError, RequestError
 
@@ -110,17 +111,24 @@ def command(
         query["limit"] = limit or first
     # The audit's lines hold all that was changed; a table shows less, and of ten thousand services far less.
     asked = "history" if what == "audit" and not as_json else what
-    data = manager.get(asked, **query)
     if as_json:
-        print_json(data)
+        click.echo(manager.raw(asked, **query))
     elif what == "status":
+        data = manager.get(asked)
         shown = {key: value for key, value in data.items() if key not in ("now", "refusals")}  # those are for lb doctor
         shown["confirm"] = _unconfirmed(shown.get("confirm"))
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
     else:
-        click.echo("\n".join(_draw_of(what, stats=stats)(data)))
-        if first and (len(data) >= first or what == "backends"):  # a service may well have none
+        click.echo("\n".join(_drawn(manager, asked, query, stats=stats)))
+        if first:
             _tell_more(manager.get("status")["services"], first)
+
+
+def _drawn(manager: Manager, what: str, query: dict[str, Any], *, stats: bool) -> list[str]:
+    """The lines of a table, of which the manager makes the cells where there may be tens of thousands."""
+    if what not in LISTED or stats:
+        return _draw_of(what, stats=stats)(manager.get(what, **query))
+    return listed(manager.listing(what, **query), terminal_width())
 
 
 def _tell_more(services: int, shown: int) -> None:

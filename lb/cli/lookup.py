@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
+from lb.cells import cell
 from lb.cli.endpoint import parse_endpoint
 from lb.cli.local import ask, find_socket, local_options, require_local
-from lb.cli.output import cell, example, output_option, print_json
+from lb.cli.output import example, output_option, print_json
 from lb.errors import ControlError, RequestError
 from lb.model import Address, Protocol
 

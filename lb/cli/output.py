@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from lb.cells import cell
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -63,25 +65,6 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], right: froz
     for row in rows:
         drawn.add_row(*(Text(cell(row.get(column))) for column in columns))
     return drawn
-
-
-def cell(value: Any) -> str:  # noqa: PLR0911  one way for each type
-    """One value of a table."""
-    if isinstance(value, str) and value.isprintable():  # as nearly all are
-        return value
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.1f}"
-    if isinstance(value, list | tuple):
-        return ", ".join(cell(item) for item in value) or "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{cell(key)}: {cell(item)}" for key, item in value.items()) or "-"
-    return "".join(c if c.isprintable() else "?" for c in str(value))  # what a daemon says must not steer a terminal
 
 
 def size(count: int) -> str:

@@ -7,10 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
+from itertools import chain, repeat, zip_longest
 from typing import Any
 
-from lb.cli.output import cell
+from lb.cells import cell
 from lb.errors import RequestError
 
 _GAP = "  "
@@ -21,22 +21,31 @@ _NARROWEST = 8
 def columns(
     header: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = (), width: int | None = None
 ) -> list[str]:
-    """Lines of a table as wide as its widest cells; names in ``right`` hold numbers. Where that is wider than
-    ``width``, the widest of the other columns are folded."""
-    # What is text already, as most of it is, need not go through cell(): there may be a hundred thousand of them.
-    texts = [tuple(header)]
-    texts += [tuple([v if v.__class__ is str and v.isprintable() else cell(v) for v in row]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    """The lines of a table of any values; see :func:`drawn`."""
+    texts = [[cell(value) for value in row] for row in rows]
+    return drawn(header, list(zip(*texts, strict=True)) or [()] * len(header), right, width)
+
+
+def drawn(
+    header: Sequence[str], cells: Sequence[Sequence[str]], right: Iterable[str] = (), width: int | None = None
+) -> list[str]:
+    """Lines of a table as wide as its widest cells, which are given column by column; names in ``right`` hold numbers.
+    Where that is wider than ``width``, the widest of the other columns are folded."""
+    widths = [max(len(name), max(map(len, column), default=0)) for name, column in zip(header, cells, strict=True)]
     numbers = {i for i, name in enumerate(header) if name in set(right)}
-    wide = width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width
-    if wide and width is not None:
+    rows: Iterable[tuple[str, ...]] = zip(*cells, strict=True)
+    lines = [tuple(header)]
+    if width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
         floors = [size if i in numbers else max(_NARROWEST, len(header[i])) for i, size in enumerate(widths)]
         widths = _narrowed(widths, floors, width)
-    # One format for all lines: there may be tens of thousands of them.
-    form = _GAP.join(f"%{'' if i in numbers else '-'}{size}s" for i, size in enumerate(widths))
-    if wide:
-        texts = [line for row in texts for line in _folded(row, widths)]
-    return [(form % row).rstrip() for row in texts]
+        lines = [line for row in (*lines, *rows) for line in _folded(row, widths)]
+        cells, lines = list(zip(*lines, strict=True)), []
+    # A column at a time: there may be tens of thousands of lines.
+    padded = [
+        map(str.rjust if i in numbers else str.ljust, chain([line[i] for line in lines], column), repeat(size))
+        for i, (column, size) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return list(map(str.rstrip, map(_GAP.join, zip(*padded, strict=True))))
 
 
 def _narrowed(widths: Sequence[int], floors: Sequence[int], width: int) -> list[int]:
@@ -95,37 +104,6 @@ def terminal_width() -> int | None:
         return max(_NARROWEST, os.get_terminal_size(sys.stdout.fileno()).columns)
     except (OSError, ValueError):  # ValueError: no real file
         return None
-
-
-def endpoint(address: Any, port: Any) -> str:
-    """``10.0.3.21:80``, ``[2001:db8::1]:80``, ``203.0.113.128/25:8000-8099``; port 0 is any."""
-    text = cell(address)
-    return f"[{text}]:{cell(port)}" if ":" in text else f"{text}:{cell(port)}"
-
-
-def rate(value: Any) -> str:
-    """``12``, ``3.45k``, ``1.25M``: three digits are enough to be compared at a glance."""
-    if not isinstance(value, int | float):
-        return "-"
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size * 0.9995:
-            return f"{_three(value / size)}{unit}"
-    return f"{value:.0f}" if value >= 9.95 or value == int(value) else f"{value:.1f}"
-
-
-def _three(value: float) -> str:
-    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
-
-
-def ago(since: Any, now: float | None = None) -> str:
-    """How long, for people: ``12 s``, ``3 min``, ``5 h``, ``9 d``."""
-    if not isinstance(since, int | float):
-        return "-"
-    seconds = max(0.0, (time.time() if now is None else now) - since)
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def lasting(seconds: float) -> str:

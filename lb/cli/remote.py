@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 
 from lb.errors import AccessError, ConfigError, ControlError, NotFoundError, RequestError, VipmuxError
+from lb.listing import Listing
 
 if TYPE_CHECKING:
     import ssl
@@ -28,6 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 TIMEOUT = 30.0
 PORT = 9740
+JSON, TOML = "application/json", "application/toml"
 _DIRECTORY = "~/.config/lb"
 
 
@@ -64,24 +66,52 @@ class Manager:
     token: str | None = None
 
     def get(self, *path: str, **query: object) -> Any:
-        return self._ask("GET", path, None, query)
+        return json.loads(self.raw(*path, **query))
+
+    def raw(self, *path: str, **query: object) -> bytes:
+        """The answer as it is, for who would write it as it was read."""
+        return self._ask("GET", path, query, kind=TOML if query.get("as") == "toml" else JSON)
+
+    def listing(self, *path: str, **query: object) -> Listing:
+        """A table of which the manager makes the cells."""
+        try:
+            return Listing.parse(self.get(*path, **query, **{"as": "columns"}))
+        except ValueError:
+            raise ControlError(f"{self.url}: the answer is not a table; are manager and lb of one version?") from None
 
     def post(self, *path: str, body: object = None) -> Any:
-        return self._ask("POST", path, body, {})
+        text = None if body is None else json.dumps(body, default=str).encode()
+        wait = float(body.get("wait", 0) if isinstance(body, dict) else 0)
+        return json.loads(self._ask("POST", path, {}, text, wait=wait))
+
+    def post_file(self, *path: str, text: bytes, **query: object) -> Any:
+        """A file of services as it is; what is else to be said of it is the query."""
+        wait = float(str(query.get("wait", 0)))
+        return json.loads(self._ask("POST", path, query, text, {"Content-Type": TOML}, wait=wait))
 
     def delete(self, *path: str, **query: object) -> Any:
-        return self._ask("DELETE", path, None, query)
+        return json.loads(self._ask("DELETE", path, query))
 
-    def _ask(self, method: str, path: tuple[str, ...], body: object, query: dict[str, object]) -> Any:
+    def _ask(
+        self,
+        method: str,
+        path: tuple[str, ...],
+        query: Mapping[str, object],
+        text: bytes | None = None,
+        more: Mapping[str, str] | None = None,
+        *,
+        kind: str = JSON,
+        wait: float = 0.0,
+    ) -> bytes:
+        """The answer, which is of this kind; ``more``: headers."""
         import http.client  # noqa: PLC0415  20 ms
 
         host, port, where = self._place()
         target = "/v1/" + "/".join(quote(part, safe="") for part in path)
         if query:
             target += "?" + urlencode(query, doseq=True)
-        timeout = TIMEOUT + float(body.get("wait", 0) if isinstance(body, dict) else 0)
-        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        text = None if body is None else json.dumps(body, default=str).encode()
+        timeout = TIMEOUT + wait
+        headers = {"Authorization": f"Bearer {self.token}", **(more or {})} if self.token else {**(more or {})}
         tls = self._context() if where.startswith("https:") else None
         connection: http.client.HTTPConnection
         if tls is not None:
@@ -91,7 +121,7 @@ class Manager:
         try:
             connection.request(method, target, text, headers)
             reply = connection.getresponse()
-            return _answer(where, reply.status, reply.read())
+            return _answer(where, reply.status, reply.headers.get_content_type() == kind, reply.read())
         except TimeoutError:
             raise ControlError(f"{where}: no answer within {timeout:g} s") from None
         except (OSError, http.client.HTTPException) as error:
@@ -148,11 +178,12 @@ def _is_loopback(host: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _answer(where: str, status: int, text: bytes) -> Any:
+def _answer(where: str, status: int, expected: bool, text: bytes) -> bytes:
+    """``expected``: it is of the kind that was asked for."""
+    if status < 300 and expected:
+        return text
     try:
         data = json.loads(text)
-        if status < 300:
-            return data
         sentence = str(data["error"])
         mistakes = [(str(item["path"]), str(item["message"])) for item in data.get("mistakes", [])]
     except (ValueError, KeyError, TypeError):

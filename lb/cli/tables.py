@@ -6,37 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lb.cli.output import cell, size
-from lb.cli.plain import ago, clock, columns, endpoint, hanging, rate
+from lb.cells import ago, cell, endpoint, rate
+from lb.cli.output import size
+from lb.cli.plain import clock, columns, drawn, hanging
+from lb.listing import BACKENDS, Listing, announcements, backend_cells, backends, by_service, reason, services
 
 Row = dict[str, Any]
 
-#: Backends that one sentence names.
-_NAMED = 3
+#: Columns of numbers, in all of these tables.
+_NUMBERS = frozenset({"Up", "Flows", "Pkts", "MUXes", "Weight", "InPkts"})
 #: Where an event's subject begins, after date, time and mark.
 _TEXT_AT = 23
-
-
-def services(rows: Sequence[Row], width: int | None = None) -> list[str]:
-    """``TCP  203.0.113.10:80  web  up  2/2 …``, within 80 columns."""
-    return columns(
-        ("Prot", "LocalAddress:Port", "Service", "State", "Up", "Flows", "Pkts", "MUXes"),
-        [
-            (
-                str(row.get("protocol")).upper(),
-                endpoint(row.get("vip"), row.get("port")),
-                row.get("name"),
-                row.get("state"),
-                f"{row.get('healthy')}/{row.get('backends')}",
-                rate(row.get("flows")),
-                rate(row.get("packets")),
-                len(row.get("announced_by") or ()),
-            )
-            for row in rows
-        ],
-        ("Up", "Flows", "Pkts", "MUXes"),
-        width,
-    )
 
 
 def service_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
@@ -74,57 +54,19 @@ def service_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
     )
 
 
-def backends(rows: Sequence[Row], width: int | None = None) -> list[str]:
-    """A line for each service, and ``-> …`` below it for each of its backends; below all, why some take no flows."""
-    because: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        # Of one that is up there is nothing to explain; `lb describe backend` does.
-        if row.get("state") not in ("up", None) or not row.get("healthy", True):
-            why = cell(row.get("state")), cell(_reason(row))
-            because.setdefault(why, []).append(f"{cell(row.get('service'))}/{cell(row.get('name'))}")
-    notes = (f"{_some(names)} {state}: {reason}" for (state, reason), names in because.items())
-    return [*_backends(rows, width, rate), *_notes(notes, width)]
-
-
-def _some(names: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
-    shown = ", ".join(names[:_NAMED])
-    return f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown
-
-
 def backend_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """Exact counters, and every backend's reason beside it; for ``--stats``."""
-    return _backends(rows, width, lambda value: value, ("Reason", _reason))
+    lines = [
+        (*line, why)
+        for some in by_service(rows)
+        for line, why in zip(backend_cells(some, cell), ("", *map(reason, some)), strict=True)
+    ]
+    return _with_arrow(columns((*BACKENDS, "Reason"), lines, _NUMBERS, width))
 
 
-def _backends(
-    rows: Sequence[Row],
-    width: int | None,
-    number: Callable[[Any], Any],
-    *more: tuple[str, Callable[[Row], Any]],
-) -> list[str]:
-    lines: list[tuple[Any, ...]] = []
-    service = None
-    for row in rows:
-        if row.get("service") != service:
-            service = row.get("service")
-            place = endpoint(row.get("vip"), row.get("service_port"))
-            blank = [""] * (4 + len(more))
-            lines.append((f"{str(row.get('protocol')).upper():<4} {place}", service, *blank))
-        lines.append(
-            (
-                f"  -> {endpoint(row.get('address'), row.get('port'))}",
-                row.get("name"),
-                "drained" if row.get("empty_since") is not None else row.get("state"),
-                row.get("weight"),
-                number(row.get("flows")),
-                number(row.get("packets")),
-                *(make(row) for _, make in more),
-            )
-        )
-    header = ("Prot LocalAddress:Port", "Service", "State", "Weight", "Flows", "InPkts", *(name for name, _ in more))
-    table = columns(header, lines, ("Weight", "Flows", "InPkts"), width)
-    return [table[0], "  -> RemoteAddress:Port", *table[1:]]
+def _with_arrow(lines: list[str]) -> list[str]:
+    """What stands in the lines of backends."""
+    return [lines[0], "  -> RemoteAddress:Port", *lines[1:]]
 
 
 def muxes(rows: Sequence[Row], width: int | None = None) -> list[str]:
@@ -181,26 +123,17 @@ def _node_note(row: Row) -> str | None:
     return f"{cell(row.get('name'))}: {said}" if said else None
 
 
-def announcements(rows: Sequence[Row], width: int | None = None) -> list[str]:
-    table = columns(
-        ("VIP", "MUX", "Wanted", "Peer", "State"),
-        [tuple(row.get(key) for key in ("vip", "mux", "wanted", "peer", "state")) for row in rows],
-        width=width,
-    )
-    because: dict[tuple[Any, Any], list[str]] = {}
-    for row in rows:
-        if row.get("reason"):
-            because.setdefault((row.get("mux"), row["reason"]), []).append(cell(row.get("vip")))
-    return [
-        *table,
-        *_notes(
-            (
-                f"{cell(mux)}, {vips[0] if len(vips) == 1 else f'{len(vips):,} VIPs'}: {cell(reason)}"
-                for (mux, reason), vips in because.items()
-            ),
-            width,
-        ),
-    ]
+def listed(listing: Listing, width: int | None = None) -> list[str]:
+    """A table that the manager made, or :mod:`lb.listing` of rows."""
+    lines = drawn(listing.header, listing.columns, _NUMBERS, width)
+    return [*(_with_arrow(lines) if listing.header == BACKENDS else lines), *_notes(listing.notes, width)]
+
+
+def _listed(make: Callable[[Sequence[Row]], Listing]) -> Draw:
+    def draw(rows: Sequence[Row], width: int | None = None) -> list[str]:
+        return listed(make(rows), width)
+
+    return draw
 
 
 def _notes(notes: Iterable[str | None], width: int | None) -> list[str]:
@@ -250,24 +183,22 @@ def _done(row: Row) -> str:
 Draw = Callable[[Sequence[Row], int | None], list[str]]
 
 TABLES: dict[str, Draw] = {
-    "services": services,
-    "backends": backends,
+    "services": _listed(services),
+    "backends": _listed(backends),
     "muxes": muxes,
     "agents": agents,
-    "announcements": announcements,
+    "announcements": _listed(announcements),
     "events": events,
     "history": audit,
     "audit": audit,
 }
 
 
+#: Those whose cells the manager makes.
+LISTED = ("services", "backends", "announcements")
+
 #: With ``--stats``.
 STATS: dict[str, Draw] = {"services": service_stats, "backends": backend_stats}
-
-
-def _reason(row: Row) -> Any:
-    empty = row.get("empty_since")
-    return row.get("reason") if empty is None else f"no flow left for {ago(empty)}; {row.get('reason')}"
 
 
 def _bytes(value: Any) -> str | None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import click
 
+from lb.cells import cell, endpoint, rate
 from lb.cli.local import ask, find_socket, local_options
-from lb.cli.output import cell, example, output_option, plural, print_json
-from lb.cli.plain import columns, endpoint, rate
+from lb.cli.output import example, output_option, plural, print_json
+from lb.cli.plain import columns
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ControlError, RequestError
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import click
 
-from lb.cli.output import cell, plural
+from lb.cells import cell
+from lb.cli.output import plural
 from lb.cli.plain import lasting
 from lb.cli.remote import Manager
 from lb.errors import ControlError, NotFoundError, RequestError

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from lb.cli.output import cell, plural, size
+from lb.cells import cell
+from lb.cli.output import plural, size
 from lb.cli.top import Sample, rates
 
 ROOT = Path(__file__).parents[2]

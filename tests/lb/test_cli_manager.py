@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 
+from lb.cells import ago, endpoint
 from lb.cli.drain import target
 from lb.cli.main import run
-from lb.cli.plain import ago, columns, endpoint
+from lb.cli.plain import columns
 from lb.cli.tables import TABLES
 from lb.errors import RequestError
 from tests.lb.test_help import ALL, OFFLINE, examples, words

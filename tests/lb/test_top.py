@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lb.cli.plain import rate
+from lb.cells import rate
 from lb.cli.screen import Screen, fitted
 from lb.cli.top import fleet_lines
 

@@ -8,7 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lb import listing
 from lb.config_text import service_table
+from lb.listing import Listing
+from lb.toml import format_tables
 from manager.controller import Controller
 from manager.texts import Texts, array
 from manager.view import View
@@ -31,8 +34,16 @@ class Both:
         for names in (None, ["web", "nono"], []):
             assert _rows(self.texts.services(names)) == self.view.services(names)
             assert _rows(self.texts.backends(names)) == self.view.backends(names)
+            for made, rows in (
+                (self.texts.list_services(names), listing.services(self.view.services(names))),
+                (self.texts.list_backends(names), listing.backends(self.view.backends(names))),
+            ):
+                assert made.as_dict() == rows.as_dict()
+                assert Listing.parse(json.loads(json.dumps(made.as_dict()))) == Listing.parse(rows.as_dict())
+        assert self.texts.list_announcements().as_dict() == listing.announcements(self.view.announcements()).as_dict()
         services = self.controller.desired.services
         assert _rows(self.texts.tables()) == [service_table(services[name]) for name in sorted(services)]
+        assert self.texts.file() == format_tables(service_table(services[name]) for name in sorted(services))
         assert list(self.texts.services()) == [row["name"] for row in self.view.services()]
         assert self.texts.backends().keys() == {row["service"] for row in self.view.backends()}
         return self.view.services(), self.view.backends()

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tables of services, backends and announcements as text, made where the rows are: in the manager.
+
+There may be sixty thousand rows. As JSON objects they take a second to be written, read and drawn; as columns, each of
+which is one text with a line for each row, a tenth of it. :mod:`manager.texts` makes a :class:`Listing` of what it
+keeps, and :mod:`lb.cli.tables` draws it, or makes one of rows that it follows. Pure; starts quickly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from lb.cells import ago, cell, endpoint, rate
+
+Row = Mapping[str, Any]
+
+#: Backends that one sentence names.
+_NAMED = 3
+#: Printable ASCII, and the end of a line.
+_PLAIN = bytes(range(0x20, 0x7F)) + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """A table before anybody knows how wide it may be."""
+
+    header: tuple[str, ...]
+    columns: Sequence[Sequence[str]]  #: the cells of each; or already those of several lines, each on a line
+    notes: Sequence[str] = ()  #: sentences that stand below
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        columns = ["\n".join(column) for column in self.columns]
+        return {"header": self.header, "columns": columns, "notes": self.notes}
+
+    @classmethod
+    def parse(cls, data: Any) -> Listing:
+        """What :meth:`as_dict` gave; whatever a terminal could take for an order is gone. Raises ValueError."""
+        try:
+            header = tuple(cell(str(name)) for name in data["header"])
+            texts = data["columns"]
+            columns = [_lines(text) for text in texts]
+            notes = [cell(str(note)) for note in data["notes"]]
+        except (KeyError, TypeError, AttributeError):
+            raise ValueError("no table") from None
+        if len(columns) != len(header) or len({len(column) for column in columns}) > 1:
+            raise ValueError("columns of a table differ in length")
+        return cls(header, columns, notes)
+
+
+def _lines(text: str) -> list[str]:
+    lines = text.split("\n") if text else []
+    if text.isascii() and not text.encode().translate(None, _PLAIN):  # the quickest look at a million characters
+        return lines
+    return [cell(line) for line in lines]
+
+
+# --- services --------------------------------------------------------------------------------------------------------
+
+SERVICES = ("Prot", "LocalAddress:Port", "Service", "State", "Up", "Flows", "Pkts", "MUXes")
+#: Where the counters are among them.
+SERVICE_NUMBERS = {5: "flows", 6: "packets"}
+
+
+def service_cells(row: Row) -> tuple[str, ...]:
+    """``TCP  203.0.113.10:80  web  up  2/2 …``."""
+    return (
+        cell(str(row.get("protocol")).upper()),
+        endpoint(row.get("vip"), row.get("port")),
+        cell(row.get("name")),
+        cell(row.get("state")),
+        f"{row.get('healthy')}/{row.get('backends')}",
+        rate(row.get("flows")),
+        rate(row.get("packets")),
+        str(len(row.get("announced_by") or ())),
+    )
+
+
+def services(rows: Iterable[Row]) -> Listing:
+    return Listing(SERVICES, _columns([service_cells(row) for row in rows], len(SERVICES)))
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+BACKENDS = ("Prot LocalAddress:Port", "Service", "State", "Weight", "Flows", "InPkts")
+BACKEND_NUMBERS = {4: "flows", 5: "packets"}
+#: State and reason -> the backends of which that is true, each with its service.
+Because = dict[tuple[str, str], list[str]]
+
+
+def by_service(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """Those of a service follow each other."""
+    for _, some in groupby(rows, lambda row: row.get("service")):
+        yield list(some)
+
+
+def backend_cells(rows: Sequence[Row], number: Callable[[Any], str] = rate) -> tuple[tuple[str, ...], ...]:
+    """Of a service's backends: a line for the service, and ``-> …`` below it for each of them."""
+    first = rows[0]
+    place = endpoint(first.get("vip"), first.get("service_port"))
+    return (
+        (f"{cell(first.get('protocol')).upper():<4} {place}", cell(first.get("service")), "", "", "", ""),
+        *(
+            (
+                f"  -> {endpoint(row.get('address'), row.get('port'))}",
+                cell(row.get("name")),
+                "drained" if row.get("empty_since") is not None else cell(row.get("state")),
+                cell(row.get("weight")),
+                number(row.get("flows")),
+                number(row.get("packets")),
+            )
+            for row in rows
+        ),
+    )
+
+
+def unwell(rows: Iterable[Row]) -> Because:
+    """Of backends that are up there is nothing to explain; `lb describe backend` does."""
+    found: Because = {}
+    for row in rows:
+        if row.get("state") not in ("up", None) or not row.get("healthy", True):
+            why = cell(row.get("state")), cell(reason(row))
+            found.setdefault(why, []).append(f"{cell(row.get('service'))}/{cell(row.get('name'))}")
+    return found
+
+
+def reason(row: Row) -> Any:
+    """Why a backend is in its state."""
+    empty = row.get("empty_since")
+    return row.get("reason") if empty is None else f"no flow left for {ago(empty)}; {row.get('reason')}"
+
+
+def backend_notes(because: Because) -> list[str]:
+    return [f"{_some(names)} {state}: {why}" for (state, why), names in because.items()]
+
+
+def backends(rows: Iterable[Row]) -> Listing:
+    found = list(by_service(rows))
+    lines = [line for some in found for line in backend_cells(some)]
+    return Listing(
+        BACKENDS, _columns(lines, len(BACKENDS)), backend_notes(unwell(row for some in found for row in some))
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown
+
+
+# --- announcements ---------------------------------------------------------------------------------------------------
+
+ANNOUNCEMENTS = ("VIP", "MUX", "Wanted", "Peer", "State")
+
+
+#: MUX and reason -> the VIPs of which that is true.
+Withheld = dict[tuple[str, str], list[str]]
+
+
+def announcement_columns(rows: Sequence[Row]) -> tuple[list[str], ...]:
+    return tuple([cell(row.get(name.lower())) for row in rows] for name in ANNOUNCEMENTS)
+
+
+def withheld(rows: Iterable[Row]) -> Withheld:
+    """What a VIP is not announced for, or not yet."""
+    found: Withheld = {}
+    for row in rows:
+        if row.get("reason"):
+            found.setdefault((cell(row.get("mux")), cell(row["reason"])), []).append(cell(row.get("vip")))
+    return found
+
+
+def announcement_notes(because: Withheld) -> list[str]:
+    return [
+        f"{mux}, {vips[0] if len(vips) == 1 else f'{len(vips):,} VIPs'}: {why}" for (mux, why), vips in because.items()
+    ]
+
+
+def announcements(rows: Sequence[Row]) -> Listing:
+    return Listing(ANNOUNCEMENTS, announcement_columns(rows), announcement_notes(withheld(rows)))
+
+
+def _columns(lines: Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
+    return list(zip(*lines, strict=True)) if lines else [()] * count
