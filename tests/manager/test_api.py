@@ -15,6 +15,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from lb.errors import AccessError
+from lb.toml import format_tables
 from manager.api import BODY_MAX, Api, application
 from manager.controller import Controller
 from manager.openapi import ROUTES, SCHEMAS, describe
@@ -42,6 +43,11 @@ class Client:
         schema = SCHEMAS["Error"] if reply.status >= 300 else _route(method, path).answer
         assert list(mistakes(answer, schema, SCHEMAS)) == [], (method, path)
         return reply.status, answer
+
+    async def file(self, path: str) -> str:
+        async with self._session.get(self.url + path) as reply:
+            assert (reply.status, reply.content_type) == (200, "application/toml")
+            return await reply.text()
 
     async def get(self, path: str) -> Any:
         status, answer = await self.ask("GET", path)
@@ -346,6 +352,49 @@ async def test_a_body_that_is_no_json_is_refused(tmp_path: Path) -> None:
             status, answer = await client.ask("POST", "/v1/apply", data=text)
             assert (status, answer["error"].startswith("the body must be JSON")) == (400, True)
     assert BODY_MAX == 64 * 2**20
+
+
+async def test_a_file_is_applied_as_it_is_and_had_back_as_one(tmp_path: Path) -> None:
+    file = {"headers": {"Content-Type": "application/toml"}}
+    tables = [with_probe(service()), service("dns", "203.0.113.11", port=53, protocol="udp")]
+    text = format_tables(sorted(tables, key=lambda table: str(table["name"])))
+    async with api(tmp_path) as client:
+        _, done = await client.ask("POST", "/v1/apply?dry_run=true&why=a+try", data=text, **file)
+        assert (done["dry_run"], done["changed"], await client.get("/v1/tables")) == (True, True, [])
+        _, done = await client.ask("POST", "/v1/apply?wait=5&why=60&confirm=60", data=text, **file)
+        assert (done["behind"], done["confirm"], (await client.get("/v1/audit"))[0]["why"]) == ([], 60.0, "60")
+        await client.ask("POST", "/v1/confirm", {})
+        _, done = await client.ask("POST", "/v1/diff?prune=true", data=text.replace("port = 53", "port = 54"), **file)
+        assert [line["action"] for line in done["lines"]] == ["changed", "unchanged"]
+        assert await client.file("/v1/tables?as=toml") == text
+        assert await client.file("/v1/tables?as=toml&service=web") == format_tables([with_probe(service())])
+        for path, body, sentence in (
+            ("/v1/apply", "[[service]", "is not TOML: expected ']]' at the end of an array declaration"),
+            ("/v1/apply", b"\xff", "is not TOML: 'utf-8' codec can't decode"),
+            ("/v1/apply", "[mux]", "mux: has no place in a file of services"),
+            ("/v1/apply?dry=true", text, "dry: unknown key; known are confirm, dry_run, prune, wait, why"),
+            ("/v1/apply?dry_run=yes", text, 'dry_run must be true or false, not "yes"'),
+            ("/v1/apply?wait=NaN", text, "wait must be 0 to 300 seconds"),
+            ("/v1/diff?to=0", text, "give either services, or the version to go back to"),
+        ):
+            status, answer = await client.ask("POST", path, data=body, **file)
+            assert status == 400
+            assert sentence in answer["error"]
+        status, answer = await client.ask("GET", "/v1/tables?as=toml&service=nono")
+        assert (status, answer["error"]) == (404, 'there is no service "nono"')
+
+
+async def test_rows_can_be_had_as_the_columns_of_their_table(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        await client.ask("POST", "/v1/apply", {"services": [service(), service("b", "203.0.113.11")], "wait": 5})
+        for what, count in (("services", 2), ("backends", 6), ("announcements", 4)):
+            found = await client.get(f"/v1/{what}?as=columns")
+            assert len(found["header"]) == len(found["columns"]) > 0
+            assert {column.count("\n") + 1 for column in found["columns"]} == {count}
+        found = await client.get("/v1/backends?as=columns&service=b")
+        assert found["columns"][1] == "b\nb-1\nb-2"
+        status, answer = await client.ask("GET", "/v1/services?as=rows")
+        assert (status, answer["error"]) == (400, 'as must be one of json, columns, not "rows"')
 
 
 async def test_nobody_gets_past_the_door_without_being_known(tmp_path: Path) -> None:
