@@ -21,7 +21,7 @@ from typing import Any
 
 from lb import netns
 from lb.bench import commit_name, cpu_name
-from lb.bench_fleet import FIRST_VIP, SERVICE_PORT, Fleet, check, cpu_of, host_address, memory_of
+from lb.bench_fleet import FIRST_VIP, SERVICE_PORT, Fleet, check, cpu_of, host_address, memory_of, rings_of
 from lb.errors import IoError
 from lb.toml import format_tables
 
@@ -69,17 +69,19 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Of one process, MiB. ``control`` is what is left of ``rss`` without tables and flows: the control plane."""
+    """Of one process, MiB. ``control`` is what is left of ``rss`` without tables, flows and the rings of packets: the
+    control plane."""
 
     rss: float
     pss: float
     own: float
     tables: float = 0.0
     flows: float = 0.0
+    rings: float = 0.0
 
     @property
     def control(self) -> float:
-        return round(self.rss - self.tables - self.flows, 1)
+        return round(self.rss - self.tables - self.flows - self.rings, 1)
 
 
 @dataclass(slots=True)
@@ -256,7 +258,8 @@ def _memory(fleet: Fleet, answer: ControlBench) -> None:
     processes |= {name: (mux.pid, tables, flows) for name, mux in fleet.muxes.items()}
     for name, (pid, own_tables, own_flows) in processes.items():
         found = {key: round(value / mib, 1) for key, value in memory_of(pid).items()}
-        memory = Memory(**found, tables=round(own_tables, 1), flows=round(own_flows, 1))
+        rings = round(rings_of(pid) / mib, 1)
+        memory = Memory(**found, tables=round(own_tables, 1), flows=round(own_flows, 1), rings=rings)
         answer.memory[name] = {**asdict(memory), "control": memory.control}
 
 
@@ -379,10 +382,11 @@ def lines(answer: ControlBench) -> list[str]:
     if answer.commands:
         said.append(f"commands     milliseconds, the median of {TIMES}:")
         said += [f"  {command:<62}{took:>7.0f}" for command, took in answer.commands.items()]
-    said.append(f"memory, MiB  {'rss':>8}{'pss':>8}{'tables':>8}{'flows':>8}{'control':>8}")
+    said.append(f"memory, MiB  {'rss':>8}{'pss':>8}{'tables':>8}{'flows':>8}{'rings':>8}{'control':>8}")
     for name, row in answer.memory.items():
         said.append(
-            f"  {name:<11}" + "".join(f"{row[key]:>8.1f}" for key in ("rss", "pss", "tables", "flows", "control"))
+            f"  {name:<11}"
+            + "".join(f"{row[key]:>8.1f}" for key in ("rss", "pss", "tables", "flows", "rings", "control"))
         )
     said.append(f"noise {answer.noise:.0%} of a fixed loop; {answer.cpu}, commit {answer.commit}")
     return said

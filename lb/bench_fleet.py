@@ -321,6 +321,17 @@ def memory_of(pid: int) -> dict[str, int]:
     return {"rss": found["Rss"], "pss": found["Pss"], "own": found["Private_Clean"] + found["Private_Dirty"]}
 
 
+def rings_of(pid: int) -> int:
+    """Resident bytes that a process shares with the kernel for packets: AF_PACKET's rings."""
+    found, ring = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"[0-9a-f]+-", line):
+            ring = "socket:[" in line
+        elif ring and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
 def cpu_of(pid: int) -> float:
     """Seconds of CPU that a process has used."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
