@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
-import structlog
-
 from agent import nat, sysctls
 from agent import plan as planning
 from agent.decap import IPIP_DEVICE, BpfDecap, Decap, DecapRefused, Prepare, Tunnel, found_filter, prepare
@@ -26,9 +24,10 @@ from agent.state import Changes, Store
 from agent.vips import owned_vips, served_vips
 from lb.dataplane import DecapProgram
 from lb.errors import ConfigError, FeatureError, IoError
+from lb.log import get_logger
 from lb.model import AgentConfig, AgentSettings, DecapMode
 
-log = structlog.get_logger()
+log = get_logger()
 
 T = TypeVar("T")
 

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-import structlog
 
 from agent.agent import Agent, Applied
 from agent.linux import LinuxHost
@@ -38,6 +37,7 @@ from lb.control import ControlServer
 from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
+from lb.log import get_logger
 from lb.model import Address, AgentConfig, DecapMode, Service
 from lb.notify import Supervisor
 from lb.privileges import Capability, require
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from lb.node.follower import Follower
     from lb.node.messages import NodeState
 
-log = structlog.get_logger()
+log = get_logger()
 
 PROGRAM = "lb-agent"
 NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)

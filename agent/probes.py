@@ -17,15 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
+from lb.log import get_logger
 from lb.model import Address, AgentConfig, Backend, Probe, ProbeType, Protocol, Service
 from lb.node.messages import HealthReport
 from lb.probe.board import Board, Known, Label, NotProbed
 from lb.probe.checkers import PlainSockets, ask
 from lb.probe.state import Answer, Health
 
-log = structlog.get_logger()
+log = get_logger()
 
 DEFAULT = Probe(ProbeType.TCP)
 

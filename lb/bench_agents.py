@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 import random
 import socket
 import sys
@@ -21,8 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
+from lb.log import only_warnings
 from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
@@ -211,10 +209,7 @@ async def serve(spec: dict[str, Any]) -> None:
 
 def main() -> None:
     """``python -m lb.bench_agents SPEC``"""
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
-    )
+    only_warnings()
     asyncio.run(serve(json.loads(Path(sys.argv[1]).read_text())))
 
 

@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the daemons log: one line for each change of state, ``key=value``, on stderr.
 
-Called once by each daemon's ``main``. Rates belong into metrics, not here.
+:func:`configure` is called once by each daemon's ``main``; whoever logs asks :func:`get_logger`. Rates belong into
+metrics, not here.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+from typing import Any
 
-import structlog
+# structlog takes rich for its tracebacks wherever that is installed: 8 MiB in every daemon, and nobody draws one. A
+# module that is None cannot be imported (the language reference, "The module cache"), which structlog can live with.
+if "rich" not in sys.modules:
+    sys.modules["rich"] = None  # type: ignore[assignment]
+    import structlog
+
+    del sys.modules["rich"]
+else:
+    import structlog
 
 
 def configure(program: str) -> None:
@@ -24,3 +35,16 @@ def configure(program: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
     )
     structlog.contextvars.bind_contextvars(program=program)
+
+
+def only_warnings() -> None:
+    """For a program that has something else to say."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+    )
+
+
+def get_logger() -> Any:
+    """Logs as :func:`configure` says by the time that it is used."""
+    return structlog.get_logger()

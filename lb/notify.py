@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import Callable, MutableMapping
 
-import structlog
+from lb.log import get_logger
 
 #: The three variables are for the daemon alone; what it starts is not to speak in its name.
 _SOCKET, _WATCHDOG, _WATCHDOG_PID = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
@@ -23,7 +23,7 @@ PATIENCE = 0.2
 #: Signs of life in the time that the supervisor allows between two of them.
 PINGS = 4
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Supervisor:

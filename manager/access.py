@@ -12,9 +12,9 @@ import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
-import structlog
 from aiohttp import web
 
+from lb.log import get_logger
 from lb.model import ManagerSettings
 from manager import joining
 from manager.authority import Authority
@@ -28,7 +28,7 @@ UPKEEP_INTERVAL = 3600.0
 #: The authority's directory in the state directory.
 CA_DIRECTORY = "ca"
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Access:

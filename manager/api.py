@@ -18,11 +18,11 @@ from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
 
-import structlog
 from aiohttp import web
 
 from lb.config_tables import show
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
+from lb.log import get_logger
 from lb.model import MAX_SERVICES, Address, Protocol
 from manager.controller import Applied, Controller
 from manager.events import Wanted
@@ -65,7 +65,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 #: Where a request keeps who asks.
 WHO: web.RequestKey[str] = web.RequestKey("who", str)
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 def application(api: Api, authenticate: Authenticate, of_nodes: Iterable[web.AbstractRouteDef] = ()) -> web.Application:

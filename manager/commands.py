@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -17,10 +16,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import click
-import structlog
 
 from lb.config import load_manager
 from lb.errors import IoError, RequestError
+from lb.log import only_warnings
 from lb.model import ManagerSettings
 from lb.node.files import make_private_directory, write_private
 from manager.access import CA_DIRECTORY
@@ -38,7 +37,7 @@ _config = click.option(
 
 def _with_trust(settings: ManagerSettings, authority: Authority, work: Callable[[Trust], Awaitable[T]]) -> T:
     # What a daemon would log is printed by the command itself; only what went wrong is worth a line.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    only_warnings()
 
     async def main() -> T:
         store = await SqliteStore.open(Path(settings.state_dir))

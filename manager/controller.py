@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import structlog
-
 from lb.errors import NotFoundError, VipmuxError
+from lb.log import get_logger
 from lb.model import Address, BackendState, ManagerSettings, Service
 from lb.node.messages import HealthMessage
 from manager import desired as changes
@@ -56,7 +55,7 @@ LARGE = 50
 #: So many versions are looked at for the latest that can be taken back.
 LOOK_BACK = 100
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

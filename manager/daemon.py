@@ -23,7 +23,6 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import click
-import structlog
 from aiohttp import web
 
 from lb import log as log_setup
@@ -31,6 +30,7 @@ from lb.config import load_manager
 from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, IoError, RequestError, VipmuxError
+from lb.log import get_logger
 from lb.metrics import serve
 from lb.model import ManagerSettings
 from lb.notify import Supervisor
@@ -52,7 +52,7 @@ GRACE = 1.0
 #: How often the status is looked at where nobody waits for signs of life, seconds.
 STATUS_INTERVAL = 5.0
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @contextlib.contextmanager

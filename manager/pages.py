@@ -23,10 +23,10 @@ from importlib import resources
 from ipaddress import ip_address
 from typing import Any
 
-import structlog
 from aiohttp import web
 
 from lb.errors import AccessError, RequestError, VipmuxError
+from lb.log import get_logger
 from manager.api import Handler, refusal
 from manager.controller import Controller
 from manager.joining import address_of
@@ -64,7 +64,7 @@ TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg":
 #: Sections that are rows with a name of their own, and the name.
 KEYED = {"services": "name", "muxes": "name", "hosts": "name", "events": "id"}
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Pages:

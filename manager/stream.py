@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import structlog
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from lb.errors import AccessError, MessageError, VipmuxError
+from lb.log import get_logger
 from lb.node.messages import (
     FROM_NODE_MAX,
     Ack,
@@ -68,7 +68,7 @@ LETTERS_MAX = 128
 #: Larger states are made text beside the event loop, entries.
 _LARGE = 200
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Hub(Protocol):

@@ -18,14 +18,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from lb.errors import AccessError, IoError
+from lb.log import get_logger
 from manager import tokens
 from manager.authority import Authority, Issued, Subject, subject
 from manager.tokens import Certificate, Token, TrustStore
 
-log = structlog.get_logger()
+log = get_logger()
 
 #: The peer of the connection that the running handshake belongs to.
 _peer: contextvars.ContextVar[str] = contextvars.ContextVar("peer", default="?")

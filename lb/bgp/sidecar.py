@@ -28,12 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from lb.bgp import helper as helper_module
 from lb.bgp.config import ENVIRONMENT, exabgp_config
 from lb.bgp.routes import Speaks, is_safe
 from lb.errors import IoError
+from lb.log import get_logger
 
 #: The helper takes everything back when the data plane was silent for so long, seconds.
 HEARTBEAT_TTL = 1.0
@@ -53,7 +52,7 @@ _LOG_LINES = 20
 _PYTHON = Path(sys.executable).resolve()
 _HERE = Path(__file__).parent
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class SidecarGone(Exception):  # noqa: N818  not an error: it comes back by itself

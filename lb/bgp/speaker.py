@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
-
 from lb.bgp import session as sessions
 from lb.bgp.routes import ALIVE, Command, Key, Speaks, plan, withdrawals
 from lb.bgp.session import Session
 from lb.bgp.sidecar import Account, Listener, OrderRefused, Sidecar, SidecarGone
+from lb.log import get_logger
 from lb.model import Address
 
 #: Commands in one batch; the rest waits for its answers.
@@ -29,7 +28,7 @@ RETRY = 0.05
 #: An idle ExaBGP is asked for a sign of life this often, and killed when it gives none for so long, seconds.
 SIGN, SILENCE = 1.0, 5.0
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,13 @@ Only what would not keep it from working, and so from starting, is here: the res
 
 from __future__ import annotations
 
-import structlog
-
 from lb.doctor import look
 from lb.doctor.facts import Role
 from lb.doctor.findings import Finding, Severity
 from lb.doctor.machine import check_disk, check_interface
+from lb.log import get_logger
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 def look_around(role: Role, state_dir: str, *, interface: str | None = None, mtu: int = 0) -> list[Finding]:

@@ -17,13 +17,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import structlog
-
 from lb.bgp import policy, selftest
 from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Known, Route, Speaks, family, hears, offers, parse_announcements
 from lb.bgp.sidecar import choose_account
 from lb.bgp.speaker import Speaker, View
 from lb.forwarding import Forwarding
+from lb.log import get_logger
 from lb.metrics import BgpFigures
 from lb.model import Address, Backend, BackendState, BgpPeer, BgpSettings, MuxSettings, Network
 from lb.mux.engine import Engine
@@ -37,7 +36,7 @@ SETTLE = 2.0
 #: From ExaBGP's word until routers have followed, seconds: twice what the slower of the lab's routers needs.
 FOLLOW = 0.3
 
-log = structlog.get_logger()
+log = get_logger()
 Row = dict[str, Any]
 
 

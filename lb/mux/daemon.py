@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import structlog
 
 from lb import log as log_setup
 from lb.bgp.session import State
@@ -37,6 +36,7 @@ from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
 from lb.forwarding import Compiler, Forwarding
+from lb.log import get_logger
 from lb.metrics import MetricsServer, MuxCollector, serve
 from lb.model import Address, MuxConfig, Service
 from lb.mux.announcer import Announcer
@@ -84,7 +84,7 @@ ENTER_WAIT = 1.0
 _PRIVILEGED_PORTS = 1024
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-import structlog
-
 from lb.dataplane import Adoption, Exceptional, with_age
 from lb.errors import VipmuxError
 from lb.forwarding import Forwarding
+from lb.log import get_logger
 from lb.model import MuxSettings, Service
 from lb.mux.engine import Engine
 from lb.node.messages import (
@@ -44,7 +43,7 @@ ANSWER, WHOLE = 1.0, 3.0
 #: Letters that wait to be read; more are lost, and the hand-over is one that did not end in time.
 WAITING_MAX = 256
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Post(Protocol):

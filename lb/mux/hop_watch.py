@@ -12,8 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import structlog
-
+from lb.log import get_logger
 from lb.model import Address
 from lb.mux.netlink import Netlink, Notices
 from lb.mux.nexthops import (
@@ -36,7 +35,7 @@ ROUTE_SETTLE = 0.02
 #: Addresses named in one line of the log.
 SHOWN = 5
 
-log = structlog.get_logger()
+log = get_logger()
 
 OnChange = Callable[[Mapping[Address, Resolution]], None]
 OnLinks = Callable[[Mapping[int, Link]], None]

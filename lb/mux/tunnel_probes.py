@@ -21,10 +21,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-import structlog
-
 from lb.changes import Change
 from lb.errors import VipmuxError
+from lb.log import get_logger
 from lb.model import Address, Backend, MuxSettings, Probe, ProbeType, Protocol, Service
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import RouteKind
@@ -37,7 +36,7 @@ from lb.probe.state import Answer, Health
 #: Services that are looked at in one turn of the event loop.
 PIECE = 100
 
-log = structlog.get_logger()
+log = get_logger()
 
 _UNASKED = NotProbed("not probed: the service has no probe")
 

@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from lb.errors import IoError
+from lb.log import get_logger
 from lb.node.files import make_private_directory, write_private
 from lb.node.messages import NodeState, apply
 from lb.node.packed import canonical, pack_sections, sections_text
 
-log = structlog.get_logger()
+log = get_logger()
 
 _VERSION = 1
 #: The file of changes is folded into the state when it is larger than this and than half of the state, bytes.

@@ -24,9 +24,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import aiohttp
-import structlog
 
 from lb.errors import AccessError, IoError, MessageError
+from lb.log import get_logger
 from lb.node.cache import Cache, Cached
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
 from lb.node.messages import (
@@ -79,7 +79,7 @@ SMALL = 100
 #: Messages longer than this are parsed beside the event loop.
 _LARGE = 1 << 16
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 @dataclass(slots=True)

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from lb.changes import Change
 from lb.config import parse_service_tables
 from lb.errors import AccessError, ConfigError, VipmuxError
+from lb.log import get_logger
 from lb.model import AgentSettings, MuxSettings, Service
 from lb.node.cache import Cache, Cached
 from lb.node.client import SMALL, NodeClient
@@ -32,7 +31,7 @@ Take = Callable[[NodeState, Change], Awaitable[None]]
 STATUS_INTERVAL = 1.0
 STATUS_SHARE = 0.05
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class ServiceTables:

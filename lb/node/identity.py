@@ -17,16 +17,12 @@ import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lb.errors import AccessError, IoError, RequestError
 from lb.node.files import make_private_directory, write_private
+from lb.node.keys import Held, held, new_key
 
-if TYPE_CHECKING:
-    from cryptography import x509
-
-#: A certificate is renewed when this part of its life is over.
-RENEW_AT = 1 / 3
 #: Until a manager that does not answer is given up, seconds.
 TIMEOUT = 10.0
 _ANSWER_MAX = 64 * 1024
@@ -54,19 +50,6 @@ class TokenText:
 
 class ManagerUnreachableError(Exception):
     """Nobody answers, or not as a manager does; worth another try. Never leaves :mod:`lb.node`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The certificate that a node holds."""
-
-    common_name: str
-    serial: str
-    not_before: float
-    not_after: float
-
-    def renewal_due(self, now: float) -> bool:
-        return now >= self.not_before + (self.not_after - self.not_before) * RENEW_AT
 
 
 class Identity:
@@ -102,15 +85,15 @@ class Identity:
             return False
         except OSError as error:
             raise AccessError(f"{self._directory}: cannot be read: {(error.strerror or str(error)).lower()}") from None
-        held = _held(data)
-        if held is None:
+        found = held(data)
+        if found is None:
             raise AccessError(f"{self.file}: is damaged; join again: start once with --token")
-        if held.common_name != self.common_name:
+        if found.common_name != self.common_name:
             raise AccessError(
-                f"{self.file}: is the certificate of {held.common_name}, and this node is {self.common_name}; "
+                f"{self.file}: is the certificate of {found.common_name}, and this node is {self.common_name}; "
                 "correct the name in the configuration, or join again with --token"
             )
-        self.held = held
+        self.held = found
         return True
 
     def usable(self, now: float) -> bool:
@@ -143,22 +126,22 @@ class Identity:
                 f"{url} is not the manager that the token is from: the fingerprint of its authority is another. "
                 "Nothing was sent to it"
             )
-        key, csr = await asyncio.to_thread(_new_key)
+        key, csr = await asyncio.to_thread(new_key)
         asked = {"token": token.secret, "kind": self.kind, "name": self.name, "csr": csr}
         answer = await _ask(url, "/v1/join", asked, client_context(pem))
-        self._keep(key, answer, pem)
+        await asyncio.to_thread(self._keep, key, answer, pem)
 
     async def renew(self, url: str) -> None:
         """Gets the next certificate, for a new key; the old ones serve until it is in place. Raises as join()."""
-        key, csr = await asyncio.to_thread(_new_key)
+        key, csr = await asyncio.to_thread(new_key)
         answer = await _ask(url, "/v1/renew", {"csr": csr}, self.context())
-        self._keep(key, answer, None)
+        await asyncio.to_thread(self._keep, key, answer, None)
 
     def _keep(self, key: bytes, answer: dict[str, Any], ca: str | None) -> None:
         certificate = answer.get("certificate")
         data = key + (certificate.encode() if isinstance(certificate, str) else b"")
-        held = _held(data)
-        if held is None or held.common_name != self.common_name:
+        found = held(data)
+        if found is None or found.common_name != self.common_name:
             raise AccessError("the manager answered with a certificate that is not for this node and its key")
         try:
             make_private_directory(self._directory)
@@ -167,7 +150,7 @@ class Identity:
             write_private(self.file, data)
         except OSError as error:
             raise IoError(f"{self._directory}: cannot be written: {(error.strerror or str(error)).lower()}") from None
-        self.held = held
+        self.held = found
 
 
 def client_context(ca: str) -> ssl.SSLContext:
@@ -234,40 +217,6 @@ def unreachable(error: BaseException) -> ManagerUnreachableError | AccessError:
         return ManagerUnreachableError("no answer in time")
     number = getattr(cause, "errno", None)
     return ManagerUnreachableError((os.strerror(number) if number else str(error) or type(error).__name__).lower())
-
-
-def _new_key() -> tuple[bytes, str]:
-    """A key and a request to sign it, as PEM. Nobody but us ever has the key."""
-    from cryptography import x509  # noqa: PLC0415  slow to import
-    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
-    from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
-    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return pem, request.public_bytes(serialization.Encoding.PEM).decode()
-
-
-def _held(data: bytes) -> Held | None:
-    """The certificate of a key and certificate that belong together."""
-    from cryptography import x509  # noqa: PLC0415
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-    from cryptography.x509.oid import NameOID  # noqa: PLC0415
-
-    try:
-        key = serialization.load_pem_private_key(data, None)
-        certificate: x509.Certificate = x509.load_pem_x509_certificate(data)
-        if key.public_key() != certificate.public_key():
-            return None
-        (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except (ValueError, TypeError):
-        return None
-    return Held(
-        str(name.value),
-        f"{certificate.serial_number:X}",
-        certificate.not_valid_before_utc.timestamp(),
-        certificate.not_valid_after_utc.timestamp(),
-    )
 
 
 def _fingerprint(pem: str) -> str:

@@ -13,8 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-import structlog
-
+from lb.log import get_logger
 from lb.model import Probe
 from lb.node.messages import HealthReport
 from lb.probe.scheduler import Scheduler
@@ -26,7 +25,7 @@ SHOWN = 5
 #: A backend: service and name.
 Label = tuple[str, str]
 
-log = structlog.get_logger()
+log = get_logger()
 
 
 class Check(Protocol):

@@ -278,8 +278,8 @@ def test_a_node_that_starts_before_its_manager_joins_when_it_is_there() -> None:
 def forge(identity: Path, authority: Authority, kind: str, name: str, lifetime: float) -> None:
     """An identity as if the authority had signed it."""
     from lb.node.files import write_private
-    from lb.node.identity import _new_key
+    from lb.node.keys import new_key
 
-    key, csr = _new_key()
+    key, csr = new_key()
     issued = authority.sign_request(csr, subject(kind, name), lifetime)
     write_private(identity / "node.pem", key + issued.pem.encode())

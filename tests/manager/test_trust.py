@@ -285,7 +285,7 @@ def test_renewal_gives_a_new_key_and_the_old_certificate_still_works(tmp_path: P
 
 
 def test_renewal_is_due_after_a_third_of_its_life() -> None:
-    from lb.node.identity import Held
+    from lb.node.keys import Held
 
     held = Held("mux:mux1", "1", 1000, 1300)
     assert not held.renewal_due(1099)

@@ -18,7 +18,7 @@ import pytest
 from lb.control import ControlServer
 from lb.doctor import look
 from lb.doctor.facts import Role
-from lb.node.identity import _new_key
+from lb.node.keys import new_key
 from manager.authority import Authority, Subject
 
 
@@ -53,7 +53,7 @@ def test_daemons_of_this_machine_are_found_with_the_names_in_their_files(tmp_pat
 
 def test_a_certificate_is_read_or_it_is_said_why_not(tmp_path: Path) -> None:
     authority = Authority.create(tmp_path / "ca")
-    _, csr = _new_key()
+    _, csr = new_key()
     file = tmp_path / "node.pem"
     file.write_text(authority.sign_request(csr, Subject("mux", "mux1"), 3600.0).pem)
     found = look.certificate(file)
