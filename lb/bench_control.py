@@ -9,6 +9,7 @@ beginning of the operator's request, connection and TLS handshake included, to t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import random
@@ -21,7 +22,18 @@ from typing import Any
 
 from lb import netns
 from lb.bench import commit_name, cpu_name
-from lb.bench_fleet import FIRST_VIP, SERVICE_PORT, Fleet, check, cpu_of, host_address, memory_of, rings_of
+from lb.bench_fleet import (
+    FIRST_VIP,
+    SERVICE_PORT,
+    Fleet,
+    check,
+    children_of,
+    cpu_of,
+    host_address,
+    memory_of,
+    rings_of,
+)
+from lb.bench_router import ABSENT
 from lb.errors import IoError
 from lb.toml import format_tables
 
@@ -39,6 +51,8 @@ FOLLOWED = 300.0
 PAUSE = 0.05
 #: What MUXes do at leisure after a large change has ended by then, seconds.
 REST = 5.0
+#: VIPs that come and go, one at a time, and the pause between, seconds.
+VIPS_CHANGED, REST_OF_VIP = 20, 0.5
 _NOISE_LOOPS, _NOISE_SIZE = 40, 100_000
 
 Say = Callable[[str], None]
@@ -102,6 +116,7 @@ class ControlBench:
     bytes_whole: int = 0  #: to each MUX, for all services
     bytes_change: int = 0  #: to each MUX, for a change of one
     churn: dict[str, Any] = field(default_factory=dict)
+    bgp: dict[str, Any] = field(default_factory=dict)  #: what router it was against, and what that heard
     memory: dict[str, Any] = field(default_factory=dict)
     commands: dict[str, float] = field(default_factory=dict)  #: milliseconds of each command of ``lb``
     cpu: str = ""
@@ -129,11 +144,15 @@ def bench_control(
     tables = service_tables(services, backends, agents)
     with Fleet(muxes, agents) as fleet:
         _begin(fleet, tables, answer, say)
+        before = _updates(fleet)
         _changes(fleet, tables, changes, answer, say)
+        answer.bgp |= {"moved": _updates(fleet) - before} if fleet.routers else {}
+        _vips(fleet, tables, answer, say)
         _memory(fleet, answer)
         _commands(fleet, tables[-1], answer, say)
         if seconds:
             _churn(fleet, seconds, rate, answer, say)
+        _routes(fleet, tables, answer, say)
     return answer
 
 
@@ -166,6 +185,8 @@ def _backend(service: int, host: int) -> dict[str, Any]:
 def _begin(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
     """Manager, MUXes, services, and then all agents at once."""
     fleet.start_manager()
+    fleet.start_routers()
+    _tell_routers(fleet, answer, say)
     for name in fleet.mux_names:
         fleet.start_mux(name, SLOTS, FLOWS)
     for mux in fleet.muxes.values():
@@ -177,6 +198,10 @@ def _begin(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say
     answer.first_apply = round(time.monotonic() - started, 2)
     answer.bytes_whole = fleet.received(fleet.mux_names[0]) - before
     say(f"all services live on {answer.muxes} MUXes after {answer.first_apply:.1f} s")
+    if fleet.routers:
+        fleet.wait_routes(answer.services, FOLLOWED)
+        answer.bgp["first"] = round(time.monotonic() - started, 2)
+        say(f"all VIPs in all routers by every MUX after {answer.bgp['first']:.1f} s")
     fleet.serve_vips(table["vip"] for table in tables[:PROBED])
     places = [(t["name"], b["name"], f"host{_host(b)}") for t in tables[:PROBED] for b in t["backend"]]
     fleet.start_agents(places)
@@ -244,6 +269,56 @@ def _loop() -> float:
     return time.perf_counter() - began
 
 
+# ---- BGP ------------------------------------------------------------------------------------------------------------
+
+
+def _tell_routers(fleet: Fleet, answer: ControlBench, say: Say) -> None:
+    if fleet.routers:
+        answer.bgp = {"router": fleet.routers[0].version(), "peers": len(fleet.routers)}
+    else:
+        answer.bgp = {"router": None, "peers": 0, "why": ABSENT}
+        say(ABSENT)
+
+
+def _updates(fleet: Fleet) -> int:
+    """What MUXes told routers so far, prefix by prefix."""
+    return sum(router.updates() for router in fleet.routers)
+
+
+def _vips(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
+    """A service with a VIP of its own comes, and goes again: from the request until all routers have it by all MUXes."""
+    if not fleet.routers:
+        return
+    came, went = [], []
+    for number in range(VIPS_CHANGED):
+        table = {**tables[-1], "name": f"new-{number}", "vip": str(IPv4Address(FIRST_VIP + len(tables) + number + 1))}
+        began = time.perf_counter()
+        fleet.apply([table], WAIT)
+        fleet.wait_routes(len(tables) + 1, WAIT)
+        came.append(time.perf_counter() - began)
+        time.sleep(REST_OF_VIP)
+        began = time.perf_counter()
+        fleet.delete(table["name"])
+        fleet.wait_routes(len(tables), WAIT)
+        went.append(time.perf_counter() - began)
+        time.sleep(REST_OF_VIP)
+    found = {"announced": Distribution.of(came), "withdrawn": Distribution.of(went)}
+    answer.bgp |= {kind: asdict(row) for kind, row in found.items()}
+    say(", ".join(f"a VIP is {kind} after {row.median} ms (median)" for kind, row in found.items()))
+
+
+def _routes(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
+    """At the end every router has exactly the VIPs by every MUX."""
+    if not fleet.routers:
+        return
+    with contextlib.suppress(IoError):  # it is told below
+        fleet.wait_routes(len(tables), WAIT)
+    vips = [f"{table['vip']}/32" for table in tables]
+    wrong = {router.name: found for router in fleet.routers if (found := router.differences(vips))}
+    answer.bgp |= {"routes": sum(router.count() for router in fleet.routers), "wrong": wrong}
+    say(f"{answer.bgp['routes']:,} routes, " + (f"wrong ones: {wrong}" if wrong else "exactly the VIPs everywhere"))
+
+
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +331,8 @@ def _memory(fleet: Fleet, answer: ControlBench) -> None:
     flows = flow_table_bytes(FLOWS) / mib
     processes = {"lb-manager": (fleet.manager.pid, 0.0, 0.0)}
     processes |= {name: (mux.pid, tables, flows) for name, mux in fleet.muxes.items()}
+    if fleet.routers:
+        processes["exabgp"] = (children_of(fleet.muxes[fleet.mux_names[0]].pid)[0], 0.0, 0.0)
     for name, (pid, own_tables, own_flows) in processes.items():
         found = {key: round(value / mib, 1) for key, value in memory_of(pid).items()}
         rings = round(rings_of(pid) / mib, 1)

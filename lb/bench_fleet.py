@@ -3,6 +3,7 @@
 
     hub: lb-manager on the bridge, 10.0.1.1        hosts: agents 10.1.0.1 and up, one process (lb.bench_agents)
     mux1, mux2, ...: an lb-mux each, 10.0.1.11 and up, and a state directory each
+    router1, router2: BIRD, if it is installed, 10.0.1.3 and 10.0.1.4 (lb.bench_router)
 
 Owned by :mod:`lb.bench_control`. A :class:`Fleet` owns namespaces, processes and the directory; all of it is gone when
 it is left, and what a killed run left behind the next one removes (:func:`lb.netns.reap`).
@@ -28,6 +29,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from lb import netns
+from lb.bench_router import ROUTERS, Router, bgp_settings, programs
 from lb.cli.remote import Manager
 from lb.config_text import format_config
 from lb.control import request
@@ -132,13 +134,15 @@ class Fleet:
         prefix = netns.unique_prefix()
         self.mux_names = [f"mux{number + 1}" for number in range(muxes)]
         self.agent_names = [f"host{number + 1}" for number in range(agents)]
-        self._spaces = {role: f"{prefix}-{role}" for role in ("hub", "hosts", *self.mux_names)}
+        self._spaces = {role: f"{prefix}-{role}" for role in ("hub", "hosts", *ROUTERS, *self.mux_names)}
         self._resources = contextlib.ExitStack()
         directory = self._resources.enter_context(
             tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
         )
         self.directory = Path(directory)
         self.muxes: dict[str, Child] = {}
+        #: Without them MUXes speak no BGP.
+        self.routers: list[Router] = []
         files = [str(self.directory / "ada" / name) for name in ("operator.pem", "operator.key", "ca.pem")]
         self.remote = Manager(f"https://{HUB}:{PORT}", *files)
 
@@ -163,7 +167,7 @@ class Fleet:
             netns.ip("netns", "add", name)
             settings: dict[str, int | str] = {f"ipv4/conf/{which}/rp_filter": 0 for which in ("all", "default")}
             netns.sysctl(name, {**settings, "ipv4/ip_forward": 0})
-        ends = {"hosts": HOSTS} | {name: self.mux_address(name) for name in self.mux_names}
+        ends = {"hosts": HOSTS, **ROUTERS} | {name: self.mux_address(name) for name in self.mux_names}
         plugs = [
             line
             for role in ends
@@ -178,7 +182,7 @@ class Fleet:
             lines = [f"address add {address}/24 dev eth0", "link set eth0 up", "link set lo up"]
             if role == "hosts":
                 lines += [f"address add {host_address(n + 1)}/32 dev lo" for n in range(len(self.agent_names))]
-            else:
+            elif role in self.mux_names:
                 lines.append(f"route add {IPv4Address(FIRST_HOST)}/16 via {HOSTS}")
             netns.batch(lines, self._spaces[role])
         self._inside = self._resources.enter_context(
@@ -209,6 +213,15 @@ class Fleet:
         self.manager = self._start("hub", "lb-manager", run)
         self.manager.wait_for(r"event=ready")
 
+    def start_routers(self) -> None:
+        """If BIRD is installed; before the MUXes."""
+        if programs() is None:
+            return
+        muxes = {name: self.mux_address(name) for name in self.mux_names}
+        self.routers = [Router(name, self.directory, muxes, VIPS) for name in ROUTERS]
+        for router in self.routers:
+            self._start(router.name, router.name, router.command()).wait_for("<INFO> Started")
+
     def start_mux(self, name: str, slots: int, flows: int) -> None:
         settings = MuxSettings(
             name=name,
@@ -220,7 +233,8 @@ class Fleet:
             state_dir=str(self.directory / name),
         )
         config = self.directory / f"{name}.toml"
-        config.write_text(format_config(MuxConfig(settings, manager=self.remote.url)))
+        bgp = bgp_settings() if self.routers else None
+        config.write_text(format_config(MuxConfig(settings, bgp=bgp, manager=self.remote.url)))
         argv = [*_python("lb.mux.daemon"), "--config", str(config), "--token", self.token("mux", name)]
         self.muxes[name] = self._start(name, name, argv)
 
@@ -288,6 +302,18 @@ class Fleet:
         )
         return answer
 
+    def delete(self, service: str) -> None:
+        self.inside(self.remote.delete, "services", service)
+
+    def wait_routes(self, vips: int, seconds: float) -> None:
+        """Until every router has so many by every MUX."""
+        deadline, wanted = time.monotonic() + seconds, vips * len(self.mux_names)
+        for router in self.routers:
+            while (found := router.count()) != wanted:
+                if time.monotonic() > deadline:
+                    raise IoError(f"after {seconds:g} s {router.name} has {found} of {wanted} routes")
+                time.sleep(0.01)
+
     def wait_followed(self, nodes: int, seconds: float) -> None:
         """Until so many nodes have what they should."""
         deadline = time.monotonic() + seconds
@@ -336,6 +362,11 @@ def cpu_of(pid: int) -> float:
     """Seconds of CPU that a process has used."""
     words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def _python(module: str) -> list[str]:
