@@ -286,7 +286,7 @@ def _updates(fleet: Fleet) -> int:
 
 
 def _vips(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
-    """A service with a VIP of its own comes, and goes again: from the request until all routers have it by all MUXes."""
+    """A service with a VIP of its own comes and goes: from the request until all routers have it by all MUXes."""
     if not fleet.routers:
         return
     came, went = [], []

@@ -78,7 +78,7 @@ ENVIRONMENT = {
     "exabgp_tcp_port": "179",
     "exabgp_log_enable": "true",
     "exabgp_log_destination": "stderr",
-    "exabgp_log_level": "INFO",
+    "exabgp_log_level": "WARNING",  # on INFO it tells of each prefix, and we read all of it
     "exabgp_log_short": "true",
     "exabgp_log_statistics": "false",
     "exabgp_debug_pdb": "false",

@@ -5,14 +5,15 @@ Run as a program by ExaBGP, with the standard library alone (``python -I -S help
 commands from our stdout and answers on our stdin, where it blocks, and with it every session, as soon as we do not
 read; so stdin is drained whatever happens. ``lb-mux`` is reached by two connections to an abstract UNIX socket:
 
-    talk   lines of JSON   lb-mux -> us   {"id": 7, "lines": [...], "undo": [...]}; undo null: as before
+    talk   lines of JSON   lb-mux -> us   {"id": 7, "lines": [...]}
                            us -> lb-mux   {"hello": PID}, {"id": 7, "results": [true, ...]}, {"id": 7, "refused": why}
                                           {"event": {...}} from ExaBGP, {"expired": why} once everything was taken back
     beat   single bytes    lb-mux -> us   the data plane lives
 
-``undo`` are the lines that take back all that may be announced once the batch is through. They are sent when no beat
-came for TTL_MS, and when ``lb-mux`` is gone. One batch is outstanding at a time; ExaBGP answers each line, in order,
-with ``done`` or ``error``. End of stdin means that ExaBGP is gone, and is our end as well.
+A line is a comment, or announces or withdraws prefixes towards one peer (:func:`lb.bgp.routes.plan` makes them). What
+was passed on may be announced until ExaBGP has taken its withdrawal, whatever it answered: all of that is taken back
+when no beat came for TTL_MS, and when ``lb-mux`` is gone. One batch is outstanding at a time; ExaBGP answers each line,
+in order, with ``done`` or ``error``. End of stdin means that ExaBGP is gone, and is our end as well.
 """
 
 from __future__ import annotations
@@ -24,12 +25,81 @@ import socket
 import sys
 import time
 from collections import deque
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 #: Events that ``lb-mux`` does not take are dropped beyond this, bytes.
 BACKLOG_MAX = 4 * 1024 * 1024
 #: Without an answer from ExaBGP a batch can wait for ever; the owner's own deadline ends that.
 READ = 65536
+#: Prefixes in one line that takes them back.
+BATCH = 50
+
+
+class Command(NamedTuple):
+    """A line that announces or withdraws."""
+
+    announces: bool
+    peer: str
+    prefixes: list[str]
+
+
+def parse(line: str) -> Command | None:
+    """``neighbor PEER announce|withdraw attributes ... nlri PREFIX ...``; None for a comment; else ValueError."""
+    if not line.isprintable() or not line.isascii():
+        raise ValueError(line)
+    if line.startswith("#"):
+        return None
+    head, _, prefixes = line.partition(" nlri ")
+    neighbor, peer, verb, attributes, *_ = head.split(" ")
+    if neighbor != "neighbor" or verb not in ("announce", "withdraw") or attributes != "attributes" or not prefixes:
+        raise ValueError(line)
+    return Command(verb == "announce", peer, prefixes.split(" "))
+
+
+class Told:
+    """What may be announced: each prefix towards each peer, with the number of the last line that announced it."""
+
+    def __init__(self) -> None:
+        self._lines = 0
+        self._by_peer: dict[str, dict[str, int]] = {}
+
+    def passed(self, command: Command | None) -> int:
+        """A line goes to ExaBGP; its number."""
+        self._lines += 1
+        if command is not None and command.announces:
+            prefixes = self._by_peer.setdefault(command.peer, {})
+            prefixes.update(dict.fromkeys(command.prefixes, self._lines))
+        return self._lines
+
+    def taken(self, command: Command | None, number: int) -> None:
+        """ExaBGP did as the line with this number says."""
+        if command is None or command.announces:
+            return
+        prefixes = self._by_peer.get(command.peer, {})
+        for prefix in command.prefixes:
+            if prefixes.get(prefix, number) < number:
+                del prefixes[prefix]
+
+    def forget(self) -> None:
+        """Everything is taken back."""
+        self._by_peer.clear()
+
+    def undo(self) -> Iterator[str]:
+        """The lines that take back everything. One family a line, for ExaBGP takes a line's from its last prefix."""
+        for peer, prefixes in self._by_peer.items():
+            for six in (False, True):
+                of_kind = [prefix for prefix in prefixes if (":" in prefix) is six]
+                for start in range(0, len(of_kind), BATCH):
+                    part = " ".join(of_kind[start : start + BATCH])
+                    yield f"neighbor {peer} withdraw attributes next-hop self nlri {part}"
+
+
+class Batch(NamedTuple):
+    """Lines that ExaBGP has still to answer."""
+
+    id: int | None  #: None: our own
+    lines: list[tuple[Command | None, int]]  #: what each says, and its number
 
 
 class Helper:
@@ -41,8 +111,8 @@ class Helper:
         self._ttl = ttl
         self._beat = now
         self._expired = True  # until the first beat nothing is announced, and nothing may be
-        self._undo: list[str] = []
-        self._waiting: deque[tuple[int | None, int]] = deque()  # batches that ExaBGP still answers: id, lines
+        self._told = Told()
+        self._waiting: deque[Batch] = deque()
         self._results: list[bool] = []
         self._answers = b""
         self._orders = b""
@@ -65,21 +135,23 @@ class Helper:
     def _order(self, line: bytes) -> None:
         try:
             order = json.loads(line)
-            number, lines, undo = order["id"], order["lines"], order["undo"]
-            said = (*lines, *(undo or ()))
-            sane = all(isinstance(text, str) and text.isprintable() and text.isascii() for text in said)
+            number, lines = order["id"], order["lines"]
         except (ValueError, TypeError, KeyError):
-            self.say({"error": "an order must have id, lines and undo"})
+            self.say({"error": "an order must have id and lines"})
             return
-        if not sane or not isinstance(number, int):
-            self.say({"id": number, "refused": "a line is not plain text"})
-        elif self._expired:
+        try:
+            commands = [parse(text) for text in lines]
+        except (ValueError, TypeError, AttributeError):
+            self.say({"id": number, "refused": "a line neither announces nor withdraws"})
+            return
+        if self._expired:
             self.say({"id": number, "refused": "no heartbeat from the data plane"})
         elif self._waiting:
             self.say({"id": number, "refused": "another batch is outstanding"})
+        elif lines:
+            self._send(number, lines, commands)
         else:
-            self._undo = self._undo if undo is None else undo
-            self._send(number, lines)
+            self.say({"id": number, "results": []})
 
     def gone(self) -> None:
         """The talk connection ended: nobody answers for what is announced any more."""
@@ -97,19 +169,15 @@ class Helper:
 
     def _take_back(self, why: str) -> None:
         self._expired = True
-        if self._undo:
-            self._send(None, self._undo)
-            self._undo = []
+        if undo := list(self._told.undo()):
+            self._told.forget()
+            self._send(None, undo, map(parse, undo))
         self.say({"expired": why})
 
     # -- from and to ExaBGP -------------------------------------------------------------------------------------
 
-    def _send(self, number: int | None, lines: list[str]) -> None:
-        if not lines:
-            if number is not None:
-                self.say({"id": number, "results": []})
-            return
-        self._waiting.append((number, len(lines)))
+    def _send(self, number: int | None, lines: list[str], commands: Iterable[Command | None]) -> None:
+        self._waiting.append(Batch(number, [(command, self._told.passed(command)) for command in commands]))
         self.to_exabgp += "".join(line + "\n" for line in lines).encode()
 
     def answered(self, data: bytes) -> None:
@@ -125,12 +193,14 @@ class Helper:
     def _answer(self, good: bool) -> None:
         if not self._waiting:
             return
-        number, lines = self._waiting[0]
+        batch = self._waiting[0]
+        if good:
+            self._told.taken(*batch.lines[len(self._results)])
         self._results.append(good)
-        if len(self._results) < lines:
+        if len(self._results) < len(batch.lines):
             return
-        if number is not None:
-            self.say({"id": number, "results": self._results})
+        if batch.id is not None:
+            self.say({"id": batch.id, "results": self._results})
         self._waiting.popleft()
         self._results = []
 

@@ -3,7 +3,8 @@
 
 :func:`offers` says what each peer shall hear; :func:`plan` turns the difference to what it has heard into commands.
 Everything that goes into a command is a number, an address or a checked community, so no text of an operator, a
-manager or a router can become part of one. Used by :mod:`lb.bgp.speaker`; holds no state.
+manager or a router can become part of one. Used by :mod:`lb.bgp.ledger` and :mod:`lb.mux.announcer`, which ask about
+what changed alone; the state of :class:`Wishes` is which announcements were read last.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Any, NamedTuple
 
 from lb.errors import ConfigError
 from lb.model import Address, AnnouncePeers, BgpFamily, BgpPeer, BgpSettings, Network
+from lb.persistent import differences
 
 #: RFC 8326: routers that honour it prefer every other path, and none is lost as long as there is another.
 GRACEFUL_SHUTDOWN = "65535:0"
@@ -33,8 +36,7 @@ class Route:
     peers: AnnouncePeers = AnnouncePeers.ALL
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """One VIP towards one peer."""
 
     peer: Address
@@ -145,31 +147,20 @@ def _order(group: tuple[Address, int, str]) -> tuple[int, bytes, int, str]:
 # --- announcements as a manager sends them -----------------------------------------------------------------------
 
 
-#: What was read before, by the VIP's text: the very table, and what it says.
-Known = dict[str, tuple[object, Network, Route]]
-
-
-def parse_announcements(table: Mapping[str, Any], known: Known | None = None) -> dict[Network, Route]:
-    """A node state's section ``announcements``; raises ConfigError with everything that is wrong in it.
-
-    ``known`` is the caller's, and is brought up to date: what is the same table as before is not read again.
-    """
-    known = {} if known is None else known
+def parse_announcements(table: Mapping[str, Any]) -> dict[Network, Route]:
+    """A node state's section ``announcements``; raises ConfigError with everything that is wrong in it."""
     mistakes: list[tuple[str, str]] = []
-    found: Known = {}
+    found: dict[Network, Route] = {}
     for vip, raw in table.items():
-        before = known.get(vip)
-        item = before if before is not None and before[0] is raw else _read(vip, raw, mistakes)
+        item = _read(vip, raw, mistakes)
         if item is not None:
-            found[vip] = item
+            found[item[0]] = item[1]
     if mistakes:
         raise ConfigError(mistakes)
-    known.clear()
-    known.update(found)
-    return {network: route for _, network, route in found.values()}
+    return found
 
 
-def _read(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> tuple[object, Network, Route] | None:
+def _read(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> tuple[Network, Route] | None:
     from lb import config_tables as tables  # noqa: PLC0415  brings pydantic, which a MUX without BGP can do without
 
     where = f"announcements.{tables.show(vip)}"
@@ -178,6 +169,8 @@ def _read(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> tuple[object, 
     except ValueError as error:
         mistakes.append((where, str(error)))
         return None
+    if vip != str(network):  # else one VIP could be there twice
+        mistakes.append((where, f'must be written as "{network}"'))
     if not isinstance(raw, dict):
         mistakes.append((where, f"must be a table, not {tables.show(raw)}"))
         return None
@@ -196,7 +189,32 @@ def _read(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> tuple[object, 
                 given[key] = checks[key](value)
             except ValueError as error:
                 mistakes.append((f"{where}.{key}", str(error)))
-    return raw, network, Route(**given)
+    return network, _route(**given)
+
+
+@lru_cache(maxsize=1000)
+def _route(**given: Any) -> Route:
+    """Ten thousand VIPs mostly have the same one."""
+    return Route(**given)
+
+
+class Wishes:
+    """A manager's section ``announcements``, of which only what differs from the one taken last is read."""
+
+    def __init__(self) -> None:
+        self._taken: Mapping[str, Any] = {}
+
+    def read(self, table: Mapping[str, Any]) -> tuple[dict[Network, Route], list[Network]]:
+        """The VIPs that are new or announced in another way, and those that are gone. As :func:`parse_announcements`;
+        nothing is taken yet."""
+        put, gone = differences(self._taken, table)
+        return parse_announcements(put), [ip_network(vip) for vip in gone]
+
+    def take(self, table: Mapping[str, Any]) -> tuple[dict[Network, Route], list[Network]]:
+        """The same, and what comes next is compared to it. The table is not changed any more."""
+        found = self.read(table)
+        self._taken = table
+        return found
 
 
 #: A comment, which ExaBGP answers as it does a command: is it there?

@@ -4,7 +4,7 @@
 The pipeline is private and in memory, the snapshot is the very one that workers have, so nothing that is counted,
 remembered or sent by them changes. A service passes when a packet for it is forwarded to a backend that takes new
 flows, in a tunnel to that backend's address. Where no backend could take a flow there is nothing to prove, and the
-announcement's policy decides alone. Called by :mod:`lb.mux.announcer`; holds nothing between calls.
+announcement's policy decides alone. Called by :mod:`lb.mux.announcer`, which keeps :class:`lb.bgp.proofs.Proofs`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lb.forwarding import Forwarding
 from lb.model import Address, Backend, BackendState, Network, Protocol, Service
 
 #: Packets tried for a service, until one answers the question: with some backends unreachable it may take a few.
-ROUNDS = (2, 30, 400)
+ROUNDS = (1, 31, 400)
 
 _SOURCE4 = IPv4Address("192.0.2.1")  # documentation addresses: no flow of anybody's
 _SOURCE6 = IPv6Address("2001:db8::1")
@@ -26,18 +26,29 @@ _TCP_SYN = 0x02
 _IPIP = 4
 
 
+def pipeline() -> Pipeline:
+    """For :func:`prove`; it takes longer to make than a service to prove, so who proves often keeps one."""
+    return Pipeline(0, Link.NONE)  # no flow table: every packet asks the snapshot's
+
+
 def prove(
-    forwarding: Forwarding, snapshot: Snapshot, reachable: Collection[Address], services: Iterable[Service]
+    forwarding: Forwarding,
+    snapshot: Snapshot,
+    reachable: Collection[Address],
+    services: Iterable[Service],
+    pipe: Pipeline | None = None,
 ) -> dict[str, str]:
-    """The names of services that failed, each with what was wrong."""
+    """The names of services that failed, each with what was wrong. ``pipe``: one that nobody else uses meanwhile."""
     waiting = {service.name: service for service in services if any(_candidates(service, reachable))}
-    pipeline = Pipeline(0, Link.NONE)  # no flow table: every packet asks the table
+    if not waiting:
+        return {}
+    pipe = pipe or pipeline()
     failed: dict[str, str] = {}
     last: dict[str, str] = {}
     first = 0
     for count in ROUNDS:
         batch = [(service, probe) for service in waiting.values() for probe in _probes(service, first, count)]
-        results = pipeline.process(snapshot, [(packet, len(packet), 0) for _, packet in batch])
+        results = pipe.process(snapshot, [(packet, len(packet), 0) for _, packet in batch])
         for (service, _), result in zip(batch, results, strict=True):
             if service.name not in waiting:
                 continue

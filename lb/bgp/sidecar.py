@@ -105,22 +105,20 @@ class Sidecar:
         if link is not None:
             link.send_beat()
 
-    async def send(
-        self, lines: Sequence[str], undo: Sequence[str] | None, patience: float = ANSWER_TIMEOUT
-    ) -> list[bool]:
+    async def send(self, lines: Sequence[str], patience: float = ANSWER_TIMEOUT) -> list[bool]:
         """Has ExaBGP take these lines; for each, whether it did. Raises SidecarGone or OrderRefused.
 
-        ``undo`` takes back all that may be announced afterwards; None: what was said last still does. One call at a
-        time. An ExaBGP that does not answer within ``patience`` is killed: its sessions must not outlive its mind.
+        The helper keeps what they announce, so that it can take all of it back. One call at a time. An ExaBGP that does
+        not answer within ``patience`` is killed: its sessions must not outlive its mind.
         """
-        if not is_safe((*lines, *(undo or ()))):
+        if not is_safe(lines):
             raise AssertionError("a command for ExaBGP holds what no command of ours can hold")
         link = self._link
         if link is None:
             raise SidecarGone
         try:
             async with asyncio.timeout(patience):
-                results: list[bool] = await link.send(lines, undo)
+                results: list[bool] = await link.send(lines)
         except TimeoutError:
             log.error("ExaBGP does not answer", reason=f"no answer for {patience:g} s; it is started anew")
             self._kill()
@@ -262,12 +260,12 @@ class _Link:
         with contextlib.suppress(OSError):  # full: it has enough to read; closed: the listener knows
             self._beat.send(b".", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
-    async def send(self, lines: Sequence[str], undo: Sequence[str] | None) -> list[bool]:
+    async def send(self, lines: Sequence[str]) -> list[bool]:
         """As :meth:`Sidecar.send`."""
         self._number += 1
         answer: asyncio.Future[list[bool]] = asyncio.get_running_loop().create_future()
         self._answer = answer
-        order = {"id": self._number, "lines": list(lines), "undo": undo if undo is None else list(undo)}
+        order = {"id": self._number, "lines": list(lines)}
         try:
             self._writer.write(json.dumps(order).encode() + b"\n")
             await self._writer.drain()

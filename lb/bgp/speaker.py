@@ -3,62 +3,50 @@
 
 :class:`Speaker` owns the sidecar, what ExaBGP has accepted, and one session for each peer. Its owner,
 :mod:`lb.mux.announcer`, says what is wanted with :meth:`Speaker.offer` and is told of every change. The loop is:
-plan the difference, send it, note what was accepted, plan again. A new ExaBGP knows nothing, so all is sent again.
+ask the ledger for what is still to be said, say it, note what was accepted, ask again. A new ExaBGP knows nothing, so
+all is sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from lb.bgp import session as sessions
-from lb.bgp.routes import ALIVE, Command, Key, Speaks, plan, withdrawals
+from lb.bgp.ledger import Ledger
+from lb.bgp.routes import ALIVE, Command, Key, Speaks
 from lb.bgp.session import Session
 from lb.bgp.sidecar import Account, Listener, OrderRefused, Sidecar, SidecarGone
 from lb.log import get_logger
-from lb.model import Address
+from lb.model import Address, Network
 
-#: Commands in one batch; the rest waits for its answers.
-COMMANDS = 20
+#: Prefixes in one batch of commands; the rest waits for its answers.
+PREFIXES = 1000
 #: After the helper refused because the data plane was silent, seconds.
 RETRY = 0.05
 #: An idle ExaBGP is asked for a sign of life this often, and killed when it gives none for so long, seconds.
 SIGN, SILENCE = 1.0, 5.0
 
 log = get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What is known at one moment; a value, so that any thread may hold it."""
-
-    sessions: tuple[Session, ...]
-    accepted: Mapping[Key, str]  #: by ExaBGP, which tells peers as soon as they are up
-    wanted: Mapping[Key, str]
-    refused: Mapping[Key, str]  #: what ExaBGP would not take
-    running: bool
-
-    def session(self, peer: Address) -> Session:
-        return next(session for session in self.sessions if session.peer.address == peer)
-
-    @property
-    def announced(self) -> frozenset[Key]:
-        """What peers have been told."""
-        up = {session.peer.address for session in self.sessions if session.up}
-        return frozenset(key for key in self.accepted if key.peer in up)
+#: Is told which VIPs are told otherwise than before; None: perhaps all of them.
+Changed = Callable[[Collection[Network] | None], None]
 
 
 class Speaker:
-    """All sessions of one MUX; :meth:`run` until cancelled, which withdraws everything by ending ExaBGP."""
+    """All sessions of one MUX; :meth:`run` until cancelled, which withdraws everything by ending ExaBGP.
 
-    def __init__(self, speaks: Speaks, account: Account, changed: Callable[[], None]) -> None:
+    Used from the event loop, but for :meth:`beat` and :meth:`heard`.
+    """
+
+    def __init__(self, speaks: Speaks, account: Account, changed: Changed) -> None:
         self._changed = changed
-        self._accepted: dict[Key, str] = {}
-        self._wanted: dict[Key, str] = {}
-        self._refused: dict[Key, str] = {}
+        self._peers = [peer.address for peer in speaks.settings.peers]
+        self._ledger = Ledger(self._peers)
+        self._guard = threading.Lock()  # of the ledger's changes, against heard()
+        self._lives = 0  # how often all that was announced was taken back
         self._sessions = {str(peer.address): Session(peer) for peer in speaks.settings.peers}
         self._running = False
         self._wake = asyncio.Event()
@@ -68,14 +56,41 @@ class Speaker:
     # -- what the owner uses ------------------------------------------------------------------------------------
 
     @property
-    def view(self) -> View:
-        return View(
-            tuple(self._sessions.values()),
-            dict(self._accepted),
-            dict(self._wanted),
-            dict(self._refused),
-            self._running,
-        )
+    def ledger(self) -> Ledger:
+        """For reading."""
+        return self._ledger
+
+    @property
+    def running(self) -> bool:
+        """Whether ExaBGP takes commands."""
+        return self._running
+
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        return tuple(self._sessions.values())
+
+    def session(self, peer: Address) -> Session:
+        return self._sessions[str(peer)]
+
+    def told(self, peer: Address) -> int:
+        """Of how many VIPs the peer has been told."""
+        return self._ledger.counts[peer] if self.session(peer).up else 0
+
+    @property
+    def announces(self) -> bool:
+        """Whether any peer has been told of anything."""
+        return any(self.told(peer) for peer in self._peers)
+
+    def announced(self, vip: Network) -> bool:
+        """Whether any peer has been told of the VIP."""
+        return any(self.session(peer).up and Key(peer, vip) in self._ledger.accepted for peer in self._peers)
+
+    def heard(self) -> list[tuple[Network, str]]:
+        """Each VIP with the name of each peer that has been told of it. From any thread."""
+        with self._guard:
+            accepted = list(self._ledger.accepted)
+        names = {session.peer.address: session.peer.name for session in self.sessions if session.up}
+        return [(key.vip, names[key.peer]) for key in accepted if key.peer in names]
 
     @property
     def exabgp(self) -> int | None:
@@ -86,20 +101,21 @@ class Speaker:
         """From any thread."""
         self._sidecar.beat()
 
-    def offer(self, wanted: Mapping[Key, str]) -> None:
-        """What peers shall hear from now on."""
-        if dict(wanted) == self._wanted:
-            return
-        self._wanted = dict(wanted)
-        self._refused = {key: text for key, text in self._refused.items() if self._wanted.get(key) == text}
-        self._wake.set()
-        self._changed()
+    def offer(self, vips: Collection[Network], wanted: Mapping[Key, str]) -> None:
+        """What peers shall hear of these VIPs from now on, which is nothing where nothing is wanted."""
+        with self._guard:
+            news = [
+                self._ledger.want(key, wanted.get(key)) for vip in vips for key in (Key(p, vip) for p in self._peers)
+            ]
+        if any(news):
+            self._wake.set()
+            self._changed(vips)
 
     async def settle(self, seconds: float) -> bool:
         """Waits until ExaBGP has taken what is wanted, or there is no ExaBGP; False after the time."""
         try:
             async with asyncio.timeout(seconds), self._news:
-                await self._news.wait_for(lambda: not self._running or not self._left())
+                await self._news.wait_for(lambda: not self._running or self._ledger.settled)
         except TimeoutError:
             return False
         return True
@@ -111,11 +127,6 @@ class Speaker:
 
     # -- the loop -----------------------------------------------------------------------------------------------
 
-    def _left(self) -> tuple[Command, ...]:
-        """What is still to be said."""
-        possible = {key: text for key, text in self._wanted.items() if self._refused.get(key) != text}
-        return plan(self._accepted, possible)
-
     async def _keep_equal(self) -> None:
         while True:
             try:
@@ -125,11 +136,9 @@ class Speaker:
                 await self._ask_sign()
                 continue
             self._wake.clear()
-            while self._running and (commands := self._left()):
-                # Whatever part of it gets through, this takes it all back.
-                undo = withdrawals({**self._accepted, **self._wanted})
+            while self._running and (commands := self._ledger.next(PREFIXES)):
                 try:
-                    await self._say(commands[:COMMANDS], undo)
+                    await self._say(commands)
                 except OrderRefused:
                     await asyncio.sleep(RETRY)
                 except SidecarGone:
@@ -139,53 +148,54 @@ class Speaker:
     async def _ask_sign(self) -> None:
         if self._running:
             with contextlib.suppress(OrderRefused, SidecarGone):  # either is told of where it happens
-                await self._sidecar.send([ALIVE], None, SILENCE)
+                await self._sidecar.send([ALIVE], SILENCE)
 
-    async def _say(self, commands: tuple[Command, ...], undo: list[str]) -> None:
-        for command, accepted in zip(
-            commands, await self._sidecar.send([command.line for command in commands], undo), strict=True
-        ):
-            for key in command.keys:
-                if command.attributes is None:
-                    self._accepted.pop(key, None)  # what ExaBGP does not know it does not announce
-                elif accepted:
-                    self._accepted[key] = command.attributes
-                else:
-                    self._refused[key] = command.attributes
-            if not accepted:
+    async def _say(self, commands: tuple[Command, ...]) -> None:
+        life = self._lives
+        results = await self._sidecar.send([command.line for command in commands])
+        if life != self._lives:  # what was accepted was taken back since
+            return
+        with self._guard:
+            for command, taken in zip(commands, results, strict=True):
+                self._ledger.answered(command, taken=taken)
+        for command, taken in zip(commands, results, strict=True):
+            if not taken:
                 log.error("ExaBGP refuses", command=command.line[:300])
+        self._changed({key.vip for command in commands for key in command.keys})
         await self._tell()
 
     async def _tell(self) -> None:
-        self._changed()
+        """Those who wait in :meth:`settle`."""
         async with self._news:
             self._news.notify_all()
 
     # -- what the sidecar tells ---------------------------------------------------------------------------------
 
     def _up(self) -> None:
-        self._running = True
-        self._accepted = {}
         now = asyncio.get_running_loop().time()
         self._sessions = {name: sessions.started(session, now) for name, session in self._sessions.items()}
-        self._wake.set()
-        self._changed()
+        self._running = True
+        self._forget()
 
     def _down(self, why: str) -> None:
-        self._running = False
-        self._accepted = {}
         now = asyncio.get_running_loop().time()
         self._sessions = {
             name: sessions.stopped(session, f"ExaBGP ended: {why}", now) for name, session in self._sessions.items()
         }
-        self._wake.set()
-        self._changed()
+        self._running = False
+        self._forget()
 
     def _expired(self, why: str) -> None:
         log.error("announcements taken back", reason=why)
-        self._accepted = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is announced any more."""
+        self._lives += 1
+        with self._guard:
+            self._ledger.forget()
         self._wake.set()
-        self._changed()
+        self._changed(None)
 
     def _event(self, event: dict[str, Any]) -> None:
         name = sessions.peer_of(event)
@@ -200,4 +210,4 @@ class Speaker:
             log.warning("BGP session down", peer=after.peer.name, address=name, reason=after.error)
         elif after.error and after.error != before.error:
             log.warning("BGP session refused", peer=after.peer.name, address=name, reason=after.error)
-        self._changed()
+        self._changed(None)

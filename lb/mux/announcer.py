@@ -6,100 +6,57 @@ Of that, a VIP is announced only while all of this holds: its services are in th
 the table, a packet for each service passed the self-test of that table, the workers' heartbeat goes on, and the
 interface is there. What fails says so in ``lb get announcements``. :mod:`lb.mux.daemon` owns the one
 :class:`Announcer`, tells it of every publication, and stops it before anything else: routes go before forwarding does.
+
+Of ten thousand VIPs mostly none or one is concerned, and only that is looked at; what concerns all of them (workers,
+the interface, a drain) happens seldom.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from lb.bgp import policy, selftest
-from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Known, Route, Speaks, family, hears, offers, parse_announcements
+from lb.bgp.proofs import Proofs
+from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Route, Speaks, Wishes, family, hears, offers
 from lb.bgp.sidecar import choose_account
-from lb.bgp.speaker import Speaker, View
-from lb.forwarding import Forwarding
+from lb.bgp.speaker import Speaker
+from lb.changes import Change
+from lb.dataplane import Snapshot
 from lb.log import get_logger
 from lb.metrics import BgpFigures
-from lb.model import Address, Backend, BackendState, BgpPeer, BgpSettings, MuxSettings, Network
+from lb.model import Address, Backend, BackendState, BgpPeer, BgpSettings, MuxSettings, Network, Service
 from lb.mux.engine import Engine
+from lb.mux.heart import BEAT, STILL, Heart
+from lb.persistent import differences
 
-#: Between two looks at the workers, seconds; an idle worker turns ten times a second.
-BEAT = 0.05
-#: A worker that did not turn for so many looks stands still.
-STILL = 10
 #: How long ExaBGP may take to take a withdrawal before a VIP is removed all the same, seconds.
 SETTLE = 2.0
 #: From ExaBGP's word until routers have followed, seconds: twice what the slower of the lab's routers needs.
 FOLLOW = 0.3
+#: So many new services are tested at once, and so many in the event loop: it takes less time than to ask a thread.
+SLICE, SMALL = 500, 20
+#: So many services are tested again at once, and the pause before the next, seconds: 10,000 in some two minutes, for
+#: one percent of a CPU.
+SWEEP, REST = 20, 0.25
 
 log = get_logger()
 Row = dict[str, Any]
 
 
-class Heart(threading.Thread):
-    """Vouches for the data plane twenty times a second, as long as every worker turns.
-
-    A thread of its own, because a reload may keep the event loop busy while workers forward as ever.
-    """
-
-    def __init__(
-        self, bursts: Callable[[], tuple[int, ...]], beat: Callable[[], None], changed: Callable[[bool], None]
-    ):
-        super().__init__(name="heart", daemon=True)
-        self._bursts = bursts
-        self._beat = beat
-        self._changed = changed
-        self._over = threading.Event()
-
-    def run(self) -> None:
-        pulse = Pulse()
-        alive: bool | None = None
-        while not self._over.wait(BEAT):
-            now = pulse.look(self._bursts())
-            if now:
-                self._beat()
-            if now is not alive:
-                alive = now
-                self._changed(now)
-
-    def stop(self) -> None:
-        self._over.set()
-        self.join()
-
-
-class Pulse:
-    """Whether all workers turn, from their counts at each look. Counts looks, not time: a pause of the whole machine
-    is nobody's death."""
-
-    def __init__(self) -> None:
-        self._last: tuple[int, ...] = ()
-        self._still: list[int] = []
-
-    def look(self, bursts: tuple[int, ...]) -> bool:
-        """The counts at this moment; no workers is no life."""
-        if len(bursts) != len(self._last):
-            self._still = [0] * len(bursts)
-        else:
-            self._still = [
-                0 if now != before else still + 1
-                for now, before, still in zip(bursts, self._last, self._still, strict=True)
-            ]
-        self._last = bursts
-        return bool(bursts) and max(self._still) < STILL
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ground:
-    """What this MUX knows of itself: why a VIP may be announced, or may not."""
+    """What this MUX knows of itself: why a VIP may be announced, or may not. As it is now; what it holds changes."""
 
-    alive: bool = False  #: workers turn
-    proved: frozenset[Network] = frozenset()  #: VIPs whose services passed the self-test of a live table
+    proved: Set[Network] = frozenset()  #: VIPs whose services passed the self-test of a live table
     failed: Mapping[Network, str] = field(default_factory=dict)  #: VIPs that failed it, and how
-    released: frozenset[Network] = frozenset()  #: VIPs that are about to be removed
+    alive: bool = False  #: workers turn
+    released: Set[Network] = frozenset()  #: VIPs that are about to be removed
     away: bool = False  #: drained: routers had time to move, now nothing is announced
 
     def why_not(self, vip: Network, unsound: str | None) -> str | None:
@@ -125,22 +82,26 @@ class Announcer:
         self._speaks = Speaks(bgp, mux.address, mux.address6)
         self._engine = engine
         self._unsound = unsound
-        self._manager: Mapping[Network, Route] | None = None
-        self._known: Known = {}
+        self._unsound_before: str | None = None
+        self._managed = False
+        self._wishes = Wishes()
         self._draining = False
         self._leaving: asyncio.TimerHandle | None = None
         #: Since when nothing is announced, by the loop's clock, because this MUX is drained.
         self.away_since: float | None = None
         self._stopping = False
-        self._ground = Ground()
-        self._held: Mapping[Network, str] = {}
-        self._wanted: Mapping[Network, Route] = {}
+        self._proofs = Proofs()
+        self._ground = Ground(self._proofs.proved, self._proofs.failed)
+        self._wanted: dict[Network, Route] = {}
+        self._held: dict[Network, str] = {}  # of the wanted, those that must not be announced, and why
         self._declined: Mapping[Network, str] = {}
+        self._rows = Rows(self._rows_of)
         self._test = asyncio.Event()
+        self._pipe = selftest.pipeline()
+        self._reached: Snapshot | None = None  # what every worker is known to have
         self._speaker: Speaker | None = None
         self._heart: Heart | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._figures = BgpFigures()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -148,7 +109,7 @@ class Announcer:
         """After the workers; returns before any session is up."""
         account = await choose_account()
         log.info("BGP", user=account.name, reason=account.reason, peers=len(self._speaks.settings.peers))
-        self._speaker = Speaker(self._speaks, account, self._note)
+        self._speaker = Speaker(self._speaks, account, self._rows.spoil)
         loop, context = asyncio.get_running_loop(), contextvars.copy_context()
 
         def changed(alive: bool) -> None:
@@ -160,7 +121,8 @@ class Announcer:
             asyncio.create_task(self._speaker.run(), name="BGP"),
             asyncio.create_task(self._tests(), name="self-tests"),
         ]
-        self.published()
+        self._follow(None)
+        self._evaluate()
 
     @property
     def tasks(self) -> list[asyncio.Task[None]]:
@@ -173,13 +135,13 @@ class Announcer:
         self._stopping = True
         if speaker is not None and planned:
             pause = self._speaks.settings.shutdown
-            if speaker.view.announced:
+            if speaker.announces:
                 log.info("announcing GRACEFUL_SHUTDOWN", community=GRACEFUL_SHUTDOWN, seconds=pause)
                 self._demote(True)
                 await speaker.settle(SETTLE)
                 await asyncio.sleep(pause)
-            told = bool(speaker.view.announced)
-            self._ground = replace(self._ground, released=frozenset(self._wanted))
+            told = speaker.announces
+            self._ground.released = frozenset(self._wanted)
             self._evaluate()
             if told:
                 log.info("withdrawing", vips=len(self._wanted), seconds=pause)
@@ -194,22 +156,30 @@ class Announcer:
     @property
     def announces(self) -> bool:
         """Whether a router may send packets here."""
-        return self._speaker is not None and bool(self._speaker.view.announced)
+        return self._speaker is not None and self._speaker.announces
 
     # -- what the daemon says -----------------------------------------------------------------------------------
 
     def check(self, announcements: Mapping[str, Any]) -> None:
         """Raises ConfigError, with every mistake, where :meth:`want` would."""
-        parse_announcements(announcements, self._known)
+        self._wishes.read(announcements)
 
-    def want(self, announcements: Mapping[str, Any] | None) -> None:
-        """The section ``announcements`` of the manager's node state; None: no manager, the file's policies decide.
+    def want(self, announcements: Mapping[str, Any]) -> None:
+        """The section ``announcements`` of the manager's node state, which is not changed any more; before the first of
+        them the file's policies decide.
 
         Raises ConfigError with every mistake, and changes nothing then.
         """
-        self._manager = None if announcements is None else parse_announcements(announcements, self._known)
-        if not self._stopping:
-            self._evaluate()
+        put, gone = self._wishes.take(announcements)
+        if self._stopping:
+            return
+        if not self._managed:
+            self._managed, gone = True, list(self._wanted)
+            self._declined = {}
+        for vip in gone:
+            self._wanted.pop(vip, None)
+        self._wanted |= put
+        self._evaluate({*gone, *put})
 
     def drain(self, draining: bool) -> None:
         """Takes this MUX out: GRACEFUL_SHUTDOWN, so that routers prefer others, and later withdrawal. Or back in."""
@@ -228,56 +198,84 @@ class Announcer:
             self._leaving = None
         self._draining = draining
         self.away_since = None
-        self._ground = replace(self._ground, away=False)
+        self._ground.away = False
         self._evaluate()
 
     def _leave(self) -> None:
         self._leaving = None
         self.away_since = asyncio.get_running_loop().time()
-        self._ground = replace(self._ground, away=True)
+        self._ground.away = True
         self._evaluate()
 
     def published(self) -> None:
-        """There is another table, or other ways to backends, or the interface came or went."""
-        here = frozenset(service.vip for service in self._engine.forwarding.services)
-        self._ground = replace(self._ground, proved=self._ground.proved & here)
+        """There are other ways to backends, or the interface came or went."""
+        self._proofs.retry()
         self._test.set()
-        self._evaluate()
+        self._evaluate(self._follow_policies())
 
     async def release(self, vips: Iterable[Network]) -> None:
         """Withdraw before remove: returns when routers had time to forget these VIPs. Until :meth:`restore`."""
         released = frozenset(vips)
-        self._ground = replace(self._ground, released=released)
+        self._ground.released = released
         speaker = self._speaker
         if speaker is None or not released:
             return
-        told = any(key.vip in released for key in speaker.view.announced)
-        self._evaluate()
+        told = any(speaker.announced(vip) for vip in released)
+        self._evaluate(released)
         if told:
             await speaker.settle(SETTLE)
             await asyncio.sleep(FOLLOW)
 
-    def restore(self) -> None:
-        """What was released is gone from the table now, or stays after all."""
-        self._ground = replace(self._ground, released=frozenset())
-        self.published()
+    def restore(self, change: Change) -> None:
+        """The change is live now, or the table is the same after all: what was released is gone, or stays."""
+        released, self._ground.released = self._ground.released, frozenset()
+        self._evaluate({*released, *self._follow(change)})
 
     # -- what may be announced ----------------------------------------------------------------------------------
 
-    def _evaluate(self) -> None:
-        """Everything that is known, put together; cheap enough for every change."""
+    def _follow(self, change: Change | None) -> Set[Network]:
+        """Another table is live, by this change if it is that; the VIPs about which something else is known."""
+        services = self._engine.forwarding.services
+        if change is None or change.services is not services:
+            change = Change.between(self._proofs.services, services)
+        changed = self._proofs.follow(change)
+        self._test.set()
+        return changed | self._follow_policies()
+
+    def _follow_policies(self) -> Set[Network]:
+        """Without a manager: the VIPs that are wanted in another way than before, or not any more."""
+        if self._managed:
+            return frozenset()
+        wanted, declined = policy.by_policy(self._engine.forwarding.services, self._takes_flows)
+        changed: set[Network] = set()
+        for before, after in ((self._wanted, wanted), (self._declined, declined)):
+            put, gone = differences(before, after)
+            changed |= {*put, *gone}
+        self._wanted, self._declined = dict(wanted), declined
+        return changed
+
+    def _evaluate(self, vips: Iterable[Network] | None = None) -> None:
+        """What is known of these VIPs, put together; None: of all, for something changed that is about all of them."""
         if self._speaker is None:
             return
-        if self._manager is None:
-            wanted, declined = policy.by_policy(self._engine.forwarding.services, self._takes_flows)
-        else:
-            wanted, declined = self._manager, {}
-        self._wanted, self._declined = wanted, declined
         unsound = self._unsound()
-        self._held = {vip: why for vip in wanted if (why := self._ground.why_not(vip, unsound)) is not None}
-        offered = {vip: route for vip, route in wanted.items() if vip not in self._held}
-        self._speaker.offer(offers(self._speaks, offered, drained=self._draining))
-        self._note()
+        if vips is None or unsound != self._unsound_before:
+            self._unsound_before = unsound
+            vips = {*self._wanted, *(vips or ())}
+        vips = list(vips)
+        offered = {vip: route for vip in vips if (route := self._considered(vip, unsound)) is not None}
+        self._speaker.offer(vips, offers(self._speaks, offered, drained=self._draining))
+        self._rows.spoil(vips)
+
+    def _considered(self, vip: Network, unsound: str | None) -> Route | None:
+        """How to announce it; None: not at all."""
+        route = self._wanted.get(vip)
+        why = self._ground.why_not(vip, unsound) if route is not None else None
+        if why is None:
+            self._held.pop(vip, None)
+            return route
+        self._held[vip] = why
+        return None
 
     def _takes_flows(self, backend: Backend) -> bool:
         return backend.state is BackendState.UP and backend.weight > 0 and backend.address in self._engine.reachable
@@ -287,52 +285,63 @@ class Announcer:
             log.info("data plane lives")
         else:
             log.error("data plane stands still", reason=f"no turn of a worker for {STILL * BEAT:g} s; VIPs withdrawn")
-        self._ground = replace(self._ground, alive=alive)
+        self._ground.alive = alive
         self._evaluate()
 
     # -- self-tests ---------------------------------------------------------------------------------------------
 
     async def _tests(self) -> None:
-        """Proves each table once workers have it, off the event loop.
-
-        Other ways to backends prove nothing new of a service that passed: backends without a way are no candidates.
-        """
-        tested: Forwarding | None = None
+        """Tests what is new at once; what is not, at leisure."""
+        loop = asyncio.get_running_loop()
+        due = 0.0
         while True:
-            await self._test.wait()
+            if not self._proofs.urgent:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout_at(due if self._proofs.sweeping else None):
+                        await self._test.wait()
             self._test.clear()
-            forwarding, snapshot = self._engine.forwarding, self._engine.snapshot
-            reachable, before = self._engine.reachable, self._engine.bursts()
-            passed = self._ground.proved if forwarding is tested else frozenset()
-            services = [service for service in forwarding.services if service.vip not in passed]
-            failed = await asyncio.to_thread(selftest.prove, forwarding, snapshot, reachable, services)
-            tested = forwarding
-            while not _all_later(before, self._engine.bursts()):  # noqa: ASYNC110  a worker tells nobody of its turns
+            if self._proofs.urgent:
+                await self._prove(self._proofs.waiting(SLICE))
+            if loop.time() >= due:
+                await self._prove(self._proofs.sweep(SWEEP))
+                due = loop.time() + REST
+
+    async def _prove(self, services: Sequence[Service]) -> None:
+        """Tests these services once workers have their table, and announces or withdraws accordingly."""
+        engine = self._engine
+        forwarding, snapshot, reachable, before = engine.forwarding, engine.snapshot, engine.reachable, engine.bursts()
+        live = [service for service in services if forwarding.id_of(service) is not None]
+        if not live:
+            return
+        if len(live) <= SMALL:
+            failed = selftest.prove(forwarding, snapshot, reachable, live, self._pipe)
+        else:
+            failed = await asyncio.to_thread(selftest.prove, forwarding, snapshot, reachable, live, self._pipe)
+        while snapshot is not self._reached:
+            if _all_later(before, engine.bursts()):
+                self._reached = snapshot
+            else:
                 await asyncio.sleep(BEAT / 5)
-            by_vip = {service.vip: failed[service.name] for service in forwarding.services if service.name in failed}
-            for vip, why in by_vip.items():
-                if self._ground.failed.get(vip) != why:
-                    log.error("self-test failed", vip=str(vip), reason=why)
-            proved = frozenset(service.vip for service in forwarding.services) - by_vip.keys()
-            self._ground = replace(self._ground, proved=proved, failed=by_vip)
-            self._evaluate()
+        told = dict(self._ground.failed)
+        changed = self._proofs.judge((s for s in live if engine.forwarding.id_of(s) is not None), failed)
+        for vip in changed:
+            why = self._ground.failed.get(vip)
+            if why is not None and why != told.get(vip):
+                log.error("self-test failed", vip=str(vip), reason=why)
+        if changed:
+            self._evaluate(changed)
 
     # -- what is told of it -------------------------------------------------------------------------------------
 
-    def _note(self) -> None:
-        """Something changed: the figures that another thread reads."""
-        if self._speaker is None:
-            return
-        view = self._speaker.view
-        names = {session.peer.address: session.peer.name for session in view.sessions}
-        self._figures = BgpFigures(
-            tuple(sorted((_text(key.vip), names[key.peer]) for key in view.announced)),
-            tuple((session.peer.name, session.up) for session in view.sessions),
-        )
-
     def figures(self) -> BgpFigures:
         """From any thread."""
-        return self._figures
+        speaker = self._speaker
+        if speaker is None:
+            return BgpFigures()
+        return BgpFigures(
+            tuple(sorted((_text(vip), peer) for vip, peer in speaker.heard())),
+            tuple((session.peer.name, session.up) for session in speaker.sessions),
+        )
 
     @property
     def exabgp(self) -> int | None:
@@ -343,10 +352,7 @@ class Announcer:
         """One row for each session."""
         if self._speaker is None:
             return []
-        view, now = self._speaker.view, asyncio.get_running_loop().time()
-        counts: dict[Address, int] = {}
-        for key in view.announced:
-            counts[key.peer] = counts.get(key.peer, 0) + 1
+        now = asyncio.get_running_loop().time()
         return [
             {
                 "name": session.peer.name,
@@ -356,42 +362,79 @@ class Announcer:
                 "families": [member.value for member in session.peer.families],
                 "state": session.state.value,
                 "seconds": int(now - session.since) if session.since else None,
-                "announced": counts.get(session.peer.address, 0),
+                "announced": self._speaker.told(session.peer.address),
                 "error": session.why(now),
             }
-            for session in view.sessions
+            for session in self._speaker.sessions
         ]
 
-    def announcements(self) -> list[Row]:
-        """One row for each VIP and peer that shall hear of it, and one for each VIP that nobody hears of."""
-        if self._speaker is None:
-            return []
-        view, now = self._speaker.view, asyncio.get_running_loop().time()
-        announced = view.announced
-        rows: list[Row] = []
-        for vip, route in self._wanted.items():
-            hearing = [peer for peer in self._speaks.settings.peers if hears(peer, vip, route)]
-            for peer in hearing:
-                state, why = self._told(view, announced, Key(peer.address, vip), now)
-                rows.append(_row(vip, peer, state, why, route))
-            if not hearing:
-                why = f"no peer is {route.peers.value} and takes {family(vip).value}"
-                rows.append(_row(vip, None, "unheard", why, route))
-        rows += [_row(vip, None, "withdrawn", why, None) for vip, why in self._declined.items()]
-        return rows
+    def announcements(self) -> Sequence[Row]:
+        """One row for each VIP and peer that shall hear of it, and one for each VIP that nobody hears of.
 
-    def _told(self, view: View, announced: frozenset[Key], key: Key, now: float) -> tuple[str, str | None]:
+        What did not change is the same object as before; nobody changes any of it.
+        """
+        return self._rows.all(chain(self._wanted, self._declined)) if self._speaker is not None else ()
+
+    def _rows_of(self, vip: Network) -> tuple[Row, ...]:
+        route = self._wanted.get(vip)
+        if route is None:
+            return (_row(vip, None, "withdrawn", self._declined[vip], None),) if vip in self._declined else ()
+        hearing = [peer for peer in self._speaks.settings.peers if hears(peer, vip, route)]
+        if not hearing:
+            why = f"no peer is {route.peers.value} and takes {family(vip).value}"
+            return (_row(vip, None, "unheard", why, route),)
+        return tuple(_row(vip, peer, *self._told(vip, peer.address), route) for peer in hearing)
+
+    def _told(self, vip: Network, peer: Address) -> tuple[str, str | None]:
         """The state of a VIP towards a peer, and why it is not announced if it is not."""
-        if key.vip in self._held:
-            return ("leaving" if key in announced else "held"), self._held[key.vip]
-        if key in announced and view.accepted[key] == view.wanted.get(key):
+        speaker, key = self._speaker, Key(peer, vip)
+        assert speaker is not None  # noqa: S101
+        session, accepted = speaker.session(peer), speaker.ledger.accepted.get(key)
+        announced = session.up and accepted is not None
+        if vip in self._held:
+            return ("leaving" if announced else "held"), self._held[vip]
+        if announced and accepted == speaker.ledger.wanted.get(key):
             return ("draining" if self._draining else "announced"), None
-        if key in view.refused:
+        if key in speaker.ledger.refused:
             return "refused", "ExaBGP does not take it; its log says why"
-        if not view.running:
+        if not speaker.running:
             return "waiting", "ExaBGP is starting"
-        session = view.session(key.peer)
-        return "waiting", None if session.up else session.why(now) or f"the session is {session.state.value}"
+        # Without its time, which is in the row of the peer: ten thousand rows would be others each second.
+        return "waiting", None if session.up else session.error or f"the session is {session.state.value}"
+
+
+class Rows:
+    """Rows by VIP, made when somebody asks, and kept for as long as nothing of what they tell changes."""
+
+    def __init__(self, make: Callable[[Network], tuple[Row, ...]]) -> None:
+        """``make``: the rows of a VIP; none if there is nothing to tell."""
+        self._make = make
+        self._by_vip: dict[Network, tuple[Row, ...]] = {}
+        self._stale: set[Network] | None = None  # None: all
+        self._all: list[Row] = []
+
+    def spoil(self, vips: Iterable[Network] | None) -> None:
+        """Something else is to be told of these VIPs; None: of any."""
+        if vips is None:
+            self._stale = None
+        elif self._stale is not None:
+            self._stale.update(vips)
+
+    def all(self, vips: Iterable[Network]) -> Sequence[Row]:
+        """Those of all VIPs, which ``vips`` are. The same list as before if nothing changed."""
+        if self._stale is None:
+            found = ((vip, self._make(vip)) for vip in vips)
+            self._by_vip = {vip: rows for vip, rows in found if rows}
+        elif self._stale:
+            for vip in self._stale:
+                self._by_vip[vip] = self._make(vip)
+                if not self._by_vip[vip]:
+                    del self._by_vip[vip]
+        else:
+            return self._all
+        self._stale = set()
+        self._all = list(chain.from_iterable(self._by_vip.values()))
+        return self._all
 
 
 def _all_later(before: tuple[int, ...], now: tuple[int, ...]) -> bool:

@@ -399,7 +399,7 @@ class Daemon:
             await self._publish(forwarding, vips)
         finally:
             if self._announcer is not None:
-                self._announcer.restore()
+                self._announcer.restore(change)
         if self._plane.port.watches_hops and forwarding.hop_addresses is not live.hop_addresses:
             self._watch.forget_all_but(forwarding.hop_addresses)
         self._probes.update(change)

@@ -7,7 +7,7 @@ Everything comes from the engine's counters and the configuration that is live; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,9 +133,9 @@ class Status:
         """BGP sessions."""
         return self._announcer.peers() if self._announcer is not None else []
 
-    def announcements(self) -> list[Row]:
+    def announcements(self) -> Sequence[Row]:
         """VIPs and who was told of them."""
-        return self._announcer.announcements() if self._announcer is not None else []
+        return self._announcer.announcements() if self._announcer is not None else ()
 
     def services(self) -> list[Row]:
         rows: list[Row] = []

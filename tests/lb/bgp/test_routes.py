@@ -14,6 +14,7 @@ from lb.bgp.routes import (
     GRACEFUL_SHUTDOWN,
     Key,
     Route,
+    Wishes,
     is_safe,
     offers,
     parse_announcements,
@@ -21,7 +22,8 @@ from lb.bgp.routes import (
     withdrawals,
 )
 from lb.errors import ConfigError
-from lb.model import AnnouncePeers
+from lb.model import AnnouncePeers, Network
+from lb.persistent import PersistentMap
 from tests.lb.bgp.values import INSIDE, OUTSIDE, SPEAKS, key, net
 
 WEB, SIX = net("203.0.113.10/32"), net("2001:db8::10/128")
@@ -136,14 +138,45 @@ def test_a_manager_s_announcements_become_routes() -> None:
     [
         {"203.0.113.10/33": {}},
         {"all": {}},
-        {"203.0.113.10": []},
-        {"203.0.113.10": {"communities": ["65000:1 ; shutdown"]}},
-        {"203.0.113.10": {"med": "5"}},
-        {"203.0.113.10": {"peers": "everybody"}},
-        {"203.0.113.10": {"colour": "blue"}},
+        {"203.0.113.10/32": []},
+        {"203.0.113.10": {}},
+        {"203.0.113.10/32": {"communities": ["65000:1 ; shutdown"]}},
+        {"203.0.113.10/32": {"med": "5"}},
+        {"203.0.113.10/32": {"peers": "everybody"}},
+        {"203.0.113.10/32": {"colour": "blue"}},
     ],
 )
 def test_a_manager_s_mistakes_are_refused_with_their_place(table: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_announcements(table)
     assert caught.value.lines[0].startswith("announcements.")
+
+
+TABLES = st.dictionaries(
+    st.integers(0, 20).map(lambda n: f"203.0.113.{n}/32"), st.sampled_from([{}, {"med": 5}, {"med": 5, "prepend": 1}])
+)
+
+
+@given(st.lists(st.tuples(TABLES, st.booleans())))
+def test_wishes_that_are_read_by_what_differs_are_those_of_the_whole_table(
+    tables: list[tuple[dict[str, object], bool]],
+) -> None:
+    wishes = Wishes()
+    now: dict[Network, Route] = {}
+    persistent: PersistentMap[str, object] = PersistentMap()
+    for table, taken in tables:
+        persistent = persistent.replaced(persistent, table)
+        put, gone = wishes.read(persistent)
+        after = {vip: route for vip, route in (now | put).items() if vip not in gone}
+        assert after == parse_announcements(table)
+        if taken:
+            assert wishes.take(persistent) == (put, gone)
+            now = after
+
+
+def test_wishes_with_a_mistake_are_not_taken() -> None:
+    wishes = Wishes()
+    wishes.take({"203.0.113.10/32": {}})
+    with pytest.raises(ConfigError):
+        wishes.take({"203.0.113.11/32": {"colour": "blue"}})
+    assert wishes.read({}) == ({}, [WEB])
