@@ -220,6 +220,20 @@ async def test_a_released_vip_is_withdrawn_before_and_stays_where_the_change_fai
 
 
 @in_a_loop
+async def test_what_goes_and_what_stays_are_withdrawn_together_when_the_interface_is_lost_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with stage([web("web", "203.0.113.10", 1), web("files", "203.0.113.11", 1)], monkeypatch) as made:
+        made.announcer.want({"203.0.113.10/32": {}, "203.0.113.11/32": {}})
+        await made.rest()
+        made.engine.unsound = "the interface eth0 is down or gone"
+        made.announcer.want({"203.0.113.10/32": {}})
+        await made.rest()
+        assert not made.announcer.announces
+        assert made.states() == {("203.0.113.10", peer.name): "held" for peer in SPEAKS.settings.peers}
+
+
+@in_a_loop
 async def test_a_broken_table_is_found_by_the_sweep_and_withdrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REST", 0.01)
     first, files = web("web", "203.0.113.10", 1), web("files", "203.0.113.11", 1)
