@@ -34,6 +34,8 @@ BACKLOG_MAX = 4 * 1024 * 1024
 READ = 65536
 #: Prefixes in one line that takes them back.
 BATCH = 50
+#: For its attributes, as in lb.bgp.routes.
+WITHDRAWN4, WITHDRAWN6 = "next-hop self", "next-hop ::"
 
 
 class Command(NamedTuple):
@@ -88,11 +90,11 @@ class Told:
     def undo(self) -> Iterator[str]:
         """The lines that take back everything. One family a line, for ExaBGP takes a line's from its last prefix."""
         for peer, prefixes in self._by_peer.items():
-            for six in (False, True):
+            for six, attributes in ((False, WITHDRAWN4), (True, WITHDRAWN6)):
                 of_kind = [prefix for prefix in prefixes if (":" in prefix) is six]
                 for start in range(0, len(of_kind), BATCH):
                     part = " ".join(of_kind[start : start + BATCH])
-                    yield f"neighbor {peer} withdraw attributes next-hop self nlri {part}"
+                    yield f"neighbor {peer} withdraw attributes {attributes} nlri {part}"
 
 
 class Batch(NamedTuple):

@@ -33,7 +33,7 @@ class Proofs:
         self.services: tuple[Service, ...] = ()
         self.proved: set[Network] = set()
         self.failed: dict[Network, str] = {}  #: VIPs, and what was wrong with one of their services
-        self._uses: dict[Network, int] = {}  # by how many services each VIP is used
+        self._uses: dict[Network, tuple[Network, int]] = {}  # each VIP itself, and by how many services it is used
         # Both by VIP and name of the service.
         self._waiting: dict[Network, dict[str, Service]] = {}
         self._failures: dict[Network, dict[str, _Failure]] = {}
@@ -49,10 +49,10 @@ class Proofs:
         for service in change.gone:
             _drop(self._waiting, service.vip, service.name)
             _drop(self._failures, service.vip, service.name)
-            self._uses[service.vip] -= 1
+            self._use(service.vip, -1)
         for service in change.come:
             self._waiting.setdefault(service.vip, {})[service.name] = service
-            self._uses[service.vip] = self._uses.get(service.vip, 0) + 1
+            self._use(service.vip, 1)
         self.services = change.services
         self._sweep_again |= bool(change)
         return self._settle({service.vip for service in chain(change.gone, change.come)})
@@ -83,8 +83,7 @@ class Proofs:
         changed: set[Network] = set()
         for vip in vips:
             before = vip in self.proved, self.failed.get(vip)
-            if not self._uses.get(vip):
-                self._uses.pop(vip, None)
+            if vip not in self._uses:
                 self.proved.discard(vip)
                 self.failed.pop(vip, None)
             elif vip in self._failures:
@@ -97,6 +96,17 @@ class Proofs:
             if before != (vip in self.proved, self.failed.get(vip)):
                 changed.add(vip)
         return changed
+
+    def _use(self, vip: Network, step: int) -> None:
+        known, count = self._uses.get(vip, (vip, 0))
+        if count + step:
+            self._uses[vip] = known, count + step
+        else:
+            del self._uses[vip]
+
+    def known(self, vip: Network) -> Network:
+        """The same VIP, and the very object that is known of it, if one is: ten thousand of them take 5 MiB."""
+        return self._uses.get(vip, (vip, 0))[0]
 
     # -- what is to be tested -----------------------------------------------------------------------------------
 

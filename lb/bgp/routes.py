@@ -24,6 +24,9 @@ from lb.persistent import differences
 GRACEFUL_SHUTDOWN = "65535:0"
 #: Prefixes in one command: ExaBGP's line stays far below its limit, and an error does not take too many along.
 BATCH = 50
+#: The attributes of a withdrawal, by family. It needs none, only that ExaBGP can read the line; and that does not know
+#: what ``self`` is for IPv6 in a session over IPv4, and would leave the route.
+WITHDRAWN = {4: "next-hop self", 6: "next-hop ::"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +131,7 @@ def withdrawals(announced: Mapping[Key, str]) -> list[str]:
 def _commands(verb: str, keys: Mapping[Key, str]) -> Iterator[Command]:
     groups: dict[tuple[Address, int, str], list[Key]] = {}
     for key, text in keys.items():
-        # A withdrawal needs no attributes, only that ExaBGP can read the line.
-        said = text if verb == "announce" else "next-hop self"
+        said = text if verb == "announce" else WITHDRAWN[key.vip.version]
         groups.setdefault((key.peer, key.vip.version, said), []).append(key)
     for (peer, _, text), members in sorted(groups.items(), key=lambda item: _order(item[0])):
         ordered = sorted(members, key=lambda key: (key.vip.network_address.packed, key.vip.prefixlen))

@@ -117,7 +117,7 @@ def _probes(service: Service, first: int, count: int) -> Iterator[bytes]:
 
 def _spread(vip: Network, i: int) -> Address:
     """First, last and then any addresses of a prefix."""
-    size = vip.num_addresses
+    size = 1 << vip.max_prefixlen - vip.prefixlen  # ipaddress would keep with the VIP what it computes
     offset = (0, size - 1, size // 2)[i % 3] if i < 30 else i * 7919 % size
     return vip.network_address + offset
 

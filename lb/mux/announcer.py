@@ -178,8 +178,8 @@ class Announcer:
             self._declined = {}
         for vip in gone:
             self._wanted.pop(vip, None)
-        self._wanted |= put
-        self._evaluate({*gone, *put})
+        self._wanted |= {self._proofs.known(vip): route for vip, route in put.items()}
+        self._evaluate({*gone, *map(self._proofs.known, put)})
 
     def drain(self, draining: bool) -> None:
         """Takes this MUX out: GRACEFUL_SHUTDOWN, so that routers prefer others, and later withdrawal. Or back in."""
@@ -300,19 +300,20 @@ class Announcer:
                     async with asyncio.timeout_at(due if self._proofs.sweeping else None):
                         await self._test.wait()
             self._test.clear()
-            if self._proofs.urgent:
-                await self._prove(self._proofs.waiting(SLICE))
+            if self._proofs.urgent and not await self._prove(self._proofs.waiting(SLICE)):
+                await self._test.wait()  # another table is live, and in a moment it is told by what it differs
             if loop.time() >= due:
                 await self._prove(self._proofs.sweep(SWEEP))
                 due = loop.time() + REST
 
-    async def _prove(self, services: Sequence[Service]) -> None:
-        """Tests these services once workers have their table, and announces or withdraws accordingly."""
+    async def _prove(self, services: Sequence[Service]) -> bool:
+        """Tests these services once workers have their table, and announces or withdraws accordingly. False: none of
+        them is live any more."""
         engine = self._engine
         forwarding, snapshot, reachable, before = engine.forwarding, engine.snapshot, engine.reachable, engine.bursts()
         live = [service for service in services if forwarding.id_of(service) is not None]
         if not live:
-            return
+            return False
         if len(live) <= SMALL:
             failed = selftest.prove(forwarding, snapshot, reachable, live, self._pipe)
         else:
@@ -330,6 +331,7 @@ class Announcer:
                 log.error("self-test failed", vip=str(vip), reason=why)
         if changed:
             self._evaluate(changed)
+        return True
 
     # -- what is told of it -------------------------------------------------------------------------------------
 
@@ -368,22 +370,38 @@ class Announcer:
             for session in self._speaker.sessions
         ]
 
-    def announcements(self) -> Sequence[Row]:
-        """One row for each VIP and peer that shall hear of it, and one for each VIP that nobody hears of.
+    def announcements(self) -> list[Row]:
+        """One row for each VIP and peer that shall hear of it, and one for each VIP that nobody hears of."""
+        if self._speaker is None:
+            return []
+        return [
+            {
+                **row,
+                "communities": list(route.communities) if route is not None else [],
+                "med": route.med if route is not None else None,
+                "prepend": route.prepend if route is not None else 0,
+                "why": row.get("why"),
+            }
+            for vip in chain(self._wanted, self._declined)
+            for route in (self._wanted.get(vip),)
+            for row in self._rows_of(vip)
+        ]
 
-        What did not change is the same object as before; nobody changes any of it.
+    def announced(self) -> Sequence[Row]:
+        """The same for the manager, which knows how VIPs are announced; ``why`` is there where there is one.
+
+        What did not change is the same object as before. Nobody changes any of it.
         """
         return self._rows.all(chain(self._wanted, self._declined)) if self._speaker is not None else ()
 
     def _rows_of(self, vip: Network) -> tuple[Row, ...]:
-        route = self._wanted.get(vip)
+        text, route = _text(vip), self._wanted.get(vip)
         if route is None:
-            return (_row(vip, None, "withdrawn", self._declined[vip], None),) if vip in self._declined else ()
+            return (_row(text, None, "withdrawn", self._declined[vip]),) if vip in self._declined else ()
         hearing = [peer for peer in self._speaks.settings.peers if hears(peer, vip, route)]
         if not hearing:
-            why = f"no peer is {route.peers.value} and takes {family(vip).value}"
-            return (_row(vip, None, "unheard", why, route),)
-        return tuple(_row(vip, peer, *self._told(vip, peer.address), route) for peer in hearing)
+            return (_row(text, None, "unheard", f"no peer is {route.peers.value} and takes {family(vip).value}"),)
+        return tuple(_row(text, peer, *self._told(vip, peer.address)) for peer in hearing)
 
     def _told(self, vip: Network, peer: Address) -> tuple[str, str | None]:
         """The state of a VIP towards a peer, and why it is not announced if it is not."""
@@ -442,16 +460,9 @@ def _all_later(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
     return len(before) == len(now) > 0 and all(count != old for count, old in zip(now, before, strict=True))
 
 
-def _row(vip: Network, peer: BgpPeer | None, state: str, why: str | None, route: Route | None) -> Row:
-    return {
-        "vip": _text(vip),
-        "peer": peer.name if peer is not None else None,
-        "state": state,
-        "communities": list(route.communities) if route is not None else [],
-        "med": route.med if route is not None else None,
-        "prepend": route.prepend if route is not None else 0,
-        "why": why,
-    }
+def _row(vip: str, peer: BgpPeer | None, state: str, why: str | None) -> Row:
+    row: Row = {"vip": vip, "peer": peer.name if peer is not None else None, "state": state}
+    return row if why is None else {**row, "why": why}
 
 
 def _text(vip: Network) -> str:

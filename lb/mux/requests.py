@@ -4,7 +4,7 @@ Checks what was asked; reads only."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
@@ -20,7 +20,7 @@ from lb.node.messages import FlowAnswer, FlowQuestion
 
 def handlers(status: Status, engine: Engine) -> dict[str, Handler]:
     """One for each ``op``."""
-    tables: dict[str, Callable[[], Sequence[Row]]] = {
+    tables: dict[str, Callable[[], list[Row]]] = {
         "services": status.services,
         "backends": status.backends,
         "muxes": lambda: [status.mux()],
@@ -30,7 +30,7 @@ def handlers(status: Status, engine: Engine) -> dict[str, Handler]:
         "status": lambda: [status.mux()],
     }
 
-    def get(asked: Request) -> Sequence[Row]:
+    def get(asked: Request) -> list[Row]:
         what = asked.get("what")
         if not isinstance(what, str) or what not in tables:
             raise RequestError(f"what must be one of {', '.join(tables)}, not {what!r}")

@@ -7,7 +7,7 @@ Everything comes from the engine's counters and the configuration that is live; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +119,7 @@ class Status:
             "at": at,
             "mux": mux,
             "peers": self.peers(),
-            "announcements": self.announcements()[:ROWS_MAX],
+            "announcements": self._announcer.announced()[:ROWS_MAX] if self._announcer is not None else [],
             "services": services[:ROWS_MAX],
             "backends": backends[:ROWS_MAX],
             "handover": self._handover(),
@@ -133,9 +133,9 @@ class Status:
         """BGP sessions."""
         return self._announcer.peers() if self._announcer is not None else []
 
-    def announcements(self) -> Sequence[Row]:
+    def announcements(self) -> list[Row]:
         """VIPs and who was told of them."""
-        return self._announcer.announcements() if self._announcer is not None else ()
+        return self._announcer.announcements() if self._announcer is not None else []
 
     def services(self) -> list[Row]:
         rows: list[Row] = []

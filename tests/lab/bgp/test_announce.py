@@ -96,6 +96,12 @@ def test_removed_service_is_withdrawn_before_it_is_removed(announced: BgpLab) ->
     assert moved is None, "other VIPs must not move"
 
 
+def test_an_ipv6_vip_is_withdrawn_over_a_session_of_ipv4(announced: BgpLab) -> None:
+    lab = announced
+    lab.publish((web(lab.hosts), files(lab.hosts)))
+    lab.wait_hops(SIX_VIP)
+
+
 def test_policy_withdraws_without_healthy_backends_and_says_why(announced: BgpLab) -> None:
     lab = announced
     picky = replace(web(lab.hosts), announce=Announce(AnnouncePolicy.MIN_HEALTHY, n=2))

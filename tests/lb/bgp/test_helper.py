@@ -34,7 +34,8 @@ def announce(*prefixes: str, peer: str = "10.0.1.1") -> str:
 
 
 def withdraw(*prefixes: str, peer: str = "10.0.1.1") -> str:
-    return f"neighbor {peer} withdraw attributes next-hop self nlri {' '.join(prefixes)}"
+    next_hop = "::" if ":" in prefixes[0] else "self"
+    return f"neighbor {peer} withdraw attributes next-hop {next_hop} nlri {' '.join(prefixes)}"
 
 
 A, B, C, SIX = "203.0.113.1/32", "203.0.113.2/32", "203.0.113.3/32", "2001:db8::1/128"

@@ -73,6 +73,11 @@ def test_withdrawals_come_before_announcements() -> None:
     ]
 
 
+def test_a_withdrawal_of_ipv6_names_no_next_hop_that_its_session_has_not() -> None:
+    announced = {key("10.0.1.1", "2001:db8::10"): "next-hop fd00:1::11"}
+    assert withdrawals(announced) == ["neighbor 10.0.1.1 withdraw attributes next-hop :: nlri 2001:db8::10/128"]
+
+
 def test_changed_attributes_replace_without_a_withdrawal() -> None:
     here = key("10.0.1.1", "203.0.113.1")
     (command,) = plan({here: "next-hop self"}, {here: "next-hop self med 5"})
