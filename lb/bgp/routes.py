@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, NamedTuple
 
@@ -153,26 +152,35 @@ def parse_announcements(table: Mapping[str, Any]) -> dict[Network, Route]:
     """A node state's section ``announcements``; raises ConfigError with everything that is wrong in it."""
     mistakes: list[tuple[str, str]] = []
     found: dict[Network, Route] = {}
+    before: tuple[object, Route | None] = {}, Route()  # ten thousand VIPs mostly are announced in the same way
     for vip, raw in table.items():
-        item = _read(vip, raw, mistakes)
-        if item is not None:
-            found[item[0]] = item[1]
+        network = _read_vip(vip, mistakes)
+        if before[1] is None or raw != before[0]:
+            before = raw, _read_route(vip, raw, mistakes)
+        if network is not None and before[1] is not None:
+            found[network] = before[1]
     if mistakes:
         raise ConfigError(mistakes)
     return found
 
 
-def _read(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> tuple[Network, Route] | None:
+def _read_vip(vip: str, mistakes: list[tuple[str, str]]) -> Network | None:
     from lb import config_tables as tables  # noqa: PLC0415  brings pydantic, which a MUX without BGP can do without
 
-    where = f"announcements.{tables.show(vip)}"
     try:
         network = tables.parse_vip(vip)
     except ValueError as error:
-        mistakes.append((where, str(error)))
+        mistakes.append((f"announcements.{tables.show(vip)}", str(error)))
         return None
     if vip != str(network):  # else one VIP could be there twice
-        mistakes.append((where, f'must be written as "{network}"'))
+        mistakes.append((f"announcements.{tables.show(vip)}", f'must be written as "{network}"'))
+    return network
+
+
+def _read_route(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> Route | None:
+    from lb import config_tables as tables  # noqa: PLC0415  as above
+
+    where = f"announcements.{tables.show(vip)}"
     if not isinstance(raw, dict):
         mistakes.append((where, f"must be a table, not {tables.show(raw)}"))
         return None
@@ -191,12 +199,6 @@ def _read(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> tuple[Network,
                 given[key] = checks[key](value)
             except ValueError as error:
                 mistakes.append((f"{where}.{key}", str(error)))
-    return network, _route(**given)
-
-
-@lru_cache(maxsize=1000)
-def _route(**given: Any) -> Route:
-    """Ten thousand VIPs mostly have the same one."""
     return Route(**given)
 
 
