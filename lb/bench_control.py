@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the control plane: ten thousand services, three MUXes, a hundred agents, one manager.
+"""Measures the control plane: ten thousand services, three MUXes, a hundred agents, one manager, two routers.
 
 Called by ``lb bench control`` and ``lb bench all``. Manager and MUXes are real processes (mutual TLS, SQLite on disk,
 every MUX publishes to its data plane); agents are simulated by :mod:`lb.bench_agents` with the real client. A change is
 live when every node that it concerns has acknowledged it: a MUX does so after it has published, and it counts from the
-beginning of the operator's request, connection and TLS handshake included, to the answer of ``lb apply --wait``.
+beginning of the operator's request, connection and TLS handshake included, to the answer of ``lb apply --wait``. Every
+MUX announces all VIPs to two BIRDs (:mod:`lb.bench_router`), if BIRD is installed; at the end they must have all of
+them by every MUX, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
@@ -27,8 +29,8 @@ from lb.bench_fleet import (
     SERVICE_PORT,
     Fleet,
     check,
-    children_of,
     cpu_of,
+    exabgp_of,
     host_address,
     memory_of,
     rings_of,
@@ -329,15 +331,18 @@ def _memory(fleet: Fleet, answer: ControlBench) -> None:
     mib = 2**20
     tables = answer.services * SLOTS * SLOT_BYTES / mib
     flows = flow_table_bytes(FLOWS) / mib
-    processes = {"lb-manager": (fleet.manager.pid, 0.0, 0.0)}
-    processes |= {name: (mux.pid, tables, flows) for name, mux in fleet.muxes.items()}
-    if fleet.routers:
-        processes["exabgp"] = (children_of(fleet.muxes[fleet.mux_names[0]].pid)[0], 0.0, 0.0)
-    for name, (pid, own_tables, own_flows) in processes.items():
+    for name, pid in _processes(fleet).items():
+        own_tables, own_flows = (tables, flows) if name in fleet.muxes else (0.0, 0.0)
         found = {key: round(value / mib, 1) for key, value in memory_of(pid).items()}
         rings = round(rings_of(pid) / mib, 1)
         memory = Memory(**found, tables=round(own_tables, 1), flows=round(own_flows, 1), rings=rings)
         answer.memory[name] = {**asdict(memory), "control": memory.control}
+
+
+def _processes(fleet: Fleet) -> dict[str, int]:
+    """The manager, the MUXes, and the ExaBGP of one MUX, by their pids."""
+    pids = {"lb-manager": fleet.manager.pid} | {name: mux.pid for name, mux in fleet.muxes.items()}
+    return pids | ({"exabgp": exabgp_of(fleet.muxes[fleet.mux_names[0]].pid)} if fleet.routers else {})
 
 
 # ---- commands -------------------------------------------------------------------------------------------------------
@@ -397,9 +402,10 @@ def _commands(fleet: Fleet, table: dict[str, Any], answer: ControlBench, say: Sa
 
 
 def _churn(fleet: Fleet, seconds: float, rate: float, answer: ControlBench, say: Say) -> None:
-    before = {"lb-manager": cpu_of(fleet.manager.pid)} | {n: cpu_of(mux.pid) for n, mux in fleet.muxes.items()}
+    pids = _processes(fleet)
+    before = {name: cpu_of(pid) for name, pid in pids.items()}
     done = fleet.agents.ask(do="churn", seconds=seconds, rate=rate, seed=3)
-    after = {"lb-manager": cpu_of(fleet.manager.pid)} | {n: cpu_of(mux.pid) for n, mux in fleet.muxes.items()}
+    after = {name: cpu_of(pid) for name, pid in pids.items()}
     fleet.wait_followed(answer.muxes + 1 + answer.agents, FOLLOWED)
     answer.churn = {
         "verdicts": done["verdicts"],
@@ -449,6 +455,7 @@ def lines(answer: ControlBench) -> list[str]:
     for kind, row in answer.changes.items():
         said.append(f"  {kind:<16}" + f"{row['count']:>6}" + "".join(f"{row[key]:>8.1f}" for key in list(row)[1:]))
     said += [f"  {line}" for line in histogram(answer.runs)]
+    said += _lines_of_bgp(answer.bgp)
     if answer.churn:
         churn, latency = answer.churn, answer.churn["latency"]
         said += [
@@ -467,6 +474,18 @@ def lines(answer: ControlBench) -> list[str]:
         )
     said.append(f"noise {answer.noise:.0%} of a fixed loop; {answer.cpu}, commit {answer.commit}")
     return said
+
+
+def _lines_of_bgp(bgp: dict[str, Any]) -> Iterator[str]:
+    if not bgp.get("router"):
+        yield f"BGP          {bgp.get('why', 'not measured')}"
+        return
+    yield f"BGP          {bgp['router']}, {bgp['peers']} peers of each MUX: all VIPs there after {bgp['first']:.1f} s"
+    came, went = bgp["announced"], bgp["withdrawn"]
+    yield f"  a VIP      announced by all after {came['median']} ms (worst {came['worst']}, of {came['count']})"
+    yield f"             withdrawn by all after {went['median']} ms (worst {went['worst']})"
+    right = f"not exactly the VIPs: {bgp['wrong']}" if bgp["wrong"] else "exactly the VIPs"
+    yield f"  routes     {bgp['routes']:,} at the end, {right}; changes of services moved {bgp['moved']}"
 
 
 def histogram(milliseconds: Sequence[float]) -> list[str]:

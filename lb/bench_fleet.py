@@ -364,9 +364,12 @@ def cpu_of(pid: int) -> float:
     return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def children_of(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def exabgp_of(pid: int) -> int:
+    """The ExaBGP of a MUX."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if "lb.bgp.launch" in Path(f"/proc/{child}/cmdline").read_text():
+            return int(child)
+    raise IoError(f"process {pid} has no ExaBGP")
 
 
 def _python(module: str) -> list[str]:

@@ -23,7 +23,7 @@ ROUTER_ASN, MUX_ASN = 65000, 65001
 ROUTERS = {"router1": "10.0.1.3", "router2": "10.0.1.4"}
 #: Longer than anything here keeps a process waiting: what is measured is no failure, seconds.
 HOLD = 90
-ABSENT = "bird is not installed: install the package bird2; the MUXes ran without BGP"
+ABSENT = "bird is not installed (package bird2): the MUXes ran without BGP"
 
 _TIMEOUT = 30.0
 

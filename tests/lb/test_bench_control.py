@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmark of the control plane says of the times it took."""
 
+from __future__ import annotations
+
+import subprocess
+from dataclasses import asdict
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
 from lb.bench_control import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
+from lb.bench_router import ABSENT, Router, programs
 from lb.config import parse_service_tables
 from tests.lb.test_help import parse
 
@@ -31,6 +41,31 @@ def test_services_of_the_benchmark_are_right() -> None:
 
 def test_answer_fits_eighty_columns_before_anything_was_measured() -> None:
     assert all(len(line) <= 80 for line in lines(ControlBench(10_000, 6, 3, 100)))
+
+
+ROWS = asdict(Distribution.of([0.25, 0.5]))
+
+
+def test_bgp_is_told_of_as_it_was_used() -> None:
+    used = {"router": "BIRD 2.0.12", "peers": 2, "first": 12.3, "announced": ROWS, "withdrawn": ROWS, "moved": 0}
+    for wrong, words in (({}, "60,000 at the end, exactly the VIPs"), ({"router1": {"mux1": 3}}, "not exactly")):
+        answer = ControlBench(10_000, 6, 3, 100, bgp={**used, "routes": 60_000, "wrong": wrong})
+        shown = [line for line in lines(answer) if words in line]
+        assert len(shown) == 1
+        assert all(len(line) <= 80 for line in lines(answer) if not wrong)
+    answer = ControlBench(10_000, 6, 3, 100, bgp={"router": None, "peers": 0, "why": ABSENT})
+    (shown,) = [line for line in lines(answer) if ABSENT in line]
+    assert len(shown) <= 80
+
+
+def test_router_takes_the_vips_by_every_mux_and_passive_sessions_only(tmp_path: Path) -> None:
+    if programs() is None:
+        pytest.skip("install bird2")
+    router = Router("router2", tmp_path, {"mux1": "10.0.1.11", "mux2": "10.0.1.12"}, IPv4Network("198.18.0.0/15"))
+    bird, *_ = router.command()
+    done = subprocess.run([bird, "-p", "-c", tmp_path / "router2.conf"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert router.config().count("passive on") == 2
 
 
 def test_commands_are_shown_with_their_times() -> None:
