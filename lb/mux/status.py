@@ -7,7 +7,7 @@ Everything comes from the engine's counters and the configuration that is live; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ Row = dict[str, Any]
 
 #: Rows of one kind that a manager is told.
 ROWS_MAX = 20_000
+#: Of announcements a manager reads all rows when one of them is another: so many a second, on average.
+ROWS_RATE = 4000
 
 
 @dataclass(slots=True)
@@ -65,6 +67,8 @@ class Status:
         self._probed = probed
         self._manager = manager
         self._handover = handover
+        self._told: Sequence[Row] = ()  # of announcements, to the manager
+        self._tell_again = 0.0
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -119,7 +123,7 @@ class Status:
             "at": at,
             "mux": mux,
             "peers": self.peers(),
-            "announcements": self._announcer.announced()[:ROWS_MAX] if self._announcer is not None else [],
+            "announcements": self._announced(at),
             "services": services[:ROWS_MAX],
             "backends": backends[:ROWS_MAX],
             "handover": self._handover(),
@@ -128,6 +132,14 @@ class Status:
                 for (service, backend), flows in self._census.drains[:ROWS_MAX]
             ],
         }
+
+    def _announced(self, at: float) -> Sequence[Row]:
+        """Those of ten thousand VIPs are told anew every five seconds at most, those of a hundred at once."""
+        if self._announcer is not None and at >= self._tell_again:
+            rows = self._announcer.announced()
+            if rows is not self._told:
+                self._told, self._tell_again = rows, at + len(rows) / ROWS_RATE
+        return self._told[:ROWS_MAX]
 
     def peers(self) -> list[Row]:
         """BGP sessions."""
