@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-import mmh3
-
 from lb.changes import Change
 from lb.dataplane import (
     NO_MAC,
@@ -25,14 +23,13 @@ from lb.dataplane import (
     FlowTuple,
     Hop,
     HopTable,
-    Maglev,
-    Member,
     ServiceEntry,
     Snapshot,
     VipMap,
     lookup,
 )
 from lb.errors import DataplaneError
+from lb.maglev import Maglev, build_table
 from lb.model import (
     MAX_BACKENDS_PER_SERVICE,
     MAX_SERVICES,
@@ -65,23 +62,6 @@ class ServiceKey(NamedTuple):
 
 def service_key(service: Service) -> ServiceKey:
     return ServiceKey(service.vip, service.protocol, service.ports)
-
-
-def permutation(seed: bytes, name: str, size: int) -> tuple[int, int]:
-    """Offset and skip of a backend in tables of ``size`` slots (Maglev paper, section 3.4).
-
-    MurmurHash3 of the pool's seed and the backend's name, with two hash seeds as the two hash functions.
-    """
-    key = seed + name.encode()
-    offset = mmh3.hash128(key, seed=0, x64arch=True, signed=False)
-    skip = mmh3.hash128(key, seed=1, x64arch=True, signed=False)
-    return offset % size, skip % (size - 1) + 1
-
-
-def build_table(seed: bytes, size: int, members: Iterable[tuple[str, int]], numbers: Mapping[str, int]) -> Maglev:
-    """Of backends that take new flows, by name and weight in the order of their names; ``numbers`` by name."""
-    rows = [Member(*permutation(seed, name, size), weight, numbers[name]) for name, weight in members]
-    return Maglev(size, rows)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lb.forwarding import build_table
+from lb.maglev import build_table
 
 Table = Mapping[str, Any]
 

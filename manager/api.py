@@ -506,6 +506,7 @@ def _change(done: Applied, dry_run: bool = False, **more: Any) -> web.Response:
         "changed": not done.change.empty,
         "dry_run": dry_run,
         "lines": lines,
+        "unchanged": sum(line.action == "unchanged" for line in done.change.lines) + done.change.unlisted,
     }
     if done.change.title:
         more["title"] = done.change.title

@@ -27,6 +27,9 @@ from lb.config_text import vip_text
 from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import MAX_SERVICES, Address, Announce, Backend, BackendState, Network, PortRange, Service
 
+#: So many services that a change leaves as they are have a line of their own.
+LISTED = 100
+
 Entries = Mapping[str, Mapping[str, Any]]
 
 
@@ -94,6 +97,7 @@ class Change:
     new: Desired
     lines: tuple[Line, ...]
     names: frozenset[str] = frozenset()  #: of all services that may differ
+    unlisted: int = 0  #: services more that are unchanged
     title: str = ""  #: for the audit, where the lines alone do not tell what was done
 
     @property
@@ -207,9 +211,10 @@ def apply_tables(
     if len(rest) < len(array) and len(named) == len(array) and not _takes_addresses(desired, rules):
         with contextlib.suppress(ConfigError):  # then every mistake is told, with its place in the whole
             change = _apply(desired, rest, rules, delete, as_told=as_told)
-            return replace(change, lines=tuple(_with_unchanged(array, change.lines)))
+            return _short(change, _with_unchanged(array, change.lines))
     tables = [service_table(item) if isinstance(item, Service) else item for item in array]
-    return _apply(desired, tables, rules, delete, as_told=as_told)
+    change = _apply(desired, tables, rules, delete, as_told=as_told)
+    return _short(change, change.lines)
 
 
 def _apply(
@@ -246,12 +251,24 @@ def _apply(
     return Change(desired, _change_services(desired, after, names, as_told), tuple(lines), names)
 
 
-def _with_unchanged(array: Sequence[object], lines: Sequence[Line]) -> Iterator[Line]:
-    """Lines of the whole array, of which those of its tables are there."""
+def _with_unchanged(array: Sequence[object], lines: Sequence[Line]) -> Iterator[Line | Service]:
+    """Lines of the whole array, of which those of its tables are there; a service stands for its being unchanged."""
     rest = iter(lines)
     for item in array:
-        yield Line(f"service {item.name}", "unchanged") if isinstance(item, Service) else next(rest)
+        yield item if isinstance(item, Service) else next(rest)
     yield from rest
+
+
+def _short(change: Change, lines: Iterable[Line | Service]) -> Change:
+    """With these lines; of thousands that are unchanged it is enough to know how many."""
+    found: list[Line] = []
+    unchanged = 0
+    for line in lines:
+        same = isinstance(line, Service) or line.action == "unchanged"
+        unchanged += same
+        if not same or unchanged <= LISTED:
+            found.append(Line(f"service {line.name}", "unchanged") if isinstance(line, Service) else line)
+    return replace(change, lines=tuple(found), unlisted=max(0, unchanged - LISTED))
 
 
 def _takes_addresses(desired: Desired, rules: Rules) -> bool:
@@ -390,7 +407,7 @@ def restore(
     lines = [Line(f"backend {key}", "undrained") for key in before if key not in drains]
     lines += [Line(f"backend {key}", "drained") for key in drains if key not in before]
     lines = [line for line in change.lines if line.action != "unchanged"] + lines
-    return replace(change, new=replace(change.new, drains=drains), lines=tuple(lines))
+    return replace(change, new=replace(change.new, drains=drains), lines=tuple(lines), unlisted=0)
 
 
 def until_confirmed(change: Change, pending: Pending) -> Change:

@@ -132,7 +132,11 @@ _CHANGE_KEYS: dict[str, Schema] = {
     "version": {"type": "integer", "description": "of the desired state, after the change"},
     "changed": FLAG,
     "dry_run": FLAG,
-    "lines": array(record({"name": TEXT, "action": {"enum": ACTIONS}, "details": array(TEXT)})),
+    "lines": {
+        **array(record({"name": TEXT, "action": {"enum": ACTIONS}, "details": array(TEXT)})),
+        "description": "a line for each thing; of many that are unchanged, for the first hundred",
+    },
+    "unchanged": {**COUNT, "description": "how many things are, in all"},
 }
 
 #: What decides where the flows of a service go.

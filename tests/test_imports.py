@@ -61,7 +61,7 @@ def test_model_imports_nothing_of_ours() -> None:
 
 
 def test_only_dataplane_imports_the_extension() -> None:
-    assert {name for name, uses in GRAPH.items() if EXTENSION in uses} == {"lb.dataplane.binding"}
+    assert {name for name, uses in GRAPH.items() if EXTENSION in uses} == {"lb.binding"}
 
 
 def test_agent_manager_and_mux_never_import_one_another() -> None:

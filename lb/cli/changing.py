@@ -94,11 +94,10 @@ def lines(answer: dict[str, Any]) -> Iterable[str]:
     for line in answer["lines"]:
         if line["action"] != "unchanged":
             yield describe(line, would=answer["dry_run"])
-    unchanged = [line for line in answer["lines"] if line["action"] == "unchanged"]
-    if len(unchanged) == 1:
-        yield f"{cell(unchanged[0]['name'])} unchanged"
-    elif unchanged:
-        yield f"{len(unchanged):,} unchanged"
+    if answer["unchanged"] == 1:
+        yield from (f"{cell(line['name'])} unchanged" for line in answer["lines"] if line["action"] == "unchanged")
+    elif answer["unchanged"]:
+        yield f"{answer['unchanged']:,} unchanged"
     elif not answer["lines"]:
         yield "nothing to change"
     if answer["changed"] and not answer["dry_run"]:

@@ -138,7 +138,6 @@ def _sum(counts: list[int | None]) -> int | None:
 
 def _lines(answer: dict[str, Any], effects: dict[str, Moves | None]) -> Iterator[str]:
     told = set()
-    unchanged = sum(line["action"] == "unchanged" for line in answer["lines"])
     for line in answer["lines"]:
         if line["action"] == "unchanged":
             continue
@@ -151,8 +150,8 @@ def _lines(answer: dict[str, Any], effects: dict[str, Moves | None]) -> Iterator
     for name in sorted(effects.keys() - told):  # only its drains differ
         yield click.style(f"~ service {cell(name)}", fg="yellow")
         yield from _effect_lines(effects[name])
-    if unchanged:
-        yield f"= {unchanged:,} unchanged"
+    if answer["unchanged"]:
+        yield f"= {answer['unchanged']:,} unchanged"
     yield _total(answer, effects)
 
 

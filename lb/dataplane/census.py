@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from lb.dataplane.binding import c, ffi
+from lb.binding import c, ffi
 from lb.dataplane.pipeline import Pipeline
 from lb.dataplane.snapshot import Snapshot
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
-from lb.dataplane.binding import Cdata, c, check, ffi, make, text
+from lb.binding import Cdata, c, check, ffi, make, text
 from lb.errors import DataplaneError
 from lb.model import Address, Network
 

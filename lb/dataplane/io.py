@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lb.dataplane.binding import Cdata, c, ffi
+from lb.binding import Cdata, c, ffi
 from lb.errors import IoError
 
 #: Receive ring of one worker: some 100,000 small frames.

@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from lb.dataplane.binding import c, check, ffi, make
+from lb.binding import c, check, ffi, make
 from lb.dataplane.pipeline import Pipeline
 from lb.dataplane.snapshot import Snapshot
 

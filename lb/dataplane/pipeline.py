@@ -10,7 +10,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lb.dataplane.binding import TICK_SHIFT, Cdata, address16, c, fail, ffi, make, text
+from lb.binding import TICK_SHIFT, Cdata, address16, c, fail, ffi, make, text
 from lb.dataplane.reasons import REASONS, Verdict
 from lb.dataplane.records import Adoption, pieces
 from lb.dataplane.snapshot import Snapshot

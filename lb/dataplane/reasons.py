@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from lb.dataplane.binding import c, text
+from lb.binding import c, text
 
 
 class Verdict(enum.IntEnum):

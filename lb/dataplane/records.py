@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lb.dataplane.binding import TICK_SHIFT, Cdata, ffi
+from lb.binding import TICK_SHIFT, Cdata, ffi
 
 #: An exceptional flow: its name << 16 | class << 14 | age in units of 4 ticks; see native/census.h.
 RECORD_BYTES = 8

@@ -6,34 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from lb.dataplane.binding import Cdata, address16, c, fail, ffi, make
+from lb.binding import Cdata, address16, c, fail, ffi, make
+from lb.maglev import Maglev
 from lb.model import Address, Protocol
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One backend's share of a Maglev table: its permutation, weight, and number within the service."""
-
-    offset: int
-    skip: int
-    weight: int
-    backend: int
-
-
-class Maglev:
-    """An immutable table from slot to backend number, shared between services."""
-
-    NONE = 0xFFFF
-
-    def __init__(self, size: int, members: Sequence[Member]) -> None:
-        array = ffi.new("struct maglev_member[]", [(m.offset, m.skip, m.weight, m.backend) for m in members])
-        what = f"Cannot build a Maglev table of {size} slots for {len(members)} backends"
-        self._c = make("maglev", c.maglev_put, what, lambda out: c.maglev_build(size, array, len(members), out))
-        self.size = size
-
-    def slots(self) -> list[int]:
-        """Backend number of every slot; :attr:`NONE` where there is none."""
-        return list(ffi.unpack(c.maglev_slots(self._c), self.size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.dataplane import Maglev, Member
-from lb.forwarding import permutation
+from lb.maglev import Maglev, Member, permutation
 from lb.model import Backend
 from manager.desired import Order, drain_backend
 from manager.events import about

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from lb.forwarding import permutation
+from lb.maglev import permutation
 from lb.model import Backend, BackendState, HashMode, MuxSettings, Protocol, Service
 from tests.model import flows, hashing, maglev, read, services, tunnel
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lb.dataplane import FlowTuple, Maglev, Member, lookup
+from lb.dataplane import FlowTuple, lookup
 from lb.errors import DataplaneError
-from lb.forwarding import Compiler, permutation
+from lb.forwarding import Compiler
+from lb.maglev import Maglev, Member, permutation
 from lb.model import Backend, BackendState, HashMode, MuxSettings, PortRange, Protocol, Service
 from tests.model import hashing, maglev
 from tests.packets.world import SEED, SETTINGS

@@ -8,8 +8,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from lb.dataplane import NO_MAC, BackendEntry, Hop, HopTable, Maglev, Member, ServiceEntry, Snapshot, VipMap
+from lb.dataplane import NO_MAC, BackendEntry, Hop, HopTable, ServiceEntry, Snapshot, VipMap
 from lb.errors import DataplaneError
+from lb.maglev import Maglev, Member
 from lb.model import Protocol
 
 TABLE = Maglev(7, [Member(0, 1, 1, 0)])

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lb._dataplane import ffi
 from lb._dataplane import lib as c
 from lb.errors import DataplaneError
-from lb.model import Address
+
+if TYPE_CHECKING:
+    from lb.model import Address
 
 __all__ = ["TICK_SHIFT", "Cdata", "address16", "c", "check", "fail", "ffi", "make", "text"]
 
