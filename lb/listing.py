@@ -8,6 +8,7 @@ keeps, and :mod:`lb.cli.tables` draws it, or makes one of rows that it follows. 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,31 +32,29 @@ class Listing:
     columns: Sequence[Sequence[str]]  #: the cells of each; or already those of several lines, each on a line
     notes: Sequence[str] = ()  #: sentences that stand below
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+    def text(self) -> str:
+        """A line of JSON about it, and below it the cells, a line each, column by column: as JSON they would have to be
+        quoted and read once more."""
         columns = ["\n".join(column) for column in self.columns]
-        return {"header": self.header, "columns": columns, "notes": self.notes}
+        rows = columns[0].count("\n") + 1 if columns and self.columns[0] else 0
+        head = json.dumps({"header": self.header, "rows": rows, "notes": self.notes}, ensure_ascii=False)
+        return "\n".join([head, *columns] if rows else [head])
 
     @classmethod
-    def parse(cls, data: Any) -> Listing:
-        """What :meth:`as_dict` gave; whatever a terminal could take for an order is gone. Raises ValueError."""
+    def parse(cls, text: str) -> Listing:
+        """What :meth:`text` gave; whatever a terminal could take for an order is gone. Raises ValueError."""
+        lines = text.split("\n")
+        if not text.isascii() or text.encode().translate(None, _PLAIN):  # the quickest look at a million characters
+            lines[1:] = map(cell, lines[1:])
         try:
-            header = tuple(cell(str(name)) for name in data["header"])
-            texts = data["columns"]
-            columns = [_lines(text) for text in texts]
-            notes = [cell(str(note)) for note in data["notes"]]
-        except (KeyError, TypeError, AttributeError):
+            head = json.loads(lines[0])
+            header, rows = tuple(cell(str(name)) for name in head["header"]), int(head["rows"])
+            notes = [cell(str(note)) for note in head["notes"]]
+        except (KeyError, TypeError):
             raise ValueError("no table") from None
-        if len(columns) != len(header) or len({len(column) for column in columns}) > 1:
-            raise ValueError("columns of a table differ in length")
-        return cls(header, columns, notes)
-
-
-def _lines(text: str) -> list[str]:
-    lines = text.split("\n") if text else []
-    if text.isascii() and not text.encode().translate(None, _PLAIN):  # the quickest look at a million characters
-        return lines
-    return [cell(line) for line in lines]
+        if rows < 0 or len(lines) != 1 + rows * len(header):
+            raise ValueError("another number of cells than there should be")
+        return cls(header, [lines[1 + i * rows : 1 + (i + 1) * rows] for i in range(len(header))], notes)
 
 
 # --- services --------------------------------------------------------------------------------------------------------

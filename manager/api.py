@@ -128,7 +128,7 @@ class Api:
             names = heapq.nsmallest(limit, of)
         if _choice(request, "as", AS) == "columns":
             make = self._texts.list_services if table == "services" else self._texts.list_backends
-            return _answer(make(names).as_dict())
+            return _text_answer(make(names).text(), "text/plain")
         return _json_answer(array(self._by_service(table, names).values()))
 
     @staticmethod
@@ -182,7 +182,7 @@ class Api:
 
     async def announcements(self, request: web.Request) -> web.Response:
         if _choice(request, "as", AS) == "columns":
-            return _answer(self._texts.list_announcements().as_dict())
+            return _text_answer(self._texts.list_announcements().text(), "text/plain")
         return _answer(self._view.announcements())
 
     async def events(self, request: web.Request) -> web.Response:

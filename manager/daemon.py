@@ -31,6 +31,7 @@ from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, IoError, RequestError, VipmuxError
 from lb.log import get_logger
+from lb.memory import tame_allocator
 from lb.metrics import serve
 from lb.model import ManagerSettings
 from lb.notify import Supervisor
@@ -268,6 +269,7 @@ def lb_manager() -> None:
 def run(path: Path, insecure_loopback: bool) -> None:
     """Serve until SIGTERM."""
     log_setup.configure(PROGRAM)
+    tame_allocator()
     asyncio.run(run_manager(load_manager(path), insecure_loopback=insecure_loopback))
 
 

@@ -229,7 +229,6 @@ SCHEMAS: dict[str, Schema] = {
     "Announcement": record(
         {"vip": TEXT, "mux": TEXT, "wanted": FLAG, "peer": MAYBE_TEXT, "state": MAYBE_TEXT, "reason": MAYBE_TEXT}
     ),
-    "Columns": record({"header": array(TEXT), "columns": array(TEXT), "notes": array(TEXT)}),
     "Event": record({"id": COUNT, "at": TIME, "subject": TEXT, "text": TEXT, "bad": FLAG}),
     "AuditLine": record({**_VERSION, "change": ANYTHING}),
     "Version": record(_VERSION),
@@ -397,7 +396,8 @@ _AS: dict[str, Schema] = {
     "as": {
         "enum": ["json", "columns"],
         "default": "json",
-        "description": "columns: the cells of `lb get`'s table, a text with a line for each row for each column",
+        "description": "columns: `lb get`'s table as text: a line of JSON (header, rows, notes), below it the cells, a "
+        "line each, column by column",
     }
 }
 _SOME: dict[str, Schema] = {
@@ -414,11 +414,6 @@ _TERMS: dict[str, Schema] = {
 _WHY = record({}, {"why": _TERMS["why"]})
 
 
-def _rows(kind: str) -> Schema:
-    """An array of these, or with ``as=columns`` their table."""
-    return {"anyOf": [array(ref(kind)), ref("Columns")]}
-
-
 def _beside_file(keys: Mapping[str, Schema]) -> dict[str, Schema]:
     """What is in the query where the body is a file."""
     return {
@@ -428,7 +423,7 @@ def _beside_file(keys: Mapping[str, Schema]) -> dict[str, Schema]:
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/v1/status", "status", "The manager itself, and which nodes are behind", ref("Status")),
-    Route("GET", "/v1/services", "services", "All services", _rows("Service"), query=_SOME),
+    Route("GET", "/v1/services", "services", "All services", array(ref("Service")), query=_SOME),
     Route(
         "PUT",
         "/v1/services",
@@ -505,7 +500,7 @@ ROUTES: tuple[Route, ...] = (
         "/v1/backends",
         "backends",
         "All backends, with the reason for each one's state",
-        _rows("Backend"),
+        array(ref("Backend")),
         query=_SOME,
     ),
     Route(
@@ -567,7 +562,7 @@ ROUTES: tuple[Route, ...] = (
         "/v1/announcements",
         "announcements",
         "Who announces which VIP to whom",
-        _rows("Announcement"),
+        array(ref("Announcement")),
         query=_AS,
     ),
     Route(
@@ -688,7 +683,8 @@ def _operation(route: Route) -> dict[str, Any]:
         "responses": {
             "101" if route.operation == "stream" else "200": {
                 "description": "done",
-                "content": _content(route.answer, files=route.files and route.body is None),
+                "content": _content(route.answer, files=route.files and route.body is None)
+                | ({"text/plain": {"schema": TEXT}} if "as" in route.query and not route.files else {}),
             },
             "default": error,
         },

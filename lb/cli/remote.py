@@ -30,6 +30,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 TIMEOUT = 30.0
 PORT = 9740
 JSON, TOML = "application/json", "application/toml"
+#: What is answered when it is asked ``as`` this.
+_KINDS: dict[object, str] = {"toml": TOML, "columns": "text/plain"}
 _DIRECTORY = "~/.config/lb"
 
 
@@ -70,12 +72,12 @@ class Manager:
 
     def raw(self, *path: str, **query: object) -> bytes:
         """The answer as it is, for who would write it as it was read."""
-        return self._ask("GET", path, query, kind=TOML if query.get("as") == "toml" else JSON)
+        return self._ask("GET", path, query, kind=_KINDS.get(query.get("as"), JSON))
 
     def listing(self, *path: str, **query: object) -> Listing:
         """A table of which the manager makes the cells."""
         try:
-            return Listing.parse(self.get(*path, **query, **{"as": "columns"}))
+            return Listing.parse(self.raw(*path, **query, **{"as": "columns"}).decode())
         except ValueError:
             raise ControlError(f"{self.url}: the answer is not a table; are manager and lb of one version?") from None
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
-import gc
 import signal
 import sys
 from collections.abc import Mapping
@@ -37,6 +35,7 @@ from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
 from lb.forwarding import Compiler, Forwarding
 from lb.log import get_logger
+from lb.memory import give_back, tame_allocator
 from lb.metrics import MetricsServer, MuxCollector, serve
 from lb.model import Address, MuxConfig, Service
 from lb.mux.announcer import Announcer
@@ -82,7 +81,6 @@ STALLED = 3.0
 #: How long a start waits for the manager, by whom the other MUXes' flows come, before it announces, seconds.
 ENTER_WAIT = 1.0
 _PRIVILEGED_PORTS = 1024
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 log = get_logger()
 
@@ -193,7 +191,7 @@ class Daemon:
         self._tasks.append(asyncio.create_task(self._reloads(), name="reloads"))
         self._tasks.append(asyncio.create_task(self._reopens(), name="interface"))
         self._condition.state = "ready"
-        _give_back_memory()
+        give_back()
         self._log_ready(services)
         if self._announcer is not None:
             await self._announcer.start()
@@ -376,7 +374,7 @@ class Daemon:
         async with self._changing:
             await self._take(Change.between(self._plane.engine.forwarding.services, config.services))
             del config
-            _give_back_memory()
+            give_back()
 
     async def _take(self, change: Change) -> None:
         """Makes these services live; raises VipmuxError, with everything as it was, where it cannot.
@@ -445,7 +443,7 @@ class Daemon:
         """Once the state is on the disk and acknowledged, and nobody waits."""
         if self._tidying is not None:
             self._tidying.cancel()
-        self._tidying = asyncio.get_running_loop().call_later(TIDY, _give_back_memory)
+        self._tidying = asyncio.get_running_loop().call_later(TIDY, give_back)
 
     def _hand_over(self) -> Handover | None:
         if self._follower is None:
@@ -554,31 +552,6 @@ def _same(one: object, other: object) -> bool:
     return one is other or one == other
 
 
-def _give_back_memory() -> None:
-    """Reading a large file leaves much that nobody needs: to the system with it, where the C library can. What is
-    left stays: looking through it for cycles again and again would stop everything for a tenth of a second each time.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _tame_allocator() -> None:
-    """Before there are other threads; see mallopt(3).
-
-    One arena, instead of one for each thread that keeps what a large configuration needed once; and what is large goes
-    back to the system when it is freed, whatever was freed before.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, 2 << 20)
-        mallopt(_M_TRIM_THRESHOLD, 4 << 20)
-
-
 async def serve_until_told(path: Path, manager: str | None = None, token: str | None = None) -> None:
     """The daemon's whole life; returns after a clean stop."""
     loop = asyncio.get_running_loop()
@@ -627,7 +600,7 @@ async def _first(task: asyncio.Task[None], end: asyncio.Event) -> None:
 def main(path: Path, manager: str | None, token: str | None) -> None:
     """Forward packets for VIPs to backends until SIGTERM, as a file or a manager says; SIGHUP reads the file again."""
     log_setup.configure(PROGRAM)
-    _tame_allocator()
+    tame_allocator()
     try:
         asyncio.run(serve_until_told(path, manager, token))
     except ConfigError as error:

@@ -7,9 +7,13 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from lb.cells import cell
 from lb.cli.plain import columns, hanging
 from lb.cli.tables import STATS, TABLES
+from lb.listing import Listing
 
 WHY = "its agent says: connect: connection refused (3 of 3 checks failed), and the tunnel probe of mux-fra-2 times out"
 SERVICE: dict[str, Any] = {
@@ -188,3 +192,24 @@ def test_stats_are_exact() -> None:
     assert "987,654,321" in STATS["services"]([SERVICE])[1]
     assert "1,234,567,890" in STATS["backends"]([BACKEND])[-1]
     assert STATS["backends"]([BACKEND])[-1].endswith(WHY)
+
+
+# --- as text ---------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(*[st.text(st.characters(exclude_characters="\n"), max_size=5)] * 3), max_size=8),
+    st.lists(st.text(max_size=20), max_size=3),
+)
+def test_a_listing_is_what_it_was_before_it_was_sent(rows: list[tuple[str, ...]], notes: list[str]) -> None:
+    columns = list(zip(*rows, strict=True)) or [()] * 3
+    found = Listing.parse(Listing(("A", "B", "C"), columns, notes).text())
+    assert found == Listing(("A", "B", "C"), [list(map(cell, column)) for column in columns], list(map(cell, notes)))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"header": ["A"], "rows": 2, "notes": []}\na', '{"header": 1}', "\0"]
+)
+def test_what_is_no_listing_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        Listing.parse(text)

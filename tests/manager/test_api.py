@@ -15,6 +15,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from lb.errors import AccessError
+from lb.listing import Listing
 from lb.toml import format_tables
 from manager.api import BODY_MAX, Api, application
 from manager.controller import Controller
@@ -44,9 +45,9 @@ class Client:
         assert list(mistakes(answer, schema, SCHEMAS)) == [], (method, path)
         return reply.status, answer
 
-    async def file(self, path: str) -> str:
+    async def text(self, path: str, kind: str) -> str:
         async with self._session.get(self.url + path) as reply:
-            assert (reply.status, reply.content_type) == (200, "application/toml")
+            assert (reply.status, reply.content_type) == (200, kind)
             return await reply.text()
 
     async def get(self, path: str) -> Any:
@@ -366,8 +367,10 @@ async def test_a_file_is_applied_as_it_is_and_had_back_as_one(tmp_path: Path) ->
         await client.ask("POST", "/v1/confirm", {})
         _, done = await client.ask("POST", "/v1/diff?prune=true", data=text.replace("port = 53", "port = 54"), **file)
         assert [line["action"] for line in done["lines"]] == ["changed", "unchanged"]
-        assert await client.file("/v1/tables?as=toml") == text
-        assert await client.file("/v1/tables?as=toml&service=web") == format_tables([with_probe(service())])
+        assert await client.text("/v1/tables?as=toml", "application/toml") == text
+        assert await client.text("/v1/tables?as=toml&service=web", "application/toml") == format_tables(
+            [with_probe(service())]
+        )
         for path, body, sentence in (
             ("/v1/apply", "[[service]", "is not TOML: expected ']]' at the end of an array declaration"),
             ("/v1/apply", b"\xff", "is not TOML: 'utf-8' codec can't decode"),
@@ -388,11 +391,10 @@ async def test_rows_can_be_had_as_the_columns_of_their_table(tmp_path: Path) -> 
     async with api(tmp_path) as client:
         await client.ask("POST", "/v1/apply", {"services": [service(), service("b", "203.0.113.11")], "wait": 5})
         for what, count in (("services", 2), ("backends", 6), ("announcements", 4)):
-            found = await client.get(f"/v1/{what}?as=columns")
-            assert len(found["header"]) == len(found["columns"]) > 0
-            assert {column.count("\n") + 1 for column in found["columns"]} == {count}
-        found = await client.get("/v1/backends?as=columns&service=b")
-        assert found["columns"][1] == "b\nb-1\nb-2"
+            found = Listing.parse(await client.text(f"/v1/{what}?as=columns", "text/plain"))
+            assert {len(column) for column in found.columns} == {count}
+        found = Listing.parse(await client.text("/v1/backends?as=columns&service=b", "text/plain"))
+        assert found.columns[1] == ["b", "b-1", "b-2"]
         status, answer = await client.ask("GET", "/v1/services?as=rows")
         assert (status, answer["error"]) == (400, 'as must be one of json, columns, not "rows"')
 
