@@ -119,8 +119,9 @@ def command(
         shown["confirm"] = _unconfirmed(shown.get("confirm"))
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
     else:
-        click.echo("\n".join(_drawn(manager, asked, query, stats=stats)))
-        if first:
+        lines = _drawn(manager, asked, query, stats=stats)
+        click.echo("\n".join(lines))
+        if first and (len(lines) > first or what == "backends"):  # a service may well have none
             _tell_more(manager.get("status")["services"], first)
 
 
