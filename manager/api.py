@@ -84,6 +84,8 @@ def application(api: Api, authenticate: Authenticate, of_nodes: Iterable[web.Abs
             return _error(error.status, _http_sentence(request, error))
         except VipmuxError as error:
             return refusal(error)
+        except ConnectionError as error:  # whoever asked has left, so nobody reads this
+            return _error(499, f"nobody waits for the answer any more: {error}")
         except Exception:  # a mistake of ours must not take the answer's form from it
             log.exception("internal error", method=request.method, path=request.path)
             return _error(500, "internal error, please report it; the manager's log has more")

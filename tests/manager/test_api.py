@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
+from structlog.testing import capture_logs
 
 from lb.errors import AccessError
 from lb.listing import Listing
@@ -397,6 +398,17 @@ async def test_rows_can_be_had_as_the_columns_of_their_table(tmp_path: Path) -> 
         assert found.columns[1] == ["b", "b-1", "b-2"]
         status, answer = await client.ask("GET", "/v1/services?as=rows")
         assert (status, answer["error"]) == (400, 'as must be one of json, columns, not "rows"')
+
+
+async def test_that_somebody_left_is_no_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def gone(_: Api, __: web.Request) -> web.Response:
+        raise ConnectionResetError("Cannot write to closing transport")
+
+    monkeypatch.setattr(Api, "status", gone)
+    async with api(tmp_path) as client:
+        with capture_logs() as logs:
+            status, _ = await client.ask("GET", "/v1/status")
+    assert (status, logs) == (499, [])
 
 
 async def test_nobody_gets_past_the_door_without_being_known(tmp_path: Path) -> None:
