@@ -27,9 +27,14 @@ class Ledger:
         self._missing: dict[Key, None] = {}
 
     @property
+    def left(self) -> int:
+        """How many keys are still to be said."""
+        return len(self._surplus) + len(self._missing)
+
+    @property
     def settled(self) -> bool:
         """Whether ExaBGP has taken all that it can."""
-        return not self._surplus and not self._missing
+        return not self.left
 
     def want(self, key: Key, text: str | None) -> bool:
         """These attributes from now on; None: nothing. False: that is no news."""

@@ -25,6 +25,8 @@ from lb.model import Address, Network
 
 #: Prefixes in one batch of commands; the rest waits for its answers.
 PREFIXES = 1000
+#: ExaBGP on a busy machine takes less than this for a prefix towards a peer, seconds.
+EACH = 0.001
 #: After the helper refused because the data plane was silent, seconds.
 RETRY = 0.05
 #: An idle ExaBGP is asked for a sign of life this often, and killed when it gives none for so long, seconds.
@@ -112,9 +114,10 @@ class Speaker:
             self._changed(vips)
 
     async def settle(self, seconds: float) -> bool:
-        """Waits until ExaBGP has taken what is wanted, or there is no ExaBGP; False after the time."""
+        """Waits until ExaBGP has taken what is wanted, or there is no ExaBGP; False after the time, and what more than
+        that thousands of prefixes take."""
         try:
-            async with asyncio.timeout(seconds), self._news:
+            async with asyncio.timeout(seconds + EACH * self._ledger.left), self._news:
                 await self._news.wait_for(lambda: not self._running or self._ledger.settled)
         except TimeoutError:
             return False

@@ -106,6 +106,7 @@ def test_any_story_leaves_to_be_said_what_a_look_at_everything_says(steps: list[
         else:
             ledger.forget()
         assert ledger.next(10_000) == left(ledger)
+        assert ledger.left == sum(len(command.keys) for command in left(ledger))
         assert ledger.settled is (left(ledger) == ())
         assert ledger.counts == {peer: sum(each.peer == peer for each in ledger.accepted) for peer in PEERS}
     said(ledger, most)
