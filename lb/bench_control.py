@@ -124,6 +124,11 @@ class ControlBench:
     cpu: str = ""
     commit: str = ""
 
+    @property
+    def sound(self) -> bool:
+        """Whether everybody ended up with what they should have, however long it took."""
+        return not self.bgp.get("wrong") and not any(self.churn.get(key) for key in ("lost", "wrong", "diverged"))
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -107,8 +107,11 @@ def control(
     churn: float,
     rate: float,
     as_json: bool,
-) -> None:
-    """Measure the control plane: a manager, real MUXes and simulated agents in namespaces of their own. Needs root."""
+) -> int:
+    """Measure the control plane: a manager, real MUXes and simulated agents in namespaces of their own. Needs root.
+
+    Exits 1 if a router, a MUX or an agent did not have what it should in the end.
+    """
     from lb.bench_control import bench_control, lines  # noqa: PLC0415
 
     result = bench_control(
@@ -125,6 +128,7 @@ def control(
         print_json(result.as_dict())
     else:
         click.echo("\n".join(lines(result)))
+    return 0 if result.sound else 1
 
 
 @command.command("all", epilog=example("lb bench all --seconds 2"))

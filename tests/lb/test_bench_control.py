@@ -79,3 +79,11 @@ def test_commands_that_are_timed_can_be_typed() -> None:
     for command in COMMANDS:
         arguments = command.format(service="web", backend="web-1", vip="203.0.113.10").split()
         assert "--help" in arguments or parse(arguments)
+
+
+def test_what_somebody_did_not_get_is_bad_news() -> None:
+    assert ControlBench(10_000, 6, 3, 100).sound
+    assert ControlBench(10_000, 6, 3, 100, bgp={"wrong": {}}, churn={"lost": 0, "wrong": 0, "diverged": []}).sound
+    assert not ControlBench(10_000, 6, 3, 100, bgp={"wrong": {"router1": {"mux1": 3}}}).sound
+    for key, value in (("lost", 1), ("wrong", 1), ("diverged", ["mux:mux1"])):
+        assert not ControlBench(10_000, 6, 3, 100, churn={key: value}).sound
