@@ -187,8 +187,8 @@ class Texts:
             for why, some in known.because.items():
                 because.setdefault(why, []).extend(some)
         found = [known.columns for known in self._announced.values() if known.muxes]
-        columns_ = list(zip(*found, strict=True)) or [()] * len(listing.ANNOUNCEMENTS)
-        return Listing(listing.ANNOUNCEMENTS, columns_, listing.announcement_notes(because))
+        lines = list(zip(*found, strict=True)) or [()] * len(listing.ANNOUNCEMENTS)
+        return Listing(listing.ANNOUNCEMENTS, lines, listing.announcement_notes(because))
 
     def _wanted(self, names: Iterable[str] | None) -> list[str]:
         services = self._controller.desired.services

@@ -68,7 +68,7 @@ class Manager:
     token: str | None = None
 
     def get(self, *path: str, **query: object) -> Any:
-        return json.loads(self.raw(*path, **query))
+        return self._loaded(self.raw(*path, **query))
 
     def raw(self, *path: str, **query: object) -> bytes:
         """The answer as it is, for who would write it as it was read."""
@@ -84,15 +84,21 @@ class Manager:
     def post(self, *path: str, body: object = None) -> Any:
         text = None if body is None else json.dumps(body, default=str).encode()
         wait = float(body.get("wait", 0) if isinstance(body, dict) else 0)
-        return json.loads(self._ask("POST", path, {}, text, wait=wait))
+        return self._loaded(self._ask("POST", path, {}, text, wait=wait))
 
     def post_file(self, *path: str, text: bytes, **query: object) -> Any:
         """A file of services as it is; what is else to be said of it is the query."""
         wait = float(str(query.get("wait", 0)))
-        return json.loads(self._ask("POST", path, query, text, {"Content-Type": TOML}, wait=wait))
+        return self._loaded(self._ask("POST", path, query, text, {"Content-Type": TOML}, wait=wait))
 
     def delete(self, *path: str, **query: object) -> Any:
-        return json.loads(self._ask("DELETE", path, query))
+        return self._loaded(self._ask("DELETE", path, query))
+
+    def _loaded(self, text: bytes) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ControlError(f"{self.url}: the answer is not that of a manager: it is no JSON") from None
 
     def _ask(
         self,
