@@ -65,9 +65,11 @@ packages:
 # Tests. $(call pytest,options) runs them; "-ra" in pyproject.toml prints every skip with its reason.
 
 pytest = $(PY) -m pytest --quiet
+# What needs no machine for itself: a process for each core, whole files to each.
+SIDE_BY_SIDE := -n auto --dist loadfile
 
 unit: build
-	@$(pytest) -m 'not lab'
+	@$(pytest) $(SIDE_BY_SIDE) -m 'not lab'
 
 ifdef ROOT
 test:
@@ -100,7 +102,7 @@ sanitize: build
 	@cd $(BUILD)/sanitize && VIPMUX_CFLAGS='$(SANITIZE)' LDFLAGS='-fsanitize=address,undefined' $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
 	@cd $(BUILD)/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc VIPMUX_CFLAGS='$(SANITIZE)' \
-	  $(CURDIR)/$(PY) -m pytest --quiet -p no:cacheprovider -m 'not lab' tests/native tests/packets
+	  $(CURDIR)/$(PY) -m pytest --quiet -p no:cacheprovider $(SIDE_BY_SIDE) -m 'not lab' tests/native tests/packets
 
 # Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.  A target
 # may include a source file, to reach what is static there; it is not compiled a second time then.

@@ -22,8 +22,9 @@ LAB_PROGRAMS = {
 
 
 def pytest_configure() -> None:
-    """A shell that starts us in the background has us, and every program that we start, ignore SIGINT."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Programs that we start begin as they would from a shell, whoever started us."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
+    os.environ.pop("COLUMNS", None)  # of pytest's terminal; what we start writes to pipes
 
 
 def _why_no_lab() -> str | None:
