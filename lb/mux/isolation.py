@@ -16,15 +16,16 @@ import asyncio
 import re
 import shutil
 from collections.abc import Iterable
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 
 from lb.errors import FeatureError, IoError
 from lb.model import Network
-from lb.mux.prefixes import Cover, Step
+from lb.mux.prefixes import Cover, Prefix, Step
 
 #: Before every chain that others may have at the same hook.
 PRIORITY = -500
 NFT_TIMEOUT = 10.0
+#: nft compares each prefix that it takes out of an interval set with all of them: so many cost as much as a new set.
+GONE_MANY = 20
 
 
 def table_name(mux: str) -> str:
@@ -32,7 +33,7 @@ def table_name(mux: str) -> str:
     return "vipmux_" + re.sub(r"[^A-Za-z0-9_]", "_", mux)
 
 
-def install_text(table: str, interface: str, vips: Iterable[Network]) -> str:
+def install_text(table: str, interface: str, vips: Cover) -> str:
     """Replaces whatever an earlier life left behind, in one transaction."""
     ipv4, ipv6 = _elements(vips)
     return f"""\
@@ -59,13 +60,13 @@ table netdev {table} {{
 """
 
 
-def update_text(table: str, vips: Iterable[Network]) -> str:
+def update_text(table: str, vips: Cover) -> str:
     """Makes the sets hold exactly these, in one transaction."""
     lines: list[str] = []
-    for name, elements in zip(("vips4", "vips6"), _elements(vips), strict=True):
-        lines.append(f"flush set netdev {table} {name}")
+    for version, elements in zip((4, 6), _elements(vips), strict=True):
+        lines.append(f"flush set netdev {table} vips{version}")
         if elements:
-            lines.append(f"add element netdev {table} {name} {{ {', '.join(elements)} }}")
+            lines.append(f"add element netdev {table} vips{version} {{ {', '.join(elements)} }}")
     return "\n".join(lines) + "\n"
 
 
@@ -74,8 +75,8 @@ def step_text(table: str, step: Step) -> str:
     lines = [
         f"{verb} element netdev {table} vips{version} {{ {', '.join(elements)} }}"
         for verb, prefixes in (("delete", step.gone), ("add", step.come))
-        for version in (4, 6)
-        if (elements := [str(prefix.network) for prefix in prefixes if prefix.version == version])
+        for version, elements in zip((4, 6), _elements(prefixes), strict=True)
+        if elements
     ]
     return "\n".join(lines) + "\n"
 
@@ -85,12 +86,12 @@ def remove_text(table: str) -> str:
     return f"add table netdev {table}\ndelete table netdev {table}\n"
 
 
-def _elements(vips: Iterable[Network]) -> tuple[list[str], list[str]]:
-    """Without overlaps, which an interval set refuses."""
-    networks = list(vips)
-    ipv4 = collapse_addresses(vip for vip in networks if isinstance(vip, IPv4Network))
-    ipv6 = collapse_addresses(vip for vip in networks if isinstance(vip, IPv6Network))
-    return [str(network) for network in ipv4], [str(network) for network in ipv6]
+def _elements(prefixes: Iterable[Prefix]) -> tuple[list[str], list[str]]:
+    """Of IPv4 and of IPv6. An interval set refuses overlaps; a cover has none."""
+    found: dict[int, list[str]] = {4: [], 6: []}
+    for prefix in prefixes:
+        found[prefix.version].append(str(prefix.network))
+    return found[4], found[6]
 
 
 def _initial(elements: list[str]) -> str:
@@ -152,7 +153,7 @@ class Isolation:
         self._vips = frozenset(vips)
         self._cover = Cover(self._vips)
         self.inherited = await exists(self._table)
-        await apply(install_text(self._table, self._interface, self._vips))
+        await apply(install_text(self._table, self._interface, self._cover))
 
     async def cover(self, vips: Iterable[Network]) -> None:
         """Covers exactly these. Before a publish give the old and the new ones, afterwards the new."""
@@ -162,18 +163,22 @@ class Isolation:
         step = self._cover.step(wanted - self._vips, self._vips - wanted)
         try:
             if step.come or step.gone:
-                await self._step(step, wanted)
+                await self._step(step)
         except BaseException:
             self._cover = Cover(self._vips)
             raise
         self._vips = wanted
 
-    async def _step(self, step: Step, vips: frozenset[Network]) -> None:
-        """What differs; or where the kernel has something else than we believe, everything."""
-        try:
-            await apply(step_text(self._table, step))
-        except IoError:
-            await apply(update_text(self._table, vips))
+    async def _step(self, step: Step) -> None:
+        """What differs; or everything, where that is quicker, or the kernel has something else than we believe."""
+        if len(step.gone) <= GONE_MANY:
+            try:
+                await apply(step_text(self._table, step))
+            except IoError:
+                pass
+            else:
+                return
+        await apply(update_text(self._table, self._cover))
 
     def prefixes(self, most: int) -> list[Network] | None:
         """The fewest that cover the VIPs; None if they are more than ``most``."""

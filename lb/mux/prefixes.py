@@ -80,9 +80,12 @@ class Cover:
     def __len__(self) -> int:
         return len(self._prefixes)
 
+    def __iter__(self) -> Iterator[Prefix]:
+        return iter(sorted(self._prefixes))
+
     @property
     def networks(self) -> list[Network]:
-        return [prefix.network for prefix in sorted(self._prefixes)]
+        return [prefix.network for prefix in self]
 
     def step(self, come: Collection[Network], gone: Collection[Network]) -> Step:
         """Networks that were not there come, and some that were there go."""

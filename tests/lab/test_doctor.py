@@ -28,6 +28,7 @@ from cryptography.x509 import CertificateSigningRequestBuilder, Name
 from lb.config_text import format_config
 from lb.model import BgpSettings, MuxConfig, Probe, ProbeType
 from lb.mux.isolation import install_text
+from lb.mux.prefixes import Cover
 from manager.authority import Authority, Subject
 from tests.lab import netns
 from tests.lab.fleet import UP, Fleet
@@ -404,7 +405,7 @@ def test_it_finds_the_nftables_table_of_a_mux_that_is_no_more(clinic: Clinic) ->
     """On a host that was a MUX once: what comes out of tunnels meets the table as well."""
     host = clinic.hosts[0]
     vip = clinic.services[1].vip
-    clinic.in_node(host, "nft", "-f", "-", stdin=install_text("vipmux_mux9", "eth0", [vip]))
+    clinic.in_node(host, "nft", "-f", "-", stdin=install_text("vipmux_mux9", "eth0", Cover([vip])))
     found = clinic.finds(host, "stale_table", "netdev vipmux_mux9", FILES_VIP)
     clinic.finds(clinic.muxes[0], "protocol_4", "10.0.3.21")  # as far as that can be told from there
     clinic.note("stale nftables table", found)

@@ -19,18 +19,18 @@ def test_the_table_is_named_after_the_mux() -> None:
 
 
 def test_overlapping_vips_become_one_interval() -> None:
-    text = install_text("vipmux_mux1", "eth0", VIPS)
+    text = install_text("vipmux_mux1", "eth0", Cover(VIPS))
     assert "elements = { 203.0.113.0/27 }" in text
     assert "elements = { 2001:db8::10/128 }" in text
 
 
 def test_installing_replaces_what_an_earlier_life_left() -> None:
-    lines = install_text("t", "eth0", VIPS).splitlines()
+    lines = install_text("t", "eth0", Cover(VIPS)).splitlines()
     assert lines[:3] == ["add table netdev t", "delete table netdev t", "table netdev t {"]
 
 
 def test_an_update_holds_exactly_the_given_vips() -> None:
-    assert update_text("t", VIPS[:1]).splitlines() == [
+    assert update_text("t", Cover(VIPS[:1])).splitlines() == [
         "flush set netdev t vips4",
         "add element netdev t vips4 { 203.0.113.10/32 }",
         "flush set netdev t vips6",
