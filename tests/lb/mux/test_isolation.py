@@ -3,12 +3,18 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+import asyncio
+import json
+import random
+import subprocess
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_network
 
 import pytest
 
-from lb.mux.isolation import install_text, remove_text, step_text, table_name, update_text
+from lb.mux.isolation import GONE_MANY, Isolation, install_text, remove_text, step_text, table_name, update_text
 from lb.mux.prefixes import Cover
+from tests.lab import netns
 
 VIPS = [ip_network(text) for text in ("203.0.113.10/32", "203.0.113.0/28", "203.0.113.16/28", "2001:db8::10/128")]
 
@@ -50,3 +56,40 @@ def test_a_step_says_what_differs_and_what_goes_goes_first() -> None:
 @pytest.mark.parametrize("vips", [[], VIPS])
 def test_removing_works_with_and_without_a_table(vips: list[object]) -> None:
     assert remove_text("t").splitlines() == ["add table netdev t", "delete table netdev t"]
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    name = netns.unique_prefix()
+    netns.ip("netns", "add", name)
+    yield name
+    netns.ip("netns", "del", name)
+
+
+@pytest.mark.lab
+def test_the_kernel_covers_what_it_should_whether_few_or_many_come_and_go(namespace: str) -> None:
+    chance = random.Random(7)
+    pool = [IPv4Network((int(IPv4Address("203.0.113.0")) + number, 32)) for number in range(256)]
+    isolation = Isolation("mux1", "lo")
+    netns.inside(namespace, lambda: asyncio.run(isolation.install([])))
+    gone = set()
+    for share in (0.5, 0.5, 0.98, 0.99, 0.5, 1, 0.02, 0):
+        wanted = {network for network in pool if chance.random() < share}
+        before = set(_in_kernel(namespace))
+        netns.inside(namespace, lambda: asyncio.run(isolation.cover(wanted)))  # noqa: B023  it runs here
+        assert _in_kernel(namespace) == list(collapse_addresses(wanted))
+        gone.add(len(before - set(_in_kernel(namespace))) > GONE_MANY)
+    assert gone == {True, False}, "both ways were gone"
+
+
+def _in_kernel(namespace: str) -> list[IPv4Network]:
+    argv = ["ip", "netns", "exec", namespace, "nft", "-j", "list", "set", "netdev", "vipmux_mux1", "vips4"]
+    answer = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    (found,) = [item["set"] for item in answer["nftables"] if "set" in item]
+    return sorted(_network(element) for element in found.get("elem", []))
+
+
+def _network(element: str | dict[str, dict[str, str | int]]) -> IPv4Network:
+    if isinstance(element, str):
+        return IPv4Network(element)
+    return IPv4Network(f"{element['prefix']['addr']}/{element['prefix']['len']}")
