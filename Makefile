@@ -13,7 +13,7 @@ WARNINGS := -std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prot
 
 # How long "make fuzz" runs each target; "make test" gives it FUZZ_SECONDS.
 SECONDS := 60
-FUZZ_SECONDS := 60
+FUZZ_SECONDS := 40
 FUZZ_SOURCES := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZERS := $(FUZZ_SOURCES:tests/fuzz/%.c=$(BUILD)/fuzz/%)
 # SECONDS is special to bash, and PYTHONPATH and friends would reach into the environment that we build.
@@ -106,11 +106,13 @@ sanitize: build
 
 # Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.  A target
 # may include a source file, to reach what is static there; it is not compiled a second time then.
-$(BUILD)/fuzz/%: tests/fuzz/%.c $(NATIVE)
+# Looking through the whole flow table teaches libFuzzer nothing, and takes it three times as long.
+$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h tests/fuzz/uncounted.txt $(NATIVE)
 	@deploy/packages.sh --check fuzz
 	@mkdir -p $(@D)
 	@echo 'compiling $*'
-	@clang -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -Inative $< \
+	@clang -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
+	  -fsanitize-coverage-ignorelist=tests/fuzz/uncounted.txt -Inative $< \
 	  $(filter-out $(shell sed -n 's|^#include "\(.*\.c\)"|native/\1|p' $<),$(C_SOURCES)) -lpthread -o $@
 
 fuzz: build $(FUZZERS)

@@ -58,10 +58,11 @@ static bool read_flow(const struct mux *mux, const struct vip_map *map, uint64_t
 {
 	const struct flow_table *table = mux->table;
 	uint64_t entry = __atomic_load_n(&table->lines[line].entry[way], __ATOMIC_RELAXED);
-	uint16_t stamp = __atomic_load_n(&table->lines[line].stamp[way], __ATOMIC_RELAXED);
+	uint16_t stamp;
 
 	if (!entry)
 		return false;
+	stamp = __atomic_load_n(&table->lines[line].stamp[way], __ATOMIC_RELAXED);
 	flow->key = flow_unscramble(&map->seed, flow_entry_key(table, line, entry));
 	flow->service = map->by_id[flow_key_service(flow->key)];
 	flow->number = (unsigned)(entry & 0xfff) - 1;

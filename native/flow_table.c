@@ -530,8 +530,8 @@ const char *flow_table_check(const struct flow_table *table)
 	for (uint64_t i = 0; i < table->line_count; i++) {
 		struct flow_line *line = &table->lines[i];
 
-		for (unsigned shift = 0; shift < 32; shift += 4) {
-			unsigned away = line->away >> shift & FLOW_AWAY_FULL;
+		for (uint32_t left = line->away; left; left >>= 4) {
+			unsigned away = left & FLOW_AWAY_FULL;
 
 			away_counts += away;
 			stuck |= away == FLOW_AWAY_FULL;

@@ -1,26 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Any packets, in any bursts, at any time, to the whole inbound pipeline: one small snapshot with services of every
- * kind, a second one that drains and takes away, and an io of its own whose buffers have exactly the packet's size.
+ * Any packets, in any bursts, at any time, to the whole inbound pipeline: the small MUX of world.h, with
+ * an io of its own whose buffers have exactly the packet's size.
  * After each burst the counters must add up, and what was sent must be a right outer header around a packet.
  *
  * Input: how the MUX is set up (1 byte), then records: what to do (1), how (1), length (2), bytes.
  */
 #include <arpa/inet.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "adopt.h"
-#include "census.h"
 #include "checksum.h"
 #include "encap.h"
-#include "mux.h"
+#include "world.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-#define SERVICES 9u
-#define HOPS 4u
-#define MTU 600u
 
 /* What to do with a record. */
 #define FIX_CHECKSUM 0x01 /* make the IPv4 header checksum right: no fuzzer gets past it by itself */
@@ -38,83 +30,6 @@ struct fuzz_io {
 	uint64_t sent;
 	bool fails; /* every third frame is refused */
 };
-
-static void expect(bool claim)
-{
-	if (!claim)
-		abort();
-}
-
-/* ---- the world ---- */
-
-static const uint8_t vip4[4] = { 203, 0, 113, 10 };
-static const uint8_t vip6[16] = { 0x20, 1, 0xd, 0xb8, 0, 0xf, [15] = 0x10 };
-
-static void add_service(struct vip_map *map, uint32_t id, bool changed)
-{
-	/* family, prefix, protocol, first and last port */
-	static const struct {
-		uint8_t family, prefix, protocol;
-		uint16_t first, last;
-	} shapes[SERVICES] = {
-		{ 4, 32, 6, 80, 80 },	 { 4, 32, 17, 53, 53 },	  { 4, 32, 6, 8000, 8099 },
-		{ 4, 24, 6, 80, 80 },	 { 4, 24, 17, 0, 65535 }, { 6, 128, 6, 80, 80 },
-		{ 6, 128, 17, 53, 60 },	 { 6, 64, 6, 0, 65535 },  { 4, 29, 6, 0, 65535 },
-	};
-	struct backend backends[3];
-	struct maglev_member members[3];
-	struct service service = { .id = id,
-				   .family = shapes[id].family,
-				   .prefix_length = shapes[id].prefix,
-				   .protocol = shapes[id].protocol,
-				   .first_port = shapes[id].first,
-				   .last_port = shapes[id].last,
-				   .hash_source = id % 4 == 1,
-				   .idle = flow_ticks(60 + id),
-				   .mtu = MTU,
-				   .backend_count = 3 };
-
-	for (uint32_t b = 0; b < 3; b++) {
-		unsigned state = changed ? (id + b) % 4 : BACKEND_UP;
-
-		backends[b] = (struct backend){ (service.family == 4 ? b & 1 : 2 + (b & 1)) << 2 | state, id * 3 + b };
-		members[b] = (struct maglev_member){ id + b, b + 1, state == BACKEND_UP, (uint16_t)b };
-	}
-	memcpy(service.vip, service.family == 4 ? vip4 : vip6, service.family == 4 ? 4 : 16);
-	if (service.prefix_length == 24)
-		service.vip[3] = 0;
-	else if (service.prefix_length == 29)
-		service.vip[3] = 8;
-	else if (service.prefix_length == 64)
-		service.vip[15] = 0;
-	expect(maglev_build(61, members, 3, &service.maglev) == 0);
-	expect(vip_map_add(map, &service, backends) == 0);
-	maglev_put(service.maglev);
-}
-
-static struct snapshot *make_snapshot(bool changed)
-{
-	static const uint8_t seed[16] = "an open secret";
-	struct hop_spec hops[HOPS] = { 0 };
-	struct snapshot *snapshot;
-	struct vip_map *map;
-
-	expect(vip_map_create(seed, flow_ticks(10), &map) == 0);
-	for (uint32_t id = 0; id < SERVICES; id++)
-		if (!changed || id != 3)
-			add_service(map, id, changed);
-	expect(vip_map_seal(map) == 0);
-	for (uint32_t i = 0; i < HOPS; i++) {
-		hops[i].family = i < 2 ? 4 : 6;
-		hops[i].resolved = !changed || i % 2 == 0;
-		hops[i].ifindex = i;
-		memset(hops[i].source, 10, 16);
-		memset(hops[i].destination, (int)(20 + i), 16);
-	}
-	expect(snapshot_create(map, hops, HOPS, changed, &snapshot) == 0);
-	vip_map_put(map);
-	return snapshot;
-}
 
 /* ---- what is sent ---- */
 
@@ -229,75 +144,15 @@ static void run(struct mux *mux, struct fuzz_io *io, const struct snapshot *snap
 		free(burst->memory[--burst->count]);
 }
 
-/* ---- flows of others ---- */
-
-/*
- * The input's bytes once more, as what another MUX tells of its flows: whatever it says, the table stays sound, what is
- * counted is there, and what is exceptional can be told and forgotten to the last flow.
- */
-static void hand_over(struct mux *mux, const struct snapshot *snapshot, const uint8_t *data, size_t size)
-{
-	static uint64_t records[4096];
-	static uint32_t owners[4096];
-	struct census_row rows[SERVICES * 3] = { 0 };
-	struct adoption adoption = { 0 };
-	uint32_t count = (uint32_t)(size / 8 < ADOPT_MAX ? size / 8 : ADOPT_MAX), told, counted = 0, exceptional = 0;
-
-	memcpy(records, data, count * 8);
-	for (uint32_t service = 0; service <= SERVICES; service++)
-		mux_adopt(mux, snapshot, service, data[0] % 5u, records, count, &adoption);
-	expect(adoption.taken + adoption.known + adoption.useless + adoption.refused == count * (SERVICES + 1));
-	expect(flow_table_check(mux->table) == NULL);
-
-	census_count(mux, snapshot, rows, SERVICES * 3);
-	for (unsigned i = 0; i < SERVICES * 3; i++) {
-		expect(rows[i].exceptional <= rows[i].tcp + rows[i].udp);
-		counted += rows[i].tcp + rows[i].udp;
-		exceptional += rows[i].exceptional;
-	}
-	expect(counted <= flow_table_live(mux->table));
-	told = census_exceptional(mux, snapshot, records, owners, 4096);
-	expect(told == exceptional && told <= 4096);
-	for (uint32_t i = 0; i < told; i++)
-		expect(mux_forget(mux, snapshot, owners[i] >> 12, owners[i] & 0xfff, &records[i], 1) == 1);
-	expect(flow_table_check(mux->table) == NULL);
-	expect(census_exceptional(mux, snapshot, records, owners, 4096) == 0);
-}
-
 /* ---- one input ---- */
-
-/* The same table for all inputs, emptied: making one takes longer than most inputs. */
-static struct flow_table *empty_table(void)
-{
-	static struct flow_table *table, empty;
-
-	if (!table) {
-		expect(flow_table_create(1, &table) == 0);
-		empty = *table;
-	}
-	memset(table->lines, 0, table->bytes);
-	*table = empty;
-	return table;
-}
 
 static void start(struct mux *mux, struct fuzz_io *io, uint8_t setup)
 {
-	static struct service_counters service_counters[SERVICES];
-	static uint64_t backend_counters[SERVICES * 3];
-	static struct mux *made;
+	struct mux_config config = { .flows = setup & 4 ? 0 : 1,
+				     .link = setup % 3,
+				     .detect_partial = setup >> 3 & 1 };
 
-	if (!made) {
-		struct mux_config config = { 0 };
-
-		expect(mux_create(&config, &made) == 0);
-	}
-	*mux = *made;
-	mux->config = (struct mux_config){ .flows = setup & 4 ? 0 : 1,
-					   .link = setup % 3,
-					   .detect_partial = setup >> 3 & 1 };
-	mux->table = setup & 4 ? NULL : empty_table();
-	mux->service_counters = service_counters;
-	mux->backend_counters = backend_counters;
+	start_mux(mux, &config);
 	*io = (struct fuzz_io){ .io = { &fuzz_ops, setup % 3 ? LINK_ETHERNET : LINK_RAW_IP },
 				.mux = mux,
 				.fails = setup & 16 };
@@ -305,7 +160,6 @@ static void start(struct mux *mux, struct fuzz_io *io, uint8_t setup)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static struct snapshot *snapshots[2];
 	static struct mux mux;
 	static struct burst burst;
 	static uint64_t inputs;
@@ -313,9 +167,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	uint64_t now = 0;
 	struct fuzz_io io;
 
-	if (!snapshots[0])
-		for (unsigned i = 0; i < 2; i++)
-			snapshots[i] = make_snapshot(i);
 	if (!size)
 		return 0;
 	start(&mux, &io, data[0]);
@@ -331,14 +182,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		add_packet(&burst, &mux, data + at, length, what, how);
 		at += length;
 		if (what & BURST_ENDS || burst.count == BURST_MAX)
-			run(&mux, &io, snapshots[which], &burst, now);
+			run(&mux, &io, snapshot_of(which), &burst, now);
 		if (what & OTHER_SNAPSHOT && !burst.count)
 			which = !which;
 	}
-	run(&mux, &io, snapshots[which], &burst, now);
-	if (mux.table && data[0] >> 5 == 7) /* not often: it reads the whole table, several times */
-		hand_over(&mux, snapshots[which], data, size);
-	if (mux.table && inputs++ % 256 == 0)
+	run(&mux, &io, snapshot_of(which), &burst, now);
+	if (mux.table && inputs++ % 256 == 0) /* not often: it reads the whole table */
 		expect(flow_table_check(mux.table) == NULL);
 	return 0;
 }

@@ -37,9 +37,6 @@ def mux() -> Iterator[bytes]:
             yield bytes([setup]) + b"".join(_record(f, BURST_ENDS, 0) + _record(f, OTHER_SNAPSHOT, 0) for f in some)
             yield bytes([setup | 8]) + b"".join(_record(f, TIME_PASSES | OFFLOAD, 35) for f in some)
             yield bytes([setup | 4]) + b"".join(_record(f, GROW, 20) for f in some)
-        for start in range(0, len(frames), 64):
-            some = frames[start : start + 8]
-            yield bytes([setup | 0xE0]) + b"".join(_record(f, OTHER_SNAPSHOT, 0) for f in some)
 
 
 def packet() -> Iterator[bytes]:
@@ -67,7 +64,20 @@ def flow_table() -> Iterator[bytes]:
         yield fill + trust + bytes([7 << 5, jump | 8]) + fill + bytes([7 << 5, jump | 24]) + trust + fill
 
 
-SEEDS = {"fuzz_mux": mux, "fuzz_packet": packet, "fuzz_host": host, "fuzz_flow_table": flow_table}
+def handover() -> Iterator[bytes]:
+    """Records of every class and of many ages; both snapshots, all backends."""
+    records = b"".join((n * 0x9E3779B97F4A7C15 % 2**64).to_bytes(8, "little") for n in range(64))
+    for choice in range(64):
+        yield bytes([choice]) + records
+
+
+SEEDS = {
+    "fuzz_mux": mux,
+    "fuzz_packet": packet,
+    "fuzz_host": host,
+    "fuzz_flow_table": flow_table,
+    "fuzz_handover": handover,
+}
 
 
 def write(directory: Path) -> None:
