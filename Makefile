@@ -51,6 +51,7 @@ $(BUILD)/environment: pyproject.toml setup.py deploy/packages.sh deploy/python.s
 	@$(PY) -m pip install -qq --disable-pip-version-check --root-user-action=ignore --upgrade 'pip>=25.1'
 	@$(PY) -m pip install -qq --disable-pip-version-check --root-user-action=ignore --group dev 'cffi>=1.17'
 	@$(PY) -m pip install -qq --disable-pip-version-check --root-user-action=ignore --no-build-isolation --editable .
+	@$(PY) -m compileall -q lb agent manager # as pip does with what it installs for good: each "lb" starts faster
 	@touch $@
 
 $(BUILD)/extension: $(BUILD)/environment lb/_build_dataplane.py $(NATIVE)

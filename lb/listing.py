@@ -3,7 +3,8 @@
 
 There may be sixty thousand rows. As JSON objects they take a second to be written, read and drawn; as columns, each of
 which is one text with a line for each row, a tenth of it. :mod:`manager.texts` makes a :class:`Listing` of what it
-keeps, and :mod:`lb.cli.tables` draws it, or makes one of rows that it follows. Pure; starts quickly.
+keeps, and draws it for who takes it as wide as it is; :mod:`lb.cli.tables` draws it for a terminal, or makes one of
+rows that it follows. Pure; starts quickly.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from lb.cells import ago, cell, endpoint, rate
+from lb.tabular import drawn, noted
 
 Row = Mapping[str, Any]
 
@@ -22,6 +24,8 @@ Row = Mapping[str, Any]
 _NAMED = 3
 #: Printable ASCII, and the end of a line.
 _PLAIN = bytes(range(0x20, 0x7F)) + b"\n"
+#: Columns of numbers, in all tables of the manager.
+NUMBERS = frozenset({"Up", "Flows", "Pkts", "MUXes", "Weight", "InPkts"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +47,7 @@ class Listing:
     @classmethod
     def parse(cls, text: str) -> Listing:
         """What :meth:`text` gave; whatever a terminal could take for an order is gone. Raises ValueError."""
-        lines = text.split("\n")
-        if not text.isascii() or text.encode().translate(None, _PLAIN):  # the quickest look at a million characters
-            lines[1:] = map(cell, lines[1:])
+        lines = harmless(text).split("\n")
         try:
             head = json.loads(lines[0])
             header, rows = tuple(cell(str(name)) for name in head["header"]), int(head["rows"])
@@ -55,6 +57,25 @@ class Listing:
         if rows < 0 or len(lines) != 1 + rows * len(header):
             raise ValueError("another number of cells than there should be")
         return cls(header, [lines[1 + i * rows : 1 + (i + 1) * rows] for i in range(len(header))], notes)
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal could take for an order; lines stay lines."""
+    if text.isascii() and not text.encode().translate(None, _PLAIN):  # the quickest look at a million characters
+        return text
+    return "\n".join(map(cell, text.split("\n")))
+
+
+def listed(listing: Listing, width: int | None = None) -> list[str]:
+    """Its lines, none longer than ``width`` where the columns can be folded so far."""
+    head, *lines = drawn(listing.header, listing.columns, NUMBERS, width)
+    return framed(listing, head, lines, width)
+
+
+def framed(listing: Listing, head: str, lines: Iterable[str], width: int | None = None) -> list[str]:
+    """The drawn lines below their header and above the notes."""
+    second = [BACKENDS_BELOW] if listing.header == BACKENDS else []
+    return [head, *second, *lines, *noted(listing.notes, width)]
 
 
 # --- services --------------------------------------------------------------------------------------------------------
@@ -85,6 +106,8 @@ def services(rows: Iterable[Row]) -> Listing:
 # --- backends --------------------------------------------------------------------------------------------------------
 
 BACKENDS = ("Prot LocalAddress:Port", "Service", "State", "Weight", "Flows", "InPkts")
+#: What stands in the lines of backends, below the header.
+BACKENDS_BELOW = "  -> RemoteAddress:Port"
 BACKEND_NUMBERS = {4: "flows", 5: "packets"}
 #: State and reason -> the backends of which that is true, each with its service.
 Because = dict[tuple[str, str], list[str]]

@@ -22,6 +22,7 @@ from aiohttp import web
 
 from lb.config_tables import show
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
+from lb.listing import Listing
 from lb.log import get_logger
 from lb.model import MAX_SERVICES, Address, Protocol
 from manager.controller import Applied, Controller
@@ -30,7 +31,7 @@ from manager.flow_words import Flow
 from manager.openapi import ROUTES, describe
 from manager.rates import FIELDS, SERVICES_KEPT
 from manager.store import ConflictError, Store, StoreError
-from manager.texts import Texts, array
+from manager.texts import Drawer, Texts, array
 from manager.view import View
 from manager.watching import BY_SERVICE, TABLES, Cursor, News
 from manager.world import AGENT, MUX
@@ -48,8 +49,8 @@ CONFIRM_MIN, CONFIRM_MAX = 1.0, 86_400.0
 WHY_MAX = 1000
 #: A number or a word in a query is shorter.
 QUERY_MAX = 100
-#: How rows can be had: as objects, or as the cells of a table.
-AS = ("json", "columns")
+#: How rows can be had: as objects, as the cells of a table, or drawn.
+AS = ("json", "columns", "text")
 #: A file of services, in a request or an answer.
 TOML = "application/toml"
 #: What `lb top` can be sorted by.
@@ -108,6 +109,7 @@ class Api:
         self._view = view
         self._store = store
         self._texts = Texts(controller, view)
+        self._drawers = {table: Drawer() for table in ("services", "backends", "announcements")}
         self._exporting = asyncio.Lock()
         self._description = json.dumps(describe(version))
         self._make_token = make_token
@@ -118,9 +120,9 @@ class Api:
         return _answer(self._view.status())
 
     async def services(self, request: web.Request) -> web.Response:
-        return self._rows("services", request)
+        return await self._rows("services", request)
 
-    def _rows(self, table: str, request: web.Request) -> web.Response:
+    async def _rows(self, table: str, request: web.Request) -> web.Response:
         """All, or those of some services, or the first so many."""
         known = self._controller.desired
         names = self._known_names(request, known.services, known.retiring)
@@ -128,10 +130,17 @@ class Api:
         of = known.services if names is None else names
         if limit and limit < len(of):  # so many services
             names = heapq.nsmallest(limit, of)
-        if _choice(request, "as", AS) == "columns":
+        form = _choice(request, "as", AS)
+        if form != "json":
             make = self._texts.list_services if table == "services" else self._texts.list_backends
-            return _text_answer(make(names).text(), "text/plain")
+            return await self._listing(make(names), form, self._drawers[table] if names is None else Drawer())
         return _json_answer(array(self._by_service(table, names).values()))
+
+    @staticmethod
+    async def _listing(table: Listing, form: str, drawer: Drawer) -> web.Response:
+        """Drawn beside the event loop: of sixty thousand lines all may be new."""
+        text = table.text() if form == "columns" else await asyncio.to_thread(drawer.draw, table)
+        return _text_answer(text, "text/plain")
 
     @staticmethod
     def _known_names(request: web.Request, *known: Collection[str]) -> list[str] | None:
@@ -171,7 +180,7 @@ class Api:
         return _answer(await self._view.flow(Flow(protocol, source, ports[0], destination, ports[1]), FLOW_WAIT))
 
     async def backends(self, request: web.Request) -> web.Response:
-        return self._rows("backends", request)
+        return await self._rows("backends", request)
 
     async def backend(self, request: web.Request) -> web.Response:
         return _answer(self._view.backend(request.match_info["service"], request.match_info["backend"]))
@@ -183,8 +192,9 @@ class Api:
         return _answer(self._view.agents())
 
     async def announcements(self, request: web.Request) -> web.Response:
-        if _choice(request, "as", AS) == "columns":
-            return _text_answer(self._texts.list_announcements().text(), "text/plain")
+        form = _choice(request, "as", AS)
+        if form != "json":
+            return await self._listing(self._texts.list_announcements(), form, self._drawers["announcements"])
         return _answer(self._view.announcements())
 
     async def events(self, request: web.Request) -> web.Response:

@@ -394,10 +394,10 @@ _LIMIT = {"limit": {"type": "integer", "minimum": 1, "maximum": 5000, "default":
 _CHANGE = ref("Change")
 _AS: dict[str, Schema] = {
     "as": {
-        "enum": ["json", "columns"],
+        "enum": ["json", "columns", "text"],
         "default": "json",
         "description": "columns: `lb get`'s table as text: a line of JSON (header, rows, notes), below it the cells, a "
-        "line each, column by column",
+        "line each, column by column; text: that table as it is drawn",
     }
 }
 _SOME: dict[str, Schema] = {

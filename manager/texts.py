@@ -17,6 +17,7 @@ from lb.cells import rate
 from lb.config_text import service_table
 from lb.listing import Listing
 from lb.model import Service
+from lb.tabular import aligned
 from lb.toml import format_tables
 from manager.controller import Controller
 from manager.view import BACKEND_COUNTERS, SERVICE_COUNTERS, Counters, Row, View, announced_rows
@@ -77,6 +78,35 @@ class _Made:
                 found[name] = known if known is not None and known[0] is service else (service, self._make(service))
         self._known = found if names is None else self._known | found
         return [text for _, text in found.values()]
+
+
+class Drawer:
+    """Draws one table again and again, of which little is new each time. From any thread."""
+
+    def __init__(self) -> None:
+        #: Widths of the columns; of each part of the table, by its cells, the widths that it needs, and as it is drawn.
+        self._drawn: tuple[tuple[int, ...], dict[tuple[str, ...], tuple[int, ...]], dict[tuple[str, ...], str]] = (
+            (),
+            {},
+            {},
+        )
+
+    def draw(self, table: Listing) -> str:
+        """What :func:`lb.listing.listed` makes of it."""
+        parts = list(zip(*table.columns, strict=True))
+        before, needs, texts = self._drawn
+        needs = {part: needs.get(part) or tuple(max(map(len, cell.split("\n"))) for cell in part) for part in parts}
+        widths = tuple(map(max, zip(map(len, table.header), *needs.values(), strict=True)))
+        numbers = {i for i, name in enumerate(table.header) if name in listing.NUMBERS}
+
+        def block(cells: Iterable[str]) -> str:
+            return "\n".join(aligned([cell.split("\n") for cell in cells], widths, numbers))
+
+        if widths != before:
+            texts = {}
+        texts = {part: texts.get(part) or block(part) for part in needs}
+        self._drawn = widths, needs, texts
+        return "\n".join(listing.framed(table, block(table.header), [texts[part] for part in parts]))
 
 
 class Texts:

@@ -10,9 +10,10 @@ import click
 
 from lb.cells import ago, cell, endpoint
 from lb.cli.output import example, output_option, print_json
-from lb.cli.plain import clock, hanging, terminal_width
+from lb.cli.plain import clock, terminal_width
 from lb.cli.remote import Manager, manager_options
 from lb.errors import NotFoundError, RequestError
+from lb.tabular import hanging
 
 PATHS = {"mux": "muxes", "agent": "agents"}
 KINDS = ("service", "backend", "vip", "mux", "agent", "flow")

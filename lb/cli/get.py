@@ -13,11 +13,13 @@ import click
 from lb.cells import cell
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import console, example, output_option, print_json, size, table
-from lb.cli.plain import hanging, lasting, parse_duration, terminal_width
+from lb.cli.plain import lasting, parse_duration, terminal_width
 from lb.cli.remote import Manager, manager_options
-from lb.cli.tables import LISTED, STATS, listed
+from lb.cli.tables import LISTED, STATS
 from lb.cli.tables import TABLES as MANAGER_TABLES
 from lb.errors import ControlError, RequestError
+from lb.listing import listed
+from lb.tabular import hanging
 
 #: What can be asked -> (columns of the table, those that hold numbers).
 TABLES: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
@@ -118,6 +120,8 @@ def command(
         shown = {key: value for key, value in data.items() if key not in ("now", "refusals")}  # those are for lb doctor
         shown["confirm"] = _unconfirmed(shown.get("confirm"))
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
+    elif what in LISTED and not stats and not first and terminal_width() is None:
+        click.echo(manager.page(what, **query))
     else:
         lines = _drawn(manager, asked, query, stats=stats)
         click.echo("\n".join(lines))

@@ -1,107 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables and times as plain text, without a library to load: for the commands that ask the manager."""
+"""Times as plain text, and how wide the terminal is: for the commands that ask the manager."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from itertools import chain, repeat, zip_longest
 from typing import Any
 
-from lb.cells import cell
 from lb.errors import RequestError
-
-_GAP = "  "
-#: No column is folded to less.
-_NARROWEST = 8
-
-
-def columns(
-    header: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = (), width: int | None = None
-) -> list[str]:
-    """The lines of a table of any values; see :func:`drawn`."""
-    texts = [[cell(value) for value in row] for row in rows]
-    return drawn(header, list(zip(*texts, strict=True)) or [()] * len(header), right, width)
-
-
-def drawn(
-    header: Sequence[str], cells: Sequence[Sequence[str]], right: Iterable[str] = (), width: int | None = None
-) -> list[str]:
-    """Lines of a table as wide as its widest cells, which are given column by column; names in ``right`` hold numbers.
-    Where that is wider than ``width``, the widest of the other columns are folded."""
-    widths = [max(len(name), max(map(len, column), default=0)) for name, column in zip(header, cells, strict=True)]
-    numbers = {i for i, name in enumerate(header) if name in set(right)}
-    rows: Iterable[tuple[str, ...]] = zip(*cells, strict=True)
-    lines = [tuple(header)]
-    if width is not None and sum(widths) + len(_GAP) * (len(widths) - 1) > width:
-        floors = [size if i in numbers else max(_NARROWEST, len(header[i])) for i, size in enumerate(widths)]
-        widths = _narrowed(widths, floors, width)
-        lines = [line for row in (*lines, *rows) for line in _folded(row, widths)]
-        cells, lines = list(zip(*lines, strict=True)), []
-    # A column at a time: there may be tens of thousands of lines.
-    padded = [
-        map(str.rjust if i in numbers else str.ljust, chain([line[i] for line in lines], column), repeat(size))
-        for i, (column, size) in enumerate(zip(cells, widths, strict=True))
-    ]
-    return list(map(str.rstrip, map(_GAP.join, zip(*padded, strict=True))))
-
-
-def _narrowed(widths: Sequence[int], floors: Sequence[int], width: int) -> list[int]:
-    """What the columns may take: the widest give first, and none more than its floor."""
-    found = list(widths)
-    for _ in range(sum(found) + len(_GAP) * (len(found) - 1) - width):
-        widest = max(range(len(found)), key=lambda i: (found[i] > floors[i], found[i]))
-        if found[widest] <= floors[widest]:
-            break
-        found[widest] -= 1
-    return found
-
-
-def _folded(row: Sequence[str], widths: Sequence[int]) -> Iterable[tuple[str, ...]]:
-    """One line of a table as the lines that it needs."""
-    if all(len(text) <= width for text, width in zip(row, widths, strict=True)):
-        return [tuple(row)]
-    cells = [fold(text, width) for text, width in zip(row, widths, strict=True)]
-    return zip_longest(*cells, fillvalue="")
-
-
-def fold(text: str, width: int) -> list[str]:
-    """A text in lines: at spaces where there are any, and within a word that is too long."""
-    lines = []
-    while len(text) > width:
-        at = text.rfind(" ", 1, width + 1)
-        if not text[: max(at, 0)].strip():
-            at = width
-        lines.append(text[:at].rstrip())
-        text = text[at:].lstrip()
-    return [*lines, text]
-
-
-def hanging(lines: Iterable[str], width: int | None, indent: int | None = None) -> list[str]:
-    """Lines no longer than ``width``. What goes on stands ``indent`` columns from the left, or 4 more than before."""
-    if width is None:
-        return list(lines)
-    found = []
-    for line in lines:
-        if len(line) <= width:
-            found.append(line)
-            continue
-        by = min(width // 2, len(line) - len(line.lstrip()) + 4 if indent is None else indent)
-        first, *_ = fold(line, width)
-        found.append(first)
-        found += [" " * by + part for part in fold(line[len(first) :].lstrip(), width - by)]
-    return found
+from lb.tabular import NARROWEST
 
 
 def terminal_width() -> int | None:
     """So wide may a line be; None: the output is a file or a pipe, whose reader wants whole lines."""
     told = os.environ.get("COLUMNS", "")
     if told.isascii() and told.isdecimal() and int(told) > 0:
-        return max(_NARROWEST, int(told))
+        return max(NARROWEST, int(told))
     try:
-        return max(_NARROWEST, os.get_terminal_size(sys.stdout.fileno()).columns)
+        return max(NARROWEST, os.get_terminal_size(sys.stdout.fileno()).columns)
     except (OSError, ValueError):  # ValueError: no real file
         return None
 

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 
 from lb.errors import AccessError, ConfigError, ControlError, NotFoundError, RequestError, VipmuxError
-from lb.listing import Listing
+from lb.listing import Listing, harmless
 
 if TYPE_CHECKING:
     import ssl
@@ -31,7 +31,7 @@ TIMEOUT = 30.0
 PORT = 9740
 JSON, TOML = "application/json", "application/toml"
 #: What is answered when it is asked ``as`` this.
-_KINDS: dict[object, str] = {"toml": TOML, "columns": "text/plain"}
+_KINDS: dict[object, str] = {"toml": TOML, "columns": "text/plain", "text": "text/plain"}
 _DIRECTORY = "~/.config/lb"
 
 
@@ -80,6 +80,10 @@ class Manager:
             return Listing.parse(self.raw(*path, **query, **{"as": "columns"}).decode())
         except ValueError:
             raise ControlError(f"{self.url}: the answer is not a table; are manager and lb of one version?") from None
+
+    def page(self, *path: str, **query: object) -> str:
+        """A table that the manager draws, for a reader who takes it as wide as it is."""
+        return harmless(self.raw(*path, **query, **{"as": "text"}).decode(errors="replace"))
 
     def post(self, *path: str, body: object = None) -> Any:
         text = None if body is None else json.dumps(body, default=str).encode()

@@ -3,18 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lb.cells import ago, cell, endpoint, rate
 from lb.cli.output import size
-from lb.cli.plain import clock, columns, drawn, hanging
-from lb.listing import BACKENDS, Listing, announcements, backend_cells, backends, by_service, reason, services
+from lb.cli.plain import clock
+from lb.listing import (
+    BACKENDS,
+    BACKENDS_BELOW,
+    NUMBERS,
+    Listing,
+    announcements,
+    backend_cells,
+    backends,
+    by_service,
+    listed,
+    reason,
+    services,
+)
+from lb.tabular import columns, hanging, noted
 
 Row = dict[str, Any]
 
-#: Columns of numbers, in all of these tables.
-_NUMBERS = frozenset({"Up", "Flows", "Pkts", "MUXes", "Weight", "InPkts"})
 #: Where an event's subject begins, after date, time and mark.
 _TEXT_AT = 23
 
@@ -61,12 +72,8 @@ def backend_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
         for some in by_service(rows)
         for line, why in zip(backend_cells(some, cell), ("", *map(reason, some)), strict=True)
     ]
-    return _with_arrow(columns((*BACKENDS, "Reason"), lines, _NUMBERS, width))
-
-
-def _with_arrow(lines: list[str]) -> list[str]:
-    """What stands in the lines of backends."""
-    return [lines[0], "  -> RemoteAddress:Port", *lines[1:]]
+    head, *below = columns((*BACKENDS, "Reason"), lines, NUMBERS, width)
+    return [head, BACKENDS_BELOW, *below]
 
 
 def muxes(rows: Sequence[Row], width: int | None = None) -> list[str]:
@@ -88,7 +95,7 @@ def muxes(rows: Sequence[Row], width: int | None = None) -> list[str]:
         ("VIPs", "Flows"),
         width,
     )
-    return [*table, *_notes((_node_note(row) for row in rows), width)]
+    return [*table, *noted((_node_note(row) for row in rows), width)]
 
 
 def agents(rows: Sequence[Row], width: int | None = None) -> list[str]:
@@ -107,7 +114,7 @@ def agents(rows: Sequence[Row], width: int | None = None) -> list[str]:
         ("Services",),
         width,
     )
-    return [*table, *_notes((_node_note(row) for row in rows), width)]
+    return [*table, *noted((_node_note(row) for row in rows), width)]
 
 
 def _node_note(row: Row) -> str | None:
@@ -123,23 +130,11 @@ def _node_note(row: Row) -> str | None:
     return f"{cell(row.get('name'))}: {said}" if said else None
 
 
-def listed(listing: Listing, width: int | None = None) -> list[str]:
-    """A table that the manager made, or :mod:`lb.listing` of rows."""
-    lines = drawn(listing.header, listing.columns, _NUMBERS, width)
-    return [*(_with_arrow(lines) if listing.header == BACKENDS else lines), *_notes(listing.notes, width)]
-
-
 def _listed(make: Callable[[Sequence[Row]], Listing]) -> Draw:
     def draw(rows: Sequence[Row], width: int | None = None) -> list[str]:
         return listed(make(rows), width)
 
     return draw
-
-
-def _notes(notes: Iterable[str | None], width: int | None) -> list[str]:
-    """Sentences below a table, for a column is too narrow for them."""
-    found = hanging((note for note in notes if note), width)
-    return ["", *found] if found else []
 
 
 def events(rows: Sequence[Row], width: int | None = None) -> list[str]:

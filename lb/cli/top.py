@@ -16,9 +16,9 @@ import click
 from lb.cells import cell, endpoint, rate
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import example, output_option, plural, print_json
-from lb.cli.plain import columns
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ControlError, RequestError
+from lb.tabular import columns
 
 Row = Mapping[str, Any]
 #: What is asked again after a moment: the answer, and how it looks.

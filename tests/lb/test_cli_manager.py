@@ -21,9 +21,9 @@ import pytest
 from lb.cells import ago, endpoint
 from lb.cli.drain import target
 from lb.cli.main import run
-from lb.cli.plain import columns
 from lb.cli.tables import TABLES
 from lb.errors import RequestError
+from lb.tabular import columns
 from tests.lb.test_help import ALL, OFFLINE, examples, words
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.cells import cell
-from lb.cli.plain import columns, hanging
 from lb.cli.tables import STATS, TABLES
-from lb.listing import Listing
+from lb.listing import Listing, harmless
+from lb.tabular import columns, hanging
 
 WHY = "its agent says: connect: connection refused (3 of 3 checks failed), and the tunnel probe of mux-fra-2 times out"
 SERVICE: dict[str, Any] = {
@@ -213,3 +213,8 @@ def test_a_listing_is_what_it_was_before_it_was_sent(rows: list[tuple[str, ...]]
 def test_what_is_no_listing_is_said(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         Listing.parse(text)
+
+
+@pytest.mark.parametrize(("text", "shown"), [("a  b\nc\n", "a  b\nc\n"), ("ä\x1b[2J\n\x07c", "ä?[2J\n?c")])
+def test_what_a_terminal_could_take_for_an_order_is_not_shown(text: str, shown: str) -> None:
+    assert harmless(text) == shown

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestServer
 from structlog.testing import capture_logs
 
 from lb.errors import AccessError
-from lb.listing import Listing
+from lb.listing import Listing, listed
 from lb.toml import format_tables
 from manager.api import BODY_MAX, Api, application
 from manager.controller import Controller
@@ -396,8 +396,11 @@ async def test_rows_can_be_had_as_the_columns_of_their_table(tmp_path: Path) -> 
             assert {len(column) for column in found.columns} == {count}
         found = Listing.parse(await client.text("/v1/backends?as=columns&service=b", "text/plain"))
         assert found.columns[1] == ["b", "b-1", "b-2"]
+        for query in ("", "&service=b"):
+            table = Listing.parse(await client.text(f"/v1/backends?as=columns{query}", "text/plain"))
+            assert await client.text(f"/v1/backends?as=text{query}", "text/plain") == "\n".join(listed(table))
         status, answer = await client.ask("GET", "/v1/services?as=rows")
-        assert (status, answer["error"]) == (400, 'as must be one of json, columns, not "rows"')
+        assert (status, answer["error"]) == (400, 'as must be one of json, columns, text, not "rows"')
 
 
 async def test_that_somebody_left_is_no_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

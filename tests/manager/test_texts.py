@@ -13,7 +13,7 @@ from lb.config_text import service_table
 from lb.listing import Listing
 from lb.toml import format_tables
 from manager.controller import Controller
-from manager.texts import Texts, array
+from manager.texts import Drawer, Texts, array
 from manager.view import View
 from tests.manager.fleet import service, with_probe
 from tests.manager.nodes import Site, running, until
@@ -28,6 +28,7 @@ class Both:
         self.controller = controller
         self.view = View(controller)
         self.texts = Texts(controller, self.view)
+        self.drawers = {table: Drawer() for table in (listing.SERVICES, listing.BACKENDS, listing.ANNOUNCEMENTS)}
 
     def agree(self) -> tuple[list[Any], list[Any]]:
         """Services and backends, within one turn of the loop."""
@@ -39,8 +40,11 @@ class Both:
                 (self.texts.list_backends(names), listing.backends(self.view.backends(names))),
             ):
                 assert made.text() == rows.text()
+                assert self.drawers[made.header].draw(made) == "\n".join(listing.listed(rows))
                 assert [list(column) for column in Listing.parse(made.text()).columns] == list(map(list, rows.columns))
-        assert self.texts.list_announcements().text() == listing.announcements(self.view.announcements()).text()
+        made, rows = self.texts.list_announcements(), listing.announcements(self.view.announcements())
+        assert made.text() == rows.text()
+        assert self.drawers[made.header].draw(made) == "\n".join(listing.listed(rows))
         services = self.controller.desired.services
         assert _rows(self.texts.tables()) == [service_table(services[name]) for name in sorted(services)]
         assert self.texts.file() == format_tables(service_table(services[name]) for name in sorted(services))
