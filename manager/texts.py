@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lb import listing
 from lb.cells import rate
@@ -80,33 +80,40 @@ class _Made:
         return [text for _, text in found.values()]
 
 
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A table as it was drawn; its parts go by their cells."""
+
+    widths: tuple[int, ...] = ()  #: of the columns
+    needs: Mapping[tuple[str, ...], tuple[int, ...]] = field(default_factory=dict)  #: how wide each part must be
+    texts: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+
+
 class Drawer:
     """Draws one table again and again, of which little is new each time. From any thread."""
 
     def __init__(self) -> None:
-        #: Widths of the columns; of each part of the table, by its cells, the widths that it needs, and as it is drawn.
-        self._drawn: tuple[tuple[int, ...], dict[tuple[str, ...], tuple[int, ...]], dict[tuple[str, ...], str]] = (
-            (),
-            {},
-            {},
-        )
+        self._last = _Page()
 
     def draw(self, table: Listing) -> str:
         """What :func:`lb.listing.listed` makes of it."""
-        parts = list(zip(*table.columns, strict=True))
-        before, needs, texts = self._drawn
-        needs = {part: needs.get(part) or tuple(max(map(len, cell.split("\n"))) for cell in part) for part in parts}
+        last, parts = self._last, list(zip(*table.columns, strict=True))
+        needs = {part: last.needs.get(part) or tuple(map(_width, part)) for part in parts}
         widths = tuple(map(max, zip(map(len, table.header), *needs.values(), strict=True)))
         numbers = {i for i, name in enumerate(table.header) if name in listing.NUMBERS}
 
         def block(cells: Iterable[str]) -> str:
             return "\n".join(aligned([cell.split("\n") for cell in cells], widths, numbers))
 
-        if widths != before:
-            texts = {}
-        texts = {part: texts.get(part) or block(part) for part in needs}
-        self._drawn = widths, needs, texts
+        known = last.texts if widths == last.widths else {}
+        texts = {part: known.get(part) or block(part) for part in needs}
+        self._last = _Page(widths, needs, texts)
         return "\n".join(listing.framed(table, block(table.header), [texts[part] for part in parts]))
+
+
+def _width(cells: str) -> int:
+    """Of the widest of these lines."""
+    return max(map(len, cells.split("\n")))
 
 
 class Texts:
