@@ -6,7 +6,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
+import socket
 import subprocess
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_network
 
@@ -82,9 +85,65 @@ def test_the_kernel_covers_what_it_should_whether_few_or_many_come_and_go(namesp
     assert gone == {True, False}, "both ways were gone"
 
 
+COUNTED = """
+table netdev behind {
+	chain ingress {
+		type filter hook ingress device "eth0" priority 0; policy accept;
+		ip daddr 203.0.113.0/24 counter
+	}
+}
+"""
+
+
+@pytest.mark.lab
+def test_no_packet_of_a_vip_comes_through_while_the_kernel_gets_a_new_set(namespace: str) -> None:
+    """Of those that stay; else the machine would reset connections that are none of its own."""
+    outside = netns.unique_prefix()
+    netns.ip("netns", "add", outside)
+    try:
+        netns.ip(*f"link add eth0 netns {outside} type veth peer name eth0 netns {namespace}".split())
+        for name, address in ((outside, "10.0.1.1/24"), (namespace, "10.0.1.2/24")):
+            netns.ip("-n", name, "addr", "add", address, "dev", "eth0")
+            netns.ip("-n", name, "link", "set", "eth0", "up")
+        netns.ip("-n", outside, "route", "add", "203.0.113.0/24", "via", "10.0.1.2")
+        stays, others = IPv4Network("203.0.113.77/32"), [IPv4Network(f"203.0.113.{n}/32") for n in range(2, 64, 2)]
+        assert len(others) > GONE_MANY
+        isolation, over = Isolation("mux1", "eth0"), threading.Event()
+        netns.inside(namespace, lambda: asyncio.run(isolation.install([stays])))
+        _nft(namespace, "-f", "-", stdin=COUNTED)
+        sender = threading.Thread(target=netns.inside, args=(outside, lambda: _send_until(over, str(stays[0]))))
+        sender.start()
+        for _ in range(10):
+            netns.inside(namespace, lambda: asyncio.run(isolation.cover([stays, *others])))
+            netns.inside(namespace, lambda: asyncio.run(isolation.cover([stays])))
+        over.set()
+        sender.join()
+        assert _counted(namespace, "vipmux_mux1") > 10_000
+        assert _counted(namespace, "behind") == 0
+    finally:
+        netns.ip("netns", "del", outside)
+
+
+def _send_until(over: threading.Event, address: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        while not over.is_set():
+            sender.sendto(b"", (address, 9))
+
+
+def _counted(namespace: str, table: str) -> int:
+    """Packets that the first rule for IPv4 in a table met."""
+    found = re.search(r"ip daddr .* counter packets (\d+)", _nft(namespace, "list", "table", "netdev", table))
+    assert found is not None
+    return int(found[1])
+
+
+def _nft(namespace: str, *arguments: str, stdin: str | None = None) -> str:
+    argv = ["ip", "netns", "exec", namespace, "nft", *arguments]
+    return subprocess.run(argv, input=stdin, capture_output=True, text=True, check=True).stdout
+
+
 def _in_kernel(namespace: str) -> list[IPv4Network]:
-    argv = ["ip", "netns", "exec", namespace, "nft", "-j", "list", "set", "netdev", "vipmux_mux1", "vips4"]
-    answer = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    answer = json.loads(_nft(namespace, "-j", "list", "set", "netdev", "vipmux_mux1", "vips4"))
     (found,) = [item["set"] for item in answer["nftables"] if "set" in item]
     return sorted(_network(element) for element in found.get("elem", []))
 
