@@ -120,20 +120,21 @@ def command(
         shown = {key: value for key, value in data.items() if key not in ("now", "refusals")}  # those are for lb doctor
         shown["confirm"] = _unconfirmed(shown.get("confirm"))
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
-    elif what in LISTED and not stats and not first and terminal_width() is None:
-        click.echo(manager.page(what, **query))
     else:
-        lines = _drawn(manager, asked, query, stats=stats)
-        click.echo("\n".join(lines))
-        if first and (len(lines) > first or what == "backends"):  # a service may well have none
+        text = _drawn(manager, asked, query, stats=stats)
+        click.echo(text)
+        if first and (text.count("\n") >= first or what == "backends"):  # a service may well have none
             _tell_more(manager.get("status")["services"], first)
 
 
-def _drawn(manager: Manager, what: str, query: dict[str, Any], *, stats: bool) -> list[str]:
-    """The lines of a table, of which the manager makes the cells where there may be tens of thousands."""
+def _drawn(manager: Manager, what: str, query: dict[str, Any], *, stats: bool) -> str:
+    """A table. Of tens of thousands of lines the manager makes the cells, or draws them where they may be wide."""
+    width = terminal_width()
     if what not in LISTED or stats:
-        return _draw_of(what, stats=stats)(manager.get(what, **query))
-    return listed(manager.listing(what, **query), terminal_width())
+        return "\n".join(_draw_of(what, stats=stats)(manager.get(what, **query)))
+    if width is None:
+        return manager.page(what, **query)
+    return "\n".join(listed(manager.listing(what, **query), width))
 
 
 def _tell_more(services: int, shown: int) -> None:
