@@ -6,8 +6,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 
 import pytest
+import structlog
 
 #: Programs that the labs run, and the Debian packages that bring them.
 LAB_PROGRAMS = {
@@ -41,3 +43,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("lab"):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_nobody_configured() -> Iterator[None]:
+    """A program that a test ran in this process may have silenced what the next one looks for."""
+    yield
+    structlog.reset_defaults()
