@@ -66,8 +66,8 @@ packages:
 # Tests. $(call pytest,options) runs them; "-ra" in pyproject.toml prints every skip with its reason.
 
 pytest = $(PY) -m pytest --quiet
-# What needs no machine for itself: a process for each core, whole files to each.
-SIDE_BY_SIDE := -n auto --dist loadfile
+# What measures no time needs no machine for itself: a process for each core, whole files to each.
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
 
 unit: build
 	@$(pytest) $(SIDE_BY_SIDE) -m 'not lab'
