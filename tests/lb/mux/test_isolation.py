@@ -113,11 +113,13 @@ def test_no_packet_of_a_vip_comes_through_while_the_kernel_gets_a_new_set(namesp
         _nft(namespace, "-f", "-", stdin=COUNTED)
         sender = threading.Thread(target=netns.inside, args=(outside, lambda: _send_until(over, str(stays[0]))))
         sender.start()
-        for _ in range(10):
-            netns.inside(namespace, lambda: asyncio.run(isolation.cover([stays, *others])))
-            netns.inside(namespace, lambda: asyncio.run(isolation.cover([stays])))
-        over.set()
-        sender.join()
+        try:
+            for _ in range(10):
+                netns.inside(namespace, lambda: asyncio.run(isolation.cover([stays, *others])))
+                netns.inside(namespace, lambda: asyncio.run(isolation.cover([stays])))
+        finally:
+            over.set()
+            sender.join()
         assert _counted(namespace, "vipmux_mux1") > 10_000
         assert _counted(namespace, "behind") == 0
     finally:
