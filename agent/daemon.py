@@ -18,6 +18,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -34,6 +35,7 @@ from lb import metrics
 from lb.changes import Change
 from lb.config import load_agent, parse_manager_url
 from lb.control import ControlServer
+from lb.daemon.supervise import Tasks, until
 from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
@@ -52,6 +54,8 @@ PROGRAM = "lb-agent"
 NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
 #: How often the status is looked at where nobody waits for signs of life, seconds.
 STATUS_INTERVAL = 5.0
+#: How long a stop waits for a change that is under way, seconds.
+FINISH = 20.0
 
 
 class Daemon:
@@ -115,36 +119,46 @@ class Daemon:
 
     async def _obey(self, stop: asyncio.Event, reload: asyncio.Event) -> None:
         assert self._probes is not None  # noqa: S101  made before
-        stopping = asyncio.ensure_future(stop.wait())
-        running = [asyncio.ensure_future(self._probes.run()), asyncio.ensure_future(self._vouch())]
+        tasks = Tasks(tell=self._supervisor.status)
+        tasks.restarted("probes", self._probes.run)
+        tasks.restarted("signs of life", self._vouch)
+        tasks.restarted("reloads", partial(self._reloads, reload))
         if self._follower is not None:
             self._follower.status = self._status
             self._follower.client.reports = self._probes.reports
-            running.append(asyncio.ensure_future(self._follower.run()))
-        while not stop.is_set():
-            waiting = asyncio.ensure_future(reload.wait())
-            await asyncio.wait((stopping, waiting, *running), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            for task in running:
-                if task.done():
-                    await task  # raises: a programming error
-            if reload.is_set() and not stop.is_set():
-                reload.clear()
-                self._supervisor.reloading()
-                async with self._changing:
-                    await asyncio.to_thread(self._reload)
-                    if self._applied is not None:
-                        self._probes.update(self._applied.config)
-                self._supervisor.ready(self._summary())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+            tasks.restarted("manager", self._follower.run)
+        try:
+            await until(stop, tasks.failed())
+        finally:
+            await self._finish()
+            await tasks.close()
         if self._applied is None:
             log.info("stopped", host="is as it was")
         elif self._applied.mode is DecapMode.TUN:
             log.warning("stopped", host="packets in tunnels are no longer taken out: the TUN device has ended")
         else:
             log.info("stopped", host="goes on decapsulating; lb-agent cleanup would end that")
+
+    async def _finish(self) -> None:
+        """Lets a change that is under way come to its end, and none begin after it: a helper thread cannot be stopped,
+        and what it works with is closed next."""
+        try:
+            async with asyncio.timeout(FINISH):
+                await self._changing.acquire()
+        except TimeoutError:
+            log.error("change not finished", reason=f"it takes longer than {FINISH:g} s", then="stopped all the same")
+
+    async def _reloads(self, wanted: asyncio.Event) -> None:
+        """Returns never."""
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            self._supervisor.reloading()
+            async with self._changing:
+                await asyncio.to_thread(self._reload)
+                if self._applied is not None and self._probes is not None:
+                    self._probes.update(self._applied.config)
+            self._supervisor.ready(self._summary())
 
     async def _vouch(self) -> None:
         """Signs of life, while helper threads answer and the worker, where packets pass through one, turns."""

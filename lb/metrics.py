@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lb.daemon.vitals import VITALS, Vitals
 from lb.errors import IoError
 
 
@@ -172,6 +173,34 @@ def _bgp(figures: BgpFigures) -> Iterator[Metric]:
     yield up
 
 
+class VitalsCollector(Collector):
+    """What the daemon counts of its own faults."""
+
+    def __init__(self, vitals: Vitals = VITALS) -> None:
+        self._vitals = vitals
+
+    def describe(self) -> list[Metric]:
+        """Nothing: there may be no task yet."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        crashes = CounterMetricFamily("lb_task_crashes", "Background tasks that ended with an error.", labels=["task"])
+        for task, count in self._vitals.crashes.items():
+            crashes.add_metric([task], count)
+        restarts = CounterMetricFamily("lb_task_restarts", "Background tasks that were begun anew.", labels=["task"])
+        for task, count in self._vitals.restarts.items():
+            restarts.add_metric([task], count)
+        unasked = CounterMetricFamily(
+            "lb_probes_not_made", "Probes that this machine could not make: they say nothing.", labels=["source"]
+        )
+        for source, count in self._vitals.probes_not_made.items():
+            unasked.add_metric([source], count)
+        lost = CounterMetricFamily(
+            "lb_log_lines_lost", "Lines of the log that could not be written.", value=self._vitals.lines_lost
+        )
+        yield from (crashes, restarts, unasked, lost)
+
+
 class MetricsServer:
     """The HTTP endpoint, in a thread of its own until closed."""
 
@@ -194,6 +223,7 @@ def serve(address: str, collector: Collector, *, key: str) -> MetricsServer:
     host, _, port = address.rpartition(":")
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
+    registry.register(VitalsCollector())
     try:
         server, thread = start_http_server(int(port), addr=host.strip("[]"), registry=registry)
     except OSError as error:

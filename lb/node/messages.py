@@ -19,7 +19,7 @@ import binascii
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lb.errors import MessageError
@@ -154,12 +154,25 @@ TO_NODE_MAX = 256 * 2**20
 REPORTS_MAX = 1000
 TEXT_MAX = 1000
 NAME_MAX = 128
+#: What a node may leave out, and the length of each reason. A key of another section is longer than a name.
+LEFT_OUT_MAX, LEFT_OUT_REASON_MAX, LEFT_OUT_KEY_MAX = 32_768, 200, 300
 #: Flows, and groups of them, in one message of a hand-over.
 FLOWS_MAX = GROUPS_MAX = 4096
 #: Bytes of one flow; see native/census.h.
 FLOW_BYTES = 8
 #: Terms and generations are counters; nothing of ours counts so far.
 COUNT_MAX = 2**53
+
+
+# A store's history is known by two marks, which orders carry and nodes give back:
+#
+#     lineage   names one history; a new store has a new one, and so has one that was told to go on all the same
+#               (lb-manager take-over), whatever it was made of
+#     revision  the version of the desired state, counted within the lineage; it never goes back
+#
+# "" and 0 are of a manager or a node that knows none. A node refuses an order of a lower term; of its own lineage with
+# a lower revision, whatever its term: history went back; and of another lineage in a term that is not higher: it is
+# another history. take-over makes a new lineage and a higher term, and so leads out of each of these.
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +184,9 @@ class Hello:
     digest: str
     settings: Mapping[str, Any]
     version: str = ""
+    lineage: str = ""  #: of the order of which it has, or would have, its state
+    revision: int = 0  #: the highest of that lineage that it was told
+    left_out: Mapping[str, str] = field(default_factory=dict)  #: as in an acknowledgement
 
     def plain(self) -> dict[str, Any]:
         return {"type": "hello", **_fields(self)}
@@ -178,11 +194,16 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """A generation is live at the node, or is refused and the one before serves on."""
+    """A generation is live at the node, or is refused and the one before serves on.
+
+    ``left_out``: what of a generation that is live is not served by this node alone, and why: names of services, and
+    ``section/key`` for what is in other sections. The same generation is acknowledged again when that changes.
+    """
 
     term: int
     generation: int
     error: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
         return {"type": "ack", **_fields(self)}
@@ -245,6 +266,8 @@ class StateMessage:
     generation: int
     digest: str
     body: NodeState
+    lineage: str = ""
+    revision: int = 0
 
     def plain(self) -> dict[str, Any]:
         return {"type": "state", **_fields(self)}
@@ -260,6 +283,8 @@ class DeltaMessage:
     digest: str
     set: Mapping[str, Mapping[str, Any]]
     remove: Mapping[str, Sequence[str]]
+    lineage: str = ""
+    revision: int = 0
 
     @property
     def delta(self) -> dict[str, Any]:
@@ -433,9 +458,14 @@ def parse_from_node(text: str) -> FromNode:  # noqa: PLR0911  one way for each t
                 read.text("digest"),
                 read.table("settings"),
                 read.text("version", ""),
+                read.text("lineage", "", NAME_MAX),
+                read.optional_count("revision") or 0,
+                read.reasons("left_out"),
             )
         case "ack":
-            return Ack(read.count("term"), read.count("generation"), read.optional_text("error"))
+            return Ack(
+                read.count("term"), read.count("generation"), read.optional_text("error"), read.reasons("left_out")
+            )
         case "health":
             array = read.array("reports", REPORTS_MAX)
             return HealthMessage(
@@ -473,7 +503,12 @@ def parse_to_node(text: str) -> ToNode:  # noqa: PLR0911  one way for each type
     match read.type:
         case "state":
             return StateMessage(
-                read.count("term"), read.count("generation"), read.text("digest"), _sections(read.table("body"))
+                read.count("term"),
+                read.count("generation"),
+                read.text("digest"),
+                _sections(read.table("body")),
+                read.text("lineage", "", NAME_MAX),
+                read.optional_count("revision") or 0,
             )
         case "delta":
             return DeltaMessage(
@@ -483,6 +518,8 @@ def parse_to_node(text: str) -> ToNode:  # noqa: PLR0911  one way for each type
                 read.text("digest"),
                 _sections(read.table("set")),
                 _removals(read.table("remove")),
+                read.text("lineage", "", NAME_MAX),
+                read.optional_count("revision") or 0,
             )
         case "refused":
             return RefusedMessage(read.text("reason"))
@@ -570,6 +607,16 @@ class _Fields:
             raise self._wrong(key, "a table")
         return value
 
+    def reasons(self, key: str) -> dict[str, str]:
+        """What is left out, and why; nothing where an older version says none."""
+        value = self.table(key) if self._raw.get(key) is not None else {}
+        if len(value) > LEFT_OUT_MAX:
+            raise self._wrong(key, f"a table of at most {LEFT_OUT_MAX}")
+        for name, reason in value.items():
+            if not _is_short(name, LEFT_OUT_KEY_MAX) or not _is_short(reason, LEFT_OUT_REASON_MAX):
+                raise self._wrong(key, "reasons by name")
+        return value
+
     def array(self, key: str, limit: int) -> list[Any]:
         value = self._raw.get(key)
         if not isinstance(value, list) or len(value) > limit:
@@ -641,6 +688,10 @@ def _removals(raw: dict[str, Any]) -> dict[str, list[str]]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(name)
+
+
+def _is_short(value: object, limit: int) -> bool:
+    return isinstance(value, str) and len(value) <= limit and _is_text(value)
 
 
 def _is_text(value: str) -> bool:
