@@ -14,6 +14,7 @@ from cffi import FFI
 ROOT = Path(__file__).resolve().parent.parent
 NATIVE = ROOT / "native"
 
+#: Said, but no errors: newer compilers warn of more, and must still build what was released. ``make check`` has none.
 WARNINGS = ["-Wall", "-Wextra", "-Wshadow", "-Wstrict-prototypes", "-Wmissing-prototypes", "-Wpointer-arith"]
 #: ``VIPMUX_CFLAGS`` adds to the flags, for instance ``-fsanitize=address,undefined``.
 #: Hidden names and link-time optimisation let the stages of the pipeline inline across files.
@@ -36,7 +37,7 @@ ffibuilder.set_source(
     sources=sorted(str(path.relative_to(ROOT)) for path in NATIVE.glob("**/*.c")),
     depends=sorted(str(path.relative_to(ROOT)) for path in NATIVE.glob("**/*.h")),
     include_dirs=[str(NATIVE.relative_to(ROOT))],
-    extra_compile_args=[*FLAGS, *WARNINGS, "-Werror"],
+    extra_compile_args=[*FLAGS, *WARNINGS],
     extra_link_args=FLAGS,
     libraries=["pthread"],
     py_limited_api=True,

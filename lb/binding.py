@@ -14,7 +14,7 @@ from lb.errors import DataplaneError
 if TYPE_CHECKING:
     from lb.model import Address
 
-__all__ = ["TICK_SHIFT", "Cdata", "address16", "c", "check", "fail", "ffi", "make", "text"]
+__all__ = ["TICK_SHIFT", "Cdata", "Closable", "address16", "c", "check", "fail", "ffi", "make", "text"]
 
 Cdata = Any
 
@@ -37,6 +37,30 @@ def make(ctype: str, destroy: Callable[[Cdata], None], what: str, create: Callab
     if code < 0:
         fail(code, what)
     return ffi.gc(out[0], destroy)
+
+
+class Closable:
+    """Owns one C object, which is freed with the last reference to it or by :meth:`close`; used afterwards, it says so.
+
+    A call that another thread has begun meanwhile has a reference of its own, and ends before the object does.
+    """
+
+    _handle: Cdata | None = None
+
+    @property
+    def _c(self) -> Cdata:
+        if self._handle is None:
+            msg = f"This {type(self).__name__} is closed: it cannot be used any more."
+            raise DataplaneError(msg)
+        return self._handle
+
+    @_c.setter
+    def _c(self, handle: Cdata) -> None:
+        self._handle = handle
+
+    def close(self) -> None:
+        """Lets go of it; again does nothing."""
+        self._handle = None
 
 
 def address16(address: Address | None) -> bytes:

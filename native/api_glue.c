@@ -21,17 +21,17 @@ uint32_t reason_count(void)
 
 const char *reason_name(uint32_t reason)
 {
-	return REASON_TEXTS[reason].name;
+	return reason < REASON_COUNT ? REASON_TEXTS[reason].name : NULL;
 }
 
 const char *reason_sentence(uint32_t reason)
 {
-	return REASON_TEXTS[reason].sentence;
+	return reason < REASON_COUNT ? REASON_TEXTS[reason].sentence : NULL;
 }
 
 uint32_t reason_verdict(uint32_t reason)
 {
-	return REASON_TEXTS[reason].verdict;
+	return reason < REASON_COUNT ? REASON_TEXTS[reason].verdict : VERDICT_COUNT;
 }
 
 const uint16_t *maglev_slots(const struct maglev *table)
@@ -51,11 +51,12 @@ struct pipeline *mux_pipeline(struct mux *mux)
 
 void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reasons, struct flow_counters *flows)
 {
-	*received = mux->counters.received;
-	memcpy(reasons, mux->counters.reasons, sizeof(mux->counters.reasons));
-	memset(flows, 0, sizeof(*flows));
-	if (mux->table)
-		*flows = mux->table->counters;
+	if (received)
+		*received = mux->counters.received;
+	if (reasons)
+		memcpy(reasons, mux->counters.reasons, sizeof(mux->counters.reasons));
+	if (flows)
+		*flows = mux->table ? mux->table->counters : (struct flow_counters){ .expired = 0 };
 }
 
 const struct service_counters *mux_service_counters(const struct mux *mux)
@@ -104,5 +105,5 @@ void io_stats_read(const struct io *io, struct io_stats *out)
 
 void io_close(struct io *io)
 {
-	io->ops->close(io);
+	io_put(io);
 }

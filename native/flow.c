@@ -42,21 +42,6 @@ static uint64_t load_le64(const uint8_t *p)
 	return v;
 }
 
-void flow_seed_init(struct flow_seed *seed, const uint8_t bytes[16])
-{
-	seed->sip[0] = load_le64(bytes);
-	seed->sip[1] = load_le64(bytes + 8);
-
-	/* The cipher's key is not the hash's: what one reveals should not help with the other. */
-	uint32_t b = (uint32_t)seed->sip[0] ^ 0x5650u;
-	uint32_t l[3] = { (uint32_t)(seed->sip[0] >> 32), (uint32_t)seed->sip[1], (uint32_t)(seed->sip[1] >> 32) };
-
-	for (uint32_t i = 0; i < SPECK_ROUNDS; i++) {
-		seed->speck[i] = b;
-		SPECK_ROUND(l[i % 3], b, i);
-	}
-}
-
 #define SIP_ROUND(v)                                                                                                   \
 	do {                                                                                                           \
 		v[0] += v[1], v[1] = rol64(v[1], 13) ^ v[0], v[0] = rol64(v[0], 32);                                   \
@@ -84,6 +69,29 @@ static uint64_t siphash13(const uint64_t key[2], const uint64_t *words, unsigned
 	SIP_ROUND(v);
 	SIP_ROUND(v);
 	return v[0] ^ v[1] ^ v[2] ^ v[3];
+}
+
+void flow_seed_init(struct flow_seed *seed, const uint8_t bytes[16])
+{
+	uint64_t key[2];
+
+	seed->sip[0] = load_le64(bytes);
+	seed->sip[1] = load_le64(bytes + 8);
+
+	/*
+	 * The cipher's key is made by the hash, so that nothing that the cipher reveals leads back to the seed.  No tuple is a
+	 * message of a single word, so these two are no tuple's hashes either.
+	 */
+	for (uint64_t half = 0; half < 2; half++)
+		key[half] = siphash13(seed->sip, &half, 1);
+
+	uint32_t b = (uint32_t)key[0];
+	uint32_t l[3] = { (uint32_t)(key[0] >> 32), (uint32_t)key[1], (uint32_t)(key[1] >> 32) };
+
+	for (uint32_t i = 0; i < SPECK_ROUNDS; i++) {
+		seed->speck[i] = b;
+		SPECK_ROUND(l[i % 3], b, i);
+	}
 }
 
 uint64_t flow_tuple_hash(const struct flow_seed *seed, const struct flow_tuple *tuple, bool source_only)

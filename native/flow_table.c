@@ -189,12 +189,25 @@ __attribute__((target("avx2,bmi"))) static void find_burst_avx2(const struct flo
 }
 flow_find_burst *const flow_find_burst_avx2 = find_burst_avx2;
 
+flow_find_burst *flow_find_burst_for(bool avx2, bool bmi)
+{
+	return avx2 && bmi ? find_burst_avx2 : flow_find_burst_plain;
+}
+
 static flow_find_burst *best_find_burst(void)
 {
-	return __builtin_cpu_supports("avx2") ? find_burst_avx2 : flow_find_burst_plain;
+	/* Both, for the compiler uses both; a hypervisor may mask either. */
+	return flow_find_burst_for(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("bmi"));
 }
 #else
 flow_find_burst *const flow_find_burst_avx2;
+
+flow_find_burst *flow_find_burst_for(bool avx2, bool bmi)
+{
+	(void)avx2;
+	(void)bmi;
+	return flow_find_burst_plain;
+}
 
 static flow_find_burst *best_find_burst(void)
 {

@@ -145,6 +145,8 @@ static inline void flow_table_find_home_burst(const struct flow_table *table, co
 
 flow_find_burst flow_find_burst_plain;
 extern flow_find_burst *const flow_find_burst_avx2;
+/* Which of them a processor can run. */
+flow_find_burst *flow_find_burst_for(bool avx2, bool bmi);
 
 /* For a flow that is not at home: asks for its alternate line if a lookup or an insert will read it. */
 void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled);

@@ -54,17 +54,17 @@ uint32_t host_reason_count(void)
 
 const char *host_reason_name(uint32_t reason)
 {
-	return REASON_TEXTS[reason].name;
+	return reason < HOST_REASON_COUNT ? REASON_TEXTS[reason].name : NULL;
 }
 
 const char *host_reason_sentence(uint32_t reason)
 {
-	return REASON_TEXTS[reason].sentence;
+	return reason < HOST_REASON_COUNT ? REASON_TEXTS[reason].sentence : NULL;
 }
 
 uint32_t host_reason_drops(uint32_t reason)
 {
-	return REASON_TEXTS[reason].drops;
+	return reason < HOST_REASON_COUNT && REASON_TEXTS[reason].drops;
 }
 
 /* ---- sets of addresses ---- */
@@ -327,6 +327,15 @@ static void host_tick(struct pipeline *pipeline, const struct snapshot *snapshot
 	take_pending_rules((struct host *)pipeline);
 }
 
+static void host_free(struct pipeline *pipeline)
+{
+	struct host *host = (struct host *)pipeline;
+
+	host_rules_destroy(atomic_exchange_explicit(&host->pending, NULL, memory_order_acquire));
+	host_rules_destroy(host->rules);
+	free(host);
+}
+
 int host_create(struct host_rules *rules, struct host **out)
 {
 	struct host *host = calloc(1, sizeof(*host));
@@ -337,6 +346,8 @@ int host_create(struct host_rules *rules, struct host **out)
 	}
 	host->pipeline.burst = host_burst;
 	host->pipeline.tick = host_tick;
+	host->pipeline.destroy = host_free;
+	host->pipeline.references = 1;
 	host->rules = rules;
 	*out = host;
 	return 0;
@@ -372,9 +383,6 @@ void host_counters(const struct host *host, uint64_t *counts)
 
 void host_destroy(struct host *host)
 {
-	if (!host)
-		return;
-	host_rules_destroy(atomic_exchange_explicit(&host->pending, NULL, memory_order_acquire));
-	host_rules_destroy(host->rules);
-	free(host);
+	if (host)
+		pipeline_put(&host->pipeline);
 }

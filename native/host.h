@@ -17,7 +17,7 @@ struct host;
 struct host_rules;
 struct io;
 
-/* The list of host_reason.h, for those who cannot include it. */
+/* The list of host_reason.h, for those who cannot include it; NULL and 0 of numbers that are not in it. */
 uint32_t host_reason_count(void);
 const char *host_reason_name(uint32_t reason);
 const char *host_reason_sentence(uint32_t reason);
@@ -40,6 +40,6 @@ struct pipeline *host_pipeline(struct host *host);
 int host_run_once(struct host *host, struct io *io);
 void host_publish(struct host *host, struct host_rules *rules); /* takes the rules over */
 void host_counters(const struct host *host, uint64_t *counts);  /* counts[HOST_REASON_COUNT]; from any thread */
-void host_destroy(struct host *host);                           /* after its worker has ended */
+void host_destroy(struct host *host);                           /* once its worker has ended */
 
 #endif

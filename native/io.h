@@ -2,7 +2,7 @@
 /*
  * Where packets come from and go to: one interface, one file per backend (io_memory.c, io_packet.c, io_tun.c,
  * io_raw.c).  A worker calls it once per burst, so the function pointers cost nothing.  Not thread-safe: an io
- * belongs to the one worker that uses it; io_stats() alone may be called from any thread.
+ * belongs to the one worker that uses it; stats() alone, io_get() and io_put() may be called from any thread.
  */
 #ifndef VIPMUX_IO_H
 #define VIPMUX_IO_H
@@ -59,6 +59,20 @@ struct io_ops {
 struct io {
 	const struct io_ops *ops;
 	enum link_type link;
+	uint32_t references; /* atomic: whoever opened it, and the workers that run on it; open sets 1 */
 };
+
+static inline struct io *io_get(struct io *io)
+{
+	__atomic_fetch_add(&io->references, 1, __ATOMIC_RELAXED);
+	return io;
+}
+
+/* Lets go of it; the last to do so closes it. */
+static inline void io_put(struct io *io)
+{
+	if (io && __atomic_sub_fetch(&io->references, 1, __ATOMIC_ACQ_REL) == 0)
+		io->ops->close(io);
+}
 
 #endif

@@ -170,6 +170,7 @@ int io_memory_open(enum link_type link, struct io **out)
 		return -ENOMEM;
 	memory->io.ops = &memory_ops;
 	memory->io.link = link;
+	memory->io.references = 1;
 	*out = &memory->io;
 	return 0;
 }

@@ -467,6 +467,7 @@ int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const 
 		return -ENOMEM;
 	packet->io.ops = &packet_ops;
 	packet->io.link = LINK_ETHERNET;
+	packet->io.references = 1;
 	packet->receive_fd = -1;
 	packet->send_fd = -1;
 	for (unsigned i = 0; i < WAYS_OUT; i++)

@@ -182,6 +182,7 @@ int raw_io_open(const uint8_t address[4], const char *tun_name, struct io **out)
 		return -ENOMEM;
 	raw->io.ops = &raw_ops;
 	raw->io.link = LINK_RAW_IP;
+	raw->io.references = 1;
 	raw->socket = -1;
 	raw->tun = -1;
 	raw->slots = mmap(NULL, (size_t)BURST_MAX * SLOT_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,

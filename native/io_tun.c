@@ -193,6 +193,7 @@ int tun_io_open(const char *name, int shared, struct io **out)
 		return -ENOMEM;
 	tun->io.ops = &tun_ops;
 	tun->io.link = LINK_RAW_IP;
+	tun->io.references = 1;
 	tun->fd = -1;
 	strcpy(tun->name, name);
 	tun->slots = mmap(NULL, (size_t)BURST_MAX * SLOT_BYTES, PROT_READ | PROT_WRITE,

@@ -3,6 +3,7 @@
 #include "maglev.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,7 +14,7 @@ struct turn {
 	uint32_t next;
 	uint32_t skip;
 	uint32_t weight;
-	uint32_t credit; /* parts of a turn saved up; a whole one is worth the largest weight */
+	uint64_t credit; /* parts of a turn saved up; a whole one is worth the largest weight */
 	uint16_t backend;
 };
 
@@ -53,13 +54,29 @@ static void fill_slots(uint16_t *slots, uint32_t size, struct turn *turns, uint3
 	}
 }
 
+/* Of a size that is not prime some steps come round before they met every slot, and a member would look for ever. */
+static bool is_prime(uint32_t number)
+{
+	if (number % 2 == 0)
+		return number == 2;
+	for (uint32_t divisor = 3; divisor * divisor <= number; divisor += 2)
+		if (number % divisor == 0)
+			return false;
+	return number > 1;
+}
+
+static bool is_sound(const struct maglev_member *member, uint32_t size)
+{
+	return member->offset < size && member->skip > 0 && member->skip < size && member->backend != MAGLEV_NONE;
+}
+
 int maglev_build(uint32_t size, const struct maglev_member *members, uint32_t count, struct maglev **out)
 {
 	struct maglev *table;
 	struct turn *turns;
 	uint32_t used = 0, heaviest = 0;
 
-	if (size < 2 || size > SIZE_MAX_SLOTS)
+	if (size > SIZE_MAX_SLOTS || !is_prime(size))
 		return -EINVAL;
 	table = malloc(sizeof(*table) + size * sizeof(table->slots[0]));
 	turns = calloc(count ? count : 1, sizeof(*turns));
@@ -73,7 +90,7 @@ int maglev_build(uint32_t size, const struct maglev_member *members, uint32_t co
 	memset(table->slots, 0xff, size * sizeof(table->slots[0]));
 
 	for (uint32_t i = 0; i < count; i++) {
-		if (members[i].offset >= size || members[i].skip == 0 || members[i].skip >= size) {
+		if (!is_sound(&members[i], size)) {
 			free(table);
 			free(turns);
 			return -EINVAL;

@@ -27,7 +27,8 @@ struct maglev {
 /*
  * Builds a table of `size` slots.  Members take turns in the order given, each as often as its weight says, and the
  * result depends on nothing else.  With no member of weight > 0 every slot is MAGLEV_NONE.
- * 0, -EINVAL (size not 2 to 2^24 or a permutation out of range), or -ENOMEM.  Thread-safe.
+ * 0, -EINVAL (size not a prime up to 2^24, a permutation out of range, or MAGLEV_NONE for a backend), or -ENOMEM.
+ * Thread-safe.
  */
 int maglev_build(uint32_t size, const struct maglev_member *members, uint32_t count, struct maglev **out);
 

@@ -631,6 +631,17 @@ void mux_lookup(const struct mux *mux, const struct snapshot *snapshot, const st
 
 /* ---- life ---- */
 
+static void mux_free(struct pipeline *pipeline)
+{
+	struct mux *mux = (struct mux *)pipeline;
+
+	flow_table_destroy(mux->table);
+	free(mux->segments);
+	free(mux->service_counters);
+	free(mux->backend_counters);
+	free(mux);
+}
+
 int mux_create(const struct mux_config *config, struct mux **out)
 {
 	struct mux *mux = aligned_alloc(CACHE_LINE, (sizeof(*mux) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
@@ -641,6 +652,8 @@ int mux_create(const struct mux_config *config, struct mux **out)
 	memset(mux, 0, sizeof(*mux));
 	mux->pipeline.burst = mux_burst;
 	mux->pipeline.tick = mux_tick;
+	mux->pipeline.destroy = mux_free;
+	mux->pipeline.references = 1;
 	mux->config = *config;
 	for (unsigned i = 0; i < 256; i++)
 		mux->ids[i] = (uint16_t)config->first_id;
@@ -662,11 +675,6 @@ int mux_create(const struct mux_config *config, struct mux **out)
 
 void mux_destroy(struct mux *mux)
 {
-	if (!mux)
-		return;
-	flow_table_destroy(mux->table);
-	free(mux->segments);
-	free(mux->service_counters);
-	free(mux->backend_counters);
-	free(mux);
+	if (mux)
+		pipeline_put(&mux->pipeline);
 }

@@ -78,7 +78,7 @@ struct mux {
 
 /* -ENOMEM.  The first burst needs a snapshot. */
 int mux_create(const struct mux_config *config, struct mux **out);
-void mux_destroy(struct mux *mux);
+void mux_destroy(struct mux *mux); /* once the worker that runs it, if one does, has ended */
 
 /* What a packet of the tuple would get, without touching anything.  Stays valid while the snapshot is held. */
 struct mux_answer {

@@ -105,6 +105,12 @@ static enum reason check_ipv4(const struct packet *packet)
 	return REASON_FORWARDED;
 }
 
+static bool is_extension(uint8_t next)
+{
+	return next == PROTOCOL_HOP_BY_HOP || next == PROTOCOL_ROUTING || next == PROTOCOL_FRAGMENT ||
+	       next == PROTOCOL_DESTINATION;
+}
+
 /* Steps over extension headers; leaves transport and protocol at what follows them. */
 static enum reason check_ipv6(struct packet *packet)
 {
@@ -114,17 +120,21 @@ static enum reason check_ipv6(struct packet *packet)
 
 	if (UNLIKELY(bad_source6(ip + 8, ip + 24)))
 		return REASON_BAD_SOURCE;
-	for (unsigned i = 0; next == PROTOCOL_HOP_BY_HOP || next == PROTOCOL_ROUTING || next == PROTOCOL_DESTINATION;
-	     i++) {
-		if (i == IPV6_EXTENSIONS_MAX || offset + 8 > packet->length)
+	for (unsigned i = 0; is_extension(next); i++) {
+		bool fragment = next == PROTOCOL_FRAGMENT, complete = offset + 8 <= packet->length;
+
+		if (offset > packet->length)
+			return REASON_BAD_HEADER;
+		/* An offset, or more to come; neither: the fragment is all of its packet (RFC 6946). */
+		if (fragment && (!complete || load_be16(ip + offset + 2) & 0xfff9))
+			return REASON_FRAGMENT;
+		if (i == IPV6_EXTENSIONS_MAX || !complete)
 			return REASON_BAD_HEADER;
 		next = ip[offset];
-		offset += 8u + ip[offset + 1] * 8u;
+		offset += 8u + (fragment ? 0u : ip[offset + 1] * 8u);
 	}
 	if (offset > packet->length)
 		return REASON_BAD_HEADER;
-	if (next == PROTOCOL_FRAGMENT)
-		return REASON_FRAGMENT;
 	packet->transport = (uint16_t)offset;
 	packet->protocol = next;
 	return REASON_FORWARDED;

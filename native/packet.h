@@ -15,8 +15,8 @@
  *	ICMP, ICMPv6				drop, icmp
  *	neither TCP nor UDP			drop, unsupported_protocol
  *	transport header incomplete		drop, bad_header
- * IPv4 options are stepped over by the header length; IPv6 hop-by-hop, routing and destination options likewise, up
- * to IPV6_EXTENSIONS_MAX of them.  Padding behind the packet is cut off.
+ * IPv4 options are stepped over by the header length; IPv6 hop-by-hop, routing, destination options and fragment headers
+ * of whole packets (RFC 6946) likewise, up to IPV6_EXTENSIONS_MAX of them.  Padding behind the packet is cut off.
  */
 #ifndef VIPMUX_PACKET_H
 #define VIPMUX_PACKET_H
@@ -54,7 +54,10 @@ struct packet {
 	uint8_t reason;        /* enum reason; REASON_FORWARDED while the packet is on its way */
 };
 
-/* First half: link and network header, up to the destination address.  Reads nothing beyond the first 54 bytes. */
+/*
+ * First half: link and network header, and where the transport header of IPv4 may be, its ports.  Reads what the frame has of
+ * the first 78 bytes (Ethernet, sixty bytes of IPv4 header, ports) and nothing beyond.
+ */
 void packet_parse_network(struct packet *packet, const struct frame *frame, enum link_type link);
 
 /* Second half, once the destination is known to be a VIP: all that the table above lists after not_vip. */

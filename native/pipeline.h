@@ -19,6 +19,22 @@ struct pipeline {
 		      unsigned count, uint64_t now_ns);
 	/* Housekeeping, after each burst and when idle: expiry sweeps.  Bounded work. */
 	void (*tick)(struct pipeline *pipeline, const struct snapshot *snapshot, uint64_t now_ns);
+	/* Frees it. */
+	void (*destroy)(struct pipeline *pipeline);
+	uint32_t references; /* atomic: whoever made it, and the worker that runs it; create sets 1 */
 };
+
+static inline struct pipeline *pipeline_get(struct pipeline *pipeline)
+{
+	__atomic_fetch_add(&pipeline->references, 1, __ATOMIC_RELAXED);
+	return pipeline;
+}
+
+/* Lets go of it, from any thread; the last to do so frees it. */
+static inline void pipeline_put(struct pipeline *pipeline)
+{
+	if (pipeline && __atomic_sub_fetch(&pipeline->references, 1, __ATOMIC_ACQ_REL) == 0)
+		pipeline->destroy(pipeline);
+}
 
 #endif

@@ -53,6 +53,7 @@ struct worker {
 	int wake_fd; /* written by control threads, ends the worker's sleep */
 	int done_fd; /* written by the worker when a call ran */
 	int cpu;
+	pid_t process; /* the thread's: a forked child has none */
 
 	pthread_mutex_t control; /* guards what follows; one publish, call, start or stop at a time */
 	pthread_t thread;
@@ -157,8 +158,6 @@ int worker_create(struct pipeline *pipeline, struct io *io, struct snapshot *sna
 
 	if (!worker)
 		return -ENOMEM;
-	worker->pipeline = pipeline;
-	worker->io = io;
 	worker->cpu = cpu;
 	worker->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	worker->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -172,10 +171,18 @@ int worker_create(struct pipeline *pipeline, struct io *io, struct snapshot *sna
 		free(worker);
 		return error;
 	}
+	worker->pipeline = pipeline_get(pipeline);
+	worker->io = io_get(io);
 	pthread_mutex_init(&worker->control, NULL);
 	atomic_init(&worker->published, snapshot ? snapshot_get(snapshot) : NULL);
 	*out = worker;
 	return 0;
+}
+
+/* There is a thread, and in this process. */
+static bool is_running(const struct worker *worker)
+{
+	return worker->running && worker->process == getpid();
 }
 
 /* All signals stay with the threads of Python: the worker is created with every one blocked. */
@@ -197,7 +204,7 @@ int worker_start(struct worker *worker)
 	int error = 0;
 
 	pthread_mutex_lock(&worker->control);
-	if (worker->running)
+	if (is_running(worker))
 		goto out;
 	pthread_attr_init(&attributes);
 	if (worker->cpu >= 0) {
@@ -214,6 +221,7 @@ int worker_start(struct worker *worker)
 	atomic_store(&worker->stopping, false);
 	error = create_thread(worker, &attributes);
 	worker->running = error == 0;
+	worker->process = getpid();
 out_attributes:
 	pthread_attr_destroy(&attributes);
 out:
@@ -230,7 +238,7 @@ static unsigned reclaim_locked(struct worker *worker)
 	while (*link) {
 		struct retired *retired = *link;
 
-		if (worker->running && begun <= retired->burst) {
+		if (is_running(worker) && begun <= retired->burst) {
 			link = &retired->next;
 			remaining++;
 			continue;
@@ -270,12 +278,29 @@ unsigned worker_reclaim(struct worker *worker)
 	return remaining;
 }
 
+/* Whether the file became readable in time, however often signals disturb. */
+static bool readable_within(int fd, int timeout_ms)
+{
+	struct pollfd file = {.fd = fd, .events = POLLIN};
+	uint64_t end = now_ns() + (uint64_t)timeout_ms * 1000000u;
+
+	for (;;) {
+		uint64_t now = now_ns();
+		int left = now < end ? (int)((end - now + 999999) / 1000000) : 0;
+
+		if (poll(&file, 1, left) >= 0 || errno != EINTR)
+			return file.revents & POLLIN;
+		if (!left)
+			return false;
+	}
+}
+
 static int call_locked(struct worker *worker, void (*function)(void *argument), void *argument, int timeout_ms)
 {
 	struct pollfd done = {.fd = worker->done_fd, .events = POLLIN};
 	int posted = CALL_POSTED;
 
-	if (!worker->running) {
+	if (!is_running(worker)) {
 		function(argument);
 		return 0;
 	}
@@ -283,9 +308,7 @@ static int call_locked(struct worker *worker, void (*function)(void *argument), 
 	worker->argument = argument;
 	atomic_store(&worker->call, CALL_POSTED);
 	signal_fd(worker->wake_fd);
-	while (poll(&done, 1, timeout_ms) < 0 && errno == EINTR)
-		continue;
-	if (!(done.revents & POLLIN)) {
+	if (!readable_within(worker->done_fd, timeout_ms)) {
 		if (atomic_compare_exchange_strong(&worker->call, &posted, CALL_NONE))
 			return -ETIMEDOUT;
 		/* It has begun after all, and the argument is in use: it ends soon. */
@@ -313,7 +336,7 @@ void worker_counters(struct worker *worker, struct worker_counters *out)
 	pthread_mutex_lock(&worker->control);
 	for (const struct retired *retired = worker->retired; retired; retired = retired->next)
 		remaining++;
-	out->running = worker->running;
+	out->running = is_running(worker);
 	pthread_mutex_unlock(&worker->control);
 	out->retired = remaining;
 	out->bursts = atomic_load_explicit(&worker->bursts, memory_order_relaxed);
@@ -326,13 +349,13 @@ int worker_stop(struct worker *worker)
 	int error = 0;
 
 	pthread_mutex_lock(&worker->control);
-	if (worker->running) {
+	if (is_running(worker)) {
 		atomic_store(&worker->stopping, true);
 		signal_fd(worker->wake_fd);
 		error = -pthread_join(worker->thread, NULL);
-		worker->running = false;
-		reclaim_locked(worker);
 	}
+	worker->running = false;
+	reclaim_locked(worker);
 	pthread_mutex_unlock(&worker->control);
 	return error;
 }
@@ -348,6 +371,8 @@ void worker_destroy(struct worker *worker)
 	snapshot = atomic_load(&worker->published);
 	if (snapshot)
 		snapshot_put(snapshot);
+	pipeline_put(worker->pipeline);
+	io_put(worker->io);
 	pthread_mutex_destroy(&worker->control);
 	close(worker->wake_fd);
 	close(worker->done_fd);

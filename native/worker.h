@@ -3,8 +3,9 @@
  * A worker: one thread that runs a pipeline over an io, burst after burst.  Control threads create it, publish
  * snapshots to it, ask it to run short functions, and watch its heartbeat; none of that ever makes it wait.
  *
- * The worker borrows its pipeline and its io, which must outlive it, and holds a reference of its own on every
- * snapshot it was given.  All functions may be called from any thread except worker_destroy(), which is the last.
+ * The worker holds references of its own on its pipeline, its io and every snapshot it was given, so whoever made these may
+ * let go of them while it runs.  All functions may be called from any thread except worker_destroy(), which is the last.
+ * In a process that was forked after worker_start() there is no such thread: it counts as stopped there.
  */
 #ifndef VIPMUX_WORKER_H
 #define VIPMUX_WORKER_H

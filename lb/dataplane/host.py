@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
-from lb.binding import Cdata, c, check, ffi, make, text
+from lb.binding import Cdata, Closable, c, check, ffi, make, text
+from lb.dataplane.io import Io
+from lb.dataplane.worker import Worker
 from lb.errors import DataplaneError
 from lb.model import Address, Network
 
@@ -61,7 +63,7 @@ def _host_counts(counts: Cdata) -> dict[str, int]:
     return {reason.name: int(counts[number]) for number, reason in enumerate(HOST_REASONS)}
 
 
-class DecapProgram:
+class DecapProgram(Closable):
     """The tc program of a host agent with its maps; loaded, or found behind an attached filter."""
 
     def __init__(self, handle: Cdata) -> None:
@@ -148,8 +150,8 @@ class DecapProgram:
         return None if verdict[0] else bytes(ffi.buffer(out, length[0]))
 
     def close(self) -> None:
-        """Lets go of it; a filter that uses it keeps it alive."""
-        ffi.release(self._c)
+        """Lets go of it; a filter that uses it keeps the program alive."""
+        super().close()
 
 
 def _bpf_refusal(status: int, log: str) -> str:
@@ -169,6 +171,11 @@ class HostPipeline:
     def __init__(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
         rules = _host_rules(muxes, vips)
         self._c = make("host", c.host_destroy, "Cannot make a host pipeline", lambda out: c.host_create(rules, out))
+
+    @property
+    def pipeline_pointer(self) -> Cdata:
+        """For a :class:`~lb.dataplane.worker.Worker`."""
+        return c.host_pipeline(self._c)
 
     def publish(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
         """Rules for all later bursts."""
@@ -196,40 +203,36 @@ class HostPipeline:
         return _host_counts(counts)
 
 
+class _RawIo(Io):
+    """Raw socket and TUN device."""
+
+    def __init__(self, address: IPv4Address, device: str) -> None:
+        what = f"Cannot open a raw socket on {address} and the TUN device {device}"
+        self._c = make("io", c.io_close, what, lambda out: c.raw_io_open(address.packed, device.encode(), out))
+
+
 class RawTunnel:
     """Raw socket, TUN device and the worker between them; runs a :class:`HostPipeline` until closed."""
 
     def __init__(self, pipeline: HostPipeline, address: IPv4Address, device: str) -> None:
         self._pipeline = pipeline
-        what = f"Cannot open a raw socket on {address} and the TUN device {device}"
-        self._io = make("io", c.io_close, what, lambda out: c.raw_io_open(address.packed, device.encode(), out))
-        self._worker: Cdata | None = None
+        self._io = _RawIo(address, device)
+        self._worker: Worker | None = None
 
     def start(self) -> None:
-        pipeline = c.host_pipeline(self._pipeline._c)
-        self._worker = make(
-            "worker",
-            c.worker_destroy,
-            "Cannot make a worker",
-            lambda out: c.worker_create(pipeline, self._io, ffi.NULL, -1, out),
-        )
-        check(c.worker_start(self._worker), "Cannot start a worker")
+        self._worker = Worker(self._pipeline, self._io)
+        self._worker.start()
 
     def bursts(self) -> int | None:
-        """The worker's turns so far: its heartbeat; None before it started."""
-        if self._worker is None:
-            return None
-        raw = ffi.new("struct worker_counters *")
-        c.worker_counters(self._worker, raw)
-        return int(raw.bursts)
+        """The worker's turns so far: its heartbeat; None before it started and after it was closed."""
+        return self._worker.counters().bursts if self._worker is not None else None
 
     def close(self) -> None:
         """Stops the worker; the TUN device ends with the I/O."""
         if self._worker is not None:
-            c.worker_stop(self._worker)
-            ffi.release(self._worker)
+            self._worker.close()
             self._worker = None
-        ffi.release(self._io)
+        self._io.close()
 
 
 def _host_rules(muxes: Iterable[Address], vips: Iterable[Network]) -> Cdata:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lb.binding import Cdata, c, ffi
+from lb.binding import Cdata, Closable, c, ffi
 from lb.errors import IoError
 
 #: Receive ring of one worker: some 100,000 small frames.
@@ -32,10 +32,8 @@ class IoStats:
         )
 
 
-class Io:
-    """Where one worker's packets come from and go to. Close it once the worker has stopped."""
-
-    _c: Cdata
+class Io(Closable):
+    """Where one worker's packets come from and go to."""
 
     def __init__(self, what: str, open_: Callable[[Cdata], int]) -> None:
         out = ffi.new("struct io **")
@@ -51,8 +49,8 @@ class Io:
         return IoStats(raw.received, raw.sent, raw.missed, raw.send_errors)
 
     def close(self) -> None:
-        """Closes sockets and devices at once; it must not be used any more."""
-        ffi.release(self._c)
+        """Closes sockets and devices: at once, or when the worker that runs on them has ended."""
+        super().close()
 
 
 class PacketIo(Io):

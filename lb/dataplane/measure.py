@@ -6,7 +6,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from lb.binding import c, check, ffi, make
+from lb.binding import Closable, c, check, ffi, make
 from lb.dataplane.pipeline import Pipeline
 from lb.dataplane.snapshot import Snapshot
 
@@ -68,7 +68,7 @@ class GeneratorKind(enum.IntEnum):
     LIVE = 1
 
 
-class Generator:
+class Generator(Closable):
     """Sends UDP packets by an interface of the network namespace that makes and runs it."""
 
     def __init__(self, interface: str, frame: bytes, flows: int, kind: GeneratorKind) -> None:
@@ -85,6 +85,3 @@ class Generator:
         raw = ffi.new("struct generator_result *")
         check(c.generator_run(self._c, seconds, rate, raw), "The packet generator cannot send")
         return Sent(raw.sent, raw.refused, raw.elapsed_ns / 1e9)
-
-    def close(self) -> None:
-        ffi.release(self._c)

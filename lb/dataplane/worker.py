@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol as PythonProtocol
 
-from lb.binding import Cdata, c, check, fail, ffi, make
+from lb.binding import Cdata, Closable, c, check, fail, ffi, make
 from lb.dataplane.io import Io
 from lb.dataplane.pipeline import Answer, Counters, FlowTuple, Pipeline, answer_of, counters_of, tuple_of
 from lb.dataplane.reasons import REASONS
@@ -35,11 +35,14 @@ class Runs(PythonProtocol):
     def pipeline_pointer(self) -> Cdata: ...
 
 
-class Worker:
-    """A C thread that runs a pipeline over an io, burst after burst. Never waits for Python."""
+class Worker(Closable):
+    """A C thread that runs a pipeline over an io, burst after burst. Never waits for Python.
+
+    It has references of its own, in C, to pipeline, io and snapshots: whoever made them may let go of them, and of the
+    worker, in any order and at any time.
+    """
 
     def __init__(self, pipeline: Runs, io: Io, snapshot: Snapshot | None = None, cpu: int | None = None) -> None:
-        self._keep = (pipeline, io)  # C borrows both
         self._pipeline = pipeline
         self._c = make(
             "worker",
@@ -118,8 +121,10 @@ class Worker:
         c.worker_stop(self._c)
 
     def close(self) -> None:
-        """Stops it and lets its snapshots go, before its io is closed."""
-        ffi.release(self._c)
+        """Stops it; returns when the thread has ended. Lets go of pipeline, io and snapshots."""
+        if self._handle is not None:
+            c.worker_stop(self._handle)
+        super().close()
 
     def _mux(self) -> Cdata:
         assert isinstance(self._pipeline, Pipeline)  # noqa: S101  only a MUX's pipeline has flows

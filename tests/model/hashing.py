@@ -107,9 +107,10 @@ def speck_encrypt(keys: list[int], block: tuple[int, int]) -> tuple[int, int]:
 
 
 def pool_round_keys(seed: bytes, rounds: int = 12) -> list[int]:
-    """The bijection's key: the seed's four 32-bit little-endian words, the first (k0) with 0x5650 mixed in."""
-    k0, l0, l1, l2 = (int.from_bytes(seed[i : i + 4], "little") for i in range(0, 16, 4))
-    return speck_round_keys((l2, l1, l0, k0 ^ 0x5650), rounds)
+    """The bijection's key: SipHash of the 64-bit numbers 0 and 1, as four 32-bit little-endian words, k0 first."""
+    key = b"".join(siphash(seed, half.to_bytes(8, "little"), 1, 3).to_bytes(8, "little") for half in (0, 1))
+    k0, l0, l1, l2 = (int.from_bytes(key[i : i + 4], "little") for i in range(0, 16, 4))
+    return speck_round_keys((l2, l1, l0, k0), rounds)
 
 
 def scramble(seed: bytes, key: int) -> int:

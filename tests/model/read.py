@@ -33,10 +33,19 @@ class Header:
         self.ttl = packet[7]
         self.source, self.destination = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
         self.extensions = 0
-        while self.protocol in EXTENSIONS and self.transport + 8 <= min(self.length, len(packet)):
-            self.protocol, units = packet[self.transport], packet[self.transport + 1]
+        while self.transport + 8 <= min(self.length, len(packet)):
+            if self.protocol not in EXTENSIONS and not self._is_atomic(packet):
+                break
+            units = 0 if self.protocol == FRAGMENT else packet[self.transport + 1]
+            self.protocol = packet[self.transport]
             self.transport += 8 + 8 * units
             self.extensions += 1
+
+    def _is_atomic(self, packet: bytes) -> bool:
+        """A fragment that is the whole packet: no offset, none to come (RFC 6946)."""
+        return (
+            self.protocol == FRAGMENT and not int.from_bytes(packet[self.transport + 2 : self.transport + 4]) & 0xFFF9
+        )
 
     def ports(self, packet: bytes) -> tuple[int, int]:
         at = self.transport
@@ -76,10 +85,12 @@ def vip_problem(packet: bytes, header: Header) -> str | None:  # noqa: PLR0911  
     if header.version == 4:
         if int.from_bytes(packet[6:8], "big") & 0x3FFF:
             return "fragment"
-    elif header.transport > header.length or header.protocol in EXTENSIONS or header.extensions > MAX_EXTENSIONS:
+    elif header.transport > header.length:
         return "bad_header"
     elif header.protocol == FRAGMENT:
         return "fragment"
+    elif header.protocol in EXTENSIONS or header.extensions > MAX_EXTENSIONS:
+        return "bad_header"
     return _transport_problem(packet[header.transport :], header.protocol)
 
 

@@ -88,15 +88,31 @@ def test_taking_a_backend_away_equals_giving_it_weight_zero() -> None:
     assert table(4093, names[:9]) == table(4093, [*names[:9], ("backend-9", 0)])
 
 
-def test_sizes_and_permutations_out_of_range_are_refused() -> None:
-    for size, member in (
-        (1, Member(0, 1, 1, 0)),
-        (7, Member(7, 1, 1, 0)),
-        (7, Member(0, 0, 1, 0)),
-        (7, Member(0, 7, 1, 0)),
-    ):
+@pytest.mark.parametrize("size", [0, 1, 4, 9, 65536, 65535, 4093 * 4099, (1 << 24) - 1, (1 << 24) + 43, (1 << 32) - 5])
+def test_a_size_that_is_no_prime_or_too_large_is_refused(size: int) -> None:
+    with pytest.raises(DataplaneError, match=f"Cannot build a Maglev table of {size} slots for 2 backends"):
+        Maglev(size, [Member(0, 2, 1, 0), Member(0, 1, 1, 1)])
+
+
+def test_steps_that_would_come_round_for_ever_are_refused() -> None:
+    with pytest.raises(DataplaneError):
+        Maglev(9, [Member(0, 3, 1, 0)])
+
+
+def test_the_smallest_and_the_largest_prime_are_taken() -> None:
+    assert Maglev(2, [Member(1, 1, 1, 5)]).slots() == [5, 5]
+    assert Maglev((1 << 24) - 3, [Member(1, 1, 1, 0)]).size == (1 << 24) - 3
+
+
+def test_permutations_and_backends_out_of_range_are_refused() -> None:
+    for member in (Member(7, 1, 1, 0), Member(0, 0, 1, 0), Member(0, 7, 1, 0), Member(0, 1, 1, Maglev.NONE)):
         with pytest.raises(DataplaneError):
-            Maglev(size, [member])
+            Maglev(7, [member])
+
+
+def test_the_largest_weights_there_are_keep_their_shares() -> None:
+    half = Counter(Maglev(4093, [Member(0, 1, (1 << 32) - 1, 0), Member(0, 1, 1 << 31, 1)]).slots())
+    assert abs(half[0] - 2 * half[1]) <= 2
 
 
 # ---- as services ----

@@ -65,7 +65,28 @@ EXTENSIONS = (
     ),
     drops("an IPv6 fragment is dropped", extended((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))), "fragment"),
     drops("a later IPv6 fragment is dropped", extended((FRAGMENT, bytes([0, 5, 0, 0, 0, 0, 9]))), "fragment"),
-    drops("an atomic IPv6 fragment is dropped too", extended((FRAGMENT, bytes([0, 0, 0, 0, 0, 0, 9]))), "fragment"),
+    forwards("an atomic fragment is a whole packet", extended((FRAGMENT, bytes([0, 0, 0, 0, 0, 0, 9]))), WEB6),
+    forwards("reserved bits of an atomic fragment say nothing", extended((FRAGMENT, b"\xff\0\6\0\0\0\x09")), WEB6),
+    forwards(
+        "an atomic fragment behind and before other extensions is a whole packet",
+        extended((HOP, extension()), (FRAGMENT, bytes(7)), (DESTINATION, extension(1))),
+        WEB6,
+    ),
+    drops(
+        "a fragment that only the last bit of its offset betrays is dropped",
+        extended((FRAGMENT, b"\0\0\x08" + bytes(4))),
+        "fragment",
+    ),
+    drops(
+        "a fragment header that the payload length cuts in two is a fragment",
+        ipv6(tcp(), extensions=((FRAGMENT, bytes(7)),), length=7),
+        "fragment",
+    ),
+    drops(
+        "an atomic fragment behind eight extension headers is too many",
+        extended(*((DESTINATION, extension()),) * 8, (FRAGMENT, bytes(7))),
+        "bad_header",
+    ),
     drops(
         "a fragment behind other extensions is dropped",
         extended((HOP, extension()), (FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))),
