@@ -27,6 +27,7 @@ import click
 
 from agent.agent import Agent, Applied
 from agent.linux import LinuxHost
+from agent.own import own_services
 from agent.probes import LocalProbes
 from agent.state import Lock, Store
 from agent.status import AgentCollector, Picture, answer, for_manager
@@ -35,6 +36,7 @@ from lb import metrics
 from lb.changes import Change
 from lb.config import load_agent, parse_manager_url
 from lb.control import ControlServer
+from lb.daemon.marker import RunMarker
 from lb.daemon.supervise import Tasks, until
 from lb.doctor import startup
 from lb.doctor.facts import Role
@@ -81,6 +83,8 @@ class Daemon:
             loop.add_signal_handler(number, stop.set)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         settings = self._config.agent
+        marker = RunMarker(Path(settings.state_dir) / "agent.running")
+        marker.begin()
         control = ControlServer(Path(settings.state_dir) / "agent.sock", {"get": self._get})
         await control.start()
         try:
@@ -93,6 +97,7 @@ class Daemon:
                     self._probes.update(self._applied.config)
                 self._supervisor.ready(self._summary())
                 await self._obey(stop, reload)
+                marker.end()
             finally:
                 self._supervisor.stopping()
                 await self._probes.close()
@@ -109,13 +114,17 @@ class Daemon:
             self._applied = await asyncio.to_thread(self._agent.apply, self._config)
             return
         state, services = await self._follower.begin()
+        if self._follower.incomplete is not None:
+            # What came last may be on the host, and is not to be taken off for want of a file.
+            self._follower.not_begun(self._follower.incomplete)
+            state = {}
         if not state:
             log.info("waiting", reason="the manager has not said yet what to serve; the host is left as it is")
             return
-        try:
-            self._applied = await asyncio.to_thread(self._agent.apply, self._managed(state, services))
-        except ConfigError as error:
-            self._follower.not_begun(str(error))
+        config, left_out = self._managed(state, services)
+        if left_out:
+            self._follower.begun_without(left_out)
+        self._applied = await asyncio.to_thread(self._agent.apply, config)
 
     async def _obey(self, stop: asyncio.Event, reload: asyncio.Event) -> None:
         assert self._probes is not None  # noqa: S101  made before
@@ -126,7 +135,7 @@ class Daemon:
         if self._follower is not None:
             self._follower.status = self._status
             self._follower.client.reports = self._probes.reports
-            tasks.restarted("manager", self._follower.run)
+            self._follower.begin_tasks(tasks)
         try:
             await until(stop, tasks.failed())
         finally:
@@ -215,14 +224,21 @@ class Daemon:
 
         return Follower(config.manager, token, "agent", config.agent, self._follow_state)
 
-    def _managed(self, state: NodeState, services: tuple[Service, ...]) -> AgentConfig:
-        """The file, with services and MUXes as the manager says."""
-        muxes = _muxes(state.get("muxes", {}))
-        return replace(self._config, agent=replace(self._config.agent, muxes=muxes), services=services)
+    def _managed(self, state: NodeState, services: tuple[Service, ...]) -> tuple[AgentConfig, dict[str, str]]:
+        """The file, with services and MUXes as the manager says; and what of them cannot be here, and why."""
+        muxes, left_out = _muxes(state.get("muxes", {}))
+        config = replace(self._config, agent=replace(self._config.agent, muxes=muxes), services=services)
+        try:
+            own_services(config)
+        except ConfigError:
+            wrong = _not_here(config)
+            config = replace(config, services=tuple(own for own in services if own.name not in wrong))
+            left_out |= wrong
+        return config, left_out
 
-    async def _follow_state(self, state: NodeState, change: Change) -> None:
+    async def _follow_state(self, state: NodeState, change: Change) -> Mapping[str, str]:
         async with self._changing:
-            config = self._managed(state, change.services)
+            config, left_out = self._managed(state, change.services)
             first = self._applied is None
             try:
                 self._applied = await asyncio.to_thread(self._agent.apply, config)
@@ -235,6 +251,7 @@ class Daemon:
             self._say("ready" if first else "reloaded", self._applied)
             if self._probes is not None:
                 self._probes.update(self._applied.config)
+            return left_out
 
     def _status(self) -> dict[str, Any]:
         picture = self._picture()
@@ -283,9 +300,21 @@ class Daemon:
             log.warning("no_ipv6_tunnels", why=f"decapsulation by {applied.mode.value} is for IPv4 only")
 
 
-def _muxes(section: Mapping[str, Any]) -> tuple[Address, ...]:
-    """A state's section ``muxes`` as outer sources; raises ConfigError."""
+def _not_here(config: AgentConfig) -> dict[str, str]:
+    """Services that this host cannot serve, and why; each is looked at alone."""
+    wrong: dict[str, str] = {}
+    for service in config.services:
+        try:
+            own_services(replace(config, services=(service,)))
+        except ConfigError as error:
+            wrong[service.name] = "; ".join(message for _, message in error.mistakes)
+    return wrong
+
+
+def _muxes(section: Mapping[str, Any]) -> tuple[tuple[Address, ...], dict[str, str]]:
+    """A state's section ``muxes`` as outer sources; and what in it is no address."""
     found: list[Address] = []
+    left_out: dict[str, str] = {}
     for name, entry in section.items():
         for key in ("address", "address6"):
             value = entry.get(key) if isinstance(entry, dict) else entry
@@ -294,8 +323,8 @@ def _muxes(section: Mapping[str, Any]) -> tuple[Address, ...]:
             try:
                 found.append(ip_address(value))
             except ValueError:
-                raise ConfigError([(f"muxes.{name}.{key}", f"is no address: {str(value)[:60]!r}")]) from None
-    return tuple(dict.fromkeys(found))
+                left_out[f"muxes/{name}"] = f"{key} is no address: {str(value)[:60]!r}"
+    return tuple(dict.fromkeys(found)), left_out
 
 
 def run_daemon(file: Path, manager: str | None = None, token: str | None = None) -> None:

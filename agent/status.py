@@ -143,6 +143,11 @@ class AgentCollector(Collector):
                 up.add_metric([service, backend], known.health is Health.UP)
         yield up
         yield GaugeMetricFamily(
+            "lb_services_left_out",
+            "Services (and other entries) of the manager's state that this node cannot serve.",
+            value=len(picture.manager["left_out"]) if picture.manager is not None else 0,
+        )
+        yield GaugeMetricFamily(
             "lb_config_rejected",
             "1 if the last configuration was refused and an older one serves.",
             value=picture.rejected is not None,

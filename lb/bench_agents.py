@@ -59,11 +59,11 @@ class Node:
         self.client.answer = lambda question: FlowAnswer(question.serial, error="it forwards nothing")
         self.client.reports = lambda: tuple(self.reports.values())
 
-    async def _apply(self, state: NodeState, _: Delta) -> str | None:
+    async def _apply(self, state: NodeState, _: Delta) -> dict[str, str]:
         self.state = state
         for event in self.changed:
             event.set()
-        return None
+        return {}
 
     def _settings(self) -> dict[str, Any]:
         return {"name": self.name, "address": self.address, "address6": None}
@@ -87,7 +87,8 @@ class Nodes:
     async def start(self, names: list[str]) -> dict[str, Any]:
         """These nodes join, all at once; their first word on each backend is that it is well."""
         for name in names:
-            self._tasks.append(asyncio.create_task(self._nodes[name].client.run(), name=name))
+            client = self._nodes[name].client
+            self._tasks += [asyncio.create_task(client.run(), name=name), asyncio.create_task(client.obey(), name=name)]
         for place in self._places:
             if place.agent in names:
                 self._nodes[place.agent].say(place, True, "3 of 3 checks passed")

@@ -8,7 +8,7 @@ equal may stay the same object, and then it costs nothing. Pure; imports only th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from lb.model import Network, Service
@@ -38,6 +38,17 @@ class Change:
     def since(self, before: tuple[Service, ...]) -> Change:
         """The same services, but seen from these."""
         return self if before is self.before else Change.between(before, self.services)
+
+    def without(self, names: Collection[str]) -> Change:
+        """The same, but that services of these names do not come; of what they were before nothing stays."""
+        if not names:
+            return self
+        return Change(
+            self.before,
+            tuple(service for service in self.services if service.name not in names),
+            self.gone,
+            tuple(service for service in self.come if service.name not in names),
+        )
 
     def __bool__(self) -> bool:
         return bool(self.gone or self.come)

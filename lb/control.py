@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.errors import ControlError, VipmuxError
+from lb.log import get_logger
 
 #: Longest request, bytes; far more than any of ours.
 REQUEST_MAX = 64 * 1024
@@ -32,6 +33,8 @@ CONNECTIONS_MAX = 32
 IDLE_TIMEOUT = 60.0
 #: A socket's name must fit into ``struct sockaddr_un``.
 PATH_MAX = 107
+
+log = get_logger()
 
 Request = dict[str, Any]
 #: Returns what becomes ``data``, or an awaitable of it; raises VipmuxError with a sentence for the asker.
@@ -98,6 +101,14 @@ class ControlServer:
                 data = await data
         except VipmuxError as error:
             return {"ok": False, "error": str(error)}
+        except Exception as error:  # the daemon's work does not hang on what somebody asks
+            log.error("question not answered", asked=line[:200].decode(errors="replace"), exc_info=error)
+            what = " ".join(str(error).split())[:200]
+            return {
+                "ok": False,
+                "error": f"the daemon could not answer, which is a fault of its own: {type(error).__name__}: {what}; "
+                "its log has more",
+            }
         return {"ok": True, "data": data}
 
     def _handler(self, asked: Request) -> Handler:

@@ -17,8 +17,6 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from lb.daemon.keeper import KeptFigures
-from lb.daemon.keeper import metrics as kept_metrics
 from lb.daemon.vitals import VITALS, Vitals
 from lb.errors import IoError
 
@@ -74,10 +72,10 @@ class Figures:
     io: IoFigures = field(default_factory=IoFigures)
     unreachable: int = 0  #: backend addresses without a next hop
     rejected: bool = False  #: the last configuration was refused
+    left_out: int = 0  #: of what a manager wants, what this MUX alone does not serve
     bursts: tuple[int, ...] = ()  #: heartbeat of each worker
     probes: Mapping[tuple[str, str], bool] = field(default_factory=dict)  #: by service and backend, through the tunnel
     bgp: BgpFigures | None = None  #: None: this MUX speaks no BGP
-    kept: KeptFigures = field(default_factory=KeptFigures)  #: what was put back into the kernel
 
 
 class MuxCollector(Collector):
@@ -97,7 +95,6 @@ class MuxCollector(Collector):
         yield from _probes(figures)
         yield from _flows(figures)
         yield from _machine(figures)
-        yield from kept_metrics(figures.kept)
         if figures.bgp is not None:
             yield from _bgp(figures.bgp)
 
@@ -159,6 +156,11 @@ def _machine(figures: Figures) -> Iterator[Metric]:
     )
     yield GaugeMetricFamily(
         "lb_config_rejected", "1 if the last configuration was refused and an older one serves.", value=figures.rejected
+    )
+    yield GaugeMetricFamily(
+        "lb_services_left_out",
+        "Services (and other entries) of the manager's state that this node cannot serve.",
+        value=figures.left_out,
     )
     family = CounterMetricFamily("lb_worker_bursts", "Turns of a worker's loop: its heartbeat.", labels=["worker"])
     for index, bursts in enumerate(figures.bursts):

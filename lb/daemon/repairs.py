@@ -43,7 +43,6 @@ class Difference:
     what: str  #: its kind, one of few: ``nftables``, ``address``, ``route``, ``rule``, ``filter``, ``sysctl``, ...
     name: str  #: in words, as an operator would look for it: ``table netdev vipmux_mux1``
     became: str = "was removed"  #: what happened to it, as the sentence goes on
-    urgent: bool = False  #: nothing works without it: fought over, it is put back after 2 s all the same
 
 
 class Said(enum.Enum):
@@ -147,7 +146,7 @@ class Repairs:
             thing.amiss, thing.broken, thing.retry = False, None, RETRY_FIRST
             who = {"by": by} if by else {}
             if thing.pause:
-                thing.pause = PAUSE_FIRST if found.urgent else min(2 * thing.pause, PAUSE_MOST)
+                thing.pause = min(2 * thing.pause, PAUSE_MOST)
             elif len(thing.times) > FIGHT_REPAIRS and now - thing.times[0] <= FIGHT_WINDOW:
                 thing.pause, thing.fought_from = PAUSE_FIRST, thing.count - len(thing.times)
                 sayings.add(Said.FIGHT, found.name, **({"by": thing.by} if thing.by else {}), times=len(thing.times))
@@ -165,7 +164,7 @@ class Repairs:
                 sayings.add(Said.NOT_PUT_BACK, found.name, was=f"it {found.became}", reason=reason)
             thing.broken = reason
             thing.not_before = now + thing.retry
-            thing.retry = RETRY_FIRST if found.urgent else min(2 * thing.retry, RETRY_MOST)
+            thing.retry = min(2 * thing.retry, RETRY_MOST)
         return sayings.all()
 
     def again_at(self) -> float | None:

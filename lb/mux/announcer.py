@@ -27,6 +27,7 @@ from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Route, Speaks, Wishes, family,
 from lb.bgp.sidecar import choose_account
 from lb.bgp.speaker import Speaker
 from lb.changes import Change
+from lb.daemon.supervise import Tasks
 from lb.dataplane import Snapshot
 from lb.log import get_logger
 from lb.metrics import BgpFigures
@@ -101,7 +102,7 @@ class Announcer:
         self._reached: Snapshot | None = None  # what every worker is known to have
         self._speaker: Speaker | None = None
         self._heart: Heart | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -117,17 +118,10 @@ class Announcer:
 
         self._heart = Heart(self._engine.bursts, self._speaker.beat, changed)
         self._heart.start()
-        self._tasks = [
-            asyncio.create_task(self._speaker.run(), name="BGP"),
-            asyncio.create_task(self._tests(), name="self-tests"),
-        ]
+        self._tasks.restarted("BGP", self._speaker.run)
+        self._tasks.restarted("self-tests", self._tests)
         self._follow(None)
         self._evaluate()
-
-    @property
-    def tasks(self) -> list[asyncio.Task[None]]:
-        """They end only with :meth:`stop`, or by a programming error."""
-        return self._tasks
 
     async def stop(self, *, planned: bool) -> None:
         """GRACEFUL_SHUTDOWN, time for routers to move, withdrawal, time for them to follow, the end; else the end."""
@@ -149,9 +143,7 @@ class Announcer:
                 await asyncio.sleep(pause)
         if self._heart is not None:
             await asyncio.to_thread(self._heart.stop)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
 
     @property
     def announces(self) -> bool:

@@ -6,8 +6,11 @@ Start: file, privileges, state directory, interface, isolation, I/O, next hops, 
 again: right, it is published with no flow forgotten; wrong, every mistake is logged and the old state serves on.
 Whatever a killed predecessor left in the kernel is taken over by the start. One event loop; the workers are C.
 
-With a manager the services come from it, over the same way as those of a file: a mistake is told to the manager, and
-the old state serves on. The start takes the last good state from the disk, so that it waits for nobody.
+With a manager the services come from it: what this MUX cannot serve of them is left out alone, and told to the manager
+(:mod:`lb.mux.leave_out`). The start takes the last good state from the disk, so that it waits for nobody.
+
+Every task is one of :class:`lb.daemon.supervise.Tasks`. A stop that was not asked for, whatever the reason, leaves the
+isolation of the VIPs in the kernel, and the file ``mux.running`` in the state directory.
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ import contextlib
 import errno
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -30,8 +33,8 @@ from lb.bgp.session import State
 from lb.changes import Change, Vips
 from lb.config import load_mux, parse_manager_url
 from lb.control import ControlServer
-from lb.daemon.keeper import Keeper
-from lb.daemon.kernel_watch import EVERYTHING, NOTHING, KernelWatch, Own
+from lb.daemon.marker import RunMarker
+from lb.daemon.supervise import Tasks, until
 from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, RequestError, VipmuxError
@@ -45,6 +48,7 @@ from lb.mux.census import FlowCensus
 from lb.mux.engine import Engine
 from lb.mux.fullness import Fullness
 from lb.mux.hop_watch import HopWatch
+from lb.mux.leave_out import compile_most, local_vips, readable
 from lb.mux.mode import Mode, candidates
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
@@ -53,7 +57,6 @@ from lb.mux.reload import check_bgp, check_settings, check_vips
 from lb.mux.requests import answer, handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
-from lb.mux.tun import ROUTE_PROTOCOL
 from lb.mux.tunnel_probes import TunnelProbes
 from lb.notify import Supervisor
 from lb.privileges import Capability, keep_only, require
@@ -65,6 +68,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "lb-mux"
 SOCKET = "mux.sock"
+MARKER = "mux.running"
 #: To open sockets and devices; to change routes, neighbours and nftables.
 NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
 #: To start ExaBGP as somebody without rights, and to end it.
@@ -83,9 +87,15 @@ CARE_INTERVAL = 0.5
 STALLED = 3.0
 #: How long a start waits for the manager, by whom the other MUXes' flows come, before it announces, seconds.
 ENTER_WAIT = 1.0
+#: How long a stop waits for a change of services that is under way, seconds.
+FINISH = 20.0
+#: The task that announces after a start.
+ENTERING = "first announcements"
 _PRIVILEGED_PORTS = 1024
 
 log = get_logger()
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +133,13 @@ class Daemon:
         self._compiler = Compiler(config.mux)
         self._condition = Condition()
         self._watch = HopWatch(netlink, self._hops_changed, self._links_changed)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = Tasks(tell=supervisor.status)
+        self._marker = RunMarker(state_dir.path / MARKER)
+        self._served = False  # the start came to its end
         self._reload_wanted = reload_wanted
+        self._reopen_wanted = asyncio.Event()
         self._opened: Plane | None = None
-        self._own = Own()  # by what our own changes of the kernel are known
-        self._keeper = Keeper((), KernelWatch(NOTHING))
+        self._ifindex = 0
         self._vips = Vips.of(())  # of the services that are live
         self._local: Mapping[Address, str] = {}  # this machine's addresses, when VIPs were last checked against them
         self._changing = asyncio.Lock()  # one change of services at a time, whoever wants it
@@ -135,7 +147,6 @@ class Daemon:
         self._handover = self._hand_over()
         self._announced: Mapping[str, Any] = {}
         self._drained = False
-        self._entering: asyncio.Task[None] | None = None
         self._tidying: asyncio.TimerHandle | None = None
         self._probes = TunnelProbes(config.mux, netlink, self._follower.client.send_health if self._follower else None)
         if self._follower is not None:
@@ -154,26 +165,23 @@ class Daemon:
     async def start(self, services: tuple[Service, ...]) -> None:
         """Everything up to ``ready``."""
         state: NodeState = {}
+        self._marker.begin()
         if self._follower is not None:
             state, services = await self._follower.begin()
-        find_interface(self._settings.interface, (await self._netlink.links()).values())
+        link = find_interface(self._settings.interface, (await self._netlink.links()).values())
+        self._ifindex = link.index
         local = await self._netlink.local_addresses()
         check_outer_source(self._settings, local)
-        try:
+        if self._follower is None:
             check_vips(services, local)
-        except ConfigError as error:
-            if self._follower is None:
-                raise
-            self._follower.not_begun(str(error))
-            state, services = {}, ()
-        forwarding = self._compiler.compile(services)
+            forwarding = self._compiler.compile(services)
+        else:
+            forwarding = self._begin_with(self._follower, services, local)
+            services = forwarding.services
         self._vips, self._local = Vips.of(services), local
-        port, mode = await open_port(
-            self._settings, self._vips.networks, self._netlink, self._state_dir.path, self._own
-        )
+        port, mode = await open_port(self._settings, self._vips.networks, self._netlink, self._state_dir.path)
         engine = Engine(self._settings, port.link, forwarding)
         self._opened = Plane(port, mode, engine)
-        self._keeper = self._keep(port)
         if self._bgp is not None:
             self._announcer = Announcer(self._bgp, self._settings, engine, self._unsound)
             if self._handover is not None:
@@ -184,28 +192,40 @@ class Daemon:
             )
         addresses = forwarding.hop_addresses if port.watches_hops else ()
         await self._watch.start(addresses)
-        self._tasks.append(asyncio.create_task(self._watch.run(), name="next hops"))
+        self._tasks.restarted("next hops", self._watch.run)
         await self._watch.settle(addresses, SETTLE)
         self._hops_changed(self._watch.resolutions)
         self._drop_privileges()
         engine.start(port.ios)
         await self._open_sockets()
         await self._probes.start(services)
-        self._tasks.append(asyncio.create_task(self._probes.run(), name="probes"))
-        self._tasks.append(asyncio.create_task(self._care(), name="care of workers"))
-        self._tasks.append(asyncio.create_task(self._reloads(), name="reloads"))
-        self._tasks.append(asyncio.create_task(self._keeper.run(), name="kept in the kernel"))
+        self._tasks.restarted("probes", self._probes.run)
+        self._tasks.restarted("care of workers", self._care)
+        self._tasks.restarted("reloads", self._reloads)
+        self._tasks.restarted("interface", self._reopens)
         self._condition.state = "ready"
         give_back()
         self._log_ready(services)
         if self._announcer is not None:
             await self._announcer.start()
-            self._tasks += self._announcer.tasks
         if self._follower is not None and self._handover is not None:
-            self._tasks.append(asyncio.create_task(self._follower.run(), name="manager"))
-            self._tasks.append(asyncio.create_task(self._handover.run(), name="hand-over of flows"))
-            self._entering = asyncio.create_task(self._enter(state), name="first announcements")
+            self._follower.begin_tasks(self._tasks)
+            self._tasks.restarted("hand-over of flows", self._handover.run)
+            self._tasks.retried(ENTERING, partial(self._enter, state))
+        self._served = True
         self._supervisor.ready(self._summary())
+
+    def _begin_with(
+        self, follower: Follower, services: tuple[Service, ...], local: Mapping[Address, str]
+    ) -> Forwarding:
+        """What of the last good state can be served here."""
+        left_out = local_vips(services, local, ())
+        change = Change.between((), services).without(left_out)
+        forwarding, no_room = compile_most(self._compiler, change, self._compiler.compile(()))
+        left_out |= no_room
+        if left_out:
+            follower.begun_without(left_out)
+        return forwarding
 
     def _summary(self) -> str:
         """The MUX in one line, for ``systemctl status``."""
@@ -245,7 +265,7 @@ class Daemon:
 
     async def _open_sockets(self) -> None:
         census = FlowCensus(self._plane.engine)
-        self._tasks.append(asyncio.create_task(census.run(), name="census of flows"))
+        self._tasks.restarted("census of flows", census.run)
         status = Status(
             self._settings,
             self._plane.mode,
@@ -256,7 +276,6 @@ class Daemon:
             probed=self._probes.known,
             manager=self._follower.row if self._follower is not None else None,
             handover=lambda: self._handover.words if self._handover is not None else None,
-            keeper=self._keeper,
         )
         if self._follower is not None:
             self._follower.status = status.for_manager
@@ -268,16 +287,14 @@ class Daemon:
     async def stop(self, *, clean: bool) -> None:
         """In the reverse order of the start, whatever part of it had happened. Not ``clean``: something failed."""
         self._supervisor.stopping()
+        await self._finish()
+        self._tasks.end(ENTERING)
         if self._announcer is not None:  # first: while routers are told, packets are still forwarded
-            if self._entering is not None:
-                self._entering.cancel()
             if clean and self._handover is not None and self._announcer.announces:
                 await self._handover.give()
             await self._announcer.stop(planned=clean)
         self._condition.state = "stopping"
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         await self._probes.close()
         if self._control is not None:
             await self._control.close()
@@ -286,15 +303,25 @@ class Daemon:
         if self._opened is not None:
             self._opened.engine.stop()
             self._opened.port.close_ios()
-            if clean or not self._opened.port.inherited:
+            # After a failure clients may still be sent here: without the drop this kernel would answer them.
+            if clean or not (self._served or self._opened.port.inherited):
                 await self._opened.port.remove()
-            log.info("stopped")
+            log.info("stopped", clean=clean)
+        if clean or not (self._served or self._marker.found):
+            self._marker.end()
+
+    async def _finish(self) -> None:
+        """Lets a change of services that is under way come to its end, and none begin after it: what it works with is
+        closed next, and a helper thread cannot be stopped."""
+        try:
+            async with asyncio.timeout(FINISH):
+                await self._changing.acquire()
+        except TimeoutError:
+            log.error("change not finished", reason=f"it takes longer than {FINISH:g} s", then="stopped all the same")
 
     async def failed(self) -> None:
-        """Returns never; raises what a task of ours raised, which is a programming error."""
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            await task
+        """Returns never; raises TaskFailedError where a task failed that nothing goes on without."""
+        await self._tasks.failed()
 
     # -- next hops and the interface ----------------------------------------------------------------------------
 
@@ -325,7 +352,10 @@ class Daemon:
                 self._condition.state = "degraded"
                 self._tell_announcer()
             return
-        if not was_there and self._plane.port.lost() is None:
+        if now.index != self._ifindex:
+            self._ifindex = now.index
+            self._reopen_wanted.set()
+        if not was_there:
             log.info("interface back", interface=name)
             self._condition.state = "ready"
             self._tell_announcer()
@@ -334,27 +364,20 @@ class Daemon:
         if self._announcer is not None:
             self._announcer.published()
 
-    # -- kept in the kernel -------------------------------------------------------------------------------------
-
-    def _keep(self, port: Port) -> Keeper:
-        self._own.ports.add(self._netlink.port)
-        watch = KernelWatch(EVERYTHING, own=self._own, tables=port.tables, protocols=[ROUTE_PROTOCOL])
-        return Keeper([*port.parts(self._reopen), *self._probes.parts()], watch)
-
-    async def _reopen(self) -> None:
-        """A new interface of the old name: new isolation, new rings, the same flow tables. Raises VipmuxError."""
-        self._plane.engine.stop()
-        try:
-            await self._plane.port.reopen()
-            self._plane.engine.start(self._plane.port.ios)
-        except VipmuxError:
-            self._plane.engine.stop()
-            self._plane.port.close_ios()
-            self._condition.state = "degraded"
-            self._tell_announcer()
-            raise
-        log.info("interface opened again", interface=self._settings.interface)
-        self._links_changed(self._watch.links)
+    async def _reopens(self) -> None:
+        """A new interface of the old name: new isolation, new rings, the same flow tables."""
+        while True:
+            await self._reopen_wanted.wait()
+            self._reopen_wanted.clear()
+            try:
+                self._plane.engine.stop()
+                await self._plane.port.reopen()
+                self._plane.engine.start(self._plane.port.ios)
+                log.info("interface opened again", interface=self._settings.interface)
+            except VipmuxError as error:
+                log.error("interface cannot be opened again", reason=str(error))
+                await asyncio.sleep(1.0)
+                self._reopen_wanted.set()
 
     # -- reload -------------------------------------------------------------------------------------------------
 
@@ -387,18 +410,43 @@ class Daemon:
             give_back()
 
     async def _take(self, change: Change) -> None:
-        """Makes these services live; raises VipmuxError, with everything as it was, where it cannot.
-
-        What stays is not looked at: of ten thousand services mostly one changes, and somebody waits for it.
-        """
+        """Makes the services of a file live; raises VipmuxError, with everything as it was, where it cannot."""
         live = self._plane.engine.forwarding
         change = change.since(live.services)
         local = await self._netlink.local_addresses()
         check_vips(change.services, local, change.come if local is self._local else None)
         self._local = local
-        small = len(change.come) <= SMALL  # a thread costs more, on a machine that is busy
-        compile_ = self._compiler.change
-        forwarding = compile_(change, live) if small else await asyncio.to_thread(compile_, change, live)
+        await self._go_live(change, await self._compiled(self._compiler.change, change))
+
+    async def _take_most(self, change: Change) -> dict[str, str]:
+        """Makes the services of a state live, and returns those that this MUX cannot serve, and why; raises
+        VipmuxError, with everything as it was, where not even the others can be."""
+        change = change.since(self._plane.engine.forwarding.services)
+        local = await self._netlink.local_addresses()
+        left_out = local_vips(change.come, local, self._vips.networks)
+        self._local = local
+        change = change.without(left_out)
+        if not change:  # what was left out before still is
+            return left_out
+        forwarding, no_room = await self._compiled(partial(compile_most, self._compiler), change)
+        change = change.without(no_room)
+        if change:
+            await self._go_live(change, forwarding)
+        return left_out | no_room
+
+    async def _compiled(self, compile_: Callable[[Change, Forwarding], T], change: Change) -> T:
+        live = self._plane.engine.forwarding
+        if len(change.come) <= SMALL:  # a thread costs more, on a machine that is busy
+            return compile_(change, live)
+        return await asyncio.to_thread(compile_, change, live)
+
+    async def _go_live(self, change: Change, forwarding: Forwarding) -> None:
+        """What stays is not looked at: of ten thousand services mostly one changes, and somebody waits for it.
+
+        Raises VipmuxError only as long as everything is as it was; the change is of the very services of the table.
+        """
+        live = self._plane.engine.forwarding
+        change = Change(change.before, forwarding.services, change.gone, change.come)
         vips = self._vips.after(change)
         await self._find_ways(live, forwarding)
         if self._announcer is not None:
@@ -429,15 +477,14 @@ class Daemon:
 
         return Follower(config.manager, token, "mux", config.mux, self._follow_state)
 
-    async def _follow_state(self, state: NodeState, change: Change) -> None:
-        """A state of the manager: services first, then what is announced of them."""
+    async def _follow_state(self, state: NodeState, change: Change) -> Mapping[str, str]:
+        """A state of the manager: services first, then what is announced of them. Returns what is left out."""
         async with self._changing:
-            wanted = state.get("announcements", {})
+            left_out: dict[str, str] = {}
+            state = self._readable(state, left_out)
             try:
-                if self._announcer is not None and not _same(wanted, self._announced):
-                    self._announcer.check(wanted)
                 if change:
-                    await self._take(change)
+                    left_out |= await self._take_most(change)
                     if len(change.gone) + len(change.come) > MANY:
                         self._tidy_soon()
             except VipmuxError as error:
@@ -446,8 +493,17 @@ class Daemon:
             self._condition.rejected = None
             await self._exchange_flows(state)
             self._announce(state)
-            if self._entering is not None:  # what it would announce is no news any more
-                self._entering.cancel()
+            self._tasks.end(ENTERING)  # what it would announce is no news any more
+            return left_out
+
+    def _readable(self, state: NodeState, left_out: dict[str, str]) -> NodeState:
+        """The state without announcements that this MUX cannot make."""
+        wanted = state.get("announcements", {})
+        if self._announcer is None or _same(wanted, self._announced):
+            return state
+        found, wrong = readable(wanted, self._announcer.check)
+        left_out |= {f"announcements/{vip}": reason for vip, reason in wrong.items()}
+        return state if found is wanted else {**state, "announcements": found}
 
     def _tidy_soon(self) -> None:
         """Once the state is on the disk and acknowledged, and nobody waits."""
@@ -468,11 +524,16 @@ class Daemon:
             return
         serves = bool(self._announced) and not self._drained
         shall = bool(state.get("announcements", {})) and not _drains(state)
-        if shall and not serves:
-            since = self._announcer.away_since
-            await self._handover.fetch(None if since is None else asyncio.get_running_loop().time() - since)
-        elif serves and not shall and self._announcer.announces:
-            await self._handover.give()
+        try:
+            if shall and not serves:
+                since = self._announcer.away_since
+                await self._handover.fetch(None if since is None else asyncio.get_running_loop().time() - since)
+            elif serves and not shall and self._announcer.announces:
+                await self._handover.give()
+        except VipmuxError as error:  # a worker that stands still, or is being replaced
+            log.warning(
+                "flows not handed over", reason=str(error), consequence="those that one MUX alone knows may break"
+            )
 
     async def _enter(self, state: NodeState) -> None:
         """After a start: announces as in the last good state, once the others' flows are here, or cannot be had."""
@@ -505,7 +566,15 @@ class Daemon:
         self._condition.rejected = None
         self._plane.engine.reclaim()
         if vips.networks is not old:
-            await self._plane.port.cover(vips.networks)
+            try:
+                await self._plane.port.cover(vips.networks)
+            except VipmuxError as error:  # what is live is right all the same; packets of VIPs that went are dropped
+                log.warning("isolation is wider than it should be", reason=str(error), then="it is tried again")
+                self._tasks.retried("isolation of VIPs that went", self._cover_again)
+
+    async def _cover_again(self) -> None:
+        async with self._changing:
+            await self._plane.port.cover(self._vips.networks)
 
     # -- care ---------------------------------------------------------------------------------------------------
 
@@ -581,25 +650,11 @@ async def serve_until_told(path: Path, manager: str | None = None, token: str | 
             daemon = Daemon(path, config, netlink, state_dir, hangup, supervisor=supervisor, token=token)
             clean = False
             try:
-                starting = asyncio.create_task(daemon.start(config.services))
-                await _first(starting, end)
-                if starting.done():
-                    await _first(asyncio.create_task(daemon.failed()), end)
+                if await until(end, daemon.start(config.services)):
+                    await until(end, daemon.failed())
                 clean = True
             finally:
                 await daemon.stop(clean=clean)
-
-
-async def _first(task: asyncio.Task[None], end: asyncio.Event) -> None:
-    """Until the task is done, raising what it raised, or the end is asked for, cancelling it."""
-    told = asyncio.create_task(end.wait())
-    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    if task.done():
-        await task
-        return
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 @click.command()

@@ -34,6 +34,7 @@ from lb.dataplane import (
     WorkerCounters,
     exceptional_flows,
 )
+from lb.errors import DataplaneError
 from lb.forwarding import Forwarding
 from lb.model import Address, MuxSettings
 
@@ -191,8 +192,14 @@ class Engine:
         return census
 
     def lookup(self, flow: FlowTuple) -> Answer:
-        """What a packet would get: its flow entry if a worker has one, else what a new flow gets."""
-        answers = [worker.lookup(self._snapshot, flow) for worker in self._workers]
+        """What a packet would get: its flow entry if a worker has one, else what a new flow gets.
+
+        Raises DataplaneError while there are no workers.
+        """
+        with self._guard:
+            answers = [worker.lookup(self._snapshot, flow) for worker in self._workers]
+        if not answers:
+            raise DataplaneError("no worker runs now, since the interface is being opened; ask again in a moment")
         return next((answer for answer in answers if answer.flow is not None), answers[0])
 
     def bursts(self) -> tuple[int, ...]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lb.daemon.keeper import Keeper, KeptFigures
 from lb.dataplane import REASONS, BackendFlows, Verdict
 from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures
 from lb.model import Backend, BackendState, MuxSettings, Service
@@ -54,12 +53,10 @@ class Status:
         probed: Callable[[], Mapping[Label, Known]] = dict,
         manager: Callable[[], Row] | None = None,
         handover: Callable[[], str | None] = lambda: None,
-        keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from any thread.
-        ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one.
-        ``keeper``: of what this MUX put into the kernel."""
+        ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one."""
         self._clock = clock
         self._settings = settings
         self._mode = mode
@@ -70,7 +67,6 @@ class Status:
         self._probed = probed
         self._manager = manager
         self._handover = handover
-        self._keeper = keeper
         self._told: Sequence[Row] = ()  # of announcements, to the manager
         self._tell_again = 0.0
 
@@ -93,7 +89,6 @@ class Status:
             "unreachable": self._condition.unreachable or {},
             "rejected": self._condition.rejected,
             "bgp": {row["name"]: _session(row) for row in self.peers()},
-            "kernel": self._keeper.rows() if self._keeper is not None else [],
             "manager": self._manager() if self._manager is not None else None,
         }
 
@@ -217,8 +212,8 @@ class Status:
                 for label, known in self._probed().items()
                 if known.health is not Health.UNKNOWN
             },
+            left_out=len(self._manager()["left_out"]) if self._manager is not None else 0,
             bgp=self._announcer.figures() if self._announcer is not None else None,
-            kept=self._keeper.figures() if self._keeper is not None else KeptFigures(),
         )
 
     def _service_figures(self) -> Iterator[ServiceFigures]:

@@ -6,9 +6,13 @@ applies what it is handed. No trouble of the network ever ends it. The order of 
 
     received, checked (term, base, digest)  ->  applied by the daemon  ->  in the cache, on disk  ->  acknowledged
 
-so what is acknowledged is live and outlives a restart. A state that the daemon refuses is acknowledged with the reason;
-the one before serves on, and the refused one is tried again now and then, for what was in its way may go. Orders of a
-term lower than the highest seen are refused: they come from a manager that is no longer the one.
+so what is acknowledged is live and outlives a restart. Two tasks, which live as long as the daemon: one talks
+(:meth:`NodeClient.run`), and what it hears only replaces what is wanted; the other applies (:meth:`NodeClient.obey`),
+one state at a time, and no connection that ends, no new certificate and no newer order ends what it has begun.
+
+A state that the daemon refuses is acknowledged with the reason; the one before serves on, and the refused one is tried
+again, soon and then now and then, for what was in its way may go. So is what the daemon left out of a state that is
+live otherwise. Orders that come from a manager which is no longer the one are refused: see :func:`refusal_of`.
 """
 
 from __future__ import annotations
@@ -25,11 +29,15 @@ from typing import Any
 
 import aiohttp
 
-from lb.errors import AccessError, IoError, MessageError
+from lb.daemon.supervise import describe, first
+from lb.errors import AccessError, IoError, MessageError, VipmuxError
 from lb.log import get_logger
 from lb.node.cache import Cache, Cached
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
 from lb.node.messages import (
+    LEFT_OUT_KEY_MAX,
+    LEFT_OUT_MAX,
+    LEFT_OUT_REASON_MAX,
     TEXT_MAX,
     TO_NODE_MAX,
     Ack,
@@ -50,6 +58,7 @@ from lb.node.messages import (
     Order,
     RefusedMessage,
     StateMessage,
+    ToNode,
     UnknownMessage,
     apply,
     diff,
@@ -70,10 +79,8 @@ CONNECT_TIMEOUT = 10.0
 SEND_TIMEOUT = 20.0
 #: How long the manager believes our reports after the last message, seconds.
 LEASE = 10.0
-#: A refused state is tried again after this time, seconds.
-RETRY = 10.0
-#: Orders that wait to be applied; more wait in the kernel.
-PENDING_MAX = 64
+#: What was refused or left out is tried again after these times, the last of them again and again, seconds.
+RETRIES = (0.5, 1.0, 2.0, 5.0, 10.0)
 #: So many entries are looked at in the event loop: it takes less time than to ask a thread.
 SMALL = 100
 #: Messages longer than this are parsed beside the event loop.
@@ -87,8 +94,35 @@ class _Wanted:
     """The newest order, whether it is live or not, and its digest to be carried on."""
 
     cached: Cached
-    sum: Digest
-    keys: Keys | None  #: where it may differ from what is live; None: anywhere
+    sum: Digest | None  #: None: not yet known
+    base: Cached  #: what was live when ``keys`` were counted
+    keys: Keys | None  #: where it may differ from the base; None: anywhere
+    acknowledged: bool = False
+
+
+def refusal_of(message: Order, highest: Cached) -> str | None:
+    """Why an order is not to be obeyed, or None. ``highest``: the marks of the newest order that was.
+
+    A lower term: a manager that is no longer the one. The same history at an earlier point, whatever the term: a backup
+    was put back. Another history in a term that is not higher: a store was lost and begun anew, or copied.
+    """
+    if message.term < highest.term:
+        return f"an order of term {message.term}; this node has orders of term {highest.term}"
+    if not message.lineage or not highest.lineage:
+        return None
+    if message.lineage == highest.lineage:
+        if message.revision < highest.revision:
+            return (
+                f"an order of version {message.revision} of the manager's store; this node has had orders of version "
+                f"{highest.revision}: the store is older than it was (see lb-manager take-over)"
+            )
+        return None
+    if message.term == highest.term:
+        return (
+            f"an order from another store than before, in the same term {message.term}: the manager's store was "
+            "replaced (see lb-manager take-over)"
+        )
+    return None
 
 
 class NodeClient:
@@ -99,15 +133,16 @@ class NodeClient:
         url: str,
         identity: Identity,
         cache: Cache,
-        apply: Callable[[NodeState, Delta], Awaitable[str | None]],
+        apply: Callable[[NodeState, Delta], Awaitable[Mapping[str, str]]],
         settings: Callable[[], Mapping[str, Any]],
         *,
         token: TokenText | None = None,
         lease: float = LEASE,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        """``apply`` makes a state live, of which the delta tells what differs from the one that was live, and returns
-        None, or why it refuses. ``settings`` is what hello says."""
+        """``apply`` makes a state live, of which the delta tells what differs from the one that was live. It returns
+        what it had to leave out, and why (see :class:`~lb.node.messages.Ack`), or raises VipmuxError, with all as it
+        was. ``settings`` is what hello says."""
         self.url = url
         self.identity = identity
         #: Every report of the node, for a manager that knows none.
@@ -117,8 +152,10 @@ class NodeClient:
         #: Answers what the manager asks of a flow; only MUXes are asked.
         self.answer: Callable[[FlowQuestion], FlowAnswer] | None = None
         self.connected = False
-        #: Why there is no connection, or what else is not as it should be, for people.
-        self.problem: str | None = "not connected yet"
+        #: By the loop's clock: since when there is no connection; None while there is one.
+        self.away_since: float | None = None
+        self._no_connection: str | None = "not connected yet"
+        self._not_kept: str | None = None
         self._cache = cache
         self._apply = apply
         self._settings = settings
@@ -128,10 +165,15 @@ class NodeClient:
         self._outbox = Outbox(lease, wall)
         self._wake = asyncio.Event()
         self._live = Cached(0, 0, "", {})
+        self._highest = Cached(0, 0, "", {})  # marks of the newest order that was obeyed
+        self._tip: _Wanted | None = None  # what the next change on this connection builds upon
         self._wanted: _Wanted | None = None
-        self._term = 0
+        self._news = asyncio.Event()  # something is to be applied, or tried again
+        self._applying = asyncio.Lock()  # one state at a time
+        self._attempts = 0  # in vain, one after the other
         self._refused: str | None = None
-        self._orders: asyncio.Queue[Order | None] = asyncio.Queue(PENDING_MAX)
+        self._disobeyed = ""
+        self._left_out: Mapping[str, str] = {}
         self._renewed = -math.inf
 
     # -- for the daemon -----------------------------------------------------------------------------------------
@@ -144,7 +186,17 @@ class NodeClient:
     @property
     def term(self) -> int:
         """The highest seen."""
-        return self._term
+        return self._highest.term
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no connection, or what else is not as it should be, for people."""
+        return self._no_connection or self._not_kept
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """What of the live state this node does not serve, and why."""
+        return self._left_out
 
     @property
     def refused(self) -> str | None:
@@ -153,13 +205,17 @@ class NodeClient:
 
     def begin_with(self, cached: Cached, problem: str | None = None) -> None:
         """The daemon began with this state of the cache, or would have but for the problem."""
-        self._term = cached.term
+        self._highest = replace(cached, state={})
         self._live = cached if problem is None else Cached(0, 0, "", {})
 
+    def began_without(self, left_out: Mapping[str, str]) -> None:
+        """The daemon began with the state of the cache but for these."""
+        self._tell_left_out(_bounded(left_out))
+
     def retry(self) -> None:
-        """Something changed at the node: a refused state is tried again at once."""
-        if not self._orders.full():
-            self._orders.put_nowait(None)
+        """Something changed at the node: what was refused or left out is tried again at once."""
+        self._attempts = 0
+        self._news.set()
 
     def send_health(self, reports: Iterable[HealthReport]) -> None:
         """Words that are new; those said before stand."""
@@ -182,8 +238,9 @@ class NodeClient:
         return said
 
     async def run(self) -> None:
-        """Returns never, whatever becomes of the manager."""
+        """Talks to the manager; returns never, whatever becomes of that."""
         delay = BACKOFF_MIN
+        self._gone()
         while True:
             reason: str | None = None
             started = time.monotonic()
@@ -204,10 +261,15 @@ class NodeClient:
 
     def _lost(self, reason: str) -> None:
         """One line for each reason, not for each attempt."""
-        if self.connected or reason != self.problem:
+        if self.connected or reason != self._no_connection:
             log.warning("no manager", reason=reason, serving="the last good state", generation=self.generation)
+        self._gone()
+        self._no_connection = reason
+
+    def _gone(self) -> None:
         self.connected = False
-        self.problem = reason
+        if self.away_since is None:
+            self.away_since = asyncio.get_running_loop().time()
 
     # -- identity -----------------------------------------------------------------------------------------------
 
@@ -233,10 +295,13 @@ class NodeClient:
             self._token = None  # it would be refused again
             raise
         self._token = None
-        # Another authority counts its terms from the beginning.
-        await asyncio.to_thread(self._cache.forget_term)
-        self._term = 0
-        self._live = Cached(0, 0, self._live.digest, self._live.state)
+        # Another authority counts its terms from the beginning. What its predecessor wanted is no order any more, but
+        # for what is being applied just now.
+        self._wanted = None
+        async with self._applying:
+            await asyncio.to_thread(self._cache.forget_term)
+            self._highest = Cached(0, 0, "", {})
+            self._live = Cached(0, 0, self._live.digest, self._live.state)
         log.info("joined", manager=self.url, certificate=self.identity.common_name)
 
     async def _renewals(self) -> None:
@@ -283,41 +348,40 @@ class NodeClient:
         self._outbox.begin(self._hello(whole=False), reports)
         self._outbox.renew_lease()  # with it the manager hears of our clock at once
         self._wake.set()
-        self._wanted = None
-        orders = self._orders = asyncio.Queue(PENDING_MAX)
-        renewal = asyncio.create_task(self._renewals())
-        tasks = [
-            renewal,
-            asyncio.create_task(self._receive(stream, orders)),
-            asyncio.create_task(self._obey(orders)),
-            asyncio.create_task(self._send(stream)),
-            asyncio.create_task(self._lease_renewals()),
-        ]
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done - {renewal}:
-                await task
-            await renewal
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        self._tip = _Wanted(self._live, None, self._live, {})
+        await first(self._renewals(), self._receive(stream), self._send(stream), self._lease_renewals())
 
     def _hello(self, *, whole: bool) -> Hello:
         """``whole``: asks for the whole state, whatever we hold."""
         generation, digest = (0, "") if whole else (self._live.generation, self._live.digest)
-        return Hello(self._term, generation, digest, dict(self._settings()), _version())
+        marks = self._highest
+        return Hello(
+            marks.term,
+            generation,
+            digest,
+            dict(self._settings()),
+            _version(),
+            marks.lineage,
+            marks.revision,
+            self._left_out,
+        )
 
     async def _send(self, stream: aiohttp.ClientWebSocketResponse) -> None:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for message in self._outbox.take():
+            messages = self._outbox.take()
+            while messages:
                 try:
                     async with asyncio.timeout(SEND_TIMEOUT):
-                        await stream.send_str(encode(message))
+                        await stream.send_str(encode(messages[0]))
                 except TimeoutError:
+                    self._outbox.put_back(messages)
                     raise ManagerUnreachableError("takes no more messages") from None
+                except BaseException:  # also where the connection ended elsewhere
+                    self._outbox.put_back(messages)
+                    raise
+                del messages[0]
 
     async def _lease_renewals(self) -> None:
         while True:
@@ -325,7 +389,7 @@ class NodeClient:
             self._outbox.renew_lease()
             self._wake.set()
 
-    async def _receive(self, stream: aiohttp.ClientWebSocketResponse, orders: asyncio.Queue[Order | None]) -> None:
+    async def _receive(self, stream: aiohttp.ClientWebSocketResponse) -> None:
         async for frame in stream:
             if frame.type is aiohttp.WSMsgType.ERROR:
                 break  # it does not answer any more
@@ -334,57 +398,59 @@ class NodeClient:
             text = frame.data
             large = len(text) > _LARGE
             message = await asyncio.to_thread(parse_to_node, text) if large else parse_to_node(text)
-            if isinstance(message, RefusedMessage):
-                raise AccessError(f"the manager refused: {message.reason}")
-            if isinstance(message, UnknownMessage):
-                continue
-            if isinstance(message, FlowsMessage | FlowsWantedMessage | FlowsDoneMessage):
-                if self.letters is not None:
-                    self.letters(message)
-                continue
-            if isinstance(message, FlowQuestion):
-                if self.answer is not None:
-                    self._outbox.answer(self.answer(message))
-                    self._wake.set()
-                continue
-            if not self.connected:
-                self.connected, self.problem = True, None
-                log.info("manager connected", manager=self.url, term=message.term, generation=message.generation)
-            await orders.put(message)
+            await self._read(message)
             del frame, text, message  # they may be large, and the next may be long in coming
         error = stream.exception()
         if error is not None:
             raise unreachable(error)
         raise ManagerUnreachableError("closed the connection")
 
+    async def _read(self, message: ToNode) -> None:
+        match message:
+            case RefusedMessage(reason):
+                raise AccessError(f"the manager refused: {reason}")
+            case UnknownMessage():
+                return
+            case FlowsMessage() | FlowsWantedMessage() | FlowsDoneMessage():
+                if self.letters is not None:
+                    self.letters(message)
+            case FlowQuestion():
+                self._asked(message)
+            case StateMessage() | DeltaMessage():
+                if not self.connected:
+                    self.connected, self._no_connection, self.away_since = True, None, None
+                    log.info("manager connected", manager=self.url, term=message.term, generation=message.generation)
+                await self._hear(message)
+
+    def _asked(self, question: FlowQuestion) -> None:
+        """Whatever goes wrong in answering is the answer; a question is no reason to stop forwarding."""
+        if self.answer is None:
+            return
+        try:
+            answer = self.answer(question)
+        except Exception as error:
+            if not isinstance(error, VipmuxError):
+                log.error("question not answered", asked="flow", reason=describe(error), exc_info=error)
+            answer = FlowAnswer(question.serial, error=describe(error)[:TEXT_MAX])
+        self._outbox.answer(answer)
+        self._wake.set()
+
     # -- orders -------------------------------------------------------------------------------------------------
 
-    async def _obey(self, orders: asyncio.Queue[Order | None]) -> None:
-        """All orders that wait become one state to be applied: the newest is what counts."""
-        while True:
-            message: Order | None = None  # None: what was refused is tried again
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if self._refused is None else RETRY):
-                    message = await orders.get()
-            news = message is None
-            while True:
-                if message is not None:
-                    news |= await self._take(message)
-                message = None  # it may be large
-                if orders.empty():
-                    break
-                message = orders.get_nowait()
-            if self._wanted is not None and news:
-                await self._make_live(self._wanted)
-
-    async def _take(self, message: Order) -> bool:
-        """Checks an order and makes it what is wanted; False: it is refused, or it is asked for anew."""
-        if message.term < self._term:
-            reason = f"an order of term {message.term}; this node has orders of term {self._term}"
-            log.error("order refused", reason=reason)
+    async def _hear(self, message: Order) -> None:
+        """Checks an order and makes it what is wanted; or refuses it, or asks for it anew."""
+        reason = refusal_of(message, self._highest)
+        if reason is not None:
+            if reason != self._disobeyed:
+                log.error("order refused", reason=reason)
+            self._disobeyed = reason
             self._say(Ack(message.term, message.generation, reason))
-            return False
-        self._term = message.term
+            return
+        self._disobeyed = ""
+        lineage, revision = message.lineage, message.revision
+        if not lineage:  # an older manager, which does not know them: they are no others for that
+            lineage, revision = self._highest.lineage, self._highest.revision
+        self._highest = Cached(message.term, 0, "", {}, lineage, revision)
         try:
             if isinstance(message, StateMessage):
                 wanted: _Wanted | None = await self._whole(message)
@@ -395,76 +461,154 @@ class NodeClient:
         if wanted is None:
             self._outbox.greet(self._hello(whole=True))
             self._wake.set()
-            return False
-        self._wanted = wanted
-        return True
+            return
+        self._tip = self._wanted = wanted
+        self._attempts = 0
+        self._news.set()
 
     async def _whole(self, message: StateMessage) -> _Wanted:
         state = await asyncio.to_thread(pack_sections, message.body)
         total = await asyncio.to_thread(Digest, state)
         if str(total) != message.digest:
             raise MessageError("a state that is not what its digest says")
-        return _Wanted(Cached(message.term, message.generation, message.digest, state), total, None)
+        return _Wanted(self._labelled(message, state), total, self._live, None)
 
     async def _changed(self, message: DeltaMessage) -> _Wanted | None:
         """None: it does not fit to what we have."""
-        wanted = self._wanted or _Wanted(self._live, await asyncio.to_thread(Digest, self._live.state), {})
-        before = wanted.cached
-        if message.base != before.generation:
-            log.info("whole state asked for", reason=f"a change of {message.base}, and this is {before.generation}")
+        tip = self._tip
+        if tip is None or message.base != tip.cached.generation:
+            held = tip.cached.generation if tip is not None else "nothing"
+            log.info("whole state asked for", reason=f"a change of {message.base}, and this is {held}")
             return None
+        before = tip.cached
+        if tip.sum is None:
+            tip.sum = await asyncio.to_thread(Digest, before.state)
         fresh = keys_of(message.delta)
         small = sum(map(len, fresh.values())) <= SMALL
         put = pack_sections(message.set) if small else await asyncio.to_thread(pack_sections, message.set)
         delta = {"set": put, "remove": message.remove}
-        total = wanted.sum.copy()
+        total = tip.sum.copy()
         total.update(before.state, delta)
         if str(total) != message.digest:
             log.warning("whole state asked for", reason="a change does not lead to what its digest says")
             return None
-        state = apply(before.state, delta)
-        keys = wanted.keys
-        if keys is not None:
-            keys = {
-                section: {*keys.get(section, ()), *fresh.get(section, ())} for section in keys.keys() | fresh.keys()
-            }
-        return _Wanted(Cached(message.term, message.generation, message.digest, state), total, keys)
+        # Taken only now: while we waited, what the change builds upon may have become live.
+        return _Wanted(self._labelled(message, apply(before.state, delta)), total, tip.base, _united(tip.keys, fresh))
+
+    def _labelled(self, message: Order, state: NodeState) -> Cached:
+        marks = self._highest
+        return Cached(message.term, message.generation, message.digest, state, marks.lineage, marks.revision)
+
+    async def obey(self) -> None:
+        """Makes live what is wanted, one state at a time; returns never. Not to be cancelled while a state is being
+        applied: the daemon sees to it."""
+        self._news.set()  # should a life before this one have ended in the middle
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience()):
+                    await self._news.wait()
+            self._news.clear()
+            async with self._applying:
+                if self._wanted is not None:
+                    await self._make_live(self._wanted)
+                elif self._left_out:
+                    await self._make_live(_Wanted(self._live, None, self._live, {}, acknowledged=True))
+
+    def _patience(self) -> float | None:
+        """Until the next try, seconds."""
+        if self._refused is None and not self._left_out:
+            return None
+        return RETRIES[min(self._attempts, len(RETRIES) - 1)]
 
     async def _make_live(self, wanted: _Wanted) -> None:
         """Applied, then on disk, then acknowledged."""
-        cached, live, keys = wanted.cached, self._live.state, wanted.keys
+        cached, before = wanted.cached, self._live
+        keys = wanted.keys if wanted.base is before else None
         small = sum(map(len, cached.state.values() if keys is None else keys.values())) <= SMALL
-        delta = diff(live, cached.state, keys) if small else await asyncio.to_thread(diff, live, cached.state, keys)
+        delta = (
+            diff(before.state, cached.state, keys)
+            if small
+            else await asyncio.to_thread(diff, before.state, cached.state, keys)
+        )
         # What is equal stays the same object, so that the daemon sees at a glance what is new.
-        cached = replace(cached, state=apply(live, delta))
-        if cached.digest != self._live.digest:  # else a manager that came back, with another number
-            refusal = await self._apply(cached.state, delta)
-            if refusal is not None:
-                if refusal != self._refused:
-                    log.error("state refused", generation=cached.generation, reason=refusal)
-                self._refused = refusal
-                self._say(Ack(cached.term, cached.generation, refusal[:TEXT_MAX]))
+        cached = replace(cached, state=apply(before.state, delta))
+        left_out = self._left_out
+        # Else a manager that came back, with another number.
+        if cached.digest != before.digest or left_out or self._refused is not None:
+            try:
+                left_out = _bounded(await self._apply(cached.state, delta))
+            except Exception as error:
+                self._refuse(cached, error)
                 return
+        self._attempts = self._attempts + 1 if left_out else 0
+        fresh, news = cached.label != before.label, not wanted.acknowledged or left_out != self._left_out
         self._live, self._refused = cached, None
-        wanted.cached, wanted.keys = cached, {}
-        await self._keep(cached, delta)
-        self._say(Ack(cached.term, cached.generation))
+        self._tell_left_out(left_out)
+        self._became_live(wanted, cached, before, keys_of(delta))
+        if fresh:
+            await self._keep(cached, delta)
+        if news:
+            wanted.acknowledged = True
+            self._say(Ack(cached.term, cached.generation, None, left_out))
+
+    def _became_live(self, wanted: _Wanted, cached: Cached, before: Cached, keys: Keys) -> None:
+        """What differs from what is live is counted anew from here."""
+        newest = self._wanted
+        if newest is wanted:
+            wanted.cached, wanted.base, wanted.keys = cached, cached, {}
+        elif newest is not None and newest.base is before:
+            newest.base, newest.keys = cached, _united(newest.keys, keys)
+
+    def _refuse(self, cached: Cached, error: Exception) -> None:
+        refusal = describe(error) if not isinstance(error, VipmuxError) else str(error)
+        self._attempts += 1
+        if refusal != self._refused:
+            meant = isinstance(error, VipmuxError)
+            log.error(
+                "state refused",
+                generation=cached.generation,
+                reason=refusal,
+                **({} if meant else {"exc_info": error}),
+            )
+        self._refused = refusal
+        self._say(Ack(cached.term, cached.generation, refusal[:TEXT_MAX], self._left_out))
+
+    def _tell_left_out(self, left_out: Mapping[str, str]) -> None:
+        """Once for each, and when it is over."""
+        for name, reason in left_out.items():
+            if self._left_out.get(name) != reason:
+                log.error("left out", what=name, reason=reason, then="everything else goes on; it is tried again")
+        for name in self._left_out.keys() - left_out.keys():
+            log.info("no longer left out", what=name)
+        self._left_out = left_out
 
     async def _keep(self, cached: Cached, delta: Mapping[str, Any] | None) -> None:
         """A disk that cannot be written must not stop the pool; it is said loudly instead."""
         try:
             await asyncio.to_thread(self._cache.save, cached, delta)
         except IoError as error:
-            if str(error) != self.problem:
+            if str(error) != self._not_kept:
                 log.error("state not kept", reason=str(error))
                 self.send_event(f"state not kept: {error}")
-            self.problem = str(error)
+            self._not_kept = str(error)
         else:
-            self.problem = None
+            self._not_kept = None
 
     def _say(self, ack: Ack) -> None:
         self._outbox.ack(ack)
         self._wake.set()
+
+
+def _united(one: Keys | None, other: Keys) -> Keys | None:
+    if one is None:
+        return None
+    return {section: {*one.get(section, ()), *other.get(section, ())} for section in one.keys() | other.keys()}
+
+
+def _bounded(left_out: Mapping[str, str]) -> dict[str, str]:
+    """As much of it as a message holds."""
+    shown = sorted(left_out)[:LEFT_OUT_MAX]
+    return {name[:LEFT_OUT_KEY_MAX]: " ".join(left_out[name].split())[:LEFT_OUT_REASON_MAX] for name in shown}
 
 
 def _version() -> str:

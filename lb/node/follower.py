@@ -9,15 +9,17 @@ runs :meth:`Follower.run` as a task, and is handed each state with its services 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lb.changes import Change
 from lb.config import parse_service_tables
-from lb.errors import AccessError, ConfigError, VipmuxError
+from lb.daemon.supervise import Tasks
+from lb.errors import AccessError, ConfigError
 from lb.log import get_logger
 from lb.model import AgentSettings, MuxSettings, Service
 from lb.node.cache import Cache, Cached
@@ -25,43 +27,92 @@ from lb.node.client import SMALL, NodeClient
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText
 from lb.node.messages import Delta, NodeState, keys_of
 
-#: Makes a state live, with what differs of its services; raises VipmuxError, with all as it was, where it cannot.
-Take = Callable[[NodeState, Change], Awaitable[None]]
+#: Makes a state live, with what differs of its services; returns what it had to leave out, and why (names of services,
+#: and ``section/key`` of other sections); raises VipmuxError, with all as it was, where it cannot.
+Take = Callable[[NodeState, Change], Awaitable[Mapping[str, str]]]
 #: How often it is looked whether the status is another, seconds; and at most this part of the time is spent on it.
 STATUS_INTERVAL = 1.0
 STATUS_SHARE = 0.05
 
 log = get_logger()
 
+_NOTHING: Mapping[str, str] = {}
+
 
 class ServiceTables:
-    """Services out of a state's tables; only those that differ from the state taken last are read."""
+    """Services out of a state's tables; only those that differ from the state taken last are read.
+
+    A table that is not right here (a key of a newer version, a family that this node has no address of) is left out
+    alone, and is read again with each state.
+    """
 
     def __init__(self, owner: MuxSettings | AgentSettings) -> None:
         self._owner = owner
         self.taken: Mapping[str, Service] = {}  #: by name, in the order of the tables
+        self.left_out: Mapping[str, str] = {}  #: of the tables taken last, and why
         self._services: tuple[Service, ...] = ()
 
     def read(self, tables: Mapping[str, Any], names: Collection[str] | None = None) -> Reading:
-        """``names``: of those that differ, come or go; None: look at all. Raises ConfigError with every mistake. What
-        several services share was checked by the manager."""
-        if names is not None and not names:
-            return Reading(self.taken, Change(self._services, self._services, (), ()))
+        """``names``: of those that differ, come or go; None: look at all."""
+        if names is not None:
+            names = {*names, *self.left_out}
+            if not names:
+                return Reading(self.taken, Change(self._services, self._services, (), ()), {})
         names = list(dict.fromkeys([*tables, *self.taken])) if names is None else sorted(names)
         fresh = [name for name in names if name in tables]
-        # One by one: the tables of ten thousand services would take more memory than the services.
-        parsed = parse_service_tables((_named(name, tables[name]) for name in fresh), self._owner)
+        parsed, left_out = self._parse(tables, fresh)
         by_name = dict(self.taken)
         for name in names:
-            if name not in tables:
+            if name not in parsed:
                 by_name.pop(name, None)
-        by_name.update(zip(fresh, parsed, strict=True))
+        by_name.update(parsed)
         gone = tuple(self.taken[name] for name in names if name in self.taken)
-        return Reading(by_name, Change(self._services, tuple(by_name.values()), gone, parsed))
+        if not gone and not parsed:  # what was left out still is
+            return Reading(self.taken, Change(self._services, self._services, (), ()), left_out)
+        change = Change(self._services, tuple(by_name.values()), gone, tuple(parsed.values()))
+        return Reading(by_name, change, left_out)
 
-    def take(self, reading: Reading) -> None:
-        """They are live: what comes next is compared to them."""
+    def _parse(self, tables: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Service], dict[str, str]]:
+        """Those that are right, and what is wrong with the others."""
+        # One by one: the tables of ten thousand services would take more memory than the services.
+        with contextlib.suppress(ConfigError):
+            read = parse_service_tables((_named(name, tables[name]) for name in names), self._owner)
+            return dict(zip(names, read, strict=True)), {}
+        parsed: dict[str, Service] = {}
+        left_out: dict[str, str] = {}
+        for name in names:
+            try:
+                (parsed[name],) = parse_service_tables([_named(name, tables[name])], self._owner)
+            except ConfigError as error:
+                left_out[name] = "; ".join(line.removeprefix("service[0].") for line in error.lines)
+        return self._without_clashes(parsed, left_out)
+
+    def _without_clashes(
+        self, parsed: dict[str, Service], left_out: dict[str, str]
+    ) -> tuple[dict[str, Service], dict[str, str]]:
+        """What is right alone may still not go together: the later of two is left out."""
+        places: dict[object, str] = {}
+        for name, service in list(parsed.items()):
+            place = (service.vip, service.protocol, service.ports)
+            other = places.setdefault(place, name)
+            if other != name:
+                left_out[name] = f"service {other} has the same VIP, protocol and port"
+                del parsed[name]
+        return parsed, left_out
+
+    @property
+    def services(self) -> tuple[Service, ...]:
+        """Those that are taken."""
+        return self._services
+
+    def take(self, reading: Reading, left_out: Mapping[str, str] = _NOTHING) -> None:
+        """They are live, but for those that the daemon left out: what comes next is compared to them."""
+        without = [name for name in left_out if name in reading.by_name]
         self.taken, self._services = reading.by_name, reading.change.services
+        if without:
+            self.taken = {name: service for name, service in reading.by_name.items() if name not in left_out}
+            self._services = tuple(self.taken.values())
+        self.left_out = {**reading.left_out, **{name: left_out[name] for name in without}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +121,7 @@ class Reading:
 
     by_name: Mapping[str, Service]
     change: Change
+    left_out: Mapping[str, str]
 
 
 def _named(name: str, table: object) -> object:
@@ -125,18 +177,29 @@ class Follower:
         cached = self._cache.load()
         if cached is None:
             return {}, ()
-        try:
-            reading = self._tables.read(cached.state.get("services", {}))
-        except ConfigError as error:
-            log.error("cached state not used", reason=str(error))
-            self.client.begin_with(cached, str(error))
-            return {}, ()
+        reading = self._tables.read(cached.state.get("services", {}))
         self.client.begin_with(cached)
         self._tables.take(reading)
         self._cached = cached
+        if reading.left_out:
+            self.client.began_without(reading.left_out)
         services = reading.change.services
         log.info("last good state", term=cached.term, generation=cached.generation, services=len(services))
         return cached.state, services
+
+    @property
+    def incomplete(self) -> str | None:
+        """Why the state that :meth:`begin` gave is an older one than the last; None: it is not."""
+        return self._cache.incomplete
+
+    def begun_without(self, left_out: Mapping[str, str]) -> None:
+        """The daemon began with the last good state but for these; they are tried again."""
+        if self._cached is None:
+            return
+        services = self._tables.services
+        reading = Reading(self._tables.taken, Change(services, services, (), ()), self._tables.left_out)
+        self._tables.take(reading, left_out)
+        self.client.began_without(self._tables.left_out)
 
     def not_begun(self, reason: str) -> None:
         """The daemon could not begin with the last good state."""
@@ -170,9 +233,11 @@ class Follower:
 
     # -- life -----------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        """Returns never."""
-        await asyncio.gather(self.client.run(), self._statuses())
+    def begin_tasks(self, tasks: Tasks) -> None:
+        """All that is done for as long as the daemon lives."""
+        tasks.restarted("manager", self.client.run)
+        tasks.restarted("states of the manager", self.client.obey)
+        tasks.restarted("status for the manager", self._statuses)
 
     async def _statuses(self) -> None:
         took = 0.0
@@ -183,16 +248,14 @@ class Follower:
                 self.client.send_status(self.status())
                 took = time.monotonic() - started
 
-    async def _apply(self, state: NodeState, delta: Delta) -> str | None:
-        try:
-            names = keys_of(delta).get("services", ())
-            read, tables = self._tables.read, state.get("services", {})
-            reading = read(tables, names) if len(names) <= SMALL else await asyncio.to_thread(read, tables, names)
-            await self._take(state, reading.change)
-            self._tables.take(reading)
-        except VipmuxError as error:
-            return str(error)
-        return None
+    async def _apply(self, state: NodeState, delta: Delta) -> Mapping[str, str]:
+        names = keys_of(delta).get("services", ())
+        read, tables = self._tables.read, state.get("services", {})
+        few = len(names) + len(self._tables.left_out) <= SMALL
+        reading = read(tables, names) if few else await asyncio.to_thread(read, tables, names)
+        left_out = await self._take(state, reading.change)
+        self._tables.take(reading, left_out)
+        return {**reading.left_out, **left_out}
 
     def _hello(self) -> dict[str, Any]:
         settings = self._settings
@@ -212,4 +275,5 @@ class Follower:
             "term": client.term,
             "generation": client.generation,
             "refused": client.refused,
+            "left_out": dict(client.left_out),
         }

@@ -92,8 +92,22 @@ class Outbox:
         self._letters.append(letter)
         return True
 
+    def put_back(self, messages: Iterable[FromNode]) -> None:
+        """Of what was taken, what could not be said, as far as nobody would say it again by himself. The first of them
+        may have been heard: an event is rather told twice than never."""
+        events, reports = deque[str](), dict[tuple[str, str, str], HealthReport]()
+        for message in messages:
+            if isinstance(message, EventMessage):
+                events.append(message.text)
+            elif isinstance(message, HealthMessage):
+                reports |= {report.key: report for report in message.reports}
+        self._reports = reports | self._reports
+        events += self._events
+        self._lost_events += max(0, len(events) - EVENTS_MAX)
+        self._events = deque(events, EVENTS_MAX)
+
     def take(self) -> list[FromNode]:
-        """All that waits; it counts as said."""
+        """All that waits; it counts as said, but for what is put back."""
         messages: list[FromNode] = []
         if self._hello is not None:
             messages.append(self._hello)

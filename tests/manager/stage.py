@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from lb.errors import IoError
 from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
@@ -150,19 +151,21 @@ class StageNode:
             self.state = cached.state
             self.client.begin_with(cached)
 
-    async def _apply(self, state: NodeState, _: Delta) -> str | None:
-        if self.refuse is None:
-            self.state = state
-            self.applied += 1
-        return self.refuse
+    async def _apply(self, state: NodeState, _: Delta) -> dict[str, str]:
+        if self.refuse is not None:
+            raise IoError(self.refuse)
+        self.state = state
+        self.applied += 1
+        return {}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[StageNode]:
-        task = asyncio.create_task(self.client.run())
+        tasks = [asyncio.create_task(self.client.run()), asyncio.create_task(self.client.obey())]
         try:
             yield self
         finally:
-            ended = task.done()
-            task.cancel()
-            results = await asyncio.gather(task, return_exceptions=True)
+            ended = any(task.done() for task in tasks)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
             assert not ended, f"the client ended: {results}"

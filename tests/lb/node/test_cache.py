@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,91 @@ def test_a_crash_between_state_and_changes_does_not_mix_them(tmp_path: Path) -> 
     Cache(tmp_path, "mux:mux1").save(cached(7))
     (tmp_path / "changes").write_bytes(old_changes)
     assert loaded(tmp_path) == (cached(7), [])
+
+
+def test_changes_that_are_gone_are_noticed_and_said(tmp_path: Path) -> None:
+    filled(tmp_path, 3)
     (tmp_path / "changes").unlink()
-    assert loaded(tmp_path) == (cached(7), [])
+    cache = Cache(tmp_path, "mux:mux1")
+    with capture_logs() as logs:
+        assert cache.load() == cached(0), "what is left"
+    assert [(line["event"], line["file"]) for line in logs] == [("cached state incomplete", str(tmp_path / "changes"))]
+    assert cache.incomplete is not None
+    # and it goes on from there
+    cache.save(cached(9), diff(state(0), state(9)))
+    again = Cache(tmp_path, "mux:mux1")
+    assert (again.load(), again.incomplete) == (cached(9), None)
+
+
+@pytest.mark.parametrize("record", [1, 2, 3])
+def test_a_record_that_is_damaged_or_missing_is_noticed_and_said(tmp_path: Path, record: int) -> None:
+    filled(tmp_path, 4)
+    lines = (tmp_path / "changes").read_bytes().split(b"\n")
+    damaged = [*lines]
+    damaged[record] = damaged[record].replace(b"203.0.113.10", b"203.0.113.66")
+    (tmp_path / "changes").write_bytes(b"\n".join(damaged))
+    found, logs = loaded(tmp_path)
+    assert found == cached(record - 1)
+    assert [line["event"] for line in logs] == ["cached state incomplete"]
+    assert f"record {record}" in logs[0]["reason"]
+    if record < 3:
+        (tmp_path / "changes").write_bytes(b"\n".join(lines[:record] + lines[record + 1 :]))
+        found, logs = loaded(tmp_path)
+        assert found == cached(record - 1)
+        assert [line["event"] for line in logs] == ["cached state incomplete"]
+
+
+def test_a_state_without_changes_yet_is_complete_whenever_it_was_cut_short(tmp_path: Path) -> None:
+    """The file of changes is there before the state, so its absence always means a loss."""
+    made: list[str] = []
+    writing = caching.write_private
+
+    def watched(path: Path, data: bytes) -> None:
+        made.append(path.name)
+        writing(path, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(caching, "write_private", watched)
+        filled(tmp_path, 1)
+    assert made == ["changes", "state", "changes"]
+
+
+def test_a_state_of_a_newer_version_is_read_as_far_as_this_one_can(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    text = (tmp_path / "state").read_bytes().replace(b'"version": 1', b'"version": 2, "more": [1]')
+    (tmp_path / "state").write_bytes(text)
+    found, logs = loaded(tmp_path)
+    assert found == cached(0)
+    assert [line["event"] for line in logs] == ["cached state of a newer version"]
+
+
+def test_the_marks_of_the_stores_history_are_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, "mux:mux1")
+    cache.save(Cached(3, 1, digest(state(0)), state(0), "a1", 7))
+    assert loaded(tmp_path)[0] == Cached(3, 1, digest(state(0)), state(0), "a1", 7)
+    cache.save(Cached(3, 2, digest(state(1)), state(1), "a1", 8), diff(state(0), state(1)))
+    assert loaded(tmp_path)[0] == Cached(3, 2, digest(state(1)), state(1), "a1", 8)
+
+
+def test_calls_from_two_threads_wait_for_one_another(tmp_path: Path) -> None:
+    """Both would write ``state.new``, and the second would fail."""
+    cache = Cache(tmp_path, "mux:mux1")
+    failed: list[Exception] = []
+
+    def save(number: int) -> None:
+        try:
+            for _ in range(20):
+                cache.save(cached(number))
+        except IoError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert loaded(tmp_path)[0] in [cached(number) for number in range(4)]
 
 
 def test_many_changes_are_folded_into_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +191,7 @@ def test_many_changes_are_folded_into_the_state(tmp_path: Path, monkeypatch: pyt
         (lambda text: text.replace(b"203.0.113.10", b"203.0.113.11"), "its checksum is wrong"),
         (lambda text: b"", "damaged"),
         (lambda text: b"\0" * len(text), "damaged"),
-        (lambda text: text.replace(b'"version": 1', b'"version": 2'), "is of version 2"),
+        (lambda text: text.replace(b'"version": 1', b'"version": "x"'), "it does not say its version"),
     ],
 )
 def test_a_damaged_file_is_one_clear_line_and_no_state(tmp_path: Path, damage: Any, reason: str) -> None:

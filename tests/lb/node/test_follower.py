@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from lb.changes import Change
-from lb.errors import AccessError, ConfigError, IoError, RequestError
+from lb.errors import AccessError, IoError, RequestError
 from lb.model import MuxSettings, Service
 from lb.node.cache import Cache, Cached
 from lb.node.follower import Follower, ServiceTables
@@ -80,18 +80,48 @@ def test_services_after_any_changes_are_those_of_the_whole_state(steps: list[dic
         state, live = after, change.services
 
 
-def test_a_mistake_leaves_what_is_known_as_it_was() -> None:
+def test_a_table_that_is_wrong_here_is_left_out_alone_until_it_is_right() -> None:
     tables = ServiceTables(settings())
     follow(tables, {}, STATE)
-    before = tables.taken
-    with pytest.raises(ConfigError, match="port"):
-        follow(tables, STATE, {"services": {**STATE["services"], "bad": table("bad", 99, port="x")}})
-    assert tables.taken is before
+    wrong: NodeState = {"services": {**STATE["services"], "bad": table("bad", 99, port="x"), "ntp": table("ntp", 123)}}
+    change = follow(tables, STATE, wrong)
+    assert [service.name for service in change.come] == ["ntp"]
+    assert tables.left_out.keys() == {"bad"}
+    assert "port" in tables.left_out["bad"]
+    # Another change, and it is still wrong: nothing comes of it, and it is not forgotten.
+    other = apply(wrong, {"set": {"services": {"dns": table("dns", 54)}}})
+    assert [service.name for service in follow(tables, wrong, other).come] == ["dns"]
+    assert tables.left_out.keys() == {"bad"}
+    right = apply(other, {"set": {"services": {"bad": table("bad", 99)}}})
+    assert [service.name for service in follow(tables, other, right).come] == ["bad"]
+    assert tables.left_out == {}
 
 
-def test_services_are_checked_as_those_of_the_nodes_own_file() -> None:
-    with pytest.raises(ConfigError, match="is the MUX's own address"):
-        ServiceTables(settings()).read({"s": {**table("s"), "vip": "10.0.1.11"}})
+def test_what_the_daemon_left_out_comes_again_with_the_next_state() -> None:
+    tables = ServiceTables(settings())
+    reading = tables.read(STATE["services"])
+    tables.take(reading, {"web": "no room"})
+    assert set(tables.taken) == {"dns"}
+    again = tables.read(STATE["services"], ())
+    assert [service.name for service in again.change.come] == ["web"]
+    assert again.change.gone == ()
+    tables.take(again)
+    assert set(tables.taken) == {"dns", "web"}
+    assert tables.left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"vip": "10.0.1.11"}, "is the MUX's own address"),
+        ({"colour": "red"}, "unknown key"),
+        ({"vip": "2001:db8::10", "backend": [{"name": "a", "address": "2001:db8::1"}]}, "address6"),
+    ],
+)
+def test_services_are_checked_as_those_of_the_nodes_own_file(wrong: dict[str, Any], reason: str) -> None:
+    reading = ServiceTables(settings()).read({"s": {**table("s"), **wrong}, "web": table("web", 11)})
+    assert [service.name for service in reading.change.services] == ["web"]
+    assert reason in reading.left_out["s"]
 
 
 def test_a_retiring_service_goes_by_its_key() -> None:
@@ -105,12 +135,14 @@ class Node:
     def __init__(self, directory: Path, token: str | None = None) -> None:
         self.taken: list[Change] = []
         self.error: Exception | None = None
+        self.left_out: dict[str, str] = {}
         self.follower = Follower("https://127.0.0.1:1", token, "mux", settings(str(directory)), self._take)
 
-    async def _take(self, state: NodeState, change: Change) -> None:
+    async def _take(self, state: NodeState, change: Change) -> dict[str, str]:
         if self.error is not None:
             raise self.error
         self.taken.append(change)
+        return self.left_out
 
 
 def begin(directory: Path, token: str | None = None) -> tuple[NodeState, tuple[Service, ...]]:
@@ -133,11 +165,12 @@ def test_a_node_begins_with_its_last_good_state_and_asks_nobody(tmp_path: Path) 
     assert [line["event"] for line in logs] == ["last good state"]
 
 
-def test_a_state_that_is_not_right_here_is_said_and_not_used(tmp_path: Path) -> None:
-    keep(tmp_path, {"services": {"s": {**table("s"), "vip": "10.0.1.11"}}})
+def test_what_of_a_kept_state_is_not_right_here_is_said_and_left_out(tmp_path: Path) -> None:
+    keep(tmp_path, {"services": {"s": {**table("s"), "vip": "10.0.1.11"}, "web": table("web")}})
     with capture_logs() as logs:
-        assert begin(tmp_path, TOKEN) == ({}, ())
-    assert logs[0]["event"] == "cached state not used"
+        _, services = begin(tmp_path, TOKEN)
+    assert [service.name for service in services] == ["web"]
+    assert (logs[0]["event"], logs[0]["what"]) == ("left out", "s")
     assert "the MUX's own address" in logs[0]["reason"]
 
 
@@ -169,16 +202,27 @@ def test_what_the_daemon_refuses_becomes_the_reason_for_the_manager(tmp_path: Pa
     async def main() -> None:
         node = Node(tmp_path)
         more = apply(STATE, {"set": {"services": {"ntp": table("ntp", 123)}}})
-        assert await node.follower._apply(STATE, diff({}, STATE)) is None
+        assert await node.follower._apply(STATE, diff({}, STATE)) == {}
         node.error = IoError("interface eth0 is gone")
-        assert await node.follower._apply(more, diff(STATE, more)) == "interface eth0 is gone"
-        bad: NodeState = {"services": {"bad": 7}}
-        assert await node.follower._apply(bad, diff(STATE, bad)) is not None
+        with pytest.raises(IoError, match="interface eth0 is gone"):
+            await node.follower._apply(more, diff(STATE, more))
         node.error = None
-        assert await node.follower._apply(more, diff(STATE, more)) is None
+        assert await node.follower._apply(more, diff(STATE, more)) == {}
         first, last = node.taken
         assert last.before is first.services
         assert [service.name for service in last.come] == ["ntp"]
+
+    asyncio.run(main())
+
+
+def test_what_node_and_daemon_leave_out_is_told_together(tmp_path: Path) -> None:
+    async def main() -> None:
+        node = Node(tmp_path)
+        node.left_out = {"web": "no room", "announcements/203.0.113.9": "unknown key"}
+        state: NodeState = {"services": {**STATE["services"], "bad": 7}}
+        left_out = await node.follower._apply(state, diff({}, state))
+        assert left_out.keys() == {"web", "bad", "announcements/203.0.113.9"}
+        assert node.follower._tables.left_out.keys() == {"web", "bad"}
 
     asyncio.run(main())
 
