@@ -14,6 +14,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from lb.daemon.supervise import Tasks
 from lb.log import get_logger
 from lb.model import ManagerSettings
 from manager import joining
@@ -61,9 +62,10 @@ class Access:
     async def make_token(self, kind: str, name: str | None, ttl: float, who: str) -> str:
         return await self.trust.make_token(kind, name, ttl, who)
 
-    async def run(self) -> None:
-        """Revocations and expiries take effect, and the manager's own certificate stays valid; returns never."""
-        await asyncio.gather(self.streams.watch(), self._upkeep())
+    def begin(self, tasks: Tasks) -> None:
+        """Revocations and expiries take effect, and the manager's own certificate stays valid."""
+        tasks.restarted("revocations", self.streams.watch)
+        tasks.restarted("own certificate", self._upkeep)
 
     async def _upkeep(self) -> None:
         while True:

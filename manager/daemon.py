@@ -27,6 +27,7 @@ from aiohttp import web
 
 from lb import log as log_setup
 from lb.config import load_manager
+from lb.daemon.supervise import until
 from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, IoError, RequestError, VipmuxError
@@ -165,26 +166,17 @@ async def _serve(
             )
             startup.say(Role.MANAGER, settings.state_dir)
             supervisor.ready(_summary(controller))
-            await _first(asyncio.create_task(_work(controller, access, pages, supervisor)), end)
+            controller.tasks.restarted("vouching", lambda: _vouch(controller, supervisor))
+            if access is not None:
+                access.begin(controller.tasks)
+            if pages is not None:
+                controller.tasks.restarted("web page", pages.run)
+            await until(end, controller.failed())
             supervisor.stopping()
             if access is not None:
                 await access.close()
     finally:
         await asyncio.to_thread(metrics.close)
-
-
-async def _work(controller: Controller, access: Access | None, pages: Pages | None, supervisor: Supervisor) -> None:
-    """Returns never; raises what a task of ours raised, which is a programming error."""
-    tasks = [asyncio.ensure_future(controller.failed()), asyncio.ensure_future(_vouch(controller, supervisor))]
-    if access is not None:
-        tasks.append(asyncio.ensure_future(access.run()))
-    if pages is not None:
-        tasks.append(asyncio.ensure_future(pages.run()))
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def _pages(settings: ManagerSettings, controller: Controller, view: View, access: Access | None) -> Pages | None:
@@ -243,18 +235,6 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-async def _first(task: asyncio.Task[None], end: asyncio.Event) -> None:
-    """Until the task is done, raising what it raised, or the end is asked for, cancelling it."""
-    told = asyncio.create_task(end.wait())
-    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
-    told.cancel()
-    if task.done():
-        await task
-        return
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -47,7 +47,17 @@ class Pending:
 
     who: str
     at: float
-    until: float  #: Unix time
+    until: float  #: Unix time, for people, and for after a boot of the machine
+    seconds: float | None = None  #: all of its time; None: written by a version that did not tell
+    boot: str = ""  #: the boot whose steady clock ``deadline`` is of (lb.daemon.clocks)
+    deadline: float = 0.0
+
+    def left(self, wall: float, steady: float, boot: str) -> float:
+        """Seconds until its time is over."""
+        if boot and boot == self.boot:
+            return self.deadline - steady
+        left = self.until - wall
+        return left if self.seconds is None else min(left, self.seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@
     none    at least one says up   up
     none    else                   unknown: no news is not bad news; the plan keeps what was
 
-A node's reports are believed until its lease ends; each message of the node renews the lease.
+A node's reports are believed until its lease ends; each message of the node renews the lease. All moments here are of
+the manager's steady clock, so a wall's clock that jumps ends no lease and keeps none alive.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Report:
     up: bool
     reason: str
     since: float  #: Unix time, of the node's clock: for people only
-    heard: float = 0.0  #: since when, by the manager's clock, it has said that it is up, or down
+    heard: float = 0.0  #: since when, by the manager's steady clock, it has said that it is up, or down
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from lb.daemon.clocks import Clocks
 from lb.errors import AccessError
 from lb.model import Address
 from lb.node.client import BACKOFF_MAX
@@ -112,7 +113,8 @@ class Entry:
     """One node."""
 
     record: NodeRecord
-    since: float  #: when it connected, or left
+    since: float  #: when it connected, or left; Unix time, for people
+    changed: float  #: the same by the steady clock
     address: Address | None
     address6: Address | None
     connection: Connection | None = None
@@ -121,7 +123,7 @@ class Entry:
     state: NodeState | None = None  #: what it should have; None: no plan has it yet
     live_generation: int = 0  #: 0: it has acknowledged nothing since the manager began
     live: NodeState | None = None
-    pending_since: float | None = None  #: since when it owes an acknowledgement
+    pending_since: float | None = None  #: since when it owes an acknowledgement, by the steady clock
     owes: dict[int, frozenset[str]] = field(default_factory=dict)  #: generation -> VIPs that were planned for it
     late: bool = False
     refused: str | None = None
@@ -183,14 +185,14 @@ class Entry:
 class NodeHub:
     """All nodes. A :class:`manager.stream.Hub`."""
 
-    def __init__(self, term: int, generation: int, listener: Listener, hold: float, now: float) -> None:
+    def __init__(self, term: int, generation: int, listener: Listener, hold: float, clocks: Clocks) -> None:
         self._term = term
         self._generation = generation
         self._listener = listener
         self._hold = hold
-        self._now = now
+        self._clocks = clocks
         #: No node can be missed before: it comes back when its pause between two attempts ends.
-        self._all_back = now + BACKOFF_MAX
+        self._all_back = clocks.steady() + BACKOFF_MAX
         self._entries: dict[str, Entry] = {}
         self._handovers = Handovers()
         self.agent_at: dict[Address, str] = {}
@@ -230,7 +232,8 @@ class NodeHub:
     def load(self, records: Iterable[NodeRecord]) -> None:
         """Nodes from the store; none is connected yet."""
         for record in records:
-            self._add(Entry(record, self._now, _parse(record.address), _parse(record.address6)))
+            wall, steady = self._clocks.wall(), self._clocks.steady()
+            self._add(Entry(record, wall, steady, _parse(record.address), _parse(record.address6)))
         self._map_addresses()
 
     def want(self, states: Mapping[str, NodeState], vips: Iterable[str], *, complete: bool = True) -> list[str]:
@@ -250,10 +253,10 @@ class NodeHub:
         if not changed:
             return []
         self._generation += 1
-        planned = frozenset(vips)
+        planned, now = frozenset(vips), self._clocks.steady()
         for entry, state in changed:
             if entry.connection is not None:
-                entry.pending_since = self._now if entry.state is None else entry.pending_since or self._now
+                entry.pending_since = now if entry.state is None else entry.pending_since or now
                 entry.owe(self._generation, planned)
                 entry.connection.wake()
             entry.state, entry.generation = state, self._generation
@@ -270,12 +273,12 @@ class NodeHub:
         self._touch_at(kind, entry.address, entry.address6)
         return entry
 
-    def tick(self, now: float) -> None:
+    def tick(self) -> None:
         """Time passes: MUXes are gone for long enough, nodes are late."""
-        self._now = now
+        now = self._clocks.steady()
         self._pass_on(self._handovers.tick(now))
         for entry in self._entries.values():
-            gone = entry.connection is None and now - max(entry.since, self._all_back) > self._hold
+            gone = entry.connection is None and now - max(entry.changed, self._all_back) > self._hold
             late = entry.state is not None and entry.pending_since is not None and now - entry.pending_since > LATE
             if (gone, late) == (entry.gone, entry.late):
                 continue
@@ -300,23 +303,24 @@ class NodeHub:
         if address is None and address6 is None:
             raise AccessError(f"{id_} says no address of its own")
         known = self._entries.get(id_)
-        first_seen = known.record.first_seen if known else self._now
+        wall, steady = self._clocks.wall(), self._clocks.steady()
+        first_seen = known.record.first_seen if known else wall
         record = NodeRecord(
             connection.kind,
             connection.name,
             None if address is None else str(address),
             None if address6 is None else str(address6),
             first_seen,
-            self._now,
+            wall,
             connection.version,
         )
         before = (known.address, known.address6) if known is not None else (None, None)
         moved = known is not None and before != (address, address6)
-        entry = known or Entry(record, self._now, address, address6)
+        entry = known or Entry(record, wall, steady, address, address6)
         entry.record, entry.address, entry.address6 = record, address, address6
-        entry.connection, entry.since, entry.gone, entry.late = connection, self._now, False, False
+        entry.connection, entry.since, entry.changed, entry.gone, entry.late = connection, wall, steady, False, False
         entry.live, entry.live_generation, entry.refused = None, 0, None
-        entry.pending_since = self._now
+        entry.pending_since = steady
         entry.owes.clear()
         entry.expires = connection.expires
         entry.clocks.clear()
@@ -334,8 +338,10 @@ class NodeHub:
         entry = self._current(connection)
         if entry is None:
             return
-        entry.connection, entry.since, entry.pending_since, entry.late = None, self._now, None, False
-        entry.record = replace(entry.record, last_seen=self._now)
+        wall, steady = self._clocks.wall(), self._clocks.steady()
+        entry.connection, entry.since, entry.changed = None, wall, steady
+        entry.pending_since, entry.late = None, False
+        entry.record = replace(entry.record, last_seen=wall)
         self._look(entry)
         self._listener.keep(entry.record)
         self._listener.left(entry)
@@ -352,7 +358,7 @@ class NodeHub:
         if entry.refused is not None:
             self._listener.happened(_subject(entry), "accepted its state")
         entry.live, entry.live_generation, entry.refused = state, generation, None
-        entry.pending_since = None if generation >= entry.generation else self._now
+        entry.pending_since = None if generation >= entry.generation else self._clocks.steady()
         entry.late = False
         self._look(entry)
         if not known:
@@ -371,7 +377,7 @@ class NodeHub:
 
     def refused_at_door(self, kind: str, name: str, address: str, reason: str, *, duplicate: bool) -> None:
         """Somebody who says, or can prove, to be this node was not let in."""
-        if self.turned_away.add(f"{kind}:{name}", address, reason, self._now, duplicate=duplicate):
+        if self.turned_away.add(f"{kind}:{name}", address, reason, self._clocks.wall(), duplicate=duplicate):
             word = "another machine of this name or address" if duplicate else "a machine of this name"
             self._listener.happened(f"{kind} {name}", f"{word}, at {address}, was turned away: {reason}", bad=True)
 
@@ -379,7 +385,7 @@ class NodeHub:
         entry = self._current(connection)
         if entry is not None:
             if message.clock is not None:
-                entry.clocks.append(message.clock - self._now)
+                entry.clocks.append(message.clock - self._clocks.wall())
             self._listener.heard(connection.kind, connection.name, message)
 
     def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
@@ -412,7 +418,7 @@ class NodeHub:
         entry = self._current(connection)
         if entry is not None:
             others = [name for name, other in self._muxes().items() if other is not entry]
-            self._pass_on(self._handovers.said(entry.record.name, message, others, self._now))
+            self._pass_on(self._handovers.said(entry.record.name, message, others, self._clocks.steady()))
 
     # -- inside -------------------------------------------------------------------------------------------------
 

@@ -187,8 +187,8 @@ class Overview:
         if name not in self._lines:
             return None
         found = self._view.describe(name)
-        told = self._controller.rates.total(self._clock()) is not None
-        rates = self._controller.rates.backends(self._clock(), name)
+        told = self._controller.rates.total(self._controller.clocks.steady()) is not None
+        rates = self._controller.rates.backends(self._controller.clocks.steady(), name)
         for row in found["backends"]:
             rate = rates.get((name, row["name"]), NONE)
             row["pps"] = round(rate.pps, 1) if told else None
@@ -197,7 +197,7 @@ class Overview:
 
     def _by_service(self) -> Mapping[str, Rate] | None:
         """Packets and flows of services; None: nobody told. Looked up at most twice a second."""
-        now = self._clock()
+        now = self._controller.clocks.steady()
         if not 0 <= now - self._rates[0] < RATES_KEPT:
             told = self._controller.rates.total(now) is not None
             self._rates = now, self._controller.rates.services(now) if told else None

@@ -6,8 +6,8 @@ difference of the last two tellings by that clock, so it does not matter how lon
 connects anew may have been started anew, with counters from 0: it has no rate before its second word. Whoever was not
 heard for :data:`STALE` seconds counts for nothing, rather than for what it did last.
 
-:class:`Rates` belongs to :mod:`manager.controller`, which hands it what MUXes say and the time; :mod:`manager.view`
-reads it. Its memory is bounded: the last two tellings of each MUX, and rings of :data:`POINTS` points for the total,
+:class:`Rates` belongs to :mod:`manager.controller`, which hands it what MUXes say and the time by its steady clock, so
+that no rate hangs on the wall's; :mod:`manager.view` reads it. Its memory is bounded: the last two tellings of each MUX, and rings of :data:`POINTS` points for the total,
 for :data:`MUXES_KEPT` MUXes and for the :data:`SERVICES_KEPT` busiest services.
 """
 
@@ -121,8 +121,10 @@ class Rates:
         """Its connection ended: its next word is its first."""
         self._told.pop(mux, None)
 
-    def tick(self, now: float) -> None:
-        """Time passes; called more often than once a step."""
+    def tick(self, now: float, wall: float | None = None) -> None:
+        """Time passes; called more often than once a step. ``wall``: Unix time, for the axis of the charts."""
+        if wall is not None:
+            self.history.anchor(wall - now)
         if self.history.due(now):
             live = self._live(now)
             self.history.put(
@@ -303,6 +305,13 @@ class History:
         self._services: dict[str, Ring] = {}
         self._last = -1
         self._first = -1
+        self._ahead = 0.0  #: of the wall's clock, whole steps
+
+    def anchor(self, ahead: float) -> None:
+        """So far is the wall's clock ahead of the one that points are counted by. One that is set a little moves none
+        of them; one that jumps moves all."""
+        if abs(ahead - self._ahead) > STEP:
+            self._ahead = round(ahead / STEP) * STEP
 
     def due(self, now: float) -> bool:
         return int(now // STEP) > self._last
@@ -329,11 +338,11 @@ class History:
         """Points after ``since`` (Unix time; None: all); for JSON."""
         first = max(self._last - POINTS + 1, self._first)
         if since is not None and math.isfinite(since):
-            first = max(first, min(int(since // STEP) + 1, self._last + 1))
+            first = max(first, min(int((since - self._ahead) // STEP) + 1, self._last + 1))
         last = self._last
         return {
             "step": STEP,
-            "first": first * STEP,
+            "first": first * STEP + self._ahead,
             "points": last - first + 1,
             "total": self._total.points(first, last),
             "muxes": {name: self._muxes[name].points(first, last) for name in sorted(self._muxes)},

@@ -24,7 +24,7 @@ WEIGHT_MAX = 1000
 class Ramp:
     """A backend on its way up."""
 
-    begun: float  #: Unix time
+    begun: float  #: by the manager's steady clock
     seconds: float  #: from ``begun`` to the whole weight
     step: int  #: 1 to STEPS - 1; tenths of its weight
 
@@ -39,7 +39,7 @@ class Ramp:
 
 
 def ramp(begun: float, seconds: float, now: float) -> Ramp | None:
-    """Where it stands; None: at its whole weight. A clock that was set back makes it wait, and no longer than anew."""
+    """Where it stands; None: at its whole weight. A clock that began anew makes it begin anew, and wait no longer."""
     begun = min(begun, now)
     step = 1 + int((now - begun) * STEPS / seconds)
     return Ramp(begun, seconds, step) if step < STEPS else None

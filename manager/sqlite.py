@@ -23,7 +23,17 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manager.store import AuditRecord, ConflictError, Entries, Event, NodeRecord, Stored, StoreError, VersionLine
+from manager.store import (
+    AuditRecord,
+    ConflictError,
+    Entries,
+    Event,
+    NodeRecord,
+    Stored,
+    StoreError,
+    SupersededError,
+    VersionLine,
+)
 from manager.tokens import Certificate, Token
 
 FILE = "manager.db"
@@ -63,6 +73,7 @@ class SqliteStore:
         self._path = path
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._database: sqlite3.Connection | None = None
+        self._term: int | None = None  #: that we lead by; None: we do not, as a command that only looks after tokens
 
     @classmethod
     async def open(cls, state_dir: Path) -> SqliteStore:
@@ -130,13 +141,27 @@ class SqliteStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, and on the disk at its end."""
-        self._db.execute("BEGIN IMMEDIATE")
+        database = self._db
+        database.execute("BEGIN IMMEDIATE")
         try:
-            yield self._db
+            yield database
+            database.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if database.in_transaction:  # a full disk may have ended it already, and that is what is to be told
+                database.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _leading(self) -> Iterator[sqlite3.Connection]:
+        """A transaction of the manager that leads: one whose term another has succeeded writes nothing."""
+        with self._transaction() as database:
+            term = self._counter("term")
+            if self._term is not None and term != self._term:
+                raise SupersededError(
+                    f"{self._path} is of term {term} by now, and this lb-manager of term {self._term}: it was taken over, "
+                    "or another one uses it; restart lb-manager if this is the one that is to lead"
+                )
+            yield database
 
     # -- desired state ------------------------------------------------------------------------------------------
 
@@ -153,7 +178,7 @@ class SqliteStore:
         return await self._run(self._commit, expected, change, (at, who, what), why)
 
     def _commit(self, expected: int, change: Mapping[str, Any], said: tuple[float, str, str], why: str) -> int:
-        with self._transaction() as database:
+        with self._leading() as database:
             version = self._counter("version")
             if version != expected:
                 raise ConflictError(f"the desired state is at version {version} by now, not at {expected}")
@@ -186,6 +211,18 @@ class SqliteStore:
             for version, at, who, what, change, why in rows.fetchall()
         ]
 
+    async def touched(self, limit: int) -> list[tuple[int, frozenset[str]]]:
+        return await self._run(self._sections, limit)
+
+    def _sections(self, limit: int) -> list[tuple[int, frozenset[str]]]:
+        """SQLite looks into the change by itself: of a large one all but the names of sections would be thrown away."""
+        rows = self._db.execute(
+            "SELECT version, (SELECT group_concat(key) FROM (SELECT key FROM json_each(change, '$.set') UNION "
+            "SELECT key FROM json_each(change, '$.remove'))) FROM audit ORDER BY version DESC LIMIT ?",
+            (limit,),
+        )
+        return [(version, frozenset((sections or "").split(","))) for version, sections in rows]
+
     async def history(self, limit: int) -> list[VersionLine]:
         return await self._run(self._history, limit)
 
@@ -209,20 +246,25 @@ class SqliteStore:
     async def memory(self) -> Entries:
         return await self._run(self._entries, "memory")
 
-    async def remember(self, change: Mapping[str, Any]) -> None:
-        await self._run(self._remember, change)
+    async def keep(
+        self, memory: Mapping[str, Any], nodes: Sequence[NodeRecord], events: Sequence[Event], most: int
+    ) -> None:
+        await self._run(self._keep, memory, nodes, events, most)
 
-    def _remember(self, change: Mapping[str, Any]) -> None:
-        with self._transaction():
-            self._write("memory", change)
+    def _keep(
+        self, memory: Mapping[str, Any], nodes: Sequence[NodeRecord], events: Sequence[Event], most: int
+    ) -> None:
+        with self._leading() as database:
+            self._write("memory", memory)
+            database.executemany("INSERT OR REPLACE INTO node VALUES (?, ?, ?, ?, ?, ?, ?)", map(astuple, nodes))
+            if events:
+                database.executemany("INSERT OR REPLACE INTO event VALUES (?, ?, ?, ?, ?)", map(astuple, events))
+                database.execute("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?", (most,))
 
     # -- nodes and terms ----------------------------------------------------------------------------------------
 
     async def nodes(self) -> list[NodeRecord]:
         return await self._run(lambda: [NodeRecord(*row) for row in self._db.execute("SELECT * FROM node")])
-
-    async def save_node(self, record: NodeRecord) -> None:
-        await self._run(self._execute, "INSERT OR REPLACE INTO node VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(record))
 
     async def forget_node(self, kind: str, name: str) -> None:
         await self._run(self._execute, "DELETE FROM node WHERE kind = ? AND name = ?", (kind, name))
@@ -234,14 +276,6 @@ class SqliteStore:
         rows = self._db.execute("SELECT id, at, subject, text, bad FROM event ORDER BY id")
         return [Event(id_, at, subject, text, bool(bad)) for id_, at, subject, text, bad in rows]
 
-    async def add_events(self, events: Sequence[Event], keep: int) -> None:
-        await self._run(self._add_events, events, keep)
-
-    def _add_events(self, events: Sequence[Event], keep: int) -> None:
-        with self._transaction() as database:
-            database.executemany("INSERT OR REPLACE INTO event VALUES (?, ?, ?, ?, ?)", map(astuple, events))
-            database.execute("DELETE FROM event WHERE id <= (SELECT max(id) FROM event) - ?", (keep,))
-
     async def next_term(self) -> int:
         return await self._run(self._next_term)
 
@@ -249,6 +283,7 @@ class SqliteStore:
         with self._transaction() as database:
             term = self._counter("term") + 1
             database.execute("UPDATE counter SET value = ? WHERE name = 'term'", (term,))
+        self._term = term
         return term
 
     # -- trust --------------------------------------------------------------------------------------------------

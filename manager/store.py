@@ -26,6 +26,10 @@ class StoreError(VipmuxError):
     """The store cannot be read or written; nothing was changed."""
 
 
+class SupersededError(StoreError):
+    """The store is another manager's by now; nothing was changed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The desired state at one version."""
@@ -101,6 +105,10 @@ class Store(TrustStore, Protocol):
         """The latest first; however large the changes were, it is quick."""
         ...
 
+    async def touched(self, limit: int) -> list[tuple[int, frozenset[str]]]:
+        """The latest versions, the last first, and which sections each changed."""
+        ...
+
     async def undo(self, after: int, last: int) -> dict[str, Any]:
         """A change that takes back the versions from ``after`` + 1 to ``last``, as if they had come alone."""
         ...
@@ -109,22 +117,19 @@ class Store(TrustStore, Protocol):
         """What the plan must remember; see manager.world.Memory."""
         ...
 
-    async def remember(self, change: Mapping[str, Any]) -> None:
-        """Changes the memory, as commit() does the desired state, but with no version and no audit."""
+    async def keep(
+        self, memory: Mapping[str, Any], nodes: Sequence[NodeRecord], events: Sequence[Event], most: int
+    ) -> None:
+        """Changes the memory, as commit() does the desired state, but with no version and no audit; and what is new of
+        nodes; and adds events, of which the last ``most`` are kept. All of it or nothing."""
         ...
 
     async def nodes(self) -> list[NodeRecord]: ...
-
-    async def save_node(self, record: NodeRecord) -> None: ...
 
     async def forget_node(self, kind: str, name: str) -> None: ...
 
     async def events(self) -> list[Event]:
         """Those that are kept; the oldest first."""
-        ...
-
-    async def add_events(self, events: Sequence[Event], keep: int) -> None:
-        """Of all events the last ``keep`` are kept."""
         ...
 
     async def next_term(self) -> int:

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from lb.daemon.supervise import first
 from lb.errors import AccessError, MessageError, VipmuxError
 from lb.log import get_logger
 from lb.node.messages import (
@@ -317,7 +318,12 @@ class Streams:
             self._tell_hub(peer_of(certificate) if certificate else None, address, error)
             return web.json_response({"error": str(error)}, status=403)
         socket = web.WebSocketResponse(timeout=2.0, heartbeat=HEARTBEAT, max_msg_size=4 * FROM_NODE_MAX, compress=False)
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except Exception:
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionResetError("the node left while its connection was set up") from None
+            raise
         try:
             await self._serve(socket, peer, address)
         except MessageError as error:
@@ -357,21 +363,14 @@ class Streams:
                 reason=f"it has orders of term {hello.term}, and this manager is of term {self._hub.term}: a later "
                 "manager runs, or this one was restored from a backup (then see lb-manager take-over)",
             )
-        sending = asyncio.create_task(connection.send_states(self._hub))
-        receiving = asyncio.create_task(self._receive(socket, connection))
         try:
-            await asyncio.wait((sending, receiving), return_when=asyncio.FIRST_COMPLETED)
+            with contextlib.suppress(ConnectionError):
+                await first(connection.send_states(self._hub), self._receive(socket, connection))
         finally:
-            for task in (sending, receiving):
-                task.cancel()
-            results = await asyncio.gather(sending, receiving, return_exceptions=True)
             if self._connections.get(connection.id) is connection:
                 del self._connections[connection.id]
                 self._hub.left(connection)
                 log.info("node disconnected", node=connection.id, peer=address)
-        for result in results:
-            if isinstance(result, Exception) and not isinstance(result, ConnectionError):
-                raise result
 
     async def _receive(self, socket: web.WebSocketResponse, connection: Connection) -> None:
         async for frame in socket:

@@ -57,7 +57,7 @@ def _judge(place: _Place, world: World) -> BackendPlan:
         # A drained backend keeps its flows even where a probe fails: draining ends with them, or with "down".
         state, reason = BackendState.DRAIN, f"{who}; {shown}: {reason}"
         shown = "drain"
-    since = known.since if known is not None and known.shown == shown else world.now
+    since = known.since if known is not None and known.shown == shown else world.wall
     name = agent.name if agent is not None else None
     return BackendPlan(service.name, backend, address, name, state, shown, reason, since, healthy)
 
@@ -113,12 +113,12 @@ def _cap(judged: list[BackendPlan], world: World) -> tuple[list[BackendPlan], st
         return judged, None
     share = f"{len([item for item in wanted if item.healthy])} of {len(wanted)} backends are healthy"
     reason = f"PANIC: only {share}; the last good set stays in service"
-    return [_kept(item, memory, world.now) if item.key in lost else item for item in judged], reason
+    return [_kept(item, memory, world.wall) if item.key in lost else item for item in judged], reason
 
 
-def _kept(item: BackendPlan, memory: Mapping[BackendKey, Remembered], now: float) -> BackendPlan:
+def _kept(item: BackendPlan, memory: Mapping[BackendKey, Remembered], wall: float) -> BackendPlan:
     known = memory[item.key]
-    since = known.since if known.shown == "panic" else now
+    since = known.since if known.shown == "panic" else wall
     reason = f"{item.reason}; kept in service all the same, for too few others are healthy"
     return replace(item, state=BackendState.UP, shown="panic", reason=reason, since=since)
 

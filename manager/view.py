@@ -7,7 +7,6 @@ Used by :mod:`manager.api`. Packets and flows are what MUXes last told, summed o
 from __future__ import annotations
 
 import heapq
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -55,9 +54,9 @@ class Told:
 class View:
     """Reads one controller."""
 
-    def __init__(self, controller: Controller, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, controller: Controller) -> None:
         self._controller = controller
-        self._clock = clock
+        self._wall, self._steady = controller.clocks.wall, controller.clocks.steady
         self._heard: dict[str, tuple[object, ToldByVip]] = {}
 
     # -- rows ---------------------------------------------------------------------------------------------------
@@ -238,7 +237,7 @@ class View:
             "nodes": len(controller.hub.entries),
             "connected": len(connected),
             "behind": sorted(behind),
-            "now": self._clock(),
+            "now": self._wall(),
             "refusals": controller.hub.turned_away.rows(),
             "confirm": self._unconfirmed(),
         }
@@ -251,7 +250,11 @@ class View:
 
     def _unconfirmed(self) -> Row | None:
         waiting = self._controller.desired.unconfirmed
-        return {"version": waiting[0], **asdict(waiting[1])} if waiting is not None else None
+        if waiting is None:
+            return None
+        version, pending = waiting
+        until = self._wall() + self._controller.writer.seconds_left(pending)
+        return {"version": version, "who": pending.who, "at": pending.at, "until": until}
 
     def table(self, name: str) -> list[Row]:
         """The rows of a table that is watched, and has none for each service; of those see :mod:`manager.texts`."""
@@ -267,11 +270,11 @@ class View:
 
     def top(self, by: str, sort: str, limit: int, service: str | None = None) -> Row:
         """The busiest services, backends or MUXes, over all MUXes that told their counters twice."""
-        now = self._clock()
+        now = self._steady()
         kinds = {"service": self._top_services, "backend": self._top_backends, "mux": self._top_muxes}
         rates = kinds[by](now, service)
         return {
-            "at": now,
+            "at": self._wall(),
             "by": by,
             "total": _rate_row(self._controller.rates.total(now)),
             "of": len(rates),
@@ -367,7 +370,7 @@ class View:
             "policy": _policy_words(service),
             "backends": self.backends([name]),
             "announcements": [self._announcement_words(entry, vip) for entry in self._entries(MUX)],
-            "explanation": [_explain(item, self._clock()) for item in backends],
+            "explanation": [_explain(item, self._steady()) for item in backends],
             "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
         }
 

@@ -60,8 +60,8 @@ class Remembered:
     proven: bool  #: it was healthy at some time
     taking: bool  #: MUXes were told that it takes new flows
     shown: str
-    since: float  #: of ``shown``
-    ramp_begun: float | None = None  #: since when it comes to its weight in steps; None: it has it
+    since: float  #: of ``shown``; Unix time, for people
+    ramp_begun: float | None = None  #: since when it comes to its weight in steps, steady clock; None: it has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,11 @@ class World:
     agent_at: Mapping[Address, str]  #: whose host is at an address
     reports: Reports
     memory: Memory = Memory()
-    now: float = 0.0
+    now: float = 0.0  #: by the steady clock: whatever is decided by time goes by it
     withdraw_cap: float = 0.5
     draining: frozenset[str] = frozenset()  #: MUXes told to drain; replan() fills it in
     tables: Tables | None = None  #: kept from plan to plan, it saves most of the work; changes no result
+    wall: float = 0.0  #: Unix time, for people alone
 
 
 class Tables:
@@ -172,7 +173,7 @@ class BackendPlan:
     state: BackendState  #: what MUXes are told
     shown: str  #: up, down, drain, panic (down, but kept), unknown, installing
     reason: str
-    since: float
+    since: float  #: Unix time, for people
     healthy: bool
     ramp: Ramp | None = None  #: None: it has its whole weight
 

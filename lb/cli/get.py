@@ -118,7 +118,7 @@ def command(
     elif what == "status":
         data = manager.get(asked)
         shown = {key: value for key, value in data.items() if key not in ("now", "refusals")}  # those are for lb doctor
-        shown["confirm"] = _unconfirmed(shown.get("confirm"))
+        shown["confirm"] = _unconfirmed(shown.get("confirm"), data["now"])
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])
     else:
         text = _drawn(manager, asked, query, stats=stats)
@@ -191,11 +191,11 @@ def _follow(
         watch.run(manager, what, query, draw, as_json=as_json)
 
 
-def _unconfirmed(waiting: dict[str, Any] | None) -> str | None:
-    """The change that is taken back unless it is confirmed, in words."""
+def _unconfirmed(waiting: dict[str, Any] | None, now: float) -> str | None:
+    """The change that is taken back unless it is confirmed, in words; ``now`` by the manager's clock, as its end is."""
     if waiting is None:
         return None
-    left = lasting(max(0, round(waiting["until"] - time.time())))
+    left = lasting(max(0, round(waiting["until"] - now)))
     return f"version {waiting['version']} of {waiting['who']} is taken back in {left}; `lb confirm` keeps it"
 
 

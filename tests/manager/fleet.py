@@ -99,6 +99,7 @@ class Fleet:
             self.now,
             self.withdraw_cap,
             tables=self.tables,
+            wall=self.now,
         )
 
     def plan(self) -> Plan:

@@ -11,6 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
+from lb.daemon.clocks import Clocks
 from lb.model import ManagerSettings
 from lb.node.messages import FlowQuestion, FlowsToNode, HealthMessage, HealthReport, NodeState
 from manager.controller import Controller
@@ -25,10 +26,12 @@ def settings_for(directory: Path, **keys: Any) -> ManagerSettings:
 
 
 @asynccontextmanager
-async def running(directory: Path, store: Store | None = None, **keys: Any) -> AsyncIterator[Controller]:
+async def running(
+    directory: Path, store: Store | None = None, clocks: Clocks | None = None, **keys: Any
+) -> AsyncIterator[Controller]:
     """A manager's inside, from its start to its stop."""
     opened = store or await SqliteStore.open(directory)
-    controller = Controller(settings_for(directory, **keys), opened)
+    controller = Controller(settings_for(directory, **keys), opened, clocks=clocks)
     try:
         await controller.start()
         yield controller

@@ -32,7 +32,7 @@ def mux(
     name: str, flows: object = None, *, announces: int | None = 1, connected: bool = True, gone: bool = False
 ) -> Entry:
     """``flows`` None: it has told nothing of the backend."""
-    entry = Entry(NodeRecord(MUX, name, None, None, 0.0, 0.0, ""), 0.0, None, None)
+    entry = Entry(NodeRecord(MUX, name, None, None, 0.0, 0.0, ""), 0.0, 0.0, None, None)
     entry.connection, entry.gone = Connected() if connected else None, gone
     told: dict[str, Any] = {} if flows is None else {"drains": [{"service": "web", "name": "web-1", "flows": flows}]}
     if announces is not None:
@@ -44,7 +44,7 @@ def mux(
 
 
 def test_flows_are_left_as_every_mux_tells() -> None:
-    agent = Entry(NodeRecord(AGENT, "host1", None, None, 0.0, 0.0, ""), 0.0, None, None)
+    agent = Entry(NodeRecord(AGENT, "host1", None, None, 0.0, 0.0, ""), 0.0, 0.0, None, None)
     assert left_of(WEB, [mux("mux2", 3), mux("mux1", 0), agent], {}) == [Left("mux1", 0), Left("mux2", 3)]
 
 

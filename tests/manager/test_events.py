@@ -72,7 +72,7 @@ def test_only_so_many_wait_for_a_store_that_fails() -> None:
 async def test_the_store_keeps_the_last_ones(tmp_path: Path) -> None:
     for start in (1, 8):
         store = await SqliteStore.open(tmp_path)
-        await store.add_events([event(n, bad=n == 9) for n in range(start, start + 7)], 5)
+        await store.keep({}, [], [event(n, bad=n == 9) for n in range(start, start + 7)], 5)
         await store.close()
     store = await SqliteStore.open(tmp_path)
     assert await store.events() == [event(n, bad=n == 9) for n in range(10, 15)]
@@ -132,9 +132,11 @@ async def test_events_that_a_full_disk_refused_are_written_later(
             raise StoreError("the disk is full")
 
         with monkeypatch.context() as patched:
-            patched.setattr(store, "add_events", full)
+            patched.setattr(store, "keep", full)
             controller.happened("mux mux1", "while it was full")
-            await controller._keep_events()
+            await controller.journal.write()
             assert await store.events() == []
-        await controller._keep_events()
-        assert [one.text for one in await store.events()] == ["while it was full"]
+        await controller.journal.write()
+        kept = [one.text for one in await store.events()]
+        assert kept[0] == "while it was full"
+        assert kept[1].startswith("cannot write its store, and goes on without: the disk is full")

@@ -20,6 +20,7 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lb.daemon.clocks import Clocks
 from lb.errors import ConfigError, NotFoundError, VipmuxError
 from manager.controller import Controller
 from manager.desired import Change, Desired, Order, apply_tables, drain_backend, restore, take_back
@@ -39,18 +40,35 @@ class Clock:
 
     def __init__(self) -> None:
         self._ahead = 0.0
+        self._wrong = 0.0
+        self.boot = "the first"
+        self._since = 0.0
 
-    def __call__(self) -> float:
-        return time.time() + self._ahead
+    @property
+    def clocks(self) -> Clocks:
+        return Clocks(
+            lambda: time.time() + self._ahead + self._wrong,
+            lambda: time.monotonic() + self._ahead - self._since,
+            self.boot,
+        )
 
     def skip(self, seconds: float) -> None:
+        """Time passes."""
         self._ahead += seconds
+
+    def set(self, seconds: float) -> None:
+        """Somebody sets the wall's clock ahead."""
+        self._wrong += seconds
+
+    def restart_machine(self) -> None:
+        self.boot += " and the next"
+        self._since = time.monotonic() + self._ahead
 
 
 @asynccontextmanager
 async def managing(directory: Path, clock: Clock) -> AsyncIterator[Controller]:
     store = await SqliteStore.open(directory)
-    controller = Controller(settings_for(directory), store, clock=clock)
+    controller = Controller(settings_for(directory), store, clocks=clock.clocks)
     try:
         await controller.start()
         yield controller
@@ -176,7 +194,7 @@ async def test_a_disk_that_is_full_puts_off_taking_back_and_no_more(tmp_path: Pa
     clock = Clock()
     store = await FullAtTimes.open(tmp_path)
     assert isinstance(store, FullAtTimes)
-    controller = Controller(settings_for(tmp_path), store, clock=clock)
+    controller = Controller(settings_for(tmp_path), store, clocks=clock.clocks)
     await controller.start()
     await controller.apply([service()], WHO, confirm=5)
     store.full = True

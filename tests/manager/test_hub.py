@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from lb.daemon.clocks import Clocks
 from lb.node.client import BACKOFF_MAX
 from manager.nodes import Listener, NodeHub
 from manager.store import NodeRecord
@@ -14,18 +15,21 @@ from manager.world import MUX
 from tests.manager.nodes import FakeNode
 
 HOLD = 3.0
+NOW = [100.0]
 
 
 @pytest.fixture
 def hub() -> NodeHub:
     """Of a manager that begins at second 100 and knows one MUX."""
-    found = NodeHub(1, 1, Mock(spec=Listener), HOLD, 100.0)
+    NOW[0] = 100.0
+    found = NodeHub(1, 1, Mock(spec=Listener), HOLD, Clocks(lambda: NOW[0], lambda: NOW[0]))
     found.load([NodeRecord(MUX, "mux1", "192.0.2.1", None, 0.0, 0.0)])
     return found
 
 
 def awaited_at(hub: NodeHub, now: float) -> bool:
-    hub.tick(now)
+    NOW[0] = now
+    hub.tick()
     return hub.entries["mux:mux1"].may_follow
 
 
@@ -37,7 +41,7 @@ def test_a_manager_that_begins_waits_until_nodes_had_the_time_to_come_back(hub: 
 
 def test_a_mux_that_leaves_later_is_awaited_for_the_hold_time(hub: NodeHub) -> None:
     node = FakeNode(MUX, "mux1", "192.0.2.1")
-    hub.tick(200.0)
+    NOW[0] = 200.0
     hub.arrived(node)
     assert awaited_at(hub, 300.0)
     hub.left(node)

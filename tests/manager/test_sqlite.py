@@ -91,9 +91,8 @@ async def test_the_file_is_its_owners_alone_and_synchronised(tmp_path: Path) -> 
 async def test_memory_nodes_and_terms_last(tmp_path: Path) -> None:
     node = NodeRecord("mux", "mux1", "10.0.1.11", None, 1.0, 2.0, "0.1.0")
     async with opened(tmp_path) as store:
-        await store.remember({"set": {"granted": {"203.0.113.10/32": ["mux1"]}}, "remove": {}})
-        await store.save_node(node)
-        await store.save_node(NodeRecord("agent", "host1", None, None, 1.0, 2.0))
+        granted = {"set": {"granted": {"203.0.113.10/32": ["mux1"]}}, "remove": {}}
+        await store.keep(granted, [node, NodeRecord("agent", "host1", None, None, 1.0, 2.0)], [], 5)
         await store.forget_node("agent", "host1")
         assert [await store.next_term(), await store.next_term()] == [1, 2]
     async with opened(tmp_path) as store:

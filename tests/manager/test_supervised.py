@@ -141,7 +141,7 @@ def test_no_heartbeat_once_the_plan_has_no_turns(tmp_path: Path) -> None:
         controller = Controller(ManagerSettings("m", ()), store)
         await controller.start()
         try:
-            controller._tasks[0].cancel()
+            controller.tasks.end("plan")
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(controller.heartbeat(), 1.0)
         finally:

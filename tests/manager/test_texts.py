@@ -62,10 +62,12 @@ async def test_kept_rows_follow_everything_that_changes_them(tmp_path: Path) -> 
         site = Site().connect(controller)
         both = Both(controller)
         assert both.agree() == ([], [])
+        controller.tasks.end("plan")  # for a moment
         await controller.apply(
             [with_probe(service()), service("dns", "203.0.113.11"), service("none", hosts=(), port=9)], WHO
         )
         assert both.agree()[0][2]["state"] == "new", "not planned yet"
+        controller.tasks.fatal("plan", controller.planner.run)
         await controller.followed(5)
         assert [row["state"] for row in both.agree()[1]] == ["up", "up", "unknown", "unknown"]
         site.hosts[0].report("web", "web-1", True)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans what was touched, and has nodes told: the part of the manager that a backend's end must not wait in.
+
+Everything that happens marks the VIPs that it touches (:meth:`Planner.touched`). One task then takes turns: what is
+small first, then a bounded part of what is large, so that ten thousand services that come at once hold up a verdict for
+one turn at most. A turn is plain work in the event loop: it awaits neither the disk (:class:`manager.journal.Journal`
+writes beside it) nor an operator's change (:class:`manager.writer.Writer`), nor anybody else. Only a VIP's new
+announcements are held back until they are written; the rest of the same plan is told at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lb.daemon.clocks import Clocks
+from lb.model import BackendState, ManagerSettings, Service
+from lb.node.messages import NodeState
+from manager.desired import AsTold, Desired
+from manager.health import Reports
+from manager.journal import Grant, Journal
+from manager.nodes import NodeHub
+from manager.plan import plan, replan
+from manager.states import replaced
+from manager.world import AGENT, MUX, Memory, Plan, Tables, World
+
+#: Of something large, how many VIPs are planned in one turn.
+TURN = 50
+#: Tables of services that are gone are cleared away after so many plans.
+_TABLES_KEPT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a planner asks of the rest of the manager, and tells it; all of it in the event loop, at once."""
+
+    desired: Callable[[], Desired]
+    planned: Callable[[Plan, Plan, Collection[str]], None]  #: the plan before, the one now, and for which VIPs
+    retired: Callable[[list[str]], None]  #: keys of services that nobody has any more
+
+
+class Planner:
+    """See the module's text. Used in the event loop; :meth:`run` is its task."""
+
+    def __init__(
+        self, settings: ManagerSettings, hub: NodeHub, journal: Journal, clocks: Clocks, around: Surroundings
+    ) -> None:
+        self.plan = Plan()
+        self.reports = Reports()
+        #: Notified after each turn, for who waits for nodes to follow.
+        self.turned = asyncio.Condition()
+        self.turns = 0
+        self._settings = settings
+        self._hub = hub
+        self._journal = journal
+        self._clocks = clocks
+        self._around = around
+        self._tables = Tables()
+        self._touched: set[str] = set()
+        self._backlog: set[str] = set()  # touched as well, but by something large
+        self._written: set[str] = set()  # VIPs whose announcements were held back, and need be no longer
+        self._due: dict[str, float] = {}  # VIPs that time alone makes another plan of, and when (steady clock)
+        self._large_next = False
+        self._wake = asyncio.Event()
+        self._plans = 0
+
+    # -- what happens -------------------------------------------------------------------------------------------
+
+    def touched(self, vips: Iterable[str] | None) -> None:
+        """These VIPs (None: all) are to be planned anew."""
+        if vips is None:
+            desired = self._around.desired()
+            vips = {*self.plan.vips, *desired.by_vip, *desired.retiring_by_vip}
+        found = set(vips)
+        (self._touched if len(found) <= TURN else self._backlog).update(found)
+        self._wake.set()
+
+    def written(self, vips: set[str]) -> None:
+        """New announcements of these VIPs are on the disk."""
+        self._written |= vips
+        self._wake.set()
+
+    def wake(self) -> None:
+        """A turn is wanted, whether there is something to plan or not."""
+        self._wake.set()
+
+    def tick(self, now: float) -> None:
+        """Time passes, by the steady clock."""
+        silent = self.reports.expire(now)
+        if silent:
+            services = self._around.desired().services
+            self.touched({str(services[name].vip) for name in silent if name in services})
+        due = [vip for vip, at in self._due.items() if at <= now]
+        if due:
+            self.touched(due)
+
+    @property
+    def busy(self) -> bool:
+        """Whether nodes may still be to be told of something that happened."""
+        return bool(self._touched or self._backlog or self._written or self._wake.is_set() or self._journal.unwritten)
+
+    # -- turns --------------------------------------------------------------------------------------------------
+
+    def begin(self, memory: Memory) -> None:
+        """Plans everything, as what was so before: it is no event. Nobody could have been told anything yet."""
+        self.plan = Plan(memory=memory)
+        self.plan_all()
+        self._journal.trim(memory, self.plan.memory)
+
+    def plan_all(self) -> None:
+        self._touched.clear()
+        self._backlog.clear()
+        old, self.plan = self.plan, plan(self._world())
+        vips = {*old.vips, *self.plan.vips}
+        self._note_due(vips)
+        self._journal.note(old, self.plan, vips)
+        self._tell(vips)
+
+    async def run(self) -> None:
+        """Takes turns; returns never."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            self._turn()
+            self.turns += 1
+            async with self.turned:
+                self.turned.notify_all()
+            if self._touched or self._backlog:
+                self._wake.set()
+                await asyncio.sleep(0)  # whoever else has something to do
+
+    def _turn(self) -> None:
+        """Plans a bounded part of what was touched, and tells the nodes."""
+        if self._backlog and (self._large_next or not self._touched):
+            touched = {self._backlog.pop() for _ in range(min(TURN, len(self._backlog)))}
+            self._large_next = False
+        else:
+            touched, self._touched = self._touched, set()
+            self._large_next = True  # so that neither starves the other
+        written, self._written = self._written, set()
+        if touched or self._nodes_differ():
+            old, self.plan = self.plan, replan(self.plan, self._world(), touched)
+            self._note_due(touched)
+            self._journal.note(old, self.plan, touched)
+            self._around.planned(old, self.plan, touched)
+            self._around.retired([key for vip in touched if vip in self.plan.vips for key in self.plan.vips[vip].done])
+            self._forget_tables()
+        elif not written:
+            return
+        self._tell(touched | written)
+
+    def _tell(self, vips: Collection[str]) -> None:
+        states = _without(self.plan.states, self._journal.unwritten)
+        if self._hub.want(states, vips, complete=not self._backlog):
+            self._journal.count(self._hub.generation)
+
+    def _world(self) -> World:
+        return World(
+            self._around.desired(),
+            self._hub.of(MUX),
+            self._hub.of(AGENT),
+            self._hub.agent_at,
+            self.reports,
+            self.plan.memory,
+            self._clocks.steady(),
+            self._settings.withdraw_cap,
+            tables=self._tables,
+            wall=self._clocks.wall(),
+        )
+
+    def _note_due(self, vips: Iterable[str]) -> None:
+        for vip in vips:
+            found = self.plan.vips.get(vip)
+            due = found.due if found is not None else None
+            if due is None:
+                self._due.pop(vip, None)
+            else:
+                self._due[vip] = due
+
+    def _nodes_differ(self) -> bool:
+        """Are there nodes without a state, or states without a node?"""
+        drains = self._around.desired().mux_drains.keys() & self._hub.of(MUX).keys()
+        return self.plan.states.keys() != self._hub.entries.keys() or self.plan.drains.keys() != drains
+
+    def _forget_tables(self) -> None:
+        self._plans += 1
+        if self._plans % _TABLES_KEPT == 0:
+            desired = self._around.desired()
+            self._tables.keep_only(desired.services)
+            self.reports.keep_only(desired.has_backend)
+
+    # -- for who changes the desired state ----------------------------------------------------------------------
+
+    def as_told(self) -> AsTold:
+        """Gives a service its backends as MUXes know them, for the time that it retires; by the plan of this moment,
+        and from any thread."""
+        vips = self.plan.vips
+
+        def told(service: Service) -> Service:
+            found = vips.get(str(service.vip))
+            states = {item.key: item.state for item in found.backends} if found else {}
+
+            def state(name: str, address: object, said: BackendState) -> BackendState:
+                return states.get((service.name, name, str(address)), said)
+
+            backends = tuple(replace(one, state=state(one.name, one.address, one.state)) for one in service.backends)
+            return replace(service, backends=backends)
+
+        return told
+
+
+def _without(states: Mapping[str, NodeState], grants: Collection[Grant]) -> Mapping[str, NodeState]:
+    """The states, but without these announcements."""
+    if not grants:
+        return states
+    held: dict[str, dict[str, None]] = {}
+    for mux, vip in grants:
+        held.setdefault(f"{MUX}:{mux}", {})[vip] = None
+    found: dict[str, NodeState] = dict(states)
+    for id_, vips in held.items():
+        state: Mapping[str, Mapping[str, Any]] = states.get(id_, {})
+        if "announcements" in state:
+            left = replaced(state["announcements"], vips, {})
+            found[id_] = {name: left if name == "announcements" else entries for name, entries in state.items()}
+            if not left:
+                del found[id_]["announcements"]  # type: ignore[attr-defined]  ours, of a line above
+    return found

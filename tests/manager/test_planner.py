@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A verdict waits for nothing: no disk, no operator's change, no node that joins; and nothing is lost for that."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manager.controller import Controller
+from manager.desired import Change
+from manager.planner import TURN
+from manager.sqlite import SqliteStore
+from manager.store import StoreError
+from tests.manager.fleet import service, with_probe
+from tests.manager.nodes import FakeNode, Site, running, until
+
+VIP, WHO = "203.0.113.10/32", "operator:alice"
+#: Far more than a verdict needs, and far less than whatever it must not wait for, which a test ends by itself; seconds.
+SOON = 2.0
+
+
+@asynccontextmanager
+async def serving(directory: Path, store: SqliteStore | None = None) -> AsyncIterator[tuple[Controller, Site]]:
+    """A service with a probe, healthy and announced."""
+    async with running(directory, store or await SqliteStore.open(directory)) as controller:
+        site = Site().connect(controller)
+        await controller.apply([with_probe(service())], WHO)
+        for n in (1, 2):
+            site.hosts[n - 1].report("web", f"web-{n}", True)
+        await until(lambda: all(mux.announces() == {VIP} for mux in site.muxes), "the VIP is not announced")
+        assert await controller.followed(5.0) == []
+        yield controller, site
+
+
+@contextmanager
+def held(store: SqliteStore) -> Iterator[None]:
+    """The store's thread has something large to do, for as long as this lasts."""
+    goes_on = threading.Event()
+    store._thread.submit(goes_on.wait)
+    try:
+        yield
+    finally:
+        goes_on.set()
+
+
+async def reaches_every_mux(site: Site, up: bool) -> None:
+    state = "up" if up else "down"
+    site.hosts[0].report("web", "web-1", up)
+    told = lambda: all(mux.backends("web")["web-1"] == state for mux in site.muxes)  # noqa: E731
+    await until(told, f"no MUX was told that web-1 is {state}", seconds=SOON)
+
+
+async def test_a_verdict_waits_for_no_disk(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    async with serving(tmp_path, store) as (controller, site):
+        with held(store):
+            await reaches_every_mux(site, up=False)
+            await reaches_every_mux(site, up=True)
+            await reaches_every_mux(site, up=False)
+    async with running(tmp_path) as controller:
+        assert not controller.plan.memory.backends["web", "web-1", "10.0.3.1"].healthy, "it is kept all the same"
+
+
+async def test_a_verdict_waits_for_no_change_that_is_worked_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even while something retires, which is a change of its own that waits for its turn."""
+    working, goes_on = threading.Event(), threading.Event()
+    async with serving(tmp_path) as (controller, site):
+        apply = controller.writer._given.apply
+
+        def slowly(*what: Any, **how: Any) -> Change:
+            working.set()
+            goes_on.wait()
+            return apply(*what, **how)
+
+        await controller.apply([service("old", "203.0.113.99")], WHO)
+        await until(lambda: all("203.0.113.99/32" in mux.announces() for mux in site.muxes))
+        monkeypatch.setattr(controller.writer._given, "apply", slowly)
+        await controller.delete_service("old", WHO)
+        large = [service(f"s{n}", f"203.0.1.{n}") for n in range(1, 101)]
+        applying = asyncio.create_task(controller.apply(large, WHO))
+        try:
+            await asyncio.to_thread(working.wait, SOON)
+            await until(lambda: all("old" not in mux.state["services"] for mux in site.muxes), "it does not retire")
+            await reaches_every_mux(site, up=False)
+            assert not applying.done()
+        finally:
+            goes_on.set()
+        await applying
+        await until(lambda: not controller.desired.retiring, "what has retired stays")
+
+
+async def test_a_verdict_is_told_before_a_change_of_thousands_is_committed(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    async with serving(tmp_path, store) as (controller, site):
+        before = controller.desired.version
+        with held(store):
+            large = [service(f"s{n}", f"203.0.{n // 200 + 1}.{n % 200 + 1}") for n in range(500)]
+            applying = asyncio.create_task(controller.apply(large, WHO))
+            await asyncio.sleep(0.05)
+            await reaches_every_mux(site, up=False)
+            assert controller.desired.version == before
+        assert (await applying).version == before + 1
+
+
+async def test_a_verdict_passes_what_is_planned_for_thousands(tmp_path: Path) -> None:
+    """At most one turn for the many lies between."""
+    async with serving(tmp_path) as (controller, site):
+        many = {f"203.0.{n // 250}.{n % 250}/32" for n in range(20 * TURN)}
+        controller.touched(many)
+        await asyncio.sleep(0)
+        site.hosts[0].report("web", "web-1", False)
+        begun = controller.planner.turns
+        while site.muxes[0].backends("web")["web-1"] != "down":
+            await asyncio.sleep(0)
+        assert controller.planner.turns - begun <= 4
+        assert controller.planner.busy
+        assert await controller.followed(5.0) == [], "the many are planned as well"
+
+
+async def test_a_verdict_waits_for_no_thousand_nodes_that_join(tmp_path: Path) -> None:
+    """And all of them are in the store in a few transactions."""
+    store = await SqliteStore.open(tmp_path)
+    async with serving(tmp_path, store) as (controller, site):
+        with held(store):
+            joined = [FakeNode("agent", f"new{n}", f"10.1.{n // 250}.{n % 250 + 1}") for n in range(1000)]
+            for node in joined:
+                node.connect(controller)
+            await reaches_every_mux(site, up=False)
+        writes = 0
+        keep = store.keep
+
+        async def counted(*what: Any) -> None:
+            nonlocal writes
+            writes += 1
+            await keep(*what)
+
+        store.keep = counted  # type: ignore[method-assign]
+        assert await controller.followed(10.0) == []
+        assert writes < 20
+    async with running(tmp_path) as controller:
+        assert len(controller.hub.entries) == 1005
+
+
+async def test_a_full_disk_holds_announcements_up_for_one_attempt(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    async with serving(tmp_path, store) as (controller, site):
+
+        async def full(*_: object) -> None:
+            raise StoreError("the disk is full")
+
+        keep, store.keep = store.keep, full  # type: ignore[method-assign]
+        await controller.apply([service("dns", "203.0.113.11")], WHO)
+        await until(lambda: all("203.0.113.11/32" in mux.announces() for mux in site.muxes))
+        store.keep = keep  # type: ignore[method-assign]
+        await until(lambda: not controller.journal.failing, "the disk is not tried again")
+    async with running(tmp_path) as controller:
+        assert controller.plan.vips["203.0.113.11/32"].granted == {"mux1", "mux2"}, "what was granted is remembered"
+
+
+async def test_nodes_may_join_while_a_change_of_thousands_is_worked_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the thread looks at are values: it never walks through what the event loop changes."""
+    loops: list[bool] = []
+    async with serving(tmp_path) as (controller, _):
+        addresses, as_told = controller.hub.addresses, controller.planner.as_told
+
+        def noted(function: Any) -> Any:
+            def called() -> Any:
+                loops.append(threading.current_thread() is threading.main_thread())
+                return function()
+
+            return called
+
+        monkeypatch.setattr(controller.hub, "addresses", noted(addresses))
+        monkeypatch.setattr(controller.planner, "as_told", noted(as_told))
+        large = [service(f"s{n}", f"203.0.1.{n}") for n in range(1, 101)]
+        await controller.apply(large, WHO)
+        await controller.rollback(None, WHO)
+        assert len(loops) >= 2
+        assert all(loops)
+
+
+async def test_what_is_committed_is_told_whatever_becomes_of_who_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The asker leaves while it is being committed; or what is to be said about it cannot be said."""
+    store = await SqliteStore.open(tmp_path)
+    async with serving(tmp_path, store) as (controller, site):
+        with held(store):
+            asking = asyncio.create_task(controller.apply([service("dns", "203.0.113.11")], WHO))
+            await asyncio.sleep(0.1)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+        await until(lambda: all("dns" in mux.state["services"] for mux in site.muxes), "it is committed, and not told")
+
+        def fails(*_: object) -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+        monkeypatch.setattr(controller, "_say_changed", fails)
+        with pytest.raises(BrokenPipeError):
+            await controller.apply([service("more", "203.0.113.12")], WHO)
+        await until(lambda: all("more" in mux.state["services"] for mux in site.muxes), "it is committed, and not told")
+        assert (await store.load()).version == controller.desired.version
+        monkeypatch.undo()
+        await controller.apply([service("last", "203.0.113.13")], WHO)
+
+
+async def test_whoever_leaves_before_a_change_is_begun_has_asked_for_nothing(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    async with serving(tmp_path, store) as (controller, _):
+        with held(store):
+            first = asyncio.create_task(controller.apply([service("dns", "203.0.113.11")], WHO))
+            second = asyncio.create_task(controller.apply([service("more", "203.0.113.12")], WHO))
+            await asyncio.sleep(0.05)
+            second.cancel()
+        await first
+        await asyncio.sleep(0.05)
+        assert controller.desired.services.keys() == {"web", "dns"}
