@@ -7,8 +7,8 @@
                                   +---------- what they should have <-----------+  +-> Journal: what outlives us
 
 One :class:`Controller` in one event loop, with a task for each part. It is what others read (:mod:`manager.view`,
-:mod:`manager.metrics`), it hears what nodes say (:class:`manager.nodes.Listener`), and it owns the events and the rates.
-The store may fail: then changes are refused, but health and withdrawals go on.
+:mod:`manager.metrics`), it hears what nodes say (:class:`manager.nodes.Listener`), and it owns events and rates. The
+store may fail: then changes are refused, but health and withdrawals go on.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lb.log import get_logger
 from lb.model import Address, ManagerSettings
 from lb.node.messages import HealthMessage
 from manager import planner, writer
-from manager.desired import Desired, Rules
+from manager.desired import AsTold, Desired, Rules
 from manager.drains import Emptied
 from manager.events import Events, differences
 from manager.health import Report, Source
@@ -35,7 +35,7 @@ from manager.planner import Planner
 from manager.rates import Rates
 from manager.store import NodeRecord, Store, VersionLine
 from manager.watching import Changes
-from manager.world import AGENT, MUX, Plan
+from manager.world import MUX, Plan
 from manager.writer import Applied, Made, Writer
 
 __all__ = ["Applied", "Controller"]
@@ -69,7 +69,7 @@ class Controller:
             self.clocks,
             writer.Surroundings(
                 rules=lambda: self.rules,
-                as_told=lambda: self.planner.as_told(),
+                as_told=self._as_told,
                 made=self._made,
                 reread=lambda: self.touched(None),
                 locked=lambda: None,
@@ -89,9 +89,7 @@ class Controller:
         self.hub = NodeHub(term, generation, self, self.settings.hold, self.clocks)
         self.hub.load(await self._store.nodes())
         self.events.load(await self._store.events())
-        around = planner.Surroundings(
-            desired=lambda: self.desired, planned=self._planned, retired=lambda keys: self.writer.retire(keys)
-        )
+        around = planner.Surroundings(desired=lambda: self.desired, planned=self._planned, retired=self.writer.retire)
         self.planner = Planner(self.settings, self.hub, self.journal, self.clocks, around)
         self.planner.begin(memory_of(entries, self.clocks))
         with contextlib.suppress(VipmuxError):  # then the task for it tries on, and says so
@@ -192,6 +190,9 @@ class Controller:
             word = "MUX" if kind == MUX else kind
             known = f"known are {', '.join(sorted(names))}" if names else "none has joined yet"
             raise NotFoundError(f'there is no {word} "{name}"; {known}')
+
+    def _as_told(self) -> AsTold:
+        return self.planner.as_told()
 
     def _made(self, made: Made) -> None:
         """A change lasts. Planning comes first: whatever becomes of the words about it, nodes are told."""

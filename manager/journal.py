@@ -8,8 +8,8 @@ that may be:
 
     term                  nothing: a manager takes its term before it speaks to anybody (Store.next_term)
     operators' changes    nothing: they are committed before they count (manager.writer), never by way of this
-    announcements         nothing: a MUX is told to announce a VIP only once that is written (:attr:`Journal.unwritten`),
-                          so a manager that starts anew withdraws nothing that it does not remember. A disk that fails
+    announcements         nothing: a MUX is told to announce a VIP only once that is written (Journal.unwritten), so a
+                          manager that starts anew withdraws nothing that it does not remember. A disk that fails
                           holds them up for one attempt: then serving is worth more than remembering
     generations           nothing: the next manager counts on from GENERATION_GAP beyond the last that was written, and
                           orders of another term are never taken for one another

@@ -223,7 +223,6 @@ def _without(states: Mapping[str, NodeState], grants: Collection[Grant]) -> Mapp
         state: Mapping[str, Mapping[str, Any]] = states.get(id_, {})
         if "announcements" in state:
             left = replaced(state["announcements"], vips, {})
-            found[id_] = {name: left if name == "announcements" else entries for name, entries in state.items()}
-            if not left:
-                del found[id_]["announcements"]  # type: ignore[attr-defined]  ours, of a line above
+            rest = {section: entries for section, entries in state.items() if section != "announcements"}
+            found[id_] = {**rest, "announcements": left} if left else rest
     return found

@@ -7,8 +7,9 @@ connects anew may have been started anew, with counters from 0: it has no rate b
 heard for :data:`STALE` seconds counts for nothing, rather than for what it did last.
 
 :class:`Rates` belongs to :mod:`manager.controller`, which hands it what MUXes say and the time by its steady clock, so
-that no rate hangs on the wall's; :mod:`manager.view` reads it. Its memory is bounded: the last two tellings of each MUX, and rings of :data:`POINTS` points for the total,
-for :data:`MUXES_KEPT` MUXes and for the :data:`SERVICES_KEPT` busiest services.
+that no rate hangs on the wall's; :mod:`manager.view` reads it. Its memory is bounded: the last two tellings of each
+MUX, and rings of :data:`POINTS` points for the total, for :data:`MUXES_KEPT` MUXes and for the
+:data:`SERVICES_KEPT` busiest services.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ class SqliteStore:
             term = self._counter("term")
             if self._term is not None and term != self._term:
                 raise SupersededError(
-                    f"{self._path} is of term {term} by now, and this lb-manager of term {self._term}: it was taken over, "
-                    "or another one uses it; restart lb-manager if this is the one that is to lead"
+                    f"{self._path} is of term {term} by now, and this lb-manager of term {self._term}: it was taken "
+                    "over, or another one uses it; restart lb-manager if this is the one that is to lead"
                 )
             yield database
 
@@ -251,9 +251,7 @@ class SqliteStore:
     ) -> None:
         await self._run(self._keep, memory, nodes, events, most)
 
-    def _keep(
-        self, memory: Mapping[str, Any], nodes: Sequence[NodeRecord], events: Sequence[Event], most: int
-    ) -> None:
+    def _keep(self, memory: Mapping[str, Any], nodes: Sequence[NodeRecord], events: Sequence[Event], most: int) -> None:
         with self._leading() as database:
             self._write("memory", memory)
             database.executemany("INSERT OR REPLACE INTO node VALUES (?, ?, ?, ?, ?, ?, ?)", map(astuple, nodes))

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from lb.daemon.supervise import first
+from lb.daemon.supervise import Tasks, first
 from lb.errors import AccessError, MessageError, VipmuxError
 from lb.log import get_logger
 from lb.node.messages import (
@@ -293,7 +293,7 @@ class Streams:
         self._hub = hub
         self._trust = trust
         self._connections: dict[str, Connection] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._endings = Tasks()  #: of connections that another took the place of
 
     @property
     def connections(self) -> Mapping[str, Connection]:
@@ -392,9 +392,7 @@ class Streams:
             log.info("node came back", node=connection.id, reason="its connection before had not ended yet")
             self._connections[connection.id] = connection
             self._hub.left(older)
-            ending = asyncio.create_task(older.refuse("this node connected anew"))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+            self._endings.retried(f"end of {older.id}", lambda: older.refuse("this node connected anew"))
         self._connections[connection.id] = connection
 
     async def watch(self) -> None:
@@ -413,6 +411,7 @@ class Streams:
 
     async def close(self) -> None:
         """At the manager's end."""
+        await self._endings.close()
         await asyncio.gather(*(connection.end() for connection in self._connections.values()), return_exceptions=True)
 
 

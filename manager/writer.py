@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators' changes of the desired state: one after the other, checked, committed to the store, and then taken for true.
+"""Operators' changes of the desired state: one after the other, checked, committed, and then taken for true.
 
 One :class:`Writer` and its one task, :meth:`Writer.run`. Whoever wants a change hands in an order and waits for its
 answer; an order that is begun is carried out whatever becomes of who asked, so what is committed is always planned for,
@@ -123,7 +123,7 @@ class Writer:
             except asyncio.CancelledError:
                 wanted.answer.cancel()
                 raise
-            except Exception as error:  # noqa: BLE001  it is the asker's to handle
+            except Exception as error:  # it is the asker's to handle
                 if not wanted.answer.done():
                     wanted.answer.set_exception(error)
             else:
@@ -237,7 +237,7 @@ class Writer:
             self._purge.clear()
             keys, self._retired = [*self._retired], {}
             try:
-                await self._change(lambda desired, _, __: changes.purge(desired, keys), Terms("manager"), free=True)
+                await self._change(partial(_purged, keys), Terms("manager"), free=True)
             except VipmuxError as error:  # it does no harm where it is, so it may stay there for a while
                 log.warning("retired services not cleared away yet", reason=str(error))
                 await asyncio.sleep(RETRY)
@@ -358,6 +358,10 @@ def _with_delta(
     if pending is not None and not change.empty:
         change = changes.until_confirmed(change, pending)
     return change, change.delta()
+
+
+def _purged(keys: Sequence[str], desired: Desired, _: Rules, __: AsTold) -> Change:
+    return changes.purge(desired, keys)
 
 
 def _size(undo: Mapping[str, Any]) -> int:

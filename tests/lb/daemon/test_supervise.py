@@ -215,9 +215,6 @@ MAKERS = {
     "lb/mux/announcer.py": "not moved yet",
     "lb/mux/daemon.py": "not moved yet",
     "lb/node/client.py": "not moved yet",
-    "manager/controller.py": "not moved yet",
-    "manager/daemon.py": "not moved yet",
-    "manager/stream.py": "not moved yet",
 }
 
 
