@@ -14,18 +14,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
 
-from agent import nat, sysctls
+from agent import fence, nat, sysctls
 from agent import plan as planning
-from agent.decap import IPIP_DEVICE, BpfDecap, Decap, DecapRefused, Prepare, Tunnel, found_filter, prepare
+from agent.conntrack import Expected, changed_places
+from agent.decap import IPIP_DEVICE, TUN_DEVICE, BpfDecap, Decap, DecapRefused, Prepare, Tunnel, found_filter, prepare
 from agent.host import Host, Link
-from agent.own import OwnService, own_services
+from agent.own import OwnService, Served, serve
 from agent.plan import Action, Desired, Found
 from agent.state import Changes, Store
 from agent.vips import owned_vips, served_vips
 from lb.dataplane import DecapProgram
-from lb.errors import ConfigError, FeatureError, IoError
+from lb.errors import ConfigError, FeatureError, IoError, VipmuxError
 from lb.log import get_logger
-from lb.model import AgentConfig, AgentSettings, DecapMode
+from lb.model import Address, AgentConfig, AgentSettings, DecapMode
 
 log = get_logger()
 
@@ -39,9 +40,13 @@ class Applied:
     """A configuration that is in force, and how."""
 
     config: AgentConfig
-    services: tuple[OwnService, ...]
+    served: Served
     mode: DecapMode
     reason: str  #: why this way of decapsulation
+
+    @property
+    def services(self) -> tuple[OwnService, ...]:
+        return self.served.services
 
 
 class Agent:
@@ -51,7 +56,8 @@ class Agent:
         self._host = host
         self._prepare = prepare
         self._store = store
-        self._changes = store.load()
+        self._changes = _recalled(store)
+        self._not_remembered: str | None = None  # why the record cannot be written, as it was said
         self._decap: Decap | None = None
         self._decap_lock = threading.Lock()  # counters are read from other threads
         self.applied: Applied | None = None
@@ -60,18 +66,19 @@ class Agent:
         """Makes the host as the configuration asks; what can be refused is refused before anything is changed."""
         if self.applied is not None:
             _check_unchanged(self.applied.config.agent, config.agent)
-        services = own_services(config)
         refusals: list[str] = []
         for mode in _candidates(config.agent.decap):
+            served = serve(config, mode)
             try:
                 with self._host() as host:
                     link = check_host(host, config.agent)
-                    self._converge(host, link, config, services, mode)
+                    self._converge(host, link, config, served.services, mode)
+                    self._forget_flows(host, config.agent, served.services)
             except DecapRefused as refusal:
                 refusals.append(str(refusal))
                 continue
             reason = "; ".join(refusals) if refusals else _WHY[config.agent.decap is DecapMode.AUTO, mode]
-            self.applied = Applied(config, services, mode, reason)
+            self.applied = Applied(config, served, mode, reason)
             return self.applied
         raise FeatureError("; ".join(refusals) + _OTHERWISE[config.agent.decap])
 
@@ -132,6 +139,22 @@ class Agent:
             if prepared is not self._decap:
                 prepared.close()
 
+    def _forget_flows(self, host: Host, settings: AgentSettings, services: tuple[OwnService, ...]) -> None:
+        """Those that conntrack would go on sending where they went before this change."""
+        places = changed_places(None if self.applied is None else self.applied.services, services)
+        if self.applied is None and not any(own.tracked for own in services):
+            return  # none of them is looked up in conntrack
+        if not places:
+            return
+        expected = Expected(services, _addresses(settings))
+        try:
+            forgotten = host.forget_flows(places, expected.is_stale)
+        except VipmuxError as error:
+            log.warning("flows_not_forgotten", reason=str(error), then="UDP clients may be sent to an old port")
+            return
+        if forgotten:
+            log.info("flows_forgotten", count=forgotten, reason="they went where the service is no more")
+
     def _survey(
         self, host: Host, interface: str | None, interfaces: Iterable[str], wanted: DecapProgram | None
     ) -> tuple[Found, DecapProgram | None]:
@@ -153,6 +176,7 @@ class Agent:
             taken=loopback.others,
             routes=host.local_routes(),
             table=host.has_table(),
+            fence=host.fence(),
             ipip_device=host.link(IPIP_DEVICE) is not None,
             other_routes=host.route_interfaces() - {interface or ""},
             sysctls=host.sysctls(names),
@@ -188,6 +212,14 @@ class Agent:
                 host.add_route(prefix)
             case planning.RemoveRoute(prefix):
                 host.remove_route(prefix)
+            case planning.AddFenceRoute(prefix):
+                host.add_fence_route(prefix)
+            case planning.RemoveFenceRoute(prefix):
+                host.remove_fence_route(prefix)
+            case planning.AddFenceRule(version, interface):
+                host.add_fence_rule(version, interface)
+            case planning.RemoveFenceRule(version, interface):
+                host.remove_fence_rule(version, interface)
             case planning.AddQdisc(interface):
                 self._add_qdisc(host, interface)
             case planning.EvictFilter(interface):
@@ -223,9 +255,34 @@ class Agent:
             old.close()
 
     def _remember(self, changes: Changes) -> None:
-        if changes != self._changes:
+        """Before the change is made. A record that cannot be written is said, and keeps no packet waiting."""
+        if changes == self._changes and self._not_remembered is None:
+            return
+        self._changes = changes
+        try:
             self._store.save(changes)
-            self._changes = changes
+        except IoError as error:
+            if self._not_remembered != str(error):
+                log.error("change_not_remembered", reason=str(error), then="`lb-agent cleanup` may not undo all of it")
+            self._not_remembered = str(error)
+        else:
+            self._not_remembered = None
+
+
+def _recalled(store: Store) -> Changes:
+    """What was changed on this host; of a record that cannot be read nothing, and that is said."""
+    try:
+        return store.load()
+    except IoError as error:
+        aside = store.set_aside()
+        log.error(
+            "changes_not_known",
+            reason=str(error),
+            kept_as=str(aside) if aside is not None else None,
+            then="lb-agent goes on; `lb-agent cleanup` cannot give back the sysctls that it raised before (in net/ipv4/"
+            "conf and net/netfilter), nor take away a clsact qdisc that it made: look at those by hand",
+        )
+        return Changes()
 
 
 def _nothing_begins() -> None:
@@ -250,15 +307,20 @@ def check_host(host: Host, settings: AgentSettings) -> Link:
 
 
 def _desired(settings: AgentSettings, services: tuple[OwnService, ...], mode: DecapMode) -> Desired:
-    addresses = [address for address in (settings.address, settings.address6) if address is not None]
     guard = nat.TunnelGuard(IPIP_DEVICE, settings.address, settings.muxes) if mode is DecapMode.IPIP else None
     return Desired(
         interface=settings.interface,
         mode=mode,
         vips=owned_vips(services),
-        rules=nat.render(services, addresses, guard),
+        rules=nat.render(services, _addresses(settings), guard),
         translates=any(own.translated for own in services),
+        fence=fence.around(services, _APPEARS.get(mode, settings.interface)),
     )
+
+
+def _addresses(settings: AgentSettings) -> list[Address]:
+    """The host's own, to which packets are translated."""
+    return [address for address in (settings.address, settings.address6) if address is not None]
 
 
 def _check_unchanged(old: AgentSettings, new: AgentSettings) -> None:
@@ -275,6 +337,9 @@ def _check_unchanged(old: AgentSettings, new: AgentSettings) -> None:
 def _candidates(decap: DecapMode) -> tuple[DecapMode, ...]:
     return (DecapMode.BPF, DecapMode.TUN) if decap is DecapMode.AUTO else (decap,)
 
+
+#: Where packets come from once they are out of their tunnels, if not from the agent's interface.
+_APPEARS = {DecapMode.TUN: TUN_DEVICE, DecapMode.IPIP: IPIP_DEVICE}
 
 _WHY = {
     (True, DecapMode.BPF): "the kernel takes the BPF program",
@@ -301,6 +366,10 @@ def describe(action: Action) -> str:
         planning.RemoveVip: "removed {0.address} from lo",
         planning.AddRoute: "added the local route for {0.prefix}",
         planning.RemoveRoute: "removed the local route for {0.prefix}",
+        planning.AddFenceRoute: "added the blackhole for {0.prefix}",
+        planning.RemoveFenceRoute: "removed the blackhole for {0.prefix}",
+        planning.AddFenceRule: "added the IPv{0.version} routing rule for {0.interface}",
+        planning.RemoveFenceRule: "removed the IPv{0.version} routing rule for {0.interface}",
         planning.AddQdisc: "added a clsact qdisc to {0.interface}",
         planning.EvictFilter: "removed a foreign filter in our place on {0.interface}",
         planning.Decapsulate: "decapsulating by {0.mode.value}",

@@ -27,8 +27,7 @@ import click
 
 from agent.agent import Agent, Applied
 from agent.linux import LinuxHost
-from agent.own import own_services
-from agent.probes import LocalProbes
+from agent.probes import LocalProbes, command_user
 from agent.state import Lock, Store
 from agent.status import AgentCollector, Picture, answer, for_manager
 from lb import log as logging
@@ -40,11 +39,11 @@ from lb.daemon.marker import RunMarker
 from lb.daemon.supervise import Tasks, until
 from lb.doctor import startup
 from lb.doctor.facts import Role
-from lb.errors import ConfigError, RequestError, VipmuxError
+from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
 from lb.log import get_logger
 from lb.model import Address, AgentConfig, DecapMode, Service
 from lb.notify import Supervisor
-from lb.privileges import Capability, require
+from lb.privileges import Capability, keep_only, require
 
 if TYPE_CHECKING:
     from lb.node.follower import Follower
@@ -54,6 +53,18 @@ log = get_logger()
 
 PROGRAM = "lb-agent"
 NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
+#: Kept where they are there: for the BPF program (older kernels: SYS_ADMIN, SYS_RESOURCE), and for command probes.
+KEPT = (
+    *NEEDED,
+    Capability.BPF,
+    Capability.PERFMON,
+    Capability.SYS_ADMIN,
+    Capability.SYS_RESOURCE,
+    Capability.NET_BIND_SERVICE,
+    Capability.SETUID,
+    Capability.SETGID,
+    Capability.KILL,
+)
 #: How often the status is looked at where nobody waits for signs of life, seconds.
 STATUS_INTERVAL = 5.0
 #: How long a stop waits for a change that is under way, seconds.
@@ -86,7 +97,10 @@ class Daemon:
         marker = RunMarker(Path(settings.state_dir) / "agent.running")
         marker.begin()
         control = ControlServer(Path(settings.state_dir) / "agent.sock", {"get": self._get})
-        await control.start()
+        try:
+            await control.start()
+        except ControlError as error:  # nobody can ask us here, which is no reason to serve nobody
+            log.error("no local socket", reason=str(error), then="lb-agent serves all the same")
         try:
             await self._begin()
             exporter = metrics.serve(settings.metrics, AgentCollector(self._picture), key="agent.metrics")
@@ -122,9 +136,10 @@ class Daemon:
             log.info("waiting", reason="the manager has not said yet what to serve; the host is left as it is")
             return
         config, left_out = self._managed(state, services)
+        self._applied = await asyncio.to_thread(self._agent.apply, config)
+        left_out |= self._applied.served.left_out
         if left_out:
             self._follower.begun_without(left_out)
-        self._applied = await asyncio.to_thread(self._agent.apply, config)
 
     async def _obey(self, stop: asyncio.Event, reload: asyncio.Event) -> None:
         assert self._probes is not None  # noqa: S101  made before
@@ -193,6 +208,7 @@ class Daemon:
         """The new file in force, or the old one with every mistake logged and shown in the status."""
         try:
             config = load_agent(self._file, manager=self._config.manager)
+            command_user(config.agent)
             if self._follower is not None:
                 self._follower.client.retry()
                 if self._applied is None:
@@ -225,16 +241,9 @@ class Daemon:
         return Follower(config.manager, token, "agent", config.agent, self._follow_state)
 
     def _managed(self, state: NodeState, services: tuple[Service, ...]) -> tuple[AgentConfig, dict[str, str]]:
-        """The file, with services and MUXes as the manager says; and what of them cannot be here, and why."""
+        """The file, with services and MUXes as the manager says; and what of the MUXes cannot be here, and why."""
         muxes, left_out = _muxes(state.get("muxes", {}))
-        config = replace(self._config, agent=replace(self._config.agent, muxes=muxes), services=services)
-        try:
-            own_services(config)
-        except ConfigError:
-            wrong = _not_here(config)
-            config = replace(config, services=tuple(own for own in services if own.name not in wrong))
-            left_out |= wrong
-        return config, left_out
+        return replace(self._config, agent=replace(self._config.agent, muxes=muxes), services=services), left_out
 
     async def _follow_state(self, state: NodeState, change: Change) -> Mapping[str, str]:
         async with self._changing:
@@ -251,7 +260,7 @@ class Daemon:
             self._say("ready" if first else "reloaded", self._applied)
             if self._probes is not None:
                 self._probes.update(self._applied.config)
-            return left_out
+            return {**left_out, **self._applied.served.left_out}
 
     def _status(self) -> dict[str, Any]:
         picture = self._picture()
@@ -288,6 +297,8 @@ class Daemon:
     @staticmethod
     def _say(event: str, applied: Applied) -> None:
         settings = applied.config.agent
+        for name, why in applied.served.left_out.items():
+            log.error("service_left_out", service=name, reason=why, then="everything else is served")
         log.info(
             event,
             decap=applied.mode.value,
@@ -298,17 +309,6 @@ class Daemon:
         )
         if applied.mode is not DecapMode.BPF and settings.address6 is not None:
             log.warning("no_ipv6_tunnels", why=f"decapsulation by {applied.mode.value} is for IPv4 only")
-
-
-def _not_here(config: AgentConfig) -> dict[str, str]:
-    """Services that this host cannot serve, and why; each is looked at alone."""
-    wrong: dict[str, str] = {}
-    for service in config.services:
-        try:
-            own_services(replace(config, services=(service,)))
-        except ConfigError as error:
-            wrong[service.name] = "; ".join(message for _, message in error.mistakes)
-    return wrong
 
 
 def _muxes(section: Mapping[str, Any]) -> tuple[tuple[Address, ...], dict[str, str]]:
@@ -334,7 +334,9 @@ def run_daemon(file: Path, manager: str | None = None, token: str | None = None)
     config = load_agent(file, manager=parse_manager_url(manager) if manager is not None else None)
     if token is not None and config.manager is None:
         raise RequestError("--token is for joining a manager: give --manager URL as well, or [manager] url in the file")
+    command_user(config.agent)
     require(PROGRAM, NEEDED)
+    keep_only(KEPT)
     lock = Lock(config.agent.state_dir)
     try:
         agent = Agent(LinuxHost, Store(config.agent.state_dir))

@@ -6,9 +6,11 @@ It is strict where the kernel is: adding what is there already is an error. ``ca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from ipaddress import IPv4Address
 
+from agent.conntrack import Flow, Place, holds
+from agent.fence import Fence
 from agent.host import Ingress, Link, Loopback
 from lb.errors import FeatureError, IoError
 from lb.model import Network
@@ -31,6 +33,9 @@ class FakeHost:
         }
         self.filters: dict[str, Ingress] = {}
         self.rules: str | None = None
+        self.fence_rules: set[tuple[int, str]] = set()
+        self.fence_routes: set[Network] = set()
+        self.flows: list[Flow] = []
         self.nft_installed = True
         self.calls: list[str] = []
 
@@ -63,6 +68,33 @@ class FakeHost:
         if not self.nft_installed:
             raise FeatureError("nft is not installed: install the package nftables")
         return self.rules is not None
+
+    def fence(self) -> Fence:
+        return Fence(frozenset(self.fence_rules), frozenset(self.fence_routes))
+
+    def add_fence_rule(self, version: int, interface: str) -> None:
+        self.calls.append(f"rule {version} {interface}")
+        self.fence_rules.add((version, interface))
+
+    def remove_fence_rule(self, version: int, interface: str) -> None:
+        self.calls.append(f"no rule {version} {interface}")
+        self.fence_rules.discard((version, interface))
+
+    def add_fence_route(self, prefix: Network) -> None:
+        self.calls.append(f"blackhole {prefix}")
+        if prefix in self.fence_routes:
+            raise IoError(f"cannot add the blackhole for {prefix}: file exists")
+        self.fence_routes.add(prefix)
+
+    def remove_fence_route(self, prefix: Network) -> None:
+        self.calls.append(f"no blackhole {prefix}")
+        self.fence_routes.discard(prefix)
+
+    def forget_flows(self, places: Collection[Place], stale: Callable[[Flow], bool]) -> int:
+        gone = [flow for flow in self.flows if any(holds(place, flow) for place in places) and stale(flow)]
+        self.flows = [flow for flow in self.flows if flow not in gone]
+        self.calls += [f"forget {len(gone)}"] * bool(gone)
+        return len(gone)
 
     def set_sysctl(self, name: str, value: int) -> None:
         self.calls.append(f"sysctl {name}={value}")

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import socket
 import struct
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from agent import nat
+from agent import fence, nat
+from agent.conntrack import Conntrack, Flow, Place
+from agent.fence import Fence
 from agent.host import Ingress, Link, Loopback
 from agent.vips import LABEL, ROUTE_PROTOCOL
 from lb.errors import FeatureError, IoError, PrivilegeError, VipmuxError
@@ -45,6 +48,8 @@ _RT_TABLE_MAIN = 254
 _RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
 _RTN_LOCAL = 2
+_RTN_BLACKHOLE = 6
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _NFT_SECONDS = 60.0
 _SYSCTLS = Path("/proc/sys/net")
 
@@ -92,7 +97,7 @@ class LinuxHost:
         with _saying("look at the local routes"):
             routes = [
                 route
-                for family in (2, 10)
+                for family in _FAMILIES
                 for route in self._ip.get_routes(family=family, table=_RT_TABLE_LOCAL, proto=ROUTE_PROTOCOL)
             ]
         return frozenset(
@@ -139,6 +144,23 @@ class LinuxHost:
     def has_table(self) -> bool:
         done = _nft(["list", "table", "inet", nat.TABLE], None)
         return done.returncode == 0
+
+    def fence(self) -> Fence:
+        with _saying("look at the routing rules"):
+            rules = {
+                (4 if family == socket.AF_INET else 6, rule.get_attr("FRA_IIFNAME"))
+                for family in _FAMILIES
+                for rule in self._ip.get_rules(family=family)
+                if (rule.get_attr("FRA_PROTOCOL"), rule.get_attr("FRA_TABLE")) == (ROUTE_PROTOCOL, fence.TABLE)
+            }
+            routes = [
+                route
+                for family in _FAMILIES
+                for route in self._ip.get_routes(family=family, table=fence.TABLE)
+                if route["proto"] == ROUTE_PROTOCOL and route["type"] == _RTN_BLACKHOLE
+            ]
+        networks = (ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}") for route in routes)
+        return Fence(frozenset(rules), frozenset(networks))
 
     def _has_clsact(self, index: int) -> bool:
         return any(qdisc.get_attr("TCA_KIND") == "clsact" for qdisc in self._ip.get_qdiscs(index=index))
@@ -194,6 +216,26 @@ class LinuxHost:
     def remove_route(self, prefix: Network) -> None:
         with _saying(f"remove the local route for {prefix}"), _absent_is_fine():
             self._ip.route("del", **_local_route(prefix))
+
+    def add_fence_rule(self, version: int, interface: str) -> None:
+        with _saying(f"add the routing rule for {interface}"):
+            self._ip.rule("add", **_fence_rule(version, interface))
+
+    def remove_fence_rule(self, version: int, interface: str) -> None:
+        with _saying(f"remove the routing rule for {interface}"), _absent_is_fine():
+            self._ip.rule("del", **_fence_rule(version, interface))
+
+    def add_fence_route(self, prefix: Network) -> None:
+        with _saying(f"add the blackhole for {prefix}"):
+            self._ip.route("add", **_fence_route(prefix))
+
+    def remove_fence_route(self, prefix: Network) -> None:
+        with _saying(f"remove the blackhole for {prefix}"), _absent_is_fine():
+            self._ip.route("del", **_fence_route(prefix))
+
+    def forget_flows(self, places: Collection[Place], stale: Callable[[Flow], bool]) -> int:
+        with Conntrack() as conntrack:
+            return conntrack.forget([flow for flow in conntrack.flows(places) if stale(flow)])
 
     def add_qdisc(self, interface: str) -> None:
         with _saying(f"add a clsact qdisc to {interface}"):
@@ -300,7 +342,13 @@ def _absent_is_fine() -> Iterator[None]:
 def _nft(arguments: list[str], text: str | None) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
-            ["nft", *arguments], input=text or "", capture_output=True, text=True, check=False, timeout=_NFT_SECONDS
+            ["nft", *arguments],
+            input=text or "",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_NFT_SECONDS,
+            env={**os.environ, "LC_ALL": "C"},  # its complaints are told apart by their English words
         )
     except FileNotFoundError:
         raise FeatureError("nft is not installed: install the package nftables") from None
@@ -328,6 +376,27 @@ def _local_route(prefix: Network) -> dict[str, Any]:
         "table": _RT_TABLE_LOCAL,
         "proto": ROUTE_PROTOCOL,
         **({"scope": _RT_SCOPE_HOST} if prefix.version == 4 else {}),
+    }
+
+
+def _fence_rule(version: int, interface: str) -> dict[str, Any]:
+    return {
+        "family": socket.AF_INET if version == 4 else socket.AF_INET6,
+        "priority": fence.PRIORITY,
+        "iifname": interface,
+        "table": fence.TABLE,
+        "protocol": ROUTE_PROTOCOL,
+        "action": "to_tbl",
+    }
+
+
+def _fence_route(prefix: Network) -> dict[str, Any]:
+    return {
+        "family": socket.AF_INET if prefix.version == 4 else socket.AF_INET6,
+        "dst": str(prefix),
+        "type": "blackhole",
+        "table": fence.TABLE,
+        "proto": ROUTE_PROTOCOL,
     }
 
 

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The host's nftables table, as text: port translation, MSS clamp, and no connection tracking where none is needed.
 
-:func:`render` is pure and makes the whole table from values; :mod:`agent.system` gives it to ``nft -f -``, which
+:func:`render` is pure and makes the whole table from values; :mod:`agent.linux` gives it to ``nft -f -``, which
 replaces the old table in one transaction. Connections live in the kernel's conntrack, not in the table, so replacing
 it breaks none.
 
 Services may nest (one port of a VIP inside a prefix), and the most specific one decides. Services of the same
 specificity cannot overlap, so they share a set and a rule; the rules come in the order of specificity. A translated
-service stays in conntrack, which turns its replies back. Any other one is exempt: a SYN flood must not fill the
-host's conntrack table.
+service stays in conntrack, which turns its replies back, and so does one whose configuration asks for it
+(``track``), for the host's own rules. Any other one is exempt: a SYN flood must not fill the host's conntrack table.
+
+What the host itself sends to a translated service of its own is translated as well (chain ``translate_own``). By the
+MUXes it would come back with one of the host's own addresses as source, which no kernel accepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 from agent.own import OwnService
 from lb.model import Address, Network
@@ -59,6 +61,10 @@ class _Group:
     def port(self) -> int | None:
         return self.services[0].port
 
+    @property
+    def tracked(self) -> bool:
+        return self.services[0].tracked
+
     def arriving(self) -> str:
         return f"{self.family} daddr . {self.protocol} dport @{self.name}"
 
@@ -82,8 +88,8 @@ def render(
     """The table's text; None where the host serves nothing and so needs no table. ``addresses``: its DIPs."""
     if not services:
         return None
-    treatment = list(_groups(services, "serve", lambda own: own.port))
-    clamp = list(_groups(services, "mss", lambda own: own.mtu, only="tcp"))
+    treatment = list(_groups(services, "serve", _treatment))
+    clamp = list(_groups(services, "mss", lambda own: str(own.mtu), only="tcp"))
     translated = any(own.translated for own in services)
     lines = ["# made by lb-agent; changes are lost when it starts or reloads", f"table inet {TABLE} {{"]
     for group in (*treatment, *clamp):
@@ -92,7 +98,7 @@ def render(
         lines += _guard_chains(guard, services)
     lines += _untracked_chains(treatment)
     if translated:
-        lines += _translation_chain(treatment, {address.version: address for address in addresses})
+        lines += _translation_chains(treatment, {address.version: address for address in addresses})
     lines += _clamp_chain(clamp)
     lines.append("}")
     return "\n".join(lines) + "\n"
@@ -114,25 +120,32 @@ def segment_size(own: OwnService) -> int:
     return own.mtu - 2 * ip - 20
 
 
-def _groups(services: Sequence[OwnService], prefix: str, key: Any, only: str | None = None) -> Iterator[_Group]:
+def _treatment(own: OwnService) -> str:
+    return str(own.port) if own.port is not None else "tracked" if own.track else "as_is"
+
+
+def _groups(
+    services: Sequence[OwnService], prefix: str, key: Callable[[OwnService], str], only: str | None = None
+) -> Iterator[_Group]:
     """Sets by specificity, then by what ``key`` says must be equal within a rule."""
     chosen = [own for own in services if only in (None, own.protocol.value)]
     ranks = groupby(sorted(chosen, key=lambda own: own.specificity), key=lambda own: own.specificity)
     for rank, (_, members) in enumerate(ranks):
-        kinds: dict[tuple[int, str, int | None], list[OwnService]] = {}
+        kinds: dict[tuple[int, str, str], list[OwnService]] = {}
         for own in members:
             kinds.setdefault((own.vip.version, own.protocol.value, key(own)), []).append(own)
-        for (version, protocol, value), same in sorted(kinds.items(), key=lambda item: (item[0][:2], item[0][2] or 0)):
-            name = f"{prefix}{rank}_{protocol}{version}_{value or 'as_is'}"
-            yield _Group(name, tuple(same))
+        for (version, protocol, value), same in sorted(kinds.items()):
+            yield _Group(f"{prefix}{rank}_{protocol}{version}_{value}", tuple(same))
 
 
 def _untracked_chains(groups: Iterable[_Group]) -> list[str]:
-    """Translated services leave the chain tracked, all others are exempt, in both directions."""
-    arriving = [f"\t\t{group.arriving()} {'return' if group.port else 'notrack return'}" for group in groups]
-    leaving = [f"\t\t{group.leaving()} {'return' if group.port else 'notrack return'}" for group in groups]
-    if all(group.port for group in groups):
+    """Tracked services leave the chain as they are, all others are exempt, in both directions. What the host itself
+    sends to a VIP of its own goes out and comes in: half of a connection must not be tracked."""
+    groups = list(groups)
+    if all(group.tracked for group in groups):
         return []
+    arriving = [f"\t\t{group.arriving()} {'return' if group.tracked else 'notrack return'}" for group in groups]
+    leaving = [f"\t\t{group.leaving()} {'return' if group.tracked else 'notrack return'}" for group in groups]
     return [
         "\tchain untracked_in {",
         "\t\ttype filter hook prerouting priority raw; policy accept;",
@@ -141,11 +154,12 @@ def _untracked_chains(groups: Iterable[_Group]) -> list[str]:
         "\tchain untracked_out {",
         "\t\ttype filter hook output priority raw; policy accept;",
         *leaving,
+        *arriving,
         "\t}",
     ]
 
 
-def _translation_chain(groups: Iterable[_Group], dips: dict[int, Address]) -> list[str]:
+def _translation_chains(groups: Iterable[_Group], dips: dict[int, Address]) -> list[str]:
     rules = []
     for group in groups:
         dip = dips.get(group.version)
@@ -154,7 +168,16 @@ def _translation_chain(groups: Iterable[_Group], dips: dict[int, Address]) -> li
         else:
             target = f"{dip}:{group.port}" if group.version == 4 else f"[{dip}]:{group.port}"
             rules.append(f"\t\t{group.arriving()} dnat {group.family} to {target}")
-    return ["\tchain translate {", "\t\ttype nat hook prerouting priority dstnat; policy accept;", *rules, "\t}"]
+    return [
+        "\tchain translate {",
+        "\t\ttype nat hook prerouting priority dstnat; policy accept;",
+        *rules,
+        "\t}",
+        "\tchain translate_own {",
+        "\t\ttype nat hook output priority -100; policy accept;",  # dstnat; nft knows that name elsewhere only
+        *rules,
+        "\t}",
+    ]
 
 
 def _clamp_chain(groups: Sequence[_Group]) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+from agent.fence import Fence
 from agent.state import Changes
 from agent.sysctls import TCP_LIBERAL, needed
 from agent.vips import OwnedVips
@@ -49,6 +50,7 @@ class Desired:
     vips: OwnedVips = OwnedVips(frozenset(), frozenset())  # noqa: RUF009  immutable
     rules: str | None = None
     translates: bool = False  #: the rules change ports
+    fence: Fence = Fence()  # noqa: RUF009  immutable
 
 
 #: What a host without an agent has.
@@ -63,6 +65,7 @@ class Found:
     taken: frozenset[IPv4Address] = frozenset()  #: on lo, without it: the operator's, to be left alone
     routes: frozenset[Network] = frozenset()  #: of type local, with our protocol
     table: bool = False
+    fence: Fence = Fence()  # noqa: RUF009  immutable
     ipip_device: bool = False
     other_routes: frozenset[str] = frozenset()  #: interfaces other than ours that routes leave by
     sysctls: Mapping[str, int] = field(default_factory=dict)
@@ -116,6 +119,28 @@ class RemoveRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class AddFenceRoute:
+    prefix: Network
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFenceRoute:
+    prefix: Network
+
+
+@dataclass(frozen=True, slots=True)
+class AddFenceRule:
+    version: int
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFenceRule:
+    version: int
+    interface: str
+
+
+@dataclass(frozen=True, slots=True)
 class AddQdisc:
     interface: str
 
@@ -158,6 +183,10 @@ Action = (
     | RemoveVip
     | AddRoute
     | RemoveRoute
+    | AddFenceRoute
+    | RemoveFenceRoute
+    | AddFenceRule
+    | RemoveFenceRule
     | AddQdisc
     | EvictFilter
     | Decapsulate
@@ -204,6 +233,10 @@ def _install(desired: Desired, found: Found, least: Mapping[str, int]) -> Iterat
         yield AddVip(address)
     for prefix in sorted(desired.vips.routes - found.routes, key=_route_key):
         yield AddRoute(prefix)
+    for prefix in sorted(desired.fence.routes - found.fence.routes, key=_route_key):
+        yield AddFenceRoute(prefix)
+    for version, interface in sorted(desired.fence.rules - found.fence.rules):
+        yield AddFenceRule(version, interface)
 
 
 def _decapsulate(desired: Desired, found: Found) -> Iterator[Action]:
@@ -237,6 +270,10 @@ def _remove(desired: Desired, found: Found, least: Mapping[str, int]) -> Iterato
         yield RemoveVip(address)
     for prefix in sorted(found.routes - desired.vips.routes, key=_route_key):
         yield RemoveRoute(prefix)
+    for version, interface in sorted(found.fence.rules - desired.fence.rules):
+        yield RemoveFenceRule(version, interface)
+    for prefix in sorted(found.fence.routes - desired.fence.routes, key=_route_key):
+        yield RemoveFenceRoute(prefix)
     if found.table and desired.rules is None:
         yield RemoveRules()
     for name, change in sorted(found.changes.sysctls.items()):

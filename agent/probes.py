@@ -1,32 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's own backends, probed where their processes listen: at DIP:port, without the tunnel.
+"""The agent's own backends, probed without the tunnel, at the address to which clients' packets go.
 
 :mod:`agent.daemon` owns one :class:`LocalProbes`, gives it every configuration that is in force, and shows what it
 knows. Which probe a backend gets is decided by :func:`checks`, which is pure:
 
-    the service has a probe        that, at its port, else at the backend's
-    tcp service without one        TCP connect to the backend's port
+    the service has a probe        that
+    tcp service without one        TCP connect
     udp service without one        none: taken to be up
     no single port to ask          none: taken to be up; ``probe.port`` would name one
+    a command, not allowed here    none: taken to be up
+
+and where it asks:
+
+    at another port                the host's address, ``probe.port``
+    the service is translated      the host's address, the backend's port: what clients' packets are translated to
+    any other                      the VIP and the service's port, from the host's address. Only who answers there, and
+                                   from there, answers clients; rules of the host's own (a container's published port)
+                                   are passed as well
 
 State, weight and order of the operator play no part: a drained backend is probed as well.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import pwd
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lb.errors import ConfigError
 from lb.log import get_logger
-from lb.model import Address, AgentConfig, Backend, Probe, ProbeType, Protocol, Service
+from lb.model import Address, AgentConfig, AgentSettings, Backend, Probe, ProbeType, Protocol, Service
 from lb.node.messages import HealthReport
 from lb.probe.board import Board, Known, Label, NotProbed
-from lb.probe.checkers import PlainSockets, ask
+from lb.probe.checkers import PlainSockets, RunAs, ask
 from lb.probe.state import Answer, Health
 
 log = get_logger()
 
 DEFAULT = Probe(ProbeType.TCP)
+#: Of a backend that is not well at its VIP it is asked so long whether it answers elsewhere, seconds.
+ELSEWHERE = 0.2
+_UNREACHABLE = os.strerror(errno.ENETUNREACH).lower()
+#: Where the default user of commands does not exist: the number that it has everywhere else.
+DEFAULT_USER, _NOBODY = "nobody", 65534
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,8 @@ class LocalCheck:
     probe: Probe
     address: Address
     port: int
+    source: Address | None = None  #: the host's own address, where ``address`` is a VIP
+    run_as: RunAs | None = None  #: commands
 
     @property
     def place(self) -> str:
@@ -45,27 +65,50 @@ class LocalCheck:
         return f"{self.probe.type.value} {host}:{self.port}"
 
 
-def checks(config: AgentConfig) -> dict[Label, LocalCheck | NotProbed]:
-    """What to ask of each backend on this host."""
+def checks(config: AgentConfig, run_as: RunAs | None = None) -> dict[Label, LocalCheck | NotProbed]:
+    """What to ask of each backend on this host; ``run_as``: whom commands run as, if not as this process."""
     own = (config.agent.address, config.agent.address6)
     return {
-        (service.name, backend.name): _check(service, backend)
+        (service.name, backend.name): _check(service, backend, config.agent, run_as)
         for service in config.services
         for backend in service.backends
         if backend.address in own
     }
 
 
-def _check(service: Service, backend: Backend) -> LocalCheck | NotProbed:
+def _check(service: Service, backend: Backend, settings: AgentSettings, run_as: RunAs | None) -> LocalCheck | NotProbed:
     probe = service.probe
     if probe is None:
         if service.protocol is Protocol.UDP:
             return NotProbed("not probed: a UDP service without a probe")
         probe = DEFAULT
+    if probe.type is ProbeType.COMMAND and not settings.command_probes:
+        return NotProbed("not probed: this host runs no commands (agent.command_probes)")
+    translated = service.backend_port(backend) is not None
     port = probe.port or backend.port or (service.ports.first if service.ports.exact else None)
-    if port is None and probe.type is not ProbeType.COMMAND:
+    if probe.type is ProbeType.COMMAND:
+        return LocalCheck(probe, backend.address, port or 0, run_as=run_as)
+    if port is None:
         return NotProbed("not probed: the service has no single port; probe.port would name one")
-    return LocalCheck(probe, backend.address, port or 0)
+    if probe.port is not None or translated:
+        return LocalCheck(probe, backend.address, port)
+    return LocalCheck(probe, service.vip.network_address, port, source=backend.address)
+
+
+def command_user(settings: AgentSettings, who_am_i: Callable[[], int] = os.geteuid) -> RunAs | None:
+    """Whom commands run as; None: as this process, because it is not root or because the file says so. Raises
+    ConfigError."""
+    if who_am_i() != 0 or not settings.command_probes:
+        return None
+    name = settings.command_user
+    try:
+        found = pwd.getpwnam(name)
+    except KeyError:
+        if name == DEFAULT_USER:
+            return RunAs(name, _NOBODY, _NOBODY)
+        message = f'there is no user "{name}" on this host: make one (`useradd --system {name}`), or name another'
+        raise ConfigError([("agent.command_user", message)]) from None
+    return RunAs(name, found.pw_uid, found.pw_gid) if found.pw_uid else None
 
 
 class LocalProbes:
@@ -78,7 +121,7 @@ class LocalProbes:
 
     def update(self, config: AgentConfig) -> None:
         """The configuration that is in force; a probe that stays the same keeps its state."""
-        wanted = checks(config)
+        wanted = checks(config, command_user(config.agent))
         self._board.update(wanted)
         if len(wanted) != self._backends:
             self._backends = len(wanted)
@@ -100,7 +143,25 @@ class LocalProbes:
 
 
 async def _ask(check: LocalCheck) -> Answer:
-    return await ask(check.probe, check.address, check.port, PlainSockets(check.address))
+    answer = await ask(check.probe, check.address, check.port, PlainSockets(check.address, check.source), check.run_as)
+    if answer.success or check.source is None:
+        return answer
+    if answer.reason == _UNREACHABLE:
+        return replace(answer, reason=f"the VIP {check.address} is no address of this host now")
+    brief = replace(check.probe, timeout=min(check.probe.timeout, ELSEWHERE))
+    if brief.type is ProbeType.UDP and brief.expect is None:
+        return answer
+    elsewhere = await ask(brief, check.source, check.port, PlainSockets(check.source))
+    return _advised(check, answer) if elsewhere.success else answer
+
+
+def _advised(check: LocalCheck, answer: Answer) -> Answer:
+    """The backend is well, only not where clients' packets go, or its answers come from where they would not."""
+    reason = (
+        f"{answer.reason} at the VIP {check.address}, but well at {check.source}:{check.port}: give the backend "
+        f"`port = {check.port}`, so that packets are translated to there"
+    )
+    return replace(answer, reason=reason)
 
 
 def _nobody(reports: Sequence[HealthReport]) -> None:

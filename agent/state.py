@@ -3,11 +3,11 @@
 
 Kept in ``<state_dir>/agent-changes.json``, written in full and put in place atomically *before* each change, so that
 ``lb-agent cleanup`` can undo it whatever happens in between. :class:`Changes` is a value; :class:`Store` owns the file.
+The record serves the clean-up alone: without it, or where it cannot be written, the agent does its work all the same.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lb.errors import IoError
+from lb.node.files import write_private
 
 _VERSION = 1
 
@@ -53,7 +54,9 @@ class Changes:
 
 
 class Store:
-    """The file. Reading a damaged one is an error: guessing could restore wrong values."""
+    """The file. Reading a damaged one is an error: guessing could restore wrong values.
+
+    Whoever can go on without it calls :meth:`set_aside` then."""
 
     def __init__(self, state_dir: str | Path) -> None:
         self.path = Path(state_dir) / "agent-changes.json"
@@ -73,10 +76,16 @@ class Store:
         except OSError as error:
             raise IoError(f"{self.path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise IoError(
-                f"{self.path}: is damaged, so what lb-agent changed on this host is not known; check the host's "
-                "sysctls by hand, then remove the file"
-            ) from None
+            raise IoError(f"{self.path}: is damaged") from None
+
+    def set_aside(self) -> Path | None:
+        """Gives a file that cannot be read another name, for people to look at; None where even that fails."""
+        aside = self.path.with_name(self.path.name + ".damaged")
+        try:
+            self.path.replace(aside)
+        except OSError:
+            return None
+        return aside
 
     def save(self, changes: Changes) -> None:
         """In place of the old one, at once and for good; with nothing to remember there is no file."""
@@ -84,31 +93,13 @@ class Store:
             if changes == Changes():
                 self.path.unlink(missing_ok=True)
                 return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._write(_dump(changes))
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise IoError(
-                f"{self.path}: cannot be written: {reason}; lb-agent changes nothing that it cannot remember"
-            ) from None
+            raise IoError(f"{self.path}: cannot be written: {(error.strerror or str(error)).lower()}") from None
 
     def _write(self, text: str) -> None:
-        fresh = self.path.with_suffix(".new")
-        try:
-            with fresh.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self.path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                fresh.unlink()
-            raise
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_private(self.path, text.encode())
 
 
 def _dump(changes: Changes) -> str:

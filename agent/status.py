@@ -55,6 +55,7 @@ def agents(picture: Picture) -> list[dict[str, Any]]:
             "decapsulated": None if counters is None else counters["decapsulated"],
             "dropped": None if counters is None else dropped(counters),
             "drops": None if counters is None else {name: counters[name] for name in drops() if counters[name]},
+            "left_out": dict(applied.served.left_out),
             "rejected": picture.rejected,
             "manager": picture.manager,
         }

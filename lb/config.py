@@ -539,7 +539,7 @@ class _Reader:
         backends: list[Backend] = []
         addresses: list[Address | None] = []
         names: dict[str, int] = {}
-        places: dict[tuple[Address, int | None], int] = {}
+        places: dict[Address, tuple[int, int | None]] = {}
         service_port = service.port.first if service.port is not None and service.port.exact else None
         for j, item in enumerate(array):
             self._backend_raw = item
@@ -551,8 +551,7 @@ class _Reader:
             self._check_backend(table, service, here)
             self._check_first(names, table.name, j, (*here, "name"), "is also the name of")
             if table.address is not None:
-                place = (table.address, table.port or service_port)
-                self._check_first(places, place, j, (*here, "address"), "and port are also those of")
+                self._check_place(places, table.address, j, table.port or service_port, here)
             if not self.mistakes:
                 backends.append(Backend(**_given(table)))
         self._backend_raw = None
@@ -566,6 +565,22 @@ class _Reader:
             self.mistake((*path, "port"), f"cannot be translated where the service has {reason}; leave it out")
         if table.address is not None and vip is not None and table.address.version != vip.version:
             self.mistake((*path, "address"), f"must be IPv{vip.version} as the VIP is, not {table.address}")
+
+    def _check_place(
+        self, seen: dict[Address, tuple[int, int | None]], address: Address, j: int, port: int | None, path: Path_
+    ) -> None:
+        """A tunnel ends at an address: what comes out of it is for one process of the service, whatever the ports."""
+        first, other = seen.setdefault(address, (j, port))
+        if first == j:
+            return
+        if port == other:
+            self.mistake((*path, "address"), f"and port are also those of backend[{first}]")
+        else:
+            self.mistake(
+                (*path, "address"),
+                f"is also that of backend[{first}], and a host can translate a service to one port only; give one of "
+                "them an address of its own",
+            )
 
     def _check_first(self, seen: dict[KeyT, int], key: KeyT | None, j: int, path: Path_, message: str) -> None:
         """Each key belongs to the first backend that has it."""

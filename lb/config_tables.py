@@ -421,6 +421,14 @@ def check_bool(value: object) -> bool:
     return value
 
 
+def check_user(value: object) -> str:
+    """An account's name; whether there is one is seen on the host."""
+    text = check_text(value)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?", text):
+        raise ValueError(f'must be the name of a user, such as "nobody", not {show(value)}')
+    return text
+
+
 # --- the tables --------------------------------------------------------------------------------------------------
 
 _Name = Annotated[str | None, PlainValidator(check_name)]
@@ -552,6 +560,8 @@ class AgentTable(Table):
     mtu: _Mtu = None
     metrics: _Listen = None
     state_dir: _Directory = None
+    command_probes: Annotated[bool | None, PlainValidator(check_bool)] = None
+    command_user: Annotated[str | None, PlainValidator(check_user)] = None
 
 
 class FollowTable(Table):
@@ -640,6 +650,7 @@ class ServiceTable(Table):
     slots: _Slots = None
     hash: Annotated[HashMode | None, PlainValidator(word(HashMode))] = None
     mtu: _Mtu = None
+    track: Annotated[bool | None, PlainValidator(check_bool)] = None
     idle: _Idle = None
     slow_start: Annotated[float | None, PlainValidator(seconds(1, 3600))] = None
     # Tables of their own, read by themselves.

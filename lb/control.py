@@ -179,13 +179,25 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
+def _set_aside(path: Path) -> None:
+    """Whatever it is, it is no reason for a daemon not to work."""
+    aside = path.with_name(path.name + ".aside")
+    try:
+        path.replace(aside)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ControlError(f"{path}: is in the way, is not a socket and cannot be moved: {reason}; remove it") from None
+    log.warning("set aside", file=str(path), now=str(aside), reason="it stood where the local socket belongs")
+
+
 def _remove_stale(path: Path) -> None:
     try:
         mode = path.lstat().st_mode
     except OSError:
         return  # nothing there, or bind() will say why not
     if not stat.S_ISSOCK(mode):
-        raise ControlError(f"{path}: is in the way and not a socket; remove it or choose another state_dir")
+        _set_aside(path)
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:

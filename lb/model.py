@@ -172,15 +172,18 @@ class Service:
     slots: int | None = None  #: size of the Maglev table, prime; None: the MUX's default
     hash: HashMode = HashMode.FIVE_TUPLE
     mtu: int | None = None  #: underlay MTU towards the backends; None: the MUX's
+    track: bool = False  #: the hosts' kernels track its connections, so that their own firewall and NAT rules apply
     idle: int | None = None  #: idle timeout of trusted flows, seconds; None: the MUX's for the protocol
     slow_start: float | None = None  #: seconds in which a backend that returns comes to its whole weight; None: at once
     probe: Probe | None = None
     announce: Announce | None = None
 
     def backend_port(self, backend: Backend) -> int | None:
-        """The port that the agent must translate to, or None where the packet's own port stays."""
-        if backend.port is None or (self.ports.exact and backend.port == self.ports.first):
-            return None
+        """The port that the agent translates to, together with the address; None where VIP and port stay.
+
+        A port that is given counts even where it is the service's: the process then gets packets at its host's own
+        address, and a UDP server that listens on all of them answers from the right one.
+        """
         return backend.port
 
 
@@ -264,6 +267,8 @@ class AgentSettings:
     mtu: int = 1500
     metrics: str = "127.0.0.1:9742"
     state_dir: str = "/var/lib/lb"
+    command_probes: bool = True  #: whether probes of type "command" run here
+    command_user: str = "nobody"  #: as whom they run, where the agent is root
 
 
 @dataclass(frozen=True, slots=True)

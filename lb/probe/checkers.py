@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -18,7 +19,8 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 from lb.model import Address, Probe, ProbeType
 from lb.probe.state import Answer
@@ -45,15 +47,28 @@ class Sockets(Protocol):
 
 
 class PlainSockets:
-    """As the kernel makes them."""
+    """As the kernel makes them. ``source``: ask from this address of the host, and nobody beyond it."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, source: Address | None = None) -> None:
         self._family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+        self._source = source
 
     @contextlib.contextmanager
     def open(self, kind: socket.SocketKind) -> Iterator[socket.socket]:
         with socket.socket(self._family, kind | socket.SOCK_NONBLOCK) as opened:
+            if self._source is not None:
+                opened.setsockopt(socket.SOL_SOCKET, socket.SO_DONTROUTE, 1)
+                opened.bind((str(self._source), 0))
             yield opened
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """The user that a command runs as."""
+
+    name: str
+    uid: int
+    gid: int
 
 
 class FailedError(Exception):
@@ -64,12 +79,13 @@ class FailedError(Exception):
         self.cause = cause
 
 
-async def ask(probe: Probe, address: Address, port: int, sockets: Sockets) -> Answer:
-    """Whether the backend did as the probe expects, and the reason in words."""
+async def ask(probe: Probe, address: Address, port: int, sockets: Sockets, run_as: RunAs | None = None) -> Answer:
+    """Whether the backend did as the probe expects, and the reason in words. ``run_as``: whom a command runs as, if not
+    as this process."""
     deadline = asyncio.get_running_loop().time() + probe.timeout
     try:
         if probe.type is ProbeType.COMMAND:
-            return Answer(True, await _command(probe, address, port))
+            return Answer(True, await _command(probe, address, port, run_as))
         return Answer(True, await _ASKS[probe.type](_Conversation(probe, address, port, sockets, deadline)))
     except FailedError as failure:
         return Answer(False, str(failure), silent=isinstance(failure.cause, TimeoutError))
@@ -234,8 +250,11 @@ async def _udp(talk: _Conversation) -> str:
 # --- command ---------------------------------------------------------------------------------------------------------
 
 
-async def _command(probe: Probe, address: Address, port: int) -> str:
+async def _command(probe: Probe, address: Address, port: int, run_as: RunAs | None) -> str:
     """Runs without a shell, in a process group of its own, which is killed when time is up."""
+    who: dict[str, Any] = {}
+    if run_as is not None:
+        who = {"user": run_as.uid, "group": run_as.gid, "extra_groups": []}
     read_end, write_end = os.pipe()
     output = _Output(read_end)
     try:
@@ -246,6 +265,8 @@ async def _command(probe: Probe, address: Address, port: int) -> str:
                 stdout=write_end,
                 stderr=write_end,
                 start_new_session=True,
+                cwd="/",
+                **who,
                 env={
                     "PATH": os.environ.get("PATH", os.defpath),
                     "LB_PROBE_ADDRESS": str(address),
@@ -253,6 +274,10 @@ async def _command(probe: Probe, address: Address, port: int) -> str:
                 },
             )
         except OSError as error:
+            if run_as is not None and error.errno == errno.EPERM:
+                raise FailedError(
+                    f"lb-agent may not run commands as {run_as.name}: it needs CAP_SETUID, CAP_SETGID and CAP_KILL"
+                ) from None
             raise FailedError(f"cannot run {_quote(probe.command[0].encode())}: {_words(error)}") from None
         finally:
             os.close(write_end)
@@ -275,10 +300,19 @@ async def _ended(process: asyncio.subprocess.Process, within: float) -> int | No
     except TimeoutError:
         return None
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None and _killed(process.pid):
             await process.wait()
+
+
+def _killed(group: int) -> bool:
+    """False where it may not be: it runs as another user, and CAP_KILL is missing. Then nobody waits for its end."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
 
 
 class _Output:

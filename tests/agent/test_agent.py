@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.agent import Agent
+from agent.conntrack import Flow
 from agent.decap import Decap, DecapRefused, Tunnel
 from agent.fake import FakeHost
+from agent.fence import Fence
 from agent.host import Host, Link
 from agent.state import Change, Changes, Store
 from lb.errors import ConfigError, FeatureError, IoError
-from lb.model import DecapMode
+from lb.model import DecapMode, Protocol, Service
 from tests.agent.values import config, service
 
 WEB = service("web", "203.0.113.10")
@@ -74,6 +78,10 @@ def test_apply_installs_then_decapsulates(agent: Agent, host: FakeHost) -> None:
         "sysctl netfilter/nf_conntrack_tcp_be_liberal=1",
         "add 203.0.113.10",
         "add 203.0.113.128/25",
+        "blackhole 203.0.113.10/32",
+        "blackhole 203.0.113.11/32",
+        "blackhole 203.0.113.128/25",
+        "rule 4 vipmux-tun",
         "decapsulate",
     ]
 
@@ -88,6 +96,7 @@ def test_cleanup_restores_the_host(agent: Agent, host: FakeHost, tmp_path: Path)
     assert host.addresses == {IPv4Address("127.0.0.1"): False}
     assert host.routes == set()
     assert host.rules is None
+    assert host.fence() == Fence()
     assert list(tmp_path.iterdir()) == []
     assert again.cleanup(config().agent) == []
 
@@ -97,7 +106,14 @@ def test_reload_removes_what_is_gone_and_keeps_the_way_of_decapsulation(agent: A
     host.calls.clear()
     agent.apply(config(WEB, NAT))
     liberal = "sysctl netfilter/nf_conntrack_tcp_be_liberal=1"
-    assert host.calls == ["rules", liberal, "decapsulate", "remove 203.0.113.128/25"]
+    assert host.calls == [
+        "rules",
+        liberal,
+        "blackhole 203.0.113.11/32",
+        "decapsulate",
+        "remove 203.0.113.128/25",
+        "no blackhole 203.0.113.128/25",
+    ]
 
 
 def test_services_of_other_hosts_are_not_installed(agent: Agent, host: FakeHost) -> None:
@@ -116,11 +132,21 @@ def test_agent_restarted_after_a_crash_keeps_the_first_originals(agent: Agent, h
 
 
 def test_change_is_remembered_before_it_is_made(host: FakeHost, tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with pytest.raises(IoError, match="changes nothing that it cannot remember"):
+    class Watching(Store):
+        def save(self, changes: Changes) -> None:
+            host.calls.append("saved " + ",".join(sorted(changes.sysctls)))
+            super().save(changes)
+
+    Agent(lambda: host, Watching(tmp_path), lambda *_: FakeDecap(host)).apply(config(WEB))
+    assert host.calls[:2] == ["saved ipv4/conf/all/arp_ignore", "sysctl ipv4/conf/all/arp_ignore=1"]
+
+
+def test_record_that_cannot_be_written_keeps_no_service_waiting(host: FakeHost, tmp_path: Path) -> None:
+    with capture_logs() as logs:
         Agent(lambda: host, _Unwritable(tmp_path), lambda *_: FakeDecap(host)).apply(config(WEB))
-    assert host.calls == []
+    assert host.calls[-1] == "decapsulate"
+    said = [entry["reason"] for entry in logs if entry["event"] == "change_not_remembered"]
+    assert said == [f"{tmp_path}/agent-changes.json: cannot be written: no space left on device"]
 
 
 class _Unwritable(Store):
@@ -182,9 +208,95 @@ def test_record_of_changes_survives_writing_and_reading(tmp_path: Path) -> None:
     assert not store.path.exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 2}', '{"version": 1, "sysctls": {"a": 1}}'])
-def test_damaged_record_is_refused_with_advice(tmp_path: Path, text: str) -> None:
+DAMAGED = ["", "{", "[]", '{"version": 2}', '{"version": 1, "sysctls": {"a": 1}}']
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_damaged_record_is_set_aside_and_the_agent_serves(host: FakeHost, tmp_path: Path, text: str) -> None:
     store = Store(tmp_path)
     store.path.write_text(text)
     with pytest.raises(IoError, match="is damaged"):
         store.load()
+    with capture_logs() as logs:
+        agent = agent_on(host, tmp_path)
+    (said,) = [entry for entry in logs if entry["event"] == "changes_not_known"]
+    assert "cannot give back the sysctls" in said["then"]
+    agent.apply(config(WEB))
+    assert host.calls[-1] == "decapsulate"
+    assert Path(said["kept_as"]).read_text() == text
+    assert store.load().sysctls["ipv4/conf/all/arp_ignore"] == Change(0, 1)
+
+
+def test_record_that_is_a_directory_is_set_aside_too(host: FakeHost, tmp_path: Path) -> None:
+    Store(tmp_path).path.mkdir()
+    agent_on(host, tmp_path).apply(config(WEB))
+    assert host.calls[-1] == "decapsulate"
+
+
+# --- flows that conntrack remembers ----------------------------------------------------------------------------------
+
+
+def flow(vip: str, port: int, answers: str, protocol: Protocol = Protocol.UDP, *, answered: bool = True) -> Flow:
+    address, _, source = answers.rpartition(":")
+    packed = (IPv4Address(vip).packed, port, IPv4Address(address).packed, int(source))
+    return Flow(4, protocol.number, *packed, answered)
+
+
+def dns(to: int | None, *, track: bool = False) -> Service:
+    return service("dns", "203.0.113.11", 53, to, protocol="udp", track=track)
+
+
+OLD, NEW = flow("203.0.113.11", 53, "10.0.3.21:5300"), flow("203.0.113.11", 53, "10.0.3.21:5301")
+AS_IS, ELSEWHERE = flow("203.0.113.11", 53, "203.0.113.11:53"), flow("198.51.100.9", 53, "10.0.3.21:5300")
+CONTAINER = flow("203.0.113.11", 53, "172.18.0.2:53")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        pytest.param(dns(5300), dns(5301), [NEW], id="another port"),
+        pytest.param(dns(None, track=True), dns(5301), [NEW], id="translated from now on"),
+        pytest.param(dns(5300), dns(None, track=True), [AS_IS, CONTAINER], id="no more, and the host's own rules are"),
+        pytest.param(dns(5300), dns(None), [], id="neither translated nor tracked any more"),
+        pytest.param(dns(5300), None, [], id="no more served"),
+        pytest.param(dns(5300), dns(5300), [OLD, NEW, AS_IS, CONTAINER], id="nothing changed"),
+        pytest.param(None, dns(5301), [NEW], id="another agent was here before"),
+    ],
+)
+def test_flows_that_a_change_leaves_with_a_wrong_translation_are_forgotten(
+    host: FakeHost, agent: Agent, before: Service | None, after: Service | None, kept: list[Flow]
+) -> None:
+    if before is not None:
+        agent.apply(config(before))
+    host.flows = [OLD, NEW, AS_IS, CONTAINER, ELSEWHERE]
+    agent.apply(config(after) if after is not None else config())
+    assert host.flows == [*kept, ELSEWHERE]
+
+
+def test_tcp_connection_lives_on_with_the_old_port_and_an_unanswered_syn_does_not(host: FakeHost, agent: Agent) -> None:
+    agent.apply(config(NAT))
+    lives = flow("203.0.113.11", 80, "10.0.3.21:8080", Protocol.TCP)
+    host.flows = [lives, replace(lives, answered=False)]
+    agent.apply(config(service("nat", "203.0.113.11", to=8081)))
+    assert host.flows == [lives]
+
+
+def test_flow_of_a_service_that_is_gone_is_judged_by_the_wider_one_that_takes_its_packets(
+    host: FakeHost, agent: Agent
+) -> None:
+    wide = service("wide", "203.0.113.0/24", (1, 9999), protocol="udp", track=True)
+    agent.apply(config(dns(5300), wide))
+    host.flows = [OLD, AS_IS]
+    agent.apply(config(wide))
+    assert host.flows == [AS_IS]
+
+
+def test_conntrack_that_cannot_be_looked_at_is_said_and_stops_nothing(host: FakeHost, agent: Agent) -> None:
+    def refuses(*_: object) -> int:
+        raise FeatureError("load the module nf_conntrack_netlink")
+
+    host.forget_flows = refuses  # type: ignore[method-assign]
+    with capture_logs() as logs:
+        agent.apply(config(dns(5300)))
+    assert [entry["reason"] for entry in logs if entry["event"] == "flows_not_forgotten"]
+    assert agent.applied is not None

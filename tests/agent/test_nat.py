@@ -9,10 +9,9 @@ import subprocess
 import pytest
 
 from agent.nat import TunnelGuard, render, replacement, segment_size
-from agent.own import own_services
-from lb.errors import ConfigError
-from lb.model import AgentConfig, Backend, BackendState, Service
-from tests.agent.values import ANY_PORT, HOST, HOST6, MUX, config, service
+from agent.own import serve
+from lb.model import AgentConfig, Backend, BackendState, DecapMode, Service
+from tests.agent.values import ANY_PORT, HOST, HOST6, MUX, config, own_services, service
 
 
 def text_for(*services: Service, guard: TunnelGuard | None = None) -> str | None:
@@ -44,7 +43,10 @@ def test_same_services_in_any_order_give_the_same_text() -> None:
 def test_untranslated_service_is_not_tracked_and_not_translated() -> None:
     text = text_for(service("web", "203.0.113.10"))
     assert chain(text, "untracked_in") == ["ip daddr . tcp dport @serve0_tcp4_as_is notrack return"]
-    assert chain(text, "untracked_out") == ["ip saddr . tcp sport @serve0_tcp4_as_is notrack return"]
+    assert chain(text, "untracked_out") == [
+        "ip saddr . tcp sport @serve0_tcp4_as_is notrack return",
+        "ip daddr . tcp dport @serve0_tcp4_as_is notrack return",
+    ]
     assert chain(text, "translate") == []
     assert "nat" not in (text or "")
 
@@ -55,8 +57,24 @@ def test_translated_service_is_tracked_and_sent_to_its_port() -> None:
     assert chain(text, "untracked_in") == []
 
 
-def test_backend_port_equal_to_the_service_port_is_no_translation() -> None:
-    assert chain(text_for(service("web", "203.0.113.10", 80, to=80)), "translate") == []
+def test_backend_port_that_is_given_is_translated_to_also_where_it_is_the_service_port() -> None:
+    text = text_for(service("dns", "203.0.113.10", 53, to=53, protocol="udp"))
+    assert chain(text, "translate") == ["ip daddr . udp dport @serve0_udp4_53 dnat ip to 10.0.3.21:53"]
+
+
+def test_what_the_host_itself_sends_to_its_translated_service_is_translated_as_well() -> None:
+    text = text_for(service("web", "203.0.113.10", to=8080), service("tls", "203.0.113.10", 443))
+    assert chain(text, "translate_own") == chain(text, "translate")
+
+
+def test_service_that_asks_for_it_is_tracked_and_left_to_the_rules_of_the_host() -> None:
+    text = text_for(service("web", "203.0.113.10", track=True), service("tls", "203.0.113.10", 443))
+    assert chain(text, "untracked_in") == [
+        "ip daddr . tcp dport @serve0_tcp4_as_is notrack return",
+        "ip daddr . tcp dport @serve0_tcp4_tracked return",
+    ]
+    assert chain(text, "translate") == []
+    assert chain(text_for(service("web", "203.0.113.10", track=True)), "untracked_in") == []
 
 
 @pytest.mark.parametrize("state", list(BackendState))
@@ -124,11 +142,20 @@ def test_ipip_device_is_guarded_by_the_table() -> None:
     ]
 
 
-def test_one_host_twice_in_a_service_with_different_ports_is_refused() -> None:
+def test_one_host_twice_in_a_service_with_different_ports_leaves_out_that_service_alone() -> None:
     web = service("web", "203.0.113.10", to=8080)
     twice = Service(web.name, web.vip, web.protocol, web.ports, (*web.backends, Backend("web-2", HOST, 8081)))
-    with pytest.raises(ConfigError, match=r"service\[0\].backend: web-1 and web-2"):
-        own_services(AgentConfig(config().agent, (twice,)))
+    served = serve(AgentConfig(config().agent, (twice, service("tls", "203.0.113.10", 443))))
+    assert [own.name for own in served.services] == ["tls"]
+    assert "web-1 and web-2 are both this host with different ports" in served.left_out["web"]
+
+
+def test_ipv6_service_is_left_out_where_only_ipv4_leaves_its_tunnel() -> None:
+    given = config(service("six", "2001:db8::1"), service("four", "203.0.113.10"), address6=HOST6)
+    assert serve(given, DecapMode.BPF).left_out == {}
+    served = serve(given, DecapMode.TUN)
+    assert [own.name for own in served.services] == ["four"]
+    assert "for IPv4 only" in served.left_out["six"]
 
 
 @pytest.mark.lab
@@ -142,6 +169,7 @@ def test_nft_accepts_every_kind_of_table() -> None:
         service("one", "203.0.113.130", 80, to=8080, mtu=9000),
         service("six", "2001:db8::1", to=8080),
         service("six-any", "2001:db8:1::/64", ANY_PORT),
+        service("published", "203.0.113.12", 80, track=True),
     )
     for guard in (None, TunnelGuard("vipmux-ipip", HOST, (MUX,))):
         text = text_for(*services, guard=guard)

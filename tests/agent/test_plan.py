@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import pytest
 
-from agent.own import own_services
 from agent.plan import (
     NOTHING,
     AddQdisc,
@@ -34,7 +33,7 @@ from agent.plan import (
 from agent.state import Change, Changes
 from agent.vips import OwnedVips, owned_vips, served_vips
 from lb.model import DecapMode
-from tests.agent.values import HOST6, config, service
+from tests.agent.values import HOST6, config, own_services, service
 
 VIP, OLD = IPv4Address("203.0.113.10"), IPv4Address("203.0.113.99")
 PREFIX, OLD_PREFIX = ip_network("203.0.113.128/25"), ip_network("198.51.100.0/25")

@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import pwd
 from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 
-from agent.probes import LocalCheck, LocalProbes, checks
+from agent.probes import LocalCheck, LocalProbes, checks, command_user
+from lb.errors import ConfigError
 from lb.model import Probe, ProbeType, Service
 from lb.node.messages import HealthReport
 from lb.probe.board import NotProbed
-from lb.probe.state import Health
+from lb.probe.checkers import PlainSockets, RunAs, ask
+from lb.probe.state import Answer, Health
 from tests.agent.values import ANY_PORT, HOST, HOST6, config, service
 from tests.lb.probe.server import says, tcp
 
@@ -30,7 +35,16 @@ def probed(given: Service, probe: Probe | None) -> Service:
 @pytest.mark.parametrize(
     ("given", "check"),
     [
-        pytest.param(service("s", VIP, 80), LocalCheck(Probe(ProbeType.TCP), HOST, 80), id="TCP connect by default"),
+        pytest.param(
+            service("s", VIP, 80),
+            LocalCheck(Probe(ProbeType.TCP), IPv4Address(VIP), 80, HOST),
+            id="TCP connect by default",
+        ),
+        pytest.param(
+            service("s", "203.0.113.128/25", 80),
+            LocalCheck(Probe(ProbeType.TCP), IPv4Address("203.0.113.128"), 80, HOST),
+            id="an address of the prefix",
+        ),
         pytest.param(service("s", VIP, 80, 8080), LocalCheck(Probe(ProbeType.TCP), HOST, 8080), id="where it listens"),
         pytest.param(probed(service("s", VIP, 80, 8080), HTTP), LocalCheck(HTTP, HOST, 8080), id="the service's probe"),
         pytest.param(
@@ -57,7 +71,9 @@ def probed(given: Service, probe: Probe | None) -> Service:
             id="a command needs no port",
         ),
         pytest.param(
-            service("s", "2001:db8::10/128", 80), LocalCheck(Probe(ProbeType.TCP), HOST6, 80), id="IPv6 as well"
+            service("s", "2001:db8::10/128", 80),
+            LocalCheck(Probe(ProbeType.TCP), IPv6Address("2001:db8::10"), 80, HOST6),
+            id="IPv6 as well",
         ),
     ],
 )
@@ -91,7 +107,7 @@ class Told:
 
 def here(name: str, port: int, **probe: float) -> Service:
     fast = Probe(ProbeType.TCP, interval=0.1, timeout=0.1, **probe)  # type: ignore[arg-type]
-    return probed(service(name, VIP, port, address="127.0.0.1"), fast)
+    return probed(service(name, VIP, port, to=port, address="127.0.0.1"), fast)
 
 
 def test_a_backend_that_ends_is_reported_down_with_the_reason_and_up_again() -> None:
@@ -146,3 +162,107 @@ def test_who_is_not_probed_is_reported_up_with_the_reason() -> None:
         await told.probes.close()
 
     asyncio.run(story())
+
+
+def at(address: str, port: int, protocol: str = "tcp", **probe: str) -> Service:
+    """Not translated, at a VIP that this machine has."""
+    fast = Probe(ProbeType(protocol), interval=0.3, timeout=0.2, fall=1, **probe)  # type: ignore[arg-type]
+    return probed(service("s", address, port, address="127.0.0.1", protocol=protocol), fast)
+
+
+def test_a_process_that_does_not_listen_on_the_vip_is_down_with_advice() -> None:
+    async def story() -> None:
+        told = Told()
+        async with tcp(says(b"")) as port:
+            told.probes.update(config(at("127.0.0.9", port), address=LOOPBACK))
+            report = await told.next()
+        await told.probes.close()
+        assert not report.up
+        assert report.reason == (
+            f"connection refused at the VIP 127.0.0.9, but well at 127.0.0.1:{port}: give the backend `port = {port}`, "
+            "so that packets are translated to there"
+        )
+
+    asyncio.run(story())
+
+
+def test_a_udp_server_that_answers_from_another_address_than_the_vip_is_down_with_advice() -> None:
+    """As one does that listens on all addresses, and sends without saying from which."""
+
+    class Wrong(asyncio.DatagramProtocol):
+        def __init__(self, answers: asyncio.DatagramTransport | None = None) -> None:
+            self.answers = answers
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            (self.answers or self.transport).sendto(b"pong", addr)  # type: ignore[union-attr, attr-defined]
+
+    async def story() -> None:
+        loop = asyncio.get_running_loop()
+        own, _ = await loop.create_datagram_endpoint(Wrong, local_addr=("127.0.0.1", 0))
+        port = own.get_extra_info("sockname")[1]
+        vip, _ = await loop.create_datagram_endpoint(lambda: Wrong(own), local_addr=("127.0.0.9", port))
+        told = Told()
+        told.probes.update(config(at("127.0.0.9", port, "udp", request="ping", expect="pong"), address=LOOPBACK))
+        report = await told.next()
+        await told.probes.close()
+        own.close()
+        vip.close()
+        assert not report.up
+        assert f"give the backend `port = {port}`" in report.reason
+
+    asyncio.run(story())
+
+
+def test_a_vip_that_is_no_address_of_this_host_is_said_to_be_none() -> None:
+    async def story() -> None:
+        told = Told()
+        told.probes.update(config(at(VIP, 80), address=LOOPBACK))
+        report = await told.next()
+        await told.probes.close()
+        assert (report.up, report.reason) == (False, f"the VIP {VIP} is no address of this host now")
+
+    asyncio.run(story())
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+COMMAND = probed(service("s", VIP, 80), Probe(ProbeType.COMMAND, command=("id", "-u")))
+
+
+def test_command_runs_as_nobody_unless_the_agents_own_file_says_otherwise() -> None:
+    nobody = pwd.getpwnam("nobody")
+    assert command_user(config().agent, lambda: 0) == RunAs("nobody", nobody.pw_uid, nobody.pw_gid)
+    assert command_user(config(command_user="root").agent, lambda: 0) is None
+    assert command_user(config().agent, lambda: 1000) is None  # it is nobody special anyway
+
+
+def test_unknown_user_of_commands_is_a_mistake_of_the_file() -> None:
+    with pytest.raises(ConfigError, match=r'agent.command_user: there is no user "checker" on this host'):
+        command_user(config(command_user="checker").agent, lambda: 0)
+
+
+def test_commands_can_be_forbidden() -> None:
+    found = checks(config(COMMAND, command_probes=False))["s", "s-1"]
+    assert found == NotProbed("not probed: this host runs no commands (agent.command_probes)")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_command_has_the_rights_of_its_user_and_no_others(tmp_path: Path) -> None:
+    """Its groups and capabilities are gone as well, and it is killed in time all the same."""
+    secret = tmp_path / "secret"
+    secret.write_text("s")
+    secret.chmod(0o600)
+    nobody = command_user(config().agent)
+    assert nobody is not None
+    script = f"cat {secret} || id -u; id -G; grep CapEff /proc/self/status; exit 1"
+
+    async def run(script: str) -> Answer:
+        probe = Probe(ProbeType.COMMAND, command=("sh", "-c", f"exec 2>/dev/null; ({script}) | tr '\\n' ' '; exit 1"))
+        return await ask(probe, HOST, 80, PlainSockets(HOST), nobody)
+
+    answer = asyncio.run(run(script))
+    assert answer.reason == f'exit code 1: "{nobody.uid} {nobody.gid} CapEff:?0000000000000000"'
+    assert "longer than 1 s and was killed" in asyncio.run(run("sleep 60")).reason

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
+from agent.own import OwnService, serve
 from lb.model import (
     AgentConfig,
     AgentSettings,
@@ -35,6 +36,7 @@ def service(  # a row of a test reads better than keywords
     state: BackendState = BackendState.UP,
     weight: int = 1,
     mtu: int | None = None,
+    track: bool = False,
 ) -> Service:
     network = ip_network(vip)
     first, last = port if isinstance(port, tuple) else (port, port)
@@ -46,6 +48,7 @@ def service(  # a row of a test reads better than keywords
         ports=PortRange(first, last),
         backends=(Backend(f"{name}-1", at, to, weight, state),),
         mtu=mtu,
+        track=track,
     )
 
 
@@ -58,3 +61,10 @@ def config(*services: Service, **changes: Any) -> AgentConfig:
         "decap": DecapMode.TUN,
     }
     return AgentConfig(AgentSettings(**{**values, **changes}), services)
+
+
+def own_services(given: AgentConfig) -> tuple[OwnService, ...]:
+    """Of a configuration of which everything can be served."""
+    served = serve(given)
+    assert not served.left_out
+    return served.services

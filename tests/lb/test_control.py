@@ -117,11 +117,10 @@ def test_a_socket_in_use_is_not_taken_over(path: Path) -> None:
         serving(path, lambda: asyncio.run(second()))
 
 
-def test_a_file_in_the_way_is_not_removed(path: Path) -> None:
+def test_a_file_in_the_way_is_set_aside_not_removed(path: Path) -> None:
     path.write_text("precious")
-    with pytest.raises(ControlError, match="is in the way and not a socket"):
-        serving(path, lambda: None)
-    assert path.read_text() == "precious"
+    assert serving(path, lambda: request(path, {"op": "lookup"})) == {"backend": None}
+    assert path.with_name(path.name + ".aside").read_text() == "precious"
 
 
 def test_a_path_too_long_for_a_socket_is_said_so(tmp_path: Path) -> None:
