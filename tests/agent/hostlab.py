@@ -28,6 +28,8 @@ from typing import Any
 from scapy.compat import raw
 from scapy.layers.inet import IP
 
+from agent.decap import open_program
+from agent.linux import LinuxHost
 from lb import control
 from lb.config_text import format_config
 from lb.model import AgentConfig, AgentSettings, Backend, BackendState, DecapMode, PortRange, Protocol, Service
@@ -49,14 +51,16 @@ _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 1, 0x1000
 
 
-def service(name: str, vip: str, port: int, to: int | None = None, state: BackendState = BackendState.UP) -> Service:
-    """A TCP service of this one host."""
+def service(
+    name: str, vip: str, port: int, to: int | None = None, state: BackendState = BackendState.UP, **more: Any
+) -> Service:
+    """A service of this one host, of TCP unless ``more`` says otherwise."""
     return Service(
         name=name,
         vip=ip_network(vip),
-        protocol=Protocol.TCP,
         ports=PortRange(port, port),
         backends=(Backend(f"{name}-1", IPv4Address(HOST), to, state=state),),
+        **{"protocol": Protocol.TCP, **more},
     )
 
 
@@ -230,8 +234,23 @@ class HostLab:
 
     def row(self) -> dict[str, Any]:
         """The agent's row of ``lb get agents``."""
-        rows: list[dict[str, Any]] = control.request(self.state_dir / "agent.sock", {"op": "get", "what": "agents"})
-        return rows[0]
+        return self.rows("agents")[0]
+
+    def rows(self, what: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = control.request(self.state_dir / "agent.sock", {"op": "get", "what": what})
+        return rows
+
+    def decapsulated(self) -> int:
+        """Packets taken out of their tunnels, from the program itself: it works without an agent."""
+
+        def read() -> int:
+            with LinuxHost() as host:
+                program = open_program(host.ingress("eth0").program)
+            assert program is not None
+            with contextlib.closing(program):
+                return program.counters()["decapsulated"]
+
+        return netns.inside(self.host, read)
 
     def drops(self, reason: str) -> int:
         return int(self.row()["drops"].get(reason, 0))
@@ -267,9 +286,9 @@ class HostLab:
     # --- traffic -------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def server(self, port: int, name: str) -> Iterator[None]:
+    def server(self, port: int, name: str, namespace: str | None = None) -> Iterator[None]:
         """A TCP server on the host that answers each line with its name, the line, and whom it takes itself for."""
-        listener = netns.inside(self.host, lambda: _listen(port))
+        listener = netns.inside(namespace or self.host, lambda: _listen(port))
         stop = threading.Event()
         thread = threading.Thread(target=_serve, args=(listener, name, stop))
         thread.start()
@@ -279,6 +298,79 @@ class HostLab:
             stop.set()
             thread.join()
             listener.close()
+
+    @contextlib.contextmanager
+    def udp_server(self, port: int, name: str) -> Iterator[None]:
+        """Listens on all addresses of the host and does not say from which it answers, as simple servers do."""
+
+        def bound() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(("", port))
+            sock.settimeout(0.05)
+            return sock
+
+        stop = threading.Event()
+        with netns.inside(self.host, bound) as sock:
+            thread = threading.Thread(target=_serve_udp, args=(sock, name, stop))
+            thread.start()
+            try:
+                yield
+            finally:
+                stop.set()
+                thread.join()
+
+    def udp_client(self, vip: str, port: int) -> socket.socket:
+        """A socket of the client that takes answers from the VIP alone, and keeps its own port."""
+
+        def connected() -> socket.socket:
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind((CLIENT, 0))
+            sock.connect((vip, port))
+            sock.settimeout(0.3)
+            return sock
+
+        return netns.inside(self.client, connected)
+
+    @contextlib.contextmanager
+    def container(self, published: int) -> Iterator[str]:
+        """A namespace behind the host, with rules as container engines make them, but without a proxy: what comes for
+        ``published`` on any local address goes to its port 80."""
+        name = f"{self.host}-ct"
+        netns.batch([f"netns add {name}"])
+        try:
+            netns.batch(
+                [
+                    f"link add name ct0 type veth peer name eth0 netns {name}",
+                    "addr add 172.18.0.1/16 dev ct0",
+                    "link set ct0 up",
+                ],
+                self.host,
+            )
+            netns.batch(
+                [
+                    "link set lo up",
+                    "addr add 172.18.0.2/16 dev eth0",
+                    "link set eth0 up",
+                    "route add default via 172.18.0.1",
+                ],
+                name,
+            )
+            to_container = f"tcp dport {published} fib daddr type local dnat to 172.18.0.2:80;"
+            said = self.on_host(
+                "nft",
+                "table ip engine {\n"
+                f'chain prerouting {{ type nat hook prerouting priority dstnat; iifname != "ct0" {to_container} }}\n'
+                f"chain output {{ type nat hook output priority -100; ip daddr != 127.0.0.0/8 {to_container} }}\n"
+                "chain postrouting { type nat hook postrouting priority srcnat;"
+                ' ip saddr 172.18.0.0/16 oifname != "ct0" masquerade; }\n}\n',
+            )
+            assert not said, said
+            netns.sysctl(self.host, {"ipv4/ip_forward": 1})
+            yield name
+        finally:
+            netns.sysctl(self.host, {"ipv4/ip_forward": 0})
+            self.on_host("nft", "delete table ip engine")
+            netns.ip("netns", "del", name)
 
     def connect(self, vip: str, port: int = 80) -> socket.socket:
         """A connection from the client through the MUX."""
@@ -311,6 +403,13 @@ def _listen(port: int) -> socket.socket:
     listener.listen()
     listener.setblocking(False)
     return listener
+
+
+def _serve_udp(sock: socket.socket, name: str, stop: threading.Event) -> None:
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            data, client = sock.recvfrom(2048)
+            sock.sendto(name.encode() + b" " + data, client)
 
 
 def _serve(listener: socket.socket, name: str, stop: threading.Event) -> None:

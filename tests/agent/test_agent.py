@@ -295,7 +295,7 @@ def test_conntrack_that_cannot_be_looked_at_is_said_and_stops_nothing(host: Fake
     def refuses(*_: object) -> int:
         raise FeatureError("load the module nf_conntrack_netlink")
 
-    host.forget_flows = refuses  # type: ignore[method-assign]
+    host.forget_flows = refuses  # type: ignore[method-assign, assignment]
     with capture_logs() as logs:
         agent.apply(config(dns(5300)))
     assert [entry["reason"] for entry in logs if entry["event"] == "flows_not_forgotten"]

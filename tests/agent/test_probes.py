@@ -197,7 +197,7 @@ def test_a_udp_server_that_answers_from_another_address_than_the_vip_is_down_wit
             self.transport = transport
 
         def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-            (self.answers or self.transport).sendto(b"pong", addr)  # type: ignore[union-attr, attr-defined]
+            (self.answers or self.transport).sendto(b"pong", addr)  # type: ignore[attr-defined]
 
     async def story() -> None:
         loop = asyncio.get_running_loop()
