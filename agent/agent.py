@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from agent import fence, nat, sysctls
@@ -78,7 +78,9 @@ class Agent:
                 refusals.append(str(refusal))
                 continue
             reason = "; ".join(refusals) if refusals else _WHY[config.agent.decap is DecapMode.AUTO, mode]
-            self.applied = Applied(config, served, mode, reason)
+            # What is left out is no part of what is in force: nobody probes it.
+            kept = tuple(service for service in config.services if service.name not in served.left_out)
+            self.applied = Applied(replace(config, services=kept), served, mode, reason)
             return self.applied
         raise FeatureError("; ".join(refusals) + _OTHERWISE[config.agent.decap])
 
