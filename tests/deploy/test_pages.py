@@ -47,7 +47,7 @@ def commands() -> Iterator[list[str]]:
 
 def test_the_files_of_the_install_page_are_right_as_they_stand() -> None:
     kinds = [type(parse(text)) for text in blocks("install.md", "toml")]
-    assert kinds == [ManagerSettings, MuxConfig, AgentConfig, tuple]
+    assert kinds == [ManagerSettings, MuxConfig, AgentConfig, tuple, tuple]
 
 
 @pytest.mark.parametrize("words", list(commands()), ids=" ".join)
