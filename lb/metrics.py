@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lb.daemon.keeper import KeptFigures
+from lb.daemon.keeper import metrics as kept_metrics
 from lb.daemon.vitals import VITALS, Vitals
 from lb.errors import IoError
 
@@ -76,6 +78,7 @@ class Figures:
     bursts: tuple[int, ...] = ()  #: heartbeat of each worker
     probes: Mapping[tuple[str, str], bool] = field(default_factory=dict)  #: by service and backend, through the tunnel
     bgp: BgpFigures | None = None  #: None: this MUX speaks no BGP
+    kept: KeptFigures = field(default_factory=KeptFigures)  #: what was put back into the kernel
 
 
 class MuxCollector(Collector):
@@ -95,6 +98,7 @@ class MuxCollector(Collector):
         yield from _probes(figures)
         yield from _flows(figures)
         yield from _machine(figures)
+        yield from kept_metrics(figures.kept)
         if figures.bgp is not None:
             yield from _bgp(figures.bgp)
 

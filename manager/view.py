@@ -195,6 +195,7 @@ class View:
             "generation": entry.live_generation if entry.live is not None else None,
             "wanted": entry.generation,
             "refused": entry.refused,
+            "repaired": self._repaired(entry),
             "version": entry.record.version,
             "clock_skew": None if entry.clock_skew is None else round(entry.clock_skew, 1),
             "certificate_expires": entry.expires,
@@ -467,6 +468,13 @@ class View:
     def _handover(entry: Entry) -> str | None:
         """In words, what became of the flows that only this MUX knew, when it last went or came."""
         told = entry.status.get("handover")
+        return told if isinstance(told, str) else None
+
+    @staticmethod
+    def _repaired(entry: Entry) -> str | None:
+        """In words, what the node lately put back into its kernel, or cannot."""
+        row = entry.status.get(entry.record.kind)
+        told = row.get("repaired") if isinstance(row, dict) else None
         return told if isinstance(told, str) else None
 
     @staticmethod

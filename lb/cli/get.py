@@ -207,7 +207,7 @@ def _show_local(what: str, data: Any, as_json: bool) -> None:
     if not all(isinstance(row, dict) for row in rows):
         raise ControlError("the daemon's answer is not a table; are daemon and lb of one version?")
     if what in _SINGLE:
-        _show_keys(rows)
+        _show_keys([{key: value for key, value in row.items() if key != "kernel"} for row in rows])
         return
     columns, numbers = TABLES[what]
     probed = [row for row in rows if "health" in row]

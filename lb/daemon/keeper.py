@@ -12,7 +12,7 @@ How a daemon uses it::
     watch = KernelWatch(Area.LINK | Area.NFTABLES, own=own, tables=["vipmux_mux1"])
     keeper = Keeper([isolation, settings], watch)      # each a Kept
     task = asyncio.create_task(keeper.run())           # until cancelled; supervise it like any other
-    keeper.rows(), keeper.figures()                    # for the local socket, and for Prometheus
+    keeper.rows(), keeper.words(), keeper.figures()    # for the status (keys kernel, repaired), and for Prometheus
 
 A part locks against its own changes: :meth:`Kept.look` must never see a change of ours half done. Whatever a part
 raises but VipmuxError is a programming error and ends :meth:`Keeper.run`.
@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lb.daemon.kernel_watch import EVERYTHING, Area, Notices, Program
-from lb.daemon.repairs import Difference, Repairs, Said, Saying
+from lb.daemon.repairs import Difference, Repairs, Said, Saying, words
 from lb.errors import VipmuxError
 from lb.log import get_logger
 
@@ -133,6 +133,10 @@ class Keeper:
             if ward.blind is not None
         ]
         return rows
+
+    def words(self) -> str | None:
+        """What happened lately, in one sentence."""
+        return words(self.rows(), time.time())
 
     def figures(self) -> KeptFigures:
         """From any thread."""

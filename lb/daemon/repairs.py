@@ -32,8 +32,10 @@ RETRY_FIRST, RETRY_MOST = 1.0, 30.0
 #: Things that have been right for so long are forgotten, but for the last few; seconds.
 FORGET = 3600.0
 REMEMBERED = 50
-#: Things named in one line of the log, and shown in a status.
+#: Things named in one line of the log.
 SHOWN = 5
+#: A repair is news for so long, seconds.
+LATELY = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Difference:
     what: str  #: its kind, one of few: ``nftables``, ``address``, ``route``, ``rule``, ``filter``, ``sysctl``, ...
     name: str  #: in words, as an operator would look for it: ``table netdev vipmux_mux1``
     became: str = "was removed"  #: what happened to it, as the sentence goes on
+    urgent: bool = False  #: nothing works without it: fought over, it is put back after 2 s all the same
 
 
 class Said(enum.Enum):
@@ -146,7 +149,7 @@ class Repairs:
             thing.amiss, thing.broken, thing.retry = False, None, RETRY_FIRST
             who = {"by": by} if by else {}
             if thing.pause:
-                thing.pause = min(2 * thing.pause, PAUSE_MOST)
+                thing.pause = PAUSE_FIRST if found.urgent else min(2 * thing.pause, PAUSE_MOST)
             elif len(thing.times) > FIGHT_REPAIRS and now - thing.times[0] <= FIGHT_WINDOW:
                 thing.pause, thing.fought_from = PAUSE_FIRST, thing.count - len(thing.times)
                 sayings.add(Said.FIGHT, found.name, **({"by": thing.by} if thing.by else {}), times=len(thing.times))
@@ -164,7 +167,7 @@ class Repairs:
                 sayings.add(Said.NOT_PUT_BACK, found.name, was=f"it {found.became}", reason=reason)
             thing.broken = reason
             thing.not_before = now + thing.retry
-            thing.retry = min(2 * thing.retry, RETRY_MOST)
+            thing.retry = RETRY_FIRST if found.urgent else min(2 * thing.retry, RETRY_MOST)
         return sayings.all()
 
     def again_at(self) -> float | None:
@@ -213,6 +216,21 @@ class Repairs:
         old = [key for key, thing in self._things.items() if thing.quiet() and now - thing.last > FORGET]
         for key in old[: len(self._things) - REMEMBERED]:
             del self._things[key]
+
+
+def words(rows: Iterable[Mapping[str, Any]], wall: float) -> str | None:
+    """A sentence about the rows of :meth:`Repairs.rows`, for a table of nodes; None where nothing happened lately."""
+    rows = list(rows)
+    fights = [f"another program undoes {row['name']} again and again{_by(row)}" for row in rows if row["fight"]]
+    broken = [f"cannot put back {row['name']}: {row['failed']}" for row in rows if row["failed"]]
+    lately = [row for row in rows if row["count"] and not row["fight"] and wall - row["last"] < LATELY]
+    done = [f"put back {row['name']}, which {row['became']}{_by(row)}" for row in lately]
+    said = fights + broken + done
+    return None if not said else said[0] + (f"; and {len(said) - 1} more" if len(said) > 1 else "")
+
+
+def _by(row: Mapping[str, Any]) -> str:
+    return f" by {row['by']}" if row["by"] else ""
 
 
 class _Sayings:

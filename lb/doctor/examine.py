@@ -232,9 +232,10 @@ def _listens(config: str, listen: str) -> Iterator[Finding]:
 def _kept(
     role: Role, config: str, settings: MuxSettings | AgentSettings, manager: str | None, daemon: Daemon
 ) -> Iterator[Finding]:
-    """Disk, certificate, clock, and the connection to the manager."""
+    """What is in the kernel, disk, certificate, clock, and the connection to the manager."""
     name, state_dir = settings.name, settings.state_dir
     clock = look.clock(manager)
+    yield from machines.check_repairs(role, daemon, clock.now)
     yield from machines.check_disk(look.disk(state_dir))
     if manager is not None:
         held = look.certificate(Path(state_dir) / "identity" / "node.pem")

@@ -90,6 +90,12 @@ def check_node(kind: str, row: Row, now: float) -> Iterator[Finding]:
         )
     else:
         yield ok("node", f"{where} is connected and {state}")
+    if row.get("repaired"):
+        yield warning(
+            "kernel_kept",
+            f"{where} {row['repaired']}",
+            f"`lb doctor` on {name} says what, how often and by whom; have that program leave alone what is of vipmux",
+        )
     ahead = row.get("clock_skew")
     if isinstance(ahead, int | float):
         remedy = f"on {name}: `timedatectl set-ntp true` (or chrony), and `chronyc makestep` at once; likewise here"

@@ -91,7 +91,7 @@ def check_decapsulation(network: Network, daemon: Daemon) -> Iterator[Finding]:
             yield fault(
                 "decapsulation",
                 f"lb-agent's BPF filter is gone from the ingress of {name}: packets in tunnels are refused",
-                "have lb-agent put it back: `systemctl reload lb-agent` (SIGHUP); who else runs tc there?",
+                "lb-agent puts it back by itself, unless somebody removes it again and again: who runs tc there?",
             )
         return
     if mode == "tun":
@@ -156,8 +156,8 @@ def check_translation(tables: Collection[Table] | None, daemon: Daemon, own: str
         yield fault(
             "translation",
             f"the nftables table inet {own} is gone: ports are not translated and large segments are lost",
-            "have lb-agent make it anew: `systemctl reload lb-agent` (SIGHUP); does another program run "
-            "`nft flush ruleset` (nftables.service, firewalld)?",
+            "lb-agent puts it back by itself, unless another program removes it again and again: does one run `nft "
+            "flush ruleset` (nftables.service, firewalld)?",
         )
 
 

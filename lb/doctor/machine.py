@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
+from lb.cells import ago
 from lb.doctor.facts import Certificate, Clock, Daemon, Disk, Interface, Kernel, Rights, Role, Row, Twin
 from lb.doctor.findings import Finding, fault, ok, unknown, warning
 from lb.privileges import Capability
@@ -20,6 +21,9 @@ SKEW_WARNING, SKEW_FAULT = 2.0, 30.0
 RENEWAL_LATE = 0.6
 #: Certificates that nobody renews by himself: the manager's authority. Seconds before the end.
 AUTHORITY_ENDS = 90 * 86400.0
+#: What was put back into the kernel within the last hour is told, seconds; and so many things of it.
+REPAIRED_LATELY = 3600.0
+REPAIRS_SHOWN = 5
 _DAY = 86400.0
 
 
@@ -362,6 +366,57 @@ def another_name(kind: str, name: str, config: str = "its file") -> str:
         f"delete <state_dir>/identity and <state_dir>/node, and start lb-{kind} once with --token from "
         f"`lb-manager token --kind {kind} --name NEWNAME`"
     )
+
+
+def check_repairs(role: Role, daemon: Daemon, now: float) -> Iterator[Finding]:
+    """What the daemon has put into the kernel, and what other programs did to it. ``now`` is Unix time."""
+    rows = daemon.status.get("kernel")
+    if not isinstance(rows, list):
+        return
+    found = [row for row in rows if isinstance(row, Mapping)]
+    wrong = [row for row in found if row.get("failed") or row.get("fight") or row.get("amiss")]
+    lately = [row for row in found if row not in wrong and now - (row.get("last") or 0) < REPAIRED_LATELY]
+    for row in wrong[:REPAIRS_SHOWN]:
+        yield _unrepaired(role, row, now)
+    for row in lately[:REPAIRS_SHOWN]:
+        yield warning(
+            "kernel_kept",
+            f"{row.get('name')} {row.get('became')}{_by(row)}; {role.program} put it back {_times(row, now)}",
+            "nothing has to be done here; find who does it, and have him leave alone what is of vipmux",
+        )
+    if not wrong and not lately:
+        count = sum(row.get("count") or 0 for row in found)
+        rest = f", after {count} repairs since its start" if count else ""
+        yield ok("kernel_kept", f"what {role.program} put into the kernel is there{rest}")
+
+
+def _unrepaired(role: Role, row: Row, now: float) -> Finding:
+    name, what = row.get("name"), f"{row.get('name')} {row.get('became')}{_by(row)}"
+    if row.get("failed"):
+        return fault(
+            "kernel_kept",
+            f"{what}, and {role.program} cannot put it back: {row['failed']}",
+            f"remove the cause; {role.program} tries again by itself",
+        )
+    if row.get("fight"):
+        return fault(
+            "kernel_kept",
+            f"another program undoes {name} again and again{_by(row)}; {role.program} put it back {_times(row, now)}, "
+            "and does so ever more rarely",
+            "stop that program, or have it leave alone what is of vipmux: does it run `nft flush ruleset` or `ip route "
+            "flush` (nftables.service, firewalld, a configuration management)?",
+        )
+    return fault("kernel_kept", what, f"{role.program} puts it back within a second; ask again")
+
+
+def _by(row: Row) -> str:
+    return f" by {row['by']}" if row.get("by") else ""
+
+
+def _times(row: Row, now: float) -> str:
+    count, last = row.get("count") or 0, row.get("last")
+    often = "once" if count == 1 else f"{count} times"
+    return f"{often}, the last time {ago(last, now)} ago" if last else often
 
 
 def check_twins(role: Role, name: str, twins: Sequence[Twin]) -> Iterator[Finding]:

@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
+from typing import Any
 
 from lb.doctor.facts import Claim, Daemon, Row, Table
 from lb.doctor.findings import Finding, fault, ok, unknown, warning
 from lb.model import Address
+from lb.mux.prefixes import Prefix
 
 #: Part of the flow table from which on it is nearly full.
 FLOWS_WARNING = 0.9
@@ -39,18 +42,42 @@ def check_isolation(
         yield fault(
             "isolation",
             f"the table netdev {own} is missing: this machine's own kernel answers clients with resets",
-            "restart lb-mux, which makes it: `systemctl restart lb-mux`",
+            "lb-mux puts it back by itself, unless another program removes it again and again: does one run `nft flush "
+            "ruleset` (nftables.service, firewalld)? `journalctl -u lb-mux -n 20` may name it",
         )
     else:
-        open_ = sorted(set(vips) - mine.addresses)
+        open_ = uncovered(vips, mine.addresses)
         if open_:
             yield fault(
                 "isolation",
                 f"the table netdev {own} does not hold {_few(open_)}: the kernel answers their clients with resets",
-                "restart lb-mux, which makes it anew: `systemctl restart lb-mux`",
+                "lb-mux puts it back by itself: what says its log? `journalctl -u lb-mux -n 20`",
             )
         else:
             yield ok("isolation", f"the table netdev {own} keeps the kernel from {_many(len(set(vips)), 'VIP')}")
+
+
+def uncovered(vips: Collection[str], elements: Collection[str]) -> list[str]:
+    """VIPs that are not wholly within what a set holds, however nft writes it: single addresses, prefixes, ranges."""
+    held = {4: _fewest(4, elements), 6: _fewest(6, elements)}
+    lengths = {version: sorted({prefix.length for prefix in found}) for version, found in held.items()}
+
+    def covered(vip: Prefix) -> bool:
+        return any(
+            vip.shortened(length) in held[vip.version] for length in lengths[vip.version] if length <= vip.length
+        )
+
+    return sorted(vip for vip in set(vips) if not covered(Prefix.of(ip_network(vip))))
+
+
+def _fewest(version: int, elements: Collection[str]) -> set[Prefix]:
+    """The fewest prefixes that are the same addresses."""
+    found: list[Any] = []
+    for element in elements:
+        first, _, last = element.partition("-")
+        if ip_network(first, strict=False).version == version:
+            found += summarize_address_range(ip_address(first), ip_address(last)) if last else [ip_network(first)]
+    return {Prefix.of(network) for network in collapse_addresses(found)}
 
 
 def check_stale(tables: Sequence[Table], running: Collection[str]) -> Iterator[Finding]:

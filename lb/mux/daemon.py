@@ -33,6 +33,9 @@ from lb.bgp.session import State
 from lb.changes import Change, Vips
 from lb.config import load_mux, parse_manager_url
 from lb.control import ControlServer
+from lb.daemon.keeper import Keeper
+from lb.daemon.kernel_watch import EVERYTHING, NOTHING, KernelWatch, Own
+from lb.daemon.main_rule import MainRule
 from lb.daemon.marker import RunMarker
 from lb.daemon.supervise import Tasks, until
 from lb.doctor import startup
@@ -57,6 +60,7 @@ from lb.mux.reload import check_bgp, check_settings, check_vips
 from lb.mux.requests import answer, handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
+from lb.mux.tun import ROUTE_PROTOCOL
 from lb.mux.tunnel_probes import TunnelProbes
 from lb.notify import Supervisor
 from lb.privileges import Capability, keep_only, require
@@ -137,9 +141,9 @@ class Daemon:
         self._marker = RunMarker(state_dir.path / MARKER)
         self._served = False  # the start came to its end
         self._reload_wanted = reload_wanted
-        self._reopen_wanted = asyncio.Event()
         self._opened: Plane | None = None
-        self._ifindex = 0
+        self._own = Own()  # by what our own changes of the kernel are known
+        self._keeper = Keeper((), KernelWatch(NOTHING))
         self._vips = Vips.of(())  # of the services that are live
         self._local: Mapping[Address, str] = {}  # this machine's addresses, when VIPs were last checked against them
         self._changing = asyncio.Lock()  # one change of services at a time, whoever wants it
@@ -168,8 +172,7 @@ class Daemon:
         self._marker.begin()
         if self._follower is not None:
             state, services = await self._follower.begin()
-        link = find_interface(self._settings.interface, (await self._netlink.links()).values())
-        self._ifindex = link.index
+        find_interface(self._settings.interface, (await self._netlink.links()).values())
         local = await self._netlink.local_addresses()
         check_outer_source(self._settings, local)
         if self._follower is None:
@@ -179,9 +182,12 @@ class Daemon:
             forwarding = self._begin_with(self._follower, services, local)
             services = forwarding.services
         self._vips, self._local = Vips.of(services), local
-        port, mode = await open_port(self._settings, self._vips.networks, self._netlink, self._state_dir.path)
+        port, mode = await open_port(
+            self._settings, self._vips.networks, self._netlink, self._state_dir.path, self._own
+        )
         engine = Engine(self._settings, port.link, forwarding)
         self._opened = Plane(port, mode, engine)
+        self._keeper = self._keep(port)
         if self._bgp is not None:
             self._announcer = Announcer(self._bgp, self._settings, engine, self._unsound)
             if self._handover is not None:
@@ -202,7 +208,7 @@ class Daemon:
         self._tasks.restarted("probes", self._probes.run)
         self._tasks.restarted("care of workers", self._care)
         self._tasks.restarted("reloads", self._reloads)
-        self._tasks.restarted("interface", self._reopens)
+        self._tasks.restarted("kept in the kernel", self._keeper.run)
         self._condition.state = "ready"
         give_back()
         self._log_ready(services)
@@ -276,6 +282,7 @@ class Daemon:
             probed=self._probes.known,
             manager=self._follower.row if self._follower is not None else None,
             handover=lambda: self._handover.words if self._handover is not None else None,
+            keeper=self._keeper,
         )
         if self._follower is not None:
             self._follower.status = status.for_manager
@@ -352,10 +359,7 @@ class Daemon:
                 self._condition.state = "degraded"
                 self._tell_announcer()
             return
-        if now.index != self._ifindex:
-            self._ifindex = now.index
-            self._reopen_wanted.set()
-        if not was_there:
+        if not was_there and self._plane.port.lost() is None:
             log.info("interface back", interface=name)
             self._condition.state = "ready"
             self._tell_announcer()
@@ -364,20 +368,27 @@ class Daemon:
         if self._announcer is not None:
             self._announcer.published()
 
-    async def _reopens(self) -> None:
-        """A new interface of the old name: new isolation, new rings, the same flow tables."""
-        while True:
-            await self._reopen_wanted.wait()
-            self._reopen_wanted.clear()
-            try:
-                self._plane.engine.stop()
-                await self._plane.port.reopen()
-                self._plane.engine.start(self._plane.port.ios)
-                log.info("interface opened again", interface=self._settings.interface)
-            except VipmuxError as error:
-                log.error("interface cannot be opened again", reason=str(error))
-                await asyncio.sleep(1.0)
-                self._reopen_wanted.set()
+    # -- kept in the kernel -------------------------------------------------------------------------------------
+
+    def _keep(self, port: Port) -> Keeper:
+        self._own.ports.add(self._netlink.port)
+        watch = KernelWatch(EVERYTHING, own=self._own, tables=port.tables, protocols=[ROUTE_PROTOCOL])
+        return Keeper([MainRule(), *port.parts(self._reopen), *self._probes.parts()], watch)
+
+    async def _reopen(self) -> None:
+        """A new interface of the old name: new isolation, new rings, the same flow tables. Raises VipmuxError."""
+        self._plane.engine.stop()
+        try:
+            await self._plane.port.reopen()
+            self._plane.engine.start(self._plane.port.ios)
+        except VipmuxError:
+            self._plane.engine.stop()
+            self._plane.port.close_ios()
+            self._condition.state = "degraded"
+            self._tell_announcer()
+            raise
+        log.info("interface opened again", interface=self._settings.interface)
+        self._links_changed(self._watch.links)
 
     # -- reload -------------------------------------------------------------------------------------------------
 

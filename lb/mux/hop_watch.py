@@ -12,6 +12,8 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from pyroute2.netlink.exceptions import NetlinkError
+
 from lb.log import get_logger
 from lb.model import Address
 from lb.mux.netlink import Netlink, Notices
@@ -56,6 +58,7 @@ class HopWatch:
         self._noticed = asyncio.Event()
         self._decided = asyncio.Event()
         self._mirror = asyncio.Lock()
+        self._blind: str | None = None  # why the kernel could not be asked; then everything is asked for anew
 
     @property
     def resolutions(self) -> Mapping[Address, Resolution]:
@@ -106,23 +109,38 @@ class HopWatch:
         loop = asyncio.get_running_loop()
         ask_at = loop.time()
         while True:
-            await self._next_notices(max(0.0, ask_at - loop.time()))
+            await self._look(max(0.0, ask_at - loop.time()))
             if loop.time() >= ask_at:
                 await self._ask()
                 ask_at = loop.time() + ASK_INTERVAL
 
+    async def _look(self, seconds: float) -> None:
+        """What the kernel does not answer now is asked for again a moment later: links come and go meanwhile."""
+        try:
+            await self._next_notices(seconds)
+        except (NetlinkError, OSError) as error:
+            if self._blind != str(error):
+                log.error(
+                    "cannot ask the kernel for routes, links or neighbours", reason=str(error), then="asked again"
+                )
+            self._blind = str(error)
+            await asyncio.sleep(ASK_INTERVAL)
+
     async def _next_notices(self, seconds: float) -> None:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(0 if self._blind else seconds):
                 await self._noticed.wait()
         except TimeoutError:
-            return
+            if not self._blind:
+                return
         self._noticed.clear()
         notices = self._netlink.take_notices()
+        notices.everything = notices.everything or self._blind is not None
         if notices.routes and not notices.everything:
             await asyncio.sleep(ROUTE_SETTLE)
         async with self._mirror:
             await self._apply(notices)
+        self._blind = None
 
     async def _apply(self, notices: Notices) -> None:
         links_before = self._links

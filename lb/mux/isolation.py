@@ -7,23 +7,28 @@ workers see everything. Only destination addresses that are VIPs match: ARP, and
 addresses, do not.
 
 The table is the kernel's: it stays when ``lb-mux`` is killed, is replaced in one transaction at the next start, and
-is removed by a clean stop alone. Texts are made by pure functions; :func:`apply` runs ``nft``.
+is removed by a clean stop alone. While ``lb-mux`` runs, the table is kept: :class:`Isolation` is one of the parts of
+:mod:`lb.daemon.keeper`. Texts are made and read by pure functions; :func:`apply` runs ``nft``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import shutil
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Sequence
+from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
+from typing import Any
 
-from lb.errors import FeatureError, IoError
+from lb.daemon import nftables
+from lb.daemon.kernel_watch import Area, Own
+from lb.daemon.repairs import Difference
+from lb.errors import IoError
 from lb.model import Network
 from lb.mux.prefixes import Cover, Prefix, Step
 
 #: Before every chain that others may have at the same hook.
 PRIORITY = -500
-NFT_TIMEOUT = 10.0
 #: nft compares each prefix that it takes out of an interval set with all of them: so many cost as much as a new set.
 GONE_MANY = 20
 
@@ -98,87 +103,176 @@ def _initial(elements: list[str]) -> str:
     return f"elements = {{ {', '.join(elements)} }}" if elements else ""
 
 
-async def apply(text: str) -> None:
+# -- reading what there is ----------------------------------------------------------------------------------------
+
+_ELEMENTS = re.compile(r"^\t\telements = \{([^}]*)\}\n", re.MULTILINE)
+_DROPS = re.compile(r"^\t\tip6? daddr @vips[46] counter drop #", re.MULTILINE)
+
+
+def structure(listing: str) -> str:
+    """All of a listing but the elements of its sets: tables, chains and rules, with the kernel's numbers of them."""
+    return _ELEMENTS.sub("", listing)
+
+
+def elements(listing: str) -> frozenset[str]:
+    """Those of both sets, as nft writes them: single addresses without a length."""
+    return frozenset(word for found in _ELEMENTS.findall(listing) for word in re.split(r"[,\s]+", found) if word)
+
+
+def amiss(listing: str, interface: str, reference: str | None, cover: Cover) -> str | None:
+    """What happened to the table, as a sentence goes on; None where it is as it was made.
+
+    ``reference``: the :func:`structure` of an earlier listing, taken since the table was made; a table or rule that was
+    made anew by somebody else has other numbers. None: there is no such listing yet.
+    """
+    drops = len(_DROPS.findall(listing))
+    if "\tflags dormant" in listing:
+        return "was switched off"
+    if "\tchain ingress {" not in listing:
+        return "lost its chain"
+    if drops < 2:
+        return "lost its rules"
+    if f'hook ingress device "{interface}"' not in listing or reference not in (None, structure(listing)):
+        return "was changed"
+    return _elements_amiss(elements(listing), cover)
+
+
+def _elements_amiss(found: frozenset[str], cover: Cover) -> str | None:
+    wanted = frozenset(_as_nft_writes(prefix) for prefix in cover)
+    if found == wanted:
+        return None
+    # They may only be written in another way, as an interval for example.
+    present, should = _networks(found), frozenset(cover.networks)
+    lost, more = len(should - present), len(present - should)
+    if lost:
+        return "lost all its VIPs" if lost == len(should) else f"lost {lost} of its {len(should)} prefixes of VIPs"
+    return f"got {more} prefixes that are no VIPs" if more else None
+
+
+def _as_nft_writes(prefix: Prefix) -> str:
+    network = prefix.network
+    return str(network.network_address) if prefix.single else str(network)
+
+
+def _networks(written: Iterable[str]) -> frozenset[Network]:
+    """The fewest that are the same addresses."""
+    found: dict[int, list[Any]] = {4: [], 6: []}
+    for word in written:
+        first, _, last = word.partition("-")
+        networks = summarize_address_range(ip_address(first), ip_address(last)) if last else [ip_network(first)]
+        for network in networks:
+            found[network.version].append(network)
+    return frozenset(network for version in found.values() for network in collapse_addresses(version))
+
+
+# -- the kernel ---------------------------------------------------------------------------------------------------
+
+
+async def apply(text: str, own: Own | None = None) -> None:
     """Runs one transaction; it happens whole or not at all."""
-    code, errors = await _nft(text, "-f", "-")
-    if code:
-        raise IoError(f"nft refused to isolate the VIPs: {_first_line(errors)}")
+    done = await nftables.run("-f", "-", text=text, own=own)
+    if done.code:
+        raise IoError(f"nft refused to isolate the VIPs: {done.complaint}")
 
 
-async def exists(table: str) -> bool:
-    """Whether the kernel has a table of that name."""
-    code, _ = await _nft("", "list", "table", "netdev", table)
-    return code == 0
-
-
-async def _nft(text: str, *arguments: str) -> tuple[int, bytes]:
-    """The exit code, and what it complained about."""
-    if shutil.which("nft") is None:
-        raise FeatureError("nft is not installed: install the package nftables")
-    process = await asyncio.create_subprocess_exec(
-        "nft",
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(NFT_TIMEOUT):
-            _, errors = await process.communicate(text.encode())
-    except TimeoutError:
-        process.kill()
-        await process.wait()
-        raise IoError(f"nft did not finish within {NFT_TIMEOUT:g} s") from None
-    return process.returncode or 0, errors
-
-
-def _first_line(errors: bytes) -> str:
-    lines = errors.decode(errors="replace").strip().splitlines()
-    return lines[0] if lines else "no reason given"
+async def listing(table: str) -> str | None:
+    """What the kernel has of the table; None: nothing. Raises IoError."""
+    done = await nftables.run("-s", "-a", "-n", "list", "table", "netdev", table)
+    if done.code and not done.absent:
+        raise IoError(f"nft cannot list the table netdev {table}: {done.complaint}")
+    return None if done.code else done.output
 
 
 class Isolation:
     """The drop of one MUX on one interface. Owns the table in the kernel, not its own survival."""
 
-    def __init__(self, mux: str, interface: str) -> None:
-        self._table = table_name(mux)
+    areas = Area.NFTABLES | Area.LINK
+    interval = 10.0
+
+    def __init__(self, mux: str, interface: str, own: Own | None = None) -> None:
+        self.table = table_name(mux)
         self._interface = interface
+        self._own = own
+        self._lock = asyncio.Lock()  # the keeper must not look while a change is half done
         self._vips: frozenset[Network] = frozenset()
         self._cover = Cover()
+        self._sure = False  # the kernel has the cover, as far as our own doing goes
+        self._reference: str | None = None  # of the table that we made last
+        self._well: int | None = None  # the ruleset's number when all was well
         #: A killed predecessor left it behind: then only a clean stop removes it, not a start that fails.
         self.inherited = False
 
     async def install(self, vips: Iterable[Network]) -> None:
-        """At start, and again when the interface was created anew (the old one took its hook along)."""
-        self._vips = frozenset(vips)
-        self._cover = Cover(self._vips)
-        self.inherited = await exists(self._table)
-        await apply(install_text(self._table, self._interface, self._cover))
+        """At start."""
+        async with self._lock:
+            self._vips = frozenset(vips)
+            self._cover = Cover(self._vips)
+            self.inherited = await listing(self.table) is not None
+            await self._whole()
 
     async def cover(self, vips: Iterable[Network]) -> None:
         """Covers exactly these. Before a publish give the old and the new ones, afterwards the new."""
         wanted = frozenset(vips)
-        if wanted == self._vips:
-            return
-        step = self._cover.step(wanted - self._vips, self._vips - wanted)
-        try:
-            if step.come or step.gone:
-                await self._step(step)
-        except BaseException:
-            self._cover = Cover(self._vips)
-            raise
-        self._vips = wanted
+        async with self._lock:
+            if wanted == self._vips:
+                return
+            before, self._well = self._vips, None
+            step = self._cover.step(wanted - before, before - wanted)
+            try:
+                self._vips = wanted
+                if step.come or step.gone:
+                    await self._step(step)
+            except BaseException:  # what the kernel has now, only the kernel knows
+                self._vips, self._cover, self._sure = before, Cover(before), False
+                raise
 
     async def _step(self, step: Step) -> None:
-        """What differs; or everything, where that is quicker, or the kernel has something else than we believe."""
-        if len(step.gone) <= GONE_MANY:
+        """What differs; or everything, where that is quicker, or the kernel has something else than we believe.
+
+        The table may be gone, the sets flushed, a run of nft cancelled half way: none of it is a reason to refuse
+        VIPs. Without an interface there is nothing to isolate; it gets its table when it is there again.
+        """
+        sure, self._sure = self._sure, False
+        if sure:
+            text = step_text(self.table, step) if len(step.gone) <= GONE_MANY else update_text(self.table, self._cover)
             try:
-                await apply(step_text(self._table, step))
+                await apply(text, self._own)
             except IoError:
                 pass
             else:
+                self._sure = True
                 return
-        await apply(update_text(self._table, self._cover))
+        try:
+            await self._whole()
+        except IoError:
+            if _index(self._interface) is not None:
+                raise
+
+    async def _whole(self) -> None:
+        self._sure, self._reference, self._well = False, None, None
+        await apply(install_text(self.table, self._interface, self._cover), self._own)
+        self._sure = True
+
+    # -- kept -------------------------------------------------------------------------------------------------------
+
+    async def look(self) -> Sequence[Difference]:
+        """Nothing where the interface is gone: the port opens everything anew when it comes back."""
+        async with self._lock:
+            number = nftables.generation()
+            if _index(self._interface) is None or (self._sure and self._well == number):
+                return ()
+            found = await listing(self.table)
+            became = amiss(found, self._interface, self._reference, self._cover) if found is not None else "was removed"
+            if became is None and found is not None:
+                self._sure, self._reference, self._well = True, structure(found), number
+                return ()
+            return (Difference("nftables", f"table netdev {self.table}", became or ""),)
+
+    async def put_back(self, differences: Sequence[Difference]) -> None:
+        """Also when the interface was made anew: the old one took its hook along."""
+        del differences  # it is one table
+        async with self._lock:
+            await self._whole()
 
     def prefixes(self, most: int) -> list[Network] | None:
         """The fewest that cover the VIPs; None if they are more than ``most``."""
@@ -186,5 +280,13 @@ class Isolation:
 
     async def remove(self) -> None:
         """The last act of a clean stop, and the repair of a start in another mode."""
-        await apply(remove_text(self._table))
-        self._vips, self._cover = frozenset(), Cover()
+        async with self._lock:
+            await apply(remove_text(self.table), self._own)
+            self._vips, self._cover, self._sure = frozenset(), Cover(), False
+
+
+def _index(interface: str) -> int | None:
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return None

@@ -21,11 +21,14 @@ from types import TracebackType
 from typing import Any
 
 from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
 from lb.model import Address
 from lb.mux.nexthops import Link, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
+
+#: How often a table that changes while it is read is read anew.
+DUMP_ATTEMPTS = 20
 
 _NTF_USE = 0x01
 _IFF_UP = 0x1
@@ -90,12 +93,24 @@ class Netlink:
             self._listener = None
         self._ipr.close()
 
+    @property
+    def port(self) -> int:
+        """Of the socket by which changes are made: what the kernel tells of them bears it. After the first question."""
+        return int(self._ipr.socket.getsockname()[0])
+
     # -- questions ----------------------------------------------------------------------------------------------
 
     async def dump(self, table: str, **filters: Any) -> list[Any]:
         """All of ``table``. One at a time: the kernel refuses a second dump while one goes on (EBUSY)."""
         async with self._dumping:
-            return [message async for message in await getattr(self._ipr, table)("dump", **filters)]
+            for attempt in range(DUMP_ATTEMPTS):
+                try:
+                    return [message async for message in await getattr(self._ipr, table)("dump", **filters)]
+                except NetlinkDumpInterrupted:  # something changed meanwhile, so it may not be whole
+                    if attempt == DUMP_ATTEMPTS - 1:
+                        raise
+                    await asyncio.sleep(0.01)
+        raise AssertionError("the last attempt returns or raises")
 
     async def route(self, address: Address) -> Route | None:
         """Where the kernel would send a packet for this address."""

@@ -9,10 +9,14 @@ before the first io opens and is the last to go. Used by :mod:`lb.mux.daemon`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from lb.daemon.keeper import Kept
+from lb.daemon.kernel_watch import Area, Own
+from lb.daemon.repairs import Difference
 from lb.dataplane import NO_MAC, Hop, Io, Link, PacketIo, TunIo
 from lb.errors import FeatureError, IoError, VipmuxError
 from lb.model import Address, IoMode, MuxSettings, Network
@@ -21,6 +25,7 @@ from lb.mux.mode import Mode, candidates, nothing_works, obtained
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import NextHop, Resolution
 from lb.mux.socket_filter import PREFIXES_MAX, vip_filter
+from lb.mux.startup import Claim
 from lb.mux.tun import Tun
 
 
@@ -41,8 +46,18 @@ class Port(Protocol):
     async def cover(self, vips: Iterable[Network]) -> None:
         """Takes in exactly the packets of these VIPs, and keeps the kernel away from them."""
 
+    def lost(self) -> Difference | None:
+        """What the ios are of was taken away, and may be opened anew."""
+
     async def reopen(self) -> None:
-        """After the interface was created anew; the workers have stopped."""
+        """After that; the workers have stopped. Raises VipmuxError, and may be called again."""
+
+    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[Kept]:
+        """What is kept in the kernel. ``reopen`` stops the workers, reopens the port and starts them again."""
+
+    @property
+    def tables(self) -> Sequence[str]:
+        """Of nftables, that are ours."""
 
     def close_ios(self) -> None:
         """The workers have stopped."""
@@ -55,15 +70,62 @@ class Port(Protocol):
         """The end of a clean stop: the kernel may have the packets again."""
 
 
+class Anchor:
+    """Whether an interface is still the one that it was, though another may have its name and even its number.
+
+    A packet socket that takes in nothing is bound to it; the kernel unties it when the interface is unregistered.
+    """
+
+    def __init__(self, interface: str) -> None:
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        try:
+            self._socket.bind((interface, 0))
+        except OSError as error:
+            self._socket.close()
+            raise IoError(f"cannot bind to {interface}: {(error.strerror or str(error)).lower()}") from None
+
+    def holds(self, interface: str) -> bool:
+        try:
+            return bool(self._socket.getsockname()[0] == interface)
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class _Opened:
+    """A part of the keeper: what the ios of a port are of is deleted and made again, and they are opened anew."""
+
+    areas = Area.LINK
+    interval = 2.0
+
+    def __init__(self, port: Port, reopen: Callable[[], Awaitable[None]]) -> None:
+        self._port = port
+        self._reopen = reopen
+
+    async def look(self) -> Sequence[Difference]:
+        lost = self._port.lost()
+        return () if lost is None else (lost,)
+
+    async def put_back(self, differences: Sequence[Difference]) -> None:
+        del differences
+        await self._reopen()
+
+
 class PacketPort:
     """AF_PACKET on the interface, nftables below it."""
 
     link = Link.NEXT_HOP
     watches_hops = True
 
-    def __init__(self, settings: MuxSettings, netlink: Netlink, state_dir: Path) -> None:
+    def __init__(
+        self, settings: MuxSettings, netlink: Netlink, state_dir: Path, own: Own, claims: Sequence[Claim]
+    ) -> None:
         self._settings = settings
-        self._isolation = Isolation(settings.name, settings.interface)
+        self._claims = claims
+        self._isolation = Isolation(settings.name, settings.interface, own)
+        self._anchor: Anchor | None = None
         self._left_by_tun = Tun(netlink, settings.name, state_dir)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[PacketIo] = []
@@ -93,6 +155,7 @@ class PacketPort:
 
     def _open_rings(self) -> None:
         interface = self._settings.interface
+        self._anchor = Anchor(interface)  # first: what happens from now on is not missed
         self._filter = filter_ = self._wanted_filter()
         if self._settings.workers == 1:
             self._ios = [PacketIo(interface, filter_=filter_)]
@@ -128,15 +191,37 @@ class PacketPort:
                 io.set_filter(filter_)
             self._filter = filter_
 
+    def lost(self) -> Difference | None:
+        interface = self._settings.interface
+        if not _exists(interface):
+            return None  # it may come back
+        if self._anchor is not None and self._anchor.holds(interface):
+            return None
+        return Difference("interface", f"interface {interface}", "was made anew", urgent=True)
+
     async def reopen(self) -> None:
         self.close_ios()
-        await self._isolation.install(self._vips)
-        self._open_rings()
+        await self._isolation.put_back(())
+        try:
+            self._open_rings()
+        except IoError:
+            self.close_ios()
+            raise
+
+    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[Kept]:
+        return [_Opened(self, reopen), self._isolation]
+
+    @property
+    def tables(self) -> Sequence[str]:
+        return (self._isolation.table,)
 
     def close_ios(self) -> None:
         for io in self._ios:
             io.close()
         self._ios = []
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
 
     async def remove(self) -> None:
         await self._isolation.remove()
@@ -148,8 +233,13 @@ class TunPort:
     link = Link.NONE
     watches_hops = False
 
-    def __init__(self, settings: MuxSettings, netlink: Netlink, state_dir: Path) -> None:
+    def __init__(
+        self, settings: MuxSettings, netlink: Netlink, state_dir: Path, own: Own, claims: Sequence[Claim]
+    ) -> None:
+        del own
         self._settings = settings
+        self._claims = claims
+        self._anchor: Anchor | None = None
         self._tun = Tun(netlink, settings.name, state_dir)
         self._left_by_packet = Isolation(settings.name, settings.interface)
         self._vips: frozenset[Network] = frozenset()
@@ -180,6 +270,7 @@ class TunPort:
         shared = self._settings.workers > 1
         for _ in range(self._settings.workers):
             self._ios.append(TunIo(self._tun.name, shared=shared))
+        self._anchor = Anchor(self._tun.name)
         await self._tun.set_up()
         await self._tun.cover(self._vips)
 
@@ -198,31 +289,75 @@ class TunPort:
         self._vips = frozenset(vips)
         await self._tun.cover(self._vips)
 
+    def lost(self) -> Difference | None:
+        """The device is ours, whatever happens to the interface."""
+        if self._anchor is not None and self._anchor.holds(self._tun.name):
+            return None
+        return Difference("interface", f"TUN device {self._tun.name}", urgent=True)
+
     async def reopen(self) -> None:
-        """Nothing: the device is ours, whatever happens to the interface."""
+        self.close_ios()
+        try:
+            await self._open_device()
+        except IoError:
+            self.close_ios()
+            raise
+
+    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[Kept]:
+        return [_Opened(self, reopen), self._tun, self._tun.settings]
+
+    @property
+    def tables(self) -> Sequence[str]:
+        return ()
 
     def close_ios(self) -> None:
         for io in self._ios:
             io.close()
         self._ios = []
+        if self._anchor is not None:
+            self._anchor.close()
+            self._anchor = None
 
     async def remove(self) -> None:
         await self._tun.remove()
 
 
+def _exists(interface: str) -> bool:
+    try:
+        socket.if_nametoindex(interface)
+    except OSError:
+        return False
+    return True
+
+
 async def open_port(
-    settings: MuxSettings, vips: Iterable[Network], netlink: Netlink, state_dir: Path
+    settings: MuxSettings, vips: Iterable[Network], netlink: Netlink, state_dir: Path, own: Own
 ) -> tuple[Port, Mode]:
-    """The best I/O that works here, open, with the reason for it."""
+    """The best I/O that works here, open, with the reason for it. ``own`` learns what changes of it are known by."""
     vips = frozenset(vips)
+    claims = _claims(settings)
     refused: dict[IoMode, str] = {}
     for candidate in candidates(settings.io):
         kind = PacketPort if candidate is IoMode.PACKET else TunPort
-        port = kind(settings, netlink, state_dir)
+        port = kind(settings, netlink, state_dir, own, claims)
         try:
             await port.open(vips)
         except VipmuxError as error:
             refused[candidate] = str(error)
             continue
         return port, obtained(settings.io, candidate, refused)
+    for claim in claims:
+        claim.close()
     raise nothing_works(settings.io, refused)
+
+
+def _claims(settings: MuxSettings) -> list[Claim]:
+    """Before anything is touched; a TUN device is of its MUX alone, and several may be on one interface."""
+    claims = [Claim("name", settings.name)]
+    if IoMode.PACKET in candidates(settings.io):
+        try:
+            claims.append(Claim("interface", settings.interface))
+        except IoError:
+            claims[0].close()
+            raise
+    return claims

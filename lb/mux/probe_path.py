@@ -23,13 +23,16 @@ import os
 import socket
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from lb.daemon.kernel_watch import Area
+from lb.daemon.repairs import Difference
+from lb.daemon.routes import RoutesOf, parse
 from lb.errors import FeatureError, IoError
 from lb.mux.netlink import Netlink
 from lb.mux.tun import ROUTE_PROTOCOL
@@ -98,10 +101,15 @@ def source_port(inner: bytes) -> tuple[int, int] | None:
 
 
 class ProbePath:
-    """See the module's text."""
+    """See the module's text. While it is open, what it has put into the kernel is kept by :mod:`lb.daemon.keeper`."""
+
+    areas = Area.LINK | Area.ROUTE | Area.RULE
+    interval = 10.0
 
     def __init__(self, mux: str, address: IPv4Address, mtu: int, netlink: Netlink, lost: asyncio.Event) -> None:
         """``lost`` is set when somebody takes the device away; see :attr:`is_lost`."""
+        self._lock = asyncio.Lock()  # the keeper must not look while it is half open
+        self._routes = RoutesOf(ROUTE_PROTOCOL)
         self.names = names(mux)
         self._address = address
         self._mtu = mtu
@@ -120,12 +128,16 @@ class ProbePath:
 
     async def open(self) -> None:
         """Raises IoError or FeatureError, with nothing left behind."""
+        async with self._lock:
+            await self._open()
+
+    async def _open(self) -> None:
         try:
             self._raw = self._open_raw()
             self._tun = self._open_tun()
             await self._route()
         except (IoError, FeatureError):
-            await self.close()
+            await self._close()
             raise
         loop = asyncio.get_running_loop()
         loop.add_reader(self._tun, self._forward)
@@ -133,15 +145,24 @@ class ProbePath:
 
     async def repair(self) -> bool:
         """Removes the rule that a killed predecessor left; whether there was one."""
-        found = False
-        for message in await self._netlink.dump("rule", family=socket.AF_INET):
-            if message.get_attr("FRA_FWMARK") == self.names.mark and message.get_attr("FRA_TABLE") == self.names.mark:
-                await self._rule("del", message.get_attr("FRA_PRIORITY") or 0)
-                found = True
-        return found
+        found = await self._rules()
+        for priority in found:
+            await self._rule("del", priority)
+        return bool(found)
+
+    async def _rules(self) -> list[int]:
+        """The priorities of our rules; one, if all is well."""
+        rules = await self._netlink.dump("rule", family=socket.AF_INET)
+        mark = self.names.mark
+        ours = (rule for rule in rules if rule.get_attr("FRA_FWMARK") == mark and rule.get_attr("FRA_TABLE") == mark)
+        return [rule.get_attr("FRA_PRIORITY") or 0 for rule in ours]
 
     async def close(self) -> None:
         """The rule first, so that at no time marked packets go elsewhere; then the device, with its route."""
+        async with self._lock:
+            await self._close()
+
+    async def _close(self) -> None:
         loop = asyncio.get_running_loop()
         if self._tun is not None:
             loop.remove_reader(self._tun)
@@ -152,8 +173,40 @@ class ProbePath:
             loop.remove_reader(self._raw.fileno())
             self._raw.close()
             self._raw = None
+        self._routes.close()
         self._ways.clear()
         self.is_lost = False
+
+    # --- kept --------------------------------------------------------------------------------------------------------
+
+    async def look(self) -> Sequence[Difference]:
+        """Nothing where it is not open, or the device is lost, which is heard of by reading from it."""
+        async with self._lock:
+            links, _ = await self._netlink.machine()
+            link = links.get(self._index()) if self._tun is not None else None
+            if link is None or self.is_lost:
+                return ()
+            found: list[Difference] = []
+            if not link.up:
+                found.append(Difference("interface", f"device {link.name}", "was set down"))
+            routes = parse(self._routes.dump())
+            if not any((route.table, route.ifindex) == (self.names.mark, link.index) for route in routes):
+                found.append(Difference("route", f"route of probes into {link.name}"))
+            if not await self._rules():
+                found.append(Difference("rule", f"ip rule of probes, fwmark {self.names.mark:#x}"))
+            return found
+
+    async def put_back(self, differences: Sequence[Difference]) -> None:
+        del differences
+        async with self._lock:
+            if self._tun is not None and not self.is_lost:
+                await self._route()
+
+    def _index(self) -> int:
+        try:
+            return socket.if_nametoindex(self.names.device)
+        except OSError:
+            return 0
 
     # --- for probes --------------------------------------------------------------------------------------------------
 
@@ -273,7 +326,7 @@ class ProbePath:
             await self.repair()
             await ipr.link("set", index=link.index, mtu=self._mtu - _HEADER.size, state="up")
             table = self.names.mark
-            await ipr.route("add", dst="0.0.0.0/0", oif=link.index, table=table, scope=253, proto=ROUTE_PROTOCOL)
+            await ipr.route("replace", dst="0.0.0.0/0", oif=link.index, table=table, scope=253, proto=ROUTE_PROTOCOL)
             await self._rule("add", PRIORITY)
         except NetlinkError as error:
             raise IoError(f"cannot route probes into {self.names.device}: {error}") from None

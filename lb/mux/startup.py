@@ -1,21 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must be right before the first packet: state directory, one ``lb-mux`` in it, the interface, our address.
 
-Called once by :mod:`lb.mux.daemon`. Each check raises an error of one sentence that says what to do.
+Called once by :mod:`lb.mux.daemon` and :mod:`lb.mux.ports`. Each check raises an error of one sentence that says what
+to do.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import socket
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from lb.errors import IoError
+from lb.log import get_logger
 from lb.model import Address, MuxSettings
 from lb.mux.nexthops import Link
 
 LOCK_FILE = "mux.lock"
+
+log = get_logger()
 
 
 class StateDir:
@@ -39,6 +46,52 @@ class StateDir:
 
     def close(self) -> None:
         os.close(self._lock)
+
+
+class Claim:
+    """What only one ``lb-mux`` of a network namespace may have, held until the process ends, however it ends.
+
+    It is an abstract UNIX socket: the kernel frees it, and it is not found in any directory, so that two with other
+    state directories, or in other containers with one network, meet as well.
+    """
+
+    def __init__(self, what: str, name: str) -> None:
+        """Raises IoError where another has it. ``what``: ``name`` or ``interface``."""
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        address = f"\0vipmux/lb-mux/{what}/{name}"
+        try:
+            self._socket.bind(address)
+            self._socket.listen(1)
+        except OSError as error:
+            self._socket.close()
+            if error.errno != errno.EADDRINUSE:
+                raise IoError(f"cannot claim the {what} {name}: {(error.strerror or str(error)).lower()}") from None
+            pid, uid = _holder(address)
+            if uid not in (None, 0, os.geteuid()):
+                log.warning("somebody else holds our name", what=f"{what} {name}", pid=pid, uid=uid)
+                return
+            who = f"another lb-mux (pid {pid})" if pid else "another lb-mux"
+            raise IoError(f"{who} runs here with mux.{what} {name!r}: {_OTHERWISE[what]}") from None
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+_OTHERWISE = {
+    "name": "stop it first, or give this one another name; they would take each other's isolation and probes",
+    "interface": "stop it first; both would forward each packet",
+}
+
+
+def _holder(address: str) -> tuple[int | None, int | None]:
+    """Process and user; None where that is not told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as asked:
+        try:
+            asked.connect(address)
+            pid, uid, _ = struct.unpack("=iII", asked.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except OSError:
+            return None, None
+    return pid, uid
 
 
 def find_interface(name: str, links: Iterable[Link]) -> Link:

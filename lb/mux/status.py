@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lb.daemon.keeper import Keeper, KeptFigures
 from lb.dataplane import REASONS, BackendFlows, Verdict
 from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures
 from lb.model import Backend, BackendState, MuxSettings, Service
@@ -53,10 +54,12 @@ class Status:
         probed: Callable[[], Mapping[Label, Known]] = dict,
         manager: Callable[[], Row] | None = None,
         handover: Callable[[], str | None] = lambda: None,
+        keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from any thread.
-        ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one."""
+        ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one.
+        ``keeper``: of what this MUX put into the kernel."""
         self._clock = clock
         self._settings = settings
         self._mode = mode
@@ -67,6 +70,7 @@ class Status:
         self._probed = probed
         self._manager = manager
         self._handover = handover
+        self._keeper = keeper
         self._told: Sequence[Row] = ()  # of announcements, to the manager
         self._tell_again = 0.0
 
@@ -89,6 +93,8 @@ class Status:
             "unreachable": self._condition.unreachable or {},
             "rejected": self._condition.rejected,
             "bgp": {row["name"]: _session(row) for row in self.peers()},
+            "repaired": self._keeper.words() if self._keeper is not None else None,
+            "kernel": self._keeper.rows() if self._keeper is not None else [],
             "manager": self._manager() if self._manager is not None else None,
         }
 
@@ -214,6 +220,7 @@ class Status:
             },
             left_out=len(self._manager()["left_out"]) if self._manager is not None else 0,
             bgp=self._announcer.figures() if self._announcer is not None else None,
+            kept=self._keeper.figures() if self._keeper is not None else KeptFigures(),
         )
 
     def _service_figures(self) -> Iterator[ServiceFigures]:

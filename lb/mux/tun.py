@@ -9,20 +9,27 @@ their protocol number.
 Sysctls: forwarding must be on (remembered in ``restore.json`` and put back by a clean stop). What we write into the
 device has our own address as source, which needs ``accept_local``, and a loose ``rp_filter`` together with an
 address on the device, whatever ``rp_filter`` is elsewhere; both are set on the device alone and vanish with it.
+
+While ``lb-mux`` runs all of it is kept: :class:`Tun` is one of the parts of :mod:`lb.daemon.keeper`, and
+:attr:`Tun.settings` another. A device that is taken away is made anew by :class:`lb.mux.ports.TunPort`, which owns it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import re
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
 from pathlib import Path
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from lb.daemon import routes, sysctls
+from lb.daemon.kernel_watch import Area
+from lb.daemon.repairs import Difference
 from lb.errors import IoError
 from lb.model import Network
 from lb.mux.netlink import Netlink
@@ -38,7 +45,10 @@ MTU = 9000
 QUEUE_LENGTH = 10_000
 RESTORE_FILE = "restore.json"
 
-_RTN_UNICAST, _RTN_BLACKHOLE = 1, 6
+_RTN_BLACKHOLE = 6
+_RT_TABLE_MAIN = 254
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_IFF_UP = 0x1
 
 
 def device_name(mux: str) -> str:
@@ -52,6 +62,10 @@ class VipRoute:
 
     vip: Network
     blackhole: bool
+
+    def named(self, device: str) -> str:
+        """As an operator would look for it."""
+        return f"blackhole route of VIP {self.vip}" if self.blackhole else f"route of VIP {self.vip} into {device}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,60 +89,138 @@ def plan_routes(present: Iterable[VipRoute], vips: Iterable[Network]) -> RoutePl
 class Tun:
     """The device of one MUX. The C side opened its queues; it exists as long as they are open."""
 
+    areas = Area.LINK | Area.ADDRESS | Area.ROUTE
+    interval = 10.0
+
     def __init__(self, netlink: Netlink, mux: str, state_dir: Path) -> None:
         self._netlink = netlink
         self._restore = state_dir / RESTORE_FILE
+        self._lock = asyncio.Lock()  # the keeper must not look while a change is half done
+        self._routes = routes.RoutesOf(ROUTE_PROTOCOL)
+        self._vips: frozenset[Network] = frozenset()
+        self._well: tuple[int, frozenset[Network], list[bytes]] | None = None  # what there was when all was well
+        self._set: dict[str, str] = {}  # sysctls that we have set
+        self.settings = sysctls.KeptSysctls(lambda: self._set)
         self.name = device_name(mux)
         #: A killed predecessor left its blackholes behind.
         self.inherited = False
 
     async def set_up(self) -> None:
         """Address, MTU, sysctls; then up. The routes come with :meth:`cover`."""
-        link = await self._netlink.link(self.name)
-        if link is None:
+        async with self._lock:
+            await self._set_up()
+
+    async def _set_up(self) -> None:
+        index = self._index()
+        if index is None:
             raise IoError(f"the TUN device {self.name} vanished while it was set up")
-        self.inherited = bool(await self._present(link.index))
+        self.inherited = self.inherited or bool(self._present(index))
         self._write(f"ipv4/conf/{self.name}/accept_local", "1")
         self._write(f"ipv4/conf/{self.name}/rp_filter", "2")
         self._silence()
         ipr = self._netlink.ipr
         try:
-            await ipr.addr("replace", index=link.index, address=DEVICE_ADDRESS, prefixlen=32)
-            await ipr.link("set", index=link.index, mtu=MTU, txqlen=QUEUE_LENGTH, state="up")
+            await ipr.addr("replace", index=index, address=DEVICE_ADDRESS, prefixlen=32)
+            await ipr.link("set", index=index, mtu=MTU, txqlen=QUEUE_LENGTH, state="up")
         except NetlinkError as error:
             raise IoError(f"cannot set up the TUN device {self.name}: {error}") from None
         self._remember_and_write("ipv4/ip_forward", "1")
 
     async def cover(self, vips: Iterable[Network]) -> None:
-        """Routes exactly these VIPs into the device. Before a publish give the old and the new, afterwards the new."""
-        vips = frozenset(vips)
-        if any(vip.version == 6 for vip in vips):
+        """Routes exactly these VIPs into the device. Before a publish give the old and the new, afterwards the new.
+
+        Without the device the blackholes alone; the rest comes when the device is made anew."""
+        async with self._lock:
+            self._vips = frozenset(vips)
+            await self._cover()
+
+    async def _cover(self) -> None:
+        if any(vip.version == 6 for vip in self._vips):
             self._remember_and_write("ipv6/conf/all/forwarding", "1")
-        link = await self._netlink.link(self.name)
-        plan = plan_routes(await self._present(link.index if link else None), vips)
+        index = self._index()
+        plan = plan_routes(self._present(index), self._vips)
         for route in plan.add:
-            await self._change("add", route, link.index if link else 0)
+            if index is not None or route.blackhole:
+                await self._change("add", route, index or 0)
         for route in plan.delete:
-            await self._change("del", route, link.index if link else 0)
+            await self._change("del", route, index or 0)
 
     async def remove(self) -> None:
         """Takes routes away, blackholes last, and puts sysctls back. Also repairs what another mode left behind."""
-        link = await self._netlink.link(self.name)
-        index = link.index if link else None
-        for route in plan_routes(await self._present(index), ()).delete:
-            await self._change("del", route, index or 0)
-        self._put_back()
+        async with self._lock:
+            index = self._index()
+            for route in plan_routes(self._present(index), ()).delete:
+                await self._change("del", route, index or 0)
+            self._vips = frozenset()
+            self._put_settings_back()
+            self._routes.close()
 
-    async def _present(self, ifindex: int | None) -> list[VipRoute]:
+    # -- kept -------------------------------------------------------------------------------------------------------
+
+    async def look(self) -> Sequence[Difference]:
+        """Nothing where the device is gone: that is the port's affair."""
+        async with self._lock:
+            index = self._index()
+            if index is None:
+                return ()
+            return [*await self._device_amiss(index), *self._routes_amiss(index)]
+
+    async def put_back(self, differences: Sequence[Difference]) -> None:
+        del differences
+        async with self._lock:
+            await self._set_up()
+            await self._cover()
+
+    async def _device_amiss(self, index: int) -> list[Difference]:
+        try:
+            (link,) = await self._netlink.ipr.link("get", index=index)
+            addresses = await self._netlink.dump("addr", index=index)
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return []
+            raise IoError(f"cannot look at the TUN device {self.name}: {error}") from None
+        found: list[Difference] = []
+        if not link["flags"] & _IFF_UP:
+            found.append(Difference("interface", f"device {self.name}", "was set down", urgent=True))
+        if link.get_attr("IFLA_MTU") != MTU:
+            found.append(Difference("interface", f"MTU of device {self.name}", "was changed"))
+        if not any(message.get_attr("IFA_LOCAL") == DEVICE_ADDRESS for message in addresses):
+            found.append(Difference("address", f"address {DEVICE_ADDRESS} of device {self.name}"))
+        return found
+
+    def _routes_amiss(self, index: int) -> list[Difference]:
+        dumps = [self._routes.dump(family) for family in _FAMILIES]
+        if self._well == (index, self._vips, dumps):
+            return []
+        self._well = None
+        plan = plan_routes(self._among(dumps, index), self._vips)
+        if not plan.add and not plan.delete:
+            self._well = (index, self._vips, dumps)
+        return [
+            *(Difference("route", route.named(self.name)) for route in plan.add),
+            *(Difference("route", route.named(self.name), "is none that lb-mux made") for route in plan.delete),
+        ]
+
+    # -- the kernel -------------------------------------------------------------------------------------------------
+
+    def _index(self) -> int | None:
+        try:
+            return socket.if_nametoindex(self.name)
+        except OSError:
+            return None
+
+    def _present(self, ifindex: int | None) -> list[VipRoute]:
+        return self._among([self._routes.dump(family) for family in _FAMILIES], ifindex)
+
+    @staticmethod
+    def _among(dumps: Iterable[bytes], ifindex: int | None) -> list[VipRoute]:
+        """Those of ours, among all of our protocol; probes have routes of it in another table."""
         found: list[VipRoute] = []
-        for message in await self._netlink.dump("route"):
-            if message["proto"] != ROUTE_PROTOCOL or message.get_attr("RTA_DST") is None:
-                continue
-            vip = ip_network(f"{message.get_attr('RTA_DST')}/{message['dst_len']}")
-            if message["type"] == _RTN_BLACKHOLE:
-                found.append(VipRoute(vip, True))
-            elif ifindex is not None and message.get_attr("RTA_OIF") == ifindex:
-                found.append(VipRoute(vip, False))
+        for route in (route for dump in dumps for route in routes.parse(dump) if route.table == _RT_TABLE_MAIN):
+            if route.kind == _RTN_BLACKHOLE:
+                found.append(VipRoute(route.network, True))
+            elif ifindex is not None and route.ifindex == ifindex:
+                found.append(VipRoute(route.network, False))
         return found
 
     async def _change(self, command: str, route: VipRoute, ifindex: int) -> None:
@@ -152,19 +244,15 @@ class Tun:
             self._write(f"ipv6/conf/{self.name}/addr_gen_mode", "1")
 
     def _write(self, key: str, value: str) -> None:
-        try:
-            Path("/proc/sys/net", key).write_text(value)
-        except OSError as error:
-            name = "net." + key.replace("/", ".")
-            raise IoError(f"cannot set {name} to {value}: {(error.strerror or str(error)).lower()}") from None
+        sysctls.write(key, value)
+        self._set[key] = value
 
     def _remember_and_write(self, key: str, value: str) -> None:
-        before = Path("/proc/sys/net", key).read_text().strip()
-        if before == value:
-            return
-        remembered = self._remembered()
-        remembered.setdefault(key, before)  # a life that crashed remembered the true one
-        self._restore.write_text(json.dumps(remembered))
+        before = (sysctls.SYSCTLS / key).read_text().strip()
+        if before != value and key not in self._set:  # else somebody changed it after us: that is not what it was
+            remembered = self._remembered()
+            remembered.setdefault(key, before)  # a life that crashed remembered the true one
+            self._restore.write_text(json.dumps(remembered))
         self._write(key, value)
 
     def _remembered(self) -> dict[str, str]:
@@ -173,7 +261,8 @@ class Tun:
         except (OSError, ValueError, AttributeError):
             return {}
 
-    def _put_back(self) -> None:
+    def _put_settings_back(self) -> None:
+        self._set.clear()
         for key, value in self._remembered().items():
-            self._write(key, value)
+            sysctls.write(key, value)
         self._restore.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from lb.changes import Change
+from lb.daemon.keeper import Kept
 from lb.errors import VipmuxError
 from lb.log import get_logger
 from lb.model import Address, Backend, MuxSettings, Probe, ProbeType, Protocol, Service
@@ -151,6 +152,10 @@ class TunnelProbes:
 
     def reports(self) -> list[HealthReport]:
         return self._board.reports()
+
+    def parts(self) -> list[Kept]:
+        """What is kept in the kernel."""
+        return [self._path]
 
     async def run(self) -> None:
         """Until cancelled: follows changes; raises what is a programming error."""

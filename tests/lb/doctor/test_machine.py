@@ -44,6 +44,47 @@ def test_the_verdict_counts_and_the_worst_comes_first() -> None:
     assert verdict([Finding("a", OK, "x")]) == "no faults, 1 check fine"
 
 
+def kept(**differs: object) -> dict[str, object]:
+    """A row of what was put back, as a daemon's status has it."""
+    row = {"what": "nftables", "name": "table netdev vipmux_mux1", "became": "was removed", "by": "nft (pid 42)"}
+    return {**row, "count": 3, "last": 1000.0, "amiss": False, "fight": False, "failed": None, **differs}
+
+
+@pytest.mark.parametrize(
+    ("rows", "severity", "said"),
+    [
+        ([], OK, "what lb-mux put into the kernel is there"),
+        (
+            [kept()],
+            WARNING,
+            "table netdev vipmux_mux1 was removed by nft (pid 42); lb-mux put it back 3 times, the last time 10 s ago",
+        ),
+        ([kept(last=1010.0 - 7200.0)], OK, "what lb-mux put into the kernel is there, after 3 repairs since its start"),
+        (
+            [kept(fight=True, count=9)],
+            FAULT,
+            "another program undoes table netdev vipmux_mux1 again and again by nft (pid 42); lb-mux put it back 9 "
+            "times, the last time 10 s ago, and does so ever more rarely",
+        ),
+        (
+            [kept(failed="nft is not installed", amiss=True, by=None)],
+            FAULT,
+            "table netdev vipmux_mux1 was removed, and lb-mux cannot put it back: nft is not installed",
+        ),
+    ],
+)
+def test_what_was_put_back_into_the_kernel_is_told_with_how_often_when_and_by_whom(
+    rows: list[dict[str, object]], severity: Severity, said: str
+) -> None:
+    daemon = replace(RUNS, status={"kernel": rows})
+    (found,) = machine.check_repairs(Role.MUX, daemon, 1010.0)
+    assert (found.check, found.severity, found.what) == ("kernel_kept", severity, said)
+
+
+def test_of_a_daemon_that_does_not_tell_what_it_keeps_nothing_is_said() -> None:
+    assert list(machine.check_repairs(Role.MUX, GONE, 0.0)) == []
+
+
 @pytest.mark.parametrize(
     ("daemon", "severity", "words"),
     [

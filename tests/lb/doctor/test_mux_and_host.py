@@ -45,6 +45,27 @@ def test_tables_of_no_running_mux_are_stale_and_the_own_one_must_be_there(
     assert [(f.check, f.severity) for f in found if f.severity is not OK] == wrong
 
 
+@pytest.mark.parametrize(
+    ("elements", "vips", "open_"),
+    [
+        ({"203.0.113.40/31"}, {"203.0.113.40", "203.0.113.41"}, []),  # neighbours are one element
+        ({"203.0.113.40/31"}, {"203.0.113.40", "203.0.113.42"}, ["203.0.113.42"]),
+        ({"203.0.113.40-203.0.113.42"}, {"203.0.113.40", "203.0.113.41", "203.0.113.42"}, []),
+        ({"203.0.113.0/25", "203.0.113.128/26", "203.0.113.192/26"}, {"203.0.113.0/24"}, []),
+        ({"203.0.113.0/25"}, {"203.0.113.0/24", "203.0.113.7"}, ["203.0.113.0/24"]),
+        ({"2001:db8::/127"}, {"2001:db8::", "2001:db8::1", "2001:db8::2"}, ["2001:db8::2"]),
+        (set(), {"203.0.113.40"}, ["203.0.113.40"]),
+    ],
+)
+def test_a_vip_is_held_if_its_addresses_are_however_nft_writes_them(
+    elements: set[str], vips: set[str], open_: list[str]
+) -> None:
+    assert mux.uncovered(vips, elements) == open_
+    table = replace(OWN, addresses=frozenset(elements))
+    found = [f for f in mux.check_isolation([table], "vipmux_mux1", RUNS, (), vips) if f.check == "isolation"]
+    assert [f.severity for f in found] == [FAULT if open_ else OK]
+
+
 def test_the_remedy_for_a_stale_table_is_its_removal() -> None:
     (found,) = mux.check_stale([OLD], [])
     assert found.remedy == "`nft delete table netdev vipmux_old`"

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_network
 
 import pytest
 
+from lb.daemon import nftables
 from lb.mux.isolation import GONE_MANY, Isolation, install_text, remove_text, step_text, table_name, update_text
 from lb.mux.prefixes import Cover
 from tests.lab import netns
@@ -83,6 +84,92 @@ def test_the_kernel_covers_what_it_should_whether_few_or_many_come_and_go(namesp
         assert _in_kernel(namespace) == list(collapse_addresses(wanted))
         gone.add(len(before - set(_in_kernel(namespace))) > GONE_MANY)
     assert gone == {True, False}, "both ways were gone"
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("damage", ["flush ruleset", "flush set netdev vipmux_mux1 vips4"])
+def test_a_change_that_meets_a_table_that_is_gone_is_done_anew_and_every_later_one_goes_on(
+    namespace: str, damage: str
+) -> None:
+    one, two, three = (ip_network(f"203.0.113.{number}/32") for number in (10, 20, 30))
+
+    async def test() -> None:
+        isolation = Isolation("mux1", "lo")
+        await isolation.install([one, two])
+        for wanted in ([one, two, three], [three], []):
+            assert (await nftables.run(*damage.split())).code == 0
+            await isolation.cover(wanted)
+            if found := await isolation.look():  # as the keeper does: of a set that was flushed, what was not touched
+                await isolation.put_back(found)
+            assert _in_kernel(namespace) == sorted(wanted)
+            assert await isolation.look() == ()
+
+    netns.inside(namespace, lambda: asyncio.run(test()))
+
+
+@pytest.mark.lab
+def test_what_was_done_to_the_table_is_said_in_words_and_put_back(namespace: str) -> None:
+    damages = {
+        "delete table netdev vipmux_mux1": "was removed",
+        "flush set netdev vipmux_mux1 vips4": "lost all its VIPs",
+        "delete element netdev vipmux_mux1 vips4 { 203.0.113.20 }": "lost 1 of its 2 prefixes of VIPs",
+        "add element netdev vipmux_mux1 vips4 { 192.0.2.1, 192.0.2.2-192.0.2.3 }": "got 2 prefixes that are no VIPs",
+        "flush chain netdev vipmux_mux1 ingress": "lost its rules",
+        "flush chain netdev vipmux_mux1 ingress; delete chain netdev vipmux_mux1 ingress": "lost its chain",
+        "add table netdev vipmux_mux1 { flags dormant; }": "was switched off",
+        "insert rule netdev vipmux_mux1 ingress accept": "was changed",
+        "add chain netdev vipmux_mux1 ingress { policy drop; }": "was changed",
+    }
+
+    async def test() -> None:
+        isolation = Isolation("mux1", "lo")
+        await isolation.install([ip_network("203.0.113.10/32"), ip_network("203.0.113.20/32")])
+        for damage, became in damages.items():
+            assert await isolation.look() == ()
+            assert (await nftables.run("-f", "-", text=damage)).code == 0, damage
+            found = await isolation.look()
+            assert [difference.became for difference in found] == [became], damage
+            await isolation.put_back(found)
+        assert await isolation.look() == ()
+
+    netns.inside(namespace, lambda: asyncio.run(test()))
+
+
+@pytest.mark.lab
+def test_without_its_interface_a_change_is_taken_and_made_good_later(namespace: str) -> None:
+    async def test() -> None:
+        isolation = Isolation("mux1", "v0")
+        netns.ip("link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        await isolation.install([])
+        netns.ip("link", "del", "v0")
+        assert (await nftables.run("flush", "ruleset")).code == 0
+        await isolation.cover([ip_network("203.0.113.10/32")])
+        assert await isolation.look() == ()
+        netns.ip("link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        if found := await isolation.look():  # some kernels hook by name, others not before there is an interface
+            await isolation.put_back(found)
+        assert _in_kernel(namespace) == [IPv4Network("203.0.113.10/32")]
+
+    netns.inside(namespace, lambda: asyncio.run(test()))
+
+
+@pytest.mark.lab
+def test_a_run_of_nft_that_is_cancelled_leaves_no_wrong_belief(namespace: str) -> None:
+    vips = [IPv4Network(f"203.0.{high}.{low}/32") for high in range(8) for low in range(0, 256, 2)]
+
+    async def test() -> None:
+        isolation = Isolation("mux1", "lo")
+        await isolation.install([])
+        for tick in range(6):
+            change = asyncio.create_task(isolation.cover(vips))
+            await asyncio.sleep(0.004 * tick)
+            change.cancel()
+            await asyncio.gather(change, return_exceptions=True)
+            await isolation.cover(vips[:1])
+            assert _in_kernel(namespace) == vips[:1]
+            await isolation.cover([])
+
+    netns.inside(namespace, lambda: asyncio.run(test()))
 
 
 COUNTED = """
