@@ -38,6 +38,8 @@ from lb.log import get_logger
 SETTLE = 0.02
 #: Looking takes at most this part of the time, however much the kernel tells; yet no look waits longer than this.
 SHARE, PAUSE_MOST = 0.2, 1.0
+#: Counted from the beginning, so that the first repair is seen as an increase; see :attr:`Difference.what`.
+KINDS = ("nftables", "interface", "address", "route", "rule", "filter", "sysctl")
 #: A look that failed is tried again so soon, seconds.
 RETRY = 1.0
 
@@ -214,8 +216,8 @@ def metrics(figures: KeptFigures) -> Iterator[Metric]:
     repairs = CounterMetricFamily(
         "lb_kernel_repairs", "Things that this daemon put back into the kernel, by kind.", labels=["what"]
     )
-    for what, count in sorted(figures.repairs.items()):
-        repairs.add_metric([what], count)
+    for what in (*KINDS, *sorted(figures.repairs.keys() - set(KINDS))):
+        repairs.add_metric([what], figures.repairs.get(what, 0))
     yield repairs
     yield GaugeMetricFamily(
         "lb_kernel_fights", "Things in the kernel that another program undoes again and again.", value=figures.fights

@@ -94,6 +94,15 @@ CASES = [
         "LbConfigRejected", {'lb_config_rejected{instance="m"}': "1x40"}, {'lb_config_rejected{instance="m"}': "0x40"}
     ),
     Case(
+        "LbKernelFight", {'lb_kernel_fights{instance="m"}': "1x40"}, {'lb_kernel_fights{instance="m"}': "0x40"}, "15s"
+    ),
+    Case("LbKernelAmiss", {'lb_kernel_amiss{instance="m"}': "1x40"}, {'lb_kernel_amiss{instance="m"}': "0x40"}),
+    Case(
+        "LbKernelRepaired",
+        {'lb_kernel_repairs_total{instance="m",what="nftables"}': "0x5 1x40"},
+        {'lb_kernel_repairs_total{instance="m",what="nftables"}': "7x40"},
+    ),
+    Case(
         "LbFlowTableNearlyFull",
         {'lb_flows{instance="m"}': "950x60", 'lb_flow_capacity{instance="m"}': "1000x60"},
         {'lb_flows{instance="m"}': "850x60", 'lb_flow_capacity{instance="m"}': "1000x60"},
