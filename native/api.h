@@ -159,6 +159,7 @@ struct memory_result {
 };
 int io_memory_open(uint32_t link, struct io **out);
 int io_memory_load(struct io *io, const uint8_t *data, uint32_t len, uint32_t wire_len);
+int io_memory_offload(struct io *io, uint16_t gso_size, uint16_t csum_start, uint16_t csum_offset, bool verified);
 uint32_t io_memory_sent_count(const struct io *io);
 void io_memory_sent(const struct io *io, uint32_t index, struct memory_sent *out);
 /* Runs what is loaded as one burst; results[count of packets]. */

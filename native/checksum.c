@@ -30,6 +30,20 @@ uint64_t checksum_add(const void *data, size_t len, uint64_t sum)
 	return sum;
 }
 
+bool checksum_finish(uint8_t *packet, uint32_t length, uint32_t first, uint32_t start, uint32_t offset)
+{
+	uint16_t check;
+
+	if (start < first || start > length || offset > length - start || length - start - offset < sizeof(check))
+		return false;
+	check = (uint16_t)~checksum_fold(checksum_add(packet + start, length - start, 0));
+	/* Zero and all ones are the same sum, but of UDP zero says that there is none (RFC 768); only TCP (16) has no such word. */
+	if (!check && offset != 16)
+		check = 0xffff;
+	memcpy(packet + start + offset, &check, sizeof(check));
+	return true;
+}
+
 uint64_t checksum_pseudo(const void *source, const void *destination, size_t addr_len, uint8_t protocol,
 			 uint32_t length)
 {

@@ -6,6 +6,7 @@
 #ifndef VIPMUX_CHECKSUM_H
 #define VIPMUX_CHECKSUM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -49,6 +50,13 @@ static inline uint16_t checksum_replace(uint16_t check, uint16_t from, uint16_t 
 {
 	return (uint16_t)~checksum_fold32((uint32_t)(uint16_t)~check + (uint16_t)~from + to);
 }
+
+/*
+ * Finishes a checksum that a sender left to its NIC: over packet[start..length), whose field at start + offset holds the sum
+ * of the pseudo-header and whatever else counts.  False, and nothing touched, where start lies before `first` or the field
+ * behind the packet: it is not told where.  What the field held counts: data that was wrong before is not made right.
+ */
+bool checksum_finish(uint8_t *packet, uint32_t length, uint32_t first, uint32_t start, uint32_t offset);
 
 /* Sum of the pseudo-header; addresses point into the IP header (addr_len 4 or 16 each), length in host order. */
 uint64_t checksum_pseudo(const void *source, const void *destination, size_t addr_len, uint8_t protocol,

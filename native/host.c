@@ -190,6 +190,8 @@ static enum host_reason strip_outer(struct frame *frame)
 	total = load16(inner + 2);
 	if (total < (inner[0] & 15) * 4u || total > present)
 		return HOST_INNER_MALFORMED;
+	/* What was left to a NIC is inside, or not ours to finish: see complete_checksum(). */
+	frame->csum_start = frame->csum_start > IPV4_HEADER ? (uint16_t)(frame->csum_start - IPV4_HEADER) : 0;
 	frame->data += IPV4_HEADER;
 	frame->headroom += IPV4_HEADER;
 	frame->len = total;
@@ -224,15 +226,22 @@ static enum host_reason combine_ecn(uint8_t outer_tos, uint8_t *inner)
 }
 
 /*
- * A sender on the same machine, or a virtual NIC, may leave the transport checksum to hardware that the packet never
- * met: the field then holds the sum of the pseudo-header.  The raw socket does not say so, but the value does; a
- * finished checksum that happens to have it is only computed again to the same result.
+ * A sender on the same machine, or a virtual NIC, may leave a checksum to hardware that the packet never met.  An io that
+ * knows says which (of a tunnel inside, perhaps).  The raw socket does not, but where it is the transport's the value does:
+ * the field holds the sum of the pseudo-header; a finished checksum that happens to have it is only computed again to the
+ * same result.
  */
-static void complete_checksum(uint8_t *ip, uint32_t len)
+static void complete_checksum(struct frame *frame)
 {
-	uint32_t header = (ip[0] & 15) * 4u, segment = len - header;
+	uint8_t *ip = frame->data;
+	uint32_t header = (ip[0] & 15) * 4u, segment = frame->len - header;
 	uint32_t at = ip[9] == IPPROTO_TCP ? 16 : 6;
 	uint16_t check, pseudo;
+
+	if (frame->csum_start) {
+		checksum_finish(ip, frame->len, header, frame->csum_start, frame->csum_offset);
+		return;
+	}
 
 	if (load16(ip + 6) & 0x3fff)
 		return; /* a fragment: the sender had to finish it */
@@ -242,10 +251,7 @@ static void complete_checksum(uint8_t *ip, uint32_t len)
 	pseudo = checksum_fold(checksum_pseudo(ip + 12, ip + 16, 4, ip[9], segment));
 	if (check != pseudo || (ip[9] == IPPROTO_UDP && check == 0))
 		return;
-	check = (uint16_t)~checksum_fold(checksum_add(ip + header, segment, 0));
-	if (ip[9] == IPPROTO_UDP && check == 0)
-		check = 0xffff;
-	memcpy(ip + header + at, &check, 2);
+	checksum_finish(ip, frame->len, header, header, at);
 }
 
 static enum host_reason decapsulate(const struct host_rules *rules, struct frame *frame)
@@ -264,7 +270,7 @@ static enum host_reason decapsulate(const struct host_rules *rules, struct frame
 	reason = combine_ecn(outer_tos, frame->data);
 	if (reason != HOST_DECAPSULATED)
 		return reason;
-	complete_checksum(frame->data, frame->len);
+	complete_checksum(frame);
 	return HOST_DECAPSULATED;
 }
 
@@ -308,7 +314,7 @@ static void host_burst(struct pipeline *pipeline, const struct snapshot *snapsho
 			continue;
 		}
 		out[ready] = frames[i];
-		out[ready].origin = (uint16_t)i;
+		out[ready].origin = (uint8_t)i;
 		out[ready++].error = 0;
 	}
 	if (!ready)

@@ -18,6 +18,13 @@ enum link_type {
 	LINK_ETHERNET = 1, /* frames start with a 14-byte Ethernet header */
 };
 
+/*
+ * What an io says of offloads with a frame.  None of these, and no number: it cannot know (a capture).  The numbers come from
+ * a neighbour's driver, and may be any.
+ */
+#define FRAME_TOLD 0x01u     /* it knows: a zero means that there is nothing of the kind */
+#define FRAME_VERIFIED 0x02u /* the NIC, or GRO, found the transport's checksum right */
+
 /* One packet in a buffer of the io that received it (or of the mux, where it made the packet). */
 struct frame {
 	uint8_t *data;        /* first byte of the link header, or of the IP header where the link has none */
@@ -25,9 +32,10 @@ struct frame {
 	uint32_t wire_len;    /* bytes it had on the wire; more than len where a capture cut it short */
 	uint16_t headroom;    /* writable bytes before data */
 	uint16_t gso_size;    /* super-packet: payload bytes per segment; 0: an ordinary packet, or not known */
-	uint16_t csum_start;  /* offset from data where a checksum left to the NIC begins; 0: none is left */
-	uint16_t csum_offset; /* where it goes, from csum_start */
-	uint16_t origin;      /* of a frame to send: index in the burst of the packet it was made from */
+	uint16_t csum_start;  /* offset from data where a checksum left to the NIC begins; 0: none is left, or not known */
+	uint16_t csum_offset; /* where it goes, from csum_start; that field holds the sum of what is covered beside the data */
+	uint8_t offload;      /* FRAME_TOLD and its like: what the io knows of the three above */
+	uint8_t origin;       /* of a frame to send: index in the burst of the packet it was made from */
 	uint16_t error;       /* of a frame to send: 0, or the errno for which send() could not send it */
 	uint32_t ifindex;     /* of a frame to send: the interface to leave by; 0: the io's own */
 };

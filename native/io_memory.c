@@ -66,6 +66,21 @@ int io_memory_load(struct io *io, const uint8_t *data, uint32_t len, uint32_t wi
 	return 0;
 }
 
+int io_memory_offload(struct io *io, uint16_t gso_size, uint16_t csum_start, uint16_t csum_offset, bool verified)
+{
+	struct io_memory *memory = (struct io_memory *)io;
+	struct frame *frame;
+
+	if (!memory->loaded)
+		return -EINVAL;
+	frame = &memory->frames[memory->loaded - 1];
+	frame->gso_size = gso_size;
+	frame->csum_start = csum_start;
+	frame->csum_offset = csum_offset;
+	frame->offload = FRAME_TOLD | (verified ? FRAME_VERIFIED : 0);
+	return 0;
+}
+
 static int memory_receive(struct io *io, struct frame *frames, unsigned max)
 {
 	struct io_memory *memory = (struct io_memory *)io;

@@ -38,8 +38,9 @@
 #endif
 
 /*
- * A block must hold the largest super-packet.  No larger than that: the kernel hands over a block that is not full
- * after RETIRE_MS (rounded up to a jiffy), so it is the number of blocks that says how long the ring lasts.
+ * A block must hold the largest super-packet that a kernel makes unasked (64 KiB), and those of BIG TCP up to twice that;
+ * larger ones come cut short and are dropped as truncated.  No larger than that: the kernel hands over a block that is not
+ * full after RETIRE_MS (rounded up to a jiffy), so it is the number of blocks that says how long the ring lasts.
  */
 #define BLOCK_BYTES (128u << 10)
 #define RETIRE_MS 1
@@ -146,6 +147,7 @@ static void fill_frame(const struct tpacket3_hdr *header, struct frame *frame)
 		.len = header->tp_snaplen,
 		.wire_len = header->tp_len,
 		.headroom = IO_HEADROOM,
+		.offload = FRAME_TOLD | (offload.flags & VIRTIO_NET_HDR_F_DATA_VALID ? FRAME_VERIFIED : 0),
 	};
 	/* UDP of the old kind is one datagram, to be cut into fragments: whole it is right. */
 	if ((offload.gso_type & ~VIRTIO_NET_HDR_GSO_ECN) != VIRTIO_NET_HDR_GSO_UDP)

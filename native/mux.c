@@ -433,39 +433,15 @@ static inline void emit(struct mux *mux, unsigned origin, const struct hop *hop,
 		flush(mux);
 	mux->out[mux->out_count++] = (struct frame){ .data = start,
 						     .len = (uint32_t)(ip - start) + length,
-						     .origin = (uint16_t)origin,
+						     .origin = (uint8_t)origin,
 						     .ifindex = hop->ifindex };
 }
 
-/* The io tells that a UDP packet stands for several datagrams.  Merged, they would be another message, if a small one. */
-static bool is_train(const struct packet *packet, const struct frame *frame)
-{
-	return frame->gso_size && packet->protocol == PROTOCOL_UDP &&
-	       packet->length > segment_headers(packet) + frame->gso_size;
-}
-
-/*
- * Payload bytes per segment, or 0 where the packet is no super-packet, or one that cannot be cut to fit.  Of TCP, an io
- * that does not tell (a capture) still gives itself away: no link carries a packet larger than its MTU.  Of UDP, each
- * segment is a datagram whose size is not ours to choose.
- */
-static uint32_t segment_size(const struct packet *packet, const struct frame *frame, uint32_t mtu, uint32_t overhead)
-{
-	uint32_t headers = segment_headers(packet), fits;
-
-	if (packet->protocol == PROTOCOL_UDP)
-		return is_train(packet, frame) && headers + frame->gso_size + overhead <= mtu ? frame->gso_size : 0;
-	if ((!frame->gso_size && packet->length <= mtu) || headers + overhead >= mtu || packet->length == headers)
-		return 0;
-	fits = mtu - overhead - headers;
-	return frame->gso_size && frame->gso_size < fits ? frame->gso_size : fits;
-}
-
-static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, uint32_t size,
+static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, const struct cut *cut,
 			  const struct link_addresses *from)
 {
 	struct packet *packet = &mux->packets[i];
-	uint32_t count = segment_count(packet, size);
+	uint32_t count = segment_count(packet, cut);
 
 	/* Their buffers are reused from here on, so what is queued goes out first. */
 	flush(mux);
@@ -474,11 +450,45 @@ static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, ui
 
 		if (mux->out_count == BURST_MAX)
 			flush(mux);
-		emit(mux, i, hop, ip, segment_write(packet, size, n, ip), from);
+		emit(mux, i, hop, ip, segment_write(packet, cut, n, ip), from);
 	}
 	flush(mux);
 	if (packet->reason == REASON_FORWARDED)
 		packet->reason = REASON_SEGMENTED;
+}
+
+/*
+ * The io tells that a UDP packet stands for several datagrams, or for a tunnel's packets.  Whole, it would be another
+ * message, if a small one; a TCP packet may leave as it came where it fits.
+ */
+static bool is_train(const struct packet *packet, const struct frame *frame)
+{
+	return frame->gso_size && packet->protocol == PROTOCOL_UDP && packet->length > packet->transport + 8u + frame->gso_size;
+}
+
+/* A packet that is too large, or stands for several.  True: it has been seen to; else it leaves as it is. */
+static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
+			const struct link_addresses *from)
+{
+	struct packet *packet = &mux->packets[i];
+	uint32_t mtu = mux->passages[i].service->mtu, overhead = encap_overhead(hop->family);
+	uint32_t fits = mtu > overhead ? mtu - overhead : 0;
+	struct cut cut;
+
+	switch (segment_plan(packet, frame, fits, mtu, &cut)) {
+	case SEGMENTS_SEVERAL:
+		packet_decrement_ttl(packet);
+		emit_segments(mux, i, hop, &cut, from);
+		return true;
+	case SEGMENTS_ONE:
+		if (packet->length <= fits)
+			return false;
+		break;
+	case SEGMENTS_TOO_BIG:
+		break;
+	}
+	packet->reason = REASON_TOO_BIG;
+	return true;
 }
 
 static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
@@ -486,7 +496,6 @@ static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
 	struct packet *packet = &mux->packets[i];
 	struct passage *passage = &mux->passages[i];
 	const struct hop *hop = &mux->snapshot->hops[backend_hop(passage->backend)];
-	uint32_t mtu = passage->service->mtu, overhead = encap_overhead(hop->family), size;
 	struct link_addresses from;
 
 	if (UNLIKELY(!hop->resolved)) {
@@ -497,16 +506,9 @@ static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
 		passage_hash(mux, packet, passage); /* for the flow label */
 	if (mux->config.link == MUX_LINK_SWAP)
 		memcpy(&from, frame->data, sizeof(from));
-	if (UNLIKELY(packet->length + overhead > mtu || is_train(packet, frame))) {
-		size = segment_size(packet, frame, mtu, overhead);
-		if (!size) {
-			packet->reason = REASON_TOO_BIG;
-			return;
-		}
-		packet_decrement_ttl(packet);
-		emit_segments(mux, i, hop, size, &from);
+	if (UNLIKELY(packet->length + encap_overhead(hop->family) > passage->service->mtu || is_train(packet, frame)) &&
+	    encap_super(mux, i, frame, hop, &from))
 		return;
-	}
 	if (UNLIKELY(frame->csum_start || mux->config.detect_partial))
 		packet_complete_checksum(packet, frame, mux->config.detect_partial);
 	packet_decrement_ttl(packet);

@@ -38,6 +38,15 @@ static enum reason parse_link(struct packet *packet, const struct frame *frame, 
 	return REASON_FORWARDED;
 }
 
+/*
+ * What the length field of a header says that the packet has, of the bytes that are there.  In super-packets of more than
+ * 64 KiB Linux leaves it zero (BIG TCP), and the io alone knows.
+ */
+static uint32_t stated_length(uint16_t field, uint32_t have, const struct frame *frame)
+{
+	return LIKELY(field || !frame->gso_size || have <= UINT16_MAX) ? field : have;
+}
+
 void packet_parse_network(struct packet *packet, const struct frame *frame, enum link_type link)
 {
 	*packet = (struct packet){ .ip = frame->data };
@@ -53,7 +62,7 @@ void packet_parse_network(struct packet *packet, const struct frame *frame, enum
 			packet->reason = REASON_BAD_HEADER;
 			return;
 		}
-		packet->length = load_be16(ip + 2);
+		packet->length = stated_length(load_be16(ip + 2), have, frame);
 		packet->transport = (uint16_t)((ip[0] & 15) * 4);
 		packet->protocol = ip[9];
 	} else {
@@ -61,7 +70,7 @@ void packet_parse_network(struct packet *packet, const struct frame *frame, enum
 			packet->reason = REASON_BAD_HEADER;
 			return;
 		}
-		packet->length = 40u + load_be16(ip + 4);
+		packet->length = 40u + stated_length(load_be16(ip + 4), have - 40, frame);
 		packet->transport = 40;
 		packet->protocol = ip[6];
 	}
@@ -184,25 +193,54 @@ static inline size_t address_length(const struct packet *packet)
 	return packet->family == 4 ? 4 : 16;
 }
 
+/* Bytes that the transport's checksum covers. */
+static uint32_t covered(const struct packet *packet)
+{
+	return packet->protocol == PROTOCOL_TCP ? packet->length - packet->transport :
+						  load_be16(packet->ip + packet->transport + 4);
+}
+
+static inline uint32_t checksum_field(const struct packet *packet)
+{
+	return packet->protocol == PROTOCOL_TCP ? 16 : 6;
+}
+
+static uint64_t pseudo_sum(const struct packet *packet)
+{
+	return checksum_pseudo(packet_source(packet), packet_destination(packet), address_length(packet),
+			       packet->protocol, covered(packet));
+}
+
+/* Of UDP a zero says that there is no checksum (RFC 768); no sum of a pseudo-header folds to it. */
+static bool left_to_nic(const struct packet *packet, uint64_t pseudo)
+{
+	return load16(packet->ip + packet->transport + checksum_field(packet)) == checksum_fold(pseudo);
+}
+
+bool packet_checksum_holds(const struct packet *packet)
+{
+	const uint8_t *header = packet->ip + packet->transport;
+	uint64_t pseudo = pseudo_sum(packet);
+
+	if (packet->protocol == PROTOCOL_UDP && load16(header + 6) == 0)
+		return true;
+	return left_to_nic(packet, pseudo) ||
+	       checksum_fold(checksum_add(header, covered(packet), pseudo)) == 0xffff;
+}
+
 void packet_complete_checksum(const struct packet *packet, const struct frame *frame, bool detect)
 {
-	uint8_t *header = packet->ip + packet->transport;
-	uint8_t *field = header + (packet->protocol == PROTOCOL_TCP ? 16 : 6);
-	uint32_t length = packet->protocol == PROTOCOL_TCP ? packet->length - packet->transport :
-							     load_be16(header + 4);
-	uint64_t pseudo;
+	ptrdiff_t start = frame->data + frame->csum_start - packet->ip;
+	uint32_t length = packet->length;
 
-	if (!frame->csum_start && !detect)
-		return;
-	pseudo = checksum_pseudo(packet_source(packet), packet_destination(packet), address_length(packet),
-				 packet->protocol, length);
-	if (!frame->csum_start && load16(field) != checksum_fold(pseudo))
-		return;
-	if (!frame->csum_start && packet->protocol == PROTOCOL_UDP && load16(field) == 0)
-		return; /* no checksum at all (RFC 768), not a pseudo-header sum that folds to zero */
-	store16(field, 0);
-
-	uint16_t check = (uint16_t)~checksum_fold(checksum_add(header, length, pseudo));
-
-	store16(field, packet->protocol == PROTOCOL_UDP && check == 0 ? 0xffff : check);
+	if (frame->csum_start) {
+		/* What lies behind a UDP datagram is not of it. */
+		if (start == packet->transport)
+			length = packet->transport + covered(packet);
+		if (start > 0)
+			checksum_finish(packet->ip, length, packet->transport, (uint32_t)start, frame->csum_offset);
+	} else if (detect && left_to_nic(packet, pseudo_sum(packet))) {
+		checksum_finish(packet->ip, packet->transport + covered(packet), packet->transport, packet->transport,
+				checksum_field(packet));
+	}
 }

@@ -16,13 +16,15 @@
  *	neither TCP nor UDP			drop, unsupported_protocol
  *	transport header incomplete		drop, bad_header
  * IPv4 options are stepped over by the header length; IPv6 hop-by-hop, routing, destination options and fragment headers
- * of whole packets (RFC 6946) likewise, up to IPV6_EXTENSIONS_MAX of them.  Padding behind the packet is cut off.
+ * of whole packets (RFC 6946) likewise, up to IPV6_EXTENSIONS_MAX of them.  Padding behind the packet is cut off.  A
+ * length of zero is none, but in a super-packet of more than 64 KiB, whose io says its segments (BIG TCP): all that is there.
  */
 #ifndef VIPMUX_PACKET_H
 #define VIPMUX_PACKET_H
 
 #include <arpa/inet.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -39,6 +41,7 @@
 #define TCP_RST 0x04
 #define TCP_PSH 0x08
 #define TCP_ACK 0x10
+#define TCP_URG 0x20
 #define TCP_CWR 0x80
 
 struct vip_map;
@@ -105,11 +108,15 @@ static inline bool packet_goes_on(const struct packet *packet)
 }
 
 /*
- * Senders leave the transport checksum to the NIC: then the field holds the folded pseudo-header sum only.  Computes
- * the real one.  Where the io tells (frame->csum_start), by what it tells; else, with `detect`, where the field
- * equals that sum, which for a packet with a right checksum changes nothing (the completed value is the same).
+ * Senders leave a checksum to the NIC.  Finishes it: where the io tells (frame->csum_start) that which it tells of, be it of the
+ * transport or of a packet within (a tunnel over UDP), and no other; numbers that point out of the packet or into its IP
+ * header change nothing.  Else, with `detect`, that of the transport where its field equals the folded sum of the
+ * pseudo-header, which for a packet with a right checksum changes nothing (the finished value is the same).
  */
 void packet_complete_checksum(const struct packet *packet, const struct frame *frame, bool detect);
+
+/* Whether the transport's checksum is right, was left to the NIC (see above), or is none. */
+bool packet_checksum_holds(const struct packet *packet);
 
 /* Decrements TTL or hop limit in place, header checksum included; false (and untouched) where it would reach zero. */
 static inline bool packet_decrement_ttl(struct packet *packet);

@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 
 from lb.binding import Cdata, Closable, c, check, ffi, make, text
 from lb.dataplane.io import Io
+from lb.dataplane.pipeline import Offload, load
 from lb.dataplane.worker import Worker
 from lb.errors import DataplaneError
 from lb.model import Address, Network
@@ -181,15 +182,16 @@ class HostPipeline:
         """Rules for all later bursts."""
         c.host_publish(self._c, _host_rules(muxes, vips))
 
-    def process(self, packets: Iterable[bytes]) -> list[bytes]:
-        """Runs packets (outer IP header first) through the pipeline, in memory; returns the inner ones that go on."""
+    def process(self, packets: Iterable[bytes], offload: Offload | None = None) -> list[bytes]:
+        """Runs packets (outer IP header first) through the pipeline, in memory; returns the inner ones that go on.
+
+        ``offload``: what a driver tells of each of them.
+        """
         io = make("io", c.io_close, "Cannot make buffers", lambda out: c.io_memory_open(0, out))
         item = ffi.new("struct memory_sent *")
         sent: list[bytes] = []
         for packet in packets:
-            check(
-                c.io_memory_load(io, packet, len(packet), len(packet)), f"Cannot load a packet of {len(packet)} bytes"
-            )
+            load(io, packet, len(packet), offload)
             check(c.host_run_once(self._c, io), "Cannot run the host pipeline")
             for index in range(c.io_memory_sent_count(io)):
                 c.io_memory_sent(io, index, item)

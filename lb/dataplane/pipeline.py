@@ -9,8 +9,9 @@ import enum
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from lb.binding import TICK_SHIFT, Cdata, address16, c, fail, ffi, make, text
+from lb.binding import TICK_SHIFT, Cdata, address16, c, check, ffi, make, text
 from lb.dataplane.reasons import REASONS, Verdict
 from lb.dataplane.records import Adoption, pieces
 from lb.dataplane.snapshot import Snapshot
@@ -30,6 +31,16 @@ class Link(enum.IntEnum):
     NONE = 0  #: nothing: IP packets
     NEXT_HOP = 1  #: Ethernet to the hop's MAC address
     SWAP = 2  #: Ethernet, addresses of the input swapped
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """What a NIC's driver tells of a packet; ``csum_start`` from the frame's first byte. See native/io.h."""
+
+    gso_size: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+    verified: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,14 @@ def flow_table_bytes(flows: int) -> int:
     return int(c.flow_table_bytes(flows))
 
 
+def load(memory: Cdata, data: bytes, wire_length: int, offload: Offload | None) -> None:
+    """The next packet of a burst in memory."""
+    check(c.io_memory_load(memory, data, len(data), wire_length), f"Cannot load a packet of {len(data)} bytes")
+    if offload is not None:
+        told = (offload.gso_size, offload.csum_start, offload.csum_offset, offload.verified)
+        check(c.io_memory_offload(memory, *told), "Cannot tell of a packet's offloads")
+
+
 class Pipeline:
     """One MUX pipeline with its flow table and counters; a worker runs it, or :meth:`process` does."""
 
@@ -160,10 +179,16 @@ class Pipeline:
         """For a :class:`Worker`."""
         return c.mux_pipeline(self._c)
 
-    def process(self, snapshot: Snapshot, packets: Sequence[tuple[bytes, int, int]]) -> list[Result]:
+    def process(
+        self,
+        snapshot: Snapshot,
+        packets: Sequence[tuple[bytes, int, int]],
+        offloads: Sequence[Offload] | None = None,
+    ) -> list[Result]:
         """Runs packets given as (bytes, length on the wire, time in ns) through the pipeline, in memory.
 
-        The results are those of one packet at a time. A time that goes back counts as the latest seen.
+        The results are those of one packet at a time. A time that goes back counts as the latest seen. ``offloads``: of
+        each packet; without them nothing is known, as of a capture.
         """
         results: list[Result] = []
         start = 0
@@ -172,18 +197,18 @@ class Pipeline:
             # A burst has one time, so it ends where the flow table's clock ticks.
             while end < len(packets) and end - start < BURST_MAX and packets[end][2] >> TICK_SHIFT == tick:
                 end += 1
-            results += self._burst(snapshot, packets[start:end])
+            results += self._burst(snapshot, packets[start:end], offloads[start:end] if offloads else ())
             start = end
         return results
 
-    def _burst(self, snapshot: Snapshot, packets: Sequence[tuple[bytes, int, int]]) -> list[Result]:
+    def _burst(
+        self, snapshot: Snapshot, packets: Sequence[tuple[bytes, int, int]], offloads: Sequence[Offload]
+    ) -> list[Result]:
         if self._memory is None:
             link_type = 0 if self.link is Link.NONE else 1
             self._memory = make("io", c.io_close, "Cannot make buffers", lambda out: c.io_memory_open(link_type, out))
-        for data, wire_length, _ in packets:
-            code = c.io_memory_load(self._memory, data, len(data), wire_length)
-            if code < 0:
-                fail(code, f"Cannot load a packet of {len(data)} bytes")
+        for (data, wire_length, _), offload in zip_longest(packets, offloads):
+            load(self._memory, data, wire_length, offload)
         raw = ffi.new("struct memory_result[]", len(packets))
         c.mux_run_loaded(self._c, snapshot._c, self._memory, packets[0][2], raw)
         out: list[list[bytes]] = [[] for _ in packets]

@@ -107,6 +107,14 @@ static void help(uint8_t *ip, uint32_t length, uint8_t what, uint32_t grown)
 	}
 }
 
+/* Where a checksum left to the NIC begins: at the transport, or anywhere. */
+static uint16_t tell_start(const uint8_t *start, uint32_t link, uint32_t length)
+{
+	if (length < link + 2)
+		return 34;
+	return start[length - 1] & 1 ? (uint16_t)(link + (start[link] >> 4 == 4 ? 20 : 40)) : load_be16(start + length - 2);
+}
+
 static void add_packet(struct burst *burst, const struct mux *mux, const uint8_t *data, uint32_t length, uint8_t what,
 		       uint8_t how)
 {
@@ -126,8 +134,9 @@ static void add_packet(struct burst *burst, const struct mux *mux, const uint8_t
 							.wire_len = length + !!(what & CUT),
 							.headroom = IO_HEADROOM,
 							.gso_size = what & OFFLOAD ? how : 0,
-							.csum_start = what & OFFLOAD ? 34 : 0,
-							.csum_offset = what & OFFLOAD ? 16 : 0 };
+							.csum_start = what & OFFLOAD ? tell_start(start, link, length) : 0,
+							.csum_offset = what & OFFLOAD ? (how & 1 ? 16 : 6) : 0,
+							.offload = what & OFFLOAD ? FRAME_TOLD | (how & FRAME_VERIFIED) : 0 };
 }
 
 static void run(struct mux *mux, struct fuzz_io *io, const struct snapshot *snapshot, struct burst *burst, uint64_t now)

@@ -3,7 +3,8 @@
  * Any bytes to the parser, in buffers of exactly their size, so that one byte read too much is caught.  The short way
  * and the long way must agree, and what is rewritten must keep its checksums right.
  *
- * Input: link type, cut, and whether to make an IPv4 checksum right (1 byte), size of segments (1), then the frame.
+ * Input: link type, cut, whether to make an IPv4 checksum right, and where an inner checksum begins (1 byte), size of segments
+ * (1), then the frame.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -73,23 +74,42 @@ static void parse(struct packet *packet, const struct frame *frame, enum link_ty
 	expect(packet->transport + (packet->protocol == 6 ? 20u : 8u) <= packet->length);
 }
 
-/* Segments have right checksums and hold, one after the other, every byte of the payload. */
-static void cut(const struct packet *packet, uint32_t size)
+/* Segments fit, have right checksums and hold, one after the other, every byte of the payload. */
+static void cut(struct packet packet, const struct frame *frame, uint32_t fits)
 {
-	uint32_t headers = segment_headers(packet), count = segment_count(packet, size), at = headers;
+	struct cut plan;
 
+	if (segment_plan(&packet, frame, fits, fits + 20, &plan) != SEGMENTS_SEVERAL)
+		return;
+
+	uint32_t count = segment_count(&packet, &plan), at = plan.headers;
+
+	expect(count >= 2 && plan.headers + plan.size <= fits && plan.transport >= packet.transport);
+	expect(!frame->gso_size || plan.size == frame->gso_size);
 	for (uint32_t n = 0; n < count; n++) {
-		uint32_t payload = packet->length - at < size ? packet->length - at : size;
-		uint8_t *out = malloc(headers + payload);
+		uint32_t payload = packet.length - at < plan.size ? packet.length - at : plan.size;
+		uint8_t *out = malloc(plan.headers + payload);
+		bool none = packet.protocol == 17 && !load16(packet.ip + packet.transport + 6);
 
-		expect(out && segment_write(packet, size, n, out) == headers + payload);
-		expect(memcmp(out + headers, packet->ip + at, payload) == 0);
-		expect(transport_sum(packet, out, headers + payload - packet->transport) == 0xffff);
-		expect(packet->family == 6 || checksum_fold(checksum_add(out, packet->transport, 0)) == 0xffff);
+		expect(out && segment_write(&packet, &plan, n, out) == plan.headers + payload);
+		expect(memcmp(out + plan.headers, packet.ip + at, payload) == 0);
+		expect(none || transport_sum(&packet, out, plan.headers + payload - packet.transport) == 0xffff);
+		expect(packet.family == 6 || checksum_fold(checksum_add(out, packet.transport, 0)) == 0xffff);
 		free(out);
 		at += payload;
 	}
-	expect(at == packet->length);
+	expect(at == packet.length);
+}
+
+static void leave_to_nic(const struct packet *packet, struct frame *frame)
+{
+	size_t size = packet->family == 4 ? 4 : 16;
+	const uint8_t *source = packet->ip + (packet->family == 4 ? 12 : 8);
+
+	frame->csum_start = (uint16_t)(packet->ip + packet->transport - frame->data);
+	frame->csum_offset = packet->protocol == 6 ? 16 : 6;
+	store16(packet->ip + packet->transport + frame->csum_offset,
+		checksum_fold(checksum_pseudo(source, source + size, size, packet->protocol, transport_length(packet))));
 }
 
 static void rewrite(struct packet *packet, struct frame *frame)
@@ -97,10 +117,29 @@ static void rewrite(struct packet *packet, struct frame *frame)
 	expect(packet_decrement_ttl(packet) || packet->ip[packet->family == 4 ? 8 : 7] <= 1);
 	expect(packet->family == 6 || checksum_fold(checksum_add(packet->ip, packet->transport, 0)) == 0xffff);
 
-	/* Whatever lies in the field, a sender that says so gets a right checksum. */
-	frame->csum_start = (uint16_t)(packet->ip + packet->transport - frame->data);
+	/* A sender that left it to its NIC, and says so, gets a right checksum. */
+	leave_to_nic(packet, frame);
 	packet_complete_checksum(packet, frame, false);
 	expect(transport_sum(packet, packet->ip, transport_length(packet)) == 0xffff);
+}
+
+/* Numbers that a neighbour's driver makes up change two bytes at most, behind the IP header. */
+static void lie(const struct packet *packet, struct frame *frame, uint16_t start, uint16_t offset)
+{
+	uint8_t *before = copy_of(packet->ip, packet->length);
+	uint32_t changed = 0, at = 0;
+
+	frame->csum_start = start;
+	frame->csum_offset = offset;
+	packet_complete_checksum(packet, frame, false);
+	for (uint32_t i = 0; i < packet->length; i++) {
+		if (packet->ip[i] == before[i])
+			continue;
+		expect(i >= packet->transport && (!changed++ || i == at + 1));
+		at = i;
+	}
+	expect(changed <= 2);
+	free(before);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -124,8 +163,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		expect(plain.source_port == packet.source_port && plain.destination_port == packet.destination_port);
 	}
 	if (packet.reason == REASON_FORWARDED) {
-		cut(&packet, data[1] + 1u);
+		cut(packet, &frame, 20u + 4u * data[1]);
+		frame.gso_size = data[1];
+		frame.csum_start = data[0] & 8 ? (uint16_t)(packet.ip - frame.data + 4u * (data[0] >> 4) + packet.transport) : 0;
+		frame.csum_offset = data[0] & 16 ? 16 : 6;
+		frame.offload = FRAME_TOLD | FRAME_VERIFIED;
+		cut(packet, &frame, 80u + 4u * data[1]);
 		rewrite(&packet, &frame);
+		lie(&packet, &frame, load_be16(packet.ip + packet.length - 2), load_be16(packet.ip + packet.length - 4));
 	}
 	free(buffer);
 	return 0;

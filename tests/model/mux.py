@@ -153,9 +153,11 @@ class Mux:
     @staticmethod
     def _segment_size(packet: bytes, room: int, mtu: int) -> int:
         """Payload of each segment. A capture does not say what is a super-packet, but no link carries a packet
-        larger than its MTU."""
+        larger than its MTU; its checksum is right, or left to the NIC, and it opens or ends no connection."""
         header = read.Header(packet)
-        if header.protocol != read.TCP or len(packet) <= mtu:
+        if header.protocol != read.TCP or len(packet) <= mtu or packet[header.transport + 13] & (SYN | RST):
+            return 0
+        if _completed(packet) == packet and tunnel.with_transport_checksum(packet) != packet:
             return 0
         headers = header.transport + (packet[header.transport + 12] >> 4) * 4
         return max(0, room - headers) if len(packet) > headers else 0

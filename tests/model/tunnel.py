@@ -89,6 +89,10 @@ def segments(packet: bytes, size: int) -> Iterator[bytes]:
             part[tcp + 13] &= ~0x09 & 0xFF  # FIN and PSH belong to the end
         if n:
             part[tcp + 13] &= ~0x80 & 0xFF  # CWR is said once (RFC 3168, 6.1.2)
+        if n and part[tcp + 13] & 0x20:  # URG: the pointer counts from the sequence number (RFC 9293, 3.1)
+            left = max(0, int.from_bytes(part[tcp + 18 : tcp + 20]) - start)
+            part[tcp + 18 : tcp + 20] = left.to_bytes(2)
+            part[tcp + 13] &= 0xFF if left else ~0x20 & 0xFF
         if header.version == 4:
             part[2:4] = len(part).to_bytes(2, "big")
             part[4:6] = ((identification + n) % (1 << 16)).to_bytes(2, "big")

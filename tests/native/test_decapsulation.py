@@ -17,7 +17,7 @@ from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from lb.dataplane import HOST_REASONS, DecapProgram, HostPipeline
+from lb.dataplane import HOST_REASONS, DecapProgram, HostPipeline, Offload
 from lb.errors import DataplaneError
 
 HOST, HOST6 = IPv4Address("10.0.3.21"), IPv6Address("fd00::21")
@@ -197,6 +197,30 @@ def test_userspace_finishes_a_checksum_that_was_left_to_hardware(transport: Pack
     assert left != right
     pipeline = HostPipeline(MUXES, VIPS)
     assert pipeline.process([raw(outer() / Raw(left)), raw(outer() / Raw(right))]) == [right, right]
+
+
+@pytest.mark.parametrize("start", [20, 28, 36, 60])
+def test_userspace_finishes_the_checksum_that_an_io_tells_of(start: int) -> None:
+    """Of a tunnel within the packet, say; the value of the transport's own is no hint then."""
+    right = raw(IP(src=CLIENT, dst=VIP) / UDP(sport=1, dport=4789, chksum=0) / Raw(bytes(range(100))))
+    at = start + 6
+    words = right[start:at] + b"\x12\x34" + right[at + 2 :]
+    total = sum(int.from_bytes(words[i : i + 2]) for i in range(0, len(words), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    left, done = (right[:at] + value + right[at + 2 :] for value in (b"\x12\x34", (~total & 0xFFFF).to_bytes(2)))
+    pipeline = HostPipeline(MUXES, VIPS)
+    assert pipeline.process([raw(outer() / Raw(left))], Offload(0, 20 + start, 6)) == [done]
+
+
+@pytest.mark.parametrize(
+    ("start", "field"), [(1, 0), (20, 10), (39, 4), (40, 127), (100, 100), (65535, 65535), (168, 0)]
+)
+def test_userspace_writes_nowhere_that_an_io_tells_wrongly(start: int, field: int) -> None:
+    packet = raw(IP(src=CLIENT, dst=VIP) / UDP(sport=1, dport=4789, chksum=0) / Raw(bytes(range(100))))
+    assert len(packet) == 128
+    pipeline = HostPipeline(MUXES, VIPS)
+    assert pipeline.process([raw(outer() / Raw(packet))], Offload(0, start, field)) == [packet]
 
 
 def test_userspace_leaves_wrong_checksums_and_fragments_alone() -> None:

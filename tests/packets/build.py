@@ -44,6 +44,7 @@ def tcp(
     ack: int = 0,
     options: bytes = b"",
     offset: int | None = None,
+    urgent: int = 0,
     check: int | str | None = None,
 ) -> Segment:
     """``offset``: of the data, in words; ``check``: a number, or ``"partial"``."""
@@ -55,7 +56,8 @@ def tcp(
         + seq.to_bytes(4, "big")
         + ack.to_bytes(4, "big")
         + bytes([words << 4, sum(FLAGS[flag] for flag in flags)])
-        + b"\xfa\xf0\0\0\0\0"
+        + b"\xfa\xf0\0\0"
+        + urgent.to_bytes(2, "big")
     )
     return Segment(6, header + options + payload, 16, check)
 

@@ -54,6 +54,8 @@ SUPER = (
     cut("the largest IPv4 packet there is gets through", ipv4(tcp("PA", data(65535 - 40))), WEB, FITS),
     cut("a super-packet of IPv6 is cut", ipv6(tcp("PA", data(4000))), WEB6, FITS6),
     cut("the largest IPv6 packet there is gets through", ipv6(tcp("PA", data(65535 - 20))), WEB6, FITS6),
+    cut("an urgent pointer counts from each segment", ipv4(tcp("UA", data(5000), urgent=3000)), WEB, FITS),
+    cut("an urgent pointer that ends with a segment", ipv4(tcp("UA", data(5000), urgent=FITS)), WEB, FITS),
     cut(
         "a super-packet with a larger MTU is cut to that",
         ipv4(tcp("A", data(20_000)), to="203.0.113.200"),
@@ -62,4 +64,19 @@ SUPER = (
     ),
 )
 
-ROWS = (*EXACT, *SUPER)
+#: Longer than any link carries, and still no NIC made them of several packets.
+NOT_SUPER = (
+    drops(
+        "a large packet whose checksum is wrong is not made right", ipv4(tcp("A", data(4000), check=0x1234)), "too_big"
+    ),
+    drops(
+        "a large IPv6 packet whose checksum is wrong is not made right", ipv6(tcp("A", data(4000), check=1)), "too_big"
+    ),
+    drops("one byte above the MTU with a wrong checksum is too big", ipv4(tcp("A", data(1461), check=0)), "too_big"),
+    drops("a large packet that opens a connection is not cut", ipv4(tcp("S", data(4000))), "too_big"),
+    drops("a large packet that answers one is not cut", ipv4(tcp("SA", data(4000))), "too_big"),
+    drops("a large packet that resets a connection is not cut", ipv4(tcp("RA", data(4000))), "too_big"),
+    drops("a large UDP packet is not cut", ipv4(udp(data(4000))), "too_big"),
+)
+
+ROWS = (*EXACT, *SUPER, *NOT_SUPER)
