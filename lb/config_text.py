@@ -121,7 +121,7 @@ def _service_keys(service: Service) -> dict[str, Any]:
         "name": service.name,
         "vip": vip_text(service.vip),
         "protocol": service.protocol,
-        "port": _ports(service.ports),
+        "port": port_value(service.ports),
         **changed,
     }
 
@@ -135,7 +135,8 @@ def vip_text(vip: Network) -> str:
     return str(vip.network_address if vip.prefixlen == vip.max_prefixlen else vip)
 
 
-def _ports(ports: PortRange) -> int | str:
+def port_value(ports: PortRange) -> int | str:
+    """As in a file: a number, or a range as text."""
     text = str(ports)
     return int(text) if text.isdecimal() else text
 

@@ -91,7 +91,7 @@ class Controller:
         self.events.load(await self._store.events())
         around = planner.Surroundings(desired=lambda: self.desired, planned=self._planned, retired=self.writer.retire)
         self.planner = Planner(self.settings, self.hub, self.journal, self.clocks, around)
-        self.planner.begin(memory_of(entries, self.clocks))
+        self.planner.begin(memory_of(entries, self.desired, self.clocks))
         with contextlib.suppress(VipmuxError):  # then the task for it tries on, and says so
             if await self.writer.end_confirmation():
                 self.planner.plan_all()  # before a node could hear of what was not confirmed
@@ -234,19 +234,25 @@ class Controller:
         """A node's reports on backends; an agent's only of its own host's."""
         source = Source.TUNNEL if kind == MUX else Source.AGENT
         found = {}
+        addresses = self._addresses({report.service for report in message.reports})
         for report in message.reports:
-            if source is Source.AGENT and not self._is_of(name, report.service, report.backend):
+            address = addresses.get((report.service, report.backend))
+            if source is Source.AGENT and (address is None or self.hub.agent_at.get(address) != name):
                 continue
-            found[report.service, report.backend] = Report(report.up, report.reason, report.since)
+            found[report.service, report.backend] = Report(report.up, report.reason, report.since, address=address)
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
         services = self.planner.reports.heard(source, name, found, self.clocks.steady(), lease)
         self.touched(self._vips_of(services))
 
-    def _is_of(self, agent: str, service: str, backend: str) -> bool:
-        found = self.desired.services.get(service)
-        return found is not None and any(
-            item.name == backend and self.hub.agent_at.get(item.address) == agent for item in found.backends
-        )
+    def _addresses(self, services: Iterable[str]) -> dict[tuple[str, str], Address]:
+        """Of the backends of these services."""
+        known = self.desired.services
+        return {
+            (name, backend.name): backend.address
+            for name in services
+            if name in known
+            for backend in known[name].backends
+        }
 
     def _vips_of(self, services: Iterable[str]) -> set[str]:
         known = self.desired.services

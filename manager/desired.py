@@ -284,11 +284,7 @@ def _short(change: Change, lines: Iterable[Line | Service]) -> Change:
 def _takes_addresses(desired: Desired, rules: Rules) -> bool:
     """Whether what is there already is against the rules, as it may be since a node joined."""
     return any(
-        (whose.startswith("MUX ") and address in desired.by_address)
-        or any(
-            version == address.version and str(_around(address, length)) in desired.by_vip
-            for version, length in desired.vip_lengths
-        )
+        (whose.startswith("MUX ") and address in desired.by_address) or any(True for _ in holders(desired, address))
         for address, whose in rules.node_addresses.items()
     )
 
@@ -577,7 +573,7 @@ class _Neighbours:
         self._rules = rules
         self._by_vip = desired.by_vip if others else {}
         self._by_address = desired.by_address if others else {}
-        self._lengths = desired.vip_lengths if others else frozenset()
+        self._desired = desired
         self._mistakes: list[tuple[str, str]] = []
         self._announce: dict[Network, tuple[str, Announce]] = {}
 
@@ -651,11 +647,8 @@ class _Neighbours:
         whose = self._rules.node_addresses.get(address, "")
         if whose.startswith("MUX "):
             self._say(path, f"is the address of {whose}; a MUX cannot be a backend", table)
-        for version, length in self._lengths:
-            if version != address.version:
-                continue
-            vip = _around(address, length)
-            for name in self._by_vip.get(str(vip), ()):
+        for vip, names in holders(self._desired, address) if self._others else ():
+            for name in names:
                 if name in self._others:
                     message = f"must be outside the VIP of service {show(name)}, {vip_text(vip)}; {address} is not"
                     self._say(path, message, table)
@@ -669,6 +662,16 @@ def _announce(table: Mapping[str, Any]) -> Announce | None:
     service = {"name": "x", "vip": "203.0.113.1", "protocol": "tcp", "port": 1}
     attributes = {key: value for key, value in table["announce"].items() if key in ANNOUNCED}
     return parse_service_tables([{**service, "announce": attributes}])[0].announce
+
+
+def holders(desired: Desired, address: Address) -> Iterator[tuple[Network, tuple[str, ...]]]:
+    """The VIPs that hold an address, with the services at each."""
+    for version, length in desired.vip_lengths:
+        if version == address.version:
+            vip = _around(address, length)
+            names = desired.by_vip.get(str(vip))
+            if names:
+                yield vip, names
 
 
 def _around(address: Address, length: int) -> Network:

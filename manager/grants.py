@@ -11,10 +11,11 @@ import math
 from typing import Any
 
 from lb.model import Announce, AnnouncePolicy, BackendState
+from manager.before import Before
 from manager.blind import Sight, blind_from, sees_nothing
 from manager.states import outer
 from manager.verdicts import not_installed
-from manager.world import BackendPlan, Node, Prepared, Vip, World
+from manager.world import BackendPlan, Node, Prepared, World
 
 
 def unwanted_by_policy(services: list[Prepared], backends: list[BackendPlan]) -> str | None:
@@ -44,12 +45,12 @@ def announcement(services: list[Prepared]) -> dict[str, Any]:
 
 
 def grants(
-    vip: Vip, services: list[Prepared], backends: list[BackendPlan], unwanted: str | None, world: World
+    past: Before, services: list[Prepared], backends: list[BackendPlan], unwanted: str | None, world: World
 ) -> tuple[frozenset[str], dict[str, str], float | None]:
     """Which MUXes shall announce the VIP, why the others shall not, and when time alone may change that."""
     if unwanted is not None:
         return frozenset(), dict.fromkeys(world.muxes, unwanted), None
-    before = world.memory.granted.get(vip, frozenset())
+    before = world.memory.granted.get(past.vip, frozenset())
     withheld, unsettled = _blind(before, services, backends, world)
     granted = set()
     for name, mux in world.muxes.items():
@@ -76,17 +77,17 @@ def _not_ready(mux: Node, services: list[Prepared], world: World) -> str | None:
             return f"it has not installed service {name} yet"
         for backend, address, agent in zip(prepared.service.backends, prepared.addresses, prepared.agents, strict=True):
             if agent is not None and backend.state is BackendState.UP and backend.weight > 0:
-                reason = _agent_not_ready(mux, world.agents.get(agent), name, backend.name, address)
+                reason = _agent_not_ready(mux, world.agents.get(agent), prepared, address, world)
                 if reason is not None:
                     return reason
     return None
 
 
-def _agent_not_ready(mux: Node, agent: Node | None, service: str, backend: str, address: str) -> str | None:
+def _agent_not_ready(mux: Node, agent: Node | None, prepared: Prepared, address: str, world: World) -> str | None:
     if agent is None or not agent.connected or agent.late or agent.refused is not None:
         return None  # nobody waits for it; the backend takes no traffic meanwhile
-    if not_installed(agent, service, backend, address) is not None:
-        return f"agent {agent.name} has not installed service {service} yet"
+    if not_installed(agent, prepared.service, address, world) is not None:
+        return f"agent {agent.name} has not installed service {prepared.service.name} yet"
     if agent.has("muxes", mux.name) != outer(mux):
         return f"agent {agent.name} does not accept its tunnels yet"
     return None
@@ -99,7 +100,7 @@ def _blind(
     next may count as one of them, if nothing changes until then."""
     probes = {found.service.name: found.service.probe for found in services}
     sights = [
-        Sight(probe, world.reports.tunnels((item.service, item.backend.name)))
+        Sight(probe, world.reports.tunnels((item.service, item.backend.name), item.backend.address))
         for item in backends
         if item.healthy and item.shown in ("up", "drain") and (probe := probes[item.service]) is not None
     ]

@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lb.model import Address
+
 #: Service and backend, by name.
 Key = tuple[str, str]
 
@@ -48,6 +50,7 @@ class Report:
     reason: str
     since: float  #: Unix time, of the node's clock: for people only
     heard: float = 0.0  #: since when, by the manager's steady clock, it has said that it is up, or down
+    address: Address | None = None  #: of the backend, when that was said: by now the name may be another's; None: any
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +133,18 @@ class Reports:
             for key in [key for key in known if not there(*key)]:
                 del known[key]
 
-    def agent(self, node: str | None, key: Key) -> Report | None:
+    def agent(self, node: str | None, key: Key, address: Address | None = None) -> Report | None:
+        """``address``: the backend's; what was said of a backend of that name elsewhere does not count."""
         who = (Source.AGENT, node or "")
-        return self._of[who].get(key) if who in self._expires else None
+        found = self._of[who].get(key) if who in self._expires else None
+        return found if found is not None and _is_of(found, address) else None
 
-    def tunnels(self, key: Key) -> Mapping[str, Report]:
-        return self._tunnels.get(key, {})
+    def tunnels(self, key: Key, address: Address | None = None) -> Mapping[str, Report]:
+        """By MUX; ``address`` as for :meth:`agent`."""
+        found = self._tunnels.get(key, {})
+        if all(_is_of(report, address) for report in found.values()):
+            return found
+        return {mux: report for mux, report in found.items() if _is_of(report, address)}
 
     def next_expiry(self) -> float | None:
         return min(self._expires.values(), default=None)
@@ -152,8 +161,13 @@ class Reports:
 
 def _dated(old: Report | None, new: Report, now: float) -> Report:
     """Said anew or with another reason, it is as old as it was."""
-    return replace(new, heard=old.heard if old is not None and old.up is new.up else now)
+    same = old is not None and (old.up, old.address) == (new.up, new.address)
+    return replace(new, heard=old.heard if old is not None and same else now)
+
+
+def _is_of(report: Report, address: Address | None) -> bool:
+    return address is None or report.address is None or report.address == address
 
 
 def _differs(old: Report | None, new: Report) -> bool:
-    return old is None or (old.up, old.reason) != (new.up, new.reason)
+    return old is None or (old.up, old.reason, old.address) != (new.up, new.reason, new.address)

@@ -29,6 +29,8 @@ from typing import Any
 
 from lb.daemon.clocks import Clocks
 from lb.errors import VipmuxError
+from manager.before import plain_leaving, read_leaving, served
+from manager.desired import Desired
 from manager.events import KEPT, Events
 from manager.store import Entries, NodeRecord, Store
 from manager.world import BackendKey, Memory, Plan, Remembered
@@ -88,6 +90,9 @@ class Journal:
                 gone = {(mux, vip) for mux in had - has}
                 self._grants -= gone
                 self._writing -= gone
+            stayed, stays = before.leaving.get(vip, ()), after.leaving.get(vip, ())
+            if stayed != stays:
+                self._memory["leaving", vip] = plain_leaving(stays) or None
         for key in keys:
             was, now = before.backends.get(key), after.backends.get(key)
             if was != now:
@@ -99,6 +104,7 @@ class Journal:
         """What is stored of backends and VIPs that are no more is of no use."""
         gone = [("backends", "\n".join(key)) for key in stored.backends.keys() - memory.backends.keys()]
         gone += [("granted", vip) for vip in stored.granted.keys() - memory.granted.keys()]
+        gone += [("leaving", vip) for vip in stored.leaving.keys() - memory.leaving.keys()]
         self._memory.update(dict.fromkeys(gone))
 
     def count(self, generation: int) -> None:
@@ -184,9 +190,9 @@ def _change(pending: _Pending) -> dict[str, Any]:
     return {"set": changed, "remove": removed}
 
 
-def memory_of(entries: Entries, clocks: Clocks) -> Memory:
-    """What a manager before us remembered. A slow start that began before this machine was booted begins anew: how long
-    ago that was only the wall's clock could tell, and that may have been set."""
+def memory_of(entries: Entries, desired: Desired, clocks: Clocks) -> Memory:
+    """What a manager before us remembered, and what it had told MUXes of. A slow start that began before this machine
+    was booted begins anew: how long ago that was only the wall's clock could tell, and that may have been set."""
     same_boot = bool(clocks.boot) and entries.get("clock", {}).get("boot") == clocks.boot
     backends: dict[BackendKey, Remembered] = {}
     for value in entries.get("backends", {}).values():
@@ -196,7 +202,8 @@ def memory_of(entries: Entries, clocks: Clocks) -> Memory:
             found = dataclasses.replace(found, ramp_begun=clocks.steady())
         backends[service, backend, address] = found
     granted = {vip: frozenset(muxes) for vip, muxes in entries.get("granted", {}).items()}
-    return Memory(backends, granted)
+    leaving = {vip: read_leaving(rows) for vip, rows in entries.get("leaving", {}).items()}
+    return Memory(backends, granted, served=served(desired), leaving=leaving)
 
 
 def generation_of(entries: Entries) -> int:

@@ -22,7 +22,7 @@ A node says all of it when it has connected, and then what changed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -179,7 +179,24 @@ class Entry:
             late=self.late,
             live=self.live,
             refused=self.refused,
+            owes=_Owed(self),
         )
+
+
+class _Owed(Collection[str]):
+    """The VIPs that a node was told something of that it has not acknowledged; always as it is now."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+
+    def __contains__(self, vip: object) -> bool:
+        return any(vip in vips for vips in self._entry.owes.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(frozenset().union(*self._entry.owes.values()))
+
+    def __len__(self) -> int:
+        return len(frozenset().union(*self._entry.owes.values()))
 
 
 class NodeHub:
@@ -255,9 +272,9 @@ class NodeHub:
         self._generation += 1
         planned, now = frozenset(vips), self._clocks.steady()
         for entry, state in changed:
+            entry.owe(self._generation, planned)  # of who is away it is not known either what it has
             if entry.connection is not None:
                 entry.pending_since = now if entry.state is None else entry.pending_since or now
-                entry.owe(self._generation, planned)
                 entry.connection.wake()
             entry.state, entry.generation = state, self._generation
         return [entry.id for entry, _ in changed]

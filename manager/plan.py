@@ -11,6 +11,8 @@ what they should changes nothing. The order of steps comes from looking at what 
   their backends have them too, and accept this MUX's tunnels. A backend takes no traffic before its agent has it.
 * withdraw before remove: what is at a VIP that nobody wants any more stays on MUXes until none announces the VIP,
   and on agents until no MUX has it. A backend taken out of a service stays on its agent until no MUX sends to it.
+* a place that is served is served on: who was there before serves until somebody who is there now can
+  (:mod:`manager.before`), and who is renamed is who they were.
 * what was granted stays granted: memory outlives the manager, so that one that starts anew withdraws nothing.
 
 A MUX that is gone for longer than the hold time, and an agent that is gone or does not answer, hold nobody up.
@@ -24,11 +26,28 @@ from dataclasses import replace
 from typing import Any
 
 from lb.model import BackendState
+from manager.before import Before
+from manager.desired import Desired
 from manager.grants import announcement, grants, unwanted_by_policy
 from manager.slow_start import weights
 from manager.states import States, agents_of, replaced, with_lent
 from manager.verdicts import plan_backends
-from manager.world import BackendPlan, Memory, Node, Plan, Prepared, Remembered, Tables, Told, Vip, VipPlan, World
+from manager.world import (
+    BackendPlan,
+    Leaving,
+    Memory,
+    Node,
+    Plan,
+    Prepared,
+    Remembered,
+    Tables,
+    Told,
+    Vip,
+    VipPlan,
+    World,
+    prefix_of,
+    tables_of,
+)
 
 # --- the whole -------------------------------------------------------------------------------------------------------
 
@@ -42,20 +61,36 @@ def replan(last: Plan, world: World, touched: Iterable[Vip] | None) -> Plan:
     """``last`` with the VIPs in ``touched`` planned anew; None: all. Whatever else changed in ``world`` must not
     matter to the other VIPs: that is the caller's promise."""
     drains = drain_muxes(world)
-    world = replace(world, draining=frozenset(name for name, waits in drains.items() if waits is None))
+    draining = frozenset(name for name, waits in drains.items() if waits is None)
+    world = replace(world, draining=draining, tables=world.tables or Tables())
     desired = world.desired
-    names = {*last.vips, *desired.by_vip, *desired.retiring_by_vip} if touched is None else set(touched)
+    every = {*last.vips, *desired.by_vip, *desired.retiring_by_vip} if touched is None else set()
+    names = every if touched is None else coupled(last, desired, touched)
     here = {vip: plan_vip(vip, world) for vip in names if vip in desired.by_vip or vip in desired.retiring_by_vip}
     vips = replaced(last.vips, names, here)
-    states = States(last, world, vips, None if touched is None else names).states()
+    states = States(last, world, vips, None if touched is None else names)
     before = Memory() if touched is None else world.memory
-    return Plan(vips, states, drains, _remember(last, before, world.memory, vips, names))
+    return Plan(vips, states.services, states.states(), drains, _remember(last, before, vips, names))
 
 
-def _remember(last: Plan, before: Memory, known: Memory, vips: Mapping[Vip, VipPlan], names: Iterable[Vip]) -> Memory:
+def coupled(last: Plan, desired: Desired, touched: Iterable[Vip]) -> set[Vip]:
+    """``touched``, and the VIPs that their services come from: a name is in one place at a time, so these are planned
+    together or not at all."""
+    found = set(touched)
+    todo = list(found)
+    while todo:
+        for name in desired.by_vip.get(todo.pop(), ()):
+            table = last.services.get(name)
+            other = prefix_of(table["vip"]) if table is not None else None
+            if other is not None and other not in found:
+                found.add(other)
+                todo.append(other)
+    return found
+
+
+def _remember(last: Plan, before: Memory, vips: Mapping[Vip, VipPlan], names: Iterable[Vip]) -> Memory:
     """``before`` with what was planned anew."""
-    granted: dict[str, Any] = {}
-    lent: dict[str, Any] = {}
+    kept: dict[str, dict[Vip, Any]] = {"granted": {}, "lent": {}, "served": {}, "leaving": {}}
     backends: dict[Any, Any] = {}
     gone: dict[Any, None] = {}
     for vip in names:
@@ -63,22 +98,19 @@ def _remember(last: Plan, before: Memory, known: Memory, vips: Mapping[Vip, VipP
         found = vips.get(vip)
         if found is None:
             continue
-        if found.granted:
-            granted[vip] = found.granted
-        if found.agents:
-            lent[vip] = found.agents
+        memory = {"granted": found.granted, "lent": found.agents, "served": found.served, "leaving": found.leaving}
+        for what, value in memory.items():
+            if value:
+                kept[what][vip] = value
         for item in found.backends:
-            key = item.key
-            old = known.backends.get(key)
-            proven = item.healthy or (old is not None and old.proven)
+            proven = item.healthy or (item.known is not None and item.known.proven)
             taking = item.state is BackendState.UP
             begun = item.ramp.begun if item.ramp is not None else None
-            backends[key] = Remembered(item.healthy, proven, taking, item.shown, item.since, begun)
+            backends[item.key] = Remembered(item.healthy, proven, taking, item.shown, item.since, begun)
     vips_gone = dict.fromkeys(names)
     return Memory(
         replaced(before.backends, gone, backends),
-        replaced(before.granted, vips_gone, granted),
-        replaced(before.lent, vips_gone, lent),
+        **{what: replaced(getattr(before, what), vips_gone, found) for what, found in kept.items()},
     )
 
 
@@ -109,31 +141,37 @@ def plan_vip(vip: Vip, world: World) -> VipPlan:
     names = world.desired.by_vip.get(vip)
     if names is None:
         return _retire(vip, world)
-    tables_of = world.tables or Tables()
-    services = [tables_of.get(world.desired.services[name], world) for name in names]
+    before = Before(vip, world)
+    services = [tables_of(world).get(world.desired.services[name], world) for name in names]
     backends: list[BackendPlan] = []
     panic: dict[str, str] = {}
     tables: dict[str, Any] = {}
+    leaving: list[Leaving] = []
     for prepared in services:
-        found, reason = plan_backends(prepared, world)
+        found, reason = plan_backends(prepared, before, world)
         backends += found
         name = prepared.service.name
         told = weights(prepared.service.backends, [item.ramp for item in found])
+        left = before.leaving(prepared.service, found, world)
+        leaving += left
         tables[name] = prepared.mux_table(
-            tuple(Told(item.state, weight) for item, weight in zip(found, told, strict=True))
+            tuple(Told(item.state, weight) for item, weight in zip(found, told, strict=True)),
+            tuple(item.backend for item in left),
         )
         if reason is not None:
             panic[name] = reason
     unwanted = unwanted_by_policy(services, backends)
-    granted, withheld, unsettled = grants(vip, services, backends, unwanted, world)
+    granted, withheld, unsettled = grants(before, services, backends, unwanted, world)
     return VipPlan(
         vip,
         tables=tables,
-        agents=with_lent(vip, agents_of(services), world),
+        agents=with_lent(before, agents_of(services), world),
         announcement=announcement(services),
         granted=granted,
         withheld=withheld,
         backends=tuple(backends),
+        served=tuple(prepared.service for prepared in services),
+        leaving=tuple(leaving),
         panic=panic,
         unsettled=unsettled,
     )
@@ -144,6 +182,7 @@ def _retire(vip: Vip, world: World) -> VipPlan:
     keys = world.desired.retiring_by_vip[vip]
     services = [Prepared(replace(world.desired.retiring[key], name=key), world) for key in keys]
     withheld = dict.fromkeys(world.muxes, "its services were deleted")
+    before = Before(vip, world)
 
     def holds(mux: Node, section: str, wanted: Iterable[str]) -> bool:
         if mux.gone:
@@ -155,7 +194,9 @@ def _retire(vip: Vip, world: World) -> VipPlan:
             found.service.name: found.mux_table(tuple(Told.of(backend) for backend in found.service.backends))
             for found in services
         }
-        return VipPlan(vip, tables=tables, agents=with_lent(vip, agents_of(services), world), withheld=withheld)
+        served = tuple(found.service for found in services)
+        agents = with_lent(before, agents_of(services), world)
+        return VipPlan(vip, tables=tables, agents=agents, withheld=withheld, served=served)
     if any(holds(mux, "services", keys) for mux in world.muxes.values()):
-        return VipPlan(vip, agents=with_lent(vip, agents_of(services), world), withheld=withheld)
+        return VipPlan(vip, agents=with_lent(before, agents_of(services), world), withheld=withheld)
     return VipPlan(vip, withheld=withheld, done=tuple(keys))

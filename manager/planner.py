@@ -22,7 +22,7 @@ from manager.desired import AsTold, Desired
 from manager.health import Reports
 from manager.journal import Grant, Journal
 from manager.nodes import NodeHub
-from manager.plan import plan, replan
+from manager.plan import coupled, plan, replan
 from manager.states import replaced
 from manager.world import AGENT, MUX, Memory, Plan, Tables, World
 
@@ -141,6 +141,7 @@ class Planner:
             self._large_next = True  # so that neither starves the other
         written, self._written = self._written, set()
         if touched or self._nodes_differ():
+            touched = coupled(self.plan, self._around.desired(), touched)
             old, self.plan = self.plan, replan(self.plan, self._world(), touched)
             self._note_due(touched)
             self._journal.note(old, self.plan, touched)

@@ -7,19 +7,21 @@ changed. Agents keep what MUXes may still send to (:func:`with_lent`).
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, TypeVar
 
+from lb.config_text import port_value
+from lb.model import PortRange
 from lb.node.messages import NAME_MAX, NodeState
 from lb.persistent import PersistentMap
-from manager.world import AGENT, MUX, Node, Plan, Prepared, Vip, VipPlan, World
+from manager.before import Before, overlap, ports_of, without
+from manager.desired import Desired
+from manager.world import AGENT, MUX, Node, Plan, Prepared, Vip, VipPlan, World, tables_of
 
 K = TypeVar("K")
 V = TypeVar("V")
-
-#: What manager.desired adds to the name of a service that retires.
-_RETIRING = re.compile(r"~\d+$")
 
 
 def agents_of(services: list[Prepared]) -> dict[str, dict[str, Any]]:
@@ -30,52 +32,100 @@ def agents_of(services: list[Prepared]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def with_lent(vip: Vip, tables: dict[str, dict[str, Any]], world: World) -> dict[str, dict[str, Any]]:
+def with_lent(before: Before, tables: dict[str, dict[str, Any]], world: World) -> dict[str, dict[str, Any]]:
     """What agents had of this VIP stays with them until no MUX sends to it any more.
 
-    It joins what the agent has at that place, such as the service while it retires. Otherwise what is left of a service
-    that is here no more goes under a name of this VIP's own: by now another VIP may have a service of the old name.
+    What an agent has at a place now goes before what it had there: it is the same host, whatever things are called. Of
+    what it had, only those ports stay that it has not now, for two services of one host must not tie.
     """
-    here, suffix = world.desired.by_vip.get(vip, ()), f"~{vip}"
-    for agent, services in world.memory.lent.get(vip, {}).items():
+    sent = [_Sent(mux, before, world) for mux in world.muxes.values()]
+    for agent, services in before.lent.items():
         if agent not in world.agents:
             continue
-        for table in services.values():
-            name = table["name"]
-            mine = tables.get(agent, {})
-            key = name if name in here else name[: NAME_MAX - len(suffix)] + suffix
-            key = next((other for other, there in mine.items() if _same_place(there, table)), key)
-            now = mine.get(key)
-            kept = {item["name"] for item in now["backend"]} if now else set()
-            used = [
-                item
-                for item in table["backend"]
-                if item["name"] not in kept
-                and any(_may_send(mux, name, table["vip"], item["address"]) for mux in world.muxes.values())
-            ]
-            if used:
-                base = now or table
-                both = {**base, "backend": [*(now["backend"] if now else ()), *used]}
-                tables.setdefault(agent, {})[key] = both
+        mine = dict(tables.get(agent, {}))
+        own = {(table["protocol"], ports_of(table)) for table in mine.values()}
+        for key in sorted(services):
+            table = services[key]
+            pieces = _untied(table, mine.values())
+            if not pieces or not any(mux.may_need(table, own) for mux in sent):
+                continue
+            for piece in pieces:
+                port = port_value(piece)
+                name = _lent_name(key, before.vip, mine, world.desired)
+                mine[name] = table if table["port"] == port else {**table, "port": port}
+        if mine:
+            tables[agent] = mine
     return tables
 
 
-def _same_place(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Of one VIP: an agent cannot have two services there."""
-    return (one["protocol"], one["port"]) == (other["protocol"], other["port"])
+def _untied(table: Mapping[str, Any], others: Iterable[Mapping[str, Any]]) -> list[PortRange]:
+    """Those ports of an agent's table that it may have beside others of its VIP."""
+    ports = ports_of(table)
+    here = [ports_of(other) for other in others if other["protocol"] == table["protocol"]]
+    pieces = without(ports, [other for other in here if _kind(other) == _kind(ports)])
+    return [piece for piece in pieces if piece not in here]  # of a range, one port may be left: that is another kind
 
 
-def _may_send(mux: Node, service: str, vip: str, address: str) -> bool:
-    """May packets of the service at this VIP go from this MUX to that host?"""
-    if mux.gone:
-        return False
-    if mux.live is None:
-        return True
-    for name in {service, _RETIRING.sub("", service)}:  # a MUX that has not followed knows it by its own name
-        table = mux.has("services", name)
-        if table is not None and table["vip"] == vip and any(item["address"] == address for item in table["backend"]):
-            return True
-    return False
+def _kind(ports: PortRange) -> int:
+    """Only services of one kind can tie: of others, one is the more specific."""
+    return 0 if ports.exact else 2 if ports.any else 1
+
+
+def _lent_name(key: str, vip: Vip, mine: Container[str], desired: Desired) -> str:
+    """A name of this VIP's own: by now another VIP may have a service of the old one."""
+    if key in desired.by_vip.get(vip, ()) and key not in mine:
+        return key
+    suffix = f"~{vip}"
+    own = re.search(rf"{re.escape(suffix)}(~[0-9]+)?$", key)
+    base, name, number = key[: own.start()] if own else key, key, 2
+    if own is None:
+        name = base[: NAME_MAX - len(suffix)] + suffix
+    while name in mine or name in desired.services or name in desired.retiring:
+        more = f"{suffix}~{number}"
+        name, number = base[: NAME_MAX - len(more)] + more, number + 1
+    return name
+
+
+class _Sent:
+    """Where a MUX may send packets of one VIP."""
+
+    def __init__(self, mux: Node, before: Before, world: World) -> None:
+        self._mux = mux
+        self._world, self._vip = world, before.vip
+        self._unknown = mux.live is None or before.vip in mux.owes
+        self._exact: set[tuple[str, int, str]] | None = None  # protocol, port, address
+        self._wide: list[tuple[str, PortRange, str]] = []
+
+    def may_need(self, table: Mapping[str, Any], own: Container[tuple[str, PortRange]]) -> bool:
+        """May packets go from this MUX to that host for which an agent's table was made? Not those of services of
+        which the host has tables of their own."""
+        if self._mux.gone or self._unknown:
+            return not self._mux.gone
+        if self._exact is None:
+            self._exact = self._look()
+        protocol, ports = table["protocol"], ports_of(table)
+        places = {(protocol, item["address"]) for item in table["backend"]}
+        if ports.exact:  # the most common: there may be thousands
+            held = ((protocol, ports) not in own) and any((kind, ports.first, at) in self._exact for kind, at in places)
+        else:
+            held = any(
+                (kind, at) in places and ports.first <= port <= ports.last and (kind, PortRange(port, port)) not in own
+                for kind, port, at in self._exact
+            )
+        return held or any(
+            (kind, at) in places and overlap(wide, ports) and (kind, wide) not in own for kind, wide, at in self._wide
+        )
+
+    def _look(self) -> set[tuple[str, int, str]]:
+        found: set[tuple[str, int, str]] = set()
+        for table in tables_of(self._world).live(self._mux, self._vip):
+            ports = ports_of(table)
+            places = [item["address"] for item in table["backend"]]
+            if ports.exact:
+                found.update((table["protocol"], ports.first, address) for address in places)
+            else:
+                self._wide += [(table["protocol"], ports, address) for address in places]
+        return found
 
 
 def outer(mux: Node) -> dict[str, str | None]:
@@ -96,7 +146,7 @@ class States:
         self._new = [vips[vip] for vip in names if vip in vips] if names is not None else list(vips.values())
 
     def states(self) -> dict[str, NodeState]:
-        services = self._changed(self._before(MUX, "services"), "tables")
+        services = self.services
         panic = self._changed(self._before(MUX, "options").get("panic", {}), "panic")
         muxes: Mapping[str, Any] = {name: outer(mux) for name, mux in sorted(self._world.muxes.items())}
         known = self._before(AGENT, "muxes")
@@ -109,6 +159,11 @@ class States:
             same = own is before.get("services") and muxes is before.get("muxes")
             states[agent.id] = before if same else _without_empty({"services": own, "muxes": muxes})
         return states
+
+    @functools.cached_property
+    def services(self) -> PersistentMap[str, Any]:
+        """What every MUX that can has."""
+        return self._changed(self._last.services, "tables")
 
     def _before(self, kind: str, section: str) -> Mapping[str, Any]:
         """What all MUXes, or all agents, had alike."""

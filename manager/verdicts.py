@@ -8,14 +8,14 @@ slowly where the service asks for it (:mod:`manager.slow_start`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from lb.model import Backend, BackendState, Service
+from lb.model import Backend, BackendState, PortRange, Service
+from manager.before import Before, overlap, ports_of, without
 from manager.health import Evidence, Health, judge
 from manager.slow_start import ramp
-from manager.world import BackendKey, BackendPlan, Node, Prepared, Remembered, World
+from manager.world import BackendPlan, Node, Prepared, Remembered, World, prefix_of, tables_of
 
 #: Probes may take out this share of a service's weight, not more.
 CAPACITY_CAP = 0.5
@@ -28,14 +28,15 @@ class _Place(NamedTuple):
     backend: Backend
     address: str
     agent: Node | None
+    before: Before
 
 
-def plan_backends(prepared: Prepared, world: World) -> tuple[list[BackendPlan], str | None]:
+def plan_backends(prepared: Prepared, before: Before, world: World) -> tuple[list[BackendPlan], str | None]:
     """Every backend of a service, and why the service is in panic, if it is."""
     judged = []
     for backend, address, agent in zip(prepared.service.backends, prepared.addresses, prepared.agents, strict=True):
         node = None if agent is None else world.agents.get(agent)
-        judged.append(_judge(_Place(prepared.service, backend, address, node), world))
+        judged.append(_judge(_Place(prepared.service, backend, address, node, before), world))
     found, panic = _cap(judged, world)
     if prepared.service.slow_start is not None:
         found = _slowly(found, prepared.service.slow_start, world)
@@ -44,8 +45,8 @@ def plan_backends(prepared: Prepared, world: World) -> tuple[list[BackendPlan], 
 
 def _judge(place: _Place, world: World) -> BackendPlan:
     """One backend by itself."""
-    service, backend, address, agent = place
-    known = world.memory.backends.get((service.name, backend.name, address))
+    service, backend, address, agent, before = place
+    known = before.known(service, backend, address)
     order = world.desired.drains.get(f"{service.name}/{backend.name}") if world.desired.drains else None
     healthy, shown, reason = _health(place, known, world)
     state = BackendState.UP if healthy else BackendState.DOWN
@@ -59,16 +60,14 @@ def _judge(place: _Place, world: World) -> BackendPlan:
         shown = "drain"
     since = known.since if known is not None and known.shown == shown else world.wall
     name = agent.name if agent is not None else None
-    return BackendPlan(service.name, backend, address, name, state, shown, reason, since, healthy)
+    return BackendPlan(service.name, backend, address, name, state, shown, reason, since, healthy, known=known)
 
 
 def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool, str, str]:
     """Is it able to serve: (yes or no, what to show, why)."""
-    service, backend, address, agent = place
-    was_there = known is not None and known.proven
-    # Of an agent that has not told yet what it has, and of one that is away, the best guess is what was.
-    if agent is not None and (not was_there or (agent.connected and agent.live is not None)):
-        waiting = not_installed(agent, service.name, backend.name, address)
+    service, backend, address, agent, _ = place
+    if agent is not None:
+        waiting = _not_set_up(place, agent, known, world)
         if waiting is not None:
             return False, "installing", waiting
     if service.probe is None:
@@ -77,8 +76,8 @@ def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool
     key = (service.name, backend.name)
     verdict = judge(
         Evidence(
-            world.reports.agent(agent.name if agent else None, key),
-            world.reports.tunnels(key),
+            world.reports.agent(agent.name if agent else None, key, backend.address),
+            world.reports.tunnels(key, backend.address),
             sum(not mux.gone for mux in world.muxes.values()),
         )
     )
@@ -89,55 +88,101 @@ def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool
     return known.healthy, "up" if known.healthy else "down", f"{verdict.reason}; it stays as it was"
 
 
-def not_installed(agent: Node, service: str, backend: str, address: str) -> str | None:
-    """Why its agent cannot serve the backend yet, or None."""
-    table = agent.has("services", service)
-    if table is not None and any(item["address"] == address and item["name"] == backend for item in table["backend"]):
+def _not_set_up(place: _Place, agent: Node, known: Remembered | None, world: World) -> str | None:
+    """Why packets to the backend would find nobody at its host, or None."""
+    service, backend, address, _, before = place
+    was_there = known is not None and known.proven and before.had(service, backend)
+    if was_there and known is not None and not known.healthy:
+        was_there = known.shown not in ("installing", "drain")
+    # Of an agent that has not told yet what it has, and of one that is away, the best guess is what was.
+    if was_there and not (agent.connected and agent.live is not None):
+        return None
+    reason = not_installed(agent, service, address, world)
+    if reason is not None and not service.ports.exact and before.took(service, backend):
+        # Of a range of ports that grew, what its host has is worth more than nothing: the rest is on its way.
+        parts = (_serves(table, service, address, before.vip) for table in tables_of(world).live(agent, before.vip))
+        if agent.live is None or any(part is not None for part in parts):
+            return None
+    if reason is None and not was_there and _may_be_going(place, agent, known):
+        return f"agent {agent.name} has not acknowledged it yet"
+    return reason
+
+
+def _may_be_going(place: _Place, agent: Node, known: Remembered | None) -> bool:
+    """The agent has it, and may just be about to take away what it was told to: until it has acknowledged all."""
+    service, _, address, _, before = place
+    if before.vip not in agent.owes or agent.late or agent.refused is not None:
+        return False
+    told = before.lent.get(agent.name, {}).values()
+    return (known is not None and known.shown == "installing") or not any(
+        _serves(table, service, address, before.vip) == service.ports for table in told
+    )
+
+
+def not_installed(agent: Node, service: Service, address: str, world: World) -> str | None:
+    """Why its agent cannot serve the backend at this address yet, or None. What counts is the place, not the names."""
+    vip = str(service.vip)
+    if _serves(agent.has("services", service.name), service, address, vip) == service.ports:
+        return None
+    parts = [_serves(table, service, address, vip) for table in tables_of(world).live(agent, vip)]
+    if not without(service.ports, [part for part in parts if part is not None]):
         return None
     if agent.refused is not None:
         return f"agent {agent.name} refused it: {agent.refused}"
     return f"agent {agent.name} has not installed it yet" + ("" if agent.connected else ": it is not connected")
 
 
+def _serves(table: Any, service: Service, address: str, vip: str) -> PortRange | None:
+    """Which of a service's ports an agent's table is for, if it is of the service's VIP."""
+    if table is None or table["protocol"] != service.protocol.value or prefix_of(table["vip"]) != vip:
+        return None
+    if not any(item["address"] == address for item in table["backend"]):
+        return None
+    ports = ports_of(table)
+    return ports if overlap(ports, service.ports) else None
+
+
 def _cap(judged: list[BackendPlan], world: World) -> tuple[list[BackendPlan], str | None]:
     """Probes must not take out more than half: then the last good set stays, dead or not."""
-    memory = world.memory.backends
     wanted = [item for item in judged if item.shown != "drain" and item.backend.state is BackendState.UP]
     wanted = [item for item in wanted if item.backend.weight > 0]
     healthy = sum(item.backend.weight for item in wanted if item.healthy)
-    total = sum(
-        item.backend.weight for item in wanted if item.healthy or (item.key in memory and memory[item.key].proven)
-    )
-    lost = {item.key for item in wanted if not item.healthy and item.key in memory and memory[item.key].taking}
+    total = sum(item.backend.weight for item in wanted if item.healthy or (item.known and item.known.proven))
+    # Packets to a host that says it is not set up for them are lost in any case.
+    lost = {item.key for item in wanted if _was_taken_out(item) and item.shown != "installing"}
     if not lost or healthy >= total * (1 - CAPACITY_CAP):
         return judged, None
     share = f"{len([item for item in wanted if item.healthy])} of {len(wanted)} backends are healthy"
     reason = f"PANIC: only {share}; the last good set stays in service"
-    return [_kept(item, memory, world.wall) if item.key in lost else item for item in judged], reason
+    return [_kept(item, world.wall) if item.key in lost else item for item in judged], reason
 
 
-def _kept(item: BackendPlan, memory: Mapping[BackendKey, Remembered], wall: float) -> BackendPlan:
-    known = memory[item.key]
-    since = known.since if known.shown == "panic" else wall
+def _was_taken_out(item: BackendPlan) -> bool:
+    return not item.healthy and item.known is not None and item.known.taking
+
+
+def _kept(item: BackendPlan, wall: float) -> BackendPlan:
+    since = item.known.since if item.known is not None and item.known.shown == "panic" else wall
     reason = f"{item.reason}; kept in service all the same, for too few others are healthy"
     return replace(item, state=BackendState.UP, shown="panic", reason=reason, since=since)
 
 
 def _slowly(items: list[BackendPlan], seconds: float, world: World) -> list[BackendPlan]:
     """Who begins to take flows beside others that do comes to its weight in steps; one that is alone has it at once."""
-    memory = world.memory.backends
 
     def takes(item: BackendPlan) -> bool:
         return item.state is BackendState.UP and item.backend.weight > 0
 
     def took(item: BackendPlan) -> bool:
-        return item.key in memory and memory[item.key].taking
+        return item.known is not None and item.known.taking
 
     others = any(takes(item) and took(item) for item in items)
     found = []
     for item in items:
         begun = None
         if takes(item):
-            begun = memory[item.key].ramp_begun if took(item) else world.now if others else None
+            begun = world.now if others else None
+            if item.known is not None and item.known.taking:
+                begun = item.known.ramp_begun
         found.append(item if begun is None else replace(item, ramp=ramp(begun, seconds, world.now)))
     return found

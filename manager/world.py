@@ -6,13 +6,14 @@ Values, made and read by :mod:`manager.plan` and its parts, and read by whoever 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from lb.config_text import service_table, vip_text
-from lb.model import Address, Backend, BackendState, Service
+from lb.model import Address, Backend, BackendState, PortRange, Protocol, Service
 from lb.node.messages import NodeState
+from lb.persistent import differences
 from manager.desired import Desired
 from manager.health import Reports
 from manager.slow_start import Ramp
@@ -24,6 +25,12 @@ BackendKey = tuple[str, str, str]
 
 #: A VIP as text, always with its length: "203.0.113.10/32". Text is a faster key than a network.
 Vip = str
+
+
+def prefix_of(vip: str) -> Vip:
+    """The VIP of a table."""
+    return vip if "/" in vip else f"{vip}/{128 if ':' in vip else 32}"
+
 
 #: Agent -> service -> table.
 AgentTables = Mapping[str, Mapping[str, Any]]
@@ -42,6 +49,8 @@ class Node:
     late: bool = False  #: has not acknowledged for so long that nobody waits for it
     live: NodeState | None = None  #: what it acknowledged; None: not known, as after a start of the manager
     refused: str | None = None  #: why it refused what it should have
+    left_out: Mapping[str, str] = field(default_factory=dict)  #: services of its state that it does not serve, and why
+    owes: Collection[str] = ()  #: VIPs that it was told something of that it has not acknowledged
 
     @property
     def id(self) -> str:
@@ -65,12 +74,26 @@ class Remembered:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A backend that is wanted no more and stays on MUXes for those that come in its place; see manager.before."""
+
+    service: str  #: in whose place it is
+    protocol: Protocol
+    ports: PortRange  #: where it served
+    backend: Backend  #: as MUXes are told
+    known: Remembered
+    until: float | None = None  #: it keeps its flows until then; None: it takes new ones
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """What the last plan decided, as far as the next depends on it. Never changed in place."""
 
     backends: Mapping[BackendKey, Remembered] = field(default_factory=dict)
     granted: Mapping[Vip, frozenset[str]] = field(default_factory=dict)  #: VIP -> MUXes told to announce it
     lent: Mapping[Vip, AgentTables] = field(default_factory=dict)  #: VIP -> what agents were told of it
+    served: Mapping[Vip, tuple[Service, ...]] = field(default_factory=dict)  #: VIP -> what MUXes were told of
+    leaving: Mapping[Vip, tuple[Leaving, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +114,12 @@ class World:
 
 
 class Tables:
-    """What was made of services before. One entry for each service, valid for that very object."""
+    """What was made of services before, one entry for each service, valid for that very object; and what nodes have by
+    VIP, valid for that very state."""
 
     def __init__(self) -> None:
         self._prepared: dict[str, Prepared] = {}
+        self._live: dict[str, tuple[Mapping[str, Any], dict[Vip, dict[str, Any]]]] = {}
 
     def get(self, service: Service, world: World) -> Prepared:
         found = self._prepared.get(service.name)
@@ -102,8 +127,25 @@ class Tables:
             found = self._prepared[service.name] = Prepared(service, world)
         return found
 
+    def live(self, node: Node, vip: Vip) -> Iterable[dict[str, Any]]:
+        """What a node has of a VIP, by whatever names. Only what differs from when it was asked last is looked at."""
+        services = node.live.get("services", {}) if node.live is not None else {}
+        before, index = self._live.get(node.id, ({}, {}))
+        if services is not before:
+            found, gone = differences(before, services)
+            for name in (*gone, *(name for name in found if name in before)):
+                index[prefix_of(before[name]["vip"])].pop(name)
+            for name, table in found.items():
+                index.setdefault(prefix_of(table["vip"]), {})[name] = table
+            self._live[node.id] = services, index
+        return index.get(vip, {}).values()
+
     def keep_only(self, names: Container[str]) -> None:
         self._prepared = {name: found for name, found in self._prepared.items() if name in names}
+
+
+def tables_of(world: World) -> Tables:
+    return world.tables if world.tables is not None else Tables()
 
 
 class Told(NamedTuple):
@@ -128,7 +170,7 @@ class Prepared:
         self.addresses = [str(backend.address) for backend in service.backends]
         self.agents = self._find_agents(world)
         self.agent_tables = self._agent_tables()
-        self._told: tuple[tuple[Told, ...], dict[str, Any]] | None = None
+        self._told: tuple[tuple[Told, ...], tuple[Backend, ...], dict[str, Any]] | None = None
 
     def fits(self, world: World) -> bool:
         """Are its backends' agents still the same? One agent more elsewhere changes nothing here."""
@@ -141,16 +183,16 @@ class Prepared:
     def _find_agents(self, world: World) -> list[str | None]:
         return [world.agent_at.get(backend.address) for backend in self.service.backends]
 
-    def mux_table(self, now: tuple[Told, ...]) -> dict[str, Any]:
-        """What a MUX needs of the service, each backend with the state and weight that it has now."""
-        if self._told is None or self._told[0] != now:
+    def mux_table(self, now: tuple[Told, ...], leaving: tuple[Backend, ...] = ()) -> dict[str, Any]:
+        """What a MUX needs of the service, each backend with the state and weight that it has now, and who leaves."""
+        if self._told is None or self._told[0] != now or self._told[1] != leaving:
             told = tuple(
                 backend if told == Told.of(backend) else replace(backend, state=told.state, weight=told.weight)
                 for backend, told in zip(self.service.backends, now, strict=True)
             )
-            bare = replace(self.service, announce=None, slow_start=None, backends=told)
-            self._told = now, service_table(bare)
-        return self._told[1]
+            bare = replace(self.service, announce=None, slow_start=None, backends=(*told, *leaving))
+            self._told = now, leaving, service_table(bare)
+        return self._told[2]
 
     def _agent_tables(self) -> dict[str, dict[str, Any]]:
         """What each agent needs: its own backends, with no state or weight, so that these do not disturb it."""
@@ -176,6 +218,8 @@ class BackendPlan:
     since: float  #: Unix time, for people
     healthy: bool
     ramp: Ramp | None = None  #: None: it has its whole weight
+    #: Of the server, whatever it was called before.
+    known: Remembered | None = field(default=None, compare=False)
 
     @property
     def key(self) -> BackendKey:
@@ -193,6 +237,8 @@ class VipPlan:
     granted: frozenset[str] = frozenset()  #: MUXes that shall announce it
     withheld: Mapping[str, str] = field(default_factory=dict)  #: the other MUXes, and why they do not
     backends: tuple[BackendPlan, ...] = ()
+    served: tuple[Service, ...] = ()  #: what ``tables`` are of
+    leaving: tuple[Leaving, ...] = ()
     panic: Mapping[str, str] = field(default_factory=dict)  #: service -> reason
     done: tuple[str, ...] = ()  #: retiring services that nobody has any more
     unsettled: float | None = None  #: a MUX that reaches no healthy backend counts as blind from then on
@@ -201,6 +247,7 @@ class VipPlan:
     def due(self) -> float | None:
         """When time alone makes another plan of it; None: never."""
         moments = [item.ramp.next_at for item in self.backends if item.ramp is not None]
+        moments += [left.until for left in self.leaving if left.until is not None]
         return min(moments if self.unsettled is None else [*moments, self.unsettled], default=None)
 
 
@@ -209,6 +256,7 @@ class Plan:
     """What every node should have."""
 
     vips: Mapping[Vip, VipPlan] = field(default_factory=dict)
+    services: Mapping[str, Any] = field(default_factory=dict)  #: for every MUX that can serve them: name -> table
     states: Mapping[str, NodeState] = field(default_factory=dict)  #: node's id -> state
     drains: Mapping[str, str | None] = field(default_factory=dict)  #: MUX to drain -> None, or why it must wait
     memory: Memory = Memory()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -103,18 +103,25 @@ class Fleet:
         )
 
     def plan(self) -> Plan:
-        self.last = plan(self.world())
-        return self.last
+        return self.tell(plan(self.world()))
 
     def replan(self, *vips: str) -> Plan:
-        self.last = replan(self.last, self.world(), vips)
-        return self.last
+        return self.tell(replan(self.last, self.world(), vips), vips)
+
+    def tell(self, new: Plan, vips: Iterable[str] | None = None) -> Plan:
+        """This is the plan now, and nodes are told what it made anew (None: all)."""
+        planned = frozenset({*self.last.vips, *new.vips} if vips is None else vips)
+        for name, node in {**self.muxes, **self.agents}.items():
+            if new.states.get(node.id) != self.last.states.get(node.id):
+                self.set(name, owes=planned.union(node.owes))
+        self.last = new
+        return new
 
     def take(self, *nodes: str) -> None:
         """These nodes (all that are connected, if none is named) have what the last plan gives them."""
         for name, node in {**self.muxes, **self.agents}.items():
             if (name in nodes or not nodes) and node.connected and node.id in self.last.states:
-                self.set(name, live=self.last.states[node.id], refused=None)
+                self.set(name, live=self.last.states[node.id], refused=None, owes=frozenset())
 
     def settle(self, rounds: int = 10) -> int:
         """Plans and takes until nothing changes; returns how many rounds it took."""
