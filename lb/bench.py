@@ -60,7 +60,7 @@ def bench_pipeline(*, flows: int, mode: str, backends: int, services: int, secon
         slots=_SLOTS_ONE if services == 1 else _SLOTS_MANY,
     )
     # Kept here, for C keeps pointers into it.
-    forwarding = Compiler(settings).compile(_services(services, backends))
+    forwarding = Compiler(settings).compile(bench_services(services, backends))
     snapshot = forwarding.offline_snapshot()
     table = 0 if mode == "stateless" else flows
     pipeline = Pipeline(table, Link.SWAP)
@@ -97,7 +97,7 @@ def _census_seconds(pipeline: Pipeline, snapshot: Snapshot, counters: int) -> fl
     return statistics.median(took)
 
 
-def _services(count: int, backends: int) -> list[Service]:
+def bench_services(count: int, backends: int) -> list[Service]:
     """Services of one port each, all with the same machines but backends of their own name."""
     return [
         Service(

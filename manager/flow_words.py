@@ -89,12 +89,21 @@ def mux_words(flow: Flow, answer: FlowAnswer | str, backends: Mapping[str, Backe
     if answer.flow_class is None:
         return f"does not remember it; {new}{slot}"
     age = f"its last packet was {answer.age:.0f} s ago" if answer.age is not None else "its age is not known"
-    trust = "seen in both a first and a later packet" if "_trusted" in answer.flow_class else "seen only once so far"
+    trust = _trust(answer.flow_class)
     if answer.remembered is None:
         return (
             f"remembers it ({trust}; {age}) with a backend that is no more, so it goes where new ones go: {new}{slot}"
         )
     return f"remembers it with {answer.remembered} ({trust}; {age}): {_fate(flow, answer, backends)}"
+
+
+def _trust(flow_class: str) -> str:
+    """A class of lb.dataplane.FLOW_CLASSES in words."""
+    if "_young" in flow_class:
+        words = "seen more than once, but within a quarter second"
+    else:
+        words = "seen in both a first and a later packet" if "_trusted" in flow_class else "seen only once so far"
+    return f"{words}; the client ended it" if flow_class.endswith("_ended") else words
 
 
 def goes_to(flow: Flow, answer: FlowAnswer, backends: Mapping[str, BackendPlan]) -> str | None:

@@ -34,7 +34,7 @@ static uint16_t age_of(uint64_t record)
 
 static void set_age(const struct flow_table *table, struct flow_slot slot, uint16_t age)
 {
-	slot.line->stamp[slot.way] = (uint16_t)((uint16_t)table->clock - age);
+	FLOW_STORE(slot.line->stamp[slot.way], (uint16_t)((uint16_t)table->clock - age));
 }
 
 /* Whoever saw the flow's last packet later knows better where it goes. */
@@ -48,7 +48,7 @@ static void adopt_one(struct mux *mux, const struct vip_map *map, const struct s
 	uint64_t scrambled = scrambled_of(map, service, record);
 	struct flow_slot slot;
 
-	if (!!(class & FLOW_CLASS_UDP) != (service->protocol == 17) || age >= life) {
+	if (flow_class_is_udp(class) != (service->protocol == 17) || age >= life) {
 		out->useless++;
 		return;
 	}
@@ -70,7 +70,7 @@ static void adopt_one(struct mux *mux, const struct vip_map *map, const struct s
 }
 
 void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
-	       const uint64_t *records, uint32_t count, struct adoption *out)
+	       const uint64_t *records, uint32_t count, uint64_t now_ns, struct adoption *out)
 {
 	const struct service *service = service_at(snapshot->map, service_id, backend);
 
@@ -78,14 +78,14 @@ void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t servic
 		out->useless += count;
 		return;
 	}
-	flow_table_set_idle(mux->table, snapshot->map->class_idle);
+	mux_set_time(mux, snapshot, now_ns);
 	for (uint32_t i = 0; i < count; i++)
 		adopt_one(mux, snapshot->map, service, backend, records[i], out);
 	flow_table_settle(mux->table);
 }
 
 uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
-		    const uint64_t *records, uint32_t count)
+		    const uint64_t *records, uint32_t count, uint64_t now_ns)
 {
 	const struct vip_map *map = snapshot->map;
 	const struct service *service = service_id <= SERVICE_ID_MAX ? map->by_id[service_id] : NULL;
@@ -93,6 +93,7 @@ uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t s
 
 	if (!service || !mux->table)
 		return 0;
+	mux_set_time(mux, snapshot, now_ns);
 	for (uint32_t i = 0; i < count; i++) {
 		struct flow_slot slot = flow_table_find(mux->table, scrambled_of(map, service, records[i]));
 

@@ -22,12 +22,15 @@ struct adoption {
 	uint32_t refused; /* there was no room */
 };
 
-/* Adds the outcome to *out.  records: see census.h; all are flows of one backend of one service. */
+/*
+ * Adds the outcome to *out.  records: see census.h; all are flows of one backend of one service.  Ages count from now_ns,
+ * by the clock that bursts are given: a MUX that had no packet for long must not take them for older than they are.
+ */
 void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
-	       const uint64_t *records, uint32_t count, struct adoption *out);
+	       const uint64_t *records, uint32_t count, uint64_t now_ns, struct adoption *out);
 
 /* Removes flows that are at this backend still and as old as told, or older; returns how many. */
 uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
-		    const uint64_t *records, uint32_t count);
+		    const uint64_t *records, uint32_t count, uint64_t now_ns);
 
 #endif

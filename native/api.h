@@ -49,6 +49,7 @@ int vip_map_create(const uint8_t *seed, uint16_t idle_untrusted, struct vip_map 
 int vip_map_change(const struct vip_map *before, const uint32_t *gone, uint32_t gone_count, struct vip_map **out);
 int vip_map_add(struct vip_map *map, const struct service *service, const struct backend *backends);
 int vip_map_seal(struct vip_map *map);
+uint64_t vip_map_serial(const struct vip_map *map);
 void vip_map_put(struct vip_map *map);
 uint16_t flow_ticks_of(uint32_t seconds);
 
@@ -81,9 +82,11 @@ struct service_counters {
 	uint64_t dropped;
 };
 struct flow_counters {
-	uint64_t live[4];
+	uint64_t live[8];
 	uint64_t expired;
 	uint64_t evicted;
+	uint64_t evicted_tier[4];
+	uint64_t forgotten;
 	uint64_t refused;
 	uint64_t moved;
 };
@@ -115,6 +118,7 @@ struct pipeline *mux_pipeline(struct mux *mux);
 void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reasons, struct flow_counters *flows);
 const struct service_counters *mux_service_counters(const struct mux *mux);
 const uint64_t *mux_backend_counters(const struct mux *mux);
+uint64_t mux_forgotten(const struct mux *mux);
 uint64_t flow_table_bytes(uint64_t flows);
 const char *mux_check(const struct mux *mux);
 
@@ -134,9 +138,9 @@ struct adoption {
 	uint32_t refused;
 };
 void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
-	       const uint64_t *records, uint32_t count, struct adoption *out);
+	       const uint64_t *records, uint32_t count, uint64_t now_ns, struct adoption *out);
 uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
-		    const uint64_t *records, uint32_t count);
+		    const uint64_t *records, uint32_t count, uint64_t now_ns);
 
 /* ---- packets from memory (io_memory.h) ---- */
 struct io;
@@ -176,6 +180,15 @@ struct bench_sample {
 struct bench;
 int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, struct bench **out);
 uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
+struct bench_sent {
+	uint64_t fresh;
+	uint64_t known;
+	uint64_t untracked;
+	uint64_t dropped;
+	uint64_t ns;
+};
+void bench_send(struct bench *bench, const struct snapshot *snapshot, uint64_t first, uint32_t count, uint32_t flags,
+		uint64_t now_ns, uint16_t *backends, struct bench_sent *out);
 void bench_destroy(struct bench *bench);
 
 /* ---- packets to measure with (generator.h) ---- */

@@ -49,14 +49,25 @@ struct pipeline *mux_pipeline(struct mux *mux)
 	return &mux->pipeline;
 }
 
+/* Each whole, while a worker may write them. */
+static void copy_counters(uint64_t *out, const uint64_t *from, size_t count)
+{
+	for (size_t i = 0; i < count; i++)
+		out[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
+}
+
 void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reasons, struct flow_counters *flows)
 {
 	if (received)
-		*received = mux->counters.received;
+		copy_counters(received, &mux->counters.received, 1);
 	if (reasons)
-		memcpy(reasons, mux->counters.reasons, sizeof(mux->counters.reasons));
-	if (flows)
-		*flows = mux->table ? mux->table->counters : (struct flow_counters){ .expired = 0 };
+		copy_counters(reasons, mux->counters.reasons, REASON_COUNT);
+	if (!flows)
+		return;
+	memset(flows, 0, sizeof(*flows));
+	if (mux->table)
+		copy_counters((uint64_t *)flows, (const uint64_t *)&mux->table->counters,
+			      sizeof(*flows) / sizeof(uint64_t));
 }
 
 const struct service_counters *mux_service_counters(const struct mux *mux)

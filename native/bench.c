@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "checksum.h"
+#include "clock.h"
 
 #define RING 65536u
 /*
@@ -27,6 +27,7 @@ struct bench {
 	uint32_t flows;
 	uint32_t next; /* frame of the ring to go on with; at 0 the ring is filled anew */
 	uint64_t random;
+	uint64_t ahead; /* of the real time: what warming up took by the table's clock */
 	uint8_t *ring;
 	struct io io;
 };
@@ -39,14 +40,6 @@ static void discard(struct io *io, struct frame *frames, unsigned count)
 }
 
 static const struct io_ops discard_ops = { .name = "discard", .send = discard };
-
-static uint64_t now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
-}
 
 /* splitmix64 */
 static uint64_t mix(uint64_t x)
@@ -69,7 +62,9 @@ static void write_packet(struct bench *bench, uint32_t frame, uint64_t flow, uin
 	const struct service *service = map->services[bits % map->service_count];
 	uint8_t *data = bench->ring + (size_t)frame * STRIDE + OFFSET, *ip = data + ETHERNET_HEADER;
 	uint32_t source = htonl(0x0b000000u | (uint32_t)(flow & 0xffffff));
-	uint16_t port = (uint16_t)(bits >> 48), length = htons(PACKET_BYTES), check;
+	/* Of a script only what is pushed carries data: an acknowledgement alone must not seem to go on. */
+	bool empty = bench->mode == BENCH_SCRIPT && !(flags & TCP_PSH);
+	uint16_t port = (uint16_t)(bits >> 48), length = htons(empty ? PACKET_BYTES - 10 : PACKET_BYTES), check;
 
 	memset(data, 0, ETHERNET_HEADER + PACKET_BYTES);
 	data[12] = 0x08;
@@ -105,28 +100,34 @@ static void fill_ring(struct bench *bench)
 	}
 }
 
-static void run_frames(struct bench *bench, uint32_t first, uint32_t count)
+/* Frames of the ring, no more than a burst. */
+static inline void run_burst(struct bench *bench, const struct snapshot *snapshot, uint32_t first, uint32_t count,
+			     uint64_t now)
 {
 	struct frame frames[BURST_MAX];
 
+	for (uint32_t i = 0; i < count; i++)
+		frames[i] = (struct frame){ .data = bench->ring + (size_t)(first + i) * STRIDE + OFFSET,
+					    .len = ETHERNET_HEADER + PACKET_BYTES,
+					    .wire_len = ETHERNET_HEADER + PACKET_BYTES,
+					    .headroom = OFFSET };
+	bench->mux->pipeline.burst(&bench->mux->pipeline, snapshot, &bench->io, frames, count, now);
+	bench->mux->pipeline.tick(&bench->mux->pipeline, snapshot, now);
+}
+
+static void run_frames(struct bench *bench, uint32_t first, uint32_t count)
+{
 	for (uint32_t done = 0; done < count; done += BURST_MAX) {
 		uint32_t n = count - done < BURST_MAX ? count - done : BURST_MAX;
-		uint64_t now = now_ns();
 
-		for (uint32_t i = 0; i < n; i++)
-			frames[i] = (struct frame){ .data = bench->ring + (size_t)(first + done + i) * STRIDE + OFFSET,
-						    .len = ETHERNET_HEADER + PACKET_BYTES,
-						    .wire_len = ETHERNET_HEADER + PACKET_BYTES,
-						    .headroom = OFFSET };
-		bench->mux->pipeline.burst(&bench->mux->pipeline, bench->snapshot, &bench->io, frames, n, now);
-		bench->mux->pipeline.tick(&bench->mux->pipeline, bench->snapshot, now);
+		run_burst(bench, bench->snapshot, first + done, n, clock_now_ns() + bench->ahead);
 	}
 }
 
-/* Every known flow twice, so that the table has and trusts it. */
+/* Every known flow twice, a tick apart, so that the table has and trusts it. */
 static void warm_up(struct bench *bench)
 {
-	if (bench->mode == BENCH_MISS)
+	if (bench->mode == BENCH_MISS || bench->mode == BENCH_SCRIPT)
 		return;
 	for (uint64_t first = 0; first < bench->flows; first += RING) {
 		uint32_t count = bench->flows - first < RING ? (uint32_t)(bench->flows - first) : RING;
@@ -135,6 +136,7 @@ static void warm_up(struct bench *bench)
 			for (uint32_t i = 0; i < count; i++)
 				write_packet(bench, i, first + i, TCP_ACK);
 			run_frames(bench, 0, count);
+			bench->ahead += 1u << FLOW_TICK_SHIFT;
 		}
 	}
 }
@@ -143,7 +145,7 @@ int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint
 {
 	struct bench *bench;
 
-	if (!snapshot->map->service_count || !flows || mode > BENCH_MISS)
+	if (!snapshot->map->service_count || !flows || mode > BENCH_SCRIPT)
 		return -EINVAL;
 	bench = calloc(1, sizeof(*bench));
 	if (!bench)
@@ -169,28 +171,28 @@ int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint
 /* A fixed piece of arithmetic: when it is slow, something else had the core. */
 static double probe(void)
 {
-	uint64_t start = now_ns();
+	uint64_t start = clock_now_ns();
 
 	for (uint32_t i = 0; i < 4000; i++)
 		__asm__ volatile("" : "+r"(i));
-	return (double)(now_ns() - start);
+	return (double)(clock_now_ns() - start);
 }
 
 uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max)
 {
-	uint64_t end = now_ns() + (uint64_t)(seconds * 1e9);
+	uint64_t end = clock_now_ns() + (uint64_t)(seconds * 1e9);
 	uint32_t count = 0;
 
-	while (count < max && now_ns() < end) {
+	while (count < max && clock_now_ns() < end) {
 		if (bench->next == 0)
 			fill_ring(bench);
 
 		double before = probe(), after;
-		uint64_t start = now_ns();
+		uint64_t start = clock_now_ns();
 
 		run_frames(bench, bench->next, BENCH_SEGMENT);
 
-		double elapsed = (double)(now_ns() - start);
+		double elapsed = (double)(clock_now_ns() - start);
 
 		after = probe();
 		samples[count].ns = elapsed / BENCH_SEGMENT;
@@ -198,6 +200,42 @@ uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *sam
 		bench->next = (bench->next + BENCH_SEGMENT) % RING;
 	}
 	return count;
+}
+
+/* Reads what the burst at hand left in the mux. */
+static void note_sent(const struct mux *mux, uint16_t *backends, struct bench_sent *out)
+{
+	for (unsigned i = 0; i < mux->count; i++) {
+		const struct passage *passage = &mux->passages[i];
+
+		out->fresh += passage->flow == FLOW_NEW;
+		out->known += passage->flow == FLOW_KNOWN;
+		out->untracked += passage->flow == FLOW_UNTRACKED;
+		out->dropped += passage->flow == FLOW_NONE;
+		if (backends)
+			backends[i] = passage->flow == FLOW_NONE ? BENCH_NO_BACKEND : passage->backend_number;
+	}
+}
+
+void bench_send(struct bench *bench, const struct snapshot *snapshot, uint64_t first, uint32_t count, uint32_t flags,
+		uint64_t now_ns, uint16_t *backends, struct bench_sent *out)
+{
+	for (uint32_t done = 0; done < count;) {
+		uint32_t n = count - done < BENCH_SEGMENT ? count - done : BENCH_SEGMENT;
+
+		if (bench->next + n > RING)
+			bench->next = 0;
+		for (uint32_t i = 0; i < n; i++)
+			write_packet(bench, bench->next + i, first + done + i, (uint8_t)flags);
+		for (uint32_t burst; n; n -= burst, done += burst, bench->next += burst) {
+			uint64_t start = clock_now_ns();
+
+			burst = n < BURST_MAX ? n : BURST_MAX;
+			run_burst(bench, snapshot, bench->next, burst, now_ns);
+			out->ns += clock_now_ns() - start;
+			note_sent(bench->mux, backends ? backends + done : NULL, out);
+		}
+	}
 }
 
 void bench_destroy(struct bench *bench)

@@ -16,6 +16,7 @@ enum bench_mode {
 	BENCH_MIX = 2,       /* nine known, one new */
 	BENCH_STATELESS = 3, /* known flows, for a mux without a table */
 	BENCH_MISS = 4,      /* destinations that are no VIP */
+	BENCH_SCRIPT = 5,    /* what bench_send() is told; nothing by itself */
 };
 
 #define BENCH_SEGMENT 2048u /* packets timed together */
@@ -32,6 +33,25 @@ int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint
 
 /* Runs until `max` samples are taken or `seconds` have passed; returns how many. */
 uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
+
+/* What became of the packets of bench_send(), and how long the pipeline took for all of them. */
+struct bench_sent {
+	uint64_t fresh;     /* new flows */
+	uint64_t known;
+	uint64_t untracked;
+	uint64_t dropped;
+	uint64_t ns;
+};
+
+/*
+ * One packet with these TCP flags of each of `count` flows from number `first` on, at a time of its own making: hours
+ * pass as fast as packets do.  The number alone decides addresses and ports.  Adds to *out.  backends[count] are the
+ * numbers that they went to, BENCH_NO_BACKEND where they were dropped; or NULL.
+ */
+#define BENCH_NO_BACKEND 0xffffu
+void bench_send(struct bench *bench, const struct snapshot *snapshot, uint64_t first, uint32_t count, uint32_t flags,
+		uint64_t now_ns, uint16_t *backends, struct bench_sent *out);
+
 void bench_destroy(struct bench *bench);
 
 #endif

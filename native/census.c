@@ -2,9 +2,7 @@
 /* See census.h. */
 #include "census.h"
 
-#include <arpa/inet.h>
-#include <string.h>
-
+#include "exceptional.h"
 #include "vip_map.h"
 
 /* An entry touched after the clock was read seems to be of the future: it is new. */
@@ -29,9 +27,11 @@ static uint16_t age_of(uint64_t clock, uint16_t stamp)
 	return age > UINT16_MAX - FUTURE_TICKS ? 0 : age;
 }
 
-static uint16_t life_of(const struct vip_map *map, const struct flow *flow, bool ended)
+static uint16_t life_of(const struct vip_map *map, const struct flow *flow)
 {
-	return ended || flow->class == FLOW_TCP_UNTRUSTED ? map->idle_untrusted : flow->service->idle;
+	bool short_lived = flow->class == FLOW_TCP_UNTRUSTED || flow_class_has_ended(flow->class);
+
+	return short_lived ? map->idle_untrusted : flow->service->idle;
 }
 
 /* Whether Maglev has a backend for new flows of a service: its slots all name one, or none does. */
@@ -47,7 +47,7 @@ static bool stays(const struct flow *flow)
 	case BACKEND_UP:
 		return true;
 	case BACKEND_DRAIN:
-		return !(flow->class & FLOW_CLASS_UDP) || !takes_flows(flow->service);
+		return !flow_class_is_udp(flow->class) || !takes_flows(flow->service);
 	default:
 		return false;
 	}
@@ -66,12 +66,12 @@ static bool read_flow(const struct mux *mux, const struct vip_map *map, uint64_t
 	flow->key = flow_unscramble(&map->seed, flow_entry_key(table, line, entry));
 	flow->service = map->by_id[flow_key_service(flow->key)];
 	flow->number = (unsigned)(entry & 0xfff) - 1;
-	flow->class = (enum flow_class)(entry >> 12 & 3);
+	flow->class = (enum flow_class)(entry >> 12 & 7);
 	flow->age = age_of(__atomic_load_n(&table->clock, __ATOMIC_RELAXED), stamp);
 	if (!flow->service || flow->number >= flow->service->backend_count)
 		return false;
 	flow->backend = &flow->service->backends[flow->number];
-	return flow->age < life_of(map, flow, entry & FLOW_ENDED) && stays(flow);
+	return flow->age < life_of(map, flow) && stays(flow);
 }
 
 static void visit(const struct mux *mux, const struct snapshot *snapshot, flow_visitor *visitor, void *context)
@@ -86,33 +86,9 @@ static void visit(const struct mux *mux, const struct snapshot *snapshot, flow_v
 				visitor(context, snapshot->map, &flow);
 }
 
-/* ---- exceptional ---- */
-
-/* The hash that chooses the Maglev slot, as far as the slot depends on it. */
-static uint64_t slot_hash(const struct vip_map *map, const struct flow *flow)
-{
-	const struct service *service = flow->service;
-	struct flow_tuple tuple = { .protocol = service->protocol, .family = service->family };
-	uint32_t source = (uint32_t)flow->key;
-
-	if (!service->narrow)
-		return flow_key_name(flow->key) << 16;
-	memcpy(tuple.source, &source, 4);
-	memcpy(tuple.destination, service->vip, 4);
-	tuple.source_port = (uint16_t)(flow->key >> 32);
-	tuple.destination_port = htons(service->first_port);
-	return flow_tuple_hash(&map->seed, &tuple, service->hash_source);
-}
-
 static bool is_exceptional(const struct vip_map *map, const struct flow *flow)
 {
-	const struct service *service = flow->service;
-
-	if (backend_state(flow->backend) == BACKEND_DRAIN)
-		return true;
-	if (service->hash_source && !service->narrow)
-		return flow->class & FLOW_CLASS_TRUSTED;
-	return service->maglev->slots[maglev_slot(service->maglev, slot_hash(map, flow))] != flow->number;
+	return flow_is_exceptional(map, flow->service, flow->number, flow->key, flow->class);
 }
 
 /* ---- the two questions ---- */
@@ -130,7 +106,7 @@ static void count_flow(void *context, const struct vip_map *map, const struct fl
 		return;
 	struct census_row *row = &counting->rows[flow->backend->counter];
 
-	if (flow->class & FLOW_CLASS_UDP)
+	if (flow_class_is_udp(flow->class))
 		row->udp++;
 	else
 		row->tcp++;
@@ -158,7 +134,7 @@ static void list_flow(void *context, const struct vip_map *map, const struct flo
 	if (!is_exceptional(map, flow))
 		return;
 	if (listing->found < listing->max) {
-		listing->records[listing->found] = census_record(flow_key_name(flow->key), flow->class, flow->age);
+		listing->records[listing->found] = census_record(flow_key_name(flow->key), flow_class_plain(flow->class), flow->age);
 		listing->owners[listing->found] = flow->service->id << 12 | flow->number;
 	}
 	listing->found++;

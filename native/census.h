@@ -8,9 +8,7 @@
  * and the flow is one that stays.  A conversation that its client ended counts while it is younger than an untrusted one
  * may be: the last packets of both sides are under way.
  *
- * A flow is *exceptional* if Maglev would choose another backend for it now: no other MUX knows where it goes.  Of a
- * service that hashes the source alone and whose keys are wide, keys do not tell the choice: all its trusted flows
- * count as exceptional.
+ * Which of them are *exceptional*, so that no other MUX knows where they go: see exceptional.h.
  */
 #ifndef VIPMUX_CENSUS_H
 #define VIPMUX_CENSUS_H
@@ -32,7 +30,7 @@ void census_count(const struct mux *mux, const struct snapshot *snapshot, struct
 
 /*
  * An exceptional flow, as another MUX of the pool understands it once it knows service and backend: the flow's name (see
- * flow_key_name()) << 16 | class << 14 | age in units of 4 ticks.
+ * flow_key_name()) << 16 | plain class (see flow_class_plain()) << 14 | age in units of 4 ticks.
  */
 #define CENSUS_AGE_SHIFT 2
 #define CENSUS_AGE_MAX 0x3fffu

@@ -19,7 +19,7 @@
 /* 48 bits of remainder fit an entry, so a table has at least 2^16 lines (4 MiB). */
 #define LINES_MIN (1ULL << 16)
 _Static_assert(LINES_MIN == 1ULL << FLOW_KEY_SHIFT, "what the line tells and what an entry holds are all 64 bits");
-_Static_assert(FLOW_ENDED == 1ULL << (CLASS_SHIFT + 2) && AWAY_BIT == FLOW_ENDED << 1, "no bit has two meanings");
+_Static_assert(AWAY_BIT == (uint64_t)FLOW_CLASSES << CLASS_SHIFT, "no bit has two meanings");
 /* Four flows a line of six: 16 bytes a flow, and an insert practically always finds room (tests/native measures it). */
 #define LINE_LOAD 4
 
@@ -38,11 +38,27 @@ _Static_assert(((uint64_t)FLOW_IDLE_MAX_SECONDS * 1000000000u >> FLOW_TICK_SHIFT
 
 static flow_find_burst *best_find_burst(void);
 
+/* A counter that other threads may read meanwhile. */
+static inline void count(uint64_t *counter, uint64_t step)
+{
+	FLOW_STORE(*counter, *counter + step);
+}
+
+static inline enum flow_class class_of(uint64_t entry)
+{
+	return (enum flow_class)(entry >> CLASS_SHIFT & (FLOW_CLASSES - 1));
+}
+
 static uint64_t lines_for(uint64_t flows)
 {
 	uint64_t lines = (flows + LINE_LOAD - 1) / LINE_LOAD;
 
 	return lines < LINES_MIN ? LINES_MIN : lines;
+}
+
+static size_t no_room_words(const struct flow_table *table)
+{
+	return table->line_count / 64 + 1;
 }
 
 size_t flow_table_bytes(uint64_t flows)
@@ -65,7 +81,11 @@ int flow_table_create(uint64_t flows, struct flow_table **out)
 
 	/* Aligned to huge pages and advised so: random access to 4 KiB pages would miss the TLB at every lookup. */
 	map = mmap(NULL, table->bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (map == MAP_FAILED) {
+	table->no_room = calloc(no_room_words(table), sizeof(uint64_t));
+	if (map == MAP_FAILED || !table->no_room) {
+		if (map != MAP_FAILED)
+			munmap(map, table->bytes + huge);
+		free(table->no_room);
 		free(table);
 		return -ENOMEM;
 	}
@@ -87,12 +107,27 @@ void flow_table_destroy(struct flow_table *table)
 	if (!table)
 		return;
 	munmap(table->lines, table->bytes);
+	free(table->no_room);
 	free(table);
 }
 
-void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_CLASSES])
+void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_IDLES])
 {
-	memcpy(table->idle, idle, sizeof(table->idle));
+	for (unsigned class = 0; class < FLOW_CLASSES; class++)
+		table->idle[class] = idle[flow_class_plain(class)];
+}
+
+void flow_table_set_judge(struct flow_table *table, flow_judge *judge, const void *owner)
+{
+	table->judge = judge;
+	table->owner = owner;
+}
+
+static enum flow_worth worth_of(const struct flow_table *table, uint64_t line, uint64_t entry)
+{
+	return table->judge ? table->judge(table->owner, flow_entry_key(table, line, entry),
+					   (unsigned)(entry & 0xfff) - 1, class_of(entry)) :
+			      FLOW_CHEAP;
 }
 
 /* ---- places ---- */
@@ -220,21 +255,29 @@ static struct flow_line *alternate_line(const struct flow_table *table, uint64_t
 	return &table->lines[alternate_of(table, flow_table_line_of(table, scrambled), flow_table_remainder(table, scrambled))];
 }
 
-static bool all_trusted(const struct flow_line *line)
+/*
+ * Whether an insert will look beyond home, before its line has been read closely: a guess, from the two bits of a class
+ * that are both zero in untrusted flows and empty ways alone, and of which the higher is set in young and ended ones.
+ */
+static bool will_look_further(const struct flow_table *table, const struct flow_line *home)
 {
-	uint64_t all = ~0ULL;
+	uint64_t known = ~0ULL, young_or_ended = 0;
 
-	for (unsigned way = 0; way < FLOW_WAYS; way++)
-		all &= line->entry[way];
-	return all >> CLASS_SHIFT & FLOW_CLASS_TRUSTED;
+	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+		known &= home->entry[way] | home->entry[way] << 1;
+		young_or_ended |= home->entry[way];
+	}
+	if (!(known >> CLASS_SHIFT & 4))
+		return table->crowded[FLOW_TIER_UNTRUSTED] < CROWDED;
+	return !(young_or_ended >> CLASS_SHIFT & 4) ||
+	       (table->crowded[FLOW_TIER_ENDED] < CROWDED && table->crowded[FLOW_TIER_YOUNG] < CROWDED);
 }
 
 void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled)
 {
 	const struct flow_line *home = &table->lines[flow_table_line_of(table, scrambled)];
 
-	if (flow_line_away(home, flow_table_remainder(table, scrambled)) | (table->crowded < CROWDED) |
-	    all_trusted(home))
+	if (flow_line_away(home, flow_table_remainder(table, scrambled)) || will_look_further(table, home))
 		__builtin_prefetch(alternate_line(table, scrambled), 1);
 }
 
@@ -282,8 +325,8 @@ static void clear_way(struct flow_table *table, struct flow_slot slot)
 
 	if (entry & AWAY_BIT)
 		owe(table, &table->lines[home_of(table, slot)], flow_away_shift(entry >> KEY_SHIFT));
-	table->counters.live[entry >> CLASS_SHIFT & 3]--;
-	slot.line->entry[slot.way] = 0;
+	count(&table->counters.live[class_of(entry)], -1ULL);
+	FLOW_STORE(slot.line->entry[slot.way], 0);
 	table->changes++;
 }
 
@@ -297,7 +340,7 @@ bool flow_table_expire(struct flow_table *table, struct flow_slot slot)
 	if (flow_slot_age(table, slot) < table->idle[flow_slot_class(slot)])
 		return false;
 	clear_way(table, slot);
-	table->counters.expired++;
+	count(&table->counters.expired, 1);
 	return true;
 }
 
@@ -309,34 +352,73 @@ static void count_away(struct flow_line *line, unsigned shift)
 
 static void fill_way(struct flow_table *table, struct flow_slot slot, uint64_t entry, uint16_t stamp)
 {
-	slot.line->entry[slot.way] = entry;
-	slot.line->stamp[slot.way] = stamp;
-	table->counters.live[entry >> CLASS_SHIFT & 3]++;
+	FLOW_STORE(slot.line->entry[slot.way], entry);
+	FLOW_STORE(slot.line->stamp[slot.way], stamp);
+	count(&table->counters.live[class_of(entry)], 1);
 	if (entry & AWAY_BIT)
 		count_away(&table->lines[home_of(table, slot)], flow_away_shift(entry >> KEY_SHIFT));
 	table->changes++;
 }
 
-/* What a line has to offer to a new flow. */
+/* ---- room ---- */
+
+/*
+ * What a line has to offer to a new flow.  `lose` ranks its flows: tier, age, then the first way; the highest of a line
+ * is the one to lose.
+ */
 struct offer {
 	unsigned free; /* bit per way that is empty or whose flow has expired */
-	int oldest;    /* age << 3 | 7 - way of the untrusted flow that has been silent longest, -1 if all are trusted */
+	int lose;      /* tier << 19 | age << 3 | 7 - way */
 };
+
+#define TIER_SHIFT 19
+
+static inline enum flow_tier offer_tier(struct offer offer)
+{
+	return (enum flow_tier)(offer.lose >> TIER_SHIFT);
+}
+
+/* Without the way: what makes one flow rather go than another. */
+static inline int offer_rank(struct offer offer)
+{
+	return offer.lose >> 3;
+}
+
+static inline uint16_t offer_age(struct offer offer)
+{
+	return (uint16_t)(offer.lose >> 3);
+}
+
+static inline struct flow_slot offer_slot(struct flow_line *line, struct offer offer)
+{
+	return (struct flow_slot){ line, 7 - ((unsigned)offer.lose & 7) };
+}
+
+/* Tiers of the classes, two bits each: of those that had a packet lately, and of those that have been silent. */
+#define TIER(class, tier) ((unsigned)(tier) << 2 * (class))
+#define TIERS                                                                                                          \
+	(TIER(FLOW_TCP_UNTRUSTED, FLOW_TIER_UNTRUSTED) | TIER(FLOW_UDP_UNTRUSTED, FLOW_TIER_UNTRUSTED) |               \
+	 TIER(FLOW_TCP_YOUNG, FLOW_TIER_YOUNG) | TIER(FLOW_TCP_YOUNG_ENDED, FLOW_TIER_YOUNG))
+#define QUIET_TIERS                                                                                                    \
+	(TIER(FLOW_TCP_UNTRUSTED, FLOW_TIER_UNTRUSTED) | TIER(FLOW_UDP_UNTRUSTED, FLOW_TIER_UNTRUSTED) |               \
+	 TIER(FLOW_TCP_YOUNG, FLOW_TIER_UNTRUSTED) | TIER(FLOW_TCP_YOUNG_ENDED, FLOW_TIER_ENDED) |                      \
+	 TIER(FLOW_TCP_TRUSTED_ENDED, FLOW_TIER_ENDED))
 
 /* No branches: what is in a way is as good as random. */
 static struct offer offer_of(const struct flow_table *table, const struct flow_line *line)
 {
-	struct offer offer = { 0, -1 };
+	struct offer offer = { 0, 0 };
+	uint16_t now = (uint16_t)table->clock, quiet = table->idle[FLOW_TCP_UNTRUSTED];
 
 	for (unsigned way = 0; way < FLOW_WAYS; way++) {
 		uint64_t entry = line->entry[way];
-		unsigned class = entry >> CLASS_SHIFT & 3;
-		uint16_t age = (uint16_t)((uint16_t)table->clock - line->stamp[way]);
-		/* Ties go to the first way. */
-		int score = ((int)age << 3 | (int)(7 - way)) | -(int)(class >> 1);
+		unsigned class = entry >> CLASS_SHIFT & (FLOW_CLASSES - 1);
+		uint16_t age = (uint16_t)(now - line->stamp[way]);
+		unsigned tier = (age >= quiet ? QUIET_TIERS : TIERS) >> 2 * class & 3;
+		int lose = (int)(tier << TIER_SHIFT | (unsigned)age << 3 | (7 - way));
 
 		offer.free |= (unsigned)((entry == 0) | (age >= table->idle[class])) << way;
-		offer.oldest = score > offer.oldest ? score : offer.oldest;
+		offer.lose = lose > offer.lose ? lose : offer.lose;
 	}
 	return offer;
 }
@@ -347,32 +429,40 @@ static struct flow_slot take_free(struct flow_table *table, struct flow_line *li
 
 	if (line->entry[slot.way]) {
 		clear_way(table, slot);
-		table->counters.expired++;
+		count(&table->counters.expired, 1);
 	}
 	return slot;
 }
 
-static struct flow_slot take_evicted(struct flow_table *table, struct flow_line *line, struct offer offer)
+static struct flow_slot take_evicted(struct flow_table *table, struct flow_slot slot, enum flow_tier tier)
 {
-	struct flow_slot slot = { line, 7 - ((unsigned)offer.oldest & 7) };
-
 	clear_way(table, slot);
-	table->counters.evicted++;
+	count(&table->counters.evicted, 1);
+	count(&table->counters.evicted_tier[tier], 1);
 	return slot;
 }
 
-/*
- * In a flood the table is full, and to read one more line for each packet only to see that it is full as well costs
- * as much as all the rest.  So while nearly all alternate lines turn out to be full, a home line that has an untrusted flow
- * to lose is enough, and only now and then another line is looked at.  What decides is what inserts have seen, never
- * how far the sweep has come: places must not depend on how bursts fell.
- */
-static void note_crowd(struct flow_table *table, struct offer alternate)
+/* The way that a line offers, whatever it costs. */
+static struct flow_slot take_offered(struct flow_table *table, struct flow_line *line, struct offer offer)
 {
-	if (!alternate.free)
-		table->crowded += table->crowded < CROWDED_MAX;
+	return offer.free ? take_free(table, line, offer) :
+			    take_evicted(table, offer_slot(line, offer), offer_tier(offer));
+}
+
+/*
+ * In a flood the table is full, and to read one more line for each packet only to see that it has nothing better costs
+ * as much as all the rest.  So while nearly all alternate lines turn out to be no better than home, a home line that has
+ * a flow of the same tier to lose is enough, and only now and then another line is looked at.  What decides is what
+ * inserts have seen, never how far the sweep has come: places must not depend on how bursts fell.
+ */
+static void note_crowd(struct flow_table *table, struct offer home, struct offer alternate)
+{
+	uint32_t *crowded = &table->crowded[offer_tier(home)];
+
+	if (!alternate.free && offer_tier(alternate) <= offer_tier(home))
+		*crowded += *crowded < CROWDED_MAX;
 	else
-		table->crowded -= table->crowded < CROWDED_STEP ? table->crowded : CROWDED_STEP;
+		*crowded -= *crowded < CROWDED_STEP ? *crowded : CROWDED_STEP;
 }
 
 /* The other of the two lines where an entry may be. */
@@ -383,61 +473,118 @@ static struct flow_line *other_line(const struct flow_table *table, struct flow_
 	return &table->lines[entry & AWAY_BIT ? home : alternate_of(table, home, entry >> KEY_SHIFT)];
 }
 
-/* Moves one flow of a full line to its own other line, if that has room; returns the way it left, or -1. */
+/*
+ * Moves one flow of a line of trusted ones to its own other line, if that has a way that is free or a flow that has
+ * ended; returns the way it left, or -1.  Not for an untrusted flow: it would do to another new one what it saves this
+ * one from, and take a dozen lines from memory for it.
+ */
 static int move_one(struct flow_table *table, struct flow_line *line)
 {
 	struct flow_line *others[FLOW_WAYS];
+	struct offer best = { 0, 0 };
+	int leaves = -1;
 
 	/* None of these is in a cache: wait for all at once. */
 	for (unsigned way = 0; way < FLOW_WAYS; way++) {
 		others[way] = other_line(table, (struct flow_slot){ line, way });
 		__builtin_prefetch(others[way], 1);
 	}
-	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+	for (unsigned way = 0; way < FLOW_WAYS && !best.free; way++) {
 		struct offer offer = offer_of(table, others[way]);
-		struct flow_slot from = { line, way }, to;
-		uint64_t entry = line->entry[way];
-		uint16_t stamp = line->stamp[way];
 
-		if (!offer.free)
+		if (!offer.free && (offer_tier(offer) != FLOW_TIER_ENDED || offer_rank(offer) <= offer_rank(best)))
 			continue;
-		to = take_free(table, others[way], offer);
-		clear_way(table, from);
-		fill_way(table, to, entry ^ AWAY_BIT, stamp);
-		table->counters.moved++;
-		return (int)way;
+		best = offer;
+		leaves = (int)way;
 	}
-	return -1;
+	if (leaves < 0)
+		return -1;
+
+	uint64_t entry = line->entry[leaves];
+	uint16_t stamp = line->stamp[leaves];
+	struct flow_slot to = take_offered(table, others[leaves], best);
+
+	clear_way(table, (struct flow_slot){ line, (unsigned)leaves });
+	fill_way(table, to, entry ^ AWAY_BIT, stamp);
+	count(&table->counters.moved, 1);
+	return leaves;
 }
 
-/* Finds or makes room for a key whose two lines are given; see flow_table_insert() for the order. */
-static struct flow_slot make_room(struct flow_table *table, struct flow_line *home, struct flow_line *alternate)
+/* The trusted flow to lose of a line, if its `worth` allows; better than *best by worth, then by age. */
+struct spare {
+	struct flow_slot slot;
+	enum flow_worth worth;
+	uint16_t age;
+};
+
+static void find_spare(const struct flow_table *table, struct flow_line *line, struct spare *best)
 {
-	struct offer here = offer_of(table, home), there;
+	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+		struct spare spare = { .slot = { line, way } };
+
+		spare.age = flow_slot_age(table, spare.slot);
+		if (spare.age < flow_ticks(FLOW_SPARE_SECONDS))
+			continue;
+		spare.worth = worth_of(table, index_of(table, line), line->entry[way]);
+		if (spare.worth == FLOW_EXCEPTIONAL && spare.age < flow_ticks(FLOW_SPARE_EXCEPTIONAL_SECONDS))
+			continue;
+		if (!best->slot.line || spare.worth < best->worth ||
+		    (spare.worth == best->worth && spare.age > best->age))
+			*best = spare;
+	}
+}
+
+static bool known_full(const struct flow_table *table, uint64_t home)
+{
+	return table->no_room[home / 64] >> home % 64 & 1;
+}
+
+static void note_full(struct flow_table *table, uint64_t home)
+{
+	table->no_room[home / 64] |= 1ULL << home % 64;
+	table->some_no_room = true;
+}
+
+/* Both lines are full of trusted flows. */
+static struct flow_slot room_among_trusted(struct flow_table *table, struct flow_line *home,
+					   struct flow_line *alternate)
+{
+	struct spare spare = { .slot = { NULL, 0 } };
 	int way;
 
-	if (here.free)
-		return take_free(table, home, here);
-	if (here.oldest >= 0 && table->crowded >= CROWDED && ++table->looks % CROWDED_LOOKS)
-		return take_evicted(table, home, here);
-	there = offer_of(table, alternate);
-	note_crowd(table, there);
-	if (there.free)
-		return take_free(table, alternate, there);
-
-	if (here.oldest >= 0 || there.oldest >= 0) {
-		bool stay = here.oldest >> 3 >= there.oldest >> 3;
-
-		return stay ? take_evicted(table, home, here) : take_evicted(table, alternate, there);
-	}
-
+	if (known_full(table, index_of(table, home)))
+		return spare.slot;
 	way = move_one(table, home);
 	if (way >= 0)
 		return (struct flow_slot){ home, (unsigned)way };
 	way = move_one(table, alternate);
 	if (way >= 0)
 		return (struct flow_slot){ alternate, (unsigned)way };
-	return (struct flow_slot){ NULL, 0 };
+	find_spare(table, home, &spare);
+	find_spare(table, alternate, &spare);
+	if (spare.slot.line)
+		return take_evicted(table, spare.slot, FLOW_TIER_TRUSTED);
+	note_full(table, index_of(table, home));
+	return spare.slot;
+}
+
+/* Finds or makes room for a key whose two lines are given; see flow_table_insert() for the order. */
+static struct flow_slot make_room(struct flow_table *table, struct flow_line *home, struct flow_line *alternate)
+{
+	struct offer here = offer_of(table, home), there;
+	enum flow_tier tier = offer_tier(here);
+
+	if (here.free)
+		return take_free(table, home, here);
+	if (tier != FLOW_TIER_TRUSTED && table->crowded[tier] >= CROWDED && ++table->looks % CROWDED_LOOKS)
+		return take_offered(table, home, here);
+	there = offer_of(table, alternate);
+	note_crowd(table, here, there);
+	if (!there.free && tier == FLOW_TIER_TRUSTED && offer_tier(there) == FLOW_TIER_TRUSTED)
+		return room_among_trusted(table, home, alternate);
+	if (there.free || offer_rank(there) > offer_rank(here))
+		return take_offered(table, alternate, there);
+	return take_offered(table, home, here);
 }
 
 bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned backend, enum flow_class class)
@@ -446,7 +593,7 @@ bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned ba
 	struct flow_slot slot = make_room(table, home, alternate_line(table, scrambled));
 
 	if (!slot.line) {
-		table->counters.refused++;
+		count(&table->counters.refused, 1);
 		return false;
 	}
 	uint64_t entry = flow_table_remainder(table, scrambled) << KEY_SHIFT | (uint64_t)class << CLASS_SHIFT | (backend + 1);
@@ -455,31 +602,47 @@ bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned ba
 	return true;
 }
 
+void flow_slot_set_class(struct flow_table *table, struct flow_slot slot, enum flow_class class)
+{
+	uint64_t entry = slot.line->entry[slot.way], mask = (uint64_t)(FLOW_CLASSES - 1) << CLASS_SHIFT;
+
+	if (class_of(entry) == class)
+		return;
+	count(&table->counters.live[class_of(entry)], -1ULL);
+	count(&table->counters.live[class], 1);
+	FLOW_STORE(slot.line->entry[slot.way], (entry & ~mask) | (uint64_t)class << CLASS_SHIFT);
+}
+
 void flow_slot_rewrite(struct flow_table *table, struct flow_slot slot, unsigned backend, enum flow_class class)
 {
-	uint64_t *entry = &slot.line->entry[slot.way];
+	uint64_t entry = slot.line->entry[slot.way];
 
-	table->counters.live[*entry >> CLASS_SHIFT & 3]--;
-	table->counters.live[class]++;
-	*entry = (*entry & KEY_MASK) | (uint64_t)class << CLASS_SHIFT | (backend + 1);
-	slot.line->stamp[slot.way] = (uint16_t)table->clock;
+	count(&table->counters.live[class_of(entry)], -1ULL);
+	count(&table->counters.live[class], 1);
+	FLOW_STORE(slot.line->entry[slot.way], (entry & KEY_MASK) | (uint64_t)class << CLASS_SHIFT | (backend + 1));
+	FLOW_STORE(slot.line->stamp[slot.way], (uint16_t)table->clock);
 	table->changes++;
 }
 
 /* ---- age ---- */
 
 /* Removes what is older than its class allows; `extra` ticks passed since stamps were last comparable. */
-static void sweep_line(struct flow_table *table, struct flow_line *line, uint64_t extra)
+static void sweep_line(struct flow_table *table, struct flow_line *line, uint64_t extra, bool judged)
 {
 	for (unsigned way = 0; way < FLOW_WAYS; way++) {
-		if (!line->entry[way])
+		uint64_t entry = line->entry[way];
+
+		if (!entry)
 			continue;
 		uint16_t age = (uint16_t)((uint16_t)table->clock - line->stamp[way]);
 
-		if (age + extra < table->idle[line->entry[way] >> CLASS_SHIFT & 3])
+		if (age + extra >= table->idle[class_of(entry)])
+			count(&table->counters.expired, 1);
+		else if (judged && worth_of(table, index_of(table, line), entry) == FLOW_WORTHLESS)
+			count(&table->counters.forgotten, 1);
+		else
 			continue;
 		clear_way(table, (struct flow_slot){ line, way });
-		table->counters.expired++;
 	}
 }
 
@@ -487,14 +650,18 @@ uint64_t flow_table_live(const struct flow_table *table)
 {
 	const uint64_t *live = table->counters.live;
 
-	return live[0] + live[1] + live[2] + live[3];
+	uint64_t sum = 0;
+
+	for (unsigned class = 0; class < FLOW_CLASSES; class++)
+		sum += live[class];
+	return sum;
 }
 
 /* Decides by the clock as it was plus what passed since: after that, 16 bits would lie. */
 static void sweep_all(struct flow_table *table, uint64_t passed)
 {
 	for (uint64_t i = 0; i < table->line_count && flow_table_live(table); i++)
-		sweep_line(table, &table->lines[i], passed);
+		sweep_line(table, &table->lines[i], passed, false);
 	table->sweep_due = 0;
 }
 
@@ -514,19 +681,26 @@ void flow_table_advance(struct flow_table *table, uint64_t now_ns)
 		if (table->sweep_due > table->line_count)
 			table->sweep_due = table->line_count;
 	}
-	table->clock = tick;
+	FLOW_STORE(table->clock, tick);
+	if (UNLIKELY(table->some_no_room)) {
+		memset(table->no_room, 0, no_room_words(table) * sizeof(uint64_t));
+		table->some_no_room = false;
+	}
 }
 
-void flow_table_sweep(struct flow_table *table)
+void flow_table_sweep(struct flow_table *table, bool judged)
 {
-	uint64_t count = table->sweep_due < SWEEP_LINES_MAX ? table->sweep_due : SWEEP_LINES_MAX;
+	uint64_t lines = table->sweep_due < SWEEP_LINES_MAX ? table->sweep_due : SWEEP_LINES_MAX;
 
-	table->sweep_due -= count;
-	while (count--) {
-		sweep_line(table, &table->lines[table->sweep_next], 0);
+	if (lines > table->line_count - table->sweep_next)
+		lines = table->line_count - table->sweep_next; /* a pass is judged as a whole */
+	table->sweep_due -= lines;
+	while (lines--) {
+		sweep_line(table, &table->lines[table->sweep_next], 0, judged);
 		if (++table->sweep_next < table->line_count)
 			continue;
 		table->sweep_next = 0;
+		table->passes++;
 		table->swept_since = table->pass_began;
 		table->pass_began = table->clock;
 	}
@@ -556,7 +730,9 @@ const char *flow_table_check(const struct flow_table *table)
 				continue;
 			if (!(line->entry[way] & 0xfff))
 				return "an entry without a backend";
-			live[flow_slot_class(slot)]++;
+			if (class_of(line->entry[way]) > FLOW_TCP_TRUSTED_ENDED)
+				return "an entry of no class";
+			live[class_of(line->entry[way])]++;
 			away_flags += !!(line->entry[way] & AWAY_BIT);
 
 			struct flow_slot found = flow_table_find(table, flow_slot_key(table, slot));
@@ -570,5 +746,15 @@ const char *flow_table_check(const struct flow_table *table)
 	for (unsigned c = 0; c < FLOW_CLASSES; c++)
 		if (live[c] != table->counters.live[c])
 			return "the counters of live flows are wrong";
+	for (uint64_t i = 0; i < no_room_words(table) && !table->some_no_room; i++)
+		if (table->no_room[i])
+			return "a line without room that nothing will remind of";
+
+	uint64_t evicted = 0;
+
+	for (unsigned tier = 0; tier < FLOW_TIERS; tier++)
+		evicted += table->counters.evicted_tier[tier];
+	if (evicted != table->counters.evicted)
+		return "the counters of evicted flows do not add up";
 	return NULL;
 }

@@ -25,26 +25,53 @@
 #define FLOW_WAYS 6
 #define FLOW_OWED_MAX 64
 
-/* Class of an entry, and index of its idle timeout. */
+/*
+ * What is known of a flow, in three bits of its entry.
+ *
+ *	untrusted	one packet, or SYNs alone
+ *	young		a later packet, but in the tick of the first: what anybody can send who sends twice
+ *	trusted		a packet in a later tick
+ *	ended		the client said so last (FIN or RST).  That shortens nothing: whoever forges a FIN must not make a
+ *			MUX forget a live flow.  Only where there is no room it tells whom to miss least.
+ *
+ * UDP has no handshake that many clients leave at once: it is untrusted until it is trusted, and never ends.
+ */
 enum flow_class {
 	FLOW_TCP_UNTRUSTED = 0,
 	FLOW_UDP_UNTRUSTED = 1,
 	FLOW_TCP_TRUSTED = 2,
 	FLOW_UDP_TRUSTED = 3,
-	FLOW_CLASSES = 4,
+	FLOW_TCP_YOUNG = 4,
+	FLOW_TCP_YOUNG_ENDED = 5,
+	FLOW_TCP_TRUSTED_ENDED = 6,
+	FLOW_CLASSES = 8, /* 7 means nothing */
 };
-#define FLOW_CLASS_UDP 1u
-#define FLOW_CLASS_TRUSTED 2u
+
+/* The classes that have an idle timeout of their own are the first four; the others live as long as a trusted TCP flow. */
+#define FLOW_IDLES 4
 
 /*
- * The client said that it ends (FIN or RST).  Told to people who wait for flows to end, and nothing else: whoever forges
- * a FIN must not shorten what is remembered of a live flow.
+ * Who gives way to a new flow where no way is free, the last first; see flow_table_insert().  *Silent* means for as long
+ * as an untrusted TCP flow may be.
  */
-#define FLOW_ENDED (1ULL << 14)
+enum flow_tier {
+	FLOW_TIER_TRUSTED = 0,   /* whether ended or not */
+	FLOW_TIER_YOUNG = 1,
+	FLOW_TIER_UNTRUSTED = 2, /* and young ones that are silent: what a flood leaves behind must not outlive new flows */
+	FLOW_TIER_ENDED = 3,     /* those that are silent */
+	FLOW_TIERS = 4,
+};
+
+/*
+ * So long a trusted flow must have been silent before a new one may take its place: what a flood can send within it
+ * displaces nobody.  Ten times as long if Maglev would send it elsewhere, for then it would break.
+ */
+#define FLOW_SPARE_SECONDS 30
+#define FLOW_SPARE_EXCEPTIONAL_SECONDS 300
 
 /* One cache line.  Written only by the worker that owns the table; others may read single words. */
 struct flow_line {
-	uint64_t entry[FLOW_WAYS]; /* key remainder (48) | alternate | ended | class (2) | backend + 1 (12); 0: empty */
+	uint64_t entry[FLOW_WAYS]; /* key remainder (48) | alternate | class (3) | backend + 1 (12); 0: empty */
 	uint16_t stamp[FLOW_WAYS]; /* low bits of the tick of the last packet */
 	uint32_t away;             /* flows at home here that live in their alternate line, see flow_line_away() */
 };
@@ -53,8 +80,10 @@ _Static_assert(sizeof(struct flow_line) == CACHE_LINE, "one line, one cache line
 struct flow_counters {
 	uint64_t live[FLOW_CLASSES]; /* entries now in the table; expired ones until the sweep meets them */
 	uint64_t expired;
-	uint64_t evicted; /* untrusted flows that made room for others; trusted ones never do */
-	uint64_t refused; /* flows that found no room */
+	uint64_t evicted; /* flows that made room for others */
+	uint64_t evicted_tier[FLOW_TIERS]; /* the same by tier */
+	uint64_t forgotten; /* flows of services and backends that are gone, see flow_table_sweep() */
+	uint64_t refused; /* flows that found no room, once for each packet */
 	uint64_t moved;   /* trusted flows moved to their other line to make room */
 };
 
@@ -65,6 +94,14 @@ struct flow_table;
 typedef void flow_find_burst(const struct flow_table *table, const uint64_t *scrambled, struct flow_slot *slots,
 			     unsigned count);
 
+/* What the owner of a table knows of an entry. */
+enum flow_worth {
+	FLOW_WORTHLESS = 0,   /* its service or backend is gone: its next packet would be a new flow's */
+	FLOW_CHEAP = 1,       /* Maglev would choose the same backend now */
+	FLOW_EXCEPTIONAL = 2, /* Maglev would choose another one: forgetting it breaks it */
+};
+typedef enum flow_worth flow_judge(const void *owner, uint64_t scrambled, unsigned backend, enum flow_class class);
+
 struct flow_table {
 	struct flow_line *lines;
 	uint64_t line_count;
@@ -72,6 +109,11 @@ struct flow_table {
 	uint64_t clock;    /* current tick */
 	uint32_t changes;  /* goes up whenever an entry is written, moved or removed; wraps */
 	uint16_t idle[FLOW_CLASSES]; /* ticks; the longest of any service, see flow_table_set_idle() */
+	flow_judge *judge;           /* NULL: all are cheap */
+	const void *owner;
+	uint64_t *no_room; /* a bit for each home line where costly ways to make room failed in this tick */
+	bool some_no_room; /* one of them is set */
+	uint64_t passes;             /* whole passes of the sweep */
 	uint64_t sweep_next;         /* line the sweep goes on from */
 	uint64_t sweep_due;          /* lines it is behind */
 	uint64_t pass_began;         /* tick when it was last at the first line */
@@ -83,8 +125,8 @@ struct flow_table {
 	struct flow_line *owed[FLOW_OWED_MAX];
 	uint8_t owed_shift[FLOW_OWED_MAX];
 	unsigned owed_count;
-	/* Whether alternate lines are full anyway, see make_room(). */
-	uint32_t crowded;
+	/* Whether alternate lines are no better anyway, by the tier that home has to lose; see note_crowd(). */
+	uint32_t crowded[FLOW_TIERS];
 	uint32_t looks;
 };
 
@@ -102,7 +144,10 @@ void flow_table_destroy(struct flow_table *table);
 size_t flow_table_bytes(uint64_t flows);
 
 /* Idle timeouts by class in ticks, the longest that any service asks for: what is older is gone for every service. */
-void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_CLASSES]);
+void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_IDLES]);
+
+/* Asked rarely: which of several trusted flows to lose, and in sweeps. */
+void flow_table_set_judge(struct flow_table *table, flow_judge *judge, const void *owner);
 
 /*
  * Sets the clock.  Time never goes back: an earlier value is ignored.  Where the sweep would come too late, after a long
@@ -110,8 +155,11 @@ void flow_table_set_idle(struct flow_table *table, const uint16_t idle[FLOW_CLAS
  */
 void flow_table_advance(struct flow_table *table, uint64_t now_ns);
 
-/* Removes what has expired, a bounded piece of the table at a time; a whole pass takes some 4 seconds. */
-void flow_table_sweep(struct flow_table *table);
+/*
+ * Removes what has expired, a bounded piece of the table at a time; a whole pass takes some 4 seconds.  With `judged`
+ * also what the judge calls worthless, which costs some 30 ns for each entry.
+ */
+void flow_table_sweep(struct flow_table *table, bool judged);
 
 static inline uint64_t flow_table_line_of(const struct flow_table *table, uint64_t scrambled)
 {
@@ -155,10 +203,18 @@ void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scra
 struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled);
 
 /*
- * Writes an entry for a key that is not in the table; false if there was no room.  Room is, in this order: an
- * empty or expired way at home, one in the alternate line, the oldest untrusted flow of both, a trusted flow that
- * can move to its own other line.  While nearly every alternate line is full, home alone is looked at if it has an
- * untrusted flow.
+ * Writes an entry for a key that is not in the table; false if there was no room.  Room is, in this order:
+ *
+ *	1. an empty or expired way at home, or else in the alternate line
+ *	2. of both lines, the flow of the highest tier: ended and silent, untrusted, young
+ *	3. a trusted flow of one of them can move to its own other line, where a way is free or holds one that ended and
+ *	   is silent
+ *	4. of both, the trusted flow that has been silent longest, and for FLOW_SPARE_SECONDS at least: a worthless or
+ *	   cheap one before an exceptional one
+ *
+ * Within a tier the flow that has been silent longest goes.  While nearly every alternate line has nothing better than
+ * home has, home alone is looked at.  3 and 4 read up to a dozen lines; where they fail, they are not tried again for a
+ * flow of the same home line in the same tick.
  */
 bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned backend, enum flow_class class);
 
@@ -171,8 +227,70 @@ static inline unsigned flow_slot_backend(struct flow_slot slot)
 
 static inline enum flow_class flow_slot_class(struct flow_slot slot)
 {
-	return (enum flow_class)(slot.line->entry[slot.way] >> 12 & 3);
+	return (enum flow_class)(slot.line->entry[slot.way] >> 12 & 7);
 }
+
+static inline bool flow_class_is_udp(enum flow_class class)
+{
+	return (1u << FLOW_UDP_UNTRUSTED | 1u << FLOW_UDP_TRUSTED) >> class & 1;
+}
+
+static inline bool flow_class_is_trusted(enum flow_class class)
+{
+	return (1u << FLOW_TCP_TRUSTED | 1u << FLOW_UDP_TRUSTED | 1u << FLOW_TCP_TRUSTED_ENDED) >> class & 1;
+}
+
+static inline bool flow_class_has_ended(enum flow_class class)
+{
+	return (1u << FLOW_TCP_YOUNG_ENDED | 1u << FLOW_TCP_TRUSTED_ENDED) >> class & 1;
+}
+
+/* Which of the first four says how long a flow of this class lives, and what another MUX is told of it. */
+static inline enum flow_class flow_class_plain(enum flow_class class)
+{
+	return class < FLOW_IDLES ? class : FLOW_TCP_TRUSTED;
+}
+
+/* Trusted and not ended: packets change nothing about it but its age. */
+static inline bool flow_class_is_settled(enum flow_class class)
+{
+	return (class & ~1u) == FLOW_TCP_TRUSTED;
+}
+
+/* A later packet has come, in a later tick or in that of the packet before. */
+static inline enum flow_class flow_class_after(enum flow_class class, bool later_tick)
+{
+	switch (class) {
+	case FLOW_TCP_UNTRUSTED:
+		return later_tick ? FLOW_TCP_TRUSTED : FLOW_TCP_YOUNG;
+	case FLOW_UDP_UNTRUSTED:
+		return later_tick ? FLOW_UDP_TRUSTED : class;
+	case FLOW_TCP_YOUNG:
+		return later_tick ? FLOW_TCP_TRUSTED : class;
+	case FLOW_TCP_YOUNG_ENDED:
+		return later_tick ? FLOW_TCP_TRUSTED_ENDED : class;
+	default:
+		return class;
+	}
+}
+
+/* The client said that the conversation ends, or goes on with it.  One packet alone ends nothing. */
+static inline enum flow_class flow_class_ending(enum flow_class class, bool ended)
+{
+	switch (class) {
+	case FLOW_TCP_YOUNG:
+	case FLOW_TCP_YOUNG_ENDED:
+		return ended ? FLOW_TCP_YOUNG_ENDED : FLOW_TCP_YOUNG;
+	case FLOW_TCP_TRUSTED:
+	case FLOW_TCP_TRUSTED_ENDED:
+		return ended ? FLOW_TCP_TRUSTED_ENDED : FLOW_TCP_TRUSTED;
+	default:
+		return class;
+	}
+}
+
+/* Words that other threads read while the worker writes them: a plain store, said so. */
+#define FLOW_STORE(place, value) __atomic_store_n(&(place), value, __ATOMIC_RELAXED)
 
 /* Ticks since its last packet. */
 static inline uint16_t flow_slot_age(const struct flow_table *table, struct flow_slot slot)
@@ -186,32 +304,11 @@ static inline void flow_slot_touch(const struct flow_table *table, struct flow_s
 	uint16_t now = (uint16_t)table->clock;
 
 	if (slot.line->stamp[slot.way] != now)
-		slot.line->stamp[slot.way] = now;
+		FLOW_STORE(slot.line->stamp[slot.way], now);
 }
 
-/* A later packet has come: from now on the flow is trusted.  Its place does not change. */
-static inline void flow_slot_trust(struct flow_table *table, struct flow_slot slot)
-{
-	enum flow_class class = flow_slot_class(slot);
-
-	table->counters.live[class]--;
-	table->counters.live[class | FLOW_CLASS_TRUSTED]++;
-	slot.line->entry[slot.way] |= (uint64_t)FLOW_CLASS_TRUSTED << 12;
-}
-
-/* The client said that the conversation ends, or goes on with it; writes only where that is new. */
-static inline void flow_slot_end(struct flow_slot slot, bool ended)
-{
-	uint64_t entry = slot.line->entry[slot.way], now = ended ? entry | FLOW_ENDED : entry & ~FLOW_ENDED;
-
-	if (now != entry)
-		slot.line->entry[slot.way] = now;
-}
-
-static inline bool flow_slot_ended(struct flow_slot slot)
-{
-	return slot.line->entry[slot.way] & FLOW_ENDED;
-}
+/* Writes only where that is new.  Its place and its age do not change. */
+void flow_slot_set_class(struct flow_table *table, struct flow_slot slot, enum flow_class class);
 
 /* Removes an entry that the next sweep would; false, and nothing done, where it is not that old. */
 bool flow_table_expire(struct flow_table *table, struct flow_slot slot);
@@ -234,7 +331,7 @@ uint64_t flow_entry_key(const struct flow_table *table, uint64_t line, uint64_t 
 /* ---- what every packet goes through is inline ---- */
 
 #define FLOW_KEY_SHIFT 16 /* of the remainder in an entry */
-#define FLOW_REST_BITS 15 /* ended, class and backend, below remainder and the alternate bit */
+#define FLOW_REST_BITS 15 /* class and backend, below remainder and the alternate bit */
 
 static inline uint64_t flow_table_remainder(const struct flow_table *table, uint64_t scrambled)
 {

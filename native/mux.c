@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "encap.h"
+#include "exceptional.h"
 #include "segment.h"
 
 #define SEGMENT_HEADROOM 64u
@@ -262,11 +263,6 @@ static bool choose_new(const struct mux *mux, const struct packet *packet, struc
 	return passage->backend != NULL;
 }
 
-static enum flow_class class_of(const struct packet *packet, bool trusted)
-{
-	return (packet->protocol == 17 ? FLOW_CLASS_UDP : 0u) | (trusted ? FLOW_CLASS_TRUSTED : 0u);
-}
-
 static bool flow_expired(const struct mux *mux, const struct passage *passage, struct flow_slot slot,
 			 enum flow_class class)
 {
@@ -296,16 +292,20 @@ static bool keep_remembered(const struct mux *mux, const struct packet *packet, 
 	return true;
 }
 
-/* Whether the client still wants the conversation.  Its last ACK, after a FIN, changes nothing. */
-static inline void note_end(const struct packet *packet, struct flow_slot slot)
+/*
+ * What a packet tells about a flow that is not settled: that there was a later one, which no SYN is, and whether the
+ * client still wants the conversation.  Its last ACK, after a FIN, changes nothing.
+ */
+static void note_progress(struct mux *mux, const struct packet *packet, struct flow_slot slot, enum flow_class class)
 {
-	if (UNLIKELY(packet_ends(packet)))
-		flow_slot_end(slot, true);
-	else if (UNLIKELY(flow_slot_ended(slot)) && packet_goes_on(packet))
-		flow_slot_end(slot, false);
+	if (!packet_opens(packet))
+		class = flow_class_after(class, flow_slot_age(mux->table, slot) != 0);
+	if (packet->protocol == 6 && packet_goes_on(packet))
+		class = flow_class_ending(class, false);
+	flow_slot_set_class(mux->table, slot, class);
 }
 
-/* A known flow whose backend serves on: refresh it, and trust it once a later packet has come. */
+/* A known flow whose backend serves on: refresh it, and note how far it has come. */
 static inline bool use_entry(struct mux *mux, const struct packet *packet, struct passage *passage,
 			     struct flow_slot slot)
 {
@@ -314,10 +314,11 @@ static inline bool use_entry(struct mux *mux, const struct packet *packet, struc
 	if (UNLIKELY(flow_expired(mux, passage, slot, class)) ||
 	    UNLIKELY(!keep_remembered(mux, packet, passage, flow_slot_backend(slot))))
 		return false;
-	if (UNLIKELY(!(class & FLOW_CLASS_TRUSTED)) && !packet_opens(packet))
-		flow_slot_trust(mux->table, slot);
+	if (UNLIKELY(!flow_class_is_settled(class)))
+		note_progress(mux, packet, slot, class);
 	flow_slot_touch(mux->table, slot);
-	note_end(packet, slot);
+	if (UNLIKELY(packet_ends(packet)))
+		flow_slot_set_class(mux->table, slot, flow_class_ending(flow_slot_class(slot), true));
 	passage->flow = FLOW_KNOWN;
 	return true;
 }
@@ -327,7 +328,7 @@ static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot
 {
 	struct packet *packet = &mux->packets[i];
 	struct passage *passage = &mux->passages[i];
-	enum flow_class class = class_of(packet, false);
+	enum flow_class class = packet->protocol == 17 ? FLOW_UDP_UNTRUSTED : FLOW_TCP_UNTRUSTED;
 
 	if (!choose_new(mux, packet, passage))
 		return REASON_NO_BACKEND;
@@ -525,12 +526,18 @@ static void encap_burst(struct mux *mux, const struct frame *frames)
 
 /* ---- count ---- */
 
+/* Others read counters meanwhile. */
+static inline void add(uint64_t *counter, uint64_t step)
+{
+	FLOW_STORE(*counter, *counter + step);
+}
+
 static void count_dropped(struct mux *mux, const struct packet *packet, struct passage *passage)
 {
-	mux->counters.reasons[packet->reason]++;
+	add(&mux->counters.reasons[packet->reason], 1);
 	passage->flow = FLOW_NONE;
 	if (passage->service)
-		mux->service_counters[passage->service->id].dropped++;
+		add(&mux->service_counters[passage->service->id].dropped, 1);
 }
 
 static void count_burst(struct mux *mux)
@@ -549,17 +556,64 @@ static void count_burst(struct mux *mux)
 		segmented += packet->reason == REASON_SEGMENTED;
 		sent++;
 		service = &mux->service_counters[passage->service->id];
-		service->packets++;
-		service->bytes += packet->length;
-		service->flows += passage->flow == FLOW_NEW;
-		mux->backend_counters[passage->backend->counter]++;
+		add(&service->packets, 1);
+		add(&service->bytes, packet->length);
+		add(&service->flows, passage->flow == FLOW_NEW);
+		add(&mux->backend_counters[passage->backend->counter], 1);
 	}
-	mux->counters.received += mux->count;
-	mux->counters.reasons[REASON_FORWARDED] += sent - segmented;
-	mux->counters.reasons[REASON_SEGMENTED] += segmented;
+	add(&mux->counters.received, mux->count);
+	add(&mux->counters.reasons[REASON_FORWARDED], sent - segmented);
+	add(&mux->counters.reasons[REASON_SEGMENTED], segmented);
 }
 
 /* ---- the pipeline ---- */
+
+/* What an entry is worth by the snapshot at hand; see struct flow_table. */
+static enum flow_worth judge(const void *owner, uint64_t scrambled, unsigned number, enum flow_class class)
+{
+	const struct vip_map *map = ((const struct mux *)owner)->snapshot->map;
+	uint64_t key = flow_unscramble(&map->seed, scrambled);
+	const struct service *service = map->by_id[flow_key_service(key)];
+
+	if (!service || !backend_at(service, number))
+		return FLOW_WORTHLESS;
+	return flow_is_exceptional(map, service, number, key, class) ? FLOW_EXCEPTIONAL : FLOW_CHEAP;
+}
+
+void mux_set_table(struct mux *mux, struct flow_table *table)
+{
+	mux->table = table;
+	flow_table_set_judge(table, judge, mux);
+}
+
+void mux_set_time(struct mux *mux, const struct snapshot *snapshot, uint64_t now_ns)
+{
+	mux->snapshot = snapshot;
+	flow_table_set_idle(mux->table, snapshot->map->class_idle);
+	flow_table_advance(mux->table, now_ns);
+}
+
+/*
+ * A pass of the sweep that begins after a change forgets what that change took away, so that its numbers can be lent
+ * again.  While nothing changes, passes look at ages alone.
+ */
+static void sweep(struct mux *mux)
+{
+	uint64_t passes = mux->table->passes;
+	bool judged = mux->pass_serial > mux->forgotten;
+
+	flow_table_sweep(mux->table, judged);
+	if (mux->table->passes == passes)
+		return;
+	if (judged)
+		FLOW_STORE(mux->forgotten, mux->pass_serial);
+	mux->pass_serial = mux->snapshot->map->serial;
+}
+
+uint64_t mux_forgotten(const struct mux *mux)
+{
+	return __atomic_load_n(&mux->forgotten, __ATOMIC_RELAXED);
+}
 
 static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot, struct io *io, struct frame *frames,
 		      unsigned count, uint64_t now_ns)
@@ -571,10 +625,8 @@ static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot
 	mux->count = count;
 	mux->out_count = 0;
 
-	if (mux->table) {
-		flow_table_set_idle(mux->table, snapshot->map->class_idle);
-		flow_table_advance(mux->table, now_ns);
-	}
+	if (mux->table)
+		mux_set_time(mux, snapshot, now_ns);
 	read_burst(mux, frames);
 	if (mux->table) {
 		look_for_flows(mux);
@@ -591,11 +643,14 @@ static void mux_tick(struct pipeline *pipeline, const struct snapshot *snapshot,
 {
 	struct mux *mux = (struct mux *)pipeline;
 
-	if (!mux->table || !snapshot)
+	if (!snapshot)
 		return;
-	flow_table_set_idle(mux->table, snapshot->map->class_idle);
-	flow_table_advance(mux->table, now_ns);
-	flow_table_sweep(mux->table);
+	if (!mux->table) {
+		FLOW_STORE(mux->forgotten, snapshot->map->serial);
+		return;
+	}
+	mux_set_time(mux, snapshot, now_ns);
+	sweep(mux);
 }
 
 void mux_lookup(const struct mux *mux, const struct snapshot *snapshot, const struct flow_tuple *tuple,
@@ -667,6 +722,8 @@ int mux_create(const struct mux_config *config, struct mux **out)
 		error = -ENOMEM;
 	if (!error && config->flows)
 		error = flow_table_create(config->flows, &mux->table);
+	if (mux->table)
+		mux_set_table(mux, mux->table);
 	if (error) {
 		mux_destroy(mux);
 		return error;

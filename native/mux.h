@@ -57,6 +57,8 @@ struct mux {
 	struct mux_config config;
 	struct flow_table *table; /* NULL without one */
 	const struct snapshot *snapshot; /* of the burst at hand */
+	uint64_t forgotten;    /* see mux_forgotten(); others read it */
+	uint64_t pass_serial;  /* serial of the map when the sweep was last at the first line */
 	struct io *io;
 	uint16_t ids[256]; /* next outer ID, by hop */
 
@@ -79,6 +81,18 @@ struct mux {
 /* -ENOMEM.  The first burst needs a snapshot. */
 int mux_create(const struct mux_config *config, struct mux **out);
 void mux_destroy(struct mux *mux); /* once the worker that runs it, if one does, has ended */
+
+/* Makes it the mux's own.  mux_create() does so; a test may bring another. */
+void mux_set_table(struct mux *mux, struct flow_table *table);
+
+/* What comes before anything that reads ages or makes room: the time, and what the table asks the snapshot for. */
+void mux_set_time(struct mux *mux, const struct snapshot *snapshot, uint64_t now_ns);
+
+/*
+ * The table has no entry of a service or backend that was absent from the map of this serial (see struct vip_map) on,
+ * and nothing is counted for it any more: its numbers may be lent again.  From any thread.
+ */
+uint64_t mux_forgotten(const struct mux *mux);
 
 /* What a packet of the tuple would get, without touching anything.  Stays valid while the snapshot is held. */
 struct mux_answer {

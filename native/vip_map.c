@@ -688,6 +688,7 @@ int vip_map_change(const struct vip_map *before, const uint32_t *gone, uint32_t 
 	map->seed = before->seed;
 	map->idle_untrusted = before->idle_untrusted;
 	map->class_idle[FLOW_TCP_UNTRUSTED] = before->idle_untrusted;
+	map->serial = before->serial + 1;
 	error = copy_tables(map, before);
 	for (uint32_t i = 0; i < gone_count && !error; i++)
 		error = remove_service(map, gone[i]);

@@ -82,6 +82,7 @@ struct exact_table {
 
 struct vip_map {
 	uint32_t references; /* atomic */
+	uint64_t serial; /* 0 of the first map, one more of each that was made by changing it */
 	struct flow_seed seed;
 	uint16_t idle_untrusted; /* ticks, TCP */
 	uint32_t service_count;
@@ -92,7 +93,7 @@ struct vip_map {
 	struct vip_index *index;    /* shared with other maps, as services are */
 	uint32_t indexed;           /* so many of the services were there before: they are in the tables and the index */
 	bool sealed;
-	uint16_t class_idle[FLOW_CLASSES]; /* the longest of all services, for the flow table's sweep */
+	uint16_t class_idle[FLOW_IDLES]; /* the longest of all services, for the flow table's sweep */
 };
 
 /* An empty map.  idle_untrusted in ticks.  -ENOMEM. */
@@ -154,6 +155,11 @@ static inline const struct service *vip_map_find_exact4(const struct vip_map *ma
 /* vip_map_find() for IPv4, where vip_map_find_exact4() found nothing. */
 const struct service *vip_map_find_other4(const struct vip_map *map, const uint8_t *destination, uint8_t protocol,
 					  uint16_t port, bool *is_vip);
+
+static inline uint64_t vip_map_serial(const struct vip_map *map)
+{
+	return map->serial;
+}
 
 struct vip_map *vip_map_get(struct vip_map *map);
 void vip_map_put(struct vip_map *map);

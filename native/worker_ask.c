@@ -8,6 +8,7 @@
 #include <errno.h>
 
 #include "api_glue.h"
+#include "clock.h"
 
 struct lookup_question {
 	const struct mux *mux;
@@ -68,7 +69,7 @@ static void run_adopt(void *argument)
 	const struct adopt_order *order = argument;
 
 	mux_adopt(order->mux, order->snapshot, order->service_id, order->backend, order->records, order->count,
-		  order->out);
+		  clock_now_ns(), order->out);
 }
 
 int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
@@ -96,7 +97,7 @@ static void run_forget(void *argument)
 	const struct forget_order *order = argument;
 
 	*order->forgotten = mux_forget(order->mux, order->snapshot, order->service_id, order->backend, order->records,
-				       order->count);
+				       order->count, clock_now_ns());
 }
 
 int worker_ask_forget(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,

@@ -51,6 +51,58 @@ def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: fl
         click.echo(f"{name:<8}{text}")
 
 
+@command.command("wear", epilog=example("lb bench wear --hours 0.1 --flows 100000"))
+@click.option("--connections-per-second", type=click.IntRange(10, 1_000_000), default=5000, show_default=True)
+@click.option("--hours", type=click.FloatRange(0.001, 1000), default=1.0, show_default=True, help="Of simulated time.")
+@click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="[mux] flows.")
+@click.option("--live", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="That stay open.")
+@output_option
+def wear(*, connections_per_second: int, hours: float, flows: int, live: int, as_json: bool) -> int:
+    """Open and close connections for hours of simulated time, then drain half of the backends.
+
+    Exits 1 if a packet found no place in the flow table, or a connection that stays open was forgotten or broken.
+    """
+    from lb.bench_wear import bench_wear, wear_lines  # noqa: PLC0415  brings the extension
+
+    result = bench_wear(
+        connections_per_second=connections_per_second,
+        hours=hours,
+        flows=flows,
+        live=live,
+        say=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        click.echo("\n".join(wear_lines(result)))
+    return 0 if result.sound else 1
+
+
+@command.command("acks", epilog=example("lb bench acks --apart-ms 300"))
+@click.option("--rate", type=click.IntRange(100, 100_000_000), default=1_000_000, show_default=True, help="Packets/s.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=10.0, show_default=True, help="Of simulated time.")
+@click.option(
+    "--apart-ms", type=click.FloatRange(0, 10_000), default=0.0, show_default=True, help="Of the two packets."
+)
+@click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="[mux] flows.")
+@click.option("--live", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="That stay open.")
+@click.option("--new", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="A minute later.")
+@output_option
+def acks(*, rate: int, seconds: float, apart_ms: float, flows: int, live: int, new: int, as_json: bool) -> int:
+    """Flood the flow table with two ACKs for each tuple, in simulated time, beside live connections.
+
+    Exits 1 if a live connection was forgotten or broken, or one opened a minute later was not remembered.
+    """
+    from lb.bench_wear import acks_lines, bench_acks  # noqa: PLC0415  brings the extension
+
+    result = bench_acks(rate=rate, seconds=seconds, apart_ms=apart_ms, flows=flows, live=live, new=new)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        click.echo("\n".join(acks_lines(result)))
+    return 0 if result.sound else 1
+
+
 @command.command("io", epilog=example("lb bench io --io packet --seconds 3"))
 @click.option(
     "--io",

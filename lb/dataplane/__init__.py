@@ -19,11 +19,22 @@ to whoever runs it, and once a worker does, is only read.
 from lb.dataplane.census import BackendFlows, Census, Exceptional, exceptional_flows
 from lb.dataplane.host import HOST_REASONS, DecapProgram, HostPipeline, HostReason, RawTunnel
 from lb.dataplane.io import RING_BYTES, Io, IoStats, PacketIo, TunIo
-from lb.dataplane.measure import BENCH_SEGMENT, Bench, BenchMode, BenchSample, Generator, GeneratorKind, Sent
+from lb.dataplane.measure import (
+    BENCH_SEGMENT,
+    Bench,
+    BenchMode,
+    BenchSample,
+    Fate,
+    Generator,
+    GeneratorKind,
+    Script,
+    Sent,
+)
 from lb.dataplane.pipeline import (
     BURST_MAX,
     FLOW_CLASSES,
     FLOW_REPORTS,
+    FLOW_TIERS,
     Answer,
     Counters,
     FlowCounters,
@@ -57,6 +68,7 @@ __all__ = [
     "BURST_MAX",
     "FLOW_CLASSES",
     "FLOW_REPORTS",
+    "FLOW_TIERS",
     "HOST_REASONS",
     "NO_MAC",
     "REASONS",
@@ -73,6 +85,7 @@ __all__ = [
     "Counters",
     "DecapProgram",
     "Exceptional",
+    "Fate",
     "FlowCounters",
     "FlowEntry",
     "FlowTuple",
@@ -92,6 +105,7 @@ __all__ = [
     "Reason",
     "Result",
     "Runs",
+    "Script",
     "Sent",
     "ServiceCounters",
     "ServiceEntry",

@@ -19,6 +19,7 @@ class BenchMode(enum.IntEnum):
     MIX = 2
     STATELESS = 3
     MISS = 4
+    SCRIPT = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,58 @@ class Bench:
         samples = ffi.new("struct bench_sample[]", 65536)
         count = c.bench_run(self._c, seconds, samples, 65536)
         return [BenchSample(samples[i].ns, samples[i].probe) for i in range(count)]
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What became of packets: of new flows, known ones, flows without a place; and ns of the pipeline."""
+
+    new: int = 0
+    known: int = 0
+    untracked: int = 0
+    dropped: int = 0
+    ns: int = 0
+
+    @property
+    def packets(self) -> int:
+        return self.new + self.known + self.untracked + self.dropped
+
+    def __add__(self, other: Fate) -> Fate:
+        return Fate(
+            self.new + other.new,
+            self.known + other.known,
+            self.untracked + other.untracked,
+            self.dropped + other.dropped,
+            self.ns + other.ns,
+        )
+
+
+class Script:
+    """Packets of flows by number, at times of the caller's making, through a pipeline in memory."""
+
+    def __init__(self, pipeline: Pipeline, snapshot: Snapshot) -> None:
+        """Flows belong to the services of ``snapshot``; later ones must have the same."""
+        self._keep = (pipeline, snapshot)
+        self._c = make(
+            "bench",
+            c.bench_destroy,
+            "Cannot set up a benchmark",
+            lambda out: c.bench_create(pipeline._c, snapshot._c, int(BenchMode.SCRIPT), 1, out),
+        )
+        self._sent = ffi.new("struct bench_sent *")
+
+    def send(self, snapshot: Snapshot, flows: range, flags: int, now_ns: int) -> Fate:
+        """One packet with these TCP flags of each flow."""
+        self._sent[0] = (0, 0, 0, 0, 0)
+        c.bench_send(self._c, snapshot._c, flows.start, len(flows), flags, now_ns, ffi.NULL, self._sent)
+        raw = self._sent
+        return Fate(raw.fresh, raw.known, raw.untracked, raw.dropped, raw.ns)
+
+    def backends(self, snapshot: Snapshot, flows: range, flags: int, now_ns: int) -> bytes:
+        """As :meth:`send`; the numbers of the backends that they went to, two bytes each, ffff where to none."""
+        numbers = ffi.new("uint16_t[]", len(flows))
+        c.bench_send(self._c, snapshot._c, flows.start, len(flows), flags, now_ns, numbers, self._sent)
+        return bytes(ffi.buffer(numbers))
 
 
 @dataclass(frozen=True, slots=True)

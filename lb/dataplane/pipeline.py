@@ -22,7 +22,17 @@ BURST_MAX = 64
 #: ``flow`` of a :class:`Result`, by number in C.
 FLOW_REPORTS = (None, "new", "known", "untracked")
 #: Classes of flow entries, by number in C.
-FLOW_CLASSES = ("tcp_untrusted", "udp_untrusted", "tcp_trusted", "udp_trusted")
+FLOW_CLASSES = (
+    "tcp_untrusted",
+    "udp_untrusted",
+    "tcp_trusted",
+    "udp_trusted",
+    "tcp_young",
+    "tcp_young_ended",
+    "tcp_trusted_ended",
+)
+#: What flows that made room for others were, by number in C; see ``enum flow_tier`` in native/flow_table.h.
+FLOW_TIERS = ("trusted", "young", "untrusted", "ended")
 
 
 class Link(enum.IntEnum):
@@ -95,10 +105,12 @@ class ServiceCounters:
 
 @dataclass(frozen=True, slots=True)
 class FlowCounters:
-    live: tuple[int, ...] = (0, 0, 0, 0)  #: by FLOW_CLASSES
+    live: tuple[int, ...] = (0,) * len(FLOW_CLASSES)  #: by FLOW_CLASSES
     expired: int = 0
     evicted: int = 0
-    refused: int = 0
+    tiers: tuple[int, ...] = (0,) * len(FLOW_TIERS)  #: the evicted, by FLOW_TIERS
+    forgotten: int = 0  #: of services and backends that are gone
+    refused: int = 0  #: packets of flows that found no room
     moved: int = 0
 
 
@@ -115,7 +127,15 @@ def counters_of(received: int, reasons: Cdata, flows: Cdata) -> Counters:
     return Counters(
         received=received,
         reasons=tuple(reasons),
-        flows=FlowCounters(tuple(flows.live), flows.expired, flows.evicted, flows.refused, flows.moved),
+        flows=FlowCounters(
+            live=tuple(flows.live)[: len(FLOW_CLASSES)],
+            expired=flows.expired,
+            evicted=flows.evicted,
+            tiers=tuple(flows.evicted_tier),
+            forgotten=flows.forgotten,
+            refused=flows.refused,
+            moved=flows.moved,
+        ),
     )
 
 
@@ -257,17 +277,24 @@ class Pipeline:
         """Packets forwarded to a backend, by its counter index."""
         return int(c.mux_backend_counters(self._c)[counter])
 
-    def adopt(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> Adoption:
-        """Takes over flows of another MUX. While a worker runs, call it through the worker."""
+    @property
+    def forgotten(self) -> int:
+        """Serial of a VIP map; what was absent from it on is in this flow table no more. From any thread."""
+        return int(c.mux_forgotten(self._c))
+
+    def adopt(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes, *, now_ns: int = 0) -> Adoption:
+        """Takes over flows of another MUX, whose ages count from ``now_ns`` or the last packet's time, whichever is
+        later. While a worker runs, call it through the worker."""
         raw = ffi.new("struct adoption *")
         for piece, count in pieces(records):
-            c.mux_adopt(self._c, snapshot._c, service_id, backend, piece, count, raw)
+            c.mux_adopt(self._c, snapshot._c, service_id, backend, piece, count, now_ns, raw)
         return Adoption(raw.taken, raw.known, raw.useless, raw.refused)
 
-    def forget(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes) -> int:
-        """Removes flows that are as old as told, or older; how many. A running worker's: through the worker."""
+    def forget(self, snapshot: Snapshot, service_id: int, backend: int, records: bytes, *, now_ns: int = 0) -> int:
+        """Removes flows that are as old as told, or older; how many. As :meth:`adopt`."""
         return sum(
-            c.mux_forget(self._c, snapshot._c, service_id, backend, piece, count) for piece, count in pieces(records)
+            c.mux_forget(self._c, snapshot._c, service_id, backend, piece, count, now_ns)
+            for piece, count in pieces(records)
         )
 
     def check(self) -> str | None:

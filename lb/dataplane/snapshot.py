@@ -44,6 +44,11 @@ class VipMap:
         ticks = c.flow_ticks_of(idle_untrusted_seconds)
         self._fill(lambda out: c.vip_map_create(seed, ticks, out), services)
 
+    @property
+    def serial(self) -> int:
+        """0 of the first map, one more of each that was made by changing it."""
+        return int(c.vip_map_serial(self._c))
+
     def changed(self, gone: Collection[int], come: Iterable[ServiceEntry]) -> VipMap:
         """Without the services of these ids, and with others. What stays is shared, and not looked at."""
         ids = ffi.new("uint32_t[]", list(gone))

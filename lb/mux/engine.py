@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from lb.dataplane import (
     ADOPT_MAX,
+    FLOW_TIERS,
     REASONS,
     RECORD_BYTES,
     Adoption,
@@ -46,7 +48,7 @@ class Totals:
     received: int
     reasons: Mapping[str, int]
     live: int
-    evicted: int
+    evicted: Mapping[str, int]  #: by FLOW_TIERS
     expired: int
     refused: int
     moved: int
@@ -166,8 +168,10 @@ class Engine:
         total = Adoption()
         for piece in _pieces(records):
             with self._guard:  # held for a moment only: others wait for it
-                places = self._workers or self._pipelines
-                found = [place.adopt(self._snapshot, service_id, backend, piece) for place in places]
+                snapshot, now = self._snapshot, time.monotonic_ns()
+                found = [worker.adopt(snapshot, service_id, backend, piece) for worker in self._workers] or [
+                    pipeline.adopt(snapshot, service_id, backend, piece, now_ns=now) for pipeline in self._pipelines
+                ]
             total += min(found, key=lambda adoption: (-adoption.refused, adoption.taken))
         return total
 
@@ -176,8 +180,14 @@ class Engine:
         total = 0
         for piece in _pieces(records):
             with self._guard:
-                places = self._workers or self._pipelines
-                total += sum(place.forget(self._snapshot, service_id, backend, piece) for place in places)
+                snapshot, now = self._snapshot, time.monotonic_ns()
+                total += sum(
+                    [worker.forget(snapshot, service_id, backend, piece) for worker in self._workers]
+                    or [
+                        pipeline.forget(snapshot, service_id, backend, piece, now_ns=now)
+                        for pipeline in self._pipelines
+                    ]
+                )
         return total
 
     # -- questions ----------------------------------------------------------------------------------------------
@@ -223,7 +233,9 @@ class Engine:
             received=sum(counter.received for counter in counters),
             reasons=reasons,
             live=sum(sum(counter.flows.live) for counter in counters),
-            evicted=sum(counter.flows.evicted for counter in counters),
+            evicted={
+                tier: sum(counter.flows.tiers[number] for counter in counters) for number, tier in enumerate(FLOW_TIERS)
+            },
             expired=sum(counter.flows.expired for counter in counters),
             refused=sum(counter.flows.refused for counter in counters),
             moved=sum(counter.flows.moved for counter in counters),

@@ -207,7 +207,11 @@ class Status:
             services=tuple(self._service_figures()),
             flows=totals.live,
             flow_capacity=self._settings.flows,
-            evictions={"untrusted": totals.evicted, "trusted": 0},  # trusted flows are never evicted
+            evictions={
+                "ended": totals.evicted["ended"],
+                "untrusted": totals.evicted["untrusted"] + totals.evicted["young"],
+                "trusted": totals.evicted["trusted"],
+            },
             generation=self._engine.generation,
             io=IoFigures(totals.io.received, totals.io.sent, totals.io.missed, totals.io.send_errors),
             unreachable=len(self._condition.unreachable or {}),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A flow table whose keys all live in a few lines, beside a plain array of what it was told.  A flow may be gone only if
- * it has expired, or if it was untrusted and a counter says that it made room.
+ * it has expired, or if it made room: then no other of both lines of the new flow may have been cheaper to lose.
  *
  * Input: two bytes an operation; the operation and the key, then its argument.
  */
@@ -22,7 +22,7 @@ struct known {
 static struct flow_table *table;
 static uint64_t keys[KEYS];
 static struct known flows[KEYS];
-static const uint16_t idle[FLOW_CLASSES] = { 39, 225, 3354, 225 };
+static const uint16_t idle[FLOW_IDLES] = { 39, 225, 3354, 225 };
 
 static void expect(bool claim)
 {
@@ -57,11 +57,108 @@ static void start(void)
 				flow_table_remove(table, (struct flow_slot){ &table->lines[i], way });
 	flow_table_settle(table);
 	memset(flows, 0, sizeof(flows));
+	memset(table->crowded, 0, sizeof(table->crowded));
+}
+
+static uint64_t age_of(const struct known *flow)
+{
+	return table->clock - flow->seen;
+}
+
+static bool expired(const struct known *flow)
+{
+	return age_of(flow) >= idle[flow_class_plain(flow->class)];
+}
+
+static unsigned tier_of(const struct known *flow)
+{
+	bool silent = age_of(flow) >= idle[FLOW_TCP_UNTRUSTED];
+
+	switch (flow->class) {
+	case FLOW_TCP_UNTRUSTED:
+	case FLOW_UDP_UNTRUSTED:
+		return FLOW_TIER_UNTRUSTED;
+	case FLOW_TCP_YOUNG:
+		return silent ? FLOW_TIER_UNTRUSTED : FLOW_TIER_YOUNG;
+	case FLOW_TCP_YOUNG_ENDED:
+		return silent ? FLOW_TIER_ENDED : FLOW_TIER_YOUNG;
+	case FLOW_TCP_TRUSTED_ENDED:
+		return silent ? FLOW_TIER_ENDED : FLOW_TIER_TRUSTED;
+	default:
+		return FLOW_TIER_TRUSTED;
+	}
+}
+
+/* By tier, then by age. */
+static uint64_t rank_of(const struct known *flow)
+{
+	return (uint64_t)tier_of(flow) << 32 | age_of(flow);
+}
+
+/* What a line has, before an insert: the highest rank, and whether a way is free. */
+struct has {
+	uint64_t highest;
+	unsigned used;
+	bool free;
+};
+
+static struct has look(const struct flow_line *line)
+{
+	struct has has = { 0 };
+
+	for (unsigned n = 0; n < KEYS; n++) {
+		if (!flows[n].present || flow_table_find(table, keys[n]).line != line)
+			continue;
+		has.used++;
+		has.free |= expired(&flows[n]);
+		if (rank_of(&flows[n]) > has.highest)
+			has.highest = rank_of(&flows[n]);
+	}
+	has.free |= has.used < FLOW_WAYS;
+	return has;
+}
+
+/* Of the flows that are gone now and had not expired: their rank, or 0; there is one at most. */
+static uint64_t lost(void)
+{
+	uint64_t rank = 0;
+	unsigned count = 0;
+
+	for (unsigned n = 0; n < KEYS; n++) {
+		if (!flows[n].present || expired(&flows[n]) || flow_table_find(table, keys[n]).line)
+			continue;
+		rank = rank_of(&flows[n]) + 1;
+		count++;
+	}
+	expect(count <= 1);
+	return rank;
+}
+
+/* Whether the right one made room; see flow_table_insert(). */
+static void check_order(struct has home, struct has alternate, bool short_cut, bool known_full_before, bool room,
+			bool moved)
+{
+	uint64_t highest = home.highest > alternate.highest ? home.highest : alternate.highest, gone = lost();
+
+	if (home.free)
+		expect(room && !gone && !moved);
+	else if (short_cut && gone == home.highest + 1)
+		expect(home.highest >> 32 != FLOW_TIER_TRUSTED && !moved);
+	else if (alternate.free)
+		expect(room && !gone && !moved);
+	else if (highest >> 32)
+		expect(room && gone == highest + 1 && !moved);
+	else if (moved)
+		expect(room && (!gone || (gone - 1) >> 32 == FLOW_TIER_ENDED));
+	else if (gone)
+		expect(room && gone == highest + 1 && highest >= flow_ticks(FLOW_SPARE_SECONDS));
+	else
+		expect(!room && (known_full_before || highest < flow_ticks(FLOW_SPARE_SECONDS)));
 }
 
 static void compare(const struct flow_counters *before)
 {
-	uint64_t evicted = 0, expired = 0, live = 0;
+	uint64_t evicted = 0, old = 0, live = 0;
 
 	for (unsigned n = 0; n < KEYS; n++) {
 		struct flow_slot slot = flow_table_find(table, keys[n]);
@@ -74,28 +171,36 @@ static void compare(const struct flow_counters *before)
 			expect(flow_slot_age(table, slot) == (uint16_t)(table->clock - flow->seen));
 			expect(flow_slot_key(table, slot) == keys[n]);
 		} else if (flow->present) {
-			bool old = table->clock - flow->seen >= idle[flow->class];
+			bool was_old = expired(flow);
 
-			expect(old || !(flow->class & FLOW_CLASS_TRUSTED));
-			expired += old;
-			evicted += !old;
+			old += was_old;
+			evicted += !was_old;
 			flow->present = false;
 		}
 	}
 	expect(live == flow_table_live(table));
 	expect(evicted == table->counters.evicted - before->evicted);
-	expect(expired == table->counters.expired - before->expired);
+	expect(old == table->counters.expired - before->expired);
+}
+
+static enum flow_class any_class(uint8_t argument)
+{
+	return argument % (FLOW_TCP_TRUSTED_ENDED + 1);
 }
 
 static void insert(unsigned n, uint8_t argument)
 {
-	enum flow_class class = argument & 3;
-	uint64_t refused = table->counters.refused;
-	bool room = flow_table_insert(table, keys[n], argument, class);
+	struct flow_line *line = &table->lines[flow_table_line_of(table, keys[n])];
+	struct has home = look(line), alternate = look(alternate_line(table, keys[n]));
+	bool short_cut = !home.free && table->crowded[home.highest >> 32] >= CROWDED;
+	bool full = known_full(table, index_of(table, line));
+	struct flow_counters before = table->counters;
+	bool room = flow_table_insert(table, keys[n], argument, any_class(argument));
 
-	expect(room || table->counters.refused == refused + 1);
+	expect(room || table->counters.refused == before.refused + 1);
+	check_order(home, alternate, short_cut, full, room, table->counters.moved > before.moved);
 	if (room)
-		flows[n] = (struct known){ true, argument, class, table->clock };
+		flows[n] = (struct known){ true, argument, any_class(argument), table->clock };
 }
 
 static void change(unsigned operation, unsigned n, uint8_t argument)
@@ -109,13 +214,13 @@ static void change(unsigned operation, unsigned n, uint8_t argument)
 		flow->seen = table->clock;
 		break;
 	case 3:
-		if (!(flow->class & FLOW_CLASS_TRUSTED))
-			flow_slot_trust(table, slot);
-		flow->class |= FLOW_CLASS_TRUSTED;
+		flow->class = argument & 8 ? flow_class_after(flow->class, argument & 1) :
+					     flow_class_ending(flow->class, argument & 1);
+		flow_slot_set_class(table, slot, flow->class);
 		break;
 	case 4:
-		flow_slot_rewrite(table, slot, argument, argument & 3);
-		*flow = (struct known){ true, argument, argument & 3, table->clock };
+		flow_slot_rewrite(table, slot, argument, any_class(argument));
+		*flow = (struct known){ true, argument, any_class(argument), table->clock };
 		break;
 	case 5:
 		flow_table_expire(table, slot);
@@ -128,14 +233,14 @@ static void change(unsigned operation, unsigned n, uint8_t argument)
 
 static void step(uint8_t what, uint8_t argument)
 {
-	static const uint16_t jumps[8] = { 0, 1, 2, 40, 230, 3400, 8200, 65535 };
+	static const uint16_t jumps[8] = { 0, 1, 40, 112, 230, 3400, 8200, 65535 };
 	struct flow_counters before = table->counters;
 	unsigned operation = what >> 5, n = what % KEYS;
 
 	if (operation == 7) {
 		flow_table_advance(table, (table->clock + jumps[argument & 7]) << FLOW_TICK_SHIFT);
 		if (argument & 8)
-			flow_table_sweep(table);
+			flow_table_sweep(table, argument & 32);
 		if (argument & 16)
 			flow_table_settle(table);
 	} else if (flows[n].present) {

@@ -22,7 +22,7 @@ static void adopt(struct mux *mux, const struct snapshot *snapshot, unsigned bac
 	struct adoption adoption = { 0 };
 
 	for (uint32_t service = 0; service <= SERVICES; service++)
-		mux_adopt(mux, snapshot, service, backend, records, count, &adoption);
+		mux_adopt(mux, snapshot, service, backend, records, count, 0, &adoption);
 	expect(adoption.taken + adoption.known + adoption.useless + adoption.refused == count * (SERVICES + 1));
 }
 
@@ -62,7 +62,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	told = count_flows(&mux, snapshot);
 	for (uint32_t i = 0; i < told; i++)
-		expect(mux_forget(&mux, snapshot, owners[i] >> 12, owners[i] & 0xfff, &records[i], 1) == 1);
+		expect(mux_forget(&mux, snapshot, owners[i] >> 12, owners[i] & 0xfff, &records[i], 1, 0) == 1);
 	expect(flow_table_check(mux.table) == NULL);
 	expect(census_exceptional(&mux, snapshot, records, owners, RECORDS) == 0);
 	return 0;

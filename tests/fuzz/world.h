@@ -114,6 +114,7 @@ static struct flow_table *empty_table(void)
 		empty = *table;
 	}
 	memset(table->lines, 0, table->bytes);
+	memset(table->no_room, 0, (table->line_count / 64 + 1) * sizeof(uint64_t));
 	*table = empty;
 	return table;
 }
@@ -132,7 +133,9 @@ static void start_mux(struct mux *mux, const struct mux_config *config)
 	}
 	*mux = *made;
 	mux->config = *config;
-	mux->table = config->flows ? empty_table() : NULL;
+	mux->table = NULL;
+	if (config->flows)
+		mux_set_table(mux, empty_table());
 	mux->service_counters = service_counters;
 	mux->backend_counters = backend_counters;
 }

@@ -9,8 +9,17 @@ from dataclasses import dataclass
 
 from tests.native.compiled import library
 
-TCP_UNTRUSTED, UDP_UNTRUSTED, TCP_TRUSTED, UDP_TRUSTED = range(4)
-TRUSTED = 2
+(
+    TCP_UNTRUSTED,
+    UDP_UNTRUSTED,
+    TCP_TRUSTED,
+    UDP_TRUSTED,
+    TCP_YOUNG,
+    TCP_YOUNG_ENDED,
+    TCP_TRUSTED_ENDED,
+) = CLASSES = range(7)
+#: By tier, the last goes first; see enum flow_tier.
+TRUSTED, YOUNG, UNTRUSTED, ENDED = TIERS = range(4)
 TICK_NS = 1 << 28
 MIN_LINES = 1 << 16
 WAYS = 6
@@ -20,12 +29,16 @@ class Counters(Structure):
     live: ctypes.Array[c_uint64]
     expired: int
     evicted: int
+    tiers: ctypes.Array[c_uint64]  #: the evicted
+    forgotten: int
     refused: int
     moved: int
     _fields_ = [
-        ("live", c_uint64 * 4),
+        ("live", c_uint64 * 8),
         ("expired", c_uint64),
         ("evicted", c_uint64),
+        ("tiers", c_uint64 * 4),
+        ("forgotten", c_uint64),
         ("refused", c_uint64),
         ("moved", c_uint64),
     ]
@@ -53,11 +66,17 @@ def _c() -> ctypes.CDLL:
     lib.flow_table_bytes.argtypes = [c_uint64]
     lib.probe_create.argtypes = [c_uint64]
     lib.probe_lines.argtypes = lib.probe_clock.argtypes = lib.flow_table_check.argtypes = [c_void_p]
-    lib.flow_table_sweep.argtypes = lib.flow_table_destroy.argtypes = [c_void_p]
+    lib.flow_table_destroy.argtypes = lib.probe_judge.argtypes = [c_void_p]
+    lib.flow_table_sweep.argtypes = [c_void_p, c_bool]
     lib.probe_counters.argtypes = [c_void_p, POINTER(Counters)]
     lib.probe_find.argtypes = [c_void_p, c_uint64, POINTER(_Found)]
     lib.probe_found_at_home.argtypes = [c_void_p, c_uint64, POINTER(c_bool)]
-    for name in ("probe_key", "probe_touch", "probe_trust", "probe_remove", "flow_table_advance"):
+    lib.probe_full.restype = c_bool
+    lib.probe_class.argtypes = [c_void_p, c_uint64, c_uint]
+    lib.probe_class_after.argtypes = lib.probe_class_ending.argtypes = [c_uint, c_bool]
+    lib.probe_places.argtypes = [c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_uint64)]
+    lib.probe_crowd.argtypes = [c_void_p, c_uint]
+    for name in ("probe_key", "probe_touch", "probe_full", "probe_remove", "flow_table_advance"):
         getattr(lib, name).argtypes = [c_void_p, c_uint64]
     lib.probe_rewrite.argtypes = lib.flow_table_insert.argtypes = [c_void_p, c_uint64, c_uint, c_uint]
     lib.probe_crowded.argtypes = [c_void_p, c_uint64, POINTER(c_uint64), c_uint]
@@ -110,8 +129,26 @@ class Table:
     def touch(self, key: int) -> None:
         self._lib.probe_touch(self._table, key)
 
-    def trust(self, key: int) -> None:
-        self._lib.probe_trust(self._table, key)
+    def set_class(self, key: int, klass: int) -> None:
+        self._lib.probe_class(self._table, key, klass)
+
+    def places(self, key: int) -> tuple[int, int]:
+        """Its home line and its alternate line."""
+        home, alternate = c_uint64(), c_uint64()
+        self._lib.probe_places(self._table, key, byref(home), byref(alternate))
+        return home.value, alternate.value
+
+    def crowded_with(self, tier: int) -> bool:
+        """Whether an insert leaves the alternate line out if its home line has this tier to lose."""
+        return bool(self._lib.probe_crowd(self._table, tier))
+
+    def judge_by_number(self) -> None:
+        """From now on backends 0, 3, 6 … are worthless, 1, 4, 7 … cheap, and 2, 5, 8 … exceptional."""
+        self._lib.probe_judge(self._table)
+
+    def full(self, key: int) -> bool:
+        """Whether room was looked for in vain in this tick."""
+        return bool(self._lib.probe_full(self._table, key))
 
     def remove(self, key: int) -> None:
         self._lib.probe_remove(self._table, key)
@@ -122,8 +159,8 @@ class Table:
     def advance(self, tick: int) -> None:
         self._lib.flow_table_advance(self._table, tick * TICK_NS)
 
-    def sweep(self) -> None:
-        self._lib.flow_table_sweep(self._table)
+    def sweep(self, *, judged: bool = False) -> None:
+        self._lib.flow_table_sweep(self._table, judged)
 
     def counters(self) -> Counters:
         out = Counters()
@@ -139,6 +176,14 @@ class Table:
         keys = (c_uint64 * count)()
         self._lib.probe_crowded(self._table, lines, keys, count)
         return list(keys)
+
+
+def class_after(klass: int, *, later_tick: bool) -> int:
+    return int(_c().probe_class_after(klass, later_tick))
+
+
+def class_ending(klass: int, *, ended: bool) -> int:
+    return int(_c().probe_class_ending(klass, ended))
 
 
 def table_bytes(flows: int) -> int:

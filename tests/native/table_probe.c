@@ -21,7 +21,13 @@ bool probe_find(struct flow_table *table, uint64_t scrambled, struct found *out)
 bool probe_found_at_home(struct flow_table *table, uint64_t scrambled, bool *elsewhere);
 uint64_t probe_key(struct flow_table *table, uint64_t scrambled);
 void probe_touch(struct flow_table *table, uint64_t scrambled);
-void probe_trust(struct flow_table *table, uint64_t scrambled);
+void probe_class(struct flow_table *table, uint64_t scrambled, unsigned class);
+unsigned probe_class_after(unsigned class, bool later_tick);
+unsigned probe_class_ending(unsigned class, bool ended);
+void probe_places(const struct flow_table *table, uint64_t scrambled, uint64_t *home, uint64_t *alternate);
+unsigned probe_crowd(const struct flow_table *table, unsigned tier);
+void probe_judge(struct flow_table *table);
+bool probe_full(const struct flow_table *table, uint64_t scrambled);
 void probe_remove(struct flow_table *table, uint64_t scrambled);
 void probe_rewrite(struct flow_table *table, uint64_t scrambled, unsigned backend, unsigned class);
 void probe_crowded(const struct flow_table *table, uint64_t lines, uint64_t *keys, unsigned count);
@@ -77,9 +83,51 @@ void probe_touch(struct flow_table *table, uint64_t scrambled)
 	flow_slot_touch(table, flow_table_find(table, scrambled));
 }
 
-void probe_trust(struct flow_table *table, uint64_t scrambled)
+void probe_class(struct flow_table *table, uint64_t scrambled, unsigned class)
 {
-	flow_slot_trust(table, flow_table_find(table, scrambled));
+	flow_slot_set_class(table, flow_table_find(table, scrambled), class);
+}
+
+unsigned probe_class_after(unsigned class, bool later_tick)
+{
+	return flow_class_after(class, later_tick);
+}
+
+unsigned probe_class_ending(unsigned class, bool ended)
+{
+	return flow_class_ending(class, ended);
+}
+
+void probe_places(const struct flow_table *table, uint64_t scrambled, uint64_t *home, uint64_t *alternate)
+{
+	*home = flow_table_line_of(table, scrambled);
+	*alternate = index_of(table, alternate_line(table, scrambled));
+}
+
+/* Whether the alternate line may be left out for a home line that has this tier to lose. */
+unsigned probe_crowd(const struct flow_table *table, unsigned tier)
+{
+	return table->crowded[tier] >= CROWDED;
+}
+
+/* Says of a flow what its backend's number says: a multiple of three is worthless, one more is cheap. */
+static enum flow_worth judge_by_number(const void *owner, uint64_t scrambled, unsigned backend, enum flow_class class)
+{
+	(void)owner;
+	(void)scrambled;
+	(void)class;
+	return (enum flow_worth)(backend % 3);
+}
+
+void probe_judge(struct flow_table *table)
+{
+	flow_table_set_judge(table, judge_by_number, NULL);
+}
+
+/* Whether costly ways to make room are not tried for this key until the next tick. */
+bool probe_full(const struct flow_table *table, uint64_t scrambled)
+{
+	return known_full(table, flow_table_line_of(table, scrambled));
 }
 
 void probe_remove(struct flow_table *table, uint64_t scrambled)

@@ -11,19 +11,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.native.table import (
+    CLASSES,
+    ENDED,
     MIN_LINES,
     TCP_TRUSTED,
+    TCP_TRUSTED_ENDED,
     TCP_UNTRUSTED,
+    TCP_YOUNG,
+    TCP_YOUNG_ENDED,
     TRUSTED,
+    UDP_TRUSTED,
     UDP_UNTRUSTED,
+    UNTRUSTED,
     WAYS,
+    YOUNG,
     Counters,
     Table,
+    class_after,
+    class_ending,
     table_bytes,
 )
 
 IDLE = (39, 225, 3354, 225)
 FOREVER = (60_000,) * 4
+#: Ticks that a trusted flow must have been silent before another takes its place; exceptional ones longer.
+SPARE, SPARE_EXCEPTIONAL = 113, 1119
 
 
 @dataclass
@@ -38,13 +50,25 @@ class Model:
 
     def __init__(self, idle: tuple[int, int, int, int] = IDLE, *, lines: int = 4, keys: int = 64) -> None:
         self.table = Table(1, idle)
-        self.idle = idle
+        self.idle = [*idle, idle[TCP_TRUSTED], idle[TCP_TRUSTED], idle[TCP_TRUSTED]]
         self.keys = self.table.crowded(lines, keys)
         self.flows: dict[int, Remembered] = {}
         self.clock = 0
 
-    def expired(self, flow: Remembered) -> bool:
-        return self.clock - flow.seen >= self.idle[flow.klass]
+    def age(self, key: int) -> int:
+        return self.clock - self.flows[key].seen
+
+    def expired(self, key: int) -> bool:
+        return self.age(key) >= self.idle[self.flows[key].klass]
+
+    def tier(self, key: int) -> int:
+        klass = self.flows[key].klass
+        silent = self.age(key) >= self.idle[TCP_UNTRUSTED]
+        if klass in (TCP_YOUNG_ENDED, TCP_TRUSTED_ENDED) and silent:
+            return ENDED
+        if klass in (TCP_UNTRUSTED, UDP_UNTRUSTED) or (klass == TCP_YOUNG and silent):
+            return UNTRUSTED
+        return YOUNG if klass in (TCP_YOUNG, TCP_YOUNG_ENDED) else TRUSTED
 
     def step(self, op: str, which: int, value: int) -> None:
         key = self.keys[which % len(self.keys)]
@@ -57,25 +81,65 @@ class Model:
         elif op == "sweep":
             self.table.sweep()
         elif op == "insert" and not known:
-            if self.table.insert(key, value % 4095, value % 4):
-                self.flows[key] = Remembered(value % 4095, value % 4, self.clock)
-            else:
-                assert self.table.counters().refused == before.refused + 1
-        elif known and op in ("touch", "trust", "remove", "rewrite"):
+            self._insert(key, value, before)
+        elif known and op in ("touch", "class", "remove", "rewrite"):
             self._change(op, key, value)
         self.compare(before, just=key if op == "insert" else None)
+
+    def _insert(self, key: int, value: int, before: Counters) -> None:
+        """And looks whether the right one made room."""
+        lines: tuple[list[int], list[int]] = ([], [])
+        home, alternate = self.table.places(key)
+        for other in self.flows:
+            entry = self.table.find(other)
+            assert entry is not None
+            if entry.line in (home, alternate):
+                lines[entry.line == alternate].append(other)
+        ranks = [[(self.tier(other), self.age(other)) for other in line] for line in lines]
+        free = [len(line) < WAYS or any(self.expired(other) for other in line) for line in lines]
+        short_cut = not free[0] and self.table.crowded_with(max(ranks[0])[0])
+        full = self.table.full(key)
+
+        made = self.table.insert(key, value % 4095, value % len(CLASSES))
+        after = self.table.counters()
+        gone = [other for other in self.flows if self.table.find(other) is None and not self.expired(other)]
+        lost = [(self.tier(other), self.age(other)) for other in gone]
+        moved = after.moved - before.moved
+
+        assert made or after.refused == before.refused + 1
+        assert [after.tiers[n] - before.tiers[n] for n in range(4)] == [sum(t == n for t, _ in lost) for n in range(4)]
+        if free[0]:
+            assert (made, lost, moved) == (True, [], 0)
+        elif short_cut and lost == [max(ranks[0])]:
+            assert lost[0][0] != TRUSTED
+        elif free[1]:
+            assert (made, lost, moved) == (True, [], 0)
+        elif max(ranks[0] + ranks[1])[0] > TRUSTED:
+            assert (made, lost, moved) == (True, [max(ranks[0] + ranks[1])], 0)
+        elif moved:
+            assert made
+            assert all(tier == ENDED for tier, _ in lost)
+        elif lost:
+            assert lost == [max(ranks[0] + ranks[1])]
+            assert lost[0][1] >= SPARE
+        else:
+            assert not made
+            assert full or max(ranks[0] + ranks[1])[1] < SPARE
+            assert self.table.full(key), "it would be tried again in vain"
+        if made:
+            self.flows[key] = Remembered(value % 4095, value % len(CLASSES), self.clock)
 
     def _change(self, op: str, key: int, value: int) -> None:
         flow = self.flows[key]
         if op == "touch":
             self.table.touch(key)
             flow.seen = self.clock
-        elif op == "trust" and not flow.klass & TRUSTED:
-            self.table.trust(key)
-            flow.klass |= TRUSTED
+        elif op == "class":
+            flow.klass = value % len(CLASSES)
+            self.table.set_class(key, flow.klass)
         elif op == "rewrite":
-            self.table.rewrite(key, value % 4095, value % 4)
-            self.flows[key] = Remembered(value % 4095, value % 4, self.clock)
+            self.table.rewrite(key, value % 4095, value % len(CLASSES))
+            self.flows[key] = Remembered(value % 4095, value % len(CLASSES), self.clock)
         elif op == "remove":
             self.table.remove(key)
             del self.flows[key]
@@ -95,24 +159,23 @@ class Model:
             assert self.table.key(key) == key
         after = self.table.counters()
         assert just not in gone or just is None
-        evicted = [key for key in gone if not self.expired(self.flows[key])]
+        evicted = [key for key in gone if not self.expired(key)]
         assert len(evicted) == after.evicted - before.evicted <= 1
-        assert all(not self.flows[key].klass & TRUSTED for key in evicted), "a trusted flow was evicted"
         assert len(gone) - len(evicted) == after.expired - before.expired
         for key in gone:
             del self.flows[key]
-        live = [0, 0, 0, 0]
+        live = [0] * 8
         for flow in self.flows.values():
             live[flow.klass] += 1
         assert list(after.live) == live
 
 
-OPS = ("insert", "insert", "insert", "touch", "trust", "trust", "remove", "rewrite", "advance", "sweep")
+OPS = ("insert", "insert", "insert", "touch", "class", "class", "remove", "rewrite", "advance", "sweep")
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(OPS[:-2]), st.integers(0, 63), st.integers(0, 5000)),
         st.tuples(
-            st.just("advance"), st.just(0), st.sampled_from([-70_000, -1, 0, 1, 38, 39, 225, 8191, 8193, 70_000])
+            st.just("advance"), st.just(0), st.sampled_from([-70_000, -1, 0, 1, 38, 39, 112, 225, 8191, 8193, 70_000])
         ),
         st.tuples(st.just("sweep"), st.just(0), st.just(0)),
     ),
@@ -122,7 +185,7 @@ STEPS = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(STEPS)
-def test_the_table_is_a_dict_that_may_forget_untrusted_flows(steps: list[tuple[str, int, int]]) -> None:
+def test_the_table_is_a_dict_that_forgets_whom_it_would_miss_least(steps: list[tuple[str, int, int]]) -> None:
     model = Model(lines=2, keys=24)
     for step in steps:
         model.step(*step)
@@ -134,7 +197,7 @@ def test_a_long_walk_in_a_crowd_keeps_every_invariant(seed: int) -> None:
     model = Model(lines=8, keys=120)
     for _ in range(2000):
         op = walk.choice(OPS)
-        value = walk.choice([0, 0, 1, 1, 5, 40]) if op == "advance" else walk.randrange(1 << 20)
+        value = walk.choice([0, 0, 1, 1, 5, 40, 100]) if op == "advance" else walk.randrange(1 << 20)
         model.step(op, walk.randrange(120), value)
     counters = model.table.counters()
     assert counters.evicted > 0
@@ -142,9 +205,10 @@ def test_a_long_walk_in_a_crowd_keeps_every_invariant(seed: int) -> None:
 
 
 def test_a_full_crowd_of_trusted_flows_refuses_and_forgets_nobody() -> None:
+    """None of them has been silent for long."""
     model = Model(FOREVER, lines=8, keys=200)
     for which in range(200):
-        model.step("insert", which, 4 + TCP_TRUSTED)
+        model.step("insert", which, 7 + TCP_TRUSTED)
     counters = model.table.counters()
     assert len(model.flows) + counters.refused == 200
     assert len(model.flows) <= 8 * WAYS
@@ -153,17 +217,171 @@ def test_a_full_crowd_of_trusted_flows_refuses_and_forgets_nobody() -> None:
     assert counters.moved > 0, "nobody moved to make room"
 
 
+def full_lines(klass: int, idle: tuple[int, int, int, int] = FOREVER, *, keys: int = 60) -> Model:
+    """Two lines full of flows of one class, of which each was made a tick after the one before."""
+    model = Model(idle, lines=2, keys=keys)
+    for which in range(2 * WAYS):
+        model.step("insert", which, 7 + klass)
+        model.step("advance", 0, 1)
+    assert len(model.flows) == 2 * WAYS
+    return model
+
+
+def classes(model: Model) -> list[int]:
+    return sorted(flow.klass for flow in model.flows.values())
+
+
 def test_a_trusted_flow_takes_the_place_of_an_untrusted_one_and_not_the_other_way() -> None:
-    model = Model(FOREVER, lines=2, keys=60)
-    for which in range(30):
-        model.step("insert", which, TCP_UNTRUSTED)
-    assert len(model.flows) == 12
+    model = full_lines(TCP_UNTRUSTED)
     for which in range(30, 60):
         model.step("insert", which, TCP_TRUSTED)
-    assert [flow.klass for flow in model.flows.values()] == [TCP_TRUSTED] * 12
+    assert classes(model) == [TCP_TRUSTED] * 12
     for which in range(30):
         model.step("insert", which, UDP_UNTRUSTED)
-    assert [flow.klass for flow in model.flows.values()] == [TCP_TRUSTED] * 12
+    assert classes(model) == [TCP_TRUSTED] * 12
+
+
+def test_a_young_flow_outlives_untrusted_ones_and_not_trusted_ones() -> None:
+    model = full_lines(TCP_YOUNG)
+    young = set(model.flows)
+    model.step("class", 7, TCP_UNTRUSTED)
+    for which in range(20, 40):
+        model.step("insert", which, TCP_UNTRUSTED)
+    assert len(young & set(model.flows)) == 11, "a flood of single packets costs nobody but the untrusted one"
+    for which in range(40, 52):
+        model.step("insert", which, TCP_TRUSTED)
+    assert not young & set(model.flows)
+
+
+def test_a_young_flow_that_fell_silent_goes_before_one_that_just_came() -> None:
+    """Else what a flood of doubled packets leaves behind would outlive every new connection."""
+    model = full_lines(TCP_YOUNG, (39, 60_000, 60_000, 60_000))
+    old = set(model.flows)
+    model.step("advance", 0, 39)
+    for which in range(20, 32):
+        model.step("insert", which, TCP_UNTRUSTED)
+    assert not old & set(model.flows)
+    assert len(model.flows) == 12
+
+
+@pytest.mark.parametrize("klass", [TCP_TRUSTED_ENDED, TCP_YOUNG_ENDED])
+def test_what_has_ended_and_is_silent_goes_before_untrusted_flows(klass: int) -> None:
+    model = full_lines(UDP_UNTRUSTED, (39, 60_000, 60_000, 60_000))
+    model.step("class", 5, klass)
+    model.step("class", 9, klass)
+    model.step("touch", 9, 0)
+    model.step("advance", 0, 38)
+    model.step("insert", 20, UDP_UNTRUSTED)
+    assert model.keys[5] not in model.flows, "silent for longer than an untrusted flow may be"
+    model.step("insert", 21, UDP_UNTRUSTED)
+    assert model.keys[9] in model.flows, "its last packet came a moment ago: the end may be forged"
+    model.step("advance", 0, 1)
+    model.step("insert", 22, UDP_UNTRUSTED)
+    assert model.keys[9] not in model.flows
+
+
+def test_a_forged_end_costs_nothing_while_there_is_room() -> None:
+    model = Model(lines=4, keys=24)
+    model.step("insert", 0, 7 + TCP_TRUSTED)
+    model.step("class", 0, TCP_TRUSTED_ENDED)
+    for which in range(1, 9):
+        model.step("insert", which, TCP_UNTRUSTED)
+    model.step("advance", 0, IDLE[TCP_TRUSTED] - 1)
+    for _ in range(17):
+        model.step("sweep", 0, 0)
+    assert model.keys[0] in model.flows, "it lives as long as any trusted flow"
+
+
+def test_the_trusted_flow_that_is_silent_longest_goes_where_nothing_else_is_left() -> None:
+    model = full_lines(TCP_TRUSTED)
+    model.step("touch", 0, 0)
+    model.step("advance", 0, SPARE - 12)
+    model.step("insert", 20, TCP_UNTRUSTED)
+    assert model.table.counters().refused == 1, "of those that were seen within half a minute none goes"
+    model.step("advance", 0, 1)
+    model.step("insert", 20, TCP_UNTRUSTED)
+    assert model.keys[1] not in model.flows
+    assert model.keys[20] in model.flows
+    assert model.table.counters().tiers[TRUSTED] == 1
+
+
+def test_worthless_and_cheap_flows_go_before_exceptional_ones() -> None:
+    table = Table(1, FOREVER)
+    table.judge_by_number()
+    keys = table.crowded(2, 40)
+    # Backend 2 is exceptional, 1 cheap, 0 worthless. The exceptional ones have been silent longest.
+    for turn, key in enumerate(keys[:12]):
+        assert table.insert(key, (2, 2, 1, 1, 0, 2, 2, 1, 1, 0, 2, 2)[turn], TCP_TRUSTED)
+        table.advance(turn + 1)
+    table.advance(12 + SPARE)
+    gone = []
+    for new in keys[12:22]:
+        before = {key for key in keys[:12] if table.find(key)}
+        made = table.insert(new, 1, UDP_TRUSTED)
+        gone += [keys.index(key) for key in before if not table.find(key)]
+        assert made or len(gone) == 6
+    assert gone == [4, 9, 2, 3, 7, 8], "one that Maglev would send elsewhere breaks if it is forgotten"
+    table.advance(12 + SPARE_EXCEPTIONAL)
+    for key in keys[12:22]:
+        if table.find(key):
+            table.touch(key)
+    assert table.insert(keys[30], 1, TCP_TRUSTED)
+    assert table.find(keys[0]) is None
+    assert table.check() is None
+
+
+def test_what_found_no_room_does_not_look_again_in_the_same_tick() -> None:
+    model = full_lines(TCP_TRUSTED)
+    key = model.keys[20]
+    assert not model.table.full(key)
+    model.step("insert", 20, TCP_TRUSTED)
+    assert model.table.full(key)
+    model.step("advance", 0, 1)
+    assert not model.table.full(key), "the next tick brings another chance"
+    model.step("insert", 20, TCP_TRUSTED)
+    # Whatever costs nothing to look for is found all the same.
+    model.step("class", 3, TCP_UNTRUSTED)
+    model.step("insert", 20, TCP_TRUSTED)
+    assert key in model.flows
+
+
+def test_classes_follow_what_packets_tell() -> None:
+    again = {
+        TCP_UNTRUSTED: (TCP_YOUNG, TCP_TRUSTED),
+        TCP_YOUNG: (TCP_YOUNG, TCP_TRUSTED),
+        TCP_YOUNG_ENDED: (TCP_YOUNG_ENDED, TCP_TRUSTED_ENDED),
+        UDP_UNTRUSTED: (UDP_UNTRUSTED, UDP_TRUSTED),
+    }
+    ends = {
+        TCP_YOUNG: TCP_YOUNG_ENDED,
+        TCP_YOUNG_ENDED: TCP_YOUNG_ENDED,
+        TCP_TRUSTED: TCP_TRUSTED_ENDED,
+        TCP_TRUSTED_ENDED: TCP_TRUSTED_ENDED,
+    }
+    goes_on = {TCP_YOUNG_ENDED: TCP_YOUNG, TCP_TRUSTED_ENDED: TCP_TRUSTED}
+    for klass in CLASSES:
+        found = tuple(class_after(klass, later_tick=later) for later in (False, True))
+        assert found == again.get(klass, (klass, klass))
+        assert class_ending(klass, ended=True) == ends.get(klass, klass), "one packet alone ends nothing, nor does UDP"
+        assert class_ending(klass, ended=False) == goes_on.get(klass, klass)
+
+
+def test_a_judged_pass_forgets_what_is_worthless_and_nothing_else() -> None:
+    table = Table(1, IDLE)
+    table.judge_by_number()
+    keys = [random.Random(n).getrandbits(64) for n in range(3000)]
+    for n, key in enumerate(keys):
+        assert table.insert(key, n % 30, TCP_TRUSTED)
+    table.advance(16)
+    for _ in range(16):
+        table.sweep()
+    assert all(table.find(key) for key in keys)
+    table.advance(32)
+    for _ in range(16):
+        table.sweep(judged=True)
+    assert [n for n, key in enumerate(keys) if table.find(key)] == [n for n in range(3000) if n % 3]
+    assert (table.counters().forgotten, table.counters().expired) == (1000, 0)
+    assert table.check() is None
 
 
 def test_the_oldest_untrusted_flow_goes_first() -> None:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from functools import cache
 from ipaddress import IPv4Address, ip_address, ip_network
 
+import pytest
+
 from lb.dataplane import Link, Pipeline, Result
 from lb.forwarding import Compiler
 from lb.model import Backend, Idle, PortRange, Protocol, Service
@@ -17,6 +19,8 @@ from tests.packets.build import ipv4, tcp
 from tests.packets.world import SETTINGS
 
 SECOND = 1_000_000_000
+#: Of the flow table's clock.
+TICK = 1 << 28
 #: Places of the smallest table there is: 65,536 lines of six.
 ROOM = 393_216
 
@@ -58,7 +62,7 @@ def test_a_syn_flood_moves_no_established_flow_and_loses_no_packet() -> None:
     load = Load()
     mine, flood = range(2000), range(1 << 20, (1 << 20) + ROOM * 3 // 2)
     before = [result.backend for result in load.send("S", mine)]
-    load.reports("A", mine)
+    load.reports("A", mine)  # at once, as a handshake's last: it is young still
     for result in load.send("S", flood):
         assert result.reason == "forwarded"
     counters = load.pipeline.counters().flows
@@ -82,16 +86,37 @@ def test_an_ack_flood_moves_no_established_flow() -> None:
     assert load.pipeline.check() is None
 
 
+@pytest.mark.parametrize("end", ["FA", "R"])
+def test_a_forged_end_costs_a_live_flow_nothing_while_there_is_room(end: str) -> None:
+    """Neither time nor a flood that finds other room takes its place; nor does a quiet client's ACK find it gone."""
+    load = Load()
+    load.reports("S", [7])
+    load.reports("A", [7], TICK)
+    assert load.reports(end, [7], TICK) == {"known": 1}
+    load.reports("S", range(1 << 20, (1 << 20) + ROOM // 2), 20 * SECOND)
+    assert load.reports("A", [7], 890 * SECOND) == {"known": 1}
+
+
+def test_a_conversation_that_was_young_when_it_fell_silent_is_remembered_as_long_as_any() -> None:
+    """Handshake, a request, then nothing for minutes: so connection pools behave."""
+    load = Load()
+    assert load.reports("S", [7]) == {"new": 1}
+    assert load.reports("A", [7]) == load.reports("PA", [7]) == {"known": 1}
+    assert load.reports("A", [7], 890 * SECOND) == {"known": 1}
+    assert load.reports("S", [8], 890 * SECOND) == {"new": 1}
+    assert load.reports("A", [8], 902 * SECOND) == {"new": 1}, "of one that only knocked nothing is kept"
+
+
 def test_flows_that_find_no_place_are_forwarded_where_maglev_says() -> None:
     """More trusted flows than fit: what is in stays in, what is not goes on without an entry."""
     load = Load()
     flows = list(range(ROOM * 11 // 10))
     remembered: dict[int, int | None] = {}
     untracked = []
-    for start in range(0, len(flows), 64):
-        some = flows[start : start + 64]
-        first = list(load.send("S", some))
-        for flow, result, again in zip(some, first, load.send("A", some), strict=True):
+    for turn, start in enumerate(range(0, len(flows), 1 << 16)):
+        some = flows[start : start + (1 << 16)]
+        first = list(load.send("S", some, 2 * turn * TICK))
+        for flow, result, again in zip(some, first, load.send("A", some, (2 * turn + 1) * TICK), strict=True):
             assert result.reason == again.reason == "forwarded"
             assert result.backend == again.backend
             if again.flow == "known":
@@ -111,7 +136,7 @@ def test_flows_that_find_no_place_are_forwarded_where_maglev_says() -> None:
         assert FORWARDING.names(result.service_id, result.backend)[1] == found.backend.name
     # Nobody who was once trusted has been moved out by all the others.
     some = random.Random(2).sample(sorted(remembered), 20_000)
-    for flow, result in zip(some, load.send("A", some), strict=True):
+    for flow, result in zip(some, load.send("A", some, 2 * turn * TICK), strict=True):
         assert (result.flow, result.backend) == ("known", remembered[flow])
 
 
