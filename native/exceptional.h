@@ -13,7 +13,7 @@
 
 /*
  * A flow of a backend of a service that are there, by its unscrambled key.  Of a service that hashes the source alone and
- * whose keys are wide, keys do not tell the choice: all its trusted flows count as exceptional.
+ * whose keys are wide, keys do not tell the choice: all its flows that are more than untrusted count as exceptional.
  */
 bool flow_is_exceptional(const struct vip_map *map, const struct service *service, unsigned backend, uint64_t key,
 			 enum flow_class class);

@@ -398,11 +398,12 @@ static inline struct flow_slot offer_slot(struct flow_line *line, struct offer o
 #define TIER(class, tier) ((unsigned)(tier) << 2 * (class))
 #define TIERS                                                                                                          \
 	(TIER(FLOW_TCP_UNTRUSTED, FLOW_TIER_UNTRUSTED) | TIER(FLOW_UDP_UNTRUSTED, FLOW_TIER_UNTRUSTED) |               \
-	 TIER(FLOW_TCP_YOUNG, FLOW_TIER_YOUNG) | TIER(FLOW_TCP_YOUNG_ENDED, FLOW_TIER_YOUNG))
+	 TIER(FLOW_TCP_YOUNG, FLOW_TIER_YOUNG) | TIER(FLOW_TCP_YOUNG_ENDED, FLOW_TIER_YOUNG) |                         \
+	 TIER(FLOW_UDP_YOUNG, FLOW_TIER_YOUNG))
 #define QUIET_TIERS                                                                                                    \
 	(TIER(FLOW_TCP_UNTRUSTED, FLOW_TIER_UNTRUSTED) | TIER(FLOW_UDP_UNTRUSTED, FLOW_TIER_UNTRUSTED) |               \
 	 TIER(FLOW_TCP_YOUNG, FLOW_TIER_UNTRUSTED) | TIER(FLOW_TCP_YOUNG_ENDED, FLOW_TIER_ENDED) |                      \
-	 TIER(FLOW_TCP_TRUSTED_ENDED, FLOW_TIER_ENDED))
+	 TIER(FLOW_TCP_TRUSTED_ENDED, FLOW_TIER_ENDED) | TIER(FLOW_UDP_YOUNG, FLOW_TIER_UNTRUSTED))
 
 /* No branches: what is in a way is as good as random. */
 static struct offer offer_of(const struct flow_table *table, const struct flow_line *line)
@@ -730,8 +731,6 @@ const char *flow_table_check(const struct flow_table *table)
 				continue;
 			if (!(line->entry[way] & 0xfff))
 				return "an entry without a backend";
-			if (class_of(line->entry[way]) > FLOW_TCP_TRUSTED_ENDED)
-				return "an entry of no class";
 			live[class_of(line->entry[way])]++;
 			away_flags += !!(line->entry[way] & AWAY_BIT);
 

@@ -34,7 +34,7 @@
  *	ended		the client said so last (FIN or RST).  That shortens nothing: whoever forges a FIN must not make a
  *			MUX forget a live flow.  Only where there is no room it tells whom to miss least.
  *
- * UDP has no handshake that many clients leave at once: it is untrusted until it is trusted, and never ends.
+ * UDP never ends, and lives as long whether it is trusted or not.
  */
 enum flow_class {
 	FLOW_TCP_UNTRUSTED = 0,
@@ -44,10 +44,11 @@ enum flow_class {
 	FLOW_TCP_YOUNG = 4,
 	FLOW_TCP_YOUNG_ENDED = 5,
 	FLOW_TCP_TRUSTED_ENDED = 6,
-	FLOW_CLASSES = 8, /* 7 means nothing */
+	FLOW_UDP_YOUNG = 7,
+	FLOW_CLASSES = 8,
 };
 
-/* The classes that have an idle timeout of their own are the first four; the others live as long as a trusted TCP flow. */
+/* The classes that have an idle timeout of their own are the first four; the others live as long as trusted flows. */
 #define FLOW_IDLES 4
 
 /*
@@ -232,7 +233,7 @@ static inline enum flow_class flow_slot_class(struct flow_slot slot)
 
 static inline bool flow_class_is_udp(enum flow_class class)
 {
-	return (1u << FLOW_UDP_UNTRUSTED | 1u << FLOW_UDP_TRUSTED) >> class & 1;
+	return (1u << FLOW_UDP_UNTRUSTED | 1u << FLOW_UDP_TRUSTED | 1u << FLOW_UDP_YOUNG) >> class & 1;
 }
 
 static inline bool flow_class_is_trusted(enum flow_class class)
@@ -248,7 +249,9 @@ static inline bool flow_class_has_ended(enum flow_class class)
 /* Which of the first four says how long a flow of this class lives, and what another MUX is told of it. */
 static inline enum flow_class flow_class_plain(enum flow_class class)
 {
-	return class < FLOW_IDLES ? class : FLOW_TCP_TRUSTED;
+	if (class < FLOW_IDLES)
+		return class;
+	return class == FLOW_UDP_YOUNG ? FLOW_UDP_TRUSTED : FLOW_TCP_TRUSTED;
 }
 
 /* Trusted and not ended: packets change nothing about it but its age. */
@@ -264,7 +267,8 @@ static inline enum flow_class flow_class_after(enum flow_class class, bool later
 	case FLOW_TCP_UNTRUSTED:
 		return later_tick ? FLOW_TCP_TRUSTED : FLOW_TCP_YOUNG;
 	case FLOW_UDP_UNTRUSTED:
-		return later_tick ? FLOW_UDP_TRUSTED : class;
+	case FLOW_UDP_YOUNG:
+		return later_tick ? FLOW_UDP_TRUSTED : FLOW_UDP_YOUNG;
 	case FLOW_TCP_YOUNG:
 		return later_tick ? FLOW_TCP_TRUSTED : class;
 	case FLOW_TCP_YOUNG_ENDED:

@@ -30,6 +30,7 @@ FLOW_CLASSES = (
     "tcp_young",
     "tcp_young_ended",
     "tcp_trusted_ended",
+    "udp_young",
 )
 #: What flows that made room for others were, by number in C; see ``enum flow_tier`` in native/flow_table.h.
 FLOW_TIERS = ("trusted", "young", "untrusted", "ended")
@@ -128,7 +129,7 @@ def counters_of(received: int, reasons: Cdata, flows: Cdata) -> Counters:
         received=received,
         reasons=tuple(reasons),
         flows=FlowCounters(
-            live=tuple(flows.live)[: len(FLOW_CLASSES)],
+            live=tuple(flows.live),
             expired=flows.expired,
             evicted=flows.evicted,
             tiers=tuple(flows.evicted_tier),

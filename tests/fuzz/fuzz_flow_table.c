@@ -79,6 +79,7 @@ static unsigned tier_of(const struct known *flow)
 	case FLOW_UDP_UNTRUSTED:
 		return FLOW_TIER_UNTRUSTED;
 	case FLOW_TCP_YOUNG:
+	case FLOW_UDP_YOUNG:
 		return silent ? FLOW_TIER_UNTRUSTED : FLOW_TIER_YOUNG;
 	case FLOW_TCP_YOUNG_ENDED:
 		return silent ? FLOW_TIER_ENDED : FLOW_TIER_YOUNG;
@@ -185,7 +186,7 @@ static void compare(const struct flow_counters *before)
 
 static enum flow_class any_class(uint8_t argument)
 {
-	return argument % (FLOW_TCP_TRUSTED_ENDED + 1);
+	return argument % FLOW_CLASSES;
 }
 
 static void insert(unsigned n, uint8_t argument)

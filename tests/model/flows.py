@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a MUX remembers of its flows: a dict, and idle timeouts in ticks.
 
-The table of the data plane is bounded, the dict is not: tests that fill the table must allow for an untrusted flow that
-is gone, though never for a trusted one.
+The table of the data plane is bounded, the dict is not: tests that fill the table must allow for flows that made room
+for others (tests/native/test_flow_table.py has a model of that order). So whether a flow is young or trusted, which
+matters there alone, is one here: a later packet came.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Tuple(NamedTuple):
 @dataclass
 class Flow:
     backend: str
-    trusted: bool
+    trusted: bool  #: or young
     seen: int  #: tick of the last packet
 
 

@@ -17,7 +17,8 @@ from tests.native.compiled import library
     TCP_YOUNG,
     TCP_YOUNG_ENDED,
     TCP_TRUSTED_ENDED,
-) = CLASSES = range(7)
+    UDP_YOUNG,
+) = CLASSES = range(8)
 #: By tier, the last goes first; see enum flow_tier.
 TRUSTED, YOUNG, UNTRUSTED, ENDED = TIERS = range(4)
 TICK_NS = 1 << 28

@@ -22,6 +22,7 @@ from tests.native.table import (
     TRUSTED,
     UDP_TRUSTED,
     UDP_UNTRUSTED,
+    UDP_YOUNG,
     UNTRUSTED,
     WAYS,
     YOUNG,
@@ -50,7 +51,7 @@ class Model:
 
     def __init__(self, idle: tuple[int, int, int, int] = IDLE, *, lines: int = 4, keys: int = 64) -> None:
         self.table = Table(1, idle)
-        self.idle = [*idle, idle[TCP_TRUSTED], idle[TCP_TRUSTED], idle[TCP_TRUSTED]]
+        self.idle = [*idle, *[idle[TCP_TRUSTED]] * 3, idle[UDP_TRUSTED]]
         self.keys = self.table.crowded(lines, keys)
         self.flows: dict[int, Remembered] = {}
         self.clock = 0
@@ -66,9 +67,9 @@ class Model:
         silent = self.age(key) >= self.idle[TCP_UNTRUSTED]
         if klass in (TCP_YOUNG_ENDED, TCP_TRUSTED_ENDED) and silent:
             return ENDED
-        if klass in (TCP_UNTRUSTED, UDP_UNTRUSTED) or (klass == TCP_YOUNG and silent):
+        if klass in (TCP_UNTRUSTED, UDP_UNTRUSTED) or (klass in (TCP_YOUNG, UDP_YOUNG) and silent):
             return UNTRUSTED
-        return YOUNG if klass in (TCP_YOUNG, TCP_YOUNG_ENDED) else TRUSTED
+        return YOUNG if klass in (TCP_YOUNG, TCP_YOUNG_ENDED, UDP_YOUNG) else TRUSTED
 
     def step(self, op: str, which: int, value: int) -> None:
         key = self.keys[which % len(self.keys)]
@@ -208,7 +209,7 @@ def test_a_full_crowd_of_trusted_flows_refuses_and_forgets_nobody() -> None:
     """None of them has been silent for long."""
     model = Model(FOREVER, lines=8, keys=200)
     for which in range(200):
-        model.step("insert", which, 7 + TCP_TRUSTED)
+        model.step("insert", which, 8 + TCP_TRUSTED)
     counters = model.table.counters()
     assert len(model.flows) + counters.refused == 200
     assert len(model.flows) <= 8 * WAYS
@@ -221,7 +222,7 @@ def full_lines(klass: int, idle: tuple[int, int, int, int] = FOREVER, *, keys: i
     """Two lines full of flows of one class, of which each was made a tick after the one before."""
     model = Model(idle, lines=2, keys=keys)
     for which in range(2 * WAYS):
-        model.step("insert", which, 7 + klass)
+        model.step("insert", which, 8 + klass)
         model.step("advance", 0, 1)
     assert len(model.flows) == 2 * WAYS
     return model
@@ -282,7 +283,7 @@ def test_what_has_ended_and_is_silent_goes_before_untrusted_flows(klass: int) ->
 
 def test_a_forged_end_costs_nothing_while_there_is_room() -> None:
     model = Model(lines=4, keys=24)
-    model.step("insert", 0, 7 + TCP_TRUSTED)
+    model.step("insert", 0, 8 + TCP_TRUSTED)
     model.step("class", 0, TCP_TRUSTED_ENDED)
     for which in range(1, 9):
         model.step("insert", which, TCP_UNTRUSTED)
@@ -350,7 +351,8 @@ def test_classes_follow_what_packets_tell() -> None:
         TCP_UNTRUSTED: (TCP_YOUNG, TCP_TRUSTED),
         TCP_YOUNG: (TCP_YOUNG, TCP_TRUSTED),
         TCP_YOUNG_ENDED: (TCP_YOUNG_ENDED, TCP_TRUSTED_ENDED),
-        UDP_UNTRUSTED: (UDP_UNTRUSTED, UDP_TRUSTED),
+        UDP_UNTRUSTED: (UDP_YOUNG, UDP_TRUSTED),
+        UDP_YOUNG: (UDP_YOUNG, UDP_TRUSTED),
     }
     ends = {
         TCP_YOUNG: TCP_YOUNG_ENDED,

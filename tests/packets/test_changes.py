@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from lb.dataplane import Hop, Link, Pipeline, Result, Snapshot
+from lb.dataplane import FLOW_CLASSES, Hop, Link, Pipeline, Result, Snapshot
 from lb.forwarding import Compiler, Forwarding
 from lb.model import Backend, BackendState, Idle, MuxSettings, PortRange, Protocol, Service
 from tests.packets.build import ipv4, tcp, udp
@@ -64,11 +64,18 @@ class Story:
     def flow_class(self) -> str:
         live = self.pipeline.counters().flows.live
         assert sum(live) == 1
-        return ("tcp_untrusted", "udp_untrusted", "tcp_trusted", "udp_trusted")[live.index(1)]
+        return FLOW_CLASSES[live.index(1)]
+
+    def tick(self) -> None:
+        """Into the next tick of the flow table's clock."""
+        self.now += 0.27
 
 
 def established(story: Story, port: int = 1) -> None:
+    """As far as in a later tick."""
     story.syn(port)
+    story.ack(port)
+    story.tick()
     story.ack(port)
 
 
@@ -76,26 +83,58 @@ def test_a_flow_is_new_then_known() -> None:
     story = Story(A)
     assert story.syn() == ("a", "new")
     assert story.flow_class() == "tcp_untrusted"
+    story.tick()
     assert story.syn() == ("a", "known")
     assert story.flow_class() == "tcp_untrusted"
+    story.tick()
     assert story.ack() == ("a", "known")
     assert story.flow_class() == "tcp_trusted"
 
 
-def test_a_flow_that_begins_in_the_middle_is_trusted_with_its_second_packet() -> None:
+def test_a_flow_that_begins_in_the_middle_is_trusted_with_a_packet_in_a_later_tick() -> None:
     story = Story(A)
     assert story.ack() == ("a", "new")
     assert story.flow_class() == "tcp_untrusted"
+    for _ in range(3):
+        assert story.ack() == ("a", "known")
+        assert story.flow_class() == "tcp_young"
+    story.tick()
     assert story.ack() == ("a", "known")
     assert story.flow_class() == "tcp_trusted"
 
 
-def test_a_udp_flow_is_trusted_with_its_second_packet() -> None:
+def test_a_udp_flow_is_trusted_with_a_packet_in_a_later_tick() -> None:
     story = Story(A)
     assert story.ask() == ("a", "new")
     assert story.flow_class() == "udp_untrusted"
     assert story.ask() == ("a", "known")
+    assert story.flow_class() == "udp_young"
+    story.tick()
+    assert story.ask() == ("a", "known")
     assert story.flow_class() == "udp_trusted"
+
+
+def test_a_conversation_that_ends_is_remembered_as_long_as_any() -> None:
+    story = Story(A)
+    established(story)
+    for flags in ("FA", "A", "R", "A"):
+        assert story.tells(ipv4(tcp(flags, sport=1))) == ("a", "known")
+        assert story.flow_class() == "tcp_trusted_ended"
+    story.now += 890
+    assert story.tells(ipv4(tcp("A", sport=1))) == ("a", "known")
+    assert story.ack() == ("a", "known"), "data: it goes on after all"
+    assert story.flow_class() == "tcp_trusted"
+
+
+def test_a_conversation_of_a_moment_ends_young() -> None:
+    story = Story(A)
+    story.syn()
+    story.ack()
+    assert story.tells(ipv4(tcp("FA", sport=1))) == ("a", "known")
+    assert story.flow_class() == "tcp_young_ended"
+    story.tick()
+    assert story.syn() == ("a", "known")
+    assert story.flow_class() == "tcp_young", "the same ports again"
 
 
 def test_a_syn_never_moves_a_flow_whose_backend_is_up() -> None:
