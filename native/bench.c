@@ -227,14 +227,15 @@ void bench_send(struct bench *bench, const struct snapshot *snapshot, uint64_t f
 			bench->next = 0;
 		for (uint32_t i = 0; i < n; i++)
 			write_packet(bench, bench->next + i, first + done + i, (uint8_t)flags);
-		for (uint32_t burst; n; n -= burst, done += burst, bench->next += burst) {
-			uint64_t start = clock_now_ns();
 
+		uint64_t start = clock_cpu_ns();
+
+		for (uint32_t burst; n; n -= burst, done += burst, bench->next += burst) {
 			burst = n < BURST_MAX ? n : BURST_MAX;
 			run_burst(bench, snapshot, bench->next, burst, now_ns);
-			out->ns += clock_now_ns() - start;
 			note_sent(bench->mux, backends ? backends + done : NULL, out);
 		}
+		out->ns += clock_cpu_ns() - start;
 	}
 }
 

@@ -34,7 +34,7 @@ int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint
 /* Runs until `max` samples are taken or `seconds` have passed; returns how many. */
 uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
 
-/* What became of the packets of bench_send(), and how long the pipeline took for all of them. */
+/* What became of the packets of bench_send(), and how much CPU time the pipeline took for all of them. */
 struct bench_sent {
 	uint64_t fresh;     /* new flows */
 	uint64_t known;

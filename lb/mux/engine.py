@@ -67,6 +67,7 @@ class Engine:
         self._workers: list[Worker] = []
         self._ios: list[Io] = []
         self._closed_ios = IoStats()
+        self._started = False
         self._forwarding = forwarding
         self._hops: Mapping[Address, Hop] = {}
         self._reachable: frozenset[Address] = frozenset()
@@ -102,6 +103,7 @@ class Engine:
         cpus = sorted(os.sched_getaffinity(0))
         pin = 1 < len(ios) <= len(cpus)
         with self._guard:
+            self._started = True
             self._ios = list(ios)
             self._workers = [
                 Worker(pipeline, io, self._snapshot, cpus[number] if pin else None)
@@ -168,7 +170,7 @@ class Engine:
         total = Adoption()
         for piece in _pieces(records):
             with self._guard:  # held for a moment only: others wait for it
-                snapshot, now = self._snapshot, time.monotonic_ns()
+                snapshot, now = self._snapshot, self._now()
                 found = [worker.adopt(snapshot, service_id, backend, piece) for worker in self._workers] or [
                     pipeline.adopt(snapshot, service_id, backend, piece, now_ns=now) for pipeline in self._pipelines
                 ]
@@ -180,7 +182,7 @@ class Engine:
         total = 0
         for piece in _pieces(records):
             with self._guard:
-                snapshot, now = self._snapshot, time.monotonic_ns()
+                snapshot, now = self._snapshot, self._now()
                 total += sum(
                     [worker.forget(snapshot, service_id, backend, piece) for worker in self._workers]
                     or [
@@ -189,6 +191,11 @@ class Engine:
                     ]
                 )
         return total
+
+    def _now(self) -> int:
+        """The time for pipelines without a worker, which may have stood still for long; 0, that of the last packet,
+        where somebody else than workers feeds them, by a clock that we do not know."""
+        return time.monotonic_ns() if self._started else 0
 
     # -- questions ----------------------------------------------------------------------------------------------
 
