@@ -39,6 +39,8 @@ from manager.world import AGENT, MUX
 #: Largest request: some tens of thousands of services.
 BODY_MAX = 64 * 2**20
 LIMIT_MAX = 5000
+#: Of an answer with lines of the audit, so much of what they changed, the latest first; characters.
+AUDIT_MAX = 8 * 2**20
 WAIT_MAX = 300.0
 #: MUXes have so long to say what they know of a flow, seconds.
 FLOW_WAIT = 2.0
@@ -248,7 +250,8 @@ class Api:
         return _answer(self._view.rates(since or None, services, request.query.getall("service", [])))
 
     async def audit(self, request: web.Request) -> web.Response:
-        return _answer([asdict(line) for line in await self._store.audit(_limit(request))])
+        lines = await self._store.audit(_limit(request), AUDIT_MAX)
+        return await asyncio.to_thread(lambda: _answer([asdict(line) for line in lines]))
 
     async def history(self, request: web.Request) -> web.Response:
         return _answer([asdict(line) for line in await self._store.history(_limit(request))])
@@ -461,7 +464,7 @@ def _version(body: dict[str, Any], key: str) -> int | None:
 
 def _limit(request: web.Request) -> int:
     text = request.query.get("limit", "100")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= LIMIT_MAX:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= LIMIT_MAX:
         raise RequestError(f"limit must be 1 to {LIMIT_MAX}, not {show(text)}")
     return int(text)
 

@@ -16,7 +16,8 @@ The body of a node's status, as far as commands and metrics read it (everything 
     peers           rows of BGP sessions: name, address, state, error, ...
     announcements   rows: vip, peer, state ("announced", ...), why
 
-A node says all of it when it has connected, and then what changed.
+A node says all of it when it has connected, and then what changed. It is checked as it comes in
+(:mod:`manager.node_status`): one that says anything of another form is let go.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from lb.model import Address
 from lb.node.client import BACKOFF_MAX
 from lb.node.messages import FlowAnswer, FlowQuestion, FlowsFromNode, FlowsToNode, HealthMessage, NodeState
 from manager.handover import Answer, Handovers
+from manager.node_status import checked
 from manager.questions import Questions
 from manager.store import NodeRecord
 from manager.turned_away import DuplicateError, TurnedAway
@@ -406,8 +408,10 @@ class NodeHub:
             self._listener.heard(connection.kind, connection.name, message)
 
     def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
+        """Raises MessageError for what no node of ours says."""
         entry = self._current(connection)
         if entry is not None:
+            body = checked(body)
             if "peers" in body:
                 self._say_sessions(entry, body)
             entry.status = {**entry.status, **body}

@@ -30,6 +30,8 @@ STEP = 2.0
 POINTS = 150
 SERVICES_KEPT = 50
 MUXES_KEPT = 64
+#: The largest that a point can be: what a float of 32 bits holds.
+_POINT_MAX = 3e38
 #: Of how busy something was of late, so much is how busy it is at this step.
 _NEWS = 0.02
 
@@ -282,7 +284,7 @@ class Ring:
 
     def _set(self, number: int, rate: Rate | None) -> None:
         for name, values in self._values.items():
-            values[number % POINTS] = math.nan if rate is None else float(getattr(rate, name))
+            values[number % POINTS] = math.nan if rate is None else min(float(getattr(rate, name)), _POINT_MAX)
 
     def points(self, first: int, last: int) -> dict[str, list[float | None]]:
         """By field, from point ``first`` to point ``last``."""

@@ -200,16 +200,21 @@ class SqliteStore:
                 found.setdefault(section, {})[key] = json.loads(row[0])
         return found
 
-    async def audit(self, limit: int) -> list[AuditRecord]:
-        return await self._run(self._audit, limit)
+    async def audit(self, limit: int, most: int = 2**62) -> list[AuditRecord]:
+        return await self._run(self._audit, limit, most)
 
-    def _audit(self, limit: int) -> list[AuditRecord]:
-        columns = "version, at, who, what, change, why"
+    def _audit(self, limit: int, most: int) -> list[AuditRecord]:
+        columns = "version, at, who, what, why, length(change)"
         rows = self._db.execute(f"SELECT {columns} FROM audit ORDER BY version DESC LIMIT ?", (limit,))  # noqa: S608
-        return [
-            AuditRecord(version, at, who, what, json.loads(change), why)
-            for version, at, who, what, change, why in rows.fetchall()
-        ]
+        found = []
+        for version, at, who, what, why, size in rows.fetchall():
+            most -= size
+            change = None
+            if most >= 0:
+                row = self._db.execute("SELECT change FROM audit WHERE version = ?", (version,)).fetchone()
+                change = json.loads(row[0])
+            found.append(AuditRecord(version, at, who, what, change, why))
+        return found
 
     async def touched(self, limit: int) -> list[tuple[int, frozenset[str]]]:
         return await self._run(self._sections, limit)

@@ -46,7 +46,8 @@ class AuditRecord:
     at: float  #: Unix time
     who: str
     what: str
-    change: Mapping[str, Any]  #: {"set": {section: {key: value}}, "remove": {section: [key]}}
+    #: {"set": {section: {key: value}}, "remove": {section: [key]}}; None: left out of an answer that is long enough
+    change: Mapping[str, Any] | None
     why: str = ""  #: in the words of whoever did it
 
 
@@ -97,8 +98,9 @@ class Store(TrustStore, Protocol):
         Raises ConflictError if the version is not the expected one."""
         ...
 
-    async def audit(self, limit: int) -> list[AuditRecord]:
-        """The latest first."""
+    async def audit(self, limit: int, most: int = 2**62) -> list[AuditRecord]:
+        """The latest first. Of all that they changed no more than ``most`` characters: of the lines after that it is
+        left out."""
         ...
 
     async def history(self, limit: int) -> list[VersionLine]:

@@ -330,6 +330,8 @@ async def test_all_mistakes_come_at_once_and_nothing_is_changed(tmp_path: Path) 
         ("POST /v1/diff", {"services": [], "to": 1}, 400, "give either services, or the version to go back to"),
         ("PUT /v1/services/web", {"name": "dns"}, 400, 'the table\'s name is "dns", and the path\'s is "web"'),
         ("GET /v1/events?limit=0", None, 400, 'limit must be 1 to 5000, not "0"'),
+        (f"GET /v1/audit?limit={'9' * 5000}", None, 400, "limit must be 1 to 5000"),
+        (f"GET /v1/history?limit={'9' * 5000}", None, 400, "limit must be 1 to 5000"),
         ("GET /v1/audit?limit=x", None, 400, 'limit must be 1 to 5000, not "x"'),
         ("GET /v1/top?by=port", None, 400, 'by must be one of service, backend, mux, not "port"'),
         ("GET /v1/top?sort=x", None, 400, "sort must be one of pps, bps, cps, dropped, flows, name"),

@@ -361,18 +361,6 @@ async def test_status_of_muxes_is_summed_and_sessions_are_events(tmp_path: Path)
         assert found["lb_panic", ("web",)] == 0
 
 
-@pytest.mark.parametrize("body", [{"services": 5}, {"mux": []}, {"peers": [7, {}], "announcements": [{"vip": []}]}])
-async def test_a_status_of_any_form_does_no_harm(tmp_path: Path, body: dict[str, Any]) -> None:
-    async with running(tmp_path) as controller:
-        site = await served(controller)
-        controller.hub.status(site.muxes[0], body)
-        view = View(controller)
-        assert len(view.services()) == 1
-        assert len(view.muxes()) == 2
-        assert view.announcements()
-        figures(controller)
-
-
 def figures(controller: Controller) -> dict[tuple[str, tuple[str, ...]], float]:
     """All samples, by name and the values of their labels."""
     return {

@@ -16,7 +16,7 @@ from manager.controller import Controller
 from manager.desired import Change
 from manager.planner import TURN
 from manager.sqlite import SqliteStore
-from manager.store import StoreError
+from manager.store import ConflictError, StoreError
 from tests.manager.fleet import service, with_probe
 from tests.manager.nodes import FakeNode, Site, running, until
 
@@ -225,3 +225,18 @@ async def test_whoever_leaves_before_a_change_is_begun_has_asked_for_nothing(tmp
         await first
         await asyncio.sleep(0.05)
         assert controller.desired.services.keys() == {"web", "dns"}
+
+
+async def test_a_store_that_somebody_else_changed_is_read_anew(tmp_path: Path) -> None:
+    """The one change is refused; what is there by now is served, and the next change is taken."""
+    store = await SqliteStore.open(tmp_path)
+    async with serving(tmp_path, store) as (controller, site):
+        other = await SqliteStore.open(tmp_path)
+        table = {**service("dns", "203.0.113.11"), "port": 53}
+        await other.commit(controller.desired.version, {"set": {"services": {"dns": table}}}, WHO, "elsewhere", 1.0)
+        await other.close()
+        with pytest.raises(ConflictError, match="it was read anew, so try again"):
+            await controller.apply([service("more", "203.0.113.12")], WHO)
+        await until(lambda: all("dns" in mux.state["services"] for mux in site.muxes), "nobody was told of it")
+        await controller.apply([service("more", "203.0.113.12")], WHO)
+        assert controller.desired.services.keys() == {"web", "dns", "more"}

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from lb.node.messages import apply
 from manager.sqlite import FILE, SCHEMA, SqliteStore
-from manager.store import ConflictError, NodeRecord, Store, StoreError, VersionLine
+from manager.store import ConflictError, NodeRecord, Store, StoreError, SupersededError, VersionLine
 from manager.tokens import Certificate, Token
 
 
@@ -295,3 +295,53 @@ async def found(directory: Path) -> tuple[int, int, int, list[int]]:
         stored = await store.load()
         services = stored.entries.get("services", {"one": 0, "other": 0})
         return stored.version, services["one"], services["other"], [line.version for line in await store.audit(10**6)]
+
+
+# --- a disk that is full, and another who leads ----------------------------------------------------------------------
+
+
+async def test_a_full_disk_is_what_is_said_and_the_store_goes_on(tmp_path: Path) -> None:
+    """SQLite ends the transaction by itself then, and has nothing left to take back."""
+    store = await SqliteStore.open(tmp_path)
+    try:
+        await store.commit(0, {"set": {"services": {"web": {}}}}, "alice", "created", 1.0)
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages + 1}")
+        large = {"set": {"services": {f"s{n}": {"text": "x" * 5000} for n in range(200)}}}
+        with pytest.raises(StoreError, match="database or disk is full"):
+            await store.commit(1, large, "alice", "created", 2.0)
+        store._db.execute("PRAGMA max_page_count = 1000000")
+        assert (await store.load()).version == 1
+        assert await store.commit(1, large, "alice", "created", 3.0) == 2
+    finally:
+        await store.close()
+
+
+async def test_a_term_that_was_succeeded_writes_nothing(tmp_path: Path) -> None:
+    old, new = await SqliteStore.open(tmp_path), await SqliteStore.open(tmp_path)
+    try:
+        await old.next_term()
+        await old.commit(0, {"set": {"services": {"web": {}}}}, "alice", "created", 1.0)
+        await new.next_term()
+        with pytest.raises(SupersededError, match="is of term 2 by now, and this lb-manager of term 1"):
+            await old.commit(1, {"set": {"services": {"web": {"port": 1}}}}, "alice", "changed", 2.0)
+        with pytest.raises(SupersededError):
+            await old.keep({"set": {"granted": {"203.0.113.10/32": ["mux1"]}}}, [], [], 5)
+        assert await new.memory() == {}
+        assert (await new.load()).version == 1
+    finally:
+        await old.close()
+        await new.close()
+
+
+async def test_of_a_long_audit_the_latest_changes_are_whole_and_the_rest_is_left_out(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    try:
+        for version in range(5):
+            await store.commit(version, {"set": {"services": {"web": {"text": "x" * 1000}}}}, "alice", "changed", 1.0)
+        lines = await store.audit(5, 2500)
+        assert [line.version for line in lines] == [5, 4, 3, 2, 1]
+        assert [line.change is not None for line in lines] == [True, True, False, False, False]
+        assert await store.touched(2) == [(5, frozenset({"services"})), (4, frozenset({"services"}))]
+    finally:
+        await store.close()
