@@ -173,24 +173,26 @@ def revoke(path: Path, what: str, reason: str) -> None:
 
 @click.command("take-over")
 @_config
-@click.option("--above", required=True, type=click.IntRange(1, 1_000_000), help="The highest term that nodes know.")
+@click.option(
+    "--above", default=0, type=click.IntRange(0, 2**52), help="The highest term that nodes know, if it is higher."
+)
 def take_over(path: Path, above: int) -> None:
-    """After a restore from a backup: orders of this manager count again, once it is restarted.
+    """After a backup was put back, or the store was lost: this one counts from now on, once lb-manager is restarted.
 
-    Nodes refuse orders of a term lower than the highest they have seen. Be sure that no later manager runs.
+    Nodes that had newer orders go on with those until then, and take what this store has afterwards. What was applied
+    or revoked since the backup is lost: look at `lb-manager certificates`. Be sure that no later manager runs.
     """
     settings, _ = _load(path)
 
     async def main() -> int:
         store = await SqliteStore.open(Path(settings.state_dir))
         try:
-            while (term := await store.next_term()) <= above:
-                pass
+            return await store.take_over(above)
         finally:
             await store.close()
-        return term
 
     click.echo(f"the next start of lb-manager has a term above {asyncio.run(main())}; restart it now")
+    click.echo("what was revoked since is valid again: see `lb-manager certificates`, and revoke it once more")
 
 
 def _day(at: float) -> str:

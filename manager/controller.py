@@ -30,6 +30,7 @@ from manager.drains import Emptied
 from manager.events import Events, differences
 from manager.health import Report, Source
 from manager.journal import Journal, generation_of, memory_of
+from manager.lineage import behind_of, kept
 from manager.nodes import Entry, NodeHub
 from manager.planner import Planner
 from manager.rates import Rates
@@ -44,6 +45,8 @@ __all__ = ["Applied", "Controller"]
 TICK = 0.2
 #: Leases of nodes are bounded by the manager's own setting, and by this from below.
 LEASE_MIN = 1.0
+#: How often it is looked whether something was revoked, seconds.
+REVISIONS = 1.0
 #: Of one plan, or one change, so many lines are worth a line of the log, or an event, each.
 LINES = 100
 
@@ -72,7 +75,7 @@ class Controller:
                 as_told=self._as_told,
                 made=self._made,
                 reread=lambda: self.touched(None),
-                locked=lambda: None,
+                locked=self._locked,
                 happened=self.happened,
             ),
         )
@@ -82,11 +85,13 @@ class Controller:
 
     async def start(self) -> None:
         """Reads the store and plans for what was; nobody is told of it before they connect."""
-        term = self.changes.term = await self._store.next_term()
+        self.changes.term = await self._store.next_term()
+        standing = await self._store.standing()
         await self.writer.load()
         entries = await self._store.memory()
         generation = generation_of(entries) if self.desired.version else 0
-        self.hub = NodeHub(term, generation, self, self.settings.hold, self.clocks)
+        behind = behind_of(entries.get("behind", {}).get("nodes"), standing)
+        self.hub = NodeHub(standing, generation, self, self.settings.hold, self.clocks, behind=behind)
         self.hub.load(await self._store.nodes())
         self.events.load(await self._store.events())
         around = planner.Surroundings(desired=lambda: self.desired, planned=self._planned, retired=self.writer.retire)
@@ -98,12 +103,15 @@ class Controller:
         self.journal.clock(self.clocks.boot)
         self.journal.count(self.hub.generation)
         await self.journal.write()
+        if behind:
+            self.happened("manager", behind.sentence, bad=True)
         self.tasks.fatal("plan", self.planner.run)
         self.tasks.fatal("clock", self._ticks)
         self.tasks.fatal("changes", self.writer.run)
         self.tasks.restarted("retired services", self.writer.purges)
         self.tasks.restarted("confirmations", self.writer.confirmations)
         self.tasks.restarted("journal", self.journal.run)
+        self.tasks.restarted("revisions", self._revisions)
 
     async def stop(self) -> None:
         await self.tasks.close()
@@ -191,12 +199,31 @@ class Controller:
             known = f"known are {', '.join(sorted(names))}" if names else "none has joined yet"
             raise NotFoundError(f'there is no {word} "{name}"; {known}')
 
+    def _locked(self) -> str | None:
+        """Why no change is taken at all."""
+        return self.hub.behind.sentence if self.hub.behind else None
+
+    def fell_behind(self) -> None:
+        self.journal.behind(kept(self.hub.behind))
+        self.changes.tables("status", "muxes", "agents")
+
+    async def _revisions(self) -> None:
+        """Looks what another process (lb-manager revoke) did that nobody may forget; returns never."""
+        while True:
+            await asyncio.sleep(REVISIONS)
+            with contextlib.suppress(VipmuxError):  # that the store fails is said where it is written
+                found = (await self._store.standing()).revision
+                if found > self.hub.revision:
+                    self.hub.turn_page(found)
+                    self.hub.renumber()
+
     def _as_told(self) -> AsTold:
         return self.planner.as_told()
 
     def _made(self, made: Made) -> None:
         """A change lasts. Planning comes first: whatever becomes of the words about it, nodes are told."""
         change, terms, version = made.change, made.terms, made.version
+        self.hub.turn_page(self.hub.revision + 1)
         self.touched(change.vips())
         self.changes.services({*change.names, *change.old.retiring, *change.new.retiring, *change.drained()})
         self.changes.tables("history", "status")

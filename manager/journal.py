@@ -119,6 +119,11 @@ class Journal:
         self._memory["clock", "boot"] = boot
         self._wake.set()
 
+    def behind(self, value: object | None) -> None:
+        """Who has newer orders than the store (manager.lineage); None: nobody."""
+        self._memory["behind", "nodes"] = value
+        self._wake.set()
+
     def node(self, record: NodeRecord) -> None:
         self._nodes[record.kind, record.name] = record
         self._wake.set()

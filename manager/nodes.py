@@ -34,6 +34,7 @@ from lb.model import Address
 from lb.node.client import BACKOFF_MAX
 from lb.node.messages import FlowAnswer, FlowQuestion, FlowsFromNode, FlowsToNode, HealthMessage, NodeState
 from manager.handover import Answer, Handovers
+from manager.lineage import Behind, Marks, Standing, newer
 from manager.node_status import checked
 from manager.questions import Questions
 from manager.store import NodeRecord
@@ -69,6 +70,11 @@ class Connection(Protocol):
     @property
     def expires(self) -> float | None:
         """When its certificate does."""
+        ...
+
+    @property
+    def marks(self) -> Marks:
+        """Of the newest orders that it had when it connected."""
         ...
 
     def wake(self) -> None: ...
@@ -107,6 +113,10 @@ class Listener(Protocol):
 
     def keep(self, record: NodeRecord) -> None:
         """For the store."""
+        ...
+
+    def fell_behind(self) -> None:
+        """Another node has newer orders than the store, or one that had has no longer (NodeHub.behind)."""
         ...
 
 
@@ -204,8 +214,18 @@ class _Owed(Collection[str]):
 class NodeHub:
     """All nodes. A :class:`manager.stream.Hub`."""
 
-    def __init__(self, term: int, generation: int, listener: Listener, hold: float, clocks: Clocks) -> None:
-        self._term = term
+    def __init__(
+        self,
+        standing: Standing,
+        generation: int,
+        listener: Listener,
+        hold: float,
+        clocks: Clocks,
+        *,
+        behind: Behind | None = None,
+    ) -> None:
+        self._standing = standing
+        self.behind = behind or Behind()
         self._generation = generation
         self._listener = listener
         self._hold = hold
@@ -220,7 +240,16 @@ class NodeHub:
 
     @property
     def term(self) -> int:
-        return self._term
+        return self._standing.term
+
+    @property
+    def lineage(self) -> str:
+        """Of the store, which nodes are told with their orders (lb.node.messages)."""
+        return self._standing.lineage
+
+    @property
+    def revision(self) -> int:
+        return self._standing.revision
 
     @property
     def generation(self) -> int:
@@ -281,12 +310,30 @@ class NodeHub:
             entry.state, entry.generation = state, self._generation
         return [entry.id for entry, _ in changed]
 
+    def turn_page(self, revision: int) -> None:
+        """The store is of this revision now; nodes hear of it with their next orders."""
+        if revision > self._standing.revision:
+            self._standing = replace(self._standing, revision=revision)
+
+    def renumber(self) -> None:
+        """Every node gets the orders that it has once more, with the present revision: something changed that is in no
+        order, and that nobody may forget for it."""
+        self._generation += 1
+        for entry in self._entries.values():
+            if entry.state is not None:
+                entry.generation = self._generation
+                if entry.connection is not None:
+                    entry.pending_since = entry.pending_since or self._clocks.steady()
+                    entry.connection.wake()
+
     def forget(self, kind: str, name: str) -> Entry:
         """The operator says that the node will not come back."""
         entry = self._entries[f"{kind}:{name}"]
         if entry.connection is not None:
             raise AccessError(f"{entry.id} is connected; stop it first")
         del self._entries[entry.id]
+        if self.behind.clear(entry.id):
+            self._listener.fell_behind()
         self._map_addresses()
         self._touch(entry)
         self._touch_at(kind, entry.address, entry.address6)
@@ -314,6 +361,8 @@ class NodeHub:
 
     def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
         entry = self._entries[f"{kind}:{name}"]
+        if entry.id in self.behind.nodes:
+            return 0, {}  # it has newer orders than ours, and goes on with them
         return entry.generation, entry.state or {}
 
     def arrived(self, connection: Connection) -> None:
@@ -351,7 +400,21 @@ class NodeHub:
         self._listener.happened(_subject(entry), text if known else f"{text}, for the first time")
         if known is None or moved:
             self._touch_at(connection.kind, *before, address, address6)
+        self._compare(entry, connection.marks)
         self._touch(entry)
+
+    def _compare(self, entry: Entry, marks: Marks) -> None:
+        """Has it newer orders than this store knows of?"""
+        why = newer(marks, self._standing, self._generation)
+        if why is None:
+            if self.behind.clear(entry.id):
+                self._listener.fell_behind()
+            return
+        entry.refused = f"it has {why}, and goes on with them; see `lb get status`"
+        self._look(entry)
+        if self.behind.add(entry.id, marks, why):
+            self._listener.happened(_subject(entry), f"has {why}: it is told nothing, and no change is taken", bad=True)
+            self._listener.fell_behind()
 
     def left(self, connection: Connection) -> None:
         entry = self._current(connection)

@@ -352,6 +352,11 @@ SCHEMAS: dict[str, Schema] = {
                 "type": ["object", "null"],
                 "description": "the change that is taken back at `until`, unless it is confirmed",
             },
+            "history": {
+                **record({"why": TEXT, "nodes": array(TEXT), "term": COUNT}),
+                "type": ["object", "null"],
+                "description": "the store is older than the orders that nodes had: no change is taken",
+            },
             "now": TIME,
             "refusals": {
                 **array(

@@ -258,13 +258,15 @@ class Overview:
 
     def summary(self, muxes: list[Row], hosts: list[Row]) -> Row:
         """One sentence, and what is behind it."""
-        problems = [*self._troubles, *_of_nodes(muxes, hosts)]
+        problems = [*self._of_history(), *self._troubles, *_of_nodes(muxes, hosts)]
         # Of services and backends there are more than those that have a line.
         services = self._states["PANIC"] + self._states["down"]
         many = services + len(self._silent) + len(self._bad) + len(problems) - len(self._troubles)
         bad = any(problem.level == "bad" for problem in problems)
         level = "bad" if bad else "warn" if problems else "well"
         parts = list(self._phrases(muxes, hosts, problems))
+        if self._controller.hub.behind:
+            parts.insert(0, "the store is older than what nodes have: no change is taken")
         size = ", ".join(
             (_count(len(self._lines), "service"), _count(len(muxes), "MUX", "MUXes"), _count(len(hosts), "host"))
         )
@@ -283,6 +285,10 @@ class Overview:
             "service_states": dict(+self._states),
             "backend_states": dict(+self._shown),
         }
+
+    def _of_history(self) -> list[Problem]:
+        behind = self._controller.hub.behind
+        return [Problem("bad", "manager", behind.sentence)] if behind else []
 
     def _phrases(self, muxes: list[Row], hosts: list[Row], problems: list[Problem]) -> Iterator[str]:
         """The parts of the sentence, the worst first."""

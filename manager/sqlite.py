@@ -12,8 +12,10 @@ A file of an earlier form is brought up to date when it is opened, in one transa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
+from manager.lineage import Marks, Standing, lost
 from manager.store import (
     AuditRecord,
     ConflictError,
@@ -37,6 +40,8 @@ from manager.store import (
 from manager.tokens import Certificate, Token
 
 FILE = "manager.db"
+#: Beside it: how far it has come.
+WITNESS = "history"
 #: How long to wait for another process that writes, seconds.
 BUSY_TIMEOUT = 5.0
 
@@ -74,6 +79,7 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._database: sqlite3.Connection | None = None
         self._term: int | None = None  #: that we lead by; None: we do not, as a command that only looks after tokens
+        self._witnessed: Marks | None = None  #: what the file beside it said when it was opened
 
     @classmethod
     async def open(cls, state_dir: Path) -> SqliteStore:
@@ -111,6 +117,7 @@ class SqliteStore:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = FULL")
             self._database = database
+            self._witnessed = self._read_witness()
             with self._transaction():
                 self._bring_up_to_date(database)
         except BaseException:
@@ -185,10 +192,12 @@ class SqliteStore:
             undo = _undo(change, self._before(change))
             self._write("desired", change)
             database.execute("UPDATE counter SET value = ? WHERE name = 'version'", (version + 1,))
+            self._turn_page()
             row = (version + 1, *said, _text(change), why, _text(undo))
             database.execute(
                 "INSERT INTO audit (version, at, who, what, change, why, undo) VALUES (?, ?, ?, ?, ?, ?, ?)", row
             )
+        self._witness()
         return version + 1
 
     def _before(self, change: Mapping[str, Any]) -> Entries:
@@ -287,7 +296,64 @@ class SqliteStore:
             term = self._counter("term") + 1
             database.execute("UPDATE counter SET value = ? WHERE name = 'term'", (term,))
         self._term = term
+        self._witness()
         return term
+
+    # -- which history this is (manager.lineage) ----------------------------------------------------------------
+
+    async def standing(self) -> Standing:
+        return await self._run(self._standing)
+
+    def _standing(self) -> Standing:
+        lineage = self._db.execute("SELECT value FROM mark WHERE name = 'lineage'").fetchone()[0]
+        term, revision, floor = (self._counter(name) for name in ("term", "revision", "floor"))
+        return Standing(term, str(lineage), revision, floor, self._witnessed)
+
+    def _turn_page(self) -> None:
+        """Something changed that nobody may forget; within a transaction."""
+        self._db.execute("UPDATE counter SET value = value + 1 WHERE name = 'revision'")
+
+    async def take_over(self, above: int) -> int:
+        return await self._run(self._take_over, above)
+
+    def _take_over(self, above: int) -> int:
+        with self._transaction() as database:
+            row = database.execute("SELECT value FROM memory WHERE section = 'behind' AND key = 'nodes'").fetchone()
+            known = int(json.loads(row[0]).get("term", 0)) if row is not None else 0
+            witnessed = self._witnessed.term if self._witnessed is not None else 0
+            term = max(self._counter("term"), above, known, witnessed) + 1
+            database.execute("UPDATE counter SET value = ? WHERE name IN ('term', 'floor')", (term,))
+            database.execute("UPDATE mark SET value = ? WHERE name = 'lineage'", (secrets.token_hex(16),))
+            database.execute("DELETE FROM memory WHERE section = 'behind'")
+        self._witnessed = None
+        self._witness()
+        return term
+
+    @property
+    def _witness_file(self) -> Path:
+        return self._path.with_name(WITNESS)
+
+    def _read_witness(self) -> Marks | None:
+        try:
+            found = json.loads(self._witness_file.read_bytes())
+            return Marks(int(found["term"]), 0, str(found["lineage"]), int(found["revision"]))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # it is a second witness; the database and the nodes are the first
+
+    def _witness(self) -> None:
+        """Says beside the database how far it has come, so that a database that is lost is missed. After the fact, and
+        not synchronised: it can be behind, and never ahead."""
+        if self._witnessed is not None and lost(self._standing()) is not None:
+            return  # what it says must not be forgotten before somebody has taken over
+        ours = self._standing()
+        text = json.dumps({"lineage": ours.lineage, "revision": ours.revision, "term": ours.term})
+        with contextlib.suppress(OSError):
+            fresh = self._witness_file.with_suffix(".new")
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
+                file.write(text + "\n")
+            fresh.replace(self._witness_file)
 
     # -- trust --------------------------------------------------------------------------------------------------
 
@@ -321,11 +387,13 @@ class SqliteStore:
 
     def _revoke(self, serials: list[str], at: float, why: str) -> None:
         with self._transaction() as database:
+            self._turn_page()
             for serial in serials:
                 database.execute(
                     "UPDATE certificate SET revoked_at = ?, revoked_why = ? WHERE serial = ? AND revoked_at IS NULL",
                     (at, why, serial),
                 )
+        self._witness()
 
     # -- what all of them use -----------------------------------------------------------------------------------
 
@@ -439,7 +507,15 @@ def _keep_events(database: sqlite3.Connection) -> None:
     )
 
 
+def _mark_history(database: sqlite3.Connection) -> None:
+    """Form 4: which history this is, and how far it has come; see manager.lineage."""
+    database.execute("CREATE TABLE mark (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+    database.execute("INSERT INTO mark VALUES ('lineage', ?)", (secrets.token_hex(16),))
+    database.execute("INSERT INTO counter SELECT 'revision', value FROM counter WHERE name = 'version'")
+    database.execute("INSERT INTO counter VALUES ('floor', 0)")
+
+
 #: What makes form 2 of form 1, 3 of 2, and so on.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_keep_what_was_before, _keep_events)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_keep_what_was_before, _keep_events, _mark_history)
 #: The form that this version writes.
 FORM = 1 + len(MIGRATIONS)

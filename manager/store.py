@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lb.errors import VipmuxError
+from manager.lineage import Standing
 from manager.tokens import TrustStore
 
 #: {section: {key: plain value}}
@@ -136,6 +137,15 @@ class Store(TrustStore, Protocol):
 
     async def next_term(self) -> int:
         """A number that no manager had before."""
+        ...
+
+    async def standing(self) -> Standing:
+        """Which history this is, and how far it has come."""
+        ...
+
+    async def take_over(self, above: int) -> int:
+        """A new lineage of what there is, with a term above this one, above every other, and above whatever nodes are
+        known to have; returns it. The next start has a higher one still."""
         ...
 
     async def close(self) -> None: ...

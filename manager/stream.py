@@ -49,6 +49,7 @@ from lb.node.messages import (
     parse_from_node,
 )
 from manager.joining import address_of, certificate_of
+from manager.lineage import Marks
 from manager.trust import Peer, Trust, peer_of
 from manager.turned_away import DuplicateError
 
@@ -77,6 +78,12 @@ class Hub(Protocol):
 
     @property
     def term(self) -> int: ...
+
+    @property
+    def lineage(self) -> str: ...
+
+    @property
+    def revision(self) -> int: ...
 
     def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
         """The generation and the state that a node should have. What is unchanged is the same object as before.
@@ -136,6 +143,7 @@ class Connection:
         self.address = address  #: where it comes from
         self.settings: Mapping[str, Any] = hello.settings
         self.version = hello.version
+        self.marks = Marks(hello.term, hello.generation, hello.lineage, hello.revision)
         self.since = time.time()
         self.heard = time.monotonic()
         self._hello: Hello | None = hello
@@ -223,7 +231,16 @@ class Connection:
             return None  # nothing new, or an acknowledgement will wake us
         delta = diff(sent.state, state)
         sent.sum.update(sent.state, delta)
-        message = DeltaMessage(hub.term, sent.generation, generation, str(sent.sum), delta["set"], delta["remove"])
+        message = DeltaMessage(
+            hub.term,
+            sent.generation,
+            generation,
+            str(sent.sum),
+            delta["set"],
+            delta["remove"],
+            hub.lineage,
+            hub.revision,
+        )
         self._note(generation, state, sent.sum)
         return message
 
@@ -234,8 +251,8 @@ class Connection:
         self._under_way = {}
         self._note(generation, state, total)
         if hello.digest == digest and hello.term <= hub.term:
-            return DeltaMessage(hub.term, hello.generation, generation, digest, {}, {})
-        return StateMessage(hub.term, generation, digest, state)
+            return DeltaMessage(hub.term, hello.generation, generation, digest, {}, {}, hub.lineage, hub.revision)
+        return StateMessage(hub.term, generation, digest, state, hub.lineage, hub.revision)
 
     def _note(self, generation: int, state: NodeState, total: Digest) -> None:
         self._sent = _Sent(generation, state, total)
@@ -358,13 +375,6 @@ class Streams:
             del self._connections[connection.id]
             raise
         log.info("node connected", node=connection.id, peer=address, generation=hello.generation, term=hello.term)
-        if hello.term > self._hub.term:
-            log.error(
-                "node does not obey",
-                node=connection.id,
-                reason=f"it has orders of term {hello.term}, and this manager is of term {self._hub.term}: a later "
-                "manager runs, or this one was restored from a backup (then see lb-manager take-over)",
-            )
         try:
             with contextlib.suppress(ConnectionError):
                 await first(connection.send_states(self._hub), self._receive(socket, connection))

@@ -241,6 +241,7 @@ class View:
             "now": self._wall(),
             "refusals": controller.hub.turned_away.rows(),
             "confirm": self._unconfirmed(),
+            "history": controller.hub.behind.row(),
         }
 
     def preview(self, change: Change) -> list[Row]:

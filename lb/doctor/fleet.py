@@ -43,6 +43,7 @@ def check_fleet(fleet: Fleet) -> Iterator[Finding]:
     for kind, rows in (("mux", fleet.muxes), ("agent", fleet.agents)):
         for row in rows:
             yield from check_node(kind, row, fleet.now)
+    yield from check_history(fleet.status.get("history"))
     yield from check_refusals(fleet.status.get("refusals"), fleet.now)
     for row in fleet.muxes:
         yield from check_sessions(row)
@@ -109,6 +110,16 @@ def check_node(kind: str, row: Row, now: float) -> Iterator[Finding]:
             )
         else:
             yield ok("certificate", f"the certificate of {where} is valid for another {_ago(expires - now)}")
+
+
+def check_history(history: object) -> Iterator[Finding]:
+    """Is the manager's store the one that nodes had their orders from?"""
+    if isinstance(history, dict):
+        remedy = (
+            "put the right manager.db back; or `lb-manager take-over --config FILE`, restart lb-manager, apply what is "
+            "missing, and revoke again what was revoked"
+        )
+        yield fault("history", str(history.get("why")), remedy)
 
 
 def check_refusals(refusals: object, now: float) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from lb.daemon.clocks import Clocks
 from lb.model import ManagerSettings
 from lb.node.messages import FlowQuestion, FlowsToNode, HealthMessage, HealthReport, NodeState
 from manager.controller import Controller
+from manager.lineage import Marks
 from manager.nodes import NodeHub
 from manager.sqlite import SqliteStore
 from manager.store import Store
@@ -58,6 +59,7 @@ class FakeNode:
         self.address = "192.0.2.1"
         self.version = "0.1.0"
         self.expires: float | None = None
+        self.marks = Marks()
         self.hub: NodeHub | None = None
         self.answers = True  #: acknowledges at once
         self.told: Callable[[FlowQuestion], None] = lambda _: None  #: hears questions of flows

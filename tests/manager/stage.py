@@ -39,6 +39,8 @@ class MemoryHub:
     def __init__(self, term: int = 1) -> None:
         self.term = term
         self.generation = 1
+        self.lineage = "stage"
+        self.revision = 0
         self.state: NodeState = {}
         self.lives: dict[str, tuple[int, NodeState]] = {}
         self.refusals: list[tuple[str, int, str]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody sets the wall's clock, an hour ahead or back: nothing that is decided changes; only what people read does."""
+"""Somebody sets the wall's clock, an hour ahead or back: nothing that is decided changes, only what people read."""
 
 from __future__ import annotations
 

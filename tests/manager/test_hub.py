@@ -9,6 +9,7 @@ import pytest
 
 from lb.daemon.clocks import Clocks
 from lb.node.client import BACKOFF_MAX
+from manager.lineage import Standing
 from manager.nodes import Listener, NodeHub
 from manager.store import NodeRecord
 from manager.world import MUX
@@ -22,7 +23,7 @@ NOW = [100.0]
 def hub() -> NodeHub:
     """Of a manager that begins at second 100 and knows one MUX."""
     NOW[0] = 100.0
-    found = NodeHub(1, 1, Mock(spec=Listener), HOLD, Clocks(lambda: NOW[0], lambda: NOW[0]))
+    found = NodeHub(Standing(1), 1, Mock(spec=Listener), HOLD, Clocks(lambda: NOW[0], lambda: NOW[0]))
     found.load([NodeRecord(MUX, "mux1", "192.0.2.1", None, 0.0, 0.0)])
     return found
 

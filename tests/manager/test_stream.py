@@ -51,7 +51,7 @@ def test_a_node_joins_gets_its_state_and_acknowledges_it(tmp_path: Path) -> None
             assert node.client.connected
             assert node.client.problem is None
             cached = node.cache.load()
-            assert cached == Cached(1, 1, digest(STATE), STATE)
+            assert cached == Cached(1, 1, digest(STATE), STATE, "stage")
 
     run(tmp_path, test)
 
