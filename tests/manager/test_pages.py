@@ -136,7 +136,7 @@ async def test_the_verdict_names_what_is_wrong_the_worst_first(tmp_path: Path) -
         reader.site.hosts[0].report("web", "web-1", False, "connection refused")
         reader.site.muxes[1].leave()
         peer = {"name": "tor1", "address": "10.0.1.1", "state": "active", "error": "hold timer expired"}
-        reader.controller.hub.status(reader.site.muxes[0], {"peers": [peer, "no row"], "mux": {"flows": "many"}})  # type: ignore[arg-type]
+        reader.controller.hub.status(reader.site.muxes[0], {"peers": [peer], "mux": {"flows": 7}})
         await until(lambda: reader.shown() == "down")
         _, body = await reader.get("/v1/page")
         assert body["summary"]["level"] == "bad"
