@@ -105,6 +105,9 @@ class Controller:
         await self.journal.write()
         if behind:
             self.happened("manager", behind.sentence, bad=True)
+        for name, held in self.writer.held.items():
+            how = "is served without it" if held.served else "is not served"
+            self.happened(f"service {name}", f"{how}, for this version does not take it: {held.why}", bad=True)
         self.tasks.fatal("plan", self.planner.run)
         self.tasks.fatal("clock", self._ticks)
         self.tasks.fatal("changes", self.writer.run)

@@ -183,7 +183,12 @@ def from_entries(version: int, entries: Entries) -> Desired:
 
     pending = {key: Pending(**value) for key, value in entries.get("pending", {}).items()}
     empty = Desired(version, drains=orders("drains"), mux_drains=orders("mux_drains"), pending=pending)
-    return _with(empty, {service.name: service for service in services}, retiring, names)
+    return assembled(empty, {service.name: service for service in services}, retiring)
+
+
+def assembled(empty: Desired, services: Mapping[str, Service], retiring: Mapping[str, Service]) -> Desired:
+    """One that has none yet, with these services."""
+    return _with(empty, services, retiring, list(services))
 
 
 # --- services --------------------------------------------------------------------------------------------------------

@@ -201,13 +201,16 @@ def memory_of(entries: Entries, desired: Desired, clocks: Clocks) -> Memory:
     same_boot = bool(clocks.boot) and entries.get("clock", {}).get("boot") == clocks.boot
     backends: dict[BackendKey, Remembered] = {}
     for value in entries.get("backends", {}).values():
-        service, backend, address, *known = value
-        found = Remembered(*known)
+        try:
+            service, backend, address, *known = value
+            found = Remembered(*known)
+        except (TypeError, ValueError):
+            continue  # of another version: what it was is learned anew
         if found.ramp_begun is not None and not same_boot:
             found = dataclasses.replace(found, ramp_begun=clocks.steady())
         backends[service, backend, address] = found
-    granted = {vip: frozenset(muxes) for vip, muxes in entries.get("granted", {}).items()}
-    leaving = {vip: read_leaving(rows) for vip, rows in entries.get("leaving", {}).items()}
+    granted = {vip: frozenset(muxes) for vip, muxes in entries.get("granted", {}).items() if isinstance(muxes, list)}
+    leaving = {vip: read_leaving(rows) for vip, rows in entries.get("leaving", {}).items() if isinstance(rows, list)}
     return Memory(backends, granted, served=served(desired), leaving=leaving)
 
 

@@ -357,6 +357,10 @@ SCHEMAS: dict[str, Schema] = {
                 "type": ["object", "null"],
                 "description": "the store is older than the orders that nodes had: no change is taken",
             },
+            "held": {
+                **array(record({"service": TEXT, "served": {"type": "boolean"}, "why": TEXT})),
+                "description": "services of the store that this version does not take as they stand",
+            },
             "now": TIME,
             "refusals": {
                 **array(

@@ -104,8 +104,11 @@ class SqliteStore:
     def _guarded(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
         try:
             return function(*arguments)
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.OperationalError, OSError) as error:
             raise StoreError(f"{self._path}: {error}; is the disk full, or the file another user's?") from None
+        except (sqlite3.Error, json.JSONDecodeError, KeyError, TypeError) as error:
+            reason = str(error) if isinstance(error, sqlite3.Error) else f"it holds what is none of ours: {error}"
+            raise StoreError(f"{self._path} is damaged: {reason}; restore it from a backup") from None
 
     def _open(self) -> None:
         before = os.umask(0o077)  # tokens' hashes and who did what are the manager's alone

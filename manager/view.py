@@ -242,6 +242,10 @@ class View:
             "refusals": controller.hub.turned_away.rows(),
             "confirm": self._unconfirmed(),
             "history": controller.hub.behind.row(),
+            "held": [
+                {"service": name, "served": held.served, "why": held.why}
+                for name, held in sorted(controller.writer.held.items())
+            ],
         }
 
     def preview(self, change: Change) -> list[Row]:

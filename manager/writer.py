@@ -23,9 +23,10 @@ from lb.daemon.clocks import Clocks
 from lb.errors import NotFoundError, VipmuxError
 from lb.log import get_logger
 from manager import desired as changes
-from manager.desired import AsTold, Change, Desired, Order, Pending, Rules
+from manager.desired import AsTold, Change, Desired, Line, Order, Pending, Rules
 from manager.given import HEADER, Given
 from manager.store import ConflictError, Store, VersionLine
+from manager.stored import Held, read
 
 T = TypeVar("T")
 
@@ -96,6 +97,8 @@ class Writer:
 
     def __init__(self, store: Store, clocks: Clocks, around: Surroundings) -> None:
         self.desired = Desired()
+        #: Services of the store that today's rules do not take; nothing of them is changed before the mend.
+        self.held: dict[str, Held] = {}
         self._store = store
         self._clocks = clocks
         self._around = around
@@ -110,7 +113,8 @@ class Writer:
     async def load(self) -> None:
         """What the store has, before anything else."""
         stored = await self._store.load()
-        self.desired = await asyncio.to_thread(changes.from_entries, stored.version, stored.entries)
+        found = await asyncio.to_thread(read, stored.version, stored.entries)
+        self.desired, self.held = found.desired, dict(found.held)
 
     async def run(self) -> None:
         """Carries out orders; returns never."""
@@ -199,9 +203,12 @@ class Writer:
         return await self._change(change, Terms(who, why), free=True)
 
     async def delete_service(self, name: str, who: str, *, why: str = "") -> Applied:
-        return await self._change(
-            lambda desired, _, as_told: changes.delete_service(desired, name, as_told), Terms(who, why)
-        )
+        def change(desired: Desired, _: Rules, as_told: AsTold) -> Change:
+            if name in self.held and name not in desired.services:  # it is in the store alone
+                return Change(desired, desired, (Line(f"service {name}", "deleted"),), frozenset({name}))
+            return changes.delete_service(desired, name, as_told)
+
+        return await self._change(change, Terms(who, why))
 
     async def drain_backend(self, service: str, backend: str, who: str, *, drain: bool, why: str = "") -> Applied:
         def change(desired: Desired, _: Rules, __: AsTold) -> Change:
@@ -317,6 +324,11 @@ class Writer:
             raise ConflictError(locked)
         if not free:
             self._refuse_beside_unconfirmed()
+        self._refuse_of_held(change)
+        unread = [name for name in change.names if name in self.held and name not in change.new.services]
+        if unread:
+            removed = delta["remove"].setdefault("services", [])
+            removed += [name for name in unread if name not in removed]
         try:
             version = await self._store.commit(
                 self.desired.version, delta, terms.who, change.what, self._clocks.wall(), why=terms.why
@@ -325,6 +337,8 @@ class Writer:
             await self._reread()
             raise ConflictError(f"{error}; it was read anew, so try again") from None
         self.desired = replace(change.new, version=version)
+        for name in change.names & self.held.keys():  # it is whole again, or gone
+            del self.held[name]
         self._around.made(Made(change, terms, version))
         return Applied(version, change)
 
@@ -333,6 +347,14 @@ class Writer:
         await self.load()
         log.warning("store read anew", version=self.desired.version, reason="somebody else changed it")
         self._around.reread()
+
+    def _refuse_of_held(self, change: Change) -> None:
+        for name in sorted(change.drained() - change.names):
+            if name in self.held:
+                raise ConflictError(
+                    f"service {name} of the store is not as this version takes it ({self.held[name].why}); apply it "
+                    "whole, or delete it, and then change it"
+                )
 
     def _pending(self, terms: Terms) -> Pending | None:
         if terms.confirm is None:

@@ -118,6 +118,7 @@ def command(
     elif what == "status":
         data = manager.get(asked)
         shown = {key: value for key, value in data.items() if key not in ("now", "refusals")}  # those are for lb doctor
+        shown["held"] = ", ".join(row["service"] for row in shown.get("held") or ()) or None
         shown["history"] = (shown.get("history") or {}).get("why")
         shown["confirm"] = _unconfirmed(shown.get("confirm"), data["now"])
         _show_keys([{key: str(value) if isinstance(value, int) else value for key, value in shown.items()}])

@@ -44,6 +44,7 @@ def check_fleet(fleet: Fleet) -> Iterator[Finding]:
         for row in rows:
             yield from check_node(kind, row, fleet.now)
     yield from check_history(fleet.status.get("history"))
+    yield from check_held(fleet.status.get("held"))
     yield from check_refusals(fleet.status.get("refusals"), fleet.now)
     for row in fleet.muxes:
         yield from check_sessions(row)
@@ -120,6 +121,14 @@ def check_history(history: object) -> Iterator[Finding]:
             "missing, and revoke again what was revoked"
         )
         yield fault("history", str(history.get("why")), remedy)
+
+
+def check_held(held: object) -> Iterator[Finding]:
+    """Are there services that the manager's version does not take as they stand in its store?"""
+    for row in (one for one in held if isinstance(one, dict)) if isinstance(held, list) else ():
+        how = "is served without it" if row.get("served") else "is not served"
+        remedy = "`lb apply` it whole as this version takes it, or `lb delete` it"
+        yield fault("held", f"service {row.get('service')} {how}: {row.get('why')}", remedy)
 
 
 def check_refusals(refusals: object, now: float) -> Iterator[Finding]:
