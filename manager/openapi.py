@@ -73,6 +73,7 @@ _NODE = {
     "generation": MAYBE_COUNT,
     "wanted": COUNT,
     "refused": MAYBE_TEXT,
+    "repaired": {**MAYBE_TEXT, "description": "what of its own it lately put back into the kernel, or cannot"},
     "version": TEXT,
     "clock_skew": {"type": ["number", "null"], "description": "seconds by which its clock is ahead of the manager's"},
     "certificate_expires": {"type": ["number", "null"], "description": "Unix time, seconds"},
