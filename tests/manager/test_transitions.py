@@ -32,6 +32,7 @@ from lb.node.messages import FlowQuestion, FlowsToNode, HealthMessage, HealthRep
 from manager.before import HANDOVER
 from manager.desired import Change, Desired, Rules, apply_tables, purge
 from manager.health import Report, Source
+from manager.lineage import Marks
 from manager.nodes import Entry, NodeHub
 from manager.planner import Planner, Surroundings
 from manager.world import MUX
@@ -53,6 +54,7 @@ class Peer:
 
     version = "0.1.0"
     expires: float | None = None
+    marks = Marks()
 
     def __init__(self, kind: str, name: str, address: str, stage: Stage) -> None:
         self.kind, self.name, self.stage = kind, name, stage
