@@ -47,13 +47,16 @@
 #define SEND_BUFFER (16 << 20)
 #define SEND_RETRIES 16u         /* per send(): a full transmit queue must not hold the worker */
 #define WAYS_OUT 4u              /* interfaces that have a socket of their own to send by */
+#define WAYS_LOOK 1024u          /* of so many send() that found none free, one looks whether one could be */
+#define REBINDS 2u               /* per send(): to be rid of an old error, and to be bound */
 
 /*
  * A bound socket is told no address and looks up no interface for each packet: some 7 % less CPU in all.  Opened with
  * the io, in its network namespace (the worker may be in another), and bound when a first frame leaves by an interface.
+ * None is lost for good: it is bound again when its interface returns, and to another where that is gone.
  */
 struct way_out {
-	int ifindex; /* 0: not bound yet, -1: could not be bound */
+	int ifindex; /* 0: free */
 	int fd;
 };
 
@@ -62,6 +65,7 @@ struct packet_io {
 	int receive_fd;
 	int send_fd; /* bound to no interface, each message names one */
 	struct way_out ways[WAYS_OUT];
+	unsigned wayless; /* times that an interface found none free */
 	int ifindex;
 	int group;
 
@@ -180,7 +184,8 @@ static int packet_receive(struct io *io, struct frame *frames, unsigned max)
 	struct packet_io *packet = packet_io(io);
 	int error = packet->error;
 
-	while (packet->left || take_block(packet)) {
+	/* Once round the ring at most: a flood of others' frames must not keep the worker from all else that it does. */
+	for (unsigned blocks = 0; blocks <= packet->blocks && (packet->left || take_block(packet)); blocks++) {
 		unsigned taken = take_frames(packet, frames, max);
 
 		if (taken) {
@@ -212,27 +217,57 @@ static void packet_wait(struct io *io, int wake_fd, int timeout_ms)
 
 /* -- send ------------------------------------------------------------------------------------------------------- */
 
-/* The socket that is bound to an interface, -1: there is none. */
-static int way_out(struct packet_io *packet, int ifindex)
+/* Binds it; where that fails (no such interface) it is free for another. */
+static bool bind_way(struct way_out *way, int ifindex)
 {
 	struct sockaddr_ll address = { .sll_family = AF_PACKET, .sll_ifindex = ifindex };
 
-	for (struct way_out *way = packet->ways; way < packet->ways + WAYS_OUT; way++) {
-		if (way->ifindex == ifindex)
-			return way->fd;
-		if (way->ifindex)
-			continue;
-		way->ifindex = bind(way->fd, (struct sockaddr *)&address, sizeof(address)) ? -1 : ifindex;
-		return way->ifindex < 0 ? -1 : way->fd;
-	}
-	return -1;
+	way->ifindex = bind(way->fd, (struct sockaddr *)&address, sizeof(address)) ? 0 : ifindex;
+	return way->ifindex != 0;
 }
 
-/* Returns the socket to send by: one of its own if all frames leave by the same interface. */
-static int prepare_messages(struct packet_io *packet, struct frame *frames, unsigned number)
+/* Frees the ways to interfaces that are no more: the kernel has unbound their sockets. */
+static void forget_ways(struct packet_io *packet)
 {
+	for (struct way_out *way = packet->ways; way < packet->ways + WAYS_OUT; way++) {
+		struct sockaddr_ll address = { .sll_ifindex = 0 };
+		socklen_t length = sizeof(address);
+
+		if (getsockname(way->fd, (struct sockaddr *)&address, &length) || address.sll_ifindex != way->ifindex)
+			way->ifindex = 0;
+	}
+}
+
+/* The socket that is bound to an interface, NULL: there is none, and each frame must name it. */
+static struct way_out *way_out(struct packet_io *packet, int ifindex)
+{
+	struct way_out *free_way = NULL;
+
+	for (struct way_out *way = packet->ways; way < packet->ways + WAYS_OUT; way++) {
+		if (way->ifindex == ifindex)
+			return way;
+		if (!way->ifindex)
+			free_way = way;
+	}
+	if (!free_way && packet->wayless++ % WAYS_LOOK == 0)
+		forget_ways(packet);
+	return free_way && bind_way(free_way, ifindex) ? free_way : NULL;
+}
+
+/* Who is not sent by a bound socket names its interface. */
+static void address_messages(struct packet_io *packet, unsigned number, bool named)
+{
+	for (unsigned i = 0; i < number; i++) {
+		packet->messages[i].msg_hdr.msg_name = named ? &packet->addresses[i] : NULL;
+		packet->messages[i].msg_hdr.msg_namelen = named ? sizeof(packet->addresses[i]) : 0;
+	}
+}
+
+/* Returns the way to send by, if all frames leave by the same interface and it has one. */
+static struct way_out *prepare_messages(struct packet_io *packet, struct frame *frames, unsigned number)
+{
+	struct way_out *way;
 	bool together = true;
-	int fd;
 
 	for (unsigned i = 0; i < number; i++) {
 		packet->vectors[i].iov_base = frames[i].data;
@@ -241,12 +276,9 @@ static int prepare_messages(struct packet_io *packet, struct frame *frames, unsi
 		together = together && packet->addresses[i].sll_ifindex == packet->addresses[0].sll_ifindex;
 		frames[i].error = 0;
 	}
-	fd = together ? way_out(packet, packet->addresses[0].sll_ifindex) : -1;
-	for (unsigned i = 0; i < number; i++) {
-		packet->messages[i].msg_hdr.msg_name = fd < 0 ? &packet->addresses[i] : NULL;
-		packet->messages[i].msg_hdr.msg_namelen = fd < 0 ? sizeof(packet->addresses[i]) : 0;
-	}
-	return fd < 0 ? packet->send_fd : fd;
+	way = together ? way_out(packet, packet->addresses[0].sll_ifindex) : NULL;
+	address_messages(packet, number, !way);
+	return way;
 }
 
 static bool passes_soon(int error)
@@ -254,13 +286,22 @@ static bool passes_soon(int error)
 	return error == ENOBUFS || error == EAGAIN || error == EINTR;
 }
 
+/*
+ * The interface went away or down since the socket was bound.  One that returns, be it with the same number, is another: the
+ * socket must be bound again, and what the kernel noted on it of the old one is told once more.
+ */
+static bool came_loose(int error)
+{
+	return error == ENXIO || error == ENODEV || error == ENETDOWN;
+}
+
 static void send_burst(struct packet_io *packet, struct frame *frames, unsigned number)
 {
-	unsigned next = 0, retries = 0, failed = 0;
-	int fd = prepare_messages(packet, frames, number);
+	unsigned next = 0, retries = 0, rebinds = 0, failed = 0;
+	struct way_out *way = prepare_messages(packet, frames, number);
 
 	while (next < number) {
-		int sent = sendmmsg(fd, packet->messages + next, number - next, MSG_DONTWAIT);
+		int sent = sendmmsg(way ? way->fd : packet->send_fd, packet->messages + next, number - next, MSG_DONTWAIT);
 
 		if (sent > 0) {
 			next += (unsigned)sent;
@@ -268,6 +309,13 @@ static void send_burst(struct packet_io *packet, struct frame *frames, unsigned 
 		}
 		if (passes_soon(errno) && retries++ < SEND_RETRIES)
 			continue;
+		if (way && came_loose(errno) && rebinds++ < REBINDS) {
+			if (!bind_way(way, packet->addresses[0].sll_ifindex)) {
+				way = NULL;
+				address_messages(packet, number, true);
+			}
+			continue;
+		}
 		frames[next++].error = (uint16_t)errno;
 		failed++;
 	}

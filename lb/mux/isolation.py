@@ -274,10 +274,6 @@ class Isolation:
         async with self._lock:
             await self._whole()
 
-    def prefixes(self, most: int) -> list[Network] | None:
-        """The fewest that cover the VIPs; None if they are more than ``most``."""
-        return self._cover.networks if len(self._cover) <= most else None
-
     async def remove(self) -> None:
         """The last act of a clean stop, and the repair of a start in another mode."""
         async with self._lock:

@@ -24,7 +24,7 @@ from lb.mux.isolation import Isolation
 from lb.mux.mode import Mode, candidates, nothing_works, obtained
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import NextHop, Resolution
-from lb.mux.socket_filter import PREFIXES_MAX, vip_filter
+from lb.mux.socket_filter import Filter, vip_filter
 from lb.mux.startup import Claim
 from lb.mux.tun import Tun
 
@@ -129,7 +129,7 @@ class PacketPort:
         self._left_by_tun = Tun(netlink, settings.name, state_dir)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[PacketIo] = []
-        self._filter: list[int] = []  # of all of them
+        self._filter: Filter | None = None  # of all of them
         self._hops_of: tuple[object, object] = (None, None)  # the addresses and resolutions that the hops are made of
         self._hops: Mapping[Address, Hop] = {}
 
@@ -156,7 +156,8 @@ class PacketPort:
     def _open_rings(self) -> None:
         interface = self._settings.interface
         self._anchor = Anchor(interface)  # first: what happens from now on is not missed
-        self._filter = filter_ = self._wanted_filter()
+        self._filter = vip_filter(self._vips)
+        filter_ = self._filter.program
         if self._settings.workers == 1:
             self._ios = [PacketIo(interface, filter_=filter_)]
             return
@@ -164,10 +165,6 @@ class PacketPort:
         group = self._ios[0].group
         for _ in range(self._settings.workers - 1):
             self._ios.append(PacketIo(interface, filter_=filter_, group=group))
-
-    def _wanted_filter(self) -> list[int]:
-        prefixes = self._isolation.prefixes(PREFIXES_MAX)
-        return vip_filter(prefixes) if prefixes is not None else []
 
     def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
         if addresses is not self._hops_of[0] or found is not self._hops_of[1]:
@@ -184,11 +181,11 @@ class PacketPort:
         if wanted == self._vips:
             return
         await self._isolation.cover(wanted)
+        filter_ = vip_filter(wanted, self._filter, wanted - self._vips)
         self._vips = wanted
-        filter_ = self._wanted_filter()
         if filter_ != self._filter:
             for io in self._ios:
-                io.set_filter(filter_)
+                io.set_filter(filter_.program)
             self._filter = filter_
 
     def lost(self) -> Difference | None:
