@@ -32,7 +32,7 @@ from lb.node.messages import FlowQuestion, FlowsToNode, HealthMessage, HealthRep
 from manager.before import HANDOVER
 from manager.desired import Change, Desired, Rules, apply_tables, purge
 from manager.health import Report, Source
-from manager.lineage import Marks
+from manager.lineage import Marks, Standing
 from manager.nodes import Entry, NodeHub
 from manager.planner import Planner, Surroundings
 from manager.world import MUX
@@ -173,7 +173,7 @@ class Stage:
         self.now = 1000.0
         self.desired = Desired()
         clocks = Clocks(wall=lambda: self.now, steady=lambda: self.now)
-        self.hub = NodeHub(1, 1, self, 9.0, clocks)
+        self.hub = NodeHub(Standing(1), 1, self, 9.0, clocks)
         around = Surroundings(lambda: self.desired, lambda *_: None, self._retired)
         settings = ManagerSettings("m", RULES.vip_prefixes)
         self.planner = Planner(settings, self.hub, _Journal(), clocks, around)  # type: ignore[arg-type]
