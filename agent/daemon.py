@@ -42,6 +42,7 @@ from lb.doctor.facts import Role
 from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
 from lb.log import get_logger
 from lb.model import Address, AgentConfig, DecapMode, Service
+from lb.node.token_option import given_token, token_options
 from lb.notify import Supervisor
 from lb.privileges import Capability, keep_only, require
 
@@ -370,16 +371,18 @@ _config_option = click.option(
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @_config_option
 @click.option("--manager", metavar="URL", help="The manager that services come from; goes before the file's.")
-@click.option("--token", metavar="TOKEN", help="Join the manager with this token, if there is no certificate yet.")
+@token_options
 @click.version_option(package_name="vipmux", prog_name=PROGRAM)
 @click.pass_context
-def command(context: click.Context, file: Path | None, manager: str | None, token: str | None) -> None:
+def command(
+    context: click.Context, file: Path | None, manager: str | None, token: str | None, token_file: Path | None
+) -> None:
     """The host agent of vipmux: takes packets out of their tunnels on a backend's host.
 
     Stopping it leaves everything in place; `lb-agent cleanup` takes it away.
     """
     if context.invoked_subcommand is None:
-        run_daemon(_required(file), manager, token)
+        run_daemon(_required(file), manager, given_token(token, token_file))
     else:
         context.obj = file
 

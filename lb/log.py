@@ -11,6 +11,8 @@ import logging
 import sys
 from typing import Any
 
+from lb.daemon.log_writer import take_over_stderr
+
 # structlog takes rich for its tracebacks wherever that is installed: 8 MiB in every daemon, and nobody draws one. A
 # module that is None cannot be imported (the language reference, "The module cache"), which structlog can live with.
 if "rich" not in sys.modules:
@@ -23,7 +25,8 @@ else:
 
 
 def configure(program: str) -> None:
-    """Every line gets time, level and the program's name."""
+    """Every line gets time, level and the program's name, and nobody who reads none of them holds the program up."""
+    take_over_stderr()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -11,9 +11,13 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
 
 from lb.privileges import keep_only
+
+#: After the first SYN; the second goes a second after it, and two seconds later it is over.
+SYNS_AGAIN = 1
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -26,6 +30,21 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
+def connect_again_soon() -> None:
+    """A connection that nobody answers is given up, and begun anew, after three seconds and not after two minutes: the
+    kernel doubles its pause from one SYN to the next, so a link that comes back would be noticed that much later."""
+    from exabgp.reactor.network import outgoing  # noqa: PLC0415
+
+    create = outgoing.create
+
+    def created(afi: object, interface: str | None = None) -> socket.socket:
+        opened: socket.socket = create(afi, interface)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, SYNS_AGAIN)
+        return opened
+
+    outgoing.create = created
+
+
 def exabgp(configuration: str) -> int:
     """What ``exabgp server FILE`` does, without a file. Imported only now, when nothing can go wrong any more."""
     from exabgp.bgp.message.update.attribute import Attribute  # noqa: PLC0415
@@ -34,6 +53,7 @@ def exabgp(configuration: str) -> int:
     from exabgp.logger import log  # noqa: PLC0415
     from exabgp.reactor.loop import Reactor  # noqa: PLC0415
 
+    connect_again_soon()
     environment = getenv()
     log.init(environment)
     Attribute.caching = environment.cache.attributes

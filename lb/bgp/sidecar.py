@@ -31,7 +31,8 @@ from typing import Any
 from lb.bgp import helper as helper_module
 from lb.bgp.config import ENVIRONMENT, exabgp_config
 from lb.bgp.routes import Speaks, is_safe
-from lb.errors import IoError
+from lb.daemon.supervise import describe, unwrap
+from lb.errors import VipmuxError
 from lb.log import get_logger
 
 #: The helper takes everything back when the data plane was silent for so long, seconds.
@@ -140,33 +141,43 @@ class Sidecar:
     # -- one life -----------------------------------------------------------------------------------------------
 
     async def _live(self) -> str:
-        """Starts ExaBGP and returns when it must be started again, with the reason."""
-        name = f"vipmux-bgp-{secrets.token_hex(16)}"
+        """Starts ExaBGP and returns when it must be started again, with the reason. Whatever goes wrong is a reason: no
+        descriptor, no process, an error of ours; the MUX forwards all the same."""
         why = "it was told to"
         self._tail.clear()
+        self._process = None
+        try:
+            why = await self._from_start_to_end()
+        except Exception as error:
+            why = describe(error)
+            if not isinstance(unwrap(error), OSError | VipmuxError):
+                log.error("error beside ExaBGP", reason=why, exc_info=error)
+        finally:
+            self._kill()
+            self._listener.down(why)
+            await self._reap()
+        return why
+
+    async def _reap(self) -> None:
+        if self._process is not None:
+            await asyncio.shield(self._process.wait())
+
+    async def _from_start_to_end(self) -> str:
+        name = f"vipmux-bgp-{secrets.token_hex(16)}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
             listener.bind("\0" + name)
             listener.listen(4)
-            try:
-                self._process = process = await self._start(name)
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._read_log(process))
-                    ended = tasks.create_task(self._ended(process))
-                    talking = tasks.create_task(self._talk(listener, process.pid))
-                    done, _ = await asyncio.wait({ended, talking}, return_when=asyncio.FIRST_COMPLETED)
-                    # The helper follows ExaBGP at once, and may be noticed first.
-                    why = talking.result() if ended not in done and not _dead(process.pid) else ""
-                    self._kill()
-                    talking.cancel()
-                    why = why or await ended
-            except (OSError, IoError) as error:
-                why = str(error)
-            finally:
+            self._process = process = await self._start(name)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read_log(process))
+                ended = tasks.create_task(self._ended(process))
+                talking = tasks.create_task(self._talk(listener, process.pid))
+                done, _ = await asyncio.wait({ended, talking}, return_when=asyncio.FIRST_COMPLETED)
+                # The helper follows ExaBGP at once, and may be noticed first.
+                why = talking.result() if ended not in done and not _dead(process.pid) else ""
                 self._kill()
-                self._listener.down(why)
-                if self._process is not None:
-                    await asyncio.shield(self._process.wait())
-        return why
+                talking.cancel()
+                return why or await ended
 
     async def _start(self, name: str) -> asyncio.subprocess.Process:
         me = Path(helper_module.__file__)

@@ -46,6 +46,7 @@ from lb.log import get_logger
 from lb.memory import give_back, tame_allocator
 from lb.metrics import MetricsServer, MuxCollector, serve
 from lb.model import Address, MuxConfig, Service
+from lb.mux import own_verdicts as own
 from lb.mux.announcer import Announcer
 from lb.mux.census import FlowCensus
 from lb.mux.engine import Engine
@@ -62,6 +63,7 @@ from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
 from lb.mux.tun import ROUTE_PROTOCOL
 from lb.mux.tunnel_probes import TunnelProbes
+from lb.node.token_option import given_token, token_options
 from lb.notify import Supervisor
 from lb.privileges import Capability, keep_only, require
 
@@ -93,6 +95,8 @@ STALLED = 3.0
 ENTER_WAIT = 1.0
 #: How long a stop waits for a change of services that is under way, seconds.
 FINISH = 20.0
+#: How often it is looked for dead backends while the manager is away, seconds.
+OWN_INTERVAL = 1.0
 #: The task that announces after a start.
 ENTERING = "first announcements"
 _PRIVILEGED_PORTS = 1024
@@ -139,6 +143,7 @@ class Daemon:
         self._watch = HopWatch(netlink, self._hops_changed, self._links_changed)
         self._tasks = Tasks(tell=supervisor.status)
         self._marker = RunMarker(state_dir.path / MARKER)
+        self._capped: frozenset[str] = frozenset()  # services of which too much seems dead, without a manager
         self._served = False  # the start came to its end
         self._reload_wanted = reload_wanted
         self._opened: Plane | None = None
@@ -218,6 +223,7 @@ class Daemon:
             self._follower.begin_tasks(self._tasks)
             self._tasks.restarted("hand-over of flows", self._handover.run)
             self._tasks.retried(ENTERING, partial(self._enter, state))
+            self._tasks.restarted("own verdicts", partial(self._own_verdicts, self._follower))
         self._served = True
         self._supervisor.ready(self._summary())
 
@@ -516,6 +522,46 @@ class Daemon:
         left_out |= {f"announcements/{vip}": reason for vip, reason in wrong.items()}
         return state if found is wanted else {**state, "announcements": found}
 
+    async def _own_verdicts(self, follower: Follower) -> None:
+        """While the manager is away dead backends get no new flows from here; undone when it is back."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(OWN_INTERVAL)
+            since = follower.client.away_since
+            away = since is not None and clock() - since > own.PATIENCE
+            if away or self._condition.own_verdicts:
+                async with self._changing:
+                    await self._go_by(follower, away=away)
+
+    async def _go_by(self, follower: Follower, *, away: bool) -> None:
+        """Our own verdicts, or the manager's word again."""
+        wanted = follower.services
+        found = own.own_verdicts(wanted, self._probes.known(), self._plane.engine.reachable) if away else None
+        drained = dict(found.drained) if found is not None else {}
+        self._mention_capped(found.capped if found is not None else {})
+        before = self._condition.own_verdicts
+        if drained.keys() != before.keys() or not away:
+            services = found.services if found is not None else wanted
+            change = Change.between(self._plane.engine.forwarding.services, services)
+            if change:
+                forwarding, _ = await self._compiled(partial(compile_most, self._compiler), change)
+                await self._go_live(change, forwarding)
+        self._condition.own_verdicts = drained
+        for service, backend in drained.keys() - before.keys():
+            reason = drained[service, backend]
+            log.warning(
+                "backend drained by this MUX itself", backend=f"{service}/{backend}", reason=reason, manager="away"
+            )
+        for service, backend in before.keys() - drained.keys():
+            why = "it is well again" if away else "the manager is back"
+            log.info("backend no longer drained by this MUX itself", backend=f"{service}/{backend}", reason=why)
+
+    def _mention_capped(self, capped: Mapping[str, str]) -> None:
+        """Once for each."""
+        for service in capped.keys() - self._capped:
+            log.error("too many backends seem dead", service=service, reason=capped[service], manager="away")
+        self._capped = frozenset(capped)
+
     def _tidy_soon(self) -> None:
         """Once the state is on the disk and acknowledged, and nobody waits."""
         if self._tidying is not None:
@@ -671,14 +717,14 @@ async def serve_until_told(path: Path, manager: str | None = None, token: str | 
 @click.command()
 @click.option("--config", "path", required=True, type=click.Path(path_type=Path), help="The MUX's TOML file.")
 @click.option("--manager", metavar="URL", help="The manager that services come from; goes before the file's.")
-@click.option("--token", metavar="TOKEN", help="Join the manager with this token, if there is no certificate yet.")
+@token_options
 @click.version_option(package_name="vipmux", prog_name=PROGRAM)
-def main(path: Path, manager: str | None, token: str | None) -> None:
+def main(path: Path, manager: str | None, token: str | None, token_file: Path | None) -> None:
     """Forward packets for VIPs to backends until SIGTERM, as a file or a manager says; SIGHUP reads the file again."""
     log_setup.configure(PROGRAM)
     tame_allocator()
     try:
-        asyncio.run(serve_until_told(path, manager, token))
+        asyncio.run(serve_until_told(path, manager, given_token(token, token_file)))
     except ConfigError as error:
         for line in error.lines:
             click.echo(line, err=True)

@@ -36,6 +36,7 @@ from lb.daemon.routes import RoutesOf, parse
 from lb.errors import FeatureError, IoError
 from lb.mux.netlink import Netlink
 from lb.mux.tun import ROUTE_PROTOCOL
+from lb.probe.checkers import OWN_WANTS
 
 #: Before the rules that others may have; it matches exactly our mark, so it takes nothing from them.
 PRIORITY = 118
@@ -121,6 +122,7 @@ class ProbePath:
         self._raw: socket.socket | None = None
         self._ways: dict[tuple[int, int], IPv4Address] = {}  # protocol and source port -> backend; ports come again
         self._complaints: dict[IPv4Address, tuple[float, str]] = {}  # by backend: when, what
+        self._unsent: dict[IPv4Address, tuple[float, str]] = {}  # by backend: when this machine did not send, and why
 
     @property
     def is_open(self) -> bool:
@@ -228,6 +230,11 @@ class ProbePath:
         at, text = self._complaints.get(backend, (0.0, ""))
         return text if at >= since and text else None
 
+    def unsent(self, backend: IPv4Address, since: float) -> str | None:
+        """Why this machine did not send a packet to the backend, not before ``since``; None: it sent them all."""
+        at, text = self._unsent.get(backend, (0.0, ""))
+        return text if at >= since and text else None
+
     # --- packets -----------------------------------------------------------------------------------------------------
 
     def _forward(self) -> None:
@@ -253,10 +260,13 @@ class ProbePath:
                 self._raw.sendto(packet, (str(backend), 0))
                 return
             except BlockingIOError:
-                return  # lost, as packets are
+                self._own_want(backend, "the socket for tunnel packets is full")
+                return
             except OSError as error:
                 # The first may be what ICMP said of an earlier packet, which says nothing of this one.
-                if attempt:
+                if attempt and error.errno in OWN_WANTS:
+                    self._own_want(backend, f"cannot send to {backend}: {os.strerror(error.errno or 0).lower()}")
+                elif attempt:
                     self._complain(backend, f"cannot send to {backend}: {os.strerror(error.errno or 0).lower()}")
                 self._listen()
 
@@ -282,6 +292,9 @@ class ProbePath:
             self._complain(backend, f"{sender} says: {what or f'ICMP type {icmp_type} code {icmp_code}'}")
         elif code:
             self._complain(backend, f"cannot send to {backend}: {os.strerror(code).lower()}")
+
+    def _own_want(self, backend: IPv4Address, text: str) -> None:
+        self._unsent[backend] = (asyncio.get_running_loop().time(), text)
 
     def _complain(self, backend: IPv4Address, text: str) -> None:
         self._complaints[backend] = (asyncio.get_running_loop().time(), text)
@@ -357,6 +370,10 @@ class TunnelSockets:
 
     def open(self, kind: socket.SocketKind) -> contextlib.AbstractContextManager[socket.socket]:
         return self._path.leading_to(kind, self._backend)
+
+    @property
+    def unsent(self) -> str | None:
+        return self._path.unsent(self._backend, self._began)
 
     @property
     def complaint(self) -> str | None:

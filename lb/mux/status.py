@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lb.daemon.keeper import Keeper, KeptFigures
@@ -37,6 +37,8 @@ class Condition:
     state: str = "starting"  #: starting, ready, degraded (the interface is gone), stopping
     rejected: str | None = None  #: why the last configuration was refused
     unreachable: dict[str, str] | None = None  #: backend addresses without a way, and why
+    #: Backends that this MUX drains by itself while its manager is away, and why.
+    own_verdicts: dict[Label, str] = field(default_factory=dict)
 
 
 class Status:
@@ -92,6 +94,7 @@ class Status:
             "missed": totals.io.missed,
             "unreachable": self._condition.unreachable or {},
             "rejected": self._condition.rejected,
+            "own_verdicts": {"/".join(label): why for label, why in self._condition.own_verdicts.items()},
             "bgp": {row["name"]: _session(row) for row in self.peers()},
             "repaired": self._keeper.words() if self._keeper is not None else None,
             "kernel": self._keeper.rows() if self._keeper is not None else [],

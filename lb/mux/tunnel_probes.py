@@ -217,6 +217,10 @@ class TunnelProbes:
         answer = await ask(check.probe, check.vip, check.port, sockets)
         if answer.success:
             return replace(answer, reason=f"{answer.reason} through the tunnel")
+        if not answer.made:
+            return answer
+        if answer.silent and sockets.unsent is not None:  # what did not leave cannot be answered
+            return replace(answer, reason=sockets.unsent, made=False)
         if answer.silent:
             heard = sockets.complaint or "is IP-in-IP (protocol 4) dropped on the way, or lb-agent not running there?"
             return replace(answer, reason=f"{answer.reason} through the tunnel to {check.backend}; {heard}")

@@ -175,6 +175,7 @@ class NodeClient:
         self._disobeyed = ""
         self._left_out: Mapping[str, str] = {}
         self._renewed = -math.inf
+        self._held_since = time.monotonic()  # by a clock that nobody sets: the certificate is here since then, at least
 
     # -- for the daemon -----------------------------------------------------------------------------------------
 
@@ -253,7 +254,7 @@ class NodeClient:
                 reason = f"{self.url}: {error}"
             if reason is None:  # ended by ourselves, for a new certificate
                 continue
-            self._lost(reason)
+            self._lost(self._doubts(reason))
             if time.monotonic() - started > BACKOFF_MAX:
                 delay = BACKOFF_MIN
             await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  spreads nodes, hides nothing
@@ -276,15 +277,25 @@ class NodeClient:
     async def _ready_identity(self) -> None:
         if self.identity.usable(self.wall()):
             return
-        if self._token is None:
-            held = self.identity.held
+        if self._token is not None:
+            await self.join()
+        elif self.identity.held is None:
             raise AccessError(
                 "this node has no certificate: make a token with `lb-manager token` and start once with --token"
-                if held is None
-                else "this node's certificate has expired: make a token with `lb-manager token --name` and start once "
-                "with --token"
             )
-        await self.join()
+
+    def _doubts(self, reason: str) -> str:
+        """With what this machine's clock says of our certificate: the manager may refuse it for that, or the clock is
+        what is wrong."""
+        now = self.wall()
+        doubt = self.identity.doubted(now)
+        if doubt is None:
+            return reason
+        says = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+        return (
+            f"this node's certificate {doubt}: make a token with `lb-manager token --name` and start once with "
+            f"--token, unless it is this machine's clock that is wrong (it says {says}); {reason}"
+        )
 
     async def join(self) -> None:
         """Uses the token. Raises AccessError or ManagerUnreachableError."""
@@ -310,13 +321,15 @@ class NodeClient:
             held = self.identity.held
             now = self.wall()
             life = held.not_after - held.not_before
-            if held.renewal_due(now) and time.monotonic() - self._renewed > life / 20:  # a wrong clock makes no storm
+            age = time.monotonic() - self._held_since
+            if held.renewal_due(now, age) and time.monotonic() - self._renewed > life / 20:  # a wrong clock: no storm
                 self._renewed = time.monotonic()
                 try:
-                    await self.identity.renew(self.url)
+                    await self.identity.renew(self.url, now)
                 except (AccessError, IoError, ManagerUnreachableError) as error:
                     log.warning("certificate not renewed", reason=str(error), seconds_left=int(held.not_after - now))
                 else:
+                    self._held_since = time.monotonic()
                     log.info("certificate renewed", serial=self.identity.held.serial)
                     return
             await asyncio.sleep(min(60.0, life / 20))
@@ -331,7 +344,7 @@ class NodeClient:
                 aiohttp.ClientSession(timeout=timeout) as session,
                 session.ws_connect(
                     self.url + "/v1/stream",
-                    ssl=self.identity.context(),
+                    ssl=self.identity.context(self.wall()),
                     heartbeat=HEARTBEAT,
                     max_msg_size=TO_NODE_MAX,
                     timeout=aiohttp.ClientWSTimeout(ws_close=2.0),

@@ -188,6 +188,11 @@ class Follower:
         return cached.state, services
 
     @property
+    def services(self) -> tuple[Service, ...]:
+        """Those that are live, as the manager said them."""
+        return self._tables.services
+
+    @property
     def incomplete(self) -> str | None:
         """Why the state that :meth:`begin` gave is an older one than the last; None: it is not."""
         return self._cache.incomplete

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import ssl
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from lb.node.keys import Held, held, new_key
 #: Until a manager that does not answer is given up, seconds.
 TIMEOUT = 10.0
 _ANSWER_MAX = 64 * 1024
+#: X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the module ssl has no name for; and its errors about time.
+_NO_CHECK_TIME = 0x200000
+_NOT_YET_VALID, _EXPIRED = 9, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +103,10 @@ class Identity:
     def usable(self, now: float) -> bool:
         return self.held is not None and now < self.held.not_after
 
+    def doubted(self, now: float) -> str | None:
+        """What this machine's clock says against the certificate, or None. The clock may well be what is wrong."""
+        return self.held.doubted(now) if self.held is not None else None
+
     def belongs_to(self, token: TokenText) -> bool:
         """Whether the certificate is of the manager that the token is for."""
         try:
@@ -106,10 +114,17 @@ class Identity:
         except (OSError, ValueError):
             return False
 
-    def context(self) -> ssl.SSLContext:
-        """For connections to the manager as this node; raises AccessError."""
+    def context(self, now: float | None = None) -> ssl.SSLContext:
+        """For connections to the manager as this node; raises AccessError.
+
+        Where our own certificate is not valid by this machine's clock (``now``), that clock is not asked about the
+        manager's certificate either: whether ours is good the manager decides, by its own clock, and that it is the
+        manager is still proved by our authority. So a clock that was set wrong costs no node its manager.
+        """
         try:
             context = client_context(self.ca_file.read_text())
+            if now is not None and self.doubted(now) is not None:
+                context.verify_flags |= _NO_CHECK_TIME
             context.load_cert_chain(self.file)
         except (OSError, ValueError) as error:
             raise AccessError(f"{self._directory}: cannot be used: {error}; join again with --token") from None
@@ -131,10 +146,11 @@ class Identity:
         answer = await _ask(url, "/v1/join", asked, client_context(pem))
         await asyncio.to_thread(self._keep, key, answer, pem)
 
-    async def renew(self, url: str) -> None:
-        """Gets the next certificate, for a new key; the old ones serve until it is in place. Raises as join()."""
+    async def renew(self, url: str, now: float | None = None) -> None:
+        """Gets the next certificate, for a new key; the old ones serve until it is in place. ``now``: as context().
+        Raises as join()."""
         key, csr = await asyncio.to_thread(new_key)
-        answer = await _ask(url, "/v1/renew", {"csr": csr}, self.context())
+        answer = await _ask(url, "/v1/renew", {"csr": csr}, self.context(now))
         await asyncio.to_thread(self._keep, key, answer, None)
 
     def _keep(self, key: bytes, answer: dict[str, Any], ca: str | None) -> None:
@@ -206,6 +222,12 @@ def unreachable(error: BaseException) -> ManagerUnreachableError | AccessError:
     import aiohttp  # noqa: PLC0415
 
     cause: BaseException = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in (_NOT_YET_VALID, _EXPIRED):
+        # May be better the next time: clocks are set, above all soon after a start.
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        return ManagerUnreachableError(
+            f"the manager's {cause.verify_message}, by this machine's clock, which says {now}: see whether it is right"
+        )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return AccessError(f"the manager's certificate is not to be trusted: {cause.verify_message}")
     if isinstance(cause, ssl.SSLError):

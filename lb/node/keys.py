@@ -18,6 +18,8 @@ from lb.errors import IoError
 
 #: A certificate is renewed when this part of its life is over.
 RENEW_AT = 1 / 3
+#: By so much two clocks may differ, seconds.
+SKEW = 300.0
 #: Until the process is given up, seconds.
 PATIENCE = 30.0
 
@@ -31,8 +33,17 @@ class Held:
     not_before: float
     not_after: float
 
-    def renewal_due(self, now: float) -> bool:
-        return now >= self.not_before + (self.not_after - self.not_before) * RENEW_AT
+    def renewal_due(self, now: float, age: float = 0.0) -> bool:
+        """``now`` by this machine's clock; ``age``: for how long, by a clock that nobody sets, the certificate has been
+        here at least. A clock that says it begins in the future is wrong, and then nobody knows: it is due."""
+        after = (self.not_after - self.not_before) * RENEW_AT
+        return now >= self.not_before + after or age >= after or now < self.not_before - SKEW
+
+    def doubted(self, now: float) -> str | None:
+        """What the clock says of the certificate that cannot be, or must not be; None: all is well."""
+        if now < self.not_before - SKEW:
+            return "begins in the future"
+        return "has expired" if now >= self.not_after else None
 
 
 def new_key() -> tuple[bytes, str]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from lb.daemon.vitals import VITALS
 from lb.log import get_logger
 from lb.model import Probe
 from lb.node.messages import HealthReport
@@ -74,7 +76,7 @@ class Board(Generic[CheckT]):
         self._source = source
         self._send = send
         self._unprobed = unprobed
-        self._scheduler: Scheduler[CheckT] = Scheduler(ask, self._said)
+        self._scheduler: Scheduler[CheckT] = Scheduler(ask, self._said, count_unmade=partial(VITALS.unasked, source))
         self._wanted: dict[Label, CheckT | NotProbed] = {}
         self._labels: dict[CheckT, dict[Label, None]] = {}  # the backends of each probe; a set that keeps its order
         self._rested: dict[Label, float] = {}  # those that are not probed: since when (Unix time)
@@ -137,8 +139,9 @@ class Board(Generic[CheckT]):
     def _known(self, label: Label, check: CheckT | NotProbed) -> Known:
         if isinstance(check, NotProbed):
             return Known(self._unprobed, check.reason, self._rested.get(label, 0.0))
-        state = self._scheduler.state(check)
-        return Known(state.health, state.reason, self._scheduler.since(check))
+        state, unmade = self._scheduler.state(check), self._scheduler.unmade(check)
+        reason = state.reason if unmade is None else f"{state.reason}; not asked just now: {unmade}"
+        return Known(state.health, reason, self._scheduler.since(check))
 
     def _reports(self, labels: Sequence[Label]) -> list[HealthReport]:
         found = []

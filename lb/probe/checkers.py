@@ -79,6 +79,16 @@ class FailedError(Exception):
         self.cause = cause
 
 
+class NotMadeError(FailedError):
+    """The probe could not be made, for a want of this machine's own: it says nothing of the backend."""
+
+
+#: What the system says when this machine is short of something, or does not let us, before anybody else is asked.
+OWN_WANTS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EPERM, errno.ENETDOWN}
+)
+
+
 async def ask(probe: Probe, address: Address, port: int, sockets: Sockets, run_as: RunAs | None = None) -> Answer:
     """Whether the backend did as the probe expects, and the reason in words. ``run_as``: whom a command runs as, if not
     as this process."""
@@ -87,6 +97,8 @@ async def ask(probe: Probe, address: Address, port: int, sockets: Sockets, run_a
         if probe.type is ProbeType.COMMAND:
             return Answer(True, await _command(probe, address, port, run_as))
         return Answer(True, await _ASKS[probe.type](_Conversation(probe, address, port, sockets, deadline)))
+    except NotMadeError as failure:
+        return Answer(False, str(failure), made=False)
     except FailedError as failure:
         return Answer(False, str(failure), silent=isinstance(failure.cause, TimeoutError))
 
@@ -114,7 +126,7 @@ class _Conversation:
                 if kind is socket.SOCK_STREAM:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             except OSError as error:
-                raise FailedError(f"no socket for the probe: {_words(error)}") from None
+                raise NotMadeError(f"no socket for the probe: {_words(error)}") from None
             await self.within(
                 self._loop.sock_connect(sock, (str(self.address), self.port)),
                 f"connect timed out after {self.patience}",
@@ -128,6 +140,8 @@ class _Conversation:
         except TimeoutError as error:
             raise FailedError(late, error) from None
         except OSError as error:
+            if error.errno in OWN_WANTS:
+                raise NotMadeError(f"this machine does not send the probe: {_words(error)}") from None
             raise FailedError(_words(error), error) from None
 
     async def send(self, sock: socket.socket, data: bytes) -> None:
@@ -255,7 +269,10 @@ async def _command(probe: Probe, address: Address, port: int, run_as: RunAs | No
     who: dict[str, Any] = {}
     if run_as is not None:
         who = {"user": run_as.uid, "group": run_as.gid, "extra_groups": []}
-    read_end, write_end = os.pipe()
+    try:
+        read_end, write_end = os.pipe()
+    except OSError as error:
+        raise NotMadeError(f"no pipe for the command: {_words(error)}") from None
     output = _Output(read_end)
     try:
         try:
@@ -275,9 +292,11 @@ async def _command(probe: Probe, address: Address, port: int, run_as: RunAs | No
             )
         except OSError as error:
             if run_as is not None and error.errno == errno.EPERM:
-                raise FailedError(
+                raise NotMadeError(
                     f"lb-agent may not run commands as {run_as.name}: it needs CAP_SETUID, CAP_SETGID and CAP_KILL"
                 ) from None
+            if error.errno in OWN_WANTS - {errno.EPERM} or error.errno == errno.EAGAIN:
+                raise NotMadeError(f"no process for the command: {_words(error)}") from None
             raise FailedError(f"cannot run {_quote(probe.command[0].encode())}: {_words(error)}") from None
         finally:
             os.close(write_end)
@@ -293,14 +312,15 @@ async def _command(probe: Probe, address: Address, port: int, run_as: RunAs | No
 
 
 async def _ended(process: asyncio.subprocess.Process, within: float) -> int | None:
-    """Its exit code; None: it had to be killed."""
+    """Its exit code; None: it had to be killed. What it left running of its group is ended as well."""
     try:
         async with asyncio.timeout(within):
             return await process.wait()
     except TimeoutError:
         return None
     finally:
-        if process.returncode is None and _killed(process.pid):
+        killed = _killed(process.pid)
+        if process.returncode is None and killed:
             await process.wait()
 
 

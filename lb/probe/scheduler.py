@@ -20,10 +20,14 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
+from lb.log import get_logger
 from lb.model import Probe
 from lb.probe.state import Answer, Outcome, Policy, Say, State, step
+
+log = get_logger()
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 
@@ -53,6 +57,7 @@ class _Entry(Generic[KeyT]):
     since: float = 0.0
     asked: bool = False
     gone: bool = False
+    unmade: str | None = None  #: why it could not be asked the last time
     task: asyncio.Task[None] | None = None  #: while it runs
 
 
@@ -80,10 +85,15 @@ class Scheduler(Generic[KeyT]):
         at_once: int = AT_ONCE,
         chance: random.Random | None = None,
         wall: Callable[[], float] = time.time,
+        count_unmade: Callable[[], None] = lambda: None,
     ) -> None:
+        """``count_unmade`` hears of each probe that could not be made."""
+        self._count_unmade = count_unmade
+        self._unmade = 0  # probes that could not be made the last time
         self._ask = ask
         self._say = say
         self._rate = rate
+        self._at_once = at_once
         self._slots = asyncio.Semaphore(at_once)
         self._chance = chance or random.Random()  # noqa: S311  no secret hangs on it
         self._wall = wall
@@ -113,6 +123,8 @@ class Scheduler(Generic[KeyT]):
             return
         self._wanted_rate -= 1 / entry.probe.interval
         entry.gone = True
+        if entry.unmade is not None:
+            self._unmade -= 1
         if entry.task is not None:
             entry.task.cancel()
 
@@ -134,8 +146,18 @@ class Scheduler(Generic[KeyT]):
         """How many times less often than wanted probes can be asked; 1 where all is well."""
         return max(1.0, self._wanted_rate / self._rate)
 
+    def unmade(self, key: KeyT) -> str | None:
+        """Why it could not be asked the last time; None: it was. From any thread."""
+        entry = self._entries.get(key)
+        return entry.unmade if entry else None
+
     async def failed(self) -> None:
-        """Returns never; raises what a probe raised, which is a programming error."""
+        """Returns never; raises what ended the starting of probes, which is a programming error. Called again it begins
+        to start them anew."""
+        if self._starter is not None and self._starter.done():
+            self._failed = asyncio.get_running_loop().create_future()
+            self._slots = asyncio.Semaphore(self._at_once)
+            self._starter = self._started(self._start_when_due(), "probes")
         await asyncio.shield(self._failed)
 
     async def close(self) -> None:
@@ -164,7 +186,7 @@ class Scheduler(Generic[KeyT]):
             entry = heapq.heappop(self._queue)[2]
             self._next_start = max(self._next_start, loop.time() - CATCH_UP) + 1 / self._rate
             entry.task = self._started(self._run(entry), f"probe {entry.key}")
-            entry.task.add_done_callback(lambda task: self._slots.release())
+            entry.task.add_done_callback(partial(_release, self._slots))
 
     async def _until_due(self) -> None:
         """Until the queue's first may start; of those that are gone, nothing is left before it."""
@@ -185,16 +207,37 @@ class Scheduler(Generic[KeyT]):
     async def _run(self, entry: _Entry[KeyT]) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        answer = await self._ask(entry.key)
+        try:
+            answer = await self._ask(entry.key)
+        except Exception as error:  # of ours, and no reason to ask nobody any more
+            answer = Answer(False, f"{type(error).__name__}: {error}", made=False)
+            if answer.reason != entry.unmade:
+                log.error("probe failed by itself", probe=str(entry.key)[:200], reason=answer.reason, exc_info=error)
         if entry.gone:
             return
+        self._note_made(entry, None if answer.made else answer.reason)
         # This process stood still: the answer may have been there, and all that is probed would seem to fail at once.
-        if not (answer.silent and loop.time() - began > entry.probe.timeout + LATE):
+        late = answer.silent and loop.time() - began > entry.probe.timeout + LATE
+        if answer.made and not late:
             self._note(entry, Outcome(loop.time(), answer.success, answer.reason))
         least = 1 - JITTER if entry.asked else FIRST_PAUSE
         entry.asked = True
         entry.task = None
         self._enqueue(entry, began + entry.probe.interval * self._chance.uniform(least, 1.0))
+
+    def _note_made(self, entry: _Entry[KeyT], why_not: str | None) -> None:
+        """Shown, counted, and said once for all of them: they have the same want."""
+        if why_not is not None:
+            self._count_unmade()
+        if (why_not is None) == (entry.unmade is None):
+            entry.unmade = why_not
+            return
+        entry.unmade = why_not
+        self._unmade += 1 if why_not is not None else -1
+        if why_not is not None and self._unmade == 1:
+            log.error("probes not made", reason=why_not, then="what is known stands; they are tried again")
+        elif self._unmade == 0:
+            log.info("probes made again")
 
     def _note(self, entry: _Entry[KeyT], outcome: Outcome) -> None:
         entry.state, said = step(entry.state, outcome, Policy(rise=entry.probe.rise, fall=entry.probe.fall))
@@ -213,3 +256,7 @@ class Scheduler(Generic[KeyT]):
             error = task.exception()
             if error is not None:
                 self._failed.set_exception(error)
+
+
+def _release(slots: asyncio.Semaphore, _: asyncio.Task[None]) -> None:
+    slots.release()

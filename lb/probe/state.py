@@ -40,6 +40,7 @@ class Answer:
     success: bool
     reason: str  #: in words, without figures that change from probe to probe
     silent: bool = False  #: it failed since nothing came back
+    made: bool = True  #: else it could not be asked, for a want of our own: that is no news of the backend
 
 
 @dataclass(frozen=True, slots=True)

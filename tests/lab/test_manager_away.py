@@ -10,6 +10,7 @@ from ipaddress import ip_network
 
 import pytest
 
+from lb.mux.own_verdicts import PATIENCE
 from tests.lab.accounts import unbalanced
 from tests.lab.fleet import Fleet
 from tests.lab.process import wait_for
@@ -98,4 +99,26 @@ def test_a_manager_gone_for_long_is_not_missed_and_what_came_up_meanwhile_arrive
         load.close()
     assert {flow.host for flow in load.flows() if flow.broken} <= {dies.name}
     assert {change.vip for change in fleet.watch.changes if change.at >= quiet_since} == {NEW_VIP}, "nothing flaps"
+    fleet.start_web_server(dies)
+
+
+def test_a_backend_that_dies_while_the_manager_is_away_gets_no_new_flows_for_long(whole: Fleet) -> None:
+    """Each MUX goes by its own tunnel probes after a while, and by the manager's word again once that is back."""
+    fleet = whole
+    dies = fleet.hosts[2]
+
+    def own() -> list[set[str]]:
+        return [set(fleet.get(mux, "muxes")[0]["own_verdicts"]) for mux in fleet.muxes]
+
+    fleet.manager.processes["manager"].kill()
+    dies.processes["nginx"].kill()
+    began = time.monotonic()
+    wait_for(lambda: all("web/web-host3" in drained for drained in own()), "both MUXes to drain it", PATIENCE + 10)
+    print(f"\ndrained by the MUXes themselves {time.monotonic() - began:.1f} s after both died")
+    assert time.monotonic() - began > PATIENCE - 1
+    assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0
+    fleet.revive(fleet.manager)
+    wait_for(lambda: own() == [set(), set()], "the manager's word to count again", 30)
+    fleet.wait_states("web", {"web-host1": "up", "web-host2": "up", "web-host3": "down"})
+    assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0
     fleet.start_web_server(dies)

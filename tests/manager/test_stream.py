@@ -330,12 +330,48 @@ def test_an_expired_certificate_says_what_to_do(tmp_path: Path) -> None:
         node = StageNode(manager, "mux1", await manager.token())
         async with manager.serving():
             await node.client.join()
+            held = node.identity.held
+            assert held is not None
+            await asyncio.sleep(max(0.0, held.not_after - time.time() + 1.1))  # it is valid to its last second
             again = StageNode(manager, "mux1")
-            again.client.wall = lambda: time.time() + 7200
             async with again.running():
                 await until(lambda: "has expired: make a token" in (again.client.problem or ""), "the problem")
 
-    run(tmp_path, test)
+    run(tmp_path, test, lifetime=1.0)
+
+
+@pytest.mark.parametrize("off", [7200.0, -7200.0])
+def test_a_clock_that_is_wrong_costs_no_node_its_manager(tmp_path: Path, off: float) -> None:
+    """By the node's clock its certificate has expired, or begins in the future; by the manager's it is good."""
+
+    async def test(manager: StageManager) -> None:
+        manager.hub.state = STATE
+        node = StageNode(manager, "mux1", await manager.token())
+        async with manager.serving():
+            await node.client.join()
+            again = StageNode(manager, "mux1")
+            again.client.wall = lambda: time.time() + off
+            async with again.running():
+                await until(lambda: manager.hub.lives.get("mux:mux1") == (1, STATE), "the state")
+                await until(lambda: len(manager.store.signed) == 2, "a new certificate, for nobody knows the time")
+                await until(lambda: again.client.connected, "the connection with it")
+                await asyncio.sleep(0.5)
+                assert len(manager.store.signed) == 2, "and no storm of them"
+
+    run(tmp_path, test, lifetime=3600)
+
+
+def test_a_certificate_is_renewed_in_time_by_a_clock_that_was_set_back(tmp_path: Path) -> None:
+    """Since it was got a third of its life has passed, whatever the wall clock says."""
+
+    async def test(manager: StageManager) -> None:
+        node = StageNode(manager, "mux1", await manager.token())
+        began = time.time()
+        node.client.wall = lambda: began + 0.1  # it stands still
+        async with manager.serving(), node.running():
+            await until(lambda: len(manager.store.signed) >= 2, "a renewal")
+
+    run(tmp_path, test, lifetime=6.0)
 
 
 class Slow:

@@ -212,9 +212,6 @@ MAKERS = {
     "lb/daemon/supervise.py": "it is what all others use",
     "lb/probe/scheduler.py": "thousands of short tasks, whose failures it hands to the task that awaits failed()",
     "lb/bench_agents.py": "a benchmark, and no daemon",
-    "lb/mux/announcer.py": "not moved yet",
-    "lb/mux/daemon.py": "not moved yet",
-    "lb/node/client.py": "not moved yet",
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
-import signal
+import resource
 import socket
 import sys
 import time
@@ -233,7 +234,8 @@ def test_command_whose_child_holds_its_output_does_not_wait_for_it(tmp_path: Pat
     began = time.monotonic()
     assert command("/bin/sh", "-c", f"sleep 60 & echo $! > {tmp_path}/pid") == (True, "exit code 0")
     assert time.monotonic() - began < 3
-    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+    child = int((tmp_path / "pid").read_text())
+    wait_for(lambda: not _alive(child), "what the command left running to be ended with it")
 
 
 def _alive(pid: int) -> bool:
@@ -241,3 +243,64 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class Short:
+    """Sockets of a machine that is short of something."""
+
+    def __init__(self, number: int, when: str) -> None:
+        self.number, self.when = number, when
+
+    @contextlib.contextmanager
+    def open(self, kind: socket.SocketKind) -> Iterator[socket.socket]:
+        if self.when == "open":
+            raise OSError(self.number, os.strerror(self.number))
+        with socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK) as opened:
+            yield opened
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.ENOBUFS])
+@pytest.mark.parametrize("kind", [ProbeType.TCP, ProbeType.HTTP, ProbeType.UDP])
+def test_without_a_socket_the_probe_is_not_made(kind: ProbeType, number: int) -> None:
+    answer = asyncio.run(ask(Probe(kind), HERE, 80, Short(number, "open")))
+    assert (answer.success, answer.made) == (False, False)
+    assert answer.reason == f"no socket for the probe: {os.strerror(number).lower()}"
+
+
+@pytest.mark.parametrize(
+    ("number", "made"),
+    [
+        (errno.EADDRNOTAVAIL, False),  # no local port is left
+        (errno.ENOBUFS, False),
+        (errno.ENOMEM, False),
+        (errno.EPERM, False),  # this machine's own packet filter
+        (errno.ECONNREFUSED, True),
+        (errno.EHOSTUNREACH, True),
+    ],
+)
+def test_a_connection_that_this_machine_does_not_begin_says_nothing_of_the_backend(
+    number: int, made: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> Answer:
+        async def refuses(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", refuses)
+        return await ask(Probe(ProbeType.TCP), HERE, 80, Short(number, "later"))
+
+    answer = asyncio.run(main())
+    assert (answer.success, answer.made) == (False, made)
+
+
+def test_without_descriptors_a_command_is_not_run_and_that_is_no_news() -> None:
+    async def main() -> Answer:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+        try:
+            return await ask(Probe(ProbeType.COMMAND, command=("true",)), HERE, 0, PlainSockets(HERE))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    answer = asyncio.run(main())
+    assert (answer.success, answer.made) == (False, False)
+    assert "too many open files" in answer.reason

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from lb.model import Probe, ProbeType
 from lb.probe.scheduler import Scheduler, spread
@@ -27,6 +28,7 @@ class Target:
         self.takes = takes
         self.well = True
         self.silent = False
+        self.made = True
         self.starts: dict[str, list[float]] = {}
         self.said: list[tuple[str, Say]] = []
         self.now, self.most = 0, 0
@@ -39,6 +41,8 @@ class Target:
             await asyncio.sleep(self.takes)
         finally:
             self.now -= 1
+        if not self.made:
+            return Answer(False, "no socket", made=False)
         return Answer(self.well, "well" if self.well else "ill", self.silent)
 
     def say(self, key: str, say: Say) -> None:
@@ -226,15 +230,81 @@ def test_silence_while_this_process_stood_still_says_nothing_of_the_backend() ->
     play(story)
 
 
-def test_a_programming_error_in_a_probe_is_not_swallowed() -> None:
+def test_a_programming_error_in_a_probe_is_said_and_no_news_and_others_are_asked_on() -> None:
     async def story() -> None:
+        target = Target()
+
         async def ask(key: str) -> Answer:
+            if key == "odd":
+                raise ZeroDivisionError("odd")
+            return await target.ask(key)
+
+        probes: Scheduler[str] = Scheduler(ask, target.say)
+        want(probes, "odd", "a")
+        await asyncio.sleep(60)
+        assert probes.state("odd").health is Health.UNKNOWN
+        assert probes.unmade("odd") == "ZeroDivisionError: odd"
+        assert len(target.starts["a"]) > 20
+        await probes.close()
+
+    with capture_logs() as logs:
+        play(story)
+    assert [line["event"] for line in logs] == ["probe failed by itself", "probes not made"]
+    assert "exc_info" in logs[0]
+
+
+def test_what_could_not_be_asked_is_no_news_and_is_said_once_and_counted() -> None:
+    counted = []
+
+    async def story() -> None:
+        target = Target()
+        probes = target.scheduler(count_unmade=lambda: counted.append(1))
+        want(probes, "up", "down", "gone")
+        await asyncio.sleep(1)
+        target.well = False
+        await asyncio.sleep(20)
+        target.well = True
+        await asyncio.sleep(20)
+        said = len(target.said)
+        target.made = False
+        await asyncio.sleep(600)
+        assert len(target.said) == said, "nobody is up or down for it"
+        assert all(probes.state(key).health is Health.UP for key in ("up", "down", "gone"))
+        assert probes.unmade("up") == "no socket"
+        probes.drop("gone")
+        target.made = True
+        await asyncio.sleep(10)
+        assert probes.unmade("up") is None
+        await probes.close()
+
+    with capture_logs() as logs:
+        play(story)
+    assert [line["event"] for line in logs] == ["probes not made", "probes made again"]
+    assert len(counted) > 600
+
+
+def test_what_ended_the_starting_of_probes_is_raised_and_they_are_started_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        target = Target()
+        probes = target.scheduler()
+        until_due = probes._until_due
+
+        async def fails() -> None:
+            monkeypatch.setattr(probes, "_until_due", until_due)
             raise ZeroDivisionError
 
-        probes: Scheduler[str] = Scheduler(ask, lambda key, say: None)
+        monkeypatch.setattr(probes, "_until_due", fails)
         want(probes, "a")
         with pytest.raises(ZeroDivisionError):
             await probes.failed()
+        assert target.starts == {}
+        waiting = asyncio.get_running_loop().create_task(probes.failed())
+        await asyncio.sleep(20)
+        assert len(target.starts["a"]) > 5
+        assert not waiting.done()
+        waiting.cancel()
         await probes.close()
 
     play(story)
