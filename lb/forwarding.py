@@ -66,10 +66,12 @@ def service_key(service: Service) -> ServiceKey:
 
 @dataclass(slots=True)
 class _ServiceNumbers:
-    """A service's id, its backends' numbers by name, and counter indices by number."""
+    """A service's id, its backends' numbers by name, and counter indices by number. A number that no backend has any
+    more stays under the name of the last one, or under one that no backend can have."""
 
     id: int
     backends: dict[str, int] = field(default_factory=dict)
+    addresses: dict[str, Address] = field(default_factory=dict)  #: of the backends that are there, by name
     counters: array[int] = field(default_factory=lambda: array("I"))
 
 
@@ -294,8 +296,10 @@ class Compiler:
                 if not present and len(self._services) >= MAX_SERVICES:
                     present = {service_key(other) for other in change.services}
                 numbers = self._services[key] = _ServiceNumbers(self._free_id(present))
+            _follow_addresses(service, numbers)
             for backend in sorted(service.backends, key=lambda b: b.name):
                 self._number_backend(service, numbers, backend)
+            numbers.addresses = {backend.name: backend.address for backend in service.backends}
             yield service, numbers
 
     def _free_id(self, present: set[ServiceKey]) -> int:
@@ -354,6 +358,31 @@ class Compiler:
         if table is None:
             table = self._tables[key] = build_table(self.settings.seed, size, members, numbers.backends)
         return table
+
+
+def _follow_addresses(service: Service, numbers: _ServiceNumbers) -> None:
+    """Flows belong to a machine, whatever it is called: who is at an address has the number of who was there before,
+    and a name that is elsewhere now has none."""
+    known = numbers.addresses
+    if all(known.get(backend.name) == backend.address for backend in service.backends):
+        return
+    places: dict[Address, list[str]] = {}
+    for name, address in known.items():
+        places.setdefault(address, []).append(name)
+    stayed = {backend.name for backend in service.backends if known.get(backend.name) == backend.address}
+    moved: dict[str, int] = {}
+    for backend in service.backends:
+        here = [name for name in places.get(backend.address, ()) if name not in stayed]
+        if backend.name not in stayed and len(here) == 1:  # of several, names must tell
+            moved[backend.name] = numbers.backends[here[0]]
+            del places[backend.address]
+    left = set(moved.values())
+    elsewhere = [b.name for b in service.backends if b.name in known and known[b.name] != b.address]
+    for name in {*moved, *elsewhere, *(name for name, number in numbers.backends.items() if number in left)}:
+        number = numbers.backends.pop(name, None)
+        if number is not None and number not in left:
+            numbers.backends[f"\0{number}"] = number
+    numbers.backends.update(moved)
 
 
 def _digest(*values: object) -> bytes:

@@ -147,3 +147,47 @@ def test_a_refused_configuration_leaves_the_compiler_as_it_was() -> None:
     with pytest.raises(DataplaneError, match=r"service 203\.0\.0\.0/32 port 80"):
         compiler.compile([*services, replace(services[0], name="other")])
     assert answers(compiler.compile(services)) == good
+
+
+def _numbers(compiler: Compiler, **backends: str) -> tuple[Forwarding, dict[str, int]]:
+    """A service whose backends have these names and addresses, and the numbers by address."""
+    found = tuple(Backend(name, IPv4Address(address)) for name, address in backends.items())
+    web = Service("web", IPv4Network("203.0.113.1"), Protocol.TCP, PortRange(80, 80), found)
+    forwarding = compiler.compile([web])
+    service_id = forwarding.id_of(web)
+    assert service_id is not None
+    return forwarding, {str(b.address): forwarding.number(service_id, b.name) or 0 for b in found}
+
+
+def test_flows_stay_with_the_machine_whatever_it_is_called() -> None:
+    compiler = Compiler(MUX)
+    one, two, three = "10.0.3.1", "10.0.3.2", "10.0.3.3"
+    _, first = _numbers(compiler, a=one, b=two)
+    for backends in (
+        {"x": one, "b": two},
+        {"y": one, "z": two},
+        {"z": one, "y": two},
+        {"a": one, "b": two, "c": three},
+    ):
+        _, now = _numbers(compiler, **backends)
+        assert {address: now[address] for address in first} == first
+    _, now = _numbers(compiler, a=three, c=one)
+    assert now[one] == first[one], "the flows of who is called c now"
+    assert now[three] not in first.values(), "no flow of another machine is its own"
+    _, back = _numbers(compiler, a=one, b=two, c=three)
+    assert back[one] == first[one]
+    assert len(set(back.values())) == 3
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 5), min_size=1), min_size=2, max_size=6))
+def test_whoever_stays_at_an_address_keeps_its_number(versions: list[dict[str, int]]) -> None:
+    compiler = Compiler(MUX)
+    before: dict[str, int] = {}
+    for version in versions:
+        unique = {name: f"10.0.3.{n}" for name, n in version.items() if list(version.values()).count(n) == 1}
+        _, now = _numbers(compiler, **unique)
+        assert len(set(now.values())) == len(now)
+        assert all(before.get(address, number) == number for address, number in now.items())
+        assert all(number not in before.values() for address, number in now.items() if address not in before)
+        before = now
