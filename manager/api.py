@@ -298,7 +298,8 @@ class Api:
         if not wait:
             return _change(done, confirm=unconfirmed)
         behind = await self._controller.followed(wait)
-        return _change(done, behind=behind, why=self._controller.why_behind(behind), confirm=unconfirmed)
+        why = self._controller.why_behind(behind) | self._controller.without(done.change.names)
+        return _change(done, behind=sorted({*behind, *why}), why=why, confirm=unconfirmed)
 
     async def replace_services(self, request: web.Request) -> web.Response:
         tables = _array(await _json(request), "the body")

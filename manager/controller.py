@@ -22,7 +22,7 @@ from lb.daemon.clocks import Clocks
 from lb.daemon.supervise import Tasks
 from lb.errors import NotFoundError, VipmuxError
 from lb.log import get_logger
-from lb.model import Address, ManagerSettings
+from lb.model import Address, ManagerSettings, Protocol
 from lb.node.messages import HealthMessage
 from manager import planner, writer
 from manager.desired import AsTold, Desired, Rules
@@ -155,7 +155,9 @@ class Controller:
     @property
     def rules(self) -> Rules:
         """What is allowed just now; a value, for whichever thread."""
-        return Rules(self.settings.vip_prefixes, self.hub.addresses())
+        muxes = self.hub.of(MUX)
+        without6 = tuple(sorted(muxes)) if not any(mux.address6 for mux in muxes.values()) else ()
+        return Rules(self.settings.vip_prefixes, self.hub.addresses(), without6)
 
     # -- what operators want (manager.writer) -------------------------------------------------------------------
 
@@ -273,6 +275,11 @@ class Controller:
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
         services = self.planner.reports.heard(source, name, found, self.clocks.steady(), lease)
         self.touched(self._vips_of(services))
+        if source is Source.TUNNEL and services:  # it tells of the host as well, see manager.verdicts
+            hosts = {address for (service, _), address in addresses.items() if service in services}
+            names = {name for address in hosts for name in self.desired.by_address.get(address, ())}
+            udp = [name for name in names if self.desired.services[name].protocol is Protocol.UDP]
+            self.touched(self._vips_of(udp))
 
     def _addresses(self, services: Iterable[str]) -> dict[tuple[str, str], Address]:
         """Of the backends of these services."""
@@ -360,6 +367,15 @@ class Controller:
             async with asyncio.timeout(seconds), self.change_made:
                 await self.change_made.wait_for(lambda: not behind(awaited=True))
         return sorted(behind(awaited=False))
+
+    def without(self, services: Iterable[str]) -> dict[str, str]:
+        """Nodes that do not serve one of these, though they have followed, and why."""
+        names = set(services)
+        return {
+            entry.id: "; ".join(f"it leaves out service {name}: {entry.left_out[name]}" for name in sorted(found))
+            for entry in self.hub.entries.values()
+            if (found := names & entry.left_out.keys())
+        }
 
     def why_behind(self, nodes: Iterable[str]) -> dict[str, str]:
         """Of nodes that did not follow; whose reason is gone by now is not among them."""

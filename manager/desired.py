@@ -22,7 +22,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 from lb.config import parse_service_tables, service_table
-from lb.config_tables import parse_address, parse_ports, parse_vip, show
+from lb.config_tables import NAME_MAX, parse_address, parse_ports, parse_vip, show
 from lb.config_text import vip_text
 from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import MAX_SERVICES, Address, Announce, Backend, BackendState, Network, PortRange, Service
@@ -200,6 +200,7 @@ class Rules:
 
     vip_prefixes: tuple[Network, ...]
     node_addresses: Mapping[Address, str] = field(default_factory=dict)  #: address -> "MUX mux1"; none may be a VIP
+    without_ipv6: tuple[str, ...] = ()  #: all MUXes, if none of them has an IPv6 address
 
 
 _ANYTHING = Rules((IPv4Network("0.0.0.0/0"), IPv6Network("::/0")))
@@ -250,8 +251,9 @@ def _apply(
     except ConfigError as error:
         mistakes += error.mistakes
     mistakes += _Neighbours(desired, others, rules).check(array)
-    if len(array) + len(others) > MAX_SERVICES:
-        total = len(array) + len(others)
+    # Those that are being withdrawn are on MUXes as well.
+    if len(array) + len(others) + len(desired.retiring) + len(delete) > MAX_SERVICES:
+        total = len(array) + len(others) + len(desired.retiring) + len(delete)
         mistakes.append(("service", f"would be {total} with those that are there; at most {MAX_SERVICES} are possible"))
     if mistakes:
         raise ConfigError(sorted(mistakes, key=lambda mistake: _place(mistake[0])))
@@ -263,7 +265,30 @@ def _apply(
     for name in delete:
         del after[name]
     after.update(made)
-    return Change(desired, _change_services(desired, after, names, as_told), tuple(lines), names)
+    new = _change_services(desired, after, names, as_told)
+    in_the_way = list(_in_the_way(new))
+    if in_the_way:
+        raise ConfigError(in_the_way)
+    return Change(desired, new, tuple(lines), names)
+
+
+def _in_the_way(desired: Desired) -> Iterator[tuple[str, str]]:
+    """What is being withdrawn is on MUXes for a moment more, and they would send to their own VIPs."""
+    for service in desired.retiring.values():
+        name, vip = show(service.name), service.vip
+        if vip.prefixlen == vip.max_prefixlen:
+            inside = [vip.network_address] if vip.network_address in desired.by_address else []
+        else:
+            inside = [address for address in desired.by_address if address in vip]
+        for address in inside[:1]:
+            message = f"would have a backend at {address}, inside the VIP of service {name}, which is being withdrawn"
+            yield "service", f"{message}; apply this again once it is gone, in a few seconds"
+        for backend in service.backends:
+            for held, _ in holders(desired, backend.address):
+                message = (
+                    f"would have the VIP {vip_text(held)}, which holds a backend of service {name}, which is being"
+                )
+                yield "service", f"{message} withdrawn; apply this again once it is gone, in a few seconds"
 
 
 def _with_unchanged(array: Sequence[object], lines: Sequence[Line]) -> Iterator[Line | Service]:
@@ -340,11 +365,12 @@ def _change_services(
 
 
 def _free_key(name: str, taken: Mapping[str, object]) -> str:
-    """The name itself, or the first of name~2, name~3, …"""
+    """The name itself, or the first of name~2, name~3, …; never longer than a name may be."""
     number = 2
     key = name
     while key in taken:
-        key = f"{name}~{number}"
+        suffix = f"~{number}"
+        key = name[: NAME_MAX - len(suffix)] + suffix
         number += 1
     return key
 
@@ -598,6 +624,7 @@ class _Neighbours:
             self._check_vip(f"{path}.vip", vip, table)
             self._check_ties(f"{path}.port", vip, table)
             self._check_announce(f"{path}.announce", vip, table)
+        self._check_ipv6(f"{path}.vip", vip, table)
         backends = table.get("backend")
         for j, backend in enumerate(backends if isinstance(backends, list) else []):
             address = _try(parse_address, backend.get("address")) if isinstance(backend, dict) else None
@@ -619,6 +646,19 @@ class _Neighbours:
             users = [name for name in self._by_address[address] if name in self._others]
             if users:
                 self._say(path, f"takes the address of a backend of service {show(users[0])}, {address}", table)
+
+    def _check_ipv6(self, path: str, vip: Network | None, table: Mapping[str, Any]) -> None:
+        """What no MUX can serve is refused; what some cannot, these leave out, and say so."""
+        if vip is None or vip.version == 4 or not self._rules.without_ipv6 or vip == self._had(table, "vip"):
+            return
+        names = ", ".join(self._rules.without_ipv6)
+        self._say(path, f"is IPv6, and no MUX has an address for it: set mux.address6 on {names} and restart", table)
+
+    def _had(self, table: Mapping[str, Any], key: str) -> Any:
+        """Of the service of that name as it is: what is there already does not keep others from changing."""
+        name = table.get("name")
+        old = self._desired.services.get(name) if isinstance(name, str) else None
+        return None if old is None else getattr(old, key)
 
     def _check_ties(self, path: str, vip: Network, table: Mapping[str, Any]) -> None:
         ports, protocol = _try(parse_ports, table.get("port")), table.get("protocol")

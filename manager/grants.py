@@ -21,15 +21,25 @@ from manager.world import BackendPlan, Node, Prepared, World
 def unwanted_by_policy(services: list[Prepared], backends: list[BackendPlan]) -> str | None:
     """Why the VIP's policies do not want it announced, or None: one service that wants it is enough."""
     reasons = []
+    able: dict[str, int] = {}
+    idle: dict[str, int] = {}
+    for item in backends:
+        # One that drains keeps its flows, and they come by this VIP.
+        takes = item.healthy and (item.backend.weight > 0 or item.state is BackendState.DRAIN)
+        able[item.service] = able.get(item.service, 0) + takes
+        idle[item.service] = idle.get(item.service, 0) + (item.healthy and not takes)
     for service in (prepared.service for prepared in services):
-        healthy = sum(item.healthy for item in backends if item.service == service.name)
+        healthy = able.get(service.name, 0)
         policy = service.announce.policy if service.announce else AnnouncePolicy.ALWAYS
         needed = {AnnouncePolicy.ALWAYS: 0, AnnouncePolicy.ANY_BACKEND: 1}.get(policy)
         if needed is None:
             needed = service.announce.n or 1 if service.announce else 1
         if healthy >= needed:
             return None
-        reasons.append(f"{service.name} has {healthy} healthy backends and its policy {policy.value} asks for {needed}")
+        more = f", beside {idle[service.name]} of weight 0, which take no new flows" if idle.get(service.name) else ""
+        reasons.append(
+            f"{service.name} has {healthy} healthy backends{more} and its policy {policy.value} asks for {needed}"
+        )
     return "; ".join(reasons)
 
 
@@ -52,6 +62,7 @@ def grants(
         return frozenset(), dict.fromkeys(world.muxes, unwanted), None
     before = world.memory.granted.get(past.vip, frozenset())
     withheld, unsettled = _blind(before, services, backends, world)
+    withheld |= _lacking(past.vip, services, world)
     granted = set()
     for name, mux in world.muxes.items():
         if name in withheld:
@@ -64,6 +75,25 @@ def grants(
     return frozenset(granted), withheld, unsettled
 
 
+def _lacking(vip: str, services: list[Prepared], world: World) -> dict[str, str]:
+    """MUXes that leave out services of the VIP, where others leave out fewer, or that leave out all of them. One that
+    serves a part is better than none."""
+    left_out = {
+        name: {found.service.name: why for found in services if (why := mux.left_out.get(found.service.name))}
+        for name, mux in world.muxes.items()
+        if not mux.gone
+    }
+    least = min((len(found) for found in left_out.values()), default=0)
+    reasons = {}
+    for name, found in left_out.items():
+        if len(found) > least or (found and len(found) == len(services)):
+            service, why = next(iter(found.items()))
+            reasons[name] = f"it leaves out service {service}: {why}"
+        elif why_not := world.muxes[name].left_out.get(f"announcements/{vip}"):
+            reasons[name] = f"it cannot announce it: {why_not}"
+    return reasons
+
+
 def _not_ready(mux: Node, services: list[Prepared], world: World) -> str | None:
     """Why packets that came to this MUX now would be lost, or None."""
     if not mux.connected:
@@ -72,6 +102,8 @@ def _not_ready(mux: Node, services: list[Prepared], world: World) -> str | None:
         return f"it refused its state: {mux.refused}"
     for prepared in services:
         name = prepared.service.name
+        if name in mux.left_out:
+            continue  # no other MUX serves more of this VIP, see _lacking()
         table = mux.has("services", name)
         if table is None or table["vip"] != prepared.vip:
             return f"it has not installed service {name} yet"
@@ -86,6 +118,8 @@ def _not_ready(mux: Node, services: list[Prepared], world: World) -> str | None:
 def _agent_not_ready(mux: Node, agent: Node | None, prepared: Prepared, address: str, world: World) -> str | None:
     if agent is None or not agent.connected or agent.late or agent.refused is not None:
         return None  # nobody waits for it; the backend takes no traffic meanwhile
+    if prepared.service.name in agent.left_out:
+        return None
     if not_installed(agent, prepared.service, address, world) is not None:
         return f"agent {agent.name} has not installed service {prepared.service.name} yet"
     if agent.has("muxes", mux.name) != outer(mux):

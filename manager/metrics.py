@@ -57,6 +57,7 @@ class ManagerCollector(Collector):
         live = GaugeMetricFamily("lb_generation", "The generation that the node acknowledged.", labels=labels)
         wanted = GaugeMetricFamily("lb_generation_wanted", "The generation that the node should have.", labels=labels)
         refused = GaugeMetricFamily("lb_node_refused", "1 if the node refused its state.", labels=labels)
+        without = GaugeMetricFamily("lb_node_left_out", "Services that the node alone does not serve.", labels=labels)
         skew = GaugeMetricFamily(
             "lb_node_clock_skew_seconds", "How far the node's clock is ahead of the manager's.", labels=labels
         )
@@ -73,7 +74,8 @@ class ManagerCollector(Collector):
             live.add_metric(names, entry.live_generation)
             wanted.add_metric(names, entry.generation)
             refused.add_metric(names, float(entry.refused is not None))
-        yield from (connected, live, wanted, refused, skew, expires)
+            without.add_metric(names, len(entry.left_out))
+        yield from (connected, live, wanted, refused, without, skew, expires)
 
     def _announced(self) -> Iterator[Metric]:
         """By peer, as MUXes tell of it; and what they were told to."""

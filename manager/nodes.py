@@ -49,6 +49,9 @@ OWED = 256
 CLOCKS = 4
 
 
+_NOTHING: Mapping[str, str] = {}
+
+
 class Connection(Protocol):
     """A node's connection; :class:`manager.stream.Connection`, or a fake."""
 
@@ -139,6 +142,7 @@ class Entry:
     owes: dict[int, frozenset[str]] = field(default_factory=dict)  #: generation -> VIPs that were planned for it
     late: bool = False
     refused: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)  #: what of its live state it does not serve, and why
     status: Mapping[str, Any] = field(default_factory=dict)
     expires: float | None = None  #: its certificate, by its last connection
     clocks: deque[float] = field(default_factory=lambda: deque(maxlen=CLOCKS))  #: how far ahead of ours, lately
@@ -191,6 +195,7 @@ class Entry:
             late=self.late,
             live=self.live,
             refused=self.refused,
+            left_out=self.left_out,
             owes=_Owed(self),
         )
 
@@ -387,7 +392,7 @@ class NodeHub:
         entry = known or Entry(record, wall, steady, address, address6)
         entry.record, entry.address, entry.address6 = record, address, address6
         entry.connection, entry.since, entry.changed, entry.gone, entry.late = connection, wall, steady, False, False
-        entry.live, entry.live_generation, entry.refused = None, 0, None
+        entry.live, entry.live_generation, entry.refused, entry.left_out = None, 0, None, {}
         entry.pending_since = steady
         entry.owes.clear()
         entry.expires = connection.expires
@@ -432,10 +437,15 @@ class NodeHub:
             self._pass_on(self._handovers.left(entry.record.name))
         self._touch(entry)
 
-    def live(self, connection: Connection, generation: int, state: NodeState) -> None:
+    def live(
+        self, connection: Connection, generation: int, state: NodeState, left_out: Mapping[str, str] = _NOTHING
+    ) -> None:
         entry = self._current(connection)
         if entry is None:
             return
+        differs = {name for name in {*left_out, *entry.left_out} if left_out.get(name) != entry.left_out.get(name)}
+        self._say_left_out(entry, left_out)
+        entry.left_out = left_out
         known = entry.live is not None and entry.refused is None and not entry.late
         if entry.refused is not None:
             self._listener.happened(_subject(entry), "accepted its state")
@@ -446,6 +456,9 @@ class NodeHub:
         if not known:
             self._touch(entry)
         self._touch_owed(entry, generation)
+        if differs:
+            tables = [state.get("services", {}).get(name.removeprefix("services/")) for name in differs]
+            self._listener.touched({_prefix(table["vip"]) for table in tables if table is not None})
 
     def refused(self, connection: Connection, generation: int, reason: str) -> None:
         entry = self._current(connection)
@@ -572,6 +585,15 @@ class NodeHub:
         self._listener.touched(
             {_prefix(table["vip"]) for state in states for table in state.get("services", {}).values()}
         )
+
+    def _say_left_out(self, entry: Entry, left_out: Mapping[str, str]) -> None:
+        """What a node cannot serve, once for each reason."""
+        for name, reason in left_out.items():
+            if entry.left_out.get(name) != reason:
+                self._listener.happened(_subject(entry), f"leaves out {name}, and serves the rest: {reason}", bad=True)
+        for name in entry.left_out:
+            if name not in left_out:
+                self._listener.happened(_subject(entry), f"leaves out {name} no more")
 
     def _touch_at(self, kind: str, *addresses: Address | None) -> None:
         """An agent more or less at these addresses. Ten thousand services need not hear of each."""

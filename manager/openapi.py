@@ -74,6 +74,11 @@ _NODE = {
     "wanted": COUNT,
     "refused": MAYBE_TEXT,
     "repaired": {**MAYBE_TEXT, "description": "what of its own it lately put back into the kernel, or cannot"},
+    "left_out": {
+        "type": "object",
+        "additionalProperties": TEXT,
+        "description": "services that it alone does not serve, and why; it serves the rest",
+    },
     "version": TEXT,
     "clock_skew": {"type": ["number", "null"], "description": "seconds by which its clock is ahead of the manager's"},
     "certificate_expires": {"type": ["number", "null"], "description": "Unix time, seconds"},

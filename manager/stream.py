@@ -101,8 +101,8 @@ class Hub(Protocol):
         """A node that did not get as far as that. ``duplicate``: somebody else has its name or address."""
         ...
 
-    def live(self, connection: Connection, generation: int, state: NodeState) -> None:
-        """This state is live at the node, and on its disk."""
+    def live(self, connection: Connection, generation: int, state: NodeState, left_out: Mapping[str, str]) -> None:
+        """This state is live at the node, and on its disk, but for what it leaves out; again where that differs."""
         ...
 
     def refused(self, connection: Connection, generation: int, reason: str) -> None:
@@ -147,6 +147,7 @@ class Connection:
         self.since = time.time()
         self.heard = time.monotonic()
         self._hello: Hello | None = hello
+        self._live: tuple[int, NodeState] | None = None  #: what it acknowledged last
         self._socket = socket
         self._wake = asyncio.Event()
         self._sent: _Sent | None = None
@@ -289,16 +290,18 @@ class Connection:
 
     def _acknowledged(self, hub: Hub, ack: Ack) -> None:
         state = self._under_way.get(ack.generation)
+        if state is None and self._live is not None and self._live[0] == ack.generation:
+            state = self._live[1]  # it leaves out something else of it now
         if ack.term != hub.term or state is None:
             if ack.error is not None:
                 hub.refused(self, ack.generation, ack.error)
             return
         # It takes the newest of those that wait, so what went before is done with.
-        order = list(self._under_way)
-        for generation in order[: order.index(ack.generation) + 1]:
+        for generation in [generation for generation in self._under_way if generation <= ack.generation]:
             del self._under_way[generation]
         if ack.error is None:
-            hub.live(self, ack.generation, state)
+            self._live = ack.generation, state
+            hub.live(self, ack.generation, state, ack.left_out)
         else:
             hub.refused(self, ack.generation, ack.error)
             self._under_way[ack.generation] = state  # the node tries again by itself, and may say so later

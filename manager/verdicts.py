@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from lb.model import Backend, BackendState, PortRange, Service
+from lb.model import Backend, BackendState, PortRange, Protocol, Service
 from manager.before import Before, overlap, ports_of, without
 from manager.health import Evidence, Health, judge
 from manager.slow_start import ramp
@@ -83,9 +83,34 @@ def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool
     )
     if verdict.health is not Health.UNKNOWN:
         return verdict.health is Health.UP, verdict.health.value, verdict.reason
+    if agent is not None and not agent.connected and service.protocol is Protocol.UDP:
+        lost = _host_is_lost(backend, world)
+        if lost is not None:
+            return False, "down", f"no news from its agent, and {lost}"
     if known is None or not known.proven:
         return False, "unknown", f"{verdict.reason}; it takes traffic after its first success"
     return known.healthy, "up" if known.healthy else "down", f"{verdict.reason}; it stays as it was"
+
+
+def _host_is_lost(backend: Backend, world: World) -> str | None:
+    """Of a UDP service nobody can ask through a tunnel whether its host is there, but perhaps of others on that host:
+    why the host counts as lost, or None."""
+    address = backend.address
+    muxes = sum(not mux.gone for mux in world.muxes.values())
+    why = None
+    for name in world.desired.by_address.get(address, ()):
+        for other in world.desired.services[name].backends:
+            if other.address != address:
+                continue
+            said = world.reports.tunnels((name, other.name), address)
+            failing = [report for report in said.values() if not report.up]
+            if len(failing) < len(said):
+                return None  # somebody reaches it
+            if 2 * len(failing) > muxes:
+                why = (
+                    f"{len(failing)} of {muxes} MUXes cannot reach {name}/{other.name} on its host: {failing[0].reason}"
+                )
+    return why
 
 
 def _not_set_up(place: _Place, agent: Node, known: Remembered | None, world: World) -> str | None:
@@ -127,6 +152,8 @@ def not_installed(agent: Node, service: Service, address: str, world: World) -> 
     parts = [_serves(table, service, address, vip) for table in tables_of(world).live(agent, vip)]
     if not without(service.ports, [part for part in parts if part is not None]):
         return None
+    if service.name in agent.left_out:
+        return f"not set up on {agent.name}: {agent.left_out[service.name]}"
     if agent.refused is not None:
         return f"agent {agent.name} refused it: {agent.refused}"
     return f"agent {agent.name} has not installed it yet" + ("" if agent.connected else ": it is not connected")

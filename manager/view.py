@@ -195,6 +195,7 @@ class View:
             "generation": entry.live_generation if entry.live is not None else None,
             "wanted": entry.generation,
             "refused": entry.refused,
+            "left_out": dict(entry.left_out),
             "repaired": self._repaired(entry),
             "version": entry.record.version,
             "clock_skew": None if entry.clock_skew is None else round(entry.clock_skew, 1),

@@ -58,7 +58,9 @@ class Node:
 
     def has(self, section: str, key: str) -> Any:
         """A value of its live state, or None."""
-        return None if self.live is None else self.live.get(section, {}).get(key)
+        if self.live is None or (section == "services" and key in self.left_out):
+            return None
+        return self.live.get(section, {}).get(key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,10 @@ class Tables:
             for name, table in found.items():
                 index.setdefault(prefix_of(table["vip"]), {})[name] = table
             self._live[node.id] = services, index
-        return index.get(vip, {}).values()
+        found = index.get(vip, {})
+        if node.left_out:
+            return [table for name, table in found.items() if name not in node.left_out]
+        return found.values()
 
     def keep_only(self, names: Container[str]) -> None:
         self._prepared = {name: found for name, found in self._prepared.items() if name in names}

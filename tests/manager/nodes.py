@@ -64,6 +64,7 @@ class FakeNode:
         self.answers = True  #: acknowledges at once
         self.told: Callable[[FlowQuestion], None] = lambda _: None  #: hears questions of flows
         self.refuses: str | None = None
+        self.leaves_out: Mapping[str, str] = {}
         self.generation = 0
         self.letters: list[FlowsToNode] = []
         self.states: list[NodeState] = []  #: every state that it was told, the latest last
@@ -110,7 +111,12 @@ class FakeNode:
             return
         self.generation = generation
         self.states.append(state)
-        self.hub.live(self, generation, state)
+        self.hub.live(self, generation, state, self.leaves_out)
+
+    def again(self) -> None:
+        """Acknowledges what it has once more: it leaves out something else."""
+        assert self.hub is not None
+        self.hub.live(self, self.generation, self.state, self.leaves_out)
 
     def report(self, service: str, backend: str, up: bool, reason: str = "", lease: float = 10.0) -> None:
         assert self.hub is not None

@@ -22,6 +22,8 @@ from manager.stream import Connection, Streams
 from manager.trust import Trust, listener
 from tests.manager.memory import MemoryTrust
 
+NOTHING: Mapping[str, str] = {}
+
 
 async def until(true: Callable[[], object], what: str, seconds: float = 10.0) -> None:
     """Waits for a condition; fails with what was waited for."""
@@ -43,6 +45,7 @@ class MemoryHub:
         self.revision = 0
         self.state: NodeState = {}
         self.lives: dict[str, tuple[int, NodeState]] = {}
+        self.left_out: dict[str, dict[str, str]] = {}
         self.refusals: list[tuple[str, int, str]] = []
         self.reports: dict[str, list[Any]] = {}
         self.leases: dict[str, int] = {}
@@ -63,8 +66,11 @@ class MemoryHub:
     def refused_at_door(self, kind: str, name: str, address: str, reason: str, *, duplicate: bool) -> None:
         self.log.append(f"{kind}:{name} turned away{' as a duplicate' if duplicate else ''}: {reason}")
 
-    def live(self, connection: Connection, generation: int, state: NodeState) -> None:
+    def live(
+        self, connection: Connection, generation: int, state: NodeState, left_out: Mapping[str, str] = NOTHING
+    ) -> None:
         self.lives[connection.id] = (generation, state)
+        self.left_out[connection.id] = dict(left_out)
 
     def refused(self, connection: Connection, generation: int, reason: str) -> None:
         self.refusals.append((connection.id, generation, reason))

@@ -368,3 +368,23 @@ def figures(controller: Controller) -> dict[tuple[str, tuple[str, ...]], float]:
         for family in ManagerCollector(controller).collect()
         for sample in family.samples
     }
+
+
+async def test_what_a_node_leaves_out_is_shown_said_and_waited_for_no_longer(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = Site(muxes=2, hosts=2).connect(controller)
+        mux = site.muxes[0]
+        mux.leaves_out = {"web": "is of a newer version"}
+        applied = await controller.apply([service()], "alice")
+        assert await controller.followed(5) == []
+        await until(lambda: bool(site.muxes[1].announces()), "mux2 announces")
+        assert mux.announces() == set()
+        why = {"mux:mux1": "it leaves out service web: is of a newer version"}
+        assert controller.without(applied.change.names) == why
+        mux.leaves_out = {}
+        mux.again()
+        await until(lambda: bool(mux.announces()), "mux1 announces as well")
+        assert controller.without(["web"]) == {}
+        said = [event.text for event in controller.events.latest(100) if event.subject == "mux mux1"]
+        assert "leaves out web, and serves the rest: is of a newer version" in said
+        assert "leaves out web no more" in said

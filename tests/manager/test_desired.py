@@ -229,3 +229,41 @@ def test_any_services_printed_and_applied_again_change_nothing(services: tuple[S
     change = apply_tables(there, tomllib.loads(format_tables(answer)).get("service", []), rules, replace_all=True)
     assert change.empty
     assert change.delta() == {"set": {}, "remove": {}}
+
+
+# --- what no node can serve ------------------------------------------------------------------------------------------
+
+
+def test_what_no_mux_can_serve_is_refused_with_the_reason() -> None:
+    rules = Rules((IPv6Network("2001:db8:100::/48"),), without_ipv6=("mux1", "mux2"))
+    table = {"name": "six", "vip": "2001:db8:100::1", "protocol": "tcp", "port": 80, "backend": []}
+    with pytest.raises(ConfigError) as refused:
+        apply_tables(Desired(), [table], rules)
+    assert refused.value.lines == [
+        "service[0].vip: is IPv6, and no MUX has an address for it: set mux.address6 on mux1, mux2 and restart "
+        '(service "six")'
+    ]
+    there = apply_tables(Desired(), [table], replace(rules, without_ipv6=())).new
+    assert apply_tables(there, [table | {"port": 81}], rules).lines, "what is there already keeps nobody from a change"
+
+
+def test_what_is_being_withdrawn_is_in_the_way_of_its_own_addresses() -> None:
+    rules = Rules((IPv4Network("203.0.113.0/24"), IPv4Network("10.0.3.0/24")))
+    before = apply_tables(
+        Desired(), [service("web", hosts=(1,)), service("dns", "203.0.113.11", hosts=(2,))], rules
+    ).new
+    new = service("dns", "10.0.3.1", hosts=(2,))
+    with pytest.raises(ConfigError, match='holds a backend of service "web", which is being withdrawn; apply this'):
+        apply_tables(before, [new], rules, replace_all=True)
+    gone = apply_tables(before, [service("dns", "203.0.113.11", hosts=(2,))], rules, replace_all=True).new
+    left = purge(gone, gone.retiring).new
+    assert apply_tables(left, [new], rules).lines
+
+
+def test_names_of_what_is_withdrawn_are_no_longer_than_names_may_be() -> None:
+    name = "n" * 128
+    table = {**service(), "name": name}
+    desired = apply_tables(Desired(), [table], RULES).new
+    desired = apply_tables(desired, [table | {"vip": "203.0.113.11"}], RULES).new
+    assert all(len(key) <= 128 for key in desired.retiring)
+    assert len(desired.retiring) == 1

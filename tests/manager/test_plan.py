@@ -17,6 +17,7 @@ from lb.node.messages import digest
 from lb.probe.scheduler import spread
 from manager.before import HANDOVER, served
 from manager.desired import Change, Order, delete_service, drain_backend, drain_mux, purge
+from manager.health import Source
 from manager.plan import plan, replan
 from manager.world import Memory, Plan
 from tests.manager.fleet import Fleet, service, with_probe
@@ -424,6 +425,94 @@ def test_min_healthy_counts() -> None:
     fleet.settle()
     assert fleet.announced() == set()
     assert fleet.withheld("mux2") == "web has 1 healthy backends and its policy min-healthy asks for 2"
+
+
+@pytest.mark.parametrize(("policy", "announced"), [({"policy": "any-backend"}, set()), ({}, {VIP})])
+def test_who_takes_no_new_flows_is_no_reason_to_announce(policy: dict[str, Any], announced: set[str]) -> None:
+    table = with_probe(service(), **policy)
+    fleet = settled(table)
+    assert fleet.announced() == {VIP}
+    for backend in table["backend"]:
+        backend["weight"] = 0
+    fleet.apply(table)
+    fleet.settle()
+    assert set(fleet.shown().values()) == {"up"}
+    assert fleet.announced() == announced
+    if not announced:
+        words = (
+            "web has 0 healthy backends, beside 2 of weight 0, which take no new flows and its policy any-backend asks"
+        )
+        assert fleet.withheld("mux1") == f"{words} for 1"
+
+
+def test_flows_of_backends_that_drain_are_a_reason_to_announce() -> None:
+    fleet = settled(with_probe(service(), policy="any-backend"))
+    for name in ("web-1", "web-2"):
+        fleet.desired = drain_backend(fleet.desired, "web", name, Order("alice", 5.0)).new
+    fleet.settle()
+    assert fleet.announced() == {VIP}
+
+
+# --- what a node cannot serve ----------------------------------------------------------------------------------------
+
+
+def test_a_mux_that_leaves_out_a_service_does_not_announce_its_vip_where_others_serve_it() -> None:
+    fleet = settled(service(), service("dns", "203.0.113.11", hosts=(3,)))
+    fleet.set("mux1", left_out={"web": "is of a newer version"})
+    fleet.settle()
+    assert fleet.announced("mux1") == {"203.0.113.11/32"}
+    assert fleet.announced("mux2") == {VIP, "203.0.113.11/32"}
+    assert fleet.withheld("mux1") == "it leaves out service web: is of a newer version"
+    fleet.set("mux1", left_out={})
+    fleet.settle()
+    assert fleet.announced("mux1") == {VIP, "203.0.113.11/32"}
+
+
+def test_one_service_that_no_mux_can_serve_takes_no_vip_from_others_and_gets_none_alone() -> None:
+    fleet = settled(service(), service("tls", port=443), service("dns", "203.0.113.11", hosts=(3,)))
+    for mux in ("mux1", "mux2"):
+        fleet.set(mux, left_out={"tls": "is of a newer version", "dns": "is of a newer version"})
+    fleet.settle()
+    assert fleet.announced("mux1") == fleet.announced("mux2") == {VIP}
+
+
+def test_what_a_host_leaves_out_counts_as_not_ready_and_freezes_nothing_else() -> None:
+    fleet = settled(service(hosts=(1, 2)))
+    fleet.set("host1", left_out={"web": "two ports"})
+    fleet.settle()
+    assert fleet.states() == {"web-1": "down", "web-2": "up"}
+    assert fleet.reason("web-1") == "not set up on host1: two ports"
+    assert fleet.announced() == {VIP}
+    fleet.apply(service(hosts=(2,)))
+    fleet.settle()
+    assert fleet.states() == {"web-2": "up"}
+
+
+def _udp(name: str, vip: str, host: int) -> dict[str, Any]:
+    return service(name, vip, hosts=(host, 3)) | {"protocol": "udp", "probe": {"type": "udp"}}
+
+
+@pytest.mark.parametrize(
+    ("connected", "reached", "state"), [(False, False, "down"), (False, True, "up"), (True, False, "up")]
+)
+def test_a_host_that_is_lost_loses_its_udp_backends_too(connected: bool, reached: bool, state: str) -> None:
+    """A host whose agent alone has stopped does not."""
+    fleet = settled(with_probe(service()), _udp("dns", "203.0.113.11", 1))
+    fleet.all_reached()
+    fleet.reports.forget(Source.TUNNEL, "mux1")
+    fleet.reports.forget(Source.TUNNEL, "mux2")
+    fleet.settle()
+    fleet.now += 20
+    fleet.reports.expire(fleet.now)
+    fleet.set("host1", connected=connected)
+    for mux in fleet.muxes:
+        fleet.report(mux, "web", "web-1", reached, "connect timed out")
+    fleet.plan()
+    assert fleet.states("dns")["dns-1"] == state
+    if state == "down":
+        assert fleet.reason("dns-1") == (
+            "no news from its agent, and 2 of 2 MUXes cannot reach web/web-1 on its host: connect timed out"
+        )
 
 
 # --- drains ----------------------------------------------------------------------------------------------------------
