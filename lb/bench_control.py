@@ -119,6 +119,7 @@ class ControlBench:
     bytes_whole: int = 0  #: to each MUX, for all services
     bytes_change: int = 0  #: to each MUX, for a change of one
     churn: dict[str, Any] = field(default_factory=dict)
+    rollouts: dict[str, Any] = field(default_factory=dict)  #: memory while names of backends come and go
     verdicts: dict[str, Any] = field(default_factory=dict)  #: until a MUX has them while something large goes on
     bgp: dict[str, Any] = field(default_factory=dict)  #: what router it was against, and what that heard
     memory: dict[str, Any] = field(default_factory=dict)
@@ -144,11 +145,13 @@ def bench_control(
     changes: int = 200,
     seconds: float = 30.0,
     rate: float = 100.0,
+    rollouts: int = 0,
     during_apply: int = 0,
     during_join: int = 0,
     say: Say = lambda line: None,
 ) -> ControlBench:
-    """``seconds`` of verdicts at ``rate``; ``during_apply``: services that are changed at once while verdicts are said,
+    """``seconds`` of verdicts at ``rate``; ``rollouts``: so many applies, each with fresh names of
+    a service's backends; ``during_apply``: services that are changed at once while verdicts are said,
     and ``during_join`` agents that join meanwhile. Needs root."""
     check()
     netns.reap()
@@ -164,6 +167,8 @@ def bench_control(
         _commands(fleet, tables[-1], answer, say)
         if seconds:
             _churn(fleet, seconds, rate, answer, say)
+        if rollouts:
+            _rollouts(fleet, tables[-1], rollouts, answer, say)
         if during_apply:
             _verdicts_during_apply(fleet, tables[:during_apply], answer, say)
         if during_join:
@@ -435,6 +440,28 @@ def _churn(fleet: Fleet, seconds: float, rate: float, answer: ControlBench, say:
     say(f"{done['verdicts']} verdicts: median {latency['median']} ms to a MUX, worst {latency['worst']} ms")
 
 
+#: Memory is looked at so many times, and every so many roll-outs are waited for.
+LOOKS, WAITED = 10, 50
+
+
+def _rollouts(fleet: Fleet, table: dict[str, Any], count: int, answer: ControlBench, say: Say) -> None:
+    """A service has its backends replaced again and again, by names that never were; the last are the first."""
+    pids = {name: pid for name, pid in _processes(fleet).items() if name != "exabgp"}
+    rss: dict[str, list[float]] = {name: [] for name in pids}
+    began = time.monotonic()
+    for number in range(1, count + 1):
+        backends = [{**backend, "name": f"{backend['name']}-{number}"} for backend in table["backend"]]
+        fleet.apply([{**table, "backend": backends}], WAIT if number % WAITED == 0 else 0)
+        if number * LOOKS % count < LOOKS:
+            for name, pid in pids.items():
+                rss[name].append(round(memory_of(pid)["rss"] / 2**20, 1))
+    took = time.monotonic() - began
+    fleet.apply([table], FOLLOWED)
+    answer.rollouts = {"count": count, "seconds": round(took, 1), "rss": rss}
+    grown = {name: round(found[-1] - found[0], 1) for name, found in rss.items()}
+    say(f"{count:,} roll-outs in {took:.0f} s: from the first tenth to the last, MiB more: {grown}")
+
+
 #: Verdicts a second while something large goes on.
 BESIDE = 20.0
 
@@ -544,6 +571,12 @@ def lines(answer: ControlBench) -> list[str]:
             f"churn        {churn['verdicts']:,} verdicts, {churn['rate']:.0f} a second: {latency['median']} ms "
             f"to a MUX (p99 {latency['p99']}, worst {latency['worst']}); {churn['lost']} lost, {churn['wrong']} wrong",
             "  CPU        " + ", ".join(f"{name} {share:.0%}" for name, share in churn["cpu"].items()),
+        ]
+    if answer.rollouts:
+        said.append(f"roll-outs    {answer.rollouts['count']:,}, MiB resident after each tenth of them:")
+        said += [
+            f"  {name:<11}" + "".join(f"{value:>8.1f}" for value in found)
+            for name, found in answer.rollouts["rss"].items()
         ]
     for key, found in answer.verdicts.items():
         many, row = found.get("services") or found.get("agents"), found["latency"]

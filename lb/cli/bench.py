@@ -149,6 +149,12 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
 @click.option("--churn", type=click.FloatRange(0, 3600), default=30.0, show_default=True, help="Seconds of verdicts.")
 @click.option("--rate", type=click.FloatRange(1, 1000), default=100.0, show_default=True, help="Verdicts per second.")
 @click.option(
+    "--rollouts",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    help="Measure memory over so many applies with fresh names of backends, such as 10000.",
+)
+@click.option(
     "--verdicts-during-apply",
     "during_apply",
     type=click.IntRange(0, 32767),
@@ -172,6 +178,7 @@ def control(
     changes: int,
     churn: float,
     rate: float,
+    rollouts: int,
     during_apply: int,
     during_join: int,
     as_json: bool,
@@ -190,6 +197,7 @@ def control(
         changes=changes,
         seconds=churn,
         rate=rate,
+        rollouts=rollouts,
         during_apply=during_apply,
         during_join=during_join,
         say=lambda line: click.echo(line, err=True),
