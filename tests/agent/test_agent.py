@@ -39,6 +39,7 @@ class FakeDecap:
     def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
         self.tunnel = tunnel
         self.host.calls.append("decapsulate")
+        self.host.devices.add("vipmux-tun")
 
     def counters(self) -> Mapping[str, int]:
         return {}
@@ -95,7 +96,7 @@ def test_cleanup_restores_the_host(agent: Agent, host: FakeHost, tmp_path: Path)
     assert host.settings == before
     assert host.addresses == {IPv4Address("127.0.0.1"): False}
     assert host.routes == set()
-    assert host.rules is None
+    assert host.table is None
     assert host.fence() == Fence()
     assert list(tmp_path.iterdir()) == []
     assert again.cleanup(config().agent) == []
