@@ -75,7 +75,8 @@ class LinuxHost:
         if self._opened is None:
             with _saying("open a netlink socket"):
                 self._opened = IPRoute()
-                self._own.ports.add(self._opened.asyncore.socket.getsockname()[0])
+                list(self._opened.get_links(index=_LOOPBACK))  # it has its port with the first question
+                self._own.ports |= {self._opened.asyncore.socket.getsockname()[0]} - {0}  # 0 is the kernel itself
         return self._opened
 
     def __exit__(self, *exception: object) -> None:

@@ -54,6 +54,8 @@ def whole(lab: HostLab) -> dict[str, str]:
         "routes": "\n".join(routes),
         "sysctls": traces["sysctls"],
         "fence": lab.on_host("ip", "rule", "show", "priority", "150"),
+        "device": re.sub(r"^\d+: ", "", lab.on_host("ip", "-o", "addr", "show", "dev", "vipmux-tun")),
+        "link": " ".join(re.findall(r"vipmux-tun.*<.*?>", lab.on_host("ip", "-br", "link"))),
     }
 
 
