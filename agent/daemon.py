@@ -40,6 +40,7 @@ from lb.config import load_agent, parse_manager_url
 from lb.control import ControlServer
 from lb.daemon.keeper import Keeper
 from lb.daemon.kernel_watch import EVERYTHING, KernelWatch, Own
+from lb.daemon.main_rule import MainRule
 from lb.daemon.marker import RunMarker
 from lb.daemon.supervise import Tasks, until
 from lb.doctor import startup
@@ -100,7 +101,9 @@ class Daemon:
         self._probes: LocalProbes | None = None
         self._changing = asyncio.Lock()  # one call of the agent at a time, whoever wants it
         watch = KernelWatch(EVERYTHING, own=own, tables=[TABLE], protocols=[ROUTE_PROTOCOL, RTPROT_KERNEL])
-        self._keeper = Keeper([HostParts(agent, self._changing), HostSettings(agent, self._changing)], watch)
+        self._keeper = Keeper(
+            [MainRule(), HostParts(agent, self._changing), HostSettings(agent, self._changing)], watch
+        )
         self._follower = self._follow(config, token)
 
     async def run(self) -> None:
@@ -300,7 +303,7 @@ class Daemon:
             return None
         known = self._probes.known() if self._probes is not None else {}
         manager = self._follower.row() if self._follower is not None else None
-        kept = Kept(self._keeper.rows(), self._keeper.figures())
+        kept = Kept(self._keeper.rows(), self._keeper.words(), self._keeper.figures())
         return Picture(self._applied, self._agent.counters(), self._rejected, known, manager, kept)
 
     async def _get(self, request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ class Kept:
     """What somebody else undid in this kernel."""
 
     rows: Sequence[Mapping[str, Any]] = ()  #: as lb.daemon.keeper tells it
+    words: str | None = None  #: the same in one sentence
     figures: KeptFigures = field(default_factory=KeptFigures)
 
 
@@ -69,6 +70,7 @@ def agents(picture: Picture) -> list[dict[str, Any]]:
             "left_out": dict(applied.served.left_out),
             "rejected": picture.rejected,
             "kernel": list(picture.kept.rows),
+            "repaired": picture.kept.words,
             "manager": picture.manager,
         }
     ]
