@@ -32,10 +32,7 @@ class FakeHost:
             "netfilter/nf_conntrack_tcp_be_liberal": 0,
         }
         self.filters: dict[str, Ingress] = {}
-        self.table: str | None = None
-        self.generation = 1
-        self.devices: set[str] = set()
-        self.unrouted: set[IPv4Address] = set()
+        self.rules: str | None = None
         self.fence_rules: set[tuple[int, str]] = set()
         self.fence_routes: set[Network] = set()
         self.flows: list[Flow] = []
@@ -53,7 +50,7 @@ class FakeHost:
 
     def loopback(self) -> Loopback:
         ours = frozenset(address for address, mine in self.addresses.items() if mine)
-        return Loopback(ours, frozenset(self.addresses) - ours, frozenset(self.unrouted))
+        return Loopback(ours, frozenset(self.addresses) - ours)
 
     def local_routes(self) -> frozenset[Network]:
         return frozenset(self.routes)
@@ -67,16 +64,10 @@ class FakeHost:
     def ingress(self, interface: str) -> Ingress:
         return self.filters.get(interface, Ingress())
 
-    def rules(self) -> str | None:
+    def has_table(self) -> bool:
         if not self.nft_installed:
             raise FeatureError("nft is not installed: install the package nftables")
-        return self.table
-
-    def rules_generation(self) -> int | None:
-        return self.generation
-
-    def receives_on(self, name: str) -> bool:
-        return name in self.devices
+        return self.rules is not None
 
     def fence(self) -> Fence:
         return Fence(frozenset(self.fence_rules), frozenset(self.fence_routes))
@@ -111,8 +102,7 @@ class FakeHost:
 
     def run_rules(self, text: str) -> None:
         self.calls.append("rules")
-        self.table = text if "chain" in text else None
-        self.generation += 1
+        self.rules = text if "chain" in text else None
 
     def add_vip(self, address: IPv4Address) -> None:
         self.calls.append(f"add {address}")
@@ -123,7 +113,6 @@ class FakeHost:
     def remove_vip(self, address: IPv4Address) -> None:
         self.calls.append(f"remove {address}")
         self.addresses.pop(address, None)
-        self.unrouted.discard(address)
 
     def add_route(self, prefix: Network) -> None:
         self.calls.append(f"add {prefix}")
@@ -158,8 +147,6 @@ class FakeHost:
     def remove_link(self, name: str) -> None:
         self.calls.append(f"no link {name}")
         self.links.pop(name, None)
-        self.devices.discard(name)
 
     def receive_on(self, name: str) -> None:
         self.calls.append(f"up {name}")
-        self.devices.add(name)

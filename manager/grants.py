@@ -120,7 +120,9 @@ def _agent_not_ready(mux: Node, agent: Node | None, prepared: Prepared, address:
         return None  # nobody waits for it; the backend takes no traffic meanwhile
     if prepared.service.name in agent.left_out:
         return None
-    if not_installed(agent, prepared.service, address, world) is not None:
+    name = prepared.service.name
+    set_up = agent.has("services", name) is prepared.agent_tables.get(agent.name)  # the very table: the most common
+    if not set_up and not_installed(agent, prepared.service, address, world) is not None:
         return f"agent {agent.name} has not installed service {prepared.service.name} yet"
     if agent.has("muxes", mux.name) != outer(mux):
         return f"agent {agent.name} does not accept its tunnels yet"

@@ -38,13 +38,17 @@ def with_lent(before: Before, tables: dict[str, dict[str, Any]], world: World) -
     What an agent has at a place now goes before what it had there: it is the same host, whatever things are called. Of
     what it had, only those ports stay that it has not now, for two services of one host must not tie.
     """
-    sent = [_Sent(mux, before, world) for mux in world.muxes.values()]
+    sent: list[_Sent] | None = None
     for agent, services in before.lent.items():
-        if agent not in world.agents:
+        here = tables.get(agent, {})
+        others = sorted(key for key, table in services.items() if here.get(key) is not table)
+        if agent not in world.agents or not others:
             continue
-        mine = dict(tables.get(agent, {}))
+        if sent is None:
+            sent = [_Sent(mux, before, world) for mux in world.muxes.values()]
+        mine = dict(here)
         own = {(table["protocol"], ports_of(table)) for table in mine.values()}
-        for key in sorted(services):
+        for key in others:
             table = services[key]
             pieces = _untied(table, mine.values())
             if not pieces or not any(mux.may_need(table, own) for mux in sent):

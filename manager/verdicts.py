@@ -8,6 +8,7 @@ slowly where the service asks for it (:mod:`manager.slow_start`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class _Place(NamedTuple):
     address: str
     agent: Node | None
     before: Before
+    told: Mapping[str, Any] | None  #: what its agent is told of the service
 
 
 def plan_backends(prepared: Prepared, before: Before, world: World) -> tuple[list[BackendPlan], str | None]:
@@ -36,7 +38,8 @@ def plan_backends(prepared: Prepared, before: Before, world: World) -> tuple[lis
     judged = []
     for backend, address, agent in zip(prepared.service.backends, prepared.addresses, prepared.agents, strict=True):
         node = None if agent is None else world.agents.get(agent)
-        judged.append(_judge(_Place(prepared.service, backend, address, node, before), world))
+        told = prepared.agent_tables.get(agent) if agent is not None else None
+        judged.append(_judge(_Place(prepared.service, backend, address, node, before, told), world))
     found, panic = _cap(judged, world)
     if prepared.service.slow_start is not None:
         found = _slowly(found, prepared.service.slow_start, world)
@@ -45,7 +48,7 @@ def plan_backends(prepared: Prepared, before: Before, world: World) -> tuple[lis
 
 def _judge(place: _Place, world: World) -> BackendPlan:
     """One backend by itself."""
-    service, backend, address, agent, before = place
+    service, backend, address, agent, before, _ = place
     known = before.known(service, backend, address)
     order = world.desired.drains.get(f"{service.name}/{backend.name}") if world.desired.drains else None
     healthy, shown, reason = _health(place, known, world)
@@ -65,7 +68,7 @@ def _judge(place: _Place, world: World) -> BackendPlan:
 
 def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool, str, str]:
     """Is it able to serve: (yes or no, what to show, why)."""
-    service, backend, address, agent, _ = place
+    service, backend, address, agent, _, _ = place
     if agent is not None:
         waiting = _not_set_up(place, agent, known, world)
         if waiting is not None:
@@ -115,7 +118,9 @@ def _host_is_lost(backend: Backend, world: World) -> str | None:
 
 def _not_set_up(place: _Place, agent: Node, known: Remembered | None, world: World) -> str | None:
     """Why packets to the backend would find nobody at its host, or None."""
-    service, backend, address, _, before = place
+    service, backend, address, _, before, told = place
+    if told is not None and agent.has("services", service.name) is told and before.vip not in agent.owes:
+        return None  # the most common by far
     was_there = known is not None and known.proven and before.had(service, backend)
     if was_there and known is not None and not known.healthy:
         was_there = known.shown not in ("installing", "drain")
@@ -135,7 +140,7 @@ def _not_set_up(place: _Place, agent: Node, known: Remembered | None, world: Wor
 
 def _may_be_going(place: _Place, agent: Node, known: Remembered | None) -> bool:
     """The agent has it, and may just be about to take away what it was told to: until it has acknowledged all."""
-    service, _, address, _, before = place
+    service, _, address, _, before, _ = place
     if before.vip not in agent.owes or agent.late or agent.refused is not None:
         return False
     told = before.lent.get(agent.name, {}).values()
