@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the flow table wears out: hours of closed connections and floods of doubled packets, in simulated time.
+"""Whether the flow table wears out: hours of closed connections, floods of doubled packets, roll-outs.
 
-Called by ``lb bench wear``, ``lb bench acks`` and tests. Packets go through the real pipeline in memory; the clock is
-the benchmark's own, so that an hour takes as long as its packets do.
+Called by ``lb bench wear``, ``acks``, ``rollouts`` and tests. Packets go through the real pipeline in memory; the clock
+is the benchmark's own, so that an hour takes as long as its packets do.
 """
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 from lb.bench import bench_services, commit_name, cpu_name
 from lb.dataplane import FLOW_TIERS, Fate, Link, Pipeline, Script, Snapshot
-from lb.forwarding import Compiler
+from lb.forwarding import Compiler, Forwarding
 from lb.model import BackendState, MuxSettings, Service
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
 SECOND = 1_000_000_000
 #: Simulated time goes by in steps of so much; ns.
 STEP = SECOND // 10
+#: Of the flow table's clock; ns.
+TICK = 1 << 28
 #: Long enough after the clock's beginning that no age is cut short.
 START = 100_000 * SECOND
 #: Numbers of flows: connections that are opened and closed count from 0, those that stay open from here.
@@ -297,3 +301,115 @@ def acks_lines(result: AcksBench) -> Iterator[str]:
         f"a minute later: {result.new:,} opened, {result.remembered:,} remembered, {result.known:,} known a second"
         " after"
     )
+
+
+# --- roll-outs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutsBench:
+    """The answer of ``lb bench rollouts``."""
+
+    rollouts: int
+    services: int
+    backends: int  #: of each, all of them with fresh names each time
+    names: int  #: that there were in all
+    seconds: float  #: simulated, between two roll-outs
+    counters: int  #: that were ever lent
+    highest: int  #: number of a backend within its service
+    mislead: int  #: flows of gone backends that were taken for those of new ones
+    rss_mib: list[float]  #: memory of the process after each tenth
+    sound: bool
+    cpu: str
+    commit: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """As :class:`lb.numbers.Tables`."""
+
+    pipeline: Pipeline
+
+    def forgotten(self) -> int:
+        return self.pipeline.forgotten
+
+    def lent_counter(self, counter: int) -> None:
+        """Nobody reads them."""
+
+    def lent_service(self, service_id: int) -> None:
+        """Nobody reads them."""
+
+
+def bench_rollouts(*, rollouts: int, services: int, backends: int, seconds: float) -> RolloutsBench:
+    """Replaces all backends of all services again and again, beside flows that remember the ones before."""
+    settings = MuxSettings(
+        name="bench", address=IPv4Address("192.0.2.1"), seed=bytes(range(16)), interface="", flows=1, slots=251
+    )
+    compiler, pipeline, templates = Compiler(settings), Pipeline(1, Link.SWAP), bench_services(services, backends)
+    compiler.follow(_Table(pipeline))
+    script: Script | None = None
+    now, mislead, highest, rss = START, 0, 0, []
+    for turn in range(rollouts):
+        forwarding = compiler.compile([_replaced(service, turn) for service in templates])
+        snapshot = forwarding.offline_snapshot()
+        script = script or Script(pipeline, snapshot)
+        # The same clients each time: their entries name backends that are gone by now.
+        mislead += script.send(snapshot, range(256), SYN, now).known
+        highest = max(highest, *(_highest(forwarding, number, service) for number, service in forwarding.ids.items()))
+        for _ in range(max(1, round(seconds * SECOND / TICK))):
+            now += TICK
+            script.send(snapshot, range(LIVE, LIVE + 1), ACK, now)
+        if (turn + 1) % max(1, rollouts // 10) == 0:
+            rss.append(round(own_mib(), 1))
+    return RolloutsBench(
+        rollouts=rollouts,
+        services=services,
+        backends=backends,
+        names=rollouts * services * backends,
+        seconds=seconds,
+        counters=forwarding.counters,
+        highest=highest,
+        mislead=mislead,
+        rss_mib=rss,
+        sound=not mislead and forwarding.counters <= 64 * services * backends,
+        cpu=cpu_name(),
+        commit=commit_name(),
+    )
+
+
+def _replaced(service: Service, turn: int) -> Service:
+    """With backends that have other names and addresses than in any turn before."""
+    count = len(service.backends)
+    return replace(
+        service,
+        backends=tuple(
+            replace(
+                backend, name=f"{backend.name}-{turn}", address=IPv4Address("10.0.0.0") + (turn * count + n) % (1 << 23)
+            )
+            for n, backend in enumerate(service.backends)
+        ),
+    )
+
+
+def _highest(forwarding: Forwarding, number: int, service: Service) -> int:
+    return max(forwarding.number(number, backend.name) or 0 for backend in service.backends)
+
+
+def own_mib() -> float:
+    """Memory of this process."""
+    with Path("/proc/self/statm").open() as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / (1 << 20)
+
+
+def rollouts_lines(result: RolloutsBench) -> Iterator[str]:
+    """For people."""
+    yield (
+        f"{result.rollouts:,} roll-outs of {result.services} services with {result.backends} backends each, all names"
+        f" fresh ({result.names:,} in all), {result.seconds:g} s of simulated time apart"
+    )
+    yield f"numbers within a service: up to {result.highest}; counters lent: {result.counters:,}; none refused"
+    yield f"flows of gone backends taken for those of new ones: {result.mislead}"
+    yield "MiB after each tenth: " + ", ".join(f"{mib:.1f}" for mib in result.rss_mib)

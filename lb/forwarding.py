@@ -2,7 +2,8 @@
 """From services as operators write them to what the data plane reads: numbers, Maglev tables, VIP map, snapshot.
 
 A :class:`Compiler` lives as long as the flow tables that hold its numbers: a service keeps its id, and a backend its
-number within the service, for as long as there is room for others, so that entries stay valid over any change.
+number within the service, for as long as it is there, so that entries stay valid over any change
+(:mod:`lb.numbers` has when a number is lent again).
 Nothing of what it numbers reaches another MUX; what must be equal there (permutations, hashes) is made of the pool's
 seed and of names only. Not thread-safe; its owner is the daemon's event loop, or a tool.
 """
@@ -10,8 +11,7 @@ seed and of names only. Not thread-safe; its owner is the daemon's event loop, o
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -28,51 +28,21 @@ from lb.dataplane import (
     VipMap,
     lookup,
 )
-from lb.errors import DataplaneError
 from lb.maglev import Maglev, build_table
 from lb.model import (
-    MAX_BACKENDS_PER_SERVICE,
-    MAX_SERVICES,
     Address,
     Backend,
     BackendState,
     HashMode,
     MuxSettings,
-    Network,
-    PortRange,
     Protocol,
     Service,
 )
+from lb.numbers import Numbers, Place, ServiceNumbers, Tables, places
 from lb.persistent import PersistentMap
-
-#: Pairs of service and backend that can be counted over a process's life (COUNTER_MAX in native/vip_map.h).
-MAX_COUNTERS = 1 << 20
 
 _STATES = {BackendState.UP: 1, BackendState.DRAIN: 2, BackendState.DOWN: 3}
 _ABSENT = BackendEntry(hop=0, counter=0, state=0)
-
-
-class ServiceKey(NamedTuple):
-    """What a service is to its flows: a new name keeps them, another address or port does not."""
-
-    vip: Network
-    protocol: Protocol
-    ports: PortRange
-
-
-def service_key(service: Service) -> ServiceKey:
-    return ServiceKey(service.vip, service.protocol, service.ports)
-
-
-@dataclass(slots=True)
-class _ServiceNumbers:
-    """A service's id, its backends' numbers by name, and counter indices by number. A number that no backend has any
-    more stays under the name of the last one, or under one that no backend can have."""
-
-    id: int
-    backends: dict[str, int] = field(default_factory=dict)
-    addresses: dict[str, Address] = field(default_factory=dict)  #: of the backends that are there, by name
-    counters: array[int] = field(default_factory=lambda: array("I"))
 
 
 class Lookup(NamedTuple):
@@ -139,7 +109,9 @@ class _Prepared:
     """A service as it is in the VIP map, for as long as it stays the same object."""
 
     service: Service
-    numbers: _ServiceNumbers
+    id: int
+    numbers: tuple[int, ...]  #: of its backends, in their order
+    counters: tuple[int, ...]
     table: Maglev
 
     @property
@@ -201,7 +173,7 @@ class Forwarding:
     def id_of(self, service: Service) -> int | None:
         """Of one of these services: the object, not one that is equal."""
         item = self._by_name.get(service.name)
-        return item.numbers.id if item is not None and item.service is service else None
+        return item.id if item is not None and item.service is service else None
 
     def names(self, service_id: int | None, number: int | None) -> tuple[str | None, str | None]:
         """Names of a service and of one of its backends, by the data plane's numbers."""
@@ -215,21 +187,24 @@ class Forwarding:
         """The backend of a service that has this number."""
         item = self._by_id[service_id]
         return (
-            next((b for b in item.service.backends if item.numbers.backends[b.name] == number), None)
+            next((b for b, own in zip(item.service.backends, item.numbers, strict=True) if own == number), None)
             if number is not None
             else None
         )
 
+    def _places(self, service_id: int) -> Collection[Place]:
+        item = self._by_id.get(service_id)
+        return set(places(item.service)) if item is not None else ()
+
     def number(self, service_id: int, backend: str) -> int | None:
         """The number of a backend of a service, by its name."""
         item = self._by_id[service_id]
-        present = any(found.name == backend for found in item.service.backends)
-        return item.numbers.backends.get(backend) if present else None
+        return next((n for b, n in zip(item.service.backends, item.numbers, strict=True) if b.name == backend), None)
 
     def counter(self, service_id: int, backend: str) -> int:
         """Where the packets of a service's backend are counted; see :meth:`~lb.dataplane.Pipeline.backend_packets`."""
-        numbers = self._by_id[service_id].numbers
-        return numbers.counters[numbers.backends[backend]]
+        item = self._by_id[service_id]
+        return next(n for b, n in zip(item.service.backends, item.counters, strict=True) if b.name == backend)
 
     def table(self, service_id: int) -> Maglev:
         """From slot to the number of a backend."""
@@ -255,8 +230,7 @@ class Compiler:
 
     def __init__(self, settings: MuxSettings) -> None:
         self.settings = settings
-        self._services: dict[ServiceKey, _ServiceNumbers] = {}
-        self._counters = 0
+        self._numbers = Numbers()
         # Services with the same backends and weights share a table, for as long as one of them has it.
         self._tables: WeakValueDictionary[bytes, Maglev] = WeakValueDictionary()
         vip_map = VipMap(settings.seed, settings.idle.tcp_untrusted, ())
@@ -270,73 +244,39 @@ class Compiler:
         """``before`` is what the change begins with. Raises DataplaneError, and then nothing has changed."""
         hops = before.hops.after(change)
         gone = [before._by_name[service.name] for service in change.gone]
-        come = [self._prepare(service, numbers) for service, numbers in self._number(change)]
-        ids = [item.numbers.id for item in gone]
+        lent = self._numbers.lend(change.come, change.gone, before.vip_map.serial + 1, before._by_id, before._places)
+        come = [self._prepare(service, numbers) for service, numbers in lent]
+        ids = [item.id for item in gone]
         vip_map = before.vip_map.changed(ids, [self._entry(item, hops) for item in come])
-        by_id = before._by_id.replaced(ids, {item.numbers.id: item for item in come})
+        by_id = before._by_id.replaced(ids, {item.id: item for item in come})
         by_name = before._by_name.replaced(
             [service.name for service in change.gone], {item.service.name: item for item in come}
         )
-        draining = before.draining.difference(ids).union(item.numbers.id for item in come if item.drains)
-        self._last = Forwarding(self.settings, change.services, vip_map, hops, self._counters, draining, by_id, by_name)
+        draining = before.draining.difference(ids).union(item.id for item in come if item.drains)
+        self._last = Forwarding(
+            self.settings, change.services, vip_map, hops, self._numbers.counters, draining, by_id, by_name
+        )
         return self._last
 
-    def _prepare(self, service: Service, numbers: _ServiceNumbers) -> _Prepared:
-        return _Prepared(service, numbers, self._table(service, numbers))
+    def follow(self, tables: Tables) -> None:
+        """From here on these hold the numbers, and say when they may be lent again."""
+        self._numbers.tables = tables
 
-    # ---- numbers ----
-
-    def _number(self, change: Change) -> Iterator[tuple[Service, _ServiceNumbers]]:
-        """Those that come."""
-        present: set[ServiceKey] = set()
-        for service in change.come:
-            key = service_key(service)
-            numbers = self._services.get(key)
-            if numbers is None:
-                if not present and len(self._services) >= MAX_SERVICES:
-                    present = {service_key(other) for other in change.services}
-                numbers = self._services[key] = _ServiceNumbers(self._free_id(present))
-            _follow_addresses(service, numbers)
-            for backend in sorted(service.backends, key=lambda b: b.name):
-                self._number_backend(service, numbers, backend)
-            numbers.addresses = {backend.name: backend.address for backend in service.backends}
-            yield service, numbers
-
-    def _free_id(self, present: set[ServiceKey]) -> int:
-        if len(self._services) < MAX_SERVICES:
-            return len(self._services)
-        # All ids were lent: take that of the service that went first. Its flows have long expired, or soon will.
-        gone = next((key for key in self._services if key not in present), None)
-        if gone is None:
-            raise DataplaneError(f"There are more than {MAX_SERVICES} services; split them between pools of MUXes.")
-        return self._services.pop(gone).id
-
-    def _number_backend(self, service: Service, numbers: _ServiceNumbers, backend: Backend) -> None:
-        if backend.name in numbers.backends:
-            return
-        number = len(numbers.backends)
-        if number >= MAX_BACKENDS_PER_SERVICE:
-            present = {b.name for b in service.backends}
-            gone = next(name for name in numbers.backends if name not in present)
-            number = numbers.backends.pop(gone)
-        elif self._counters < MAX_COUNTERS:
-            numbers.counters.append(self._counters)
-            self._counters += 1
-        else:
-            raise DataplaneError(f"More than {MAX_COUNTERS} backends were seen since the start; restart to go on.")
-        numbers.backends[backend.name] = number
+    def _prepare(self, service: Service, numbers: ServiceNumbers) -> _Prepared:
+        own = tuple(numbers.backends[place] for place in places(service))
+        counters = tuple(numbers.counters[number] for number in own)
+        return _Prepared(service, numbers.id, own, counters, self._table(service, own))
 
     # ---- entries ----
 
     def _entry(self, item: _Prepared, hops: HopNumbers) -> ServiceEntry:
-        settings, service, numbers = self.settings, item.service, item.numbers
-        rows = [_ABSENT] * (max((numbers.backends[b.name] for b in service.backends), default=-1) + 1)
-        for backend in service.backends:
-            number = numbers.backends[backend.name]
-            rows[number] = BackendEntry(hops[backend.address], numbers.counters[number], _STATES[backend.state])
+        settings, service = self.settings, item.service
+        rows = [_ABSENT] * (max(item.numbers, default=-1) + 1)
+        for backend, number, counter in zip(service.backends, item.numbers, item.counters, strict=True):
+            rows[number] = BackendEntry(hops[backend.address], counter, _STATES[backend.state])
         default_idle = settings.idle.tcp if service.protocol is Protocol.TCP else settings.idle.udp
         return ServiceEntry(
-            id=numbers.id,
+            id=item.id,
             first_port=service.ports.first,
             last_port=service.ports.last,
             protocol=service.protocol,
@@ -349,40 +289,16 @@ class Compiler:
             backends=rows,
         )
 
-    def _table(self, service: Service, numbers: _ServiceNumbers) -> Maglev:
+    def _table(self, service: Service, own: Sequence[int]) -> Maglev:
         """The service's table: that of another one, or a new one."""
         size = service.slots or self.settings.slots
         members = sorted((b.name, b.weight) for b in service.backends if b.state is BackendState.UP and b.weight)
-        key = _digest(size, [(name, weight, numbers.backends[name]) for name, weight in members])
+        numbers = {backend.name: number for backend, number in zip(service.backends, own, strict=True)}
+        key = _digest(size, [(name, weight, numbers[name]) for name, weight in members])
         table = self._tables.get(key)
         if table is None:
-            table = self._tables[key] = build_table(self.settings.seed, size, members, numbers.backends)
+            table = self._tables[key] = build_table(self.settings.seed, size, members, numbers)
         return table
-
-
-def _follow_addresses(service: Service, numbers: _ServiceNumbers) -> None:
-    """Flows belong to a machine, whatever it is called: who is at an address has the number of who was there before,
-    and a name that is elsewhere now has none."""
-    known = numbers.addresses
-    if all(known.get(backend.name) == backend.address for backend in service.backends):
-        return
-    places: dict[Address, list[str]] = {}
-    for name, address in known.items():
-        places.setdefault(address, []).append(name)
-    stayed = {backend.name for backend in service.backends if known.get(backend.name) == backend.address}
-    moved: dict[str, int] = {}
-    for backend in service.backends:
-        here = [name for name in places.get(backend.address, ()) if name not in stayed]
-        if backend.name not in stayed and len(here) == 1:  # of several, names must tell
-            moved[backend.name] = numbers.backends[here[0]]
-            del places[backend.address]
-    left = set(moved.values())
-    elsewhere = [b.name for b in service.backends if b.name in known and known[b.name] != b.address]
-    for name in {*moved, *elsewhere, *(name for name, number in numbers.backends.items() if number in left)}:
-        number = numbers.backends.pop(name, None)
-        if number is not None and number not in left:
-            numbers.backends[f"\0{number}"] = number
-    numbers.backends.update(moved)
 
 
 def _digest(*values: object) -> bytes:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mmh3
 
@@ -20,6 +21,8 @@ class NativePlane:
         first_id = mmh3.hash(settings.seed, signed=False) & 0xFFFF
         self._pipeline = Pipeline(settings.flows, Link.NONE if raw_ip else Link.SWAP, first_id=first_id)
 
+        self._compiler.follow(_Lender(self._pipeline))
+
     def publish(self, services: Sequence[Service]) -> None:
         self._forwarding = self._compiler.compile(services)
         self._snapshot = self._forwarding.offline_snapshot()
@@ -29,3 +32,19 @@ class NativePlane:
 
     def names(self, outcome: Result) -> tuple[str | None, str | None]:
         return self._forwarding.names(outcome.service_id, outcome.backend)
+
+
+@dataclass(frozen=True, slots=True)
+class _Lender:
+    """Of numbers (:class:`lb.numbers.Tables`); nobody asks a replay's counters."""
+
+    pipeline: Pipeline
+
+    def forgotten(self) -> int:
+        return self.pipeline.forgotten
+
+    def lent_counter(self, counter: int) -> None:
+        """Nothing to do."""
+
+    def lent_service(self, service_id: int) -> None:
+        """Nothing to do."""

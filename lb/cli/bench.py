@@ -103,6 +103,27 @@ def acks(*, rate: int, seconds: float, apart_ms: float, flows: int, live: int, n
     return 0 if result.sound else 1
 
 
+@command.command("rollouts", epilog=example("lb bench rollouts --rollouts 500 --services 10"))
+@click.option("--rollouts", type=click.IntRange(10, 1_000_000), default=10_000, show_default=True)
+@click.option("--services", type=click.IntRange(1, 10_000), default=1, show_default=True)
+@click.option("--backends", type=click.IntRange(1, 1000), default=5, show_default=True, help="For each service.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Between two.")
+@output_option
+def rollouts(*, rollouts: int, services: int, backends: int, seconds: float, as_json: bool) -> int:
+    """Replace all backends by ones with fresh names, again and again, in simulated time, beside a flow table.
+
+    Exits 1 if a flow of a gone backend was taken for one of a new backend, or numbers were not lent again.
+    """
+    from lb.bench_wear import bench_rollouts, rollouts_lines  # noqa: PLC0415  brings the extension
+
+    result = bench_rollouts(rollouts=rollouts, services=services, backends=backends, seconds=seconds)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        click.echo("\n".join(rollouts_lines(result)))
+    return 0 if result.sound else 1
+
+
 @command.command("io", epilog=example("lb bench io --io packet --seconds 3"))
 @click.option(
     "--io",

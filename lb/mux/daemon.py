@@ -171,6 +171,12 @@ class Daemon:
 
     # -- start and stop -----------------------------------------------------------------------------------------
 
+    def _make_engine(self, port: Port, forwarding: Forwarding) -> Engine:
+        """Whose flow tables hold the compiler's numbers."""
+        engine = Engine(self._settings, port.link, forwarding)
+        self._compiler.follow(engine)
+        return engine
+
     async def start(self, services: tuple[Service, ...]) -> None:
         """Everything up to ``ready``."""
         state: NodeState = {}
@@ -190,7 +196,7 @@ class Daemon:
         port, mode = await open_port(
             self._settings, self._vips.networks, self._netlink, self._state_dir.path, self._own
         )
-        engine = Engine(self._settings, port.link, forwarding)
+        engine = self._make_engine(port, forwarding)
         self._opened = Plane(port, mode, engine)
         self._keeper = self._keep(port)
         if self._bgp is not None:

@@ -68,6 +68,9 @@ class Engine:
         self._ios: list[Io] = []
         self._closed_ios = IoStats()
         self._started = False
+        # Counters that were somebody else's before begin anew: what they stood at is taken off.
+        self._backend_bases: dict[int, int] = {}
+        self._service_bases: dict[int, ServiceCounters] = {}
         self._forwarding = forwarding
         self._hops: Mapping[Address, Hop] = {}
         self._reachable: frozenset[Address] = frozenset()
@@ -260,7 +263,30 @@ class Engine:
         """Flows that found no room in their table, so far."""
         return sum(pipeline.counters().flows.refused for pipeline in self._pipelines)
 
+    # -- numbers, see lb.numbers.Tables --------------------------------------------------------------------------
+
+    def forgotten(self) -> int:
+        """What the VIP map of this serial has not, no worker's flow table remembers any more."""
+        return min(pipeline.forgotten for pipeline in self._pipelines)
+
+    def lent_counter(self, counter: int) -> None:
+        """Another backend's from here on."""
+        self._backend_bases[counter] = self._backend_count(counter)
+
+    def lent_service(self, service_id: int) -> None:
+        """Another service's from here on."""
+        self._service_bases[service_id] = self._service_count(service_id)
+
     def service_counters(self, service_id: int) -> ServiceCounters:
+        count, base = self._service_count(service_id), self._service_bases.get(service_id, ServiceCounters())
+        return ServiceCounters(
+            packets=count.packets - base.packets,
+            bytes=count.bytes - base.bytes,
+            flows=count.flows - base.flows,
+            dropped=count.dropped - base.dropped,
+        )
+
+    def _service_count(self, service_id: int) -> ServiceCounters:
         rows = [pipeline.service_counters(service_id) for pipeline in self._pipelines]
         return ServiceCounters(
             packets=sum(row.packets for row in rows),
@@ -271,9 +297,17 @@ class Engine:
 
     def busy(self, ids: int) -> list[int]:
         """Of the service ids below ``ids``, those that counted a packet, in order."""
-        return sorted(set().union(*(pipeline.busy_services(ids) for pipeline in self._pipelines)))
+        busy = set().union(*(pipeline.busy_services(ids) for pipeline in self._pipelines))
+        return sorted(
+            number
+            for number in busy
+            if number not in self._service_bases or self.service_counters(number) != ServiceCounters()
+        )
 
     def backend_packets(self, counter: int) -> int:
+        return self._backend_count(counter) - self._backend_bases.get(counter, 0)
+
+    def _backend_count(self, counter: int) -> int:
         return sum(pipeline.backend_packets(counter) for pipeline in self._pipelines)
 
 

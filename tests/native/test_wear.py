@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from lb.bench import bench_services
-from lb.bench_wear import ACK, FIN, FLOOD, PSH, SECOND, START, SYN, bench_acks, bench_wear
+from lb.bench_wear import ACK, FIN, FLOOD, PSH, SECOND, START, SYN, bench_acks, bench_rollouts, bench_wear
 from lb.dataplane import FLOW_TIERS, Link, Pipeline, Script
 from lb.forwarding import Compiler
 from tests.packets.world import SETTINGS
@@ -36,6 +36,16 @@ def test_a_flood_of_doubled_acks_displaces_nobody_and_leaves_room(apart_ms: int)
     assert (found.displaced, found.broken) == (0, 0)
     assert found.remembered == 2000, "a minute later new flows find no place"
     assert found.known > 1800
+    assert found.sound
+
+
+def test_roll_outs_with_fresh_names_mislead_no_flow_and_use_no_more_numbers() -> None:
+    """Each a second or two after the one before, and the same clients come back each time."""
+    found = bench_rollouts(rollouts=300, services=2, backends=3, seconds=1.5)
+    assert found.mislead == 0
+    assert found.names == 1800
+    assert found.counters < 120
+    assert found.highest < 60
     assert found.sound
 
 
