@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from aiohttp import web
@@ -38,6 +39,14 @@ class Access:
     def __init__(self, settings: ManagerSettings, store: Store, hub: Hub) -> None:
         self._settings = settings
         authority = Authority.load(Path(settings.state_dir) / CA_DIRECTORY)
+        ahead = authority.begins_in(datetime.now(UTC))
+        if ahead > 0:
+            log.error(
+                "the authority begins in the future",
+                hours=round(ahead / 3600, 1),
+                reason="the clock is behind, or was ahead when `lb-manager init` ran: until it is valid nobody trusts "
+                "this manager; set the clock, or make another authority",
+            )
         self.trust = Trust(authority, store, settings.node_lifetime)
         self.streams = Streams(hub, self.trust)
         self._listens = (settings.listen, *([settings.web] if settings.web is not None else ()))

@@ -135,6 +135,10 @@ class Authority:
             raise AccessError(f"{directory}: ca.key does not belong to ca.pem; restore both from one backup")
         return cls(directory, key, certificate)
 
+    def begins_in(self, now: datetime) -> float:
+        """Seconds until the authority's certificate is valid; not positive: it is."""
+        return (self._certificate.not_valid_before_utc - now).total_seconds()
+
     @property
     def ca_file(self) -> Path:
         return self._directory / "ca.pem"
@@ -222,7 +226,9 @@ class Authority:
             has = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except (OSError, ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
             return False
-        return set(names) <= set(has) and certificate.not_valid_after_utc - datetime.now(UTC) > SERVER_LIFETIME / 3
+        now = datetime.now(UTC)
+        begun = certificate.not_valid_before_utc <= now  # else it was made while the clock was ahead
+        return set(names) <= set(has) and begun and certificate.not_valid_after_utc - now > SERVER_LIFETIME / 3
 
 
 def serial_text(number: int) -> str:

@@ -13,13 +13,14 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from structlog.testing import capture_logs
 
 from lb.node import client as client_module
 from lb.node.cache import Cached
 from lb.node.messages import Ack, FlowGroup, FlowsMessage, HealthReport, Hello, NodeState, digest, encode
 from manager import stream as stream_module
-from manager.stream import Connection
+from manager.stream import Connection, Streams
 from tests.manager.stage import StageManager, StageNode, until
 
 STATE: NodeState = {"services": {"web": {"vip": "203.0.113.10"}, "dns": {"vip": "203.0.113.53"}}}
@@ -478,3 +479,34 @@ def test_a_wrong_authority_is_told_apart_from_no_network(tmp_path: Path) -> None
 
 def test_backoff_is_bounded() -> None:
     assert client_module.BACKOFF_MIN < client_module.BACKOFF_MAX <= 5
+
+
+async def test_a_node_that_leaves_while_its_connection_is_set_up_is_no_error_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = StageManager(tmp_path)
+    prepare = web.WebSocketResponse.prepare
+    raised: list[BaseException] = []
+
+    async def left(self: web.WebSocketResponse, request: web.BaseRequest) -> Any:
+        assert request.transport is not None
+        request.transport.abort()
+        await asyncio.sleep(0.05)
+        return await prepare(self, request)
+
+    handle = Streams.handle
+
+    async def noted(self: Streams, request: web.Request) -> web.StreamResponse:
+        try:
+            return await handle(self, request)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    monkeypatch.setattr(Streams, "handle", noted)
+    async with manager.serving():
+        node = StageNode(manager, "mux1", await manager.token())
+        monkeypatch.setattr(web.WebSocketResponse, "prepare", left)
+        async with node.running():
+            await until(lambda: bool(raised), "nobody came")
+    assert all(isinstance(error, ConnectionError) for error in raised), raised

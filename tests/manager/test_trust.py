@@ -10,6 +10,7 @@ import ssl
 import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from structlog.testing import capture_logs
 from lb.errors import AccessError, RequestError
 from lb.node.files import write_private
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
-from manager import joining
+from manager import authority, joining
 from manager.authority import Authority, subject
 from manager.tokens import parse_ttl
 from manager.trust import Trust, listener
@@ -366,3 +367,24 @@ def test_a_private_file_replaces_what_a_killed_process_left(tmp_path: Path) -> N
     assert (tmp_path / "key").read_bytes() == b"whole"
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_server_certificate_that_begins_in_the_future_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock was a day ahead when it was made: nobody would trust it until then."""
+    made = Authority.create(tmp_path / "ca")
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.now(tz) + timedelta(days=1)
+
+    with monkeypatch.context() as wrong:
+        wrong.setattr(authority, "datetime", Ahead)
+        early = made.server_certificate("m1", "127.0.0.1:9740").read_bytes()
+        assert made.server_certificate("m1", "127.0.0.1:9740").read_bytes() == early
+    now = made.server_certificate("m1", "127.0.0.1:9740").read_bytes()
+    assert now != early
+    assert made.begins_in(datetime.now(UTC)) <= 0
+    assert made.begins_in(datetime.now(UTC) - timedelta(days=1)) > 80_000
