@@ -36,6 +36,25 @@ HostFactory = Callable[[], AbstractContextManager[Host]]
 
 
 @dataclass(frozen=True, slots=True)
+class _Listed:
+    """The nftables table as it was right after we put it there."""
+
+    text: str  #: what nft was given
+    listing: str  #: what it then listed
+    generation: int | None  #: of the ruleset, at the last listing that was the same
+
+
+@dataclass(frozen=True, slots=True)
+class _InForce:
+    """What was planned for, to compare the host with."""
+
+    desired: Desired
+    tunnel: Tunnel
+    least: Mapping[str, int]  #: of each setting
+    other_routes: frozenset[str]  #: interfaces; a long list of routes is not read at each look
+
+
+@dataclass(frozen=True, slots=True)
 class Applied:
     """A configuration that is in force, and how."""
 
@@ -59,6 +78,8 @@ class Agent:
         self._changes = _recalled(store)
         self._not_remembered: str | None = None  # why the record cannot be written, as it was said
         self._decap: Decap | None = None
+        self._listed: _Listed | None = None
+        self._in_force: _InForce | None = None
         self._decap_lock = threading.Lock()  # counters are read from other threads
         self.applied: Applied | None = None
 
@@ -67,22 +88,56 @@ class Agent:
         if self.applied is not None:
             _check_unchanged(self.applied.config.agent, config.agent)
         refusals: list[str] = []
-        for mode in _candidates(config.agent.decap):
+        # A way that works is kept: whatever refuses it for a moment is no reason to take another.
+        modes = _candidates(config.agent.decap) if self.applied is None else (self.applied.mode,)
+        for mode in modes:
             served = serve(config, mode)
             try:
                 with self._host() as host:
                     link = check_host(host, config.agent)
-                    self._converge(host, link, config, served.services, mode)
-                    self._forget_flows(host, config.agent, served.services)
+                    restored = self._converge(host, link, config, served.services, mode)
+                    before = None if self.applied is None or restored else self.applied.services
+                    self._forget_flows(host, config.agent, before, served.services)
             except DecapRefused as refusal:
                 refusals.append(str(refusal))
                 continue
             reason = "; ".join(refusals) if refusals else _WHY[config.agent.decap is DecapMode.AUTO, mode]
+            if self.applied is not None:
+                reason = self.applied.reason
             # What is left out is no part of what is in force: nobody probes it.
             kept = tuple(service for service in config.services if service.name not in served.left_out)
             self.applied = Applied(replace(config, services=kept), served, mode, reason)
             return self.applied
         raise FeatureError("; ".join(refusals) + _OTHERWISE[config.agent.decap])
+
+    def apply_again(self) -> None:
+        """Puts back what is not as it was applied, from what the host has. Raises VipmuxError."""
+        if self.applied is not None:
+            self.apply(self.applied.config)
+
+    def undone(self) -> list[Action]:
+        """What applying once more would do: nothing, unless somebody else changed the host. Raises VipmuxError where
+        that cannot be seen, as when the interface is gone."""
+        if self.applied is None or self._in_force is None:
+            return []
+        wanted, settings = self._in_force, self.applied.config.agent
+        program = self._decap.program if isinstance(self._decap, BpfDecap) else None
+        with self._host() as host:
+            check_host(host, settings)
+            interfaces = {settings.interface} | self._changes.interfaces
+            found, attached = self._survey(host, settings.interface, interfaces, program, wanted.other_routes)
+            if attached is not None:
+                attached.close()
+            works = _works(host, wanted.desired.mode)
+        return planning.plan(wanted.desired, replace(found, decapsulates=works))
+
+    def lowered(self) -> Mapping[str, int]:
+        """The settings that are lower now than was applied, and what they are."""
+        if self._in_force is None:
+            return {}
+        with self._host() as host:
+            found = host.sysctls(self._in_force.least.keys())
+        return {name: found[name] for name, value in self._in_force.least.items() if found.get(name, value) < value}
 
     def cleanup(self, settings: AgentSettings) -> list[str]:
         """Takes everything of ours off the host; returns what was done, a line each."""
@@ -118,7 +173,8 @@ class Agent:
 
     def _converge(
         self, host: Host, link: Link, config: AgentConfig, services: tuple[OwnService, ...], mode: DecapMode
-    ) -> None:
+    ) -> bool:
+        """Whether rules that should have been there were not."""
         settings = config.agent
         tunnel = Tunnel(settings.address, settings.address6, frozenset(settings.muxes), served_vips(services))
         interfaces = {settings.interface} | self._changes.interfaces
@@ -127,27 +183,39 @@ class Agent:
         try:
             wanted = prepared.program if isinstance(prepared, BpfDecap) else None
             found, program = self._survey(host, settings.interface, interfaces, wanted)
-            actions = planning.plan(_desired(settings, services, mode), found)
+            was = self._in_force
+            works = was is not None and was.tunnel == tunnel and _works(host, mode)
+            found = replace(found, decapsulates=works)
+            desired = _desired(settings, services, mode)
+            actions = planning.plan(desired, found)
             for action in actions:
                 self._perform(host, action, lambda: prepared.begin(host, settings.interface, tunnel))
-            if any(isinstance(action, planning.Decapsulate) for action in actions):
+            if wanted is None or any(isinstance(action, planning.Decapsulate) for action in actions):
                 self._use(prepared)
             else:  # the program found is just the one prepared
                 self._use(BpfDecap(_present(program)))
                 program = None
+            least = planning.needed_sysctls(desired, found)
+            self._in_force = _InForce(desired, tunnel, least, found.other_routes)
+            return found.rules is None and was is not None and was.desired.rules is not None
         finally:
             if program is not None:
                 program.close()
             if prepared is not self._decap:
                 prepared.close()
 
-    def _forget_flows(self, host: Host, settings: AgentSettings, services: tuple[OwnService, ...]) -> None:
-        """Those that conntrack would go on sending where they went before this change."""
-        places = changed_places(None if self.applied is None else self.applied.services, services)
-        if self.applied is None and not any(own.tracked for own in services):
+    def _forget_flows(
+        self,
+        host: Host,
+        settings: AgentSettings,
+        before: tuple[OwnService, ...] | None,
+        services: tuple[OwnService, ...],
+    ) -> None:
+        """Those that conntrack would go on sending where they went before this change; ``before`` None: nobody knows
+        what rules there were."""
+        places = changed_places(before, services)
+        if not places or (before is None and not any(own.tracked for own in services)):
             return  # none of them is looked up in conntrack
-        if not places:
-            return
         expected = Expected(services, _addresses(settings))
         try:
             forgotten = host.forget_flows(places, expected.is_stale)
@@ -158,9 +226,14 @@ class Agent:
             log.info("flows_forgotten", count=forgotten, reason="they went where the service is no more")
 
     def _survey(
-        self, host: Host, interface: str | None, interfaces: Iterable[str], wanted: DecapProgram | None
+        self,
+        host: Host,
+        interface: str | None,
+        interfaces: Iterable[str],
+        wanted: DecapProgram | None,
+        other_routes: frozenset[str] | None = None,
     ) -> tuple[Found, DecapProgram | None]:
-        """What there is; the program found on ``interface`` goes to the caller."""
+        """What there is; the program found on ``interface`` goes to the caller. ``other_routes``: if that is known."""
         filters, ours = {}, None
         for name in sorted(interfaces):
             filters[name], program = found_filter(host, name, wanted if name == interface else None)
@@ -173,19 +246,42 @@ class Agent:
         names |= self._changes.sysctls.keys()
         if interface is not None:
             names.add(sysctls.rp_filter(interface))
+        table, rules = self._rules(host)
+        if other_routes is None:
+            other_routes = host.route_interfaces() - {interface or ""}
         found = Found(
             addresses=loopback.ours,
+            unrouted=loopback.unrouted,
             taken=loopback.others,
             routes=host.local_routes(),
-            table=host.has_table(),
+            table=table,
+            rules=rules,
             fence=host.fence(),
             ipip_device=host.link(IPIP_DEVICE) is not None,
-            other_routes=host.route_interfaces() - {interface or ""},
+            other_routes=other_routes,
             sysctls=host.sysctls(names),
             filters=filters,
             changes=self._changes,
         )
         return found, ours
+
+    def _rules(self, host: Host) -> tuple[bool, str | None]:
+        """Whether our table is there, and the text that is in force: None unless it is known to be unchanged since."""
+        listed, generation = self._listed, host.rules_generation()
+        if listed is not None and generation is not None and listed.generation == generation:
+            return True, listed.text
+        listing = host.rules()
+        if listing is None or listed is None or listing != listed.listing:
+            return listing is not None, None
+        self._listed = replace(listed, generation=generation)
+        return True, listed.text
+
+    def _replace_rules(self, host: Host, text: str) -> None:
+        self._listed = None
+        host.run_rules(nat.replacement(text))
+        generation, listing = host.rules_generation(), host.rules()
+        if listing is not None:
+            self._listed = _Listed(text, listing, generation)
 
     def _perform(self, host: Host, action: Action, begin: Callable[[], None]) -> None:  # noqa: PLR0912  a list
         """One action; what cannot be seen on the host is remembered before it is done."""
@@ -203,7 +299,7 @@ class Agent:
                     host.set_sysctl(name, value)
                 self._remember(self._changes.without_sysctl(name))
             case planning.ReplaceRules(text):
-                host.run_rules(nat.replacement(text))
+                self._replace_rules(host, text)
             case planning.RemoveRules():
                 host.run_rules(nat.removal())
             case planning.AddVip(address):
@@ -287,6 +383,12 @@ def _recalled(store: Store) -> Changes:
         return Changes()
 
 
+def _works(host: Host, mode: DecapMode | None) -> bool:
+    """Outside BPF: is the device as it should be?"""
+    device = _APPEARS.get(mode) if mode is not None else None
+    return device is not None and host.receives_on(device)
+
+
 def _nothing_begins() -> None:
     raise AssertionError("a clean-up begins nothing")
 
@@ -341,7 +443,7 @@ def _candidates(decap: DecapMode) -> tuple[DecapMode, ...]:
 
 
 #: Where packets come from once they are out of their tunnels, if not from the agent's interface.
-_APPEARS = {DecapMode.TUN: TUN_DEVICE, DecapMode.IPIP: IPIP_DEVICE}
+_APPEARS: Mapping[DecapMode, str] = {DecapMode.TUN: TUN_DEVICE, DecapMode.IPIP: IPIP_DEVICE}
 
 _WHY = {
     (True, DecapMode.BPF): "the kernel takes the BPF program",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
@@ -26,15 +26,21 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from agent.agent import Agent, Applied
-from agent.linux import LinuxHost
+from agent.keeping import HostParts, HostSettings
+from agent.linux import RTPROT_KERNEL, LinuxHost
+from agent.nat import TABLE
 from agent.probes import LocalProbes, command_user
 from agent.state import Lock, Store
-from agent.status import AgentCollector, Picture, answer, for_manager
+from agent.status import AgentCollector, Kept, Picture, answer, for_manager
+from agent.vips import ROUTE_PROTOCOL
 from lb import log as logging
 from lb import metrics
 from lb.changes import Change
 from lb.config import load_agent, parse_manager_url
 from lb.control import ControlServer
+from lb.daemon.keeper import Keeper
+from lb.daemon.kernel_watch import EVERYTHING, KernelWatch, Own
+from lb.daemon.main_rule import MainRule
 from lb.daemon.marker import RunMarker
 from lb.daemon.supervise import Tasks, until
 from lb.doctor import startup
@@ -76,8 +82,16 @@ class Daemon:
     """One run of the agent, from the first file to SIGTERM."""
 
     def __init__(
-        self, file: Path, config: AgentConfig, agent: Agent, supervisor: Supervisor, token: str | None = None
+        self,
+        file: Path,
+        config: AgentConfig,
+        agent: Agent,
+        supervisor: Supervisor,
+        token: str | None = None,
+        *,
+        own: Own | None = None,
     ) -> None:
+        """``own``: by what changes of the agent's own are known."""
         self._file = file
         self._supervisor = supervisor
         self._config = config
@@ -86,6 +100,10 @@ class Daemon:
         self._rejected: str | None = None
         self._probes: LocalProbes | None = None
         self._changing = asyncio.Lock()  # one call of the agent at a time, whoever wants it
+        watch = KernelWatch(EVERYTHING, own=own, tables=[TABLE], protocols=[ROUTE_PROTOCOL, RTPROT_KERNEL])
+        self._keeper = Keeper(
+            [MainRule(), HostParts(agent, self._changing), HostSettings(agent, self._changing)], watch
+        )
         self._follower = self._follow(config, token)
 
     async def run(self) -> None:
@@ -148,6 +166,7 @@ class Daemon:
         tasks.restarted("probes", self._probes.run)
         tasks.restarted("signs of life", self._vouch)
         tasks.restarted("reloads", partial(self._reloads, reload))
+        tasks.restarted("kept in the kernel", self._keeper.run)
         if self._follower is not None:
             self._follower.status = self._status
             self._follower.client.reports = self._probes.reports
@@ -272,7 +291,7 @@ class Daemon:
         try:
             self._agent.apply(self._present.config)
         except VipmuxError as error:
-            log.error("old_config_not_restored", error=str(error), then="restart lb-agent once the cause is removed")
+            log.error("old_config_not_restored", error=str(error), then="it is tried again until it can be")
 
     @property
     def _present(self) -> Applied:
@@ -284,7 +303,8 @@ class Daemon:
             return None
         known = self._probes.known() if self._probes is not None else {}
         manager = self._follower.row() if self._follower is not None else None
-        return Picture(self._applied, self._agent.counters(), self._rejected, known, manager)
+        kept = Kept(self._keeper.rows(), self._keeper.words(), self._keeper.figures())
+        return Picture(self._applied, self._agent.counters(), self._rejected, known, manager, kept)
 
     async def _get(self, request: dict[str, Any]) -> list[dict[str, Any]]:
         picture = await asyncio.to_thread(self._picture)
@@ -340,14 +360,15 @@ def run_daemon(file: Path, manager: str | None = None, token: str | None = None)
     keep_only(KEPT)
     lock = Lock(config.agent.state_dir)
     try:
-        agent = Agent(LinuxHost, Store(config.agent.state_dir))
-        asyncio.run(_run(file, config, agent, supervisor, token))
+        own = Own()
+        agent = Agent(partial(LinuxHost, own), Store(config.agent.state_dir))
+        asyncio.run(_run(partial(Daemon, file, config, agent, supervisor, token, own=own)))
     finally:
         lock.close()
 
 
-async def _run(file: Path, config: AgentConfig, agent: Agent, supervisor: Supervisor, token: str | None) -> None:
-    await Daemon(file, config, agent, supervisor, token).run()
+async def _run(made: Callable[[], Daemon]) -> None:
+    await made().run()
 
 
 def run_cleanup(file: Path) -> None:

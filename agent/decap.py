@@ -93,11 +93,11 @@ class TunDecap:
         self._works = False
 
     def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
-        """Starts the worker, or gives it other MUXes and VIPs with no packet lost."""
+        """Starts the worker, or gives it other MUXes and VIPs with no packet lost; the device is up in any case."""
+        host.receive_on(TUN_DEVICE)
         if self._works:
             self._pipeline.publish(tunnel.muxes, tunnel.vips)
             return
-        host.receive_on(TUN_DEVICE)
         self._raw.start()
         self._works = True
 
@@ -139,10 +139,13 @@ def prepare(host: Host, link: Link, interface: str, tunnel: Tunnel, mode: DecapM
     if mode is DecapMode.IPIP:
         return IpipDecap(host, tunnel)
     if mode is DecapMode.TUN:
-        return now if isinstance(now, TunDecap) else TunDecap(tunnel)
+        # A device that somebody deleted took the worker's end of it along.
+        alive = isinstance(now, TunDecap) and host.link(TUN_DEVICE) is not None
+        return now if alive and now is not None else TunDecap(tunnel)
     _, attached = found_filter(host, interface, None)
+    known = now.program if isinstance(now, BpfDecap) else None  # it counts on, whatever became of its filter
     try:
-        return BpfDecap(load_program(interface, link, tunnel, inherit=attached))
+        return BpfDecap(load_program(interface, link, tunnel, inherit=attached or known))
     finally:
         if attached is not None:
             attached.close()

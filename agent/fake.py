@@ -32,7 +32,10 @@ class FakeHost:
             "netfilter/nf_conntrack_tcp_be_liberal": 0,
         }
         self.filters: dict[str, Ingress] = {}
-        self.rules: str | None = None
+        self.table: str | None = None
+        self.generation = 1
+        self.devices: set[str] = set()
+        self.unrouted: set[IPv4Address] = set()
         self.fence_rules: set[tuple[int, str]] = set()
         self.fence_routes: set[Network] = set()
         self.flows: list[Flow] = []
@@ -50,7 +53,7 @@ class FakeHost:
 
     def loopback(self) -> Loopback:
         ours = frozenset(address for address, mine in self.addresses.items() if mine)
-        return Loopback(ours, frozenset(self.addresses) - ours)
+        return Loopback(ours, frozenset(self.addresses) - ours, frozenset(self.unrouted))
 
     def local_routes(self) -> frozenset[Network]:
         return frozenset(self.routes)
@@ -64,10 +67,16 @@ class FakeHost:
     def ingress(self, interface: str) -> Ingress:
         return self.filters.get(interface, Ingress())
 
-    def has_table(self) -> bool:
+    def rules(self) -> str | None:
         if not self.nft_installed:
             raise FeatureError("nft is not installed: install the package nftables")
-        return self.rules is not None
+        return self.table
+
+    def rules_generation(self) -> int | None:
+        return self.generation
+
+    def receives_on(self, name: str) -> bool:
+        return name in self.devices
 
     def fence(self) -> Fence:
         return Fence(frozenset(self.fence_rules), frozenset(self.fence_routes))
@@ -102,7 +111,8 @@ class FakeHost:
 
     def run_rules(self, text: str) -> None:
         self.calls.append("rules")
-        self.rules = text if "chain" in text else None
+        self.table = text if "chain" in text else None
+        self.generation += 1
 
     def add_vip(self, address: IPv4Address) -> None:
         self.calls.append(f"add {address}")
@@ -113,6 +123,7 @@ class FakeHost:
     def remove_vip(self, address: IPv4Address) -> None:
         self.calls.append(f"remove {address}")
         self.addresses.pop(address, None)
+        self.unrouted.discard(address)
 
     def add_route(self, prefix: Network) -> None:
         self.calls.append(f"add {prefix}")
@@ -147,6 +158,8 @@ class FakeHost:
     def remove_link(self, name: str) -> None:
         self.calls.append(f"no link {name}")
         self.links.pop(name, None)
+        self.devices.discard(name)
 
     def receive_on(self, name: str) -> None:
         self.calls.append(f"up {name}")
+        self.devices.add(name)

@@ -33,6 +33,7 @@ class Loopback:
 
     ours: frozenset[IPv4Address]
     others: frozenset[IPv4Address]
+    unrouted: frozenset[IPv4Address] = frozenset()  #: of ours, those whose local route is gone: no packet reaches them
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,15 @@ class Host(Protocol):
     def route_interfaces(self) -> frozenset[str]: ...
     def sysctls(self, names: Collection[str]) -> Mapping[str, int]: ...
     def ingress(self, interface: str) -> Ingress: ...
-    def has_table(self) -> bool: ...
+    def rules(self) -> str | None:
+        """Our nftables table as ``nft`` lists it, without its counts; None where there is none."""
+
+    def rules_generation(self) -> int | None:
+        """The kernel's number of the whole ruleset, another after each change by anybody; None where it tells none."""
+
+    def receives_on(self, name: str) -> bool:
+        """Is a device of ours there, and as :meth:`receive_on` leaves it?"""
+
     def fence(self) -> Fence: ...
 
     def set_sysctl(self, name: str, value: int) -> None: ...

@@ -14,7 +14,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ from agent.conntrack import Conntrack, Flow, Place
 from agent.fence import Fence
 from agent.host import Ingress, Link, Loopback
 from agent.vips import LABEL, ROUTE_PROTOCOL
+from lb.daemon import nftables
+from lb.daemon.kernel_watch import Own
+from lb.daemon.routes import RoutesOf, parse
 from lb.errors import FeatureError, IoError, PrivilegeError, VipmuxError
 from lb.model import Address, Network
 
@@ -49,6 +52,8 @@ _RT_TABLE_LOCAL = 255
 _RTN_UNICAST = 1
 _RTN_LOCAL = 2
 _RTN_BLACKHOLE = 6
+RTPROT_KERNEL = 2
+_IFF_UP = 1
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _NFT_SECONDS = 60.0
 _SYSCTLS = Path("/proc/sys/net")
@@ -57,13 +62,26 @@ _SYSCTLS = Path("/proc/sys/net")
 class LinuxHost:
     """This machine, or the network namespace that the process is in."""
 
+    def __init__(self, own: Own | None = None) -> None:
+        """``own`` hears by what changes of ours are known."""
+        self._own = own if own is not None else Own()
+
     def __enter__(self) -> LinuxHost:
-        with _saying("open a netlink socket"):
-            self._ip: Any = IPRoute()
+        self._opened: Any = None  # settings alone need no socket
         return self
 
+    @property
+    def _ip(self) -> Any:
+        if self._opened is None:
+            with _saying("open a netlink socket"):
+                self._opened = IPRoute()
+                list(self._opened.get_links(index=_LOOPBACK))  # it has its port with the first question
+                self._own.ports |= {self._opened.asyncore.socket.getsockname()[0]} - {0}  # 0 is the kernel itself
+        return self._opened
+
     def __exit__(self, *exception: object) -> None:
-        self._ip.close()
+        if self._opened is not None:
+            self._opened.close()
 
     # --- looking -------------------------------------------------------------------------------------------------
 
@@ -91,7 +109,22 @@ class LinuxHost:
         for label, address in found:
             if isinstance(address, IPv4Address):
                 (ours if label == LABEL else others).add(address)
-        return Loopback(frozenset(ours), frozenset(others))
+        return Loopback(
+            frozenset(ours), frozenset(others), frozenset(ours - self._kernels_local()) if ours else frozenset()
+        )
+
+    def _kernels_local(self) -> set[IPv4Address]:
+        """Addresses with the local route that the kernel makes for each."""
+        routes = RoutesOf(RTPROT_KERNEL)
+        try:
+            return {
+                route.network.network_address
+                for route in parse(routes.dump())
+                if route.table == _RT_TABLE_LOCAL and route.kind == _RTN_LOCAL
+                if isinstance(route.network, IPv4Network) and route.network.prefixlen == 32
+            }
+        finally:
+            routes.close()
 
     def local_routes(self) -> frozenset[Network]:
         with _saying("look at the local routes"):
@@ -141,9 +174,30 @@ class LinuxHost:
                     ours = Ingress(qdisc=True, place_taken=True, program=_program(message) or ours.program)
         return Ingress(ours.qdisc, ours.place_taken, ours.program, others)
 
-    def has_table(self) -> bool:
-        done = _nft(["list", "table", "inet", nat.TABLE], None)
-        return done.returncode == 0
+    def rules(self) -> str | None:
+        done = self._nft(["--stateless", "list", "table", "inet", nat.TABLE], None)
+        return done.stdout if done.returncode == 0 else None
+
+    def rules_generation(self) -> int | None:
+        try:
+            return nftables.generation()
+        except IoError:
+            return None
+
+    def receives_on(self, name: str) -> bool:
+        with _saying(f"look at the device {name}"):
+            try:
+                found = list(self._ip.get_links(ifname=name))
+            except NetlinkError as error:
+                if error.code == errno.ENODEV:
+                    return False
+                raise
+            if not found or not found[0]["flags"] & _IFF_UP:
+                return False
+            addresses = {
+                _address(message) for message in self._ip.get_addr(index=found[0]["index"], family=socket.AF_INET)
+            }
+        return ip_address(DEVICE_ADDRESS) in addresses
 
     def fence(self) -> Fence:
         with _saying("look at the routing rules"):
@@ -186,7 +240,7 @@ class LinuxHost:
             ) from None
 
     def run_rules(self, text: str) -> None:
-        done = _nft(["-f", "-"], text)
+        done = self._nft(["-f", "-"], text)
         if done.returncode == 0:
             return
         said = (done.stderr.strip().splitlines() or ["it did not say why"])[0]
@@ -306,6 +360,22 @@ class LinuxHost:
             self._ip.addr("replace", index=index, address=DEVICE_ADDRESS, prefixlen=32, scope=_RT_SCOPE_HOST)
             self._ip.link("set", index=index, state="up")
 
+    def _nft(self, arguments: list[str], text: str | None) -> subprocess.CompletedProcess[str]:
+        pipe = subprocess.PIPE
+        try:
+            with subprocess.Popen(
+                ["nft", *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=nftables.environment()
+            ) as process:
+                self._own.processes.add(process.pid)
+                try:
+                    output, errors = process.communicate(text or "", timeout=_NFT_SECONDS)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    raise IoError(f"nft did not answer within {_NFT_SECONDS:g} s") from None
+        except FileNotFoundError:
+            raise FeatureError("nft is not installed: install the package nftables") from None
+        return subprocess.CompletedProcess(["nft", *arguments], process.returncode, output, errors)
+
     def _index(self, name: str) -> int:
         link = self.link(name)
         if link is None:
@@ -337,23 +407,6 @@ def _absent_is_fine() -> Iterator[None]:
     except NetlinkError as error:
         if error.code not in (errno.ENOENT, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL):
             raise
-
-
-def _nft(arguments: list[str], text: str | None) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            ["nft", *arguments],
-            input=text or "",
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_NFT_SECONDS,
-            env={**os.environ, "LC_ALL": "C"},  # its complaints are told apart by their English words
-        )
-    except FileNotFoundError:
-        raise FeatureError("nft is not installed: install the package nftables") from None
-    except subprocess.TimeoutExpired:
-        raise IoError(f"nft did not answer within {_NFT_SECONDS:g} s") from None
 
 
 def _address(message: Any) -> Address:

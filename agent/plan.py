@@ -4,9 +4,9 @@
     desired (configuration)  +  found (host, remembered changes)  ->  [action, ...]
 
 The order keeps every connection alive: what packets will need comes first (settings, nftables, VIPs), then
-decapsulation, and only then goes what nobody needs any more. Planning again after the actions gives only what is
-always renewed (:class:`ReplaceRules`, and a :class:`Decapsulate` outside BPF). The same function makes the clean-up:
-it plans for :data:`NOTHING`.
+decapsulation, and only then goes what nobody needs any more. Planning again after the actions gives none, and after
+somebody else's those that put it right: so it is kept, and a change that failed half way goes on from where it is. The
+same function makes the clean-up: it plans for :data:`NOTHING`.
 """
 
 from __future__ import annotations
@@ -62,9 +62,12 @@ class Found:
     """What the host has, of what could be ours."""
 
     addresses: frozenset[IPv4Address] = frozenset()  #: on lo, with our label
+    unrouted: frozenset[IPv4Address] = frozenset()  #: of these, what the kernel has no local route for any more
     taken: frozenset[IPv4Address] = frozenset()  #: on lo, without it: the operator's, to be left alone
     routes: frozenset[Network] = frozenset()  #: of type local, with our protocol
     table: bool = False
+    rules: str | None = None  #: the text that is known to be in force, and unchanged since
+    decapsulates: bool = False  #: outside BPF: the device is there, and works for just the desired tunnel
     fence: Fence = Fence()  # noqa: RUF009  immutable
     ipip_device: bool = False
     other_routes: frozenset[str] = frozenset()  #: interfaces other than ours that routes leave by
@@ -197,11 +200,12 @@ Action = (
 
 def plan(desired: Desired, found: Found) -> list[Action]:
     """The actions that make the host as desired, in the order in which to perform them."""
-    least = _needed_sysctls(desired, found)
+    least = needed_sysctls(desired, found)
     return [*_install(desired, found, least), *_decapsulate(desired, found), *_remove(desired, found, least)]
 
 
-def _needed_sysctls(desired: Desired, found: Found) -> Mapping[str, int]:
+def needed_sysctls(desired: Desired, found: Found) -> Mapping[str, int]:
+    """The least value of each setting that must be raised."""
     if desired.interface is None:
         return {}
 
@@ -224,12 +228,15 @@ def _install(desired: Desired, found: Found, least: Mapping[str, int]) -> Iterat
         current = found.sysctls.get(name)
         if name != TCP_LIBERAL and current is not None and current < value:
             yield SetSysctl(name, value)
-    if desired.rules is not None:
+    if desired.rules is not None and desired.rules != found.rules:
         yield ReplaceRules(desired.rules)
     # Conntrack is there, with its settings, once rules need it.
     if TCP_LIBERAL in least and found.sysctls.get(TCP_LIBERAL, 0) < least[TCP_LIBERAL]:
         yield SetSysctl(TCP_LIBERAL, least[TCP_LIBERAL])
-    for address in sorted(desired.vips.addresses - found.addresses - found.taken):
+    broken = desired.vips.addresses & found.unrouted
+    for address in sorted(broken):
+        yield RemoveVip(address)
+    for address in sorted((desired.vips.addresses - found.addresses - found.taken) | broken):
         yield AddVip(address)
     for prefix in sorted(desired.vips.routes - found.routes, key=_route_key):
         yield AddRoute(prefix)
@@ -243,7 +250,8 @@ def _decapsulate(desired: Desired, found: Found) -> Iterator[Action]:
     if desired.interface is None or desired.mode is None:
         return
     if desired.mode is not DecapMode.BPF:
-        yield Decapsulate(desired.mode, desired.interface)
+        if not found.decapsulates:
+            yield Decapsulate(desired.mode, desired.interface)
         return
     place = found.filters.get(desired.interface, FoundFilter())
     if not place.qdisc:

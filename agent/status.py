@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,9 +12,20 @@ from prometheus_client.registry import Collector
 
 from agent.agent import Applied
 from agent.decap import dropped, drops
+from lb.daemon.keeper import KeptFigures
+from lb.daemon.keeper import metrics as kept_metrics
 from lb.errors import RequestError
 from lb.probe.board import Known, Label
 from lb.probe.state import Health
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What somebody else undid in this kernel."""
+
+    rows: Sequence[Mapping[str, Any]] = ()  #: as lb.daemon.keeper tells it
+    words: str | None = None  #: the same in one sentence
+    figures: KeptFigures = field(default_factory=KeptFigures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,7 @@ class Picture:
     rejected: str | None  #: why the last file was refused
     known: Mapping[Label, Known] = field(default_factory=dict)  #: what probes know of this host's backends
     manager: Mapping[str, Any] | None = None  #: the connection to it; None: there is none
+    kept: Kept = field(default_factory=Kept)
 
 
 def answer(picture: Picture, request: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -57,6 +69,8 @@ def agents(picture: Picture) -> list[dict[str, Any]]:
             "drops": None if counters is None else {name: counters[name] for name in drops() if counters[name]},
             "left_out": dict(applied.served.left_out),
             "rejected": picture.rejected,
+            "kernel": list(picture.kept.rows),
+            "repaired": picture.kept.words,
             "manager": picture.manager,
         }
     ]
@@ -148,6 +162,7 @@ class AgentCollector(Collector):
             "Services (and other entries) of the manager's state that this node cannot serve.",
             value=len(picture.manager["left_out"]) if picture.manager is not None else 0,
         )
+        yield from kept_metrics(picture.kept.figures)
         yield GaugeMetricFamily(
             "lb_config_rejected",
             "1 if the last configuration was refused and an older one serves.",

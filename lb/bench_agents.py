@@ -102,7 +102,8 @@ class Nodes:
         ledger = _Ledger(self._watcher)
         looking = asyncio.create_task(ledger.run(seen))
         started = time.monotonic()
-        down: dict[str, Place] = {}
+        ledger.last = {place: up for place in self._places if (up := self._said(place)) is not None}
+        down = {place.service: place for place, up in ledger.last.items() if not up}
         for count in range(int(seconds * rate)):
             await asyncio.sleep(max(0.0, started + count / rate - time.monotonic()))
             place = chance.choice(self._places)
@@ -124,10 +125,16 @@ class Nodes:
             "verdicts": int(seconds * rate),
             "seconds": took,
             "latencies": ledger.latencies,
+            "said": ledger.said_at,
             "replaced": ledger.replaced,
             "lost": len(ledger.open),
             "last": last,
         }
+
+    def _said(self, place: Place) -> bool | None:
+        """An agent's last word on a backend."""
+        found = self._nodes[place.agent].reports.get((place.service, place.backend, "agent"))
+        return found.up if found is not None else None
 
     async def digests(self) -> dict[str, Any]:
         """Of the state that each node holds, and the generation that it has acknowledged."""
@@ -145,6 +152,7 @@ class _Ledger:
         self.open: dict[Place, tuple[float, bool]] = {}
         self.last: dict[Place, bool] = {}
         self.latencies: list[float] = []
+        self.said_at: list[float] = []  #: when each of them began, by the clock that all processes share
         self._quick: set[Place] = set()
         self.replaced = 0  #: a later verdict on the same backend came before this one was seen
 
@@ -167,6 +175,7 @@ class _Ledger:
                 if (state == "up") == up:
                     if place not in self._quick:
                         self.latencies.append(now - since)
+                        self.said_at.append(since)
                     self._quick.discard(place)
                     del self.open[place]
 
@@ -199,7 +208,8 @@ class Tunnels:
 async def serve(spec: dict[str, Any]) -> None:
     """Until standard input ends."""
     nodes = Nodes(spec)
-    await Tunnels(spec["port"]).start()
+    if spec["places"]:
+        await Tunnels(spec["port"]).start()
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

@@ -18,6 +18,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
@@ -118,6 +119,8 @@ class ControlBench:
     bytes_whole: int = 0  #: to each MUX, for all services
     bytes_change: int = 0  #: to each MUX, for a change of one
     churn: dict[str, Any] = field(default_factory=dict)
+    rollouts: dict[str, Any] = field(default_factory=dict)  #: memory while names of backends come and go
+    verdicts: dict[str, Any] = field(default_factory=dict)  #: until a MUX has them while something large goes on
     bgp: dict[str, Any] = field(default_factory=dict)  #: what router it was against, and what that heard
     memory: dict[str, Any] = field(default_factory=dict)
     commands: dict[str, float] = field(default_factory=dict)  #: milliseconds of each command of ``lb``
@@ -142,9 +145,14 @@ def bench_control(
     changes: int = 200,
     seconds: float = 30.0,
     rate: float = 100.0,
+    rollouts: int = 0,
+    during_apply: int = 0,
+    during_join: int = 0,
     say: Say = lambda line: None,
 ) -> ControlBench:
-    """``seconds`` of verdicts at ``rate``; needs root."""
+    """``seconds`` of verdicts at ``rate``; ``rollouts``: so many applies, each with fresh names of
+    a service's backends; ``during_apply``: services that are changed at once while verdicts are said,
+    and ``during_join`` agents that join meanwhile. Needs root."""
     check()
     netns.reap()
     answer = ControlBench(services, backends, muxes, agents, cpu=cpu_name(), commit=commit_name())
@@ -159,6 +167,12 @@ def bench_control(
         _commands(fleet, tables[-1], answer, say)
         if seconds:
             _churn(fleet, seconds, rate, answer, say)
+        if rollouts:
+            _rollouts(fleet, tables[-1], rollouts, answer, say)
+        if during_apply:
+            _verdicts_during_apply(fleet, tables[:during_apply], answer, say)
+        if during_join:
+            _verdicts_during_join(fleet, during_join, answer, say)
         _routes(fleet, tables, answer, say)
     return answer
 
@@ -426,6 +440,96 @@ def _churn(fleet: Fleet, seconds: float, rate: float, answer: ControlBench, say:
     say(f"{done['verdicts']} verdicts: median {latency['median']} ms to a MUX, worst {latency['worst']} ms")
 
 
+#: Memory is looked at so many times, and every so many roll-outs are waited for.
+LOOKS, WAITED = 10, 50
+
+
+def _rollouts(fleet: Fleet, table: dict[str, Any], count: int, answer: ControlBench, say: Say) -> None:
+    """A service has its backends replaced again and again, by names that never were; the last are the first."""
+    pids = {name: pid for name, pid in _processes(fleet).items() if name != "exabgp"}
+    rss: dict[str, list[float]] = {name: [] for name in pids}
+    began = time.monotonic()
+    for number in range(1, count + 1):
+        backends = [{**backend, "name": f"{backend['name']}-{number}"} for backend in table["backend"]]
+        fleet.apply([{**table, "backend": backends}], WAIT if number % WAITED == 0 else 0)
+        if number * LOOKS % count < LOOKS:
+            for name, pid in pids.items():
+                rss[name].append(round(memory_of(pid)["rss"] / 2**20, 1))
+    took = time.monotonic() - began
+    fleet.apply([table], FOLLOWED)
+    answer.rollouts = {"count": count, "seconds": round(took, 1), "rss": rss}
+    grown = {name: round(found[-1] - found[0], 1) for name, found in rss.items()}
+    say(f"{count:,} roll-outs in {took:.0f} s: from the first tenth to the last, MiB more: {grown}")
+
+
+#: Verdicts a second while something large goes on.
+BESIDE = 20.0
+
+
+def _verdicts_during_apply(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
+    """Every one of these services gets another weight, in one request, while agents say verdicts."""
+    changed = copy.deepcopy(tables)
+    for table in changed:
+        table["backend"][0]["weight"] = 20
+
+    def work() -> dict[str, Any]:
+        fleet.apply(changed, FOLLOWED)
+        return {"services": len(changed)}
+
+    answer.verdicts["during_apply"] = _verdicts_beside(fleet, work)
+    _say_verdicts("during_apply", f"while {len(changed):,} services changed", answer, say)
+
+
+def _verdicts_during_join(fleet: Fleet, count: int, answer: ControlBench, say: Say) -> None:
+    """So many agents more join at once, each with a key, a token and a connection of its own."""
+    names = fleet.start_joiners(count)
+
+    def work() -> dict[str, Any]:
+        fleet.joiners.ask(do="start", names=names)
+        fleet.wait_followed(answer.muxes + 1 + answer.agents + count, FOLLOWED)
+        return {"agents": count}
+
+    answer.verdicts["during_join"] = _verdicts_beside(fleet, work)
+    _say_verdicts("during_join", f"while {count:,} agents joined", answer, say)
+    fleet.joiners.stop()
+
+
+def _verdicts_beside(fleet: Fleet, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Of the verdicts that were said while it went on, how long each took to a MUX."""
+    with ThreadPoolExecutor(1, "verdicts") as beside:
+        ending = beside.submit(fleet.agents.ask, do="churn", seconds=1.0, rate=BESIDE, seed=4)
+        ending.result()  # so that everything is warm
+        spans: list[dict[str, Any]] = []
+        going = True
+
+        def verdicts() -> None:
+            while going:
+                spans.append(fleet.agents.ask(do="churn", seconds=1.0, rate=BESIDE, seed=5 + len(spans)))
+
+        saying = beside.submit(verdicts)
+        began = time.monotonic()
+        try:
+            found = work()
+        finally:
+            ended = time.monotonic()
+            going = False
+            saying.result()
+    took = [
+        latency
+        for span in spans
+        for at, latency in zip(span["said"], span["latencies"], strict=True)
+        if began <= at <= ended
+    ]
+    lost = sum(span["lost"] for span in spans)
+    return {**found, "seconds": round(ended - began, 2), "latency": asdict(Distribution.of(took)), "lost": lost}
+
+
+def _say_verdicts(key: str, words: str, answer: ControlBench, say: Say) -> None:
+    found = answer.verdicts[key]
+    latency = found["latency"]
+    say(f"verdicts {words} ({found['seconds']:.1f} s): median {latency['median']} ms to a MUX, p90 {latency['p90']} ms")
+
+
 def wrong_verdicts(fleet: Fleet, last: list[tuple[str, str, bool]]) -> int:
     """Backends that a real MUX has in another state than the last verdict on them says."""
     rows = {(row["service"], row["name"]): row["state"] for row in fleet.local(fleet.mux_names[-1], "backends")}
@@ -468,6 +572,19 @@ def lines(answer: ControlBench) -> list[str]:
             f"to a MUX (p99 {latency['p99']}, worst {latency['worst']}); {churn['lost']} lost, {churn['wrong']} wrong",
             "  CPU        " + ", ".join(f"{name} {share:.0%}" for name, share in churn["cpu"].items()),
         ]
+    if answer.rollouts:
+        said.append(f"roll-outs    {answer.rollouts['count']:,}, MiB resident after each tenth of them:")
+        said += [
+            f"  {name:<11}" + "".join(f"{value:>8.1f}" for value in found)
+            for name, found in answer.rollouts["rss"].items()
+        ]
+    for key, found in answer.verdicts.items():
+        many, row = found.get("services") or found.get("agents"), found["latency"]
+        what = f"{many:,} {'services are applied' if key == 'during_apply' else 'agents join'}"
+        said.append(
+            f"verdicts     while {what}, {found['seconds']:.1f} s: {row['median']} ms to a MUX (p90 {row['p90']}, "
+            f"worst {row['worst']}, of {row['count']}); {found['lost']} lost"
+        )
     if answer.commands:
         said.append(f"commands     milliseconds, the median of {TIMES}:")
         said += [f"  {command:<62}{took:>7.0f}" for command, took in answer.commands.items()]

@@ -242,6 +242,18 @@ class Fleet:
         """The process of all simulated nodes; none of them joins yet."""
         nodes = [("mux", WATCHER, "10.0.1.200")]
         nodes += [("agent", name, host_address(n + 1)) for n, name in enumerate(self.agent_names)]
+        self.agents = self._start_nodes("agents", nodes, places, WATCHER)
+
+    def start_joiners(self, count: int) -> list[str]:
+        """Further agents, in a process of their own, on hosts of no service; none of them joins yet. Their names."""
+        first = len(self.agent_names) + 1
+        nodes = [("agent", f"joiner{n}", host_address(n)) for n in range(first, first + count)]
+        self.joiners = self._start_nodes("joiners", nodes, [], nodes[0][1])
+        return [name for _, name, _ in nodes]
+
+    def _start_nodes(
+        self, role: str, nodes: list[tuple[str, str, str]], places: list[tuple[str, str, str]], watcher: str
+    ) -> Child:
         memory = Path("/dev/shm")  # noqa: S108  a hundred machines would have a disk each
         directory = self._resources.enter_context(
             tempfile.TemporaryDirectory(prefix="vipmux-", dir=memory if memory.is_dir() else self.directory)
@@ -249,18 +261,19 @@ class Fleet:
         spec = {
             "url": self.remote.url,
             "directory": directory,
-            "port": SERVICE_PORT,
-            "watcher": WATCHER,
+            "port": SERVICE_PORT if role == "agents" else SERVICE_PORT + 1,
+            "watcher": watcher,
             "places": places,
             "nodes": [
                 {"kind": kind, "name": name, "address": address, "token": self.token(kind, name)}
                 for kind, name, address in nodes
             ],
         }
-        file = self.directory / "nodes.json"
+        file = self.directory / f"{role}.json"
         file.write_text(json.dumps(spec))
-        self.agents = self._start("hosts", "agents", [*_python("lb.bench_agents"), file], piped=True)
-        self.agents.answer()
+        child = self._start("hosts", role, [*_python("lb.bench_agents"), file], piped=True)
+        child.answer()
+        return child
 
     def _start(self, role: str, name: str, argv: Iterable[str | Path], *, piped: bool = False) -> Child:
         child = Child(self._spaces[role], argv, self.directory / f"{name}.log", piped=piped)

@@ -117,6 +117,7 @@ async def run_manager(settings: ManagerSettings, *, insecure_loopback: bool) -> 
             controller = Controller(settings, store)
             await controller.start()
             _calm_collector()
+            _share_the_interpreter()
             try:
                 await _serve(settings, controller, store, end, supervisor, insecure_loopback=insecure_loopback)
             finally:
@@ -235,6 +236,12 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def _share_the_interpreter() -> None:
+    """Where a large change is worked out in a thread, the event loop gets its turn after 1 ms and not after 5: a
+    verdict needs several turns on its way."""
+    sys.setswitchinterval(0.001)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

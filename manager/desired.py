@@ -585,6 +585,7 @@ class _Others:
     def __init__(self, services: Mapping[str, Service], without: Collection[str]) -> None:
         self._services = services
         self._without = without
+        self._count = len(services) - sum(name in services for name in without)
 
     def get(self, name: str) -> Service | None:
         return None if name in self._without else self._services.get(name)
@@ -593,7 +594,7 @@ class _Others:
         return name not in self._without and name in self._services
 
     def __len__(self) -> int:
-        return len(self._services) - sum(name in self._services for name in self._without)
+        return self._count
 
 
 class _Neighbours:

@@ -47,6 +47,8 @@ _Pending = dict[tuple[str, str], Any]
 #: A MUX, and a VIP that it is to announce.
 Grant = tuple[str, str]
 _NOBODY: frozenset[str] = frozenset()
+#: In the order in which they stand in the store; plain values, so nothing need be copied.
+_REMEMBERED = tuple(item.name for item in dataclasses.fields(Remembered))
 
 
 class Journal:
@@ -96,7 +98,9 @@ class Journal:
         for key in keys:
             was, now = before.backends.get(key), after.backends.get(key)
             if was != now:
-                self._memory["backends", "\n".join(key)] = None if now is None else [*key, *dataclasses.astuple(now)]
+                self._memory["backends", "\n".join(key)] = (
+                    None if now is None else [*key, *(getattr(now, name) for name in _REMEMBERED)]
+                )
         if self._memory:
             self._wake.set()
 

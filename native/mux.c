@@ -139,18 +139,62 @@ static inline uint64_t read_packet(struct mux *mux, unsigned i, const struct fra
 	return LIKELY(packet->reason == REASON_FORWARDED) ? flow_key(mux, packet, passage) : 0;
 }
 
+/* Where the service of a packet would be looked for first, were it the plain one that most are; NULL: it is too short. */
+static inline const struct exact_row *likely_row(const struct mux *mux, const struct frame *frame, enum link_type link)
+{
+	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
+	const uint8_t *ip = frame->data + before;
+
+	if (UNLIKELY(frame->len < before + 24))
+		return NULL;
+	return vip_map_first_row4(mux->snapshot->map, ip + 16, ip[9], load16(ip + 22));
+}
+
+/*
+ * Asks for the rows of a group's services while the group before it is read, and for the services once the rows are there:
+ * all together instead of one after the other.
+ */
+static inline void prefetch_rows(const struct mux *mux, const struct frame *frames, unsigned count, enum link_type link,
+				 const struct exact_row **rows)
+{
+	for (unsigned i = 0; i < count; i++) {
+		rows[i] = likely_row(mux, &frames[i], link);
+		__builtin_prefetch(rows[i]);
+	}
+}
+
+static inline void prefetch_services(const struct exact_row *const *rows, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++)
+		if (LIKELY(rows[i] != NULL))
+			__builtin_prefetch(rows[i]->service);
+}
+
+static inline unsigned group_from(unsigned first, unsigned count)
+{
+	return first >= count ? 0 : count - first < GROUP ? count - first : GROUP;
+}
+
 /* Reads the packets, scrambles keys together so that one vector instruction does many, and asks for their lines. */
 static void read_burst(struct mux *mux, const struct frame *frames)
 {
 	unsigned count = mux->count;
 	enum link_type link = mux->io->link;
+	bool far = vip_map_is_far(mux->snapshot->map);
+	const struct exact_row *rows[GROUP];
 	uint64_t keys[GROUP];
 
 	for (unsigned i = 0; i < count && i < AHEAD; i++)
 		prefetch_headers(&frames[i]);
+	if (far)
+		prefetch_rows(mux, frames, group_from(0, count), link, rows);
 	for (unsigned first = 0; first < count; first += GROUP) {
-		unsigned n = count - first < GROUP ? count - first : GROUP;
+		unsigned n = group_from(first, count);
 
+		if (far) {
+			prefetch_services(rows, n);
+			prefetch_rows(mux, frames + first + n, group_from(first + n, count), link, rows);
+		}
 		for (unsigned i = 0; i < n; i++) {
 			if (first + i + AHEAD < count)
 				prefetch_headers(&frames[first + i + AHEAD]);

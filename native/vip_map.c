@@ -13,10 +13,15 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 
-#define EXACT_SPARSE 16 /* rows per service */
+/*
+ * Rows per service: many, so that the first probe tells and no branch is mispredicted, as long as the table stays in a second
+ * level cache beside all else; few where it would not, for then each probe waits for memory.
+ */
+#define EXACT_SPARSE 16
+#define EXACT_SPARSE_MIN 2
+#define EXACT_ROWS_CACHED 16384u /* 256 KiB */
 #define ADDRESS_SPARSE 4 /* of addresses: asked for packets to a port that no service has */
 #define ROWS_MIN 16
 #define SHRINK 4 /* a table so many times larger than it need be is made anew */
@@ -109,31 +114,6 @@ static void make_mask(uint8_t bits, uint64_t mask[2])
 
 /* ---- life ---- */
 
-/*
- * The rows of the table that was freed last, so that the next change of a large map finds memory that is mapped: asking
- * the kernel for megabytes and giving them back takes longer than filling them.  Their first key says how many they are.
- */
-static _Atomic(struct exact_row *) spare_rows;
-
-static void rows_free(struct exact_row *rows, uint64_t mask)
-{
-	if (!rows)
-		return;
-	rows[0].key = mask;
-	free(atomic_exchange(&spare_rows, rows));
-}
-
-static struct exact_row *rows_allocate(uint64_t mask)
-{
-	struct exact_row *spare = atomic_exchange(&spare_rows, NULL);
-
-	if (spare && spare[0].key == mask)
-		return spare;
-	if (spare)
-		free(atomic_exchange(&spare_rows, spare));
-	return aligned_alloc(CACHE_LINE, (mask + 1) * sizeof(*spare));
-}
-
 static int allocate(struct vip_map **out)
 {
 	struct vip_map *map = calloc(1, sizeof(*map));
@@ -203,8 +183,8 @@ void vip_map_put(struct vip_map *map)
 	if (!map || __atomic_sub_fetch(&map->references, 1, __ATOMIC_ACQ_REL))
 		return;
 	index_put(map->index);
-	rows_free(map->addresses.rows, map->addresses.mask);
-	rows_free(map->exact.rows, map->exact.mask); /* last, for it is the larger one */
+	free(map->addresses.rows);
+	free(map->exact.rows);
 	for (uint32_t i = 0; i < map->service_count; i++)
 		service_put(map->services[i]);
 	free(map->services);
@@ -261,6 +241,7 @@ static size_t room_for(uint32_t count)
 int vip_map_add(struct vip_map *map, const struct service *service, const struct backend *backends)
 {
 	struct service **grown, *copy;
+	size_t size;
 
 	if (map->sealed || !service_valid(map, service))
 		return -EINVAL;
@@ -270,7 +251,9 @@ int vip_map_add(struct vip_map *map, const struct service *service, const struct
 			return -ENOMEM;
 		map->services = grown;
 	}
-	copy = malloc(sizeof(*copy) + service->backend_count * sizeof(*backends));
+	/* What a packet reads of it is in its first line. */
+	size = sizeof(*copy) + service->backend_count * sizeof(*backends);
+	copy = aligned_alloc(CACHE_LINE, (size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
 	if (!copy)
 		return -ENOMEM;
 	*copy = *service;
@@ -411,16 +394,16 @@ static uint64_t exact_rows_for(uint32_t count, uint32_t sparse)
 {
 	uint64_t rows = ROWS_MIN;
 
-	while (rows < (uint64_t)count * sparse)
+	while (rows < (uint64_t)count * sparse && (rows < EXACT_ROWS_CACHED || rows < (uint64_t)count * EXACT_SPARSE_MIN))
 		rows *= 2;
 	return rows;
 }
 
 static int exact_allocate(struct exact_table *table, uint64_t rows)
 {
-	rows_free(table->rows, table->mask);
+	free(table->rows);
 	table->mask = rows - 1;
-	table->rows = rows_allocate(table->mask);
+	table->rows = aligned_alloc(CACHE_LINE, rows * sizeof(*table->rows));
 	table->shift = 64 - (unsigned)__builtin_ctzll(rows);
 	return table->rows ? 0 : -ENOMEM;
 }

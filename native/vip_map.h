@@ -9,6 +9,7 @@
 #define VIPMUX_VIP_MAP_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "cpu.h"
@@ -18,6 +19,7 @@
 
 #define SERVICE_ID_MAX ((1u << FLOW_SERVICE_BITS) - 1)
 #define SERVICE_MTU_MAX 9216u
+#define VIP_MAP_FAR 2048u /* services that a second level cache no longer holds beside all else */
 #define COUNTER_MAX (1u << 20) /* (service, backend) pairs that can be counted */
 
 enum backend_state {
@@ -60,6 +62,7 @@ struct service {
 	struct backend *backends;
 	uint32_t references;   /* atomic: maps that have it */
 };
+_Static_assert(offsetof(struct service, references) <= CACHE_LINE, "what a packet reads is in one cache line");
 
 /*
  * IPv4 services of one address and one port, which most are.  None is more specific, so they are looked for first; the
@@ -150,6 +153,24 @@ static inline const struct service *vip_map_find_exact4(const struct vip_map *ma
 
 	memcpy(&address, destination, 4);
 	return exact_row_at(&map->exact, exact_key(address, protocol, port))->service;
+}
+
+/*
+ * With many services row and service are in no near cache.  Whoever has several packets asks for the rows of all, then for
+ * the services that these name, and finds both there: vip_map_is_far() says whether that is worth while.
+ */
+static inline bool vip_map_is_far(const struct vip_map *map)
+{
+	return map->service_count >= VIP_MAP_FAR;
+}
+
+static inline const struct exact_row *vip_map_first_row4(const struct vip_map *map, const uint8_t *destination,
+							 uint8_t protocol, uint16_t port)
+{
+	uint32_t address;
+
+	memcpy(&address, destination, 4);
+	return &map->exact.rows[exact_place(&map->exact, exact_key(address, protocol, port))];
 }
 
 /* vip_map_find() for IPv4, where vip_map_find_exact4() found nothing. */

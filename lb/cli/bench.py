@@ -169,6 +169,26 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
 @click.option("--changes", type=click.IntRange(3, 10_000), default=200, show_default=True, help="Of one service each.")
 @click.option("--churn", type=click.FloatRange(0, 3600), default=30.0, show_default=True, help="Seconds of verdicts.")
 @click.option("--rate", type=click.FloatRange(1, 1000), default=100.0, show_default=True, help="Verdicts per second.")
+@click.option(
+    "--rollouts",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    help="Measure memory over so many applies with fresh names of backends, such as 10000.",
+)
+@click.option(
+    "--verdicts-during-apply",
+    "during_apply",
+    type=click.IntRange(0, 32767),
+    default=0,
+    help="Measure verdicts while so many services change at once, such as 5000.",
+)
+@click.option(
+    "--verdicts-during-join",
+    "during_join",
+    type=click.IntRange(0, 5000),
+    default=0,
+    help="Measure verdicts while so many agents more join at once, such as 1000.",
+)
 @output_option
 def control(
     *,
@@ -179,6 +199,9 @@ def control(
     changes: int,
     churn: float,
     rate: float,
+    rollouts: int,
+    during_apply: int,
+    during_join: int,
     as_json: bool,
 ) -> int:
     """Measure the control plane: a manager, real MUXes and simulated agents in namespaces of their own. Needs root.
@@ -195,6 +218,9 @@ def control(
         changes=changes,
         seconds=churn,
         rate=rate,
+        rollouts=rollouts,
+        during_apply=during_apply,
+        during_join=during_join,
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:

@@ -40,7 +40,7 @@ from lb.daemon.marker import RunMarker
 from lb.daemon.supervise import Tasks, until
 from lb.doctor import startup
 from lb.doctor.facts import Role
-from lb.errors import ConfigError, RequestError, VipmuxError
+from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
 from lb.forwarding import Compiler, Forwarding
 from lb.log import get_logger
 from lb.memory import give_back, tame_allocator
@@ -301,7 +301,10 @@ class Daemon:
             self._follower.client.answer = partial(answer, self._plane.engine)
         self._metrics = serve(self._settings.metrics, MuxCollector(status.figures), key="mux.metrics")
         self._control = ControlServer(self._state_dir.path / SOCKET, handlers(status, self._plane.engine))
-        await self._control.start()
+        try:
+            await self._control.start()
+        except ControlError as error:  # nobody can ask us here, which is no reason to serve nobody
+            log.error("no local socket", reason=str(error), then="lb-mux serves all the same")
 
     async def stop(self, *, clean: bool) -> None:
         """In the reverse order of the start, whatever part of it had happened. Not ``clean``: something failed."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from pathlib import Path
@@ -18,7 +18,9 @@ from agent.decap import Decap, DecapRefused, Tunnel
 from agent.fake import FakeHost
 from agent.fence import Fence
 from agent.host import Host, Link
+from agent.keeping import amiss
 from agent.state import Change, Changes, Store
+from lb.daemon.repairs import Difference
 from lb.errors import ConfigError, FeatureError, IoError
 from lb.model import DecapMode, Protocol, Service
 from tests.agent.values import config, service
@@ -39,6 +41,7 @@ class FakeDecap:
     def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
         self.tunnel = tunnel
         self.host.calls.append("decapsulate")
+        self.host.devices.add("vipmux-tun")
 
     def counters(self) -> Mapping[str, int]:
         return {}
@@ -95,7 +98,7 @@ def test_cleanup_restores_the_host(agent: Agent, host: FakeHost, tmp_path: Path)
     assert host.settings == before
     assert host.addresses == {IPv4Address("127.0.0.1"): False}
     assert host.routes == set()
-    assert host.rules is None
+    assert host.table is None
     assert host.fence() == Fence()
     assert list(tmp_path.iterdir()) == []
     assert again.cleanup(config().agent) == []
@@ -300,3 +303,94 @@ def test_conntrack_that_cannot_be_looked_at_is_said_and_stops_nothing(host: Fake
         agent.apply(config(dns(5300)))
     assert [entry["reason"] for entry in logs if entry["event"] == "flows_not_forgotten"]
     assert agent.applied is not None
+
+
+# --- what others undo ------------------------------------------------------------------------------------------------
+
+
+def _rules(host: FakeHost) -> None:
+    host.table, host.generation = None, host.generation + 1
+
+
+def _changed_rules(host: FakeHost) -> None:
+    host.table, host.generation = f"{host.table} and more", host.generation + 1
+
+
+UNDONE: list[tuple[Callable[[FakeHost], object], Difference]] = [
+    (_rules, Difference("nftables", "table inet vipmux_agent", "was removed or changed")),
+    (_changed_rules, Difference("nftables", "table inet vipmux_agent", "was removed or changed")),
+    (lambda host: host.addresses.pop(IPv4Address("203.0.113.10")), Difference("address", "203.0.113.10 on lo")),
+    (lambda host: host.unrouted.add(IPv4Address("203.0.113.10")), Difference("address", "203.0.113.10 on lo")),
+    (lambda host: host.routes.clear(), Difference("route", "local route 203.0.113.128/25")),
+    (
+        lambda host: host.fence_routes.discard(ip_network("203.0.113.11/32")),
+        Difference("route", "blackhole 203.0.113.11/32 in table 19522"),
+    ),
+    (lambda host: host.fence_rules.clear(), Difference("rule", "ip rule 150 for vipmux-tun")),
+    (lambda host: host.devices.clear(), Difference("interface", "device vipmux-tun", "was removed or changed")),
+]
+
+
+@pytest.mark.parametrize(("undo", "told"), UNDONE)
+def test_what_another_program_undoes_is_told_and_put_back(
+    host: FakeHost, agent: Agent, undo: Callable[[FakeHost], object], told: Difference
+) -> None:
+    agent.apply(config(WEB, NAT, WIDE))
+    assert list(amiss(agent.undone())) == []
+    undo(host)
+    assert list(amiss(agent.undone())) == [told]
+    agent.apply_again()
+    assert list(amiss(agent.undone())) == []
+
+
+def test_lowered_setting_is_told_and_a_higher_one_is_left(host: FakeHost, agent: Agent) -> None:
+    agent.apply(config(WEB))
+    host.settings["ipv4/conf/all/arp_ignore"] = 2
+    host.settings["ipv4/conf/all/arp_announce"] = 0
+    assert agent.lowered() == {"ipv4/conf/all/arp_announce": 0}
+    agent.apply_again()
+    assert agent.lowered() == {}
+    assert host.settings["ipv4/conf/all/arp_ignore"] == 2
+
+
+def test_rules_of_others_cost_one_listing_and_are_no_change_of_ours(host: FakeHost, agent: Agent) -> None:
+    agent.apply(config(WEB))
+    host.generation += 1
+    assert agent.undone() == []
+    host.calls.clear()
+    agent.apply_again()
+    assert host.calls == []
+
+
+def test_interface_that_is_gone_is_said_and_taken_up_again(host: FakeHost, agent: Agent) -> None:
+    agent.apply(config(WEB))
+    gone = host.links.pop("eth0")
+    with pytest.raises(IoError, match="eth0 does not exist"):
+        agent.undone()
+    host.links["eth0"] = gone
+    assert agent.undone() == []
+
+
+def test_change_that_failed_half_way_goes_on_from_what_the_host_has(host: FakeHost, agent: Agent) -> None:
+    agent.apply(config(WEB))
+    works, host.add_route = host.add_route, _broken  # type: ignore[method-assign, assignment]
+    with pytest.raises(IoError, match="no buffer space"):
+        agent.apply(config(WEB, NAT, WIDE))
+    host.add_route = works  # type: ignore[method-assign]
+    host.calls.clear()
+    agent.apply(config(WEB, NAT, WIDE))
+    assert "rules" not in host.calls  # those are there already
+    assert "add 203.0.113.128/25" in host.calls
+
+
+def _broken(_: object) -> None:
+    raise IoError("cannot add the local route: no buffer space available")
+
+
+def test_flows_are_judged_anew_after_the_rules_were_gone(host: FakeHost, agent: Agent) -> None:
+    """What came meanwhile has no translation, and would keep that for as long as it sends."""
+    agent.apply(config(dns(5301)))
+    _rules(host)
+    host.flows = [AS_IS, NEW]
+    agent.apply_again()
+    assert host.flows == [NEW]

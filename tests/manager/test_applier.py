@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -162,10 +162,10 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path: Path, monkeypatc
         acknowledged: list[int] = []
         live = manager.hub.live
 
-        def hear(connection: Connection, generation: int, held: NodeState) -> None:
+        def hear(connection: Connection, generation: int, held: NodeState, left_out: Mapping[str, str]) -> None:
             acknowledged.append(generation)
             assert generation in on_disk
-            live(connection, generation, held)
+            live(connection, generation, held, left_out)
 
         monkeypatch.setattr(node.cache, "save", saved)
         monkeypatch.setattr(manager.hub, "live", hear)

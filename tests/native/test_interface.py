@@ -45,6 +45,19 @@ def test_what_is_not_there_is_put_without_harm() -> None:
         put(ffi.NULL)
 
 
+def test_every_function_of_the_interface_is_explained() -> None:
+    """By a comment, or a section's title, above it: of its own, or of it and its neighbours."""
+    plain, bare = (NATIVE / "api.h").read_text(), []
+    for block in plain.split("\n\n"):
+        explained = False
+        for line in block.splitlines():
+            explained = explained or "*/" in line
+            if re.match(r"^[a-z].*\b\w+\(", line) and not explained:
+                bare.append(line)
+    assert bare == []
+    assert plain.count("/*") > 30
+
+
 # ---- which variant of a function runs ----
 
 

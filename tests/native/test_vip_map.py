@@ -17,6 +17,7 @@ from lb.errors import DataplaneError
 from lb.forwarding import Compiler, Forwarding
 from lb.model import Address, Backend, PortRange, Protocol, Service
 from tests.model import services as model
+from tests.packets.build import ethernet, ipv4, ipv6, ping, tcp, udp
 from tests.packets.world import SETTINGS
 
 BACKENDS = {4: (Backend("b", ip_address("10.0.0.1")),), 6: (Backend("b", ip_address("2001:db8::1")),)}
@@ -140,3 +141,35 @@ def test_ten_thousand_services_are_found() -> None:
     for n in range(0, 10_000, 97):
         found = forwarding.lookup(Protocol.TCP, ip_address("192.0.2.1"), 1, services[n].vip.network_address, 80)
         assert found.service is services[n]
+
+
+@pytest.mark.parametrize("link", [Link.NONE, Link.SWAP])
+def test_many_services_are_found_in_a_burst_as_one_packet_at_a_time(link: Link) -> None:
+    """So many that a burst asks for their rows ahead: of packets of any kind, and too short to have an address."""
+    many = [a_service(f"s{n}", f"10.0.{n >> 8}.{n & 255}/32", Protocol.TCP, 80, 80) for n in range(5000)]
+    forwarding = Compiler(SETTINGS).compile([*many, a_service("net", "203.0.113.0/24", Protocol.UDP, 0, 65535)])
+    snapshot = forwarding.offline_snapshot()
+    chance = random.Random(1)
+    packets = []
+    for _ in range(64 * 8):
+        number = chance.randrange(6000)
+        packet = ipv4(tcp(sport=chance.randrange(1, 65536)), to=f"10.0.{number >> 8}.{number & 255}")
+        kind = chance.random()
+        if kind < 0.1:
+            packet = packet[: chance.randrange(len(packet))]
+        elif kind < 0.2:
+            packet = ipv4(
+                tcp(dport=chance.choice([79, 81])), to=f"10.0.{number >> 8}.{number & 255}", options=b"\1" * 8
+            )
+        elif kind < 0.3:
+            packet = chance.choice(
+                [ipv6(udp()), ipv4(udp(dport=chance.randrange(65536)), to="203.0.113.77"), ipv4(ping())]
+            )
+        frame = packet if link is Link.NONE else ethernet(packet)
+        packets.append((frame, len(frame), 0))
+    together, alone = Pipeline(1000, link), Pipeline(1000, link)
+    results = [together.process(snapshot, packets[at : at + 64]) for at in range(0, len(packets), 64)]
+    assert [result for burst in results for result in burst] == [
+        result for packet in packets for result in alone.process(snapshot, [packet])
+    ]
+    assert {"forwarded", "no_service", "not_vip"} <= {result.reason for burst in results for result in burst}

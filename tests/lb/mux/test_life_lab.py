@@ -80,6 +80,7 @@ def test_a_start_after_a_kill_repairs_and_serves(stage: Stage) -> None:
     stage.start(DNS).kill()
     process = stage.start(DNS, WEB)
     assert "event=repaired" in process.output()
+    assert 'event="previous run ended uncleanly"' in process.output()
     with stage.tap() as tap, stage.udp_client() as client:
         client.sendto(b"question", (VIP, 53))
         assert len(tap.take(2, seconds=0.5)) == 1

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A MUX that ends because something failed leaves the isolation of the VIPs; and its next start says so."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from lb import control
+from lb.control import ControlServer
+from lb.daemon.marker import RunMarker
+from lb.dataplane import FlowTuple
+from lb.errors import ControlError, DataplaneError
+from lb.model import MuxConfig, MuxSettings, Protocol
+from lb.mux.daemon import Daemon
+from lb.mux.engine import Engine
+from lb.mux.startup import StateDir
+from lb.notify import Supervisor
+
+
+class Port:
+    """What the daemon put into the kernel."""
+
+    def __init__(self, *, inherited: bool) -> None:
+        self.inherited = inherited
+        self.removed = False
+
+    def close_ios(self) -> None:
+        pass
+
+    async def remove(self) -> None:
+        self.removed = True
+
+
+class Stopped:
+    """An engine or a table of probes that can be stopped."""
+
+    def stop(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class Opened:
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.engine = Stopped()
+
+
+def stopped(directory: Path, *, served: bool, inherited: bool, clean: bool) -> tuple[bool, bool]:
+    """Whether the isolation was removed, and whether the marker is still there."""
+
+    async def main() -> tuple[bool, bool]:
+        settings = MuxSettings("m", IPv4Address("10.0.1.11"), bytes(16), "eth0", state_dir=str(directory))
+        state_dir = StateDir(directory)
+        nothing: Any = None
+        daemon: Any = Daemon(
+            directory / "mux.toml",
+            MuxConfig(settings, ()),
+            nothing,
+            state_dir,
+            asyncio.Event(),
+            supervisor=Supervisor(),
+        )
+        daemon._marker.begin()
+        port = Port(inherited=inherited)
+        daemon._opened, daemon._probes, daemon._served = Opened(port), Stopped(), served
+        await daemon.stop(clean=clean)
+        state_dir.close()
+        return port.removed, (directory / "mux.running").exists()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("served", "inherited", "clean", "removed"),
+    [
+        (True, False, True, True),  # asked to stop, after the withdrawal
+        (True, True, True, True),
+        (True, False, False, False),  # something failed: clients may still be sent here
+        (True, True, False, False),
+        (False, False, False, True),  # a start that failed, and never announced anything
+        (False, True, False, False),  # but what a predecessor left stays
+    ],
+)
+def test_only_a_clean_stop_removes_the_isolation(
+    tmp_path: Path, served: bool, inherited: bool, clean: bool, removed: bool
+) -> None:
+    was_removed, marked = stopped(tmp_path, served=served, inherited=inherited, clean=clean)
+    assert was_removed is removed
+    assert marked is (served and not clean)
+
+
+def test_the_next_start_says_how_the_last_run_ended(tmp_path: Path) -> None:
+    said = []
+    for clean in (False, True, True):
+        with capture_logs() as logs:
+            stopped(tmp_path, served=True, inherited=False, clean=clean)
+        said.append("previous run ended uncleanly" in [line["event"] for line in logs])
+    assert said == [False, True, False]
+    with capture_logs() as logs:
+        RunMarker(tmp_path / "mux.running").begin()
+    assert logs == [], "after a clean stop nothing is said"
+    with capture_logs() as logs:
+        RunMarker(tmp_path / "mux.running").begin()
+    assert [line["event"] for line in logs] == ["previous run ended uncleanly"]
+
+
+def test_a_marker_that_cannot_be_written_ends_nobody(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with capture_logs() as logs:
+        marker = RunMarker(tmp_path / "file" / "mux.running")
+        marker.begin()
+    assert [line["event"] for line in logs] == ["marker not written"]
+
+
+def test_without_workers_a_lookup_is_a_sentence() -> None:
+    """While the interface is opened again there are none."""
+    engine: Any = object.__new__(Engine)
+    engine._workers, engine._snapshot = [], None
+    engine._guard = threading.Lock()
+    flow = FlowTuple(Protocol.TCP, IPv4Address("192.0.2.1"), 1, IPv4Address("203.0.113.1"), 80)
+    with pytest.raises(DataplaneError, match="no worker runs now"):
+        engine.lookup(flow)
+
+
+def test_a_question_that_fails_by_itself_is_answered_with_an_error_and_the_next_is_answered(tmp_path: Path) -> None:
+    async def main() -> None:
+        def odd(_: dict[str, Any]) -> Any:
+            raise KeyError("web")
+
+        server = ControlServer(tmp_path / "s", {"odd": odd, "well": lambda _: [1]})
+        await server.start()
+        with pytest.raises(ControlError, match="a fault of its own: KeyError: 'web'"):
+            await asyncio.to_thread(control.request, tmp_path / "s", {"op": "odd"})
+        assert await asyncio.to_thread(control.request, tmp_path / "s", {"op": "well"}) == [1]
+        await server.close()
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert [line["event"] for line in logs] == ["question not answered"]
