@@ -384,11 +384,6 @@ static inline int offer_rank(struct offer offer)
 	return offer.lose >> 3;
 }
 
-static inline uint16_t offer_age(struct offer offer)
-{
-	return (uint16_t)(offer.lose >> 3);
-}
-
 static inline struct flow_slot offer_slot(struct flow_line *line, struct offer offer)
 {
 	return (struct flow_slot){ line, 7 - ((unsigned)offer.lose & 7) };
