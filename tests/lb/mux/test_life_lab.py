@@ -98,6 +98,17 @@ def test_a_clean_stop_leaves_nothing_behind(stage: Stage) -> None:
     assert sorted(path.name for path in state.iterdir()) == ["mux.lock"]
 
 
+def test_a_log_on_a_full_disk_ends_nothing(packet: Stage) -> None:
+    packet.write(DNS)
+    process = packet.launch("sh", "-c", 'exec "$0" "$@" 2>/dev/full')
+    wait_for((Path(packet.settings.state_dir) / "mux.sock").exists, "the local socket")
+    wait_for(lambda: packet.row()["state"] == "ready", "the start to come to its end")
+    packet.reload(DNS, WEB)
+    wait_for(lambda: packet.metrics()["lb_log_lines_lost_total"] >= 3, "what is lost to be counted")
+    assert process.stop() == 0
+    assert packet.vips_of_the_kernel() is None
+
+
 def test_a_start_in_packet_mode_clears_what_a_killed_tun_mode_left() -> None:
     with Stage(IoMode.TUN) as stage:
         before = ip_forward(stage)
