@@ -204,7 +204,7 @@ class LinuxHost:
             rules = {
                 (4 if family == socket.AF_INET else 6, rule.get_attr("FRA_IIFNAME"))
                 for family in _FAMILIES
-                for rule in self._ip.get_rules(family=family)
+                for rule in self._rules_of(family)
                 if (rule.get_attr("FRA_PROTOCOL"), rule.get_attr("FRA_TABLE")) == (ROUTE_PROTOCOL, fence.TABLE)
             }
             routes = [
@@ -215,6 +215,15 @@ class LinuxHost:
             ]
         networks = (ip_network(f"{route.get_attr('RTA_DST')}/{route['dst_len']}") for route in routes)
         return Fence(frozenset(rules), frozenset(networks))
+
+    def _rules_of(self, family: int) -> list[Any]:
+        """None where this kernel does not have the family (``ipv6.disable=1``)."""
+        try:
+            return list(self._ip.get_rules(family=family))
+        except NetlinkError as error:
+            if error.code == errno.EAFNOSUPPORT:
+                return []
+            raise
 
     def _has_clsact(self, index: int) -> bool:
         return any(qdisc.get_attr("TCA_KIND") == "clsact" for qdisc in self._ip.get_qdiscs(index=index))
