@@ -126,6 +126,10 @@ class Sidecar:
             raise SidecarGone from None
         return results
 
+    def restart(self) -> None:
+        """Ends ExaBGP; a new one begins at once, and with it what waits ever longer between attempts to connect."""
+        self._kill()
+
     async def run(self) -> None:
         """Keeps ExaBGP running; the caller's cancellation kills it."""
         loop = asyncio.get_running_loop()

@@ -123,6 +123,13 @@ class Speaker:
             return False
         return True
 
+    def reconnect(self) -> None:
+        """The way to routers is there again. Where none of them has a session, ExaBGP waits between its attempts, up to
+        a minute after a long absence, and cannot be told to try now; so it begins anew, which nobody hears."""
+        if self._running and not any(session.up for session in self.sessions):
+            log.info("ExaBGP begins anew", reason="the interface is back, and no router has a session with us")
+            self._sidecar.restart()
+
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._sidecar.run(), name="ExaBGP")

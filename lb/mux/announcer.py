@@ -199,6 +199,11 @@ class Announcer:
         self._ground.away = True
         self._evaluate()
 
+    def link_up(self) -> None:
+        """The interface is there again: sessions that were lost with it are tried at once."""
+        if self._speaker is not None:
+            self._speaker.reconnect()
+
     def published(self) -> None:
         """There are other ways to backends, or the interface came or went."""
         self._proofs.retry()

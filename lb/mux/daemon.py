@@ -378,6 +378,8 @@ class Daemon:
             log.info("interface back", interface=name)
             self._condition.state = "ready"
             self._tell_announcer()
+            if self._announcer is not None:
+                self._announcer.link_up()
 
     def _tell_announcer(self) -> None:
         if self._announcer is not None:

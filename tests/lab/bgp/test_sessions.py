@@ -83,6 +83,24 @@ def test_silence_ends_the_session_after_the_hold_time_and_routes_return(disagree
     assert took <= HOLD + 1.5
 
 
+def test_a_link_that_was_away_for_long_has_its_session_and_routes_back_at_once(routers: Routers) -> None:
+    """Longer than the hold time: then ExaBGP waits between its attempts, and nobody could tell it to try now."""
+    with BgpLab(1, 1, routers) as lab:
+        lab.up((web(lab.hosts),))
+        mux = lab.muxes[0]
+        lab.wait_hops(WEB_VIP, mux)
+        netns.ip("-n", mux.namespace, "link", "set", "eth0", "down")
+        lab.wait_hops(WEB_VIP)
+        time.sleep(12)  # of attempts in vain
+        up = ["link set eth0 up", "route replace default via 10.0.1.1"]
+        netns.batch(up, mux.namespace)
+        since = time.monotonic()
+        lab.wait_hops(WEB_VIP, mux, seconds=30)
+        took = time.monotonic() - since
+        print(f"\n{lab.routers.value}: link back: routes {took:.1f} s later")
+        assert took <= 5.0
+
+
 def test_a_session_over_ipv6_carries_both_families(routers: Routers) -> None:
     lab = BgpLab(1, 1, routers, ipv6=True)
     mux = lab.muxes[0]
