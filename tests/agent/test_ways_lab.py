@@ -124,15 +124,18 @@ def test_container_with_a_published_port_serves_a_tracked_service(lab: HostLab) 
         wait_for(lambda: _health(lab) == "down", "the agent to miss it")
 
 
-def test_firewall_that_wants_new_connections_lets_a_tracked_service_through(lab: HostLab) -> None:
+def test_firewall_that_wants_new_connections_lets_a_tracked_service_through_and_no_other(lab: HostLab) -> None:
     rules = (
-        "table inet firewall { chain input { type filter hook input priority 0; policy drop; iif lo accept;"
-        " ct state established,related accept; tcp dport 80 ct state new accept; } }"
+        "table inet firewall {\nchain input {\ntype filter hook input priority 0; policy drop;\niif lo accept\n"
+        "ct state established,related accept\ntcp dport 80 ct state new accept\n}\n}\n"
     )
     with lab.server(80, "plain"):
-        serve(lab, service("web", PLAIN_VIP, 80, track=True))
-        lab.on_host("nft", rules)
+        serve(lab, service("web", PLAIN_VIP, 80))
+        assert not (said := lab.on_host("nft", rules)), said
         try:
+            with pytest.raises(TimeoutError):
+                netns.inside(lab.client, lambda: socket.create_connection((PLAIN_VIP, 80), timeout=0.5))
+            serve(lab, service("web", PLAIN_VIP, 80, track=True))
             assert lab.ask(PLAIN_VIP) == f"plain hello {PLAIN_VIP}"
         finally:
             lab.on_host("nft", "delete table inet firewall")
