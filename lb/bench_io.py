@@ -13,16 +13,12 @@ import contextlib
 import ctypes
 import fcntl
 import os
-import shutil
-import signal
 import socket
 import statistics
 import struct
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -32,12 +28,11 @@ from typing import Any, TypeVar
 
 from lb import netns
 from lb.bench import commit_name, cpu_name
+from lb.bench_stage import Daemon, add_namespace, check, ended_by_signals, ticks, wait
 from lb.config_text import format_config
-from lb.control import request
 from lb.dataplane import Generator, GeneratorKind, Sent
-from lb.errors import ControlError, DataplaneError, FeatureError, IoError, PrivilegeError, RequestError
+from lb.errors import DataplaneError, IoError
 from lb.model import Backend, IoMode, MuxConfig, MuxSettings, PortRange, Protocol, Service
-from lb.privileges import Capability, missing
 
 T = TypeVar("T")
 
@@ -52,14 +47,11 @@ FRAME_BYTES = 60
 WARM_UP = 0.5
 #: Before and after the window of a run at full speed, as a part of it.
 MARGIN = 0.2
-READY_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
 #: Nothing arrived for so long: the last packet has arrived, seconds.
 QUIET = 0.1
 NICE = -20
 
 _PROGRAMS = {"ip": "iproute2", "setpriv": "util-linux", "taskset": "util-linux"}
-_NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW, Capability.SYS_ADMIN)
 
 _CLIENT, _MUX_IN, _MUX_OUT, _HOST = "10.0.1.1", "10.0.1.11", "10.0.2.11", "10.0.2.21"
 _CLIENT_MAC, _MUX_IN_MAC, _MUX_OUT_MAC = (f"02:00:00:00:00:{number:02x}" for number in (1, 2, 3))
@@ -109,11 +101,11 @@ class IoBench:
 
 def bench_io(*, io: IoMode, seconds: float) -> IoBench:
     """Measures for so long, half of it at full speed; needs root."""
-    check(io)
+    check(io, "lb bench io", _PROGRAMS)
     netns.reap()
     cores = _two_cores()
     window = max(seconds / (2 * RUNS), RUN_MIN)
-    with _ended_by_signals(), _first_in_line(), _Stage(io, cores) as stage:
+    with ended_by_signals(), _first_in_line(), _Stage(io, cores) as stage:
         stage.send(WARM_UP).result()
         stage.settle()
         runs: list[IoRun] = []
@@ -137,17 +129,6 @@ def bench_io(*, io: IoMode, seconds: float) -> IoBench:
         cores=list(cores),
         details=runs,
     )
-
-
-def check(io: IoMode) -> None:
-    """Raises what stands in the way, before anything is made."""
-    if io is IoMode.XDP:
-        raise RequestError('AF_XDP ("xdp") is not available in this version; measure "packet" or "tun"')
-    if missing(_NEEDED):
-        raise PrivilegeError("lb bench io makes network namespaces of its own, which needs root: run it with sudo")
-    for program, package in _PROGRAMS.items():
-        if shutil.which(program) is None:
-            raise FeatureError(f"{program} is not installed: install the package {package}")
 
 
 # ---- one measurement ----
@@ -225,31 +206,6 @@ def _siblings(cpu: int) -> set[int]:
     return found
 
 
-def _ticks(cpus: tuple[int, ...]) -> tuple[int, int]:
-    """All and stolen time of these CPUs, in ticks."""
-    total = stolen = 0
-    names = {f"cpu{cpu}" for cpu in cpus}
-    for line in Path("/proc/stat").read_text().splitlines():
-        name, *words = line.split()
-        if name in names:
-            fields = [int(word) for word in words[:8]]  # what guests had is in the first two already
-            total += sum(fields)
-            stolen += fields[7]
-    return total, stolen
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end us as Ctrl-C does, so that everything is removed."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 @contextlib.contextmanager
 def _first_in_line() -> Iterator[None]:
     """Where the kernel shares the CPU among sessions first, ``nice`` counts only within one: lifts our session."""
@@ -310,15 +266,9 @@ class _Stage:
 
     def _build(self) -> None:
         for name in (self._generator_ns, self._mux_ns, self._sink_ns):
-            self._resources.callback(_delete, name)
-            netns.ip("netns", "add", name)
-            # Nothing moves by itself, and packets from a made-up source are no offence.
-            settings: dict[str, int | str] = {"ipv4/conf/all/rp_filter": 0, "ipv4/conf/default/rp_filter": 0}
-            if Path("/proc/sys/net/ipv6").exists():
-                settings |= {"ipv6/conf/all/disable_ipv6": 1, "ipv6/conf/default/disable_ipv6": 1}
-            netns.sysctl(name, settings)
+            add_namespace(name, self._resources)
         self._wire()
-        self._arrivals = self._resources.enter_context(netns.inside(self._sink_ns, _open_counters))
+        self._arrivals = self._resources.enter_context(netns.inside(self._sink_ns, open_counters))
         self._thread = self._resources.enter_context(
             ThreadPoolExecutor(
                 1, "generator", initializer=_settle_thread, initargs=(self._generator_ns, self._cores[0])
@@ -359,7 +309,7 @@ class _Stage:
     def _open_fastest(self) -> tuple[Generator, str]:
         """The generator for full speed, and what it is."""
         try:
-            netns.inside(self._mux_ns, lambda: _merge_received(_IN))  # or the link takes no frames of the kernel's
+            netns.inside(self._mux_ns, lambda: merge_received(_IN))  # or the link takes no frames of the kernel's
             return self._open_generator(GeneratorKind.LIVE), "frames made by the kernel (XDP)"
         except (DataplaneError, OSError) as error:
             reason = str(error).rstrip(".")
@@ -368,57 +318,29 @@ class _Stage:
     def _start_mux(self) -> None:
         path = self._directory / "mux.toml"
         path.write_text(format_config(MuxConfig(self._settings, (_service(),))))
-        self._log = self._directory / "log"
-        with self._log.open("wb") as log:
-            self._mux = subprocess.Popen(
-                [
-                    *("ip", "netns", "exec", self._mux_ns, "setpriv", "--pdeathsig", "TERM"),
-                    *("taskset", "-c", str(self._cores[1]), "nice", "-n", str(NICE)),
-                    *(sys.executable, "-P", "-m", "lb.mux.daemon", "--config", path),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self._resources.callback(self._stop_mux)
-        _lift_session(self._mux.pid, NICE)
-        _wait(lambda: self._row().get("state") == "ready", "lb-mux to be ready", READY_TIMEOUT)
-
-    def _stop_mux(self) -> None:
-        self._mux.terminate()
-        try:
-            self._mux.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self._mux.kill()
-            self._mux.wait()
+        prefix = ("taskset", "-c", str(self._cores[1]), "nice", "-n", str(NICE))
+        self._mux = Daemon(self._mux_ns, "lb.mux.daemon", ["--config", path], self._directory / "log", prefix)
+        self._resources.callback(self._mux.stop)
+        _lift_session(self._mux.process.pid, NICE)
+        wait(lambda: self._row().get("state") == "ready", "lb-mux to be ready")
 
     # -- questions ----------------------------------------------------------------------------------------------
 
     def _row(self) -> dict[str, Any]:
         """What ``lb get muxes`` shows of it; empty while it is not there."""
-        if self._mux.poll() is not None:
-            raise IoError(f"lb-mux ended with {self._mux.returncode}; {self.last_words()}")
-        try:
-            found: dict[str, Any] = request(
-                Path(self._settings.state_dir) / "mux.sock", {"op": "get", "what": "muxes"}
-            )[0]
-        except ControlError:
-            return {}
-        return found
+        return self._mux.row(Path(self._settings.state_dir) / "mux.sock", "muxes")
 
     def mode(self) -> str:
         """The I/O mode obtained, in words."""
         return str(self._row()["mode"])
 
     def last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return f"its last line was: {lines[-1]}" if lines else "it said nothing"
+        return self._mux.last_words()
 
     def moment(self) -> _Moment:
-        ticks, stolen = _ticks(self._cores)
-        cpu = time.clock_gettime_ns(~self._mux.pid << 3 | _CPUCLOCK_SCHED)
-        return _Moment(time.monotonic_ns(), self._arrived(), cpu, ticks, stolen)
+        total, stolen = ticks(self._cores)
+        cpu = time.clock_gettime_ns(~self._mux.process.pid << 3 | _CPUCLOCK_SCHED)
+        return _Moment(time.monotonic_ns(), self._arrived(), cpu, total, stolen)
 
     def _arrived(self) -> int:
         """Packets that came to the sink."""
@@ -470,12 +392,12 @@ def _frame() -> bytes:
     return (ethernet + header[:10] + checksum.to_bytes(2) + header[12:] + udp).ljust(FRAME_BYTES, b"\0")
 
 
-def _open_counters() -> Any:
+def open_counters() -> Any:
     """The interfaces' counters of the namespace that this thread is in, wherever they are read."""
     return Path("/proc/thread-self/net/dev").open("rb", buffering=0)
 
 
-def _merge_received(interface: str) -> None:
+def merge_received(interface: str) -> None:
     """Receive offload (GRO) on, as NICs have it."""
     value = (ctypes.c_uint32 * 2)(_ETHTOOL_SGRO, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
@@ -487,16 +409,3 @@ def _settle_thread(namespace: str, cpu: int) -> None:
     netns.enter(namespace)
     os.sched_setaffinity(0, {cpu})
     os.setpriority(os.PRIO_PROCESS, 0, NICE)
-
-
-def _delete(namespace: str) -> None:
-    with contextlib.suppress(IoError):  # it was never made
-        netns.ip("netns", "del", namespace)
-
-
-def _wait(question: Callable[[], bool], what: str, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not question():
-        if time.monotonic() > deadline:
-            raise IoError(f"waited {seconds:g} s for {what}")
-        time.sleep(0.02)

@@ -161,6 +161,48 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
         click.echo(f"{name:<8}{text}")
 
 
+@command.command("latency", epilog=example("lb bench latency --io tun"))
+@click.option(
+    "--io",
+    type=click.Choice(["xdp", "packet", "tun"]),
+    default="packet",
+    show_default=True,
+    help="How packets come in and go out.",
+)
+@click.option("--seconds", type=click.FloatRange(1, 3600), default=10.0, show_default=True, help="To measure for.")
+@output_option
+def latency(*, io: str, seconds: float, as_json: bool) -> None:
+    """Measure what a MUX adds to a lone request, beside the same path without it. Needs root."""
+    from lb.bench_latency import bench_latency  # noqa: PLC0415
+    from lb.model import IoMode  # noqa: PLC0415
+
+    result = bench_latency(io=IoMode(io), seconds=seconds)
+    if as_json:
+        print_json(result.as_dict())
+        return
+    rows = [
+        {
+            "request": request,
+            "direct": f"{direct50:.0f} / {direct99:.0f}",
+            "through the VIP": f"{vip50:.0f} / {vip99:.0f}",
+            "added": f"{vip50 - direct50:.0f} / {vip99 - direct99:.0f}",
+        }
+        for request, direct50, direct99, vip50, vip99 in (
+            ("kept connection", result.direct_p50_us, result.direct_p99_us, result.vip_p50_us, result.vip_p99_us),
+            (
+                "new connection",
+                *(result.direct_new_p50_us, result.direct_new_p99_us),
+                *(result.vip_new_p50_us, result.vip_new_p99_us),
+            ),
+        )
+    ]
+    columns = ("request", "direct", "through the VIP", "added")
+    console().print(table(columns, rows, right=frozenset(columns[1:])))
+    click.echo(f"microseconds, 50th / 99th percentile, medians of {len(result.runs)} rounds; {result.noise:.0%} spread")
+    click.echo(f"{result.io}: {result.mode}; decapsulation {result.decap}; {result.steal:.1%} steal")
+    click.echo(f"{result.cpu}, commit {result.commit}")
+
+
 @command.command("control", epilog=example("lb bench control --services 1000 --agents 20 --changes 30 --churn 5"))
 @click.option("--services", type=click.IntRange(100, 32767), default=10_000, show_default=True)
 @click.option("--backends", type=click.IntRange(1, 100), default=6, show_default=True, help="For each service.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb bench io`` measures, answers with the names that others rely on, and leaves nothing behind."""
+"""``lb bench io`` and ``latency`` measure, answer with the names that others rely on, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from tests.lab.process import wait_for
 
 ROOT = Path(__file__).parents[2]
 KEYS = {"mpps", "ns_per_packet", "loss", "steal", "runs", "mode", "cpu", "commit"}
+LATENCY_KEYS = {"direct_p50_us", "vip_p50_us", "direct_p99_us", "vip_p99_us", "runs"}
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
@@ -47,8 +48,9 @@ def mux_of(pid: int) -> int | None:
     return found[0] if found else None
 
 
-def test_xdp_is_refused_in_one_sentence() -> None:
-    process = start("io", "--io", "xdp")
+@pytest.mark.parametrize("what", ["io", "latency"])
+def test_xdp_is_refused_in_one_sentence(what: str) -> None:
+    process = start(what, "--io", "xdp")
     out, error = finish(process)
     assert (process.returncode, out) == (2, "")
     assert error == 'lb: AF_XDP ("xdp") is not available in this version; measure "packet" or "tun"\n'
@@ -77,6 +79,22 @@ def test_a_short_run_answers_as_the_contract_says_and_leaves_nothing(io: str) ->
     assert 0 <= answer["loss"] < 0.5
     assert 0 <= answer["steal"] <= 1
     assert answer["mode"]
+    assert left_by(process.pid) == []
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("io", ["packet", "tun"])
+def test_latency_answers_as_the_contract_says(io: str) -> None:
+    process = start("latency", "--io", io, "--seconds", "2", "--json")
+    out, error = finish(process)
+    assert process.returncode == 0, error
+    answer: dict[str, Any] = json.loads(out)
+    assert answer.keys() >= LATENCY_KEYS
+    assert len(answer["runs"]) >= 5
+    vip = [run["vip"]["p50"] for run in answer["runs"]]
+    assert answer["vip_p50_us"] == statistics.median(vip) > answer["direct_p50_us"] > 1
+    assert all(answer[f"{way}_p99_us"] >= answer[f"{way}_p50_us"] for way in ("direct", "vip"))
+    assert (answer["io"], answer["decap"]) == (io, "bpf")
     assert left_by(process.pid) == []
 
 
