@@ -176,7 +176,14 @@ class LinuxHost:
 
     def rules(self) -> str | None:
         done = self._nft(["--stateless", "list", "table", "inet", nat.TABLE], None)
-        return done.stdout if done.returncode == 0 else None
+        if done.returncode == 0:
+            return done.stdout
+        said = (done.stderr.strip().splitlines() or ["it did not say why"])[0]
+        if nftables.ABSENT in said or "not supported" in said:  # no such table, or no nftables in this kernel at all
+            return None
+        if "Operation not permitted" in said:
+            raise PrivilegeError("nft may not list rules: needs CAP_NET_ADMIN; start lb-agent as root")
+        raise IoError(f"nft cannot list the table inet {nat.TABLE}: {said}")
 
     def rules_generation(self) -> int | None:
         try:
@@ -383,6 +390,8 @@ class LinuxHost:
                     raise IoError(f"nft did not answer within {_NFT_SECONDS:g} s") from None
         except FileNotFoundError:
             raise FeatureError("nft is not installed: install the package nftables") from None
+        except OSError as error:
+            raise nftables.not_started(error) from None
         return subprocess.CompletedProcess(["nft", *arguments], process.returncode, output, errors)
 
     def _index(self, name: str) -> int:

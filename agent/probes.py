@@ -65,25 +65,30 @@ class LocalCheck:
         return f"{self.probe.type.value} {host}:{self.port}"
 
 
-def checks(config: AgentConfig, run_as: RunAs | None = None) -> dict[Label, LocalCheck | NotProbed]:
-    """What to ask of each backend on this host; ``run_as``: whom commands run as, if not as this process."""
+def checks(
+    config: AgentConfig, run_as: RunAs | None = None, forbidden: str | None = None
+) -> dict[Label, LocalCheck | NotProbed]:
+    """What to ask of each backend on this host; ``run_as``: whom commands run as, if not as this process;
+    ``forbidden``: why none can be run now."""
     own = (config.agent.address, config.agent.address6)
+    if not config.agent.command_probes:
+        forbidden = "this host runs no commands (agent.command_probes)"
     return {
-        (service.name, backend.name): _check(service, backend, config.agent, run_as)
+        (service.name, backend.name): _check(service, backend, run_as, forbidden)
         for service in config.services
         for backend in service.backends
         if backend.address in own
     }
 
 
-def _check(service: Service, backend: Backend, settings: AgentSettings, run_as: RunAs | None) -> LocalCheck | NotProbed:
+def _check(service: Service, backend: Backend, run_as: RunAs | None, forbidden: str | None) -> LocalCheck | NotProbed:
     probe = service.probe
     if probe is None:
         if service.protocol is Protocol.UDP:
             return NotProbed("not probed: a UDP service without a probe")
         probe = DEFAULT
-    if probe.type is ProbeType.COMMAND and not settings.command_probes:
-        return NotProbed("not probed: this host runs no commands (agent.command_probes)")
+    if probe.type is ProbeType.COMMAND and forbidden is not None:
+        return NotProbed(f"not probed: {forbidden}")
     translated = service.backend_port(backend) is not None
     port = probe.port or backend.port or (service.ports.first if service.ports.exact else None)
     if probe.type is ProbeType.COMMAND:
@@ -118,10 +123,21 @@ class LocalProbes:
         self._board: Board[LocalCheck] = Board("agent", _ask, send or _nobody, unprobed=Health.UP)
         self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
         self._backends = -1  # as they were logged
+        self._forbidden: str | None = None  # why no command can be run, as it was logged
 
     def update(self, config: AgentConfig) -> None:
-        """The configuration that is in force; a probe that stays the same keeps its state."""
-        wanted = checks(config, command_user(config.agent))
+        """The configuration that is in force; a probe that stays the same keeps its state.
+
+        A user of commands who was there at the start and is not any more costs the commands alone."""
+        run_as, forbidden = None, None
+        try:
+            run_as = command_user(config.agent)
+        except ConfigError as error:
+            forbidden = "; ".join(error.lines)
+        if forbidden is not None and forbidden != self._forbidden:
+            log.error("commands not run", reason=forbidden, then="backends with such a probe are taken to be up")
+        self._forbidden = forbidden
+        wanted = checks(config, run_as, forbidden)
         self._board.update(wanted)
         if len(wanted) != self._backends:
             self._backends = len(wanted)

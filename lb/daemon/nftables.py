@@ -27,7 +27,8 @@ _NFTABLES = 10
 _NFT_MSG_GETGEN = 16
 _NLM_F_REQUEST = 1
 _HEADER = struct.Struct("=IHHII")
-_NO_SUCH_FILE = "No such file or directory"
+#: What it says of a thing that is not there.
+ABSENT = "No such file or directory"
 
 
 def environment() -> dict[str, str]:
@@ -46,21 +47,24 @@ class Done:
     @property
     def absent(self) -> bool:
         """It failed because something that it names is not there."""
-        return bool(self.code) and _NO_SUCH_FILE in self.complaint
+        return bool(self.code) and ABSENT in self.complaint
 
 
 async def run(*arguments: str, text: str = "", own: Own | None = None) -> Done:
     """Runs ``nft`` with these; raises FeatureError where it is not installed, IoError where it does not end."""
     if shutil.which("nft") is None:
         raise FeatureError("nft is not installed: install the package nftables")
-    process = await asyncio.create_subprocess_exec(
-        "nft",
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment(),
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            "nft",
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(),
+        )
+    except OSError as error:  # no descriptor, no process, no memory
+        raise not_started(error) from None
     if own is not None:
         own.processes.add(process.pid)
         asyncio.get_running_loop().call_later(TIMEOUT + OWN_FOR, own.processes.discard, process.pid)
@@ -75,6 +79,11 @@ async def run(*arguments: str, text: str = "", own: Own | None = None) -> Done:
         raise
     lines = errors.decode(errors="replace").strip().splitlines()
     return Done(process.returncode or 0, output.decode(errors="replace"), lines[0] if lines else "no reason given")
+
+
+def not_started(error: OSError) -> IoError:
+    """There is ``nft``, and it could not be run: for everybody who runs it."""
+    return IoError(f"cannot run nft: {(error.strerror or str(error)).lower()}")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -107,6 +107,9 @@ def _initial(elements: list[str]) -> str:
 
 _ELEMENTS = re.compile(r"^\t\telements = \{([^}]*)\}\n", re.MULTILINE)
 _DROPS = re.compile(r"^\t\tip6? daddr @vips[46] counter drop #", re.MULTILINE)
+#: Every table, chain, set and rule has a number at its end: ours are a table, two sets, a chain and two rules.
+_NUMBERED = re.compile(r" # handle \d+$", re.MULTILINE)
+_OURS = 6
 
 
 def structure(listing: str) -> str:
@@ -123,7 +126,8 @@ def amiss(listing: str, interface: str, reference: str | None, cover: Cover) -> 
     """What happened to the table, as a sentence goes on; None where it is as it was made.
 
     ``reference``: the :func:`structure` of an earlier listing, taken since the table was made; a table or rule that was
-    made anew by somebody else has other numbers. None: there is no such listing yet.
+    made anew by somebody else has other numbers. None: there is no such listing yet; a rule that somebody else put
+    between ours, or a chain of his in our table, is told by how many there are.
     """
     drops = len(_DROPS.findall(listing))
     if "\tflags dormant" in listing:
@@ -133,6 +137,8 @@ def amiss(listing: str, interface: str, reference: str | None, cover: Cover) -> 
     if drops < 2:
         return "lost its rules"
     if f'hook ingress device "{interface}"' not in listing or reference not in (None, structure(listing)):
+        return "was changed"
+    if len(_NUMBERED.findall(listing)) != _OURS or "policy accept;" not in listing:
         return "was changed"
     return _elements_amiss(elements(listing), cover)
 

@@ -31,8 +31,10 @@ from lb.daemon import routes, sysctls
 from lb.daemon.kernel_watch import Area
 from lb.daemon.repairs import Difference
 from lb.errors import IoError
+from lb.log import get_logger
 from lb.model import Network
 from lb.mux.netlink import Netlink
+from lb.node.files import write_private
 
 #: "Who installed this route", as ``ip route`` shows it; not used by any routing daemon.
 ROUTE_PROTOCOL = 118
@@ -49,6 +51,8 @@ _RTN_BLACKHOLE = 6
 _RT_TABLE_MAIN = 254
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 _IFF_UP = 0x1
+
+log = get_logger()
 
 
 def device_name(mux: str) -> str:
@@ -248,12 +252,25 @@ class Tun:
         self._set[key] = value
 
     def _remember_and_write(self, key: str, value: str) -> None:
-        before = (sysctls.SYSCTLS / key).read_text().strip()
+        try:
+            before = (sysctls.SYSCTLS / key).read_text().strip()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise IoError(f"cannot read {sysctls.shown(key)}: {reason}") from None
         if before != value and key not in self._set:  # else somebody changed it after us: that is not what it was
             remembered = self._remembered()
             remembered.setdefault(key, before)  # a life that crashed remembered the true one
-            self._restore.write_text(json.dumps(remembered))
+            self._remember(remembered)
         self._write(key, value)
+
+    def _remember(self, settings: dict[str, str]) -> None:
+        """Whole or not at all. A disk that cannot be written keeps no packet waiting; it is said."""
+        try:
+            write_private(self._restore, json.dumps(settings).encode())
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            what = ", ".join(sysctls.shown(key) for key in settings)
+            log.error("settings not remembered", file=str(self._restore), reason=reason, then=f"{what} stay as set")
 
     def _remembered(self) -> dict[str, str]:
         try:

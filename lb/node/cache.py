@@ -159,7 +159,9 @@ class Cache:
             if found is None:
                 self._changes_size = None if line else size
                 if line and number + 1 < len(lines):  # the last one alone may have been cut short
-                    self._miss(f"record {number} is damaged or missing; it and what came after it are lost")
+                    self._miss(
+                        f"record {number} is damaged, missing or of a newer version; it and what came after it are lost"
+                    )
                 break
             cached = found
             size += len(line) + 1
@@ -235,12 +237,14 @@ def _record(line: bytes, before: Cached, number: int) -> Cached | None:
     checksum, _, text = line.partition(b" ")
     if not line or checksum != _checksum(text):
         return None
-    record = json.loads(text)
-    if record.get("record", number) != number:  # older versions did not count them
+    try:
+        record = json.loads(text)
+        if record.get("record", number) != number:  # older versions did not count them
+            return None
+        changed = apply(before.state, {"set": pack_sections(record["set"]), "remove": record["remove"]})
+        return Cached.labelled(record, changed)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # whole, but of a newer version
         return None
-    return Cached.labelled(
-        record, apply(before.state, {"set": pack_sections(record["set"]), "remove": record["remove"]})
-    )
 
 
 def _checksum(text: bytes) -> bytes:

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from agent.probes import LocalCheck, LocalProbes, checks, command_user
 from lb.errors import ConfigError
@@ -247,6 +248,26 @@ def test_unknown_user_of_commands_is_a_mistake_of_the_file() -> None:
 def test_commands_can_be_forbidden() -> None:
     found = checks(config(COMMAND, command_probes=False))["s", "s-1"]
     assert found == NotProbed("not probed: this host runs no commands (agent.command_probes)")
+
+
+def test_a_user_of_commands_who_is_gone_costs_the_commands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """States come for weeks after the file was read, and all of them would be refused for it."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+
+    async def story() -> None:
+        probes = LocalProbes()
+        given = config(COMMAND, probed(service("t", VIP, 81), None), command_user="removed")
+        with capture_logs() as logs:
+            probes.update(given)
+            probes.update(given)
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == ["commands not run"]
+        assert set(probes.known()) == {("s", "s-1"), ("t", "t-1")}
+        commands = next(report for report in probes.reports() if report.service == "s")
+        assert commands.up
+        assert 'there is no user "removed" on this host' in commands.reason
+        await probes.close()
+
+    asyncio.run(story())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from lb.daemon import nftables
 from lb.daemon.kernel_watch import Own
-from lb.errors import FeatureError
+from lb.errors import FeatureError, IoError
 from tests.lab import netns
 
 
@@ -44,6 +45,17 @@ def test_a_run_that_is_cancelled_is_killed_and_waited_for() -> None:
 def test_where_there_is_no_nft_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(FeatureError, match="install the package nftables"):
+        asyncio.run(nftables.run("list", "ruleset"))
+
+
+def test_a_want_of_descriptors_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever changes VIPs at that moment has to know that it failed, and tries again."""
+
+    async def none_left(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", none_left)
+    with pytest.raises(IoError, match="cannot run nft: too many open files"):
         asyncio.run(nftables.run("list", "ruleset"))
 
 

@@ -16,7 +16,16 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_network
 import pytest
 
 from lb.daemon import nftables
-from lb.mux.isolation import GONE_MANY, Isolation, install_text, remove_text, step_text, table_name, update_text
+from lb.mux.isolation import (
+    GONE_MANY,
+    Isolation,
+    amiss,
+    install_text,
+    remove_text,
+    step_text,
+    table_name,
+    update_text,
+)
 from lb.mux.prefixes import Cover
 from tests.lab import netns
 
@@ -60,6 +69,47 @@ def test_a_step_says_what_differs_and_what_goes_goes_first() -> None:
 @pytest.mark.parametrize("vips", [[], VIPS])
 def test_removing_works_with_and_without_a_table(vips: list[object]) -> None:
     assert remove_text("t").splitlines() == ["add table netdev t", "delete table netdev t"]
+
+
+LISTING = """\
+table netdev vipmux_mux1 { # handle 7
+\tcomment "lb-mux: VIPs are served in userspace, never by this kernel"
+\tset vips4 { # handle 2
+\t\ttype ipv4_addr
+\t\tflags interval
+\t\telements = { 203.0.113.10 }
+\t}
+
+\tset vips6 { # handle 3
+\t\ttype ipv6_addr
+\t\tflags interval
+\t}
+
+\tchain ingress { # handle 1
+\t\ttype filter hook ingress device "lo" priority -500; policy accept;
+\t\tip daddr @vips4 counter drop # handle 4
+\t\tip6 daddr @vips6 counter drop # handle 5
+\t}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "became"),
+    [
+        ("", "", None),
+        ("accept;\n", "accept;\n\t\taccept # handle 6\n", "was changed"),
+        ("accept;\n", "accept;\n\t\tip daddr 203.0.113.10 accept # handle 6\n", "was changed"),
+        ("policy accept;", "policy drop;", "was changed"),
+        ("\tset vips4", "\tchain other { # handle 6\n\t}\n\n\tset vips4", "was changed"),
+    ],
+)
+def test_a_rule_of_somebody_else_is_seen_before_there_is_a_listing_to_compare_with(
+    old: str, new: str, became: str | None
+) -> None:
+    """It may come right behind the table itself, as after each repair; else it would be taken for ours for ever."""
+    cover = Cover([ip_network("203.0.113.10/32")])
+    assert amiss(LISTING.replace(old, new, 1), "lo", None, cover) == became
 
 
 @pytest.fixture

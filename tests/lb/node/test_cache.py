@@ -148,6 +148,21 @@ def test_a_state_of_a_newer_version_is_read_as_far_as_this_one_can(tmp_path: Pat
     assert [line["event"] for line in logs] == ["cached state of a newer version"]
 
 
+@pytest.mark.parametrize(
+    "record",
+    [b"[]", b"{}", b'{"set":1,"remove":{}}', b'{"set":{},"remove":{},"term":"x","generation":1,"digest":""}', b'"x"'],
+)
+def test_a_change_of_a_newer_version_is_left_out_and_said(tmp_path: Path, record: bytes) -> None:
+    """Whoever goes back to an older program finds what the newer one wrote."""
+    filled(tmp_path, 2)
+    line = caching._checksum(record) + b" " + record + b"\n"
+    (tmp_path / "changes").write_bytes((tmp_path / "changes").read_bytes() + line)
+    found, logs = loaded(tmp_path)
+    assert found == cached(1)
+    assert [line["event"] for line in logs] == ["cached state incomplete"]
+    assert "newer version" in logs[0]["reason"]
+
+
 def test_the_marks_of_the_stores_history_are_kept(tmp_path: Path) -> None:
     cache = Cache(tmp_path, "mux:mux1")
     cache.save(Cached(3, 1, digest(state(0)), state(0), "a1", 7))
