@@ -1,18 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The AF_PACKET backend.  A worker receives from a ring of blocks that the kernel fills; frames are handed out where
- * they lie, with IO_HEADROOM writable bytes before each (PACKET_RESERVE), so that an outer header is built in the ring
- * and never copied.  A block goes back to the kernel only when the burst that held its last frame was released.
- *
- * What enters: frames to our own link address, untagged.  Frames for others (seen on a promiscuous link), multicast,
- * broadcast and frames of a VLAN are not ours: they are stepped over and counted nowhere, as if the NIC had never
- * passed them on.  Our own transmissions are not looped back (PACKET_IGNORE_OUTGOING, PACKET_QDISC_BYPASS).
+ * The AF_PACKET backend.  A worker that has its interface for itself receives from two rings, one made for lone packets
+ * and one made for many; ring_choice.h says which takes them, and how that changes without losing one.  Our own
+ * transmissions are not looped back (PACKET_IGNORE_OUTGOING, PACKET_QDISC_BYPASS).
  *
  * Several workers share an interface with PACKET_FANOUT_HASH, which keeps a flow on one ring.  FANOUT_FLAG_ROLLOVER
- * would move packets of a full ring to a worker that does not know their flows; better to drop and count them.
+ * would move packets of a full ring to a worker that does not know their flows; better to drop and count them.  So each
+ * of these has slots only.
  *
- * A failing interface (removed, set down) makes one receive() return -ENETDOWN; afterwards the ring just stays empty.
- * When the link comes up again the kernel reconnects the socket by itself; a new interface needs a new io.
+ * A failing interface (removed, set down) makes one receive() return -ENETDOWN; afterwards the rings just stay empty.
+ * When the link comes up again the kernel reconnects the sockets by itself; a new interface needs a new io.
  */
 #define _GNU_SOURCE
 #include "io_packet.h"
@@ -23,27 +20,24 @@
 #include <linux/filter.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
-#include <linux/virtio_net.h>
 #include <net/if.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
-#ifndef PACKET_IGNORE_OUTGOING
-#define PACKET_IGNORE_OUTGOING 23
-#endif
+#include "block_ring.h"
+#include "packet_frame.h"
+#include "ring_choice.h"
+#include "slot_ring.h"
 
-/*
- * A block must hold the largest super-packet that a kernel makes unasked (64 KiB), and those of BIG TCP up to twice that;
- * larger ones come cut short and are dropped as truncated.  No larger than that: the kernel hands over a block that is not
- * full after RETIRE_MS (rounded up to a jiffy), so it is the number of blocks that says how long the ring lasts.
- */
-#define BLOCK_BYTES (128u << 10)
-#define RETIRE_MS 1
+#define SLOTS_PART 4u   /* of a ring's bytes, more for the slots */
+#define BLOCKS_EVERY 8u /* bursts: even while slots are full, blocks are looked at */
+#define SHORT_MS 1
 #define SEND_BUFFER (16 << 20)
 #define SEND_RETRIES 16u         /* per send(): a full transmit queue must not hold the worker */
 #define WAYS_OUT 4u              /* interfaces that have a socket of their own to send by */
@@ -62,20 +56,16 @@ struct way_out {
 
 struct packet_io {
 	struct io io;
-	int receive_fd;
+	struct slot_ring slots;
+	struct block_ring blocks; /* none where several workers share the interface */
+	struct ring_choice choice;
+	unsigned turns; /* at the slots */
 	int send_fd; /* bound to no interface, each message names one */
 	struct way_out ways[WAYS_OUT];
 	unsigned wayless; /* times that an interface found none free */
 	int ifindex;
 	int group;
 
-	uint8_t *ring;
-	size_t ring_bytes;
-	unsigned blocks;
-	unsigned block;              /* the one being read, or to be read next */
-	unsigned left;               /* frames of it not yet handed out */
-	struct tpacket3_hdr *header; /* the next of these */
-	bool held;                   /* it is ours, to be given back */
 	int error;                   /* errno that the next receive() reports */
 
 	struct mmsghdr messages[BURST_MAX];
@@ -87,6 +77,7 @@ struct packet_io {
 	_Atomic uint64_t sent;
 	_Atomic uint64_t send_errors;
 	_Atomic uint64_t missed;
+	_Atomic uint64_t switches;
 };
 
 static_assert(sizeof(struct sock_filter) == sizeof(uint64_t), "filters cross the edge to Python as 64-bit words");
@@ -103,116 +94,101 @@ static void count(_Atomic uint64_t *counter, uint64_t more)
 
 /* -- receive ---------------------------------------------------------------------------------------------------- */
 
-static struct tpacket_block_desc *current_block(struct packet_io *packet)
+static uint64_t now_ns(void)
 {
-	return (struct tpacket_block_desc *)(packet->ring + (size_t)packet->block * BLOCK_BYTES);
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
-static bool take_block(struct packet_io *packet)
+static bool has_blocks(const struct packet_io *packet)
 {
-	struct tpacket_block_desc *block = current_block(packet);
-
-	if (!(__atomic_load_n(&block->hdr.bh1.block_status, __ATOMIC_ACQUIRE) & TP_STATUS_USER))
-		return false;
-	packet->left = block->hdr.bh1.num_pkts;
-	packet->header = (struct tpacket3_hdr *)((uint8_t *)block + block->hdr.bh1.offset_to_first_pkt);
-	packet->held = true;
-	return true;
+	return packet->blocks.fd >= 0;
 }
 
-static void packet_release(struct io *io)
+static void choose_ring(struct packet_io *packet, unsigned taken)
 {
-	struct packet_io *packet = packet_io(io);
+	enum ring_state before = packet->choice.state;
 
-	if (!packet->held || packet->left)
+	if (!has_blocks(packet))
 		return;
-	__atomic_store_n(&current_block(packet)->hdr.bh1.block_status, TP_STATUS_KERNEL, __ATOMIC_RELEASE);
-	packet->held = false;
-	if (++packet->block == packet->blocks)
-		packet->block = 0;
+	ring_choice_step(&packet->choice, taken, packet->slots.held == packet->slots.slots, now_ns());
+	if (packet->choice.state == RING_BLOCKS && before != RING_BLOCKS)
+		count(&packet->switches, 1);
+	packet->slots.keep = ring_choice_keeps_slots(&packet->choice);
+	if (!taken) /* else they go back when the burst is done */
+		slot_ring_release(&packet->slots);
 }
 
-static bool is_ours(const struct tpacket3_hdr *header)
-{
-	const struct sockaddr_ll *from =
-		(const struct sockaddr_ll *)((const uint8_t *)header + TPACKET_ALIGN(sizeof(*header)));
-
-	return from->sll_pkttype == PACKET_HOST && !(header->tp_status & TP_STATUS_VLAN_VALID);
-}
-
-static void fill_frame(const struct tpacket3_hdr *header, struct frame *frame)
-{
-	uint8_t *data = (uint8_t *)header + header->tp_mac;
-	struct virtio_net_hdr offload;
-
-	memcpy(&offload, data - sizeof(offload), sizeof(offload));
-	*frame = (struct frame){
-		.data = data,
-		.len = header->tp_snaplen,
-		.wire_len = header->tp_len,
-		.headroom = IO_HEADROOM,
-		.offload = FRAME_TOLD | (offload.flags & VIRTIO_NET_HDR_F_DATA_VALID ? FRAME_VERIFIED : 0),
-	};
-	/* UDP of the old kind is one datagram, to be cut into fragments: whole it is right. */
-	if ((offload.gso_type & ~VIRTIO_NET_HDR_GSO_ECN) != VIRTIO_NET_HDR_GSO_UDP)
-		frame->gso_size = offload.gso_size;
-	if (offload.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) {
-		frame->csum_start = offload.csum_start;
-		frame->csum_offset = offload.csum_offset;
-	}
-}
-
+/* Slots first: what is in blocks rolled over from them.  But some may lie there since a pause of ours, whatever comes. */
 static unsigned take_frames(struct packet_io *packet, struct frame *frames, unsigned max)
 {
+	bool reads_slots = ring_choice_reads_slots(&packet->choice);
 	unsigned taken = 0;
 
-	while (packet->left && taken < max) {
-		struct tpacket3_hdr *header = packet->header;
-		struct tpacket3_hdr *next = (struct tpacket3_hdr *)((uint8_t *)header + header->tp_next_offset);
-
-		__builtin_prefetch(next);
-		if (is_ours(header))
-			fill_frame(header, &frames[taken++]);
-		packet->header = next;
-		packet->left--;
-	}
+	if (reads_slots && ++packet->turns % BLOCKS_EVERY)
+		taken = slot_ring_receive(&packet->slots, frames, max);
+	if (!taken && has_blocks(packet))
+		taken = block_ring_receive(&packet->blocks, frames, max);
+	if (!taken && reads_slots)
+		taken = slot_ring_receive(&packet->slots, frames, max);
 	return taken;
 }
 
 static int packet_receive(struct io *io, struct frame *frames, unsigned max)
 {
 	struct packet_io *packet = packet_io(io);
+	unsigned taken = take_frames(packet, frames, max);
 	int error = packet->error;
 
-	/* Once round the ring at most: a flood of others' frames must not keep the worker from all else that it does. */
-	for (unsigned blocks = 0; blocks <= packet->blocks && (packet->left || take_block(packet)); blocks++) {
-		unsigned taken = take_frames(packet, frames, max);
-
-		if (taken) {
-			count(&packet->received, taken);
-			return (int)taken;
-		}
-		packet_release(io); /* a block without a frame of ours */
+	choose_ring(packet, taken);
+	if (taken) {
+		count(&packet->received, taken);
+		return (int)taken;
 	}
 	packet->error = 0;
 	return -error;
 }
 
+static void packet_release(struct io *io)
+{
+	struct packet_io *packet = packet_io(io);
+
+	slot_ring_release(&packet->slots);
+	if (has_blocks(packet) && block_ring_release(&packet->blocks)) {
+		struct pollfd look = {.fd = packet->blocks.fd, .events = POLLIN};
+
+		poll(&look, 1, 0); /* the kernel rolls over to a ring that was full only after somebody looked */
+	}
+}
+
+static int error_of(int fd)
+{
+	int error = 0;
+	socklen_t length = sizeof(error);
+
+	/* Reading the error takes it off the socket, so the next poll() sleeps again. */
+	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length) ? errno : error;
+}
+
+/* Between the rings the kernel may have no reason to wake us: then a short sleep. */
 static void packet_wait(struct io *io, int wake_fd, int timeout_ms)
 {
 	struct packet_io *packet = packet_io(io);
-	struct pollfd fds[2] = {
-		{.fd = packet->receive_fd, .events = POLLIN},
+	bool slots = packet->choice.state == RING_SLOTS;
+	struct pollfd fds[3] = {
+		{.fd = packet->slots.fd, .events = slots ? POLLIN : 0},
+		{.fd = packet->blocks.fd, .events = POLLIN},
 		{.fd = wake_fd, .events = POLLIN},
 	};
 
-	if (poll(fds, 2, timeout_ms) > 0 && fds[0].revents & POLLERR) {
-		socklen_t length = sizeof(packet->error);
-
-		/* Reading the error takes it off the socket, so the next poll() sleeps again. */
-		if (getsockopt(packet->receive_fd, SOL_SOCKET, SO_ERROR, &packet->error, &length))
-			packet->error = errno;
+	if (poll(fds, 3, slots || timeout_ms < SHORT_MS ? timeout_ms : SHORT_MS) > 0) {
+		for (unsigned i = 0; i < 2; i++)
+			if (fds[i].revents & POLLERR)
+				packet->error = error_of(fds[i].fd);
 	}
+	choose_ring(packet, 0);
 }
 
 /* -- send ------------------------------------------------------------------------------------------------------- */
@@ -336,14 +312,22 @@ static void packet_send(struct io *io, struct frame *frames, unsigned number)
 
 /* -- life ------------------------------------------------------------------------------------------------------- */
 
+/* Packets that the kernel could not give this socket since it was asked last. */
+static uint64_t dropped_for(int fd)
+{
+	struct tpacket_stats_v3 kernel = {0}; /* of version 2: its beginning */
+	socklen_t length = sizeof(kernel);
+
+	return fd < 0 || getsockopt(fd, SOL_PACKET, PACKET_STATISTICS, &kernel, &length) ? 0 : kernel.tp_drops;
+}
+
 static void packet_stats(const struct io *io, struct io_stats *out)
 {
 	struct packet_io *packet = packet_io((struct io *)(uintptr_t)io);
-	struct tpacket_stats_v3 kernel;
-	socklen_t length = sizeof(kernel);
+	uint64_t missed = dropped_for(packet->slots.fd) + dropped_for(packet->blocks.fd);
 
-	if (!getsockopt(packet->receive_fd, SOL_PACKET, PACKET_STATISTICS, &kernel, &length))
-		atomic_fetch_add_explicit(&packet->missed, kernel.tp_drops, memory_order_relaxed);
+	missed += atomic_exchange_explicit(&packet->slots.lost, 0, memory_order_relaxed);
+	atomic_fetch_add_explicit(&packet->missed, missed, memory_order_relaxed);
 	out->received = atomic_load_explicit(&packet->received, memory_order_relaxed);
 	out->sent = atomic_load_explicit(&packet->sent, memory_order_relaxed);
 	out->send_errors = atomic_load_explicit(&packet->send_errors, memory_order_relaxed);
@@ -354,10 +338,8 @@ static void packet_close(struct io *io)
 {
 	struct packet_io *packet = packet_io(io);
 
-	if (packet->ring != MAP_FAILED)
-		munmap(packet->ring, packet->ring_bytes);
-	if (packet->receive_fd >= 0)
-		close(packet->receive_fd);
+	slot_ring_close(&packet->slots);
+	block_ring_close(&packet->blocks);
 	if (packet->send_fd >= 0)
 		close(packet->send_fd);
 	for (unsigned i = 0; i < WAYS_OUT; i++)
@@ -381,31 +363,15 @@ static int set_option(int fd, int option, int value)
 	return setsockopt(fd, SOL_PACKET, option, &value, sizeof(value)) ? -errno : 0;
 }
 
-/* The order matters: version, reserve and virtio header before the ring; the ring before bind(). */
-static int open_ring(struct packet_io *packet)
+/* The largest frame that the interface receives unmerged. */
+static unsigned longest_frame(const struct packet_io *packet, const char *interface)
 {
-	struct tpacket_req3 request = {
-		.tp_block_size = BLOCK_BYTES,
-		.tp_block_nr = packet->blocks,
-		.tp_frame_size = 2048, /* only checked, frames are packed */
-		.tp_frame_nr = BLOCK_BYTES / 2048 * packet->blocks,
-		.tp_retire_blk_tov = RETIRE_MS,
-	};
-	int error;
+	struct ifreq request = { 0 };
 
-	packet->receive_fd = socket(AF_PACKET, SOCK_RAW | SOCK_CLOEXEC, 0);
-	if (packet->receive_fd < 0)
-		return -errno;
-	if ((error = set_option(packet->receive_fd, PACKET_VERSION, TPACKET_V3)) ||
-	    (error = set_option(packet->receive_fd, PACKET_RESERVE, IO_HEADROOM)) ||
-	    (error = set_option(packet->receive_fd, PACKET_VNET_HDR, 1)) ||
-	    (error = set_option(packet->receive_fd, PACKET_IGNORE_OUTGOING, 1)))
-		return error;
-	if (setsockopt(packet->receive_fd, SOL_PACKET, PACKET_RX_RING, &request, sizeof(request)))
-		return -errno;
-	packet->ring = mmap(NULL, packet->ring_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-			    packet->receive_fd, 0);
-	return packet->ring == MAP_FAILED ? -errno : 0;
+	strncpy(request.ifr_name, interface, IFNAMSIZ - 1);
+	if (ioctl(packet->send_fd, SIOCGIFMTU, &request) || request.ifr_mtu < ETH_DATA_LEN)
+		request.ifr_mtu = ETH_DATA_LEN;
+	return (unsigned)request.ifr_mtu + ETH_HLEN;
 }
 
 /* Of no protocol: it receives nothing.  Returns the socket or a negative errno. */
@@ -445,22 +411,47 @@ static int open_senders(struct packet_io *packet)
 	return 0;
 }
 
-static int join_group(struct packet_io *packet, int group)
+/* Returns the group, which is made if none is given, or a negative errno. */
+static int join(int fd, int type, int group)
 {
 	socklen_t length = sizeof(int);
-	int value, error;
+	int value = type << 16, error;
 
-	packet->group = PACKET_IO_ALONE;
-	if (group == PACKET_IO_ALONE)
-		return 0;
-	value = PACKET_FANOUT_HASH << 16;
-	value |= group == PACKET_IO_NEW_GROUP ? PACKET_FANOUT_FLAG_UNIQUEID << 16 : group;
-	error = set_option(packet->receive_fd, PACKET_FANOUT, value);
+	value |= group < 0 ? PACKET_FANOUT_FLAG_UNIQUEID << 16 : group;
+	error = set_option(fd, PACKET_FANOUT, value);
 	if (error)
 		return error;
-	if (getsockopt(packet->receive_fd, SOL_PACKET, PACKET_FANOUT, &value, &length))
-		return -errno;
-	packet->group = value & 0xffff;
+	return getsockopt(fd, SOL_PACKET, PACKET_FANOUT, &value, &length) ? -errno : value & 0xffff;
+}
+
+/*
+ * Of the sockets in a group that chooses by a program and has none, the kernel always takes the first: that is the one that
+ * was opened first, also after the link was down.
+ */
+static int pair_rings(struct packet_io *packet)
+{
+	int type = PACKET_FANOUT_CBPF | PACKET_FANOUT_FLAG_ROLLOVER;
+	int group = join(packet->slots.fd, type, PACKET_IO_NEW_GROUP);
+
+	if (group >= 0)
+		group = join(packet->blocks.fd, type, group);
+	return group < 0 ? group : 0;
+}
+
+static int join_group(struct packet_io *packet, int group)
+{
+	packet->group = PACKET_IO_ALONE;
+	if (group == PACKET_IO_ALONE) {
+		if (pair_rings(packet)) { /* then slots alone, as with several workers: packet_io_switches() says so */
+			block_ring_close(&packet->blocks);
+			block_ring_init(&packet->blocks);
+		}
+		return 0;
+	}
+	group = join(packet->slots.fd, PACKET_FANOUT_HASH, group);
+	if (group < 0)
+		return group;
+	packet->group = group;
 	return 0;
 }
 
@@ -480,17 +471,19 @@ static int attach(int fd, struct sock_filter *filter, unsigned number)
 
 int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_count)
 {
+	struct packet_io *packet = packet_io(io);
 	struct sock_filter program[BPF_MAXINSNS];
+	int error;
 
 	if (filter_count > BPF_MAXINSNS)
 		return -E2BIG;
 	if (filter_count)
 		memcpy(program, filter, filter_count * sizeof(*filter));
-	return attach(packet_io(io)->receive_fd, program, filter_count);
+	error = attach(packet->slots.fd, program, filter_count);
+	return error || !has_blocks(packet) ? error : attach(packet->blocks.fd, program, filter_count);
 }
 
-/* Nothing enters the ring between bind() and the place in the group: the other rings would get copies. */
-static int bind_ring(struct packet_io *packet, int group)
+static int bind_ring(const struct packet_io *packet, int fd)
 {
 	struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
 	struct sockaddr_ll address = {
@@ -498,13 +491,29 @@ static int bind_ring(struct packet_io *packet, int group)
 		.sll_protocol = htons(ETH_P_ALL),
 		.sll_ifindex = packet->ifindex,
 	};
-	int error = attach(packet->receive_fd, &nothing, 1);
+	int error = attach(fd, &nothing, 1);
 
 	if (error)
 		return error;
-	if (bind(packet->receive_fd, (struct sockaddr *)&address, sizeof(address)))
-		return -errno;
-	return join_group(packet, group);
+	return bind(fd, (struct sockaddr *)&address, sizeof(address)) ? -errno : 0;
+}
+
+/* Nothing enters a ring between bind() and the place in the group: the other rings would get copies. */
+static int bind_rings(struct packet_io *packet, int group)
+{
+	int error = bind_ring(packet, packet->slots.fd);
+
+	if (!error && has_blocks(packet))
+		error = bind_ring(packet, packet->blocks.fd);
+	return error ? error : join_group(packet, group);
+}
+
+/* The slots' socket is the first: see pair_rings(). */
+static int open_rings(struct packet_io *packet, const char *interface, uint32_t bytes, bool alone)
+{
+	int error = slot_ring_open(&packet->slots, alone ? bytes / SLOTS_PART : bytes, longest_frame(packet, interface));
+
+	return error || !alone ? error : block_ring_open(&packet->blocks, bytes);
 }
 
 int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const uint64_t *filter, unsigned filter_count,
@@ -518,21 +527,20 @@ int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const 
 	packet->io.ops = &packet_ops;
 	packet->io.link = LINK_ETHERNET;
 	packet->io.references = 1;
-	packet->receive_fd = -1;
+	packet->choice = (struct ring_choice)RING_CHOICE_START;
+	slot_ring_init(&packet->slots);
+	block_ring_init(&packet->blocks);
 	packet->send_fd = -1;
 	for (unsigned i = 0; i < WAYS_OUT; i++)
 		packet->ways[i].fd = -1;
-	packet->ring = MAP_FAILED;
-	packet->blocks = ring_bytes < 2 * BLOCK_BYTES ? 2 : ring_bytes / BLOCK_BYTES;
-	packet->ring_bytes = (size_t)packet->blocks * BLOCK_BYTES;
 	packet->ifindex = (int)if_nametoindex(interface);
 	error = packet->ifindex ? 0 : -ENODEV;
 	if (!error)
-		error = open_ring(packet);
-	if (!error)
 		error = open_senders(packet);
 	if (!error)
-		error = bind_ring(packet, group);
+		error = open_rings(packet, interface, ring_bytes, group == PACKET_IO_ALONE);
+	if (!error)
+		error = bind_rings(packet, group);
 	if (!error)
 		error = packet_io_filter(&packet->io, filter, filter_count);
 	if (error) {
@@ -541,6 +549,13 @@ int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const 
 	}
 	*out = &packet->io;
 	return 0;
+}
+
+int64_t packet_io_switches(const struct io *io)
+{
+	struct packet_io *packet = packet_io((struct io *)(uintptr_t)io);
+
+	return has_blocks(packet) ? (int64_t)atomic_load_explicit(&packet->switches, memory_order_relaxed) : -1;
 }
 
 int packet_io_group(const struct io *io)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * AF_PACKET: a TPACKET_V3 receive ring on one interface, and a socket that sends by any.  The kernel sees every frame
- * too; something else must keep it from answering (see the isolation of lb-mux).
+ * AF_PACKET: receive rings on one interface, and a socket that sends by any.  The kernel sees every frame too; something
+ * else must keep it from answering (see the isolation of lb-mux).
  */
 #ifndef VIPMUX_IO_PACKET_H
 #define VIPMUX_IO_PACKET_H
@@ -28,5 +28,8 @@ int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const 
 int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_count);
 
 int packet_io_group(const struct io *io);
+
+/* How often the ring for much traffic took over, -1: there is none (several workers, or a kernel that cannot); any thread. */
+int64_t packet_io_switches(const struct io *io);
 
 #endif

@@ -15,10 +15,12 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "pace.h"
 #include "snapshot.h"
 
 #define IDLE_MS 100
@@ -49,6 +51,8 @@ struct worker {
 	_Atomic int call;
 	void (*function)(void *argument);
 	void *argument;
+
+	struct pace pace; /* the worker's own */
 
 	int wake_fd; /* written by control threads, ends the worker's sleep */
 	int done_fd; /* written by the worker when a call ran */
@@ -101,11 +105,16 @@ static void run_call(struct worker *worker)
 static void rest(struct worker *worker, bool broken)
 {
 	struct pollfd wake = {.fd = worker->wake_fd, .events = POLLIN};
+	struct timespec pause = { .tv_nsec = pace_pause(&worker->pace) };
 
-	if (broken) /* an io that fails may also fail to sleep: never spin on it */
+	if (broken) { /* an io that fails may also fail to sleep: never spin on it */
 		poll(&wake, 1, IDLE_MS);
-	else
+	} else if (pause.tv_nsec) {
+		if (ppoll(&wake, 1, &pause, NULL) <= 0)
+			return;
+	} else {
 		worker->io->ops->wait(worker->io, worker->wake_fd, IDLE_MS);
+	}
 	clear_fd(worker->wake_fd);
 }
 
@@ -135,6 +144,7 @@ static void one_burst(struct worker *worker)
 	}
 	worker->pipeline->tick(worker->pipeline, snapshot, now);
 	run_call(worker);
+	pace_count(&worker->pace, count > 0 ? (unsigned)count : 0, now);
 	if (count <= 0)
 		rest(worker, count < 0);
 }
@@ -147,6 +157,7 @@ static void *worker_main(void *argument)
 	/* Packets go before whatever else runs here, above all our own threads when they read a file.  Without
 	 * CAP_SYS_NICE all are equal, and that is all. */
 	setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
+	prctl(PR_SET_TIMERSLACK, 1ul); /* a pause is as short as it is meant, not 50 us longer */
 	while (!atomic_load_explicit(&worker->stopping, memory_order_relaxed))
 		one_burst(worker);
 	return NULL;
@@ -159,6 +170,7 @@ int worker_create(struct pipeline *pipeline, struct io *io, struct snapshot *sna
 	if (!worker)
 		return -ENOMEM;
 	worker->cpu = cpu;
+	worker->pace = (struct pace)PACE_START;
 	worker->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	worker->done_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 	if (worker->wake_fd < 0 || worker->done_fd < 0) {

@@ -75,6 +75,12 @@ class PacketIo(Io):
     def group(self) -> int:
         return int(c.packet_io_group(self._c))
 
+    @property
+    def switches(self) -> int | None:
+        """How often the ring for much traffic took over; None: there is none, in a group or on a kernel that cannot."""
+        count = int(c.packet_io_switches(self._c))
+        return None if count < 0 else count
+
     def set_filter(self, filter_: Sequence[int]) -> None:
         """Replaces the filter at once; empty: everything enters the ring."""
         code = c.packet_io_filter(self._c, ffi.new("uint64_t[]", list(filter_)), len(filter_))

@@ -12,9 +12,12 @@ from lb.errors import ConfigError, FeatureError, IoError
 from lb.model import IoMode
 
 WHAT = {
-    IoMode.PACKET: "AF_PACKET, TPACKET_V3 receive ring and sendmmsg",
+    IoMode.PACKET: "AF_PACKET",
     IoMode.TUN: "TUN device, packets routed by the kernel",
 }
+#: What receives in packet mode.
+RINGS_BOTH = "a ring of slots for few packets, one of blocks for many"
+RINGS_SLOTS = "a ring of slots"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +26,11 @@ class Mode:
 
     io: IoMode
     reason: str
+    details: str = ""  #: what else the port says of itself
 
     @property
     def text(self) -> str:
-        return WHAT[self.io]
+        return f"{WHAT[self.io]}: {self.details}" if self.details else WHAT[self.io]
 
 
 def candidates(asked: IoMode) -> tuple[IoMode, ...]:

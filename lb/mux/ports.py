@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ from lb.dataplane import NO_MAC, Hop, Io, Link, PacketIo, TunIo
 from lb.errors import FeatureError, IoError, VipmuxError
 from lb.model import Address, IoMode, MuxSettings, Network
 from lb.mux.isolation import Isolation
-from lb.mux.mode import Mode, candidates, nothing_works, obtained
+from lb.mux.mode import RINGS_BOTH, RINGS_SLOTS, Mode, candidates, nothing_works, obtained
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import NextHop, Resolution
 from lb.mux.socket_filter import Filter, vip_filter
@@ -38,6 +39,10 @@ class Port(Protocol):
     @property
     def ios(self) -> list[Io]:
         """One for each worker."""
+
+    @property
+    def details(self) -> str:
+        """What was obtained beyond the mode itself, in words; empty: nothing to tell."""
 
     def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
         """The ways to backends, as the data plane takes them; those that are missing cannot be reached. The same
@@ -136,6 +141,11 @@ class PacketPort:
     @property
     def ios(self) -> list[Io]:
         return list(self._ios)
+
+    @property
+    def details(self) -> str:
+        both = all(io.switches is not None for io in self._ios)
+        return RINGS_BOTH if both else RINGS_SLOTS
 
     async def open(self, vips: Iterable[Network]) -> None:
         self._vips = frozenset(vips)
@@ -248,6 +258,10 @@ class TunPort:
     def ios(self) -> list[Io]:
         return list(self._ios)
 
+    @property
+    def details(self) -> str:
+        return ""
+
     async def open(self, vips: Iterable[Network]) -> None:
         self._vips = frozenset(vips)
         try:
@@ -342,7 +356,7 @@ async def open_port(
         except VipmuxError as error:
             refused[candidate] = str(error)
             continue
-        return port, obtained(settings.io, candidate, refused)
+        return port, replace(obtained(settings.io, candidate, refused), details=port.details)
     for claim in claims:
         claim.close()
     raise nothing_works(settings.io, refused)

@@ -7,7 +7,7 @@ import pytest
 
 from lb.errors import ConfigError
 from lb.model import IoMode
-from lb.mux.mode import candidates, nothing_works, obtained
+from lb.mux.mode import RINGS_SLOTS, Mode, candidates, nothing_works, obtained
 
 
 def test_automatic_prefers_packet_and_falls_back_to_tun() -> None:
@@ -33,3 +33,8 @@ def test_the_reason_says_what_was_refused() -> None:
 def test_an_error_names_every_refusal() -> None:
     error = nothing_works(IoMode.AUTO, {IoMode.PACKET: "a", IoMode.TUN: "b"})
     assert str(error) == "no packet I/O works here: packet: a; tun: b"
+
+
+def test_the_text_says_what_the_port_found_besides() -> None:
+    assert Mode(IoMode.PACKET, "", RINGS_SLOTS).text == "AF_PACKET: a ring of slots"
+    assert obtained(IoMode.TUN, IoMode.TUN, {}).text == "TUN device, packets routed by the kernel"
