@@ -189,13 +189,15 @@ class Controller:
     async def forget_node(self, kind: str, name: str, who: str) -> None:
         """A node that will not come back."""
         self._known(kind, name)
-        self.hub.forget(kind, name)
-        self.journal.forget(kind, name)
-        if kind == MUX and name in self.desired.mux_drains:
-            await self.writer.drain_mux(name, who, drain=False)
-        self.planner.reports.forget(Source.TUNNEL if kind == MUX else Source.AGENT, name)
+        self.hub.may_forget(kind, name)
+        self.journal.forget(kind, name)  # else it would be written once more, after it is gone
+        # The disk comes first: what is forgotten here alone would be there again after the next start.
         await self._store.forget_node(kind, name)
+        self.hub.forget(kind, name)
+        self.planner.reports.forget(Source.TUNNEL if kind == MUX else Source.AGENT, name)
         self.happened(f"{kind} {name}", f"forgotten by {who}")
+        if kind == MUX and name in self.desired.mux_drains:
+            await self.writer.forget_drain(name, who)
 
     def _known(self, kind: str, name: str) -> None:
         names = [entry.record.name for entry in self.hub.entries.values() if entry.record.kind == kind]
@@ -217,9 +219,9 @@ class Controller:
         while True:
             await asyncio.sleep(REVISIONS)
             with contextlib.suppress(VipmuxError):  # that the store fails is said where it is written
-                found = (await self._store.standing()).revision
-                if found > self.hub.revision:
-                    self.hub.turn_page(found)
+                found = await self._store.standing()
+                if found.term == self.hub.term and found.revision > self.hub.revision:  # else it is another's to tell
+                    self.hub.turn_page(found.revision)
                     self.hub.renumber()
 
     def _as_told(self) -> AsTold:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from lb.daemon.supervise import describe
 from lb.model import BackendState
 from manager.store import Event
 from manager.world import BackendPlan, Plan, VipPlan
@@ -96,6 +97,8 @@ def differences(old: Plan, new: Plan, vips: Iterable[str]) -> Iterator[tuple[str
     """What another plan of some VIPs means, as (subject, text, whether it is bad)."""
     for vip in vips:
         before, after = old.vips.get(vip), new.vips.get(vip)
+        if (vip in old.failed) != (vip in new.failed):
+            yield from _failed(vip, new)
         if before is not after:
             yield from _backends(before, after)
             yield from _panic(before, after)
@@ -103,6 +106,14 @@ def differences(old: Plan, new: Plan, vips: Iterable[str]) -> Iterator[tuple[str
     for mux, waits in new.drains.items():
         if old.drains.get(mux, "") != waits:
             yield f"mux {mux}", "is told to drain" if waits is None else f"shall drain, but {waits}", waits is not None
+
+
+def _failed(vip: str, new: Plan) -> Iterator[tuple[str, str, bool]]:
+    if vip in new.failed:
+        text = f"cannot be planned, and stays as it is: {describe(new.failed[vip])}; please report it"
+        yield f"vip {vip}", text, True
+    else:
+        yield f"vip {vip}", "can be planned again", False
 
 
 def _backends(before: VipPlan | None, after: VipPlan | None) -> Iterator[tuple[str, str, bool]]:

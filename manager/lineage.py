@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 
 #: So many nodes are named.
 NAMED = 5
+#: No manager comes to a higher term by starting, and none takes over from one: who says so says what never was, and the
+#: terms that messages can carry would be used up by following it.
+TERM_MAX = 2**52
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,14 @@ class Standing:
     revision: int = 0  #: counts committed changes and revocations; at least the version of the desired state
     floor: int = 0  #: orders of terms below this are of histories that a take-over ended; 0: there was none
     witness: Marks | None = None  #: what the file beside it says
+    ends: Mapping[int, int] = field(default_factory=dict)  #: by earlier terms: the revision that each ended with
+
+
+def impossible(theirs: Marks, ours: Standing) -> str | None:
+    """Why nobody can have given out such orders, as the end of a sentence; None: somebody can."""
+    if theirs.term > max(ours.term, TERM_MAX):
+        return f"orders of term {theirs.term}, which no manager ever had"
+    return None
 
 
 def newer(theirs: Marks, ours: Standing, generation: int) -> str | None:
@@ -53,8 +64,16 @@ def newer(theirs: Marks, ours: Standing, generation: int) -> str | None:
         return "orders that this store knows nothing of" if later else None
     if theirs.lineage != ours.lineage:
         return "orders of another store than this one"
+    return _later(theirs, ours)
+
+
+def _later(theirs: Marks, ours: Standing) -> str | None:
+    """Of one lineage."""
     if theirs.revision > ours.revision:
         return f"orders of revision {theirs.revision}, and this store is of revision {ours.revision}"
+    ended = ours.ends.get(theirs.term, ours.revision)
+    if theirs.revision > ended:  # this store went on from an earlier point, so equal numbers are not the same
+        return f"orders of revision {theirs.revision} of term {theirs.term}, which in this store ended with {ended}"
     return None
 
 

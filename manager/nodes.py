@@ -34,7 +34,7 @@ from lb.model import Address
 from lb.node.client import BACKOFF_MAX
 from lb.node.messages import FlowAnswer, FlowQuestion, FlowsFromNode, FlowsToNode, HealthMessage, NodeState
 from manager.handover import Answer, Handovers
-from manager.lineage import Behind, Marks, Standing, newer
+from manager.lineage import Behind, Marks, Standing, impossible, newer
 from manager.node_status import checked
 from manager.questions import Questions
 from manager.store import NodeRecord
@@ -331,11 +331,16 @@ class NodeHub:
                     entry.pending_since = entry.pending_since or self._clocks.steady()
                     entry.connection.wake()
 
-    def forget(self, kind: str, name: str) -> Entry:
-        """The operator says that the node will not come back."""
+    def may_forget(self, kind: str, name: str) -> Entry:
+        """The node; raises AccessError while it is there."""
         entry = self._entries[f"{kind}:{name}"]
         if entry.connection is not None:
             raise AccessError(f"{entry.id} is connected; stop it first")
+        return entry
+
+    def forget(self, kind: str, name: str) -> Entry:
+        """The operator says that the node will not come back."""
+        entry = self.may_forget(kind, name)
         del self._entries[entry.id]
         if self.behind.clear(entry.id):
             self._listener.fell_behind()
@@ -375,6 +380,9 @@ class NodeHub:
         address, address6 = (self._address(connection, key) for key in ("address", "address6"))
         if address is None and address6 is None:
             raise AccessError(f"{id_} says no address of its own")
+        lie = impossible(connection.marks, self._standing)
+        if lie is not None:
+            raise AccessError(f"{id_} says that it has {lie}; empty its state_dir, and restart it")
         known = self._entries.get(id_)
         wall, steady = self._clocks.wall(), self._clocks.steady()
         first_seen = known.record.first_seen if known else wall

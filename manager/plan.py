@@ -66,11 +66,31 @@ def replan(last: Plan, world: World, touched: Iterable[Vip] | None) -> Plan:
     desired = world.desired
     every = {*last.vips, *desired.by_vip, *desired.retiring_by_vip} if touched is None else set()
     names = every if touched is None else coupled(last, desired, touched)
-    here = {vip: plan_vip(vip, world) for vip in names if vip in desired.by_vip or vip in desired.retiring_by_vip}
+    here, failed = _each(last, world, names)
     vips = replaced(last.vips, names, here)
     states = States(last, world, vips, None if touched is None else names)
     before = Memory() if touched is None else world.memory
-    return Plan(vips, states.services, states.states(), drains, _remember(last, before, vips, names))
+    remembered = _remember(last, before, vips, names)
+    if failed or last.failed:
+        failed = {vip: why for vip, why in last.failed.items() if vip not in names} | failed
+    return Plan(vips, states.services, states.states(), drains, remembered, failed)
+
+
+def _each(last: Plan, world: World, names: Iterable[Vip]) -> tuple[dict[Vip, VipPlan], dict[Vip, Exception]]:
+    """The VIPs' plans, and those that could not be made: a mistake of ours in one must not stop all others, so it
+    stays as it was, or is as its tables say."""
+    desired = world.desired
+    here: dict[Vip, VipPlan] = {}
+    failed: dict[Vip, Exception] = {}
+    for vip in names:
+        if vip not in desired.by_vip and vip not in desired.retiring_by_vip:
+            continue
+        try:
+            here[vip] = plan_vip(vip, world)
+        except Exception as error:  # whatever it is; who calls says it
+            failed[vip] = error
+            here[vip] = last.vips.get(vip) or _unplanned(vip, world)
+    return here, failed
 
 
 def coupled(last: Plan, desired: Desired, touched: Iterable[Vip]) -> set[Vip]:
@@ -175,6 +195,26 @@ def plan_vip(vip: Vip, world: World) -> VipPlan:
         panic=panic,
         unsettled=unsettled,
     )
+
+
+def _unplanned(vip: Vip, world: World) -> VipPlan:
+    """What can be had without a plan: the tables as they are, announced by who was to announce it."""
+    withheld = dict.fromkeys(world.muxes, "it cannot be planned, see the log")
+    try:
+        services = [Prepared(world.desired.services[name], world) for name in world.desired.by_vip.get(vip, ())]
+        told = [tuple(Told.of(backend) for backend in found.service.backends) for found in services]
+        tables = {found.service.name: found.mux_table(now) for found, now in zip(services, told, strict=True)}
+        granted = frozenset(world.memory.granted.get(vip, frozenset()) & world.muxes.keys())
+        return VipPlan(
+            vip,
+            tables,
+            agents_of(services),
+            announcement(services),
+            granted,
+            {m: withheld[m] for m in withheld if m not in granted},
+        )
+    except Exception:  # the same mistake once more, most likely
+        return VipPlan(vip, withheld=withheld)
 
 
 def _retire(vip: Vip, world: World) -> VipPlan:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lb.daemon.clocks import Clocks
+from lb.daemon.supervise import describe
+from lb.log import get_logger
 from lb.model import BackendState, ManagerSettings, Service
 from lb.node.messages import NodeState
 from manager.desired import AsTold, Desired
@@ -28,8 +30,12 @@ from manager.world import AGENT, MUX, Memory, Plan, Tables, World
 
 #: Of something large, how many VIPs are planned in one turn.
 TURN = 50
+#: A VIP that could not be planned is tried again after so long, seconds; and of so many the log has the traceback.
+AGAIN, TRACEBACKS = 10.0, 3
 #: Tables of services that are gone are cleared away after so many plans.
 _TABLES_KEPT = 1000
+
+log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,7 @@ class Planner:
         old, self.plan = self.plan, plan(self._world())
         vips = {*old.vips, *self.plan.vips}
         self._note_due(vips)
+        self._say_failed(old)
         self._journal.note(old, self.plan, vips)
         self._tell(vips)
 
@@ -144,6 +151,7 @@ class Planner:
             touched = coupled(self.plan, self._around.desired(), touched)
             old, self.plan = self.plan, replan(self.plan, self._world(), touched)
             self._note_due(touched)
+            self._say_failed(old)
             self._journal.note(old, self.plan, touched)
             self._around.planned(old, self.plan, touched)
             self._around.retired([key for vip in touched if vip in self.plan.vips for key in self.plan.vips[vip].done])
@@ -151,6 +159,19 @@ class Planner:
         elif not written:
             return
         self._tell(touched | written)
+
+    def _say_failed(self, old: Plan) -> None:
+        """Once for each reason; the events have it too (manager.events)."""
+        news = {
+            vip: why
+            for vip, why in self.plan.failed.items()
+            if vip not in old.failed or describe(old.failed[vip]) != describe(why)
+        }
+        for count, (vip, why) in enumerate(news.items()):
+            if count == TRACEBACKS:
+                log.error("more VIPs cannot be planned", number=len(news) - count)
+                return
+            log.error("VIP not planned", vip=vip, reason=describe(why), then="it stays as it is", exc_info=why)
 
     def _tell(self, vips: Collection[str]) -> None:
         states = _without(self.plan.states, self._journal.unwritten)
@@ -175,6 +196,8 @@ class Planner:
         for vip in vips:
             found = self.plan.vips.get(vip)
             due = found.due if found is not None else None
+            if vip in self.plan.failed:
+                due = self._clocks.steady() + AGAIN
             if due is None:
                 self._due.pop(vip, None)
             else:

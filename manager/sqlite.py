@@ -25,7 +25,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
-from manager.lineage import Marks, Standing, lost
+from manager.lineage import TERM_MAX, Marks, Standing, lost
 from manager.store import (
     AuditRecord,
     ConflictError,
@@ -42,6 +42,8 @@ from manager.tokens import Certificate, Token
 FILE = "manager.db"
 #: Beside it: how far it has come.
 WITNESS = "history"
+#: Of so many terms it is known how they ended.
+ENDS_KEPT = 1000
 #: How long to wait for another process that writes, seconds.
 BUSY_TIMEOUT = 5.0
 
@@ -80,6 +82,7 @@ class SqliteStore:
         self._database: sqlite3.Connection | None = None
         self._term: int | None = None  #: that we lead by; None: we do not, as a command that only looks after tokens
         self._witnessed: Marks | None = None  #: what the file beside it said when it was opened
+        self._ends: Mapping[int, int] = {}  #: of the terms before ours
 
     @classmethod
     async def open(cls, state_dir: Path) -> SqliteStore:
@@ -296,9 +299,13 @@ class SqliteStore:
 
     def _next_term(self) -> int:
         with self._transaction() as database:
-            term = self._counter("term") + 1
+            last = self._counter("term")
+            database.execute("INSERT OR REPLACE INTO ended VALUES (?, ?)", (last, self._counter("revision")))
+            database.execute("DELETE FROM ended WHERE term <= ?", (last - ENDS_KEPT,))
+            ends = dict(database.execute("SELECT term, revision FROM ended").fetchall())
+            term = last + 1
             database.execute("UPDATE counter SET value = ? WHERE name = 'term'", (term,))
-        self._term = term
+        self._term, self._ends = term, ends
         self._witness()
         return term
 
@@ -310,7 +317,7 @@ class SqliteStore:
     def _standing(self) -> Standing:
         lineage = self._db.execute("SELECT value FROM mark WHERE name = 'lineage'").fetchone()[0]
         term, revision, floor = (self._counter(name) for name in ("term", "revision", "floor"))
-        return Standing(term, str(lineage), revision, floor, self._witnessed)
+        return Standing(term, str(lineage), revision, floor, self._witnessed, self._ends)
 
     def _turn_page(self) -> None:
         """Something changed that nobody may forget; within a transaction."""
@@ -324,7 +331,8 @@ class SqliteStore:
             row = database.execute("SELECT value FROM memory WHERE section = 'behind' AND key = 'nodes'").fetchone()
             known = int(json.loads(row[0]).get("term", 0)) if row is not None else 0
             witnessed = self._witnessed.term if self._witnessed is not None else 0
-            term = max(self._counter("term"), above, known, witnessed) + 1
+            # Whatever anybody said: a term that messages cannot carry would be the last.
+            term = max(self._counter("term"), *(min(said, TERM_MAX) for said in (above, known, witnessed))) + 1
             database.execute("UPDATE counter SET value = ? WHERE name IN ('term', 'floor')", (term,))
             database.execute("UPDATE mark SET value = ? WHERE name = 'lineage'", (secrets.token_hex(16),))
             database.execute("DELETE FROM memory WHERE section = 'behind'")
@@ -342,7 +350,7 @@ class SqliteStore:
             return Marks(int(found["term"]), 0, str(found["lineage"]), int(found["revision"]))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None  # it is a second witness; the database and the nodes are the first
 
     def _witness(self) -> None:
@@ -518,7 +526,17 @@ def _mark_history(database: sqlite3.Connection) -> None:
     database.execute("INSERT INTO counter VALUES ('floor', 0)")
 
 
+def _mark_ends(database: sqlite3.Connection) -> None:
+    """Form 5: with which revision each term ended; see manager.lineage."""
+    database.execute("CREATE TABLE ended (term INTEGER PRIMARY KEY, revision INTEGER NOT NULL)")
+
+
 #: What makes form 2 of form 1, 3 of 2, and so on.
-MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (_keep_what_was_before, _keep_events, _mark_history)
+MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
+    _keep_what_was_before,
+    _keep_events,
+    _mark_history,
+    _mark_ends,
+)
 #: The form that this version writes.
 FORM = 1 + len(MIGRATIONS)

@@ -265,3 +265,5 @@ class Plan:
     states: Mapping[str, NodeState] = field(default_factory=dict)  #: node's id -> state
     drains: Mapping[str, str | None] = field(default_factory=dict)  #: MUX to drain -> None, or why it must wait
     memory: Memory = Memory()
+    #: VIPs that could not be planned, for a mistake of ours: they stay as they were.
+    failed: Mapping[Vip, Exception] = field(default_factory=dict)

@@ -225,6 +225,14 @@ class Writer:
 
         return await self._change(change, Terms(who, why), free=True)
 
+    async def forget_drain(self, mux: str, who: str) -> Applied:
+        """Of a MUX that is no more, so that one that gets its name does not drain; also while no change is taken."""
+
+        def change(desired: Desired, _: Rules, __: AsTold) -> Change:
+            return changes.drain_mux(desired, mux, None)
+
+        return await self._change(change, Terms(who), free=True, unlocked=True)
+
     async def history(self, limit: int) -> list[VersionLine]:
         """The latest first."""
         return await self._store.history(limit)
@@ -307,10 +315,14 @@ class Writer:
             self._around.happened(f"version {version}", text, bad=True)
         return done
 
-    async def _change(self, make: _Make, terms: Terms, *, free: bool = False, large: bool = False) -> Applied:
-        return await self._in_turn(partial(self._changed, make, terms, free=free, large=large))
+    async def _change(
+        self, make: _Make, terms: Terms, *, free: bool = False, large: bool = False, unlocked: bool = False
+    ) -> Applied:
+        return await self._in_turn(partial(self._changed, make, terms, free=free, large=large, unlocked=unlocked))
 
-    async def _changed(self, make: _Make, terms: Terms, *, free: bool = False, large: bool = False) -> Applied:
+    async def _changed(
+        self, make: _Make, terms: Terms, *, free: bool = False, large: bool = False, unlocked: bool = False
+    ) -> Applied:
         """Decides, commits, and then takes it for true. ``free``: it may be made while another waits for its
         confirmation. ``large``: it takes seconds for thousands of services, beside the event loop; what it looks at
         there are values of this moment."""
@@ -319,7 +331,7 @@ class Writer:
         change, delta = await asyncio.to_thread(work) if large else work()
         if change.empty or terms.dry_run:
             return Applied(self.desired.version, change)
-        locked = self._around.locked()
+        locked = None if unlocked else self._around.locked()
         if locked is not None:
             raise ConflictError(locked)
         if not free:

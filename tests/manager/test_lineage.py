@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from lb.doctor.fleet import check_history
+from lb.errors import AccessError
+from lb.node.messages import StateMessage, encode, parse_to_node
 from manager.controller import Controller
 from manager.lineage import Behind, Marks, Standing, newer
 from manager.sqlite import FILE, WITNESS, SqliteStore
@@ -45,6 +47,12 @@ TAKEN_OVER = Standing(9, "b", 60, floor=8)
         (Marks(7, 7, "x", 800), TAKEN_OVER, None),
         (Marks(9, 7, "b", 61), TAKEN_OVER, "orders of revision 61, and this store is of revision 60"),
         (Marks(8, 7, "x", 1), TAKEN_OVER, "orders of another store than this one"),
+        (Marks(4, 7, "a", 50), replace(OURS, ends={3: 40, 4: 50}), None),
+        (
+            Marks(4, 7, "a", 51),
+            replace(OURS, ends={3: 40, 4: 50}),
+            "orders of revision 51 of term 4, which in this store ended with 50",
+        ),
     ],
 )
 def test_who_had_newer_orders(theirs: Marks, ours: Standing, why: str | None) -> None:
@@ -166,6 +174,88 @@ async def test_one_node_that_lies_stops_changes_until_it_is_deleted_and_no_verdi
         await controller.delete_service("web", WHO)
     async with running(tmp_path) as controller:
         assert not controller.hub.behind
+
+
+@pytest.mark.parametrize("term", [2**53 - 1, 2**52 + 1])
+async def test_a_node_that_says_a_term_that_never_was_is_not_let_in_and_uses_up_no_terms(
+    tmp_path: Path, term: int
+) -> None:
+    async with running(tmp_path) as controller:
+        site = Site().connect(controller)
+        liar = FakeNode("mux", "mux9", "10.0.1.19")
+        liar.marks = Marks(term, 1, "x", 1)
+        with pytest.raises(AccessError, match=f"mux:mux9 says that it has orders of term {term}, which no manager"):
+            liar.connect(controller)
+        assert not controller.hub.behind
+        await controller.apply([service()], WHO)
+        await until(lambda: "web" in site.muxes[0].state.get("services", {}))
+        controller.journal.behind({"nodes": {"mux:mux9": "orders"}, "term": term})  # of a version that let it in
+    store = await SqliteStore.open(tmp_path)
+    await store.take_over(0)
+    await store.close()
+    async with running(tmp_path) as controller:
+        order = StateMessage(controller.hub.term, 1, "", {}, controller.hub.lineage, controller.hub.revision)
+        assert parse_to_node(encode(order)) == order, "no node can read what this manager says any more"
+        mux = FakeNode("mux", "mux1", "10.0.1.11")
+        mux.marks = marks_of(controller)  # and who was told of the high term is let in again
+        mux.connect(controller)
+        assert not controller.hub.behind
+
+
+async def test_a_backup_that_was_changed_before_nodes_came_back_leads_nobody_astray(tmp_path: Path) -> None:
+    """Its revision has the number that theirs has by then, and is another."""
+    marks, _ = await two_lives(tmp_path)
+    put_back(tmp_path, tmp_path / "backup")
+    (tmp_path / WITNESS).unlink()
+    async with running(tmp_path) as controller:
+        await controller.apply([service("other", "203.0.113.12")], WHO)
+        assert controller.hub.revision == marks.revision
+        mux = FakeNode("mux", "mux1", "10.0.1.11")
+        mux.marks = marks
+        mux.connect(controller)
+        await asyncio.sleep(0.2)
+        assert mux.states == [], "it was told of another history than its own"
+        with pytest.raises(ConflictError, match="mux:mux1 has orders of revision 2 of term 1, which in this store"):
+            await controller.apply([service("more", "203.0.113.13")], WHO)
+
+
+async def test_whoever_has_the_orders_of_an_earlier_start_of_this_store_is_welcome(tmp_path: Path) -> None:
+    had = []
+    for number in range(4):
+        async with running(tmp_path) as controller:
+            for marks in had:
+                mux = FakeNode("mux", "mux1", "10.0.1.11")
+                mux.marks = marks
+                mux.connect(controller)
+                await until(lambda found=mux: found.states != [])  # type: ignore[misc]
+                mux.leave()
+            await controller.apply([service(port=80 + number)], WHO)
+            had.append(marks_of(controller))
+            other = await SqliteStore.open(tmp_path)
+            await other.revoke([str(number)], 1.0, "lost")
+            await other.close()
+            await until(lambda: controller.hub.revision == len(had) + 1)
+            had.append(marks_of(controller))
+
+
+async def test_a_mux_is_forgotten_whole_whatever_else_is_behind(tmp_path: Path) -> None:
+    """It was drained, and no change is taken."""
+    async with running(tmp_path) as controller:
+        site = Site().connect(controller)
+        await controller.apply([service()], WHO)
+        await controller.drain_mux("mux2", WHO, drain=True)
+        site.muxes[1].leave()
+        liar = FakeNode("mux", "mux9", "10.0.1.19")
+        liar.marks = Marks(10**12, 1, "x", 1)
+        liar.connect(controller)
+        await controller.forget_node("mux", "mux2", WHO)
+        liar.leave()
+        await controller.forget_node("mux", "mux9", WHO)
+        assert controller.hub.entries.keys() == {"mux:mux1", "agent:host1", "agent:host2", "agent:host3"}
+    async with running(tmp_path) as controller:
+        assert not controller.hub.behind
+        assert controller.hub.entries.keys() == {"mux:mux1", "agent:host1", "agent:host2", "agent:host3"}
+        assert controller.desired.mux_drains == {}, "a MUX of that name that joins later would drain"
 
 
 async def test_a_revocation_is_a_part_of_the_history(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from manager import plan as plan_module
+from manager import planner as planner_module
 from manager.controller import Controller
 from manager.desired import Change
 from manager.planner import TURN
@@ -240,3 +242,62 @@ async def test_a_store_that_somebody_else_changed_is_read_anew(tmp_path: Path) -
         await until(lambda: all("dns" in mux.state["services"] for mux in site.muxes), "nobody was told of it")
         await controller.apply([service("more", "203.0.113.12")], WHO)
         assert controller.desired.services.keys() == {"web", "dns", "more"}
+
+
+# --- one VIP that cannot be planned ----------------------------------------------------------------------------------
+
+
+def breaks(monkeypatch: pytest.MonkeyPatch, vip: str) -> set[str]:
+    """Planning this VIP fails, for as long as it is in what is returned."""
+    broken = {vip}
+
+    def unwanted(services: list[Any], backends: list[Any]) -> str | None:
+        if broken & {f"{found.vip}/32" for found in services}:
+            raise ZeroDivisionError("a mistake of ours")
+        return known(services, backends)
+
+    known = plan_module.unwanted_by_policy
+    monkeypatch.setattr(plan_module, "unwanted_by_policy", unwanted)
+    return broken
+
+
+async def test_a_vip_that_cannot_be_planned_stays_as_it_is_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path) as (controller, site):
+        broken = breaks(monkeypatch, "203.0.113.11/32")
+        await controller.apply([service("odd", "203.0.113.11"), service("new", "203.0.113.12")], WHO)
+        await until(lambda: "new" in site.muxes[0].state["services"], "others wait for it")
+        await reaches_every_mux(site, up=False)
+        assert "odd" in site.muxes[0].state["services"], "what its tables say was to do"
+        assert any("cannot be planned" in event.text for event in controller.events.latest(100))
+        broken.clear()
+        broken.add(VIP)  # one that is announced, and of which more is known
+        site.hosts[0].report("web", "web-1", True)
+        await asyncio.sleep(0.2)
+        assert VIP in site.muxes[0].announces()
+        assert site.muxes[0].backends("web")["web-1"] == "down", "it stays as it was"
+        await controller.apply([service("more", "203.0.113.13")], WHO)
+        await until(lambda: "more" in site.muxes[0].state["services"], "others wait for it")
+        broken.clear()
+        controller.touched(None)
+        await until(lambda: site.muxes[0].backends("web")["web-1"] == "up", "it is planned no more")
+        assert any("can be planned again" in event.text for event in controller.events.latest(100))
+
+
+async def test_a_manager_starts_with_a_vip_that_cannot_be_planned_and_withdraws_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tmp_path):
+        pass
+    broken = breaks(monkeypatch, VIP)
+    monkeypatch.setattr(planner_module, "AGAIN", 0.2, raising=False)
+    async with running(tmp_path) as controller:
+        site = Site().connect(controller)
+        await until(lambda: all(mux.states for mux in site.muxes))
+        assert [mux.announces() for mux in site.muxes] == [{VIP}, {VIP}]
+        assert "web" in site.hosts[0].state["services"]
+        broken.clear()
+        for n in (1, 2):
+            site.hosts[n - 1].report("web", f"web-{n}", n == 2)
+        await until(lambda: site.muxes[0].backends("web")["web-1"] == "down", "it is not tried again")
