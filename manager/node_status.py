@@ -33,6 +33,8 @@ _ROWS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = 
     "peers": (("name",), ("address", "state", "error"), ("announced",)),
     "announcements": (("vip",), ("peer", "state", "why"), ()),
 }
+#: Sections that somebody reads; what is newer is let through and not remembered, or a node could say ever new ones.
+REMEMBERED = frozenset(_ROWS) | {"at", "mux", "agent", "handover"}
 _MUX_COUNTS = (
     "flows",
     "flow_capacity",

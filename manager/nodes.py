@@ -35,7 +35,7 @@ from lb.node.client import BACKOFF_MAX
 from lb.node.messages import FlowAnswer, FlowQuestion, FlowsFromNode, FlowsToNode, HealthMessage, NodeState
 from manager.handover import Answer, Handovers
 from manager.lineage import Behind, Marks, Standing, impossible, newer
-from manager.node_status import checked
+from manager.node_status import REMEMBERED, checked
 from manager.questions import Questions
 from manager.store import NodeRecord
 from manager.turned_away import DuplicateError, TurnedAway
@@ -498,7 +498,7 @@ class NodeHub:
             body = checked(body)
             if "peers" in body:
                 self._say_sessions(entry, body)
-            entry.status = {**entry.status, **body}
+            entry.status = {**entry.status, **{name: body[name] for name in body.keys() & REMEMBERED}}
             self._listener.told(entry, body)
 
     def event(self, connection: Connection, text: str) -> None:

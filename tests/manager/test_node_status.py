@@ -101,6 +101,15 @@ async def test_one_that_says_it_breaks_nobodys_answer_and_ends_no_task(
         assert not controller.tasks._failing().done()
 
 
+async def test_what_nobody_reads_is_not_remembered(tmp_path: Path) -> None:
+    """Each message is bounded; a thousand of them, each with other sections, must be as well."""
+    async with running(tmp_path) as controller:
+        mux = Site().connect(controller).muxes[0]
+        for number in range(1000):
+            controller.hub.status(mux, {f"newer{number}": ["x"] * 10, "mux": {"flows": number}, "agent": {"a": 1}})
+        assert controller.hub.entries[mux.id].status == {"mux": {"flows": 999}, "agent": {"a": 1}}
+
+
 def every_answer(controller: Controller) -> dict[str, Any]:
     view = View(controller)
     overview = Overview(controller, view)
