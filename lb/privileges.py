@@ -2,7 +2,8 @@
 """What the process is allowed to do: ask before the work begins, and give up the rest once it is set up.
 
 Called by the daemons at start. Capabilities belong to a thread and are inherited by the threads it creates
-later, so :func:`keep_only` comes before any worker or helper thread is started. What is kept is also made
+later, so :func:`keep_only` comes before any worker or helper thread is started (the one that writes the log is there
+before, and gives up all of them). What is kept is also made
 ambient: child programs (``nft``) get it although ``no_new_privs`` is set. Holds no state of its own.
 """
 

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable
 
 from lb.daemon.vitals import VITALS
+from lb.privileges import keep_only
 
 #: What waits at most, characters: some ten thousand lines.
 QUEUE_MAX = 2 * 2**20
@@ -107,6 +108,7 @@ class LogWriter(io.TextIOBase):
     # -- the thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        keep_only(())  # it is there before the daemon gives up rights, and needs none to write to an open descriptor
         while True:
             with self._changed:
                 self._busy = False
