@@ -45,6 +45,8 @@ ANSWER_TIMEOUT = 30.0
 BACKOFF = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
 #: After so long the next failure counts as a first one again, seconds.
 STEADY = 30.0
+#: Of an ExaBGP that dies at each start the first deaths are said, then one in so many: about one in two minutes.
+SAID, SAID_OF = len(BACKOFF), 20
 #: Accounts that ExaBGP runs as, the first that exists.
 USERS = ("lb-bgp", "nobody")
 #: An answer of the helper to the largest batch, with room.
@@ -94,6 +96,7 @@ class Sidecar:
         self._link: _Link | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._tail: deque[str] = deque(maxlen=_LOG_LINES)
+        self._failures = 0  # one soon after the other
 
     @property
     def pid(self) -> int | None:
@@ -133,14 +136,18 @@ class Sidecar:
     async def run(self) -> None:
         """Keeps ExaBGP running; the caller's cancellation kills it."""
         loop = asyncio.get_running_loop()
-        failures = 0
         while True:
             began = loop.time()
             why = await self._live()
-            failures = 1 if loop.time() - began > STEADY else failures + 1
-            pause = BACKOFF[min(failures, len(BACKOFF)) - 1]
-            log.error("ExaBGP ended", reason=why, again_in=pause)
+            self._failures = 1 if loop.time() - began > STEADY else self._failures + 1
+            pause = BACKOFF[min(self._failures, len(BACKOFF)) - 1]
+            if self._worth_saying():
+                log.error("ExaBGP ended", reason=why, again_in=pause, times_in_a_row=self._failures)
             await asyncio.sleep(pause)
+
+    def _worth_saying(self) -> bool:
+        """An ExaBGP that dies at each start for a night must not fill the log."""
+        return self._failures <= SAID or self._failures % SAID_OF == 0
 
     # -- one life -----------------------------------------------------------------------------------------------
 
@@ -245,7 +252,8 @@ class Sidecar:
             return f"its helper did not start within {START_TIMEOUT:g} s"
         try:
             self._link = link
-            log.info("ExaBGP runs", pid=exabgp, user=self._account.name, helper=link.pid)
+            if self._worth_saying():
+                log.info("ExaBGP runs", pid=exabgp, user=self._account.name, helper=link.pid)
             self._listener.up()
             await link.listen(self._listener)
         finally:

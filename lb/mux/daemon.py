@@ -37,7 +37,7 @@ from lb.daemon.keeper import Keeper
 from lb.daemon.kernel_watch import EVERYTHING, NOTHING, KernelWatch, Own
 from lb.daemon.main_rule import MainRule
 from lb.daemon.marker import RunMarker
-from lb.daemon.supervise import Tasks, until
+from lb.daemon.supervise import Tasks, describe, until
 from lb.doctor import startup
 from lb.doctor.facts import Role
 from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
@@ -398,7 +398,7 @@ class Daemon:
         try:
             await self._plane.port.reopen()
             self._plane.engine.start(self._plane.port.ios)
-        except VipmuxError:
+        except Exception:  # whatever it is: else the port looks open, and nobody forwards
             self._plane.engine.stop()
             self._plane.port.close_ios()
             self._condition.state = "degraded"
@@ -416,13 +416,19 @@ class Daemon:
             self._supervisor.reloading()
             try:
                 await self._reload()
-            except VipmuxError as error:
-                self._condition.rejected = str(error)
-                lines = error.lines if isinstance(error, ConfigError) else [str(error)]
-                for line in lines:
-                    log.error("configuration rejected", file=str(self._path), mistake=line)
+            except Exception as error:
+                self._reject(error)
                 log.warning("serving on with the previous configuration", generation=self._plane.engine.generation)
             self._supervisor.ready(self._summary())
+
+    def _reject(self, error: Exception) -> None:
+        """What nobody meant has its traceback in the log; it is no reason to leave whoever sent the signal waiting."""
+        meant = isinstance(error, VipmuxError | OSError)
+        self._condition.rejected = describe(error)
+        lines = error.lines if isinstance(error, ConfigError) else [describe(error)]
+        for line in lines:
+            more = {} if meant else {"exc_info": error}
+            log.error("configuration rejected", file=str(self._path), mistake=line, **more)
 
     async def _reload(self) -> None:
         config = await asyncio.to_thread(load_mux, self._path, manager=self._manager)

@@ -49,8 +49,8 @@ class Process:
         self._ended.set()
 
 
-def lives(monkeypatch: pytest.MonkeyPatch, break_: Callable[[pytest.MonkeyPatch], None]) -> list[str]:
-    """Why three lives of a sidecar ended, as its listener was told."""
+def lives(monkeypatch: pytest.MonkeyPatch, break_: Callable[[pytest.MonkeyPatch], None], count: int = 3) -> list[str]:
+    """Why the lives of a sidecar ended, as its listener was told."""
     monkeypatch.setattr(module, "BACKOFF", (0.001,))
     down: list[str] = []
 
@@ -60,7 +60,7 @@ def lives(monkeypatch: pytest.MonkeyPatch, break_: Callable[[pytest.MonkeyPatch]
         speaks: Any = None
         sidecar = Sidecar(speaks, Account("nobody", None, None, ""), listener)
         running = asyncio.create_task(sidecar.run())
-        while len(down) < 3:
+        while len(down) < count:
             assert not running.done(), running.exception()
             await asyncio.sleep(0.001)
         running.cancel()
@@ -111,6 +111,15 @@ def test_a_want_of_descriptors_is_a_reason_to_try_again(
     with capture_logs() as logs:
         assert lives(monkeypatch, break_) == ["too many open files"] * 3
     assert {line["event"] for line in logs} == {"ExaBGP ended"}
+
+
+def test_an_exabgp_that_dies_at_each_start_is_tried_for_ever_and_does_not_fill_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with capture_logs() as logs:
+        assert len(lives(monkeypatch, break_process, 101)) >= 101
+    assert [line["times_in_a_row"] for line in logs][:11] == [1, 2, 3, 4, 5, 6, 20, 40, 60, 80, 100]
+    assert len(logs) < 15
 
 
 def test_an_error_of_ours_has_its_traceback_in_the_log_and_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

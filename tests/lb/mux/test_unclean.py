@@ -79,6 +79,93 @@ def stopped(directory: Path, *, served: bool, inherited: bool, clean: bool) -> t
     return asyncio.run(main())
 
 
+class Reopened(Port):
+    """An interface that is there again."""
+
+    ios: tuple[Any, ...] = ()
+
+    def __init__(self) -> None:
+        super().__init__(inherited=False)
+        self.open = False
+
+    async def reopen(self) -> None:
+        self.open = True
+
+    def close_ios(self) -> None:
+        self.open = False
+
+
+class Workerless(Stopped):
+    """No thread can be started."""
+
+    generation = 1
+
+    def start(self, _: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def made(directory: Path) -> Any:
+    """A daemon that was not started."""
+    settings = MuxSettings("m", IPv4Address("10.0.1.11"), bytes(16), "eth0", state_dir=str(directory))
+    nothing: Any = None
+    return Daemon(
+        directory / "mux.toml",
+        MuxConfig(settings, ()),
+        nothing,
+        StateDir(directory),
+        asyncio.Event(),
+        supervisor=Supervisor(),
+    )
+
+
+def test_an_interface_whose_workers_do_not_start_counts_as_lost_whatever_the_reason(tmp_path: Path) -> None:
+    """Else it looks open, is never opened again, and nobody forwards."""
+
+    async def main() -> None:
+        daemon = made(tmp_path)
+        port = Reopened()
+        daemon._opened = Opened(port)
+        daemon._opened.engine = Workerless()
+        daemon._condition.state = "ready"
+        with pytest.raises(RuntimeError):
+            await daemon._reopen()
+        assert not port.open
+        assert daemon._condition.state == "degraded"
+
+    asyncio.run(main())
+
+
+def test_a_reload_that_fails_by_an_error_of_ours_is_said_and_the_next_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        daemon = made(tmp_path)
+        daemon._opened = Opened(Port(inherited=False))
+        daemon._opened.engine = Workerless()
+        monkeypatch.setattr(daemon, "_summary", lambda: "")
+        asked = asyncio.Event()
+
+        async def odd() -> None:
+            asked.set()
+            raise KeyError("odd")
+
+        monkeypatch.setattr(daemon, "_reload", odd)
+        reloads = asyncio.create_task(daemon._reloads())
+        for _ in range(2):
+            daemon._reload_wanted.set()
+            await asyncio.wait_for(asked.wait(), 5)
+            asked.clear()
+            await asyncio.sleep(0)
+        assert not reloads.done()
+        assert daemon._condition.rejected == "KeyError: 'odd'"
+        reloads.cancel()
+        await asyncio.gather(reloads, return_exceptions=True)
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == ["configuration rejected"] * 2
+
+
 @pytest.mark.parametrize(
     ("served", "inherited", "clean", "removed"),
     [
