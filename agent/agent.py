@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from agent import fence, nat, sysctls
 from agent import plan as planning
-from agent.conntrack import Expected, changed_places
+from agent.conntrack import Expected, Place, changed_places
 from agent.decap import IPIP_DEVICE, TUN_DEVICE, BpfDecap, Decap, DecapRefused, Prepare, Tunnel, found_filter, prepare
 from agent.host import Host, Link
 from agent.own import OwnService, Served, serve
@@ -80,6 +80,8 @@ class Agent:
         self._decap: Decap | None = None
         self._listed: _Listed | None = None
         self._in_force: _InForce | None = None
+        self._unforgotten: frozenset[Place] = frozenset()  # where conntrack may know flows of before
+        self._why_unforgotten: str | None = None  # as it was said
         self._decap_lock = threading.Lock()  # counters are read from other threads
         self.applied: Applied | None = None
 
@@ -214,14 +216,30 @@ class Agent:
         """Those that conntrack would go on sending where they went before this change; ``before`` None: nobody knows
         what rules there were."""
         places = changed_places(before, services)
-        if not places or (before is None and not any(own.tracked for own in services)):
-            return  # none of them is looked up in conntrack
-        expected = Expected(services, _addresses(settings))
+        if before is None and not any(own.tracked for own in services):
+            places = frozenset()  # none of them is looked up in conntrack
+        self._unforgotten |= places
+        if self._unforgotten:
+            self._forget(host, Expected(services, _addresses(settings)))
+
+    def forget_again(self) -> None:
+        """What conntrack could not be made to forget when it should have."""
+        if self._unforgotten and self.applied is not None:
+            applied = self.applied
+            with self._host() as host:
+                self._forget(host, Expected(applied.services, _addresses(applied.config.agent)))
+
+    def _forget(self, host: Host, expected: Expected) -> None:
         try:
-            forgotten = host.forget_flows(places, expected.is_stale)
+            forgotten = host.forget_flows(self._unforgotten, expected.is_stale)
         except VipmuxError as error:
-            log.warning("flows_not_forgotten", reason=str(error), then="UDP clients may be sent to an old port")
+            if str(error) != self._why_unforgotten:
+                log.warning("flows_not_forgotten", reason=str(error), then="UDP clients may be sent to an old port")
+            self._why_unforgotten = str(error)
+            if isinstance(error, FeatureError):  # nor will it be possible soon
+                self._unforgotten = frozenset()
             return
+        self._unforgotten, self._why_unforgotten = frozenset(), None
         if forgotten:
             log.info("flows_forgotten", count=forgotten, reason="they went where the service is no more")
 

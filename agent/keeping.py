@@ -36,6 +36,7 @@ class HostParts:
 
     async def look(self) -> Sequence[Difference]:
         async with self._changing:
+            await asyncio.to_thread(self._agent.forget_again)
             return list(amiss(await asyncio.to_thread(self._agent.undone)))
 
     async def put_back(self, differences: Sequence[Difference]) -> None:

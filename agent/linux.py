@@ -37,6 +37,9 @@ FILTER_NAME = "vipmux_decap"
 FILTER_PRIORITY = 0x4C42  # "LB"
 FILTER_HANDLE = 1
 
+#: Of our local routes, so that one that the operator has for the same prefix is no obstacle, and stays.
+LOCAL_METRIC = 0x4C42
+
 #: A device that decapsulated packets come from needs some address for a loose reverse path filter to let them in.
 DEVICE_ADDRESS = "169.254.76.66"
 
@@ -280,7 +283,7 @@ class LinuxHost:
 
     def add_route(self, prefix: Network) -> None:
         with _saying(f"add the local route for {prefix}"):
-            self._ip.route("add", **_local_route(prefix))
+            self._ip.route("add", **_local_route(prefix), priority=LOCAL_METRIC)
             self._ip.link("set", index=_LOOPBACK, state="up")
 
     def remove_route(self, prefix: Network) -> None:

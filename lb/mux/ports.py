@@ -134,7 +134,7 @@ class PacketPort:
         self._left_by_tun = Tun(netlink, settings.name, state_dir)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[PacketIo] = []
-        self._filter: Filter | None = None  # of all of them
+        self._filter: Filter | None = None  # of all of them; None: not the same of all, or not known
         self._hops_of: tuple[object, object] = (None, None)  # the addresses and resolutions that the hops are made of
         self._hops: Mapping[Address, Hop] = {}
 
@@ -188,15 +188,16 @@ class PacketPort:
 
     async def cover(self, vips: Iterable[Network]) -> None:
         wanted = frozenset(vips)
-        if wanted == self._vips:
+        if wanted == self._vips and self._filter is not None:
             return
         await self._isolation.cover(wanted)
-        filter_ = vip_filter(wanted, self._filter, wanted - self._vips)
+        before, self._filter = self._filter, None  # what the ios have, should one of them refuse
+        filter_ = vip_filter(wanted, before, wanted - self._vips)
         self._vips = wanted
-        if filter_ != self._filter:
+        if filter_ != before:
             for io in self._ios:
                 io.set_filter(filter_.program)
-            self._filter = filter_
+        self._filter = filter_
 
     def lost(self) -> Difference | None:
         interface = self._settings.interface

@@ -305,6 +305,26 @@ def test_conntrack_that_cannot_be_looked_at_is_said_and_stops_nothing(host: Fake
     assert agent.applied is not None
 
 
+def test_flows_that_could_not_be_forgotten_are_forgotten_later(
+    host: FakeHost, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conntrack that is busy for a moment must not cost a UDP client its server for as long as it sends."""
+
+    def busy(*_: object) -> int:
+        raise IoError("cannot look at conntrack: connection timed out")
+
+    agent.apply(config(dns(5300)))
+    host.flows = [OLD, ELSEWHERE]
+    with monkeypatch.context() as patch, capture_logs() as logs:
+        patch.setattr(host, "forget_flows", busy)
+        agent.apply(config(dns(5301)))
+        agent.forget_again()
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["flows_not_forgotten"]
+    assert host.flows == [OLD, ELSEWHERE]
+    agent.forget_again()
+    assert host.flows == [ELSEWHERE]
+
+
 # --- what others undo ------------------------------------------------------------------------------------------------
 
 

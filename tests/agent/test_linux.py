@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``nft`` says of the host's table, and what it means; a stand-in for ``nft``."""
+"""What the host says and what it means: ``nft`` (a stand-in for it), and routes that others have made."""
 
 from __future__ import annotations
 
 import errno
 import os
 import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import pytest
 
 from agent.linux import LinuxHost
 from lb.errors import IoError, PrivilegeError, VipmuxError
+from lb.model import Network
+from tests.lab import netns
 
 
 def speaking(directory: Path, code: int, output: str, complaint: str) -> None:
@@ -52,3 +56,37 @@ def test_a_want_of_processes_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(subprocess, "Popen", none_left)
     with LinuxHost() as host, pytest.raises(IoError, match="cannot run nft: resource temporarily unavailable"):
         host.rules()
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    name = netns.unique_prefix()
+    netns.ip("netns", "add", name)
+    netns.ip("-n", name, "link", "set", "lo", "up")
+    yield name
+    netns.ip("netns", "del", name)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("prefix", [ip_network("203.0.113.128/25"), ip_network("2001:db8::/64")])
+def test_a_local_route_of_the_operators_own_is_no_obstacle_and_stays(namespace: str, prefix: Network) -> None:
+    """As with AnyIP, or of a balancer that was here before; else the whole state of this host was refused for it."""
+
+    def theirs() -> list[str]:
+        family = "-4" if prefix.version == 4 else "-6"
+        shown = netns.ip("-n", namespace, family, "route", "show", "table", "local", str(prefix))
+        return [line for line in shown.splitlines() if "proto 177" not in line]
+
+    netns.ip("-n", namespace, "route", "add", "local", str(prefix), "dev", "lo")
+    before = theirs()
+
+    def test() -> None:
+        with LinuxHost() as host:
+            host.add_route(prefix)
+            assert host.local_routes() == {prefix}
+            host.remove_route(prefix)
+            assert host.local_routes() == frozenset()
+
+    netns.inside(namespace, test)
+    assert len(before) == 1
+    assert theirs() == before
