@@ -67,11 +67,12 @@ class HostSettings:
 
 
 def amiss(undone: Iterable[Action]) -> Iterator[Difference]:
-    """What somebody else did, from what the agent would do about it."""
+    """What somebody else did, from what the agent would do about it. Without translation and decapsulation no client
+    is served, so those are put back soon also where another program takes them away again and again."""
     for action in undone:
         match action:
             case planning.ReplaceRules():
-                yield Difference("nftables", f"table inet {nat.TABLE}", "was removed or changed")
+                yield Difference("nftables", f"table inet {nat.TABLE}", "was removed or changed", urgent=True)
             case planning.AddVip(address):
                 yield Difference("address", f"{address} on lo")
             case planning.AddRoute(prefix):
@@ -81,11 +82,12 @@ def amiss(undone: Iterable[Action]) -> Iterator[Difference]:
             case planning.AddFenceRule(version, interface):
                 yield Difference("rule", f"{'ip' if version == 4 else 'ip -6'} rule {fence.PRIORITY} for {interface}")
             case planning.AddQdisc(interface):
-                yield Difference("qdisc", f"clsact of {interface}")
+                yield Difference("qdisc", f"clsact of {interface}", urgent=True)
             case planning.Decapsulate(DecapMode.BPF, interface):
-                yield Difference("filter", f"{FILTER_NAME} at the ingress of {interface}", "was removed or replaced")
+                name = f"{FILTER_NAME} at the ingress of {interface}"
+                yield Difference("filter", name, "was removed or replaced", urgent=True)
             case planning.Decapsulate(mode, _):
                 device = TUN_DEVICE if mode is DecapMode.TUN else IPIP_DEVICE
-                yield Difference("interface", f"device {device}", "was removed or changed")
+                yield Difference("interface", f"device {device}", "was removed or changed", urgent=True)
             case _:  # what goes because nobody needs it, or comes with one of the above
                 pass

@@ -337,8 +337,8 @@ def _changed_rules(host: FakeHost) -> None:
 
 
 UNDONE: list[tuple[Callable[[FakeHost], object], Difference]] = [
-    (_rules, Difference("nftables", "table inet vipmux_agent", "was removed or changed")),
-    (_changed_rules, Difference("nftables", "table inet vipmux_agent", "was removed or changed")),
+    (_rules, Difference("nftables", "table inet vipmux_agent", "was removed or changed", urgent=True)),
+    (_changed_rules, Difference("nftables", "table inet vipmux_agent", "was removed or changed", urgent=True)),
     (lambda host: host.addresses.pop(IPv4Address("203.0.113.10")), Difference("address", "203.0.113.10 on lo")),
     (lambda host: host.unrouted.add(IPv4Address("203.0.113.10")), Difference("address", "203.0.113.10 on lo")),
     (lambda host: host.routes.clear(), Difference("route", "local route 203.0.113.128/25")),
@@ -347,7 +347,10 @@ UNDONE: list[tuple[Callable[[FakeHost], object], Difference]] = [
         Difference("route", "blackhole 203.0.113.11/32 in table 19522"),
     ),
     (lambda host: host.fence_rules.clear(), Difference("rule", "ip rule 150 for vipmux-tun")),
-    (lambda host: host.devices.clear(), Difference("interface", "device vipmux-tun", "was removed or changed")),
+    (
+        lambda host: host.devices.clear(),
+        Difference("interface", "device vipmux-tun", "was removed or changed", urgent=True),
+    ),
 ]
 
 
