@@ -310,9 +310,12 @@ class NodeClient:
         # for what is being applied just now.
         self._wanted = None
         async with self._applying:
-            await asyncio.to_thread(self._cache.forget_term)
             self._highest = Cached(0, 0, "", {})
             self._live = Cached(0, 0, self._live.digest, self._live.state)
+            try:
+                await asyncio.to_thread(self._cache.forget_term)
+            except IoError as error:  # the next state that can be kept says its term
+                log.error("state not kept", reason=str(error))
         log.info("joined", manager=self.url, certificate=self.identity.common_name)
 
     async def _renewals(self) -> None:
