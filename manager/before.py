@@ -59,7 +59,9 @@ class Before:
         wanted = {id(world.desired.services[name]) for name in world.desired.by_vip.get(vip, ())}
         self._gone = {same for same in self._same if same not in wanted}  #: of services that are no more, or others
         self._places: _Places | None = None  # made when something has changed
+        self._wanted: _Places | None = None
         self._leaving = world.memory.leaving.get(vip, ())
+        self._desired = world.desired
         self._backends = world.memory.backends
         self.lent = world.memory.lent.get(vip, {})
 
@@ -74,12 +76,15 @@ class Before:
         return known
 
     def took(self, service: Service, backend: Backend) -> bool:
-        """Whether it took flows of some of the service's ports."""
+        """Whether it took flows of some of the ports that come to the service now."""
         if id(service) in self._same:
             known = self._backends.get((service.name, backend.name, str(backend.address)))
-        else:
-            known = self._at(service, backend)
-        return known is not None and known.taking
+            return known is not None and known.taking
+        if any(left.backend.address == backend.address for left in self._left(service)):
+            return True
+        return any(
+            known.taking and self._follows(service, old) for old, _, known in self._servers(service, backend)
+        )
 
     def had(self, service: Service, backend: Backend) -> bool:
         """Whether MUXes may have sent it all that they send it now."""
@@ -90,24 +95,29 @@ class Before:
         return not without(service.ports, parts)
 
     def _at(self, service: Service, backend: Backend) -> Remembered | None:
+        """Of whose packets come to the service now, then of who was kept for it, then of who else is on that host."""
         found = [
-            (other.port != backend.port, other.name != backend.name, old.name, other)
-            for old in self._met(service)
-            for other in old.backends
-            if other.address == backend.address
+            (not self._follows(service, old), other.port != backend.port, other.name != backend.name, old.name, known)
+            for old, other, known in self._servers(service, backend)
         ]
-        for _, _, name, other in sorted(found, key=lambda item: item[:3]):
-            known = self._backends.get((name, other.name, str(other.address)))
-            if known is not None:
-                return known
-        return next((left.known for left in self._left(service) if left.backend.address == backend.address), None)
+        left = next((left.known for left in self._left(service) if left.backend.address == backend.address), None)
+        elsewhere, *_, known = min(found, key=lambda item: item[:4], default=(True, left))
+        return left if elsewhere and left is not None else known
+
+    def _servers(self, service: Service, backend: Backend) -> Iterator[tuple[Service, Backend, Remembered]]:
+        """What was on the backend's host at a part of the service's ports."""
+        for old in self._met(service):
+            for other in (one for one in old.backends if one.address == backend.address):
+                known = self._backends.get((old.name, other.name, str(other.address)))
+                if known is not None:
+                    yield old, other, known
 
     def _left(self, service: Service) -> Iterator[Leaving]:
         return (left for left in self._leaving if meet(left.protocol, left.ports, service))
 
     def leaving(self, service: Service, items: Collection[BackendPlan], world: World) -> tuple[Leaving, ...]:
         """Who is kept on MUXes beside the service's own backends."""
-        if not self._leaving and not self._gone:
+        if not self._leaving and not self._gone and id(service) in self._same:
             return ()
         kept, others = self._candidates(service, world)
         if not kept and not others:
@@ -134,16 +144,35 @@ class Before:
             if left.backend.address not in taken:
                 taken.add(left.backend.address)
                 kept += [left] if _may_serve(left.backend.address, world) else []
-        others: list[Leaving] = []
+        others: dict[Address, Leaving] = {}
         for old in self._met(service):
-            for backend in old.backends if id(old) in self._gone or id(service) not in self._same else ():
+            if (id(service) in self._same and id(old) not in self._gone) or not self._follows(service, old):
+                continue
+            for backend in old.backends:
                 known = self._backends.get((old.name, backend.name, str(backend.address)))
                 if backend.address in taken or known is None or not known.taking:
                     continue
-                taken.add(backend.address)
-                if _may_serve(backend.address, world):
-                    others.append(Leaving(service.name, old.protocol, old.ports, backend, known))
-        return kept, others
+                if backend.address in others:  # at several places before, which are one now
+                    left = others[backend.address]
+                    others[backend.address] = replace(left, ports=_hull(left.ports, old.ports))
+                elif _may_serve(backend.address, world):
+                    others[backend.address] = Leaving(service.name, old.protocol, old.ports, backend, known)
+        return kept, list(others.values())
+
+    def _follows(self, service: Service, old: Service) -> bool:
+        """Whether packets of some port went to the old service before, and go to this one now."""
+        if self._wanted is None:
+            self._wanted = _Places(self._desired.services[name] for name in self._desired.by_vip.get(self.vip, ()))
+        if self._places is None:
+            self._places = _Places(self._served)
+        first, last = max(service.ports.first, old.ports.first), min(service.ports.last, old.ports.last)
+        part = PortRange(first, last)
+        narrower = [*self._wanted.narrower(service, part), *self._places.narrower(old, part)]
+        for ports in sorted(narrower, key=lambda ports: ports.first):
+            if ports.first > first:
+                return True
+            first = max(first, ports.last + 1)
+        return first <= last
 
     def _met(self, service: Service) -> Iterator[Service]:
         """Who served a part of its ports."""
@@ -179,6 +208,21 @@ class _Places:
             exact = [old for (protocol, _), old in self._exact.items() if meet(protocol, old.ports, service)]
         yield from (old for old in exact if old is not None)
         yield from (old for old in self._wide if meet(old.protocol, old.ports, service))
+
+    def narrower(self, service: Service, part: PortRange) -> Iterator[PortRange]:
+        """Ports of others that go before the service in a part of its ports: the more specific."""
+        if service.ports.exact:
+            return
+        if part.exact:  # of thousands
+            if (service.protocol, part.first) in self._exact:
+                yield part
+        else:
+            for protocol, port in self._exact:
+                if protocol is service.protocol and part.first <= port <= part.last:
+                    yield PortRange(port, port)
+        for old in self._wide if service.ports.any else ():
+            if not old.ports.any and old.protocol is service.protocol and overlap(old.ports, part):
+                yield old.ports
 
 
 def _named(found: Iterable[Leaving], service: Service) -> Iterator[Leaving]:
@@ -239,6 +283,10 @@ def overlap(one: PortRange, other: PortRange) -> bool:
 def ports_of(table: Mapping[str, Any]) -> PortRange:
     """Of a service's table."""
     return parse_ports(table["port"])
+
+
+def _hull(one: PortRange, other: PortRange) -> PortRange:
+    return PortRange(min(one.first, other.first), max(one.last, other.last))
 
 
 def without(ports: PortRange, others: Iterable[PortRange]) -> list[PortRange]:

@@ -223,10 +223,13 @@ def _retire(vip: Vip, world: World) -> VipPlan:
     services = [Prepared(replace(world.desired.retiring[key], name=key), world) for key in keys]
     withheld = dict.fromkeys(world.muxes, "its services were deleted")
     before = Before(vip, world)
+    may_have = vip in world.memory.served  # what MUXes were told and have not acknowledged is not to remove it
 
     def holds(mux: Node, section: str, wanted: Iterable[str]) -> bool:
         if mux.gone:
             return False
+        if may_have and vip in mux.owes and not mux.late and mux.refused is None:
+            return True
         return mux.live is None or any(key in mux.live.get(section, {}) for key in wanted)
 
     if any(holds(mux, "announcements", [vip]) for mux in world.muxes.values()):

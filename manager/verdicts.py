@@ -124,14 +124,15 @@ def _not_set_up(place: _Place, agent: Node, known: Remembered | None, world: Wor
     was_there = known is not None and known.proven and before.had(service, backend)
     if was_there and known is not None and not known.healthy:
         was_there = known.shown not in ("installing", "drain")
-    # Of an agent that has not told yet what it has, and of one that is away, the best guess is what was.
-    if was_there and not (agent.connected and agent.live is not None):
+    if was_there and agent.live is None:  # it has not told yet what it has: the best guess is what was
         return None
     reason = not_installed(agent, service, address, world)
     if reason is not None and not service.ports.exact and before.took(service, backend):
         # Of a range of ports that grew, what its host has is worth more than nothing: the rest is on its way.
-        parts = (_serves(table, service, address, before.vip) for table in tables_of(world).live(agent, before.vip))
-        if agent.live is None or any(part is not None for part in parts):
+        parts = [*tables_of(world).live(agent, before.vip)]
+        if before.vip in agent.owes:
+            parts += before.lent.get(agent.name, {}).values()
+        if agent.live is None or any(_serves(part, service, address, before.vip) is not None for part in parts):
             return None
     if reason is None and not was_there and _may_be_going(place, agent, known):
         return f"agent {agent.name} has not acknowledged it yet"
