@@ -49,6 +49,17 @@ def served(desired: Desired) -> dict[Vip, tuple[Service, ...]]:
     return {**gone, **here}
 
 
+#: How those are shown that were told to come and cannot serve yet.
+_COMING = ("installing", "unknown")
+
+
+def _told_to_idle(item: BackendPlan) -> bool:
+    """By its table. Whom operators drain by order is drained."""
+    drained = item.backend.state is BackendState.DRAIN
+    by_order = item.state is BackendState.DRAIN and not drained
+    return item.healthy and not by_order and (drained or item.backend.weight == 0)
+
+
 class Before:
     """One VIP as the last plan left it."""
 
@@ -82,9 +93,7 @@ class Before:
             return known is not None and known.taking
         if any(left.backend.address == backend.address for left in self._left(service)):
             return True
-        return any(
-            known.taking and self._follows(service, old) for old, _, known in self._servers(service, backend)
-        )
+        return any(known.taking and self._follows(service, old) for old, _, known in self._servers(service, backend))
 
     def had(self, service: Service, backend: Backend) -> bool:
         """Whether MUXes may have sent it all that they send it now."""
@@ -116,29 +125,40 @@ class Before:
         return (left for left in self._leaving if meet(left.protocol, left.ports, service))
 
     def leaving(self, service: Service, items: Collection[BackendPlan], world: World) -> tuple[Leaving, ...]:
-        """Who is kept on MUXes beside the service's own backends."""
+        """Who is kept on MUXes beside the service's own backends; and of these, who is told to take no new flows any
+        more while those that shall in their place are not set up yet."""
         if not self._leaving and not self._gone and id(service) in self._same:
             return ()
-        kept, others = self._candidates(service, world)
+        own = {backend.address: backend for backend in service.backends}
+        able = [item for item in items if item.backend.weight > 0]
+        # Operators' word counts at once where those who shall take flows are not new but broken.
+        coming = any(item.backend.state is BackendState.UP and item.shown in _COMING for item in able)
+        idle = [item for item in items if coming and _told_to_idle(item)]
+        kept, others = self._candidates(service, {item.backend.address for item in idle}, world)
         if not kept and not others:
             return ()
-        able = [item for item in items if item.backend.weight > 0]
         if any(item.state is BackendState.UP for item in able):
             if service.protocol is Protocol.UDP:
                 return ()  # draining moves it at once
-            ends = {left.backend.address: left.until or world.now + HANDOVER for left in kept}
-            found = [replace(left, until=ends[left.backend.address]) for left in kept]
+            found = [replace(left, until=left.until or world.now + HANDOVER) for left in kept]
+            # The service's own keep their flows in any case.
+            found = [left for left in found if left.backend.address not in own]
             found = [left for left in found if left.until is not None and left.until > world.now]
         elif any(item.backend.state is BackendState.UP and item.shown != "drain" for item in able):
             found = [replace(left, until=None) for left in (*kept, *others)]
         else:
             found = []
         room = min(service.slots or MAX_BACKENDS_PER_SERVICE, MAX_BACKENDS_PER_SERVICE) - len(service.backends)
-        return tuple(_named(found[: max(0, room)], service))
+        stay = [replace(left, backend=own[left.backend.address]) for left in found if left.backend.address in own]
+        found = [left for left in found if left.backend.address not in own]
+        return (*stay, *_named(found[: max(0, room)], service))
 
-    def _candidates(self, service: Service, world: World) -> tuple[list[Leaving], list[Leaving]]:
-        """Who was kept already, and who took flows at this place and is not among the service's backends any more."""
-        taken = {backend.address for backend in service.backends}
+    def _candidates(
+        self, service: Service, idle: Collection[Address], world: World
+    ) -> tuple[list[Leaving], list[Leaving]]:
+        """Who was kept already, and who took flows at this place and is not among the service's backends any more, or
+        is to be idle."""
+        taken = {backend.address for backend in service.backends if backend.address not in idle}
         kept: list[Leaving] = []
         for left in self._left(service):
             if left.backend.address not in taken:
@@ -150,7 +170,7 @@ class Before:
                 continue
             for backend in old.backends:
                 known = self._backends.get((old.name, backend.name, str(backend.address)))
-                if backend.address in taken or known is None or not known.taking:
+                if backend.address in taken or known is None or not known.taking or backend.weight == 0:
                     continue
                 if backend.address in others:  # at several places before, which are one now
                     left = others[backend.address]

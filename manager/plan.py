@@ -174,9 +174,13 @@ def plan_vip(vip: Vip, world: World) -> VipPlan:
         told = weights(prepared.service.backends, [item.ramp for item in found])
         left = before.leaving(prepared.service, found, world)
         leaving += left
+        stay = {item.backend.address for item in left} & {item.backend.address for item in found}
         tables[name] = prepared.mux_table(
-            tuple(Told(item.state, weight) for item, weight in zip(found, told, strict=True)),
-            tuple(item.backend for item in left),
+            tuple(
+                Told(BackendState.UP, max(1, weight)) if item.backend.address in stay else Told(item.state, weight)
+                for item, weight in zip(found, told, strict=True)
+            ),
+            tuple(item.backend for item in left if item.backend.address not in stay),
         )
         if reason is not None:
             panic[name] = reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from lb.node.messages import digest
 from lb.probe.scheduler import spread
 from manager.before import HANDOVER, served
 from manager.desired import Change, Order, delete_service, drain_backend, drain_mux, purge
-from manager.health import Source
+from manager.health import Report, Source
 from manager.plan import plan, replan
 from manager.world import Memory, Plan
 from tests.manager.fleet import Fleet, service, with_probe
@@ -111,6 +112,62 @@ def test_a_backend_without_an_agent_is_the_operators_word() -> None:
     fleet = settled(service(hosts=(1, 200)))
     assert fleet.states() == {"web-1": "up", "web-200": "up"}
     assert "no agent has joined for 10.0.3.200" in fleet.reason("web-200")
+
+
+# --- a place that is served is served on -----------------------------------------------------------------------------
+
+
+def test_a_port_that_a_service_of_its_own_takes_from_a_range_is_served_until_that_is_ready() -> None:
+    fleet = settled(service("wide", hosts=(1,), port="8000-8099"))
+    fleet.apply(service("own", hosts=(2,), port=8050))
+    fleet.replan(VIP)
+    assert fleet.states("own") == {"own-2": "down", "wide-1": "up"}
+    fleet.take("host2")
+    fleet.replan(VIP)
+    assert fleet.states("own") == {"own-2": "up", "wide-1": "drain"}
+
+
+@pytest.mark.parametrize("idle", [{"weight": 0}, {"state": "drain"}])
+def test_who_is_told_to_idle_takes_flows_until_who_comes_in_the_same_change_can(idle: dict[str, Any]) -> None:
+    fleet = settled(service(hosts=(1,)))
+    table = service(hosts=(1, 2))
+    table["backend"][0] |= idle
+    fleet.apply(table)
+    fleet.replan(VIP)
+    fleet.replan(VIP)
+    told = fleet.table()
+    assert told is not None
+    assert told["backend"][0] == service(hosts=(1,))["backend"][0], "as before"
+    fleet.take("host2")
+    fleet.replan(VIP)
+    told = fleet.table()
+    assert told is not None
+    assert told["backend"][0] == table["backend"][0]
+    assert fleet.states()["web-2"] == "up"
+
+
+def test_a_name_is_planned_together_with_the_vip_that_it_comes_from() -> None:
+    fleet = settled(service("a", "203.0.113.10"), service("b", "203.0.113.11", port=81))
+    fleet.apply(service("a", "203.0.113.11"), service("b", "203.0.113.10", port=81))
+    fleet.replan("203.0.113.10/32")  # a turn that has no room for the other
+    found = {name: table["vip"] for name, table in fleet.last.states["mux:mux1"]["services"].items() if name in "ab"}
+    assert found == {"a": "203.0.113.11", "b": "203.0.113.10"}
+
+
+def test_what_was_said_of_a_name_at_another_address_does_not_count() -> None:
+    fleet = settled(with_probe(service(hosts=(1, 2))))
+    table = with_probe(service(hosts=(1, 3)))
+    table["backend"][1]["name"] = "web-2"  # the name goes to another host, with what MUXes said of it
+    for mux in fleet.muxes:
+        report = Report(True, "answers", fleet.now, address=IPv4Address("10.0.3.2"))
+        fleet.reports.heard(Source.TUNNEL, mux, {("web", "web-2"): report}, fleet.now, 10)
+    fleet.reports.heard(Source.AGENT, "host2", {}, fleet.now, 10)
+    fleet.apply(table)
+    fleet.plan()
+    fleet.take()
+    fleet.replan(VIP)
+    assert fleet.shown()["web-2"] == "unknown"
+    assert fleet.states()["web-2"] == "down"
 
 
 # --- withdraw before remove ------------------------------------------------------------------------------------------

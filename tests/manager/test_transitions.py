@@ -406,7 +406,11 @@ def change(chance: random.Random, tables: list[Table]) -> None:  # noqa: PLR0912
         _swap(one, other, "backend")
 
 
-@pytest.mark.parametrize("seed", [32])
+#: Beside these, each of the others once found a fault.
+SEEDS = (*range(20), 32, 61, 64, 77, 80, 90, 120, 127, 171, 172, 174, 223, 250, 262)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_whatever_is_changed_no_node_is_told_what_it_must_refuse_and_nobody_is_left_alone(seed: int) -> None:
     chance = random.Random(seed)
     stage = Stage()
