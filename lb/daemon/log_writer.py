@@ -13,6 +13,7 @@ is; above all it is not made non-blocking.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import io
 import os
 import select
@@ -23,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 
 from lb.daemon.vitals import VITALS
+from lb.errors import PrivilegeError
 from lb.privileges import keep_only
 
 #: What waits at most, characters: some ten thousand lines.
@@ -108,7 +110,10 @@ class LogWriter(io.TextIOBase):
     # -- the thread ---------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        keep_only(())  # it is there before the daemon gives up rights, and needs none to write to an open descriptor
+        # It is there before the daemon gives up rights, and needs none to write to an open descriptor. A unit whose
+        # filter of system calls does not let it give them up has given it none.
+        with contextlib.suppress(PrivilegeError):
+            keep_only(())
         while True:
             with self._changed:
                 self._busy = False
