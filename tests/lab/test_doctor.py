@@ -262,12 +262,15 @@ def test_it_finds_a_strict_rp_filter_where_it_hurts(clinic: Clinic) -> None:
 
 
 def test_it_finds_a_host_that_answers_arp_for_a_vip_there_and_from_its_neighbour(clinic: Clinic) -> None:
+    """While its agent is stopped: one that runs puts the setting back."""
     host, neighbour = clinic.hosts[0], clinic.hosts[1]
+    clinic.stop(host)
     netns.sysctl(host.namespace, {f"ipv4/conf/{name}/arp_ignore": 0 for name in ("all", "eth0")})
     found = clinic.finds(host, "vip_arp", FILES_VIP, "arp_ignore is 0")
     clinic.finds(neighbour, "vip_arp", f"answers ARP for the VIP {FILES_VIP} on eth0")
     clinic.note("VIP answering ARP", found)
     clinic.do(host, found)
+    clinic.start_daemon(host)
     clinic.well(host, neighbour)
 
 
