@@ -401,7 +401,7 @@ static inline struct flow_slot offer_slot(struct flow_line *line, struct offer o
 	 TIER(FLOW_TCP_TRUSTED_ENDED, FLOW_TIER_ENDED) | TIER(FLOW_UDP_YOUNG, FLOW_TIER_UNTRUSTED))
 
 /* No branches: what is in a way is as good as random. */
-static struct offer offer_of(const struct flow_table *table, const struct flow_line *line)
+__attribute__((unused)) static struct offer offer_of_plain(const struct flow_table *table, const struct flow_line *line)
 {
 	struct offer offer = { 0, 0 };
 	uint16_t now = (uint16_t)table->clock, quiet = table->idle[FLOW_TCP_UNTRUSTED];
@@ -418,6 +418,86 @@ static struct offer offer_of(const struct flow_table *table, const struct flow_l
 	}
 	return offer;
 }
+
+#ifdef __x86_64__ /* so with SSE2 */
+static inline __m128i bit_mask(__m128i words, int bit)
+{
+	return _mm_srai_epi16(_mm_slli_epi16(words, 15 - bit), 15);
+}
+
+/* Where a is not below b, both without sign. */
+static inline __m128i not_below(__m128i a, __m128i b)
+{
+	return _mm_cmpeq_epi16(_mm_subs_epu16(b, a), _mm_setzero_si128());
+}
+
+static inline __m128i choose(__m128i mask, __m128i yes, __m128i no)
+{
+	return _mm_or_si128(_mm_and_si128(mask, yes), _mm_andnot_si128(mask, no));
+}
+
+/* By class, what table->idle has. */
+static inline __m128i idle_of(const struct flow_table *table, __m128i bit2, __m128i bit1, __m128i bit0)
+{
+	__m128i udp = _mm_andnot_si128(_mm_andnot_si128(bit1, bit2), bit0);
+	__m128i untrusted = choose(udp, _mm_set1_epi16((short)table->idle[FLOW_UDP_UNTRUSTED]),
+				   _mm_set1_epi16((short)table->idle[FLOW_TCP_UNTRUSTED]));
+	__m128i trusted = choose(udp, _mm_set1_epi16((short)table->idle[FLOW_UDP_TRUSTED]),
+				 _mm_set1_epi16((short)table->idle[FLOW_TCP_TRUSTED]));
+
+	return choose(_mm_or_si128(bit2, bit1), trusted, untrusted);
+}
+
+/* The highest of eight numbers of less than 30 bits: as floats from 2.0 on they have the same order. */
+static inline int highest(__m128i low_halves, __m128i high_halves)
+{
+	__m128i high = _mm_or_si128(high_halves, _mm_set1_epi16(0x4000));
+	__m128 most = _mm_max_ps(_mm_castsi128_ps(_mm_unpacklo_epi16(low_halves, high)),
+				 _mm_castsi128_ps(_mm_unpackhi_epi16(low_halves, high)));
+
+	most = _mm_max_ps(most, _mm_movehl_ps(most, most));
+	most = _mm_max_ss(most, _mm_shuffle_ps(most, most, 1));
+	return _mm_cvtsi128_si32(_mm_castps_si128(most)) & 0x3fffffff;
+}
+
+/*
+ * offer_of_plain() on all ways at once.  Of an entry it takes the lowest 16 bits, which are zero only where a way is
+ * empty; a stamp has as many.  Behind the stamps lies `away`, which is masked off.
+ */
+static inline struct offer offer_of(const struct flow_table *table, const struct flow_line *line)
+{
+	const uint64_t *entry = line->entry;
+	__m128i words = _mm_set_epi16(0, 0, (short)entry[5], (short)entry[4], (short)entry[3], (short)entry[2],
+				      (short)entry[1], (short)entry[0]);
+	__m128i ways = _mm_set_epi16(0, 0, -1, -1, -1, -1, -1, -1), firsts = _mm_set_epi16(0, 0, 2, 3, 4, 5, 6, 7);
+	__m128i stamps = _mm_load_si128((const __m128i *)((const uint8_t *)line + offsetof(struct flow_line, stamp)));
+	__m128i age = _mm_and_si128(_mm_sub_epi16(_mm_set1_epi16((short)table->clock), stamps), ways);
+	__m128i bit2 = bit_mask(words, CLASS_SHIFT + 2), bit1 = bit_mask(words, CLASS_SHIFT + 1);
+	__m128i bit0 = bit_mask(words, CLASS_SHIFT);
+	__m128i quiet = not_below(age, _mm_set1_epi16((short)table->idle[FLOW_TCP_UNTRUSTED]));
+	__m128i free = _mm_or_si128(not_below(age, idle_of(table, bit2, bit1, bit0)),
+				    _mm_cmpeq_epi16(words, _mm_setzero_si128()));
+	/* By class: which have ended, which are in tier young while they are not silent; and the two bits of tiers. */
+	__m128i ended = _mm_and_si128(bit2, _mm_xor_si128(bit1, bit0));
+	__m128i young = _mm_andnot_si128(_mm_andnot_si128(bit0, bit1), bit2);
+	__m128i tier0 = choose(quiet, ended, young);
+	__m128i tier1 = _mm_or_si128(_mm_andnot_si128(_mm_or_si128(bit2, bit1), ways), _mm_and_si128(quiet, bit2));
+	__m128i tier = _mm_or_si128(_mm_and_si128(tier1, _mm_set1_epi16(2 << (TIER_SHIFT - 16))),
+				    _mm_and_si128(tier0, _mm_set1_epi16(1 << (TIER_SHIFT - 16))));
+
+	return (struct offer){
+		.free = (unsigned)_mm_movemask_epi8(_mm_packs_epi16(_mm_and_si128(free, ways), _mm_setzero_si128())),
+		.lose = highest(_mm_or_si128(_mm_slli_epi16(age, 3), firsts),
+				_mm_or_si128(tier, _mm_srli_epi16(age, 13))),
+	};
+}
+_Static_assert(offsetof(struct flow_line, stamp) % 16 == 0 && FLOW_WAYS == 6, "as many as are laid out here");
+#else
+static inline struct offer offer_of(const struct flow_table *table, const struct flow_line *line)
+{
+	return offer_of_plain(table, line);
+}
+#endif
 
 static struct flow_slot take_free(struct flow_table *table, struct flow_line *line, struct offer offer)
 {
@@ -564,16 +644,18 @@ static struct flow_slot room_among_trusted(struct flow_table *table, struct flow
 	return spare.slot;
 }
 
-/* Finds or makes room for a key whose two lines are given; see flow_table_insert() for the order. */
-static struct flow_slot make_room(struct flow_table *table, struct flow_line *home, struct flow_line *alternate)
+/* Finds or makes room for a key with this home line; see flow_table_insert() for the order. */
+static struct flow_slot make_room(struct flow_table *table, uint64_t scrambled, struct flow_line *home)
 {
 	struct offer here = offer_of(table, home), there;
 	enum flow_tier tier = offer_tier(here);
+	struct flow_line *alternate;
 
 	if (here.free)
 		return take_free(table, home, here);
 	if (tier != FLOW_TIER_TRUSTED && table->crowded[tier] >= CROWDED && ++table->looks % CROWDED_LOOKS)
 		return take_offered(table, home, here);
+	alternate = alternate_line(table, scrambled);
 	there = offer_of(table, alternate);
 	note_crowd(table, here, there);
 	if (!there.free && tier == FLOW_TIER_TRUSTED && offer_tier(there) == FLOW_TIER_TRUSTED)
@@ -586,7 +668,7 @@ static struct flow_slot make_room(struct flow_table *table, struct flow_line *ho
 bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned backend, enum flow_class class)
 {
 	struct flow_line *home = &table->lines[flow_table_line_of(table, scrambled)];
-	struct flow_slot slot = make_room(table, home, alternate_line(table, scrambled));
+	struct flow_slot slot = make_room(table, scrambled, home);
 
 	if (!slot.line) {
 		count(&table->counters.refused, 1);

@@ -73,6 +73,8 @@ def _c() -> ctypes.CDLL:
     lib.probe_find.argtypes = [c_void_p, c_uint64, POINTER(_Found)]
     lib.probe_found_at_home.argtypes = [c_void_p, c_uint64, POINTER(c_bool)]
     lib.probe_full.restype = c_bool
+    lib.probe_offers_agree.restype = c_bool
+    lib.probe_offers_agree.argtypes = [c_void_p, c_uint64, c_uint]
     lib.probe_class.argtypes = [c_void_p, c_uint64, c_uint]
     lib.probe_class_after.argtypes = lib.probe_class_ending.argtypes = [c_uint, c_bool]
     lib.probe_places.argtypes = [c_void_p, c_uint64, POINTER(c_uint64), POINTER(c_uint64)]
@@ -150,6 +152,10 @@ class Table:
     def full(self, key: int) -> bool:
         """Whether room was looked for in vain in this tick."""
         return bool(self._lib.probe_full(self._table, key))
+
+    def offers_agree(self, seed: int, lines: int) -> bool:
+        """Whether random lines offer the same whether their ways are looked at together or one by one."""
+        return bool(self._lib.probe_offers_agree(self._table, seed, lines))
 
     def remove(self, key: int) -> None:
         self._lib.probe_remove(self._table, key)

@@ -28,6 +28,7 @@ void probe_places(const struct flow_table *table, uint64_t scrambled, uint64_t *
 unsigned probe_crowd(const struct flow_table *table, unsigned tier);
 void probe_judge(struct flow_table *table);
 bool probe_full(const struct flow_table *table, uint64_t scrambled);
+bool probe_offers_agree(struct flow_table *table, uint64_t seed, unsigned lines);
 void probe_remove(struct flow_table *table, uint64_t scrambled);
 void probe_rewrite(struct flow_table *table, uint64_t scrambled, unsigned backend, unsigned class);
 void probe_crowded(const struct flow_table *table, uint64_t lines, uint64_t *keys, unsigned count);
@@ -128,6 +129,38 @@ void probe_judge(struct flow_table *table)
 bool probe_full(const struct flow_table *table, uint64_t scrambled)
 {
 	return known_full(table, flow_table_line_of(table, scrambled));
+}
+
+/* splitmix64 */
+static uint64_t next_random(uint64_t *state)
+{
+	uint64_t x = *state += 0x9e3779b97f4a7c15u;
+
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+	return x ^ x >> 31;
+}
+
+/* Whether all ways of a line at once are judged as one after the other: lines at random, most ages small, some ways empty. */
+bool probe_offers_agree(struct flow_table *table, uint64_t seed, unsigned lines)
+{
+	struct flow_line line __attribute__((aligned(CACHE_LINE)));
+
+	while (lines--) {
+		line.away = (uint32_t)next_random(&seed);
+		for (unsigned way = 0; way < FLOW_WAYS; way++) {
+			uint64_t random = next_random(&seed), age = random >> 32;
+
+			line.entry[way] = random & 7 ? next_random(&seed) | 1 : 0;
+			line.stamp[way] = (uint16_t)(table->clock - (random & 24 ? age % 4500 : age));
+		}
+
+		struct offer offer = offer_of(table, &line), plain = offer_of_plain(table, &line);
+
+		if (offer.free != plain.free || offer.lose != plain.lose)
+			return false;
+	}
+	return true;
 }
 
 void probe_remove(struct flow_table *table, uint64_t scrambled)

@@ -346,6 +346,14 @@ def test_what_found_no_room_does_not_look_again_in_the_same_tick() -> None:
     assert key in model.flows
 
 
+@pytest.mark.parametrize("idle", [(39, 4, 3354, 225), (39, 225, 3354, 225), (60000, 3, 60001, 40000), (2, 2, 2, 2)])
+def test_all_ways_at_once_offer_what_they_do_one_by_one(idle: tuple[int, int, int, int]) -> None:
+    table = Table(1000, idle)
+    for tick in (0, 100_000, 131_071):
+        table.advance(tick)
+        assert table.offers_agree(tick + 1, 300_000)
+
+
 def test_classes_follow_what_packets_tell() -> None:
     again = {
         TCP_UNTRUSTED: (TCP_YOUNG, TCP_TRUSTED),
