@@ -15,7 +15,7 @@ WAYS = 4
 
 class Kernel:
     def __init__(self) -> None:
-        self._c: CDLL = library("ways_probe.c")
+        self._c: CDLL = library("ways_probe.c", "block_ring.c", "slot_ring.c", "ring_choice.c", "pace.c")
         self._c.probe_start()
 
     def comes(self, interface: int, *, up: bool = True) -> None:
@@ -117,8 +117,3 @@ def test_an_interface_that_is_down_costs_a_bounded_number_of_calls(kernel: Kerne
     binds, sends, _ = kernel.calls()
     assert binds <= 2
     assert sends <= 64 + 2
-
-
-def test_receiving_ends_though_frames_of_others_never_do() -> None:
-    lib = library("ways_probe.c")
-    assert lib.probe_receive(4, 3) == 3

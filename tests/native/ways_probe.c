@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The sending half and the ring of native/io_packet.c over a kernel of our own: interfaces come and go, sockets are bound
- * to them as Linux does it.  For tests/native/test_ways_out.py.
+ * The sending half of native/io_packet.c over a kernel of our own: interfaces come and go, sockets are bound to them as
+ * Linux does it.  For tests/native/test_ways_out.py.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -69,15 +69,12 @@ static int fake_sendmmsg(int fd, struct mmsghdr *messages, unsigned count, int f
 #define bind fake_bind
 #define getsockname fake_getsockname
 #define sendmmsg fake_sendmmsg
-#undef TP_STATUS_KERNEL
-#define TP_STATUS_KERNEL TP_STATUS_USER /* what is given back to the kernel is full again */
 #include "io_packet.c"
 
 void probe_start(void);
 void probe_interface(int ifindex, int there, int up);
 int probe_send(int ifindex, int count);
 void probe_told(int *out);
-int probe_receive(unsigned blocks, unsigned calls);
 
 static struct packet_io probed;
 
@@ -128,27 +125,4 @@ void probe_told(int *out)
 	out[1] = sends;
 	out[2] = addressed;
 	binds = sends = addressed = 0;
-}
-
-/* How many of so many receive() end while others' frames never do: here a block given back is full of them at once. */
-int probe_receive(unsigned blocks, unsigned calls)
-{
-	struct packet_io packet = { .blocks = blocks, .ring = calloc(blocks, BLOCK_BYTES) };
-	struct frame frames[BURST_MAX];
-	int ended = 0;
-
-	for (unsigned i = 0; i < blocks; i++) {
-		struct tpacket_block_desc *block = (struct tpacket_block_desc *)(packet.ring + (size_t)i * BLOCK_BYTES);
-		struct tpacket3_hdr *header = (struct tpacket3_hdr *)((uint8_t *)block + 48);
-		struct sockaddr_ll *from = (struct sockaddr_ll *)((uint8_t *)header + TPACKET_ALIGN(sizeof(*header)));
-
-		block->hdr.bh1.block_status = TP_STATUS_USER;
-		block->hdr.bh1.num_pkts = 1;
-		block->hdr.bh1.offset_to_first_pkt = 48;
-		from->sll_pkttype = PACKET_MULTICAST;
-	}
-	for (unsigned i = 0; i < calls; i++)
-		ended += packet_receive(&packet.io, frames, BURST_MAX) == 0;
-	free(packet.ring);
-	return ended;
 }
