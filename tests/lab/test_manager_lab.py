@@ -243,6 +243,7 @@ def test_orders_of_a_lower_term_are_refused(pool: ManagedLab) -> None:
         held = wait_for(
             lambda: [row for row in pool.ask("get", "muxes") if row["name"] == mux.name and row["state"] == "refused"],
             "the manager to know that it is behind",
+            30,
         )
         assert f"term {term}" in json.dumps(held)
         assert serves(pool)
