@@ -82,9 +82,9 @@ def test_a_manager_gone_for_long_is_not_missed_and_what_came_up_meanwhile_arrive
         load.one_more_answer()
         assert [flow for flow in load.flows() if flow.broken] == [], "no client notices"
         assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0
-        dies.processes["nginx"].kill()
-        fleet.start_web_server(returns)
         assert [published(fleet, number) for number in (0, 1)] == before
+        dies.processes["nginx"].kill()  # which MUXes will see for themselves
+        fleet.start_web_server(returns)
         fleet.revive(fleet.manager)
         back = time.monotonic()
         new = replace(web([one, returns]), name="new", vip=ip_network(NEW_VIP), probe=PROBE)

@@ -124,7 +124,9 @@ def followed(fleet: Fleet, host: Node, since: float) -> float:
     tunnels = [mux.processes["mux"].stamps(down, since) for mux in fleet.muxes]
     verdicts = agents[:1] + ([max(moments[0] for moments in tunnels)] if all(tunnels) else [])
     verdict = min(verdicts)
-    return max(mux.processes["mux"].stamps(PUBLISHED, verdict)[0] for mux in fleet.muxes) - verdict
+    logs = [mux.processes["mux"] for mux in fleet.muxes]
+    wait_for(lambda: all(log.stamps(PUBLISHED, verdict) for log in logs), "every MUX to say so")  # a log may lag behind
+    return max(log.stamps(PUBLISHED, verdict)[0] for log in logs) - verdict
 
 
 # --- in words --------------------------------------------------------------------------------------------------------

@@ -199,7 +199,7 @@ def test_the_way_of_tunnel_probes_is_put_back(packet: Stage) -> None:
         before = way()
         run(packet, command)
         wait_for(lambda: way() == before, f"the way to be there again after {command}", seconds=SOON)  # noqa: B023
-    assert len(said(packet)) == 2
+    wait_for(lambda: len(said(packet)) == 2, "each to be said once")
 
 
 @pytest.mark.parametrize("io", [IoMode.PACKET, IoMode.TUN])
