@@ -3,6 +3,11 @@
  * Where packets come from and go to: one interface, one file per backend (io_memory.c, io_packet.c, io_tun.c,
  * io_raw.c).  A worker calls it once per burst, so the function pointers cost nothing.  Not thread-safe: an io
  * belongs to the one worker that uses it; stats() alone, io_get() and io_put() may be called from any thread.
+ *
+ * Whose memory: a received frame is the caller's until release(), the headroom before it included.  Once it, or what was made
+ * of it in place, has been given to send(), the caller neither writes there nor sends from there again: an io may keep it
+ * until its kernel is done with it, long after release().  Memory of the caller's own (a segment, a reply) may be used again
+ * as soon as send() returns: an io that keeps what it sends takes a copy of such frames.
  */
 #ifndef VIPMUX_IO_H
 #define VIPMUX_IO_H
@@ -42,7 +47,7 @@ struct frame {
 
 struct io_stats {
 	uint64_t received; /* frames handed to the worker */
-	uint64_t sent;
+	uint64_t sent;   /* given to the kernel */
 	uint64_t missed; /* frames the kernel dropped before we saw them: receive ring full */
 	uint64_t send_errors;
 };
@@ -53,9 +58,10 @@ struct io_ops {
 	const char *name;
 	/* Fills at most max (<= BURST_MAX) frames; returns how many, 0 if none waits, negative errno if broken. */
 	int (*receive)(struct io *io, struct frame *frames, unsigned max);
-	/* Sends in order; a frame that cannot be sent gets its errno and the rest go on.  Data is not kept. */
+	/* Sends in order; a frame that cannot be sent gets its errno and the rest go on.  What goes wrong later is only counted,
+	 * in send_errors. */
 	void (*send)(struct io *io, struct frame *frames, unsigned count);
-	/* The frames of the last receive() are done with; their memory may be reused. */
+	/* The frames of the last receive() are done with; their memory may be reused, where send() has not kept it. */
 	void (*release)(struct io *io);
 	/* Sleeps until a frame waits, wake_fd becomes readable (-1: none), or timeout_ms passed. */
 	void (*wait)(struct io *io, int wake_fd, int timeout_ms);
