@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network namespaces with names of their own: made, entered, and removed, whoever made them having crashed or not.
 
-Called by :mod:`lb.bench_io` and by the labs of the tests. A name reads ``vipmux-PID-N-ROLE``; PID is the process
+Called by :mod:`lb.bench` and by the labs of the tests. A name reads ``vipmux-PID-N-ROLE``; PID is the process
 that made it, so that :func:`reap` can tell what a crashed run left behind from what a running one still uses. The
 kernel owns the namespaces; nothing here touches the namespace that we were started in.
 """

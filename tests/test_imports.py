@@ -93,6 +93,14 @@ def test_a_daemon_without_a_manager_loads_nothing_of_the_managers_world() -> Non
         assert done.stdout.split() == [], module
 
 
+def test_only_the_command_line_knows_the_benchmarks() -> None:
+    assert {name for name, uses in GRAPH.items() if any(used.startswith("lb.bench.") for used in uses)} <= {
+        "lb.cli.bench",
+        *(name for name in GRAPH if name.startswith("lb.bench.")),
+    }
+    assert any(used.startswith("lb.bench.") for used in GRAPH["lb.cli.bench"])
+
+
 def test_imports_have_no_cycle() -> None:
     assert [module for module in GRAPH if module in reachable(module, GRAPH)] == []
 

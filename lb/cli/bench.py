@@ -31,7 +31,7 @@ def command() -> None:
 @output_option
 def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: float, as_json: bool) -> None:
     """Measure the in-memory data plane: nanoseconds per packet, and bytes per flow."""
-    from lb.bench import bench_pipeline  # noqa: PLC0415  brings the extension
+    from lb.bench.pipeline import bench_pipeline  # noqa: PLC0415  brings the extension
 
     result = bench_pipeline(flows=flows, mode=mode, backends=backends, services=services, seconds=seconds)
     if as_json:
@@ -62,7 +62,7 @@ def wear(*, connections_per_second: int, hours: float, flows: int, live: int, as
 
     Exits 1 if a packet found no place in the flow table, or a connection that stays open was forgotten or broken.
     """
-    from lb.bench_wear import bench_wear, wear_lines  # noqa: PLC0415  brings the extension
+    from lb.bench.wear import bench_wear, wear_lines  # noqa: PLC0415  brings the extension
 
     result = bench_wear(
         connections_per_second=connections_per_second,
@@ -93,7 +93,7 @@ def acks(*, rate: int, seconds: float, apart_ms: float, flows: int, live: int, n
 
     Exits 1 if a live connection was forgotten or broken, or one opened a minute later was not remembered.
     """
-    from lb.bench_wear import acks_lines, bench_acks  # noqa: PLC0415  brings the extension
+    from lb.bench.wear import acks_lines, bench_acks  # noqa: PLC0415  brings the extension
 
     result = bench_acks(rate=rate, seconds=seconds, apart_ms=apart_ms, flows=flows, live=live, new=new)
     if as_json:
@@ -114,7 +114,7 @@ def rollouts(*, rollouts: int, services: int, backends: int, seconds: float, as_
 
     Exits 1 if a flow of a gone backend was taken for one of a new backend, or numbers were not lent again.
     """
-    from lb.bench_wear import bench_rollouts, rollouts_lines  # noqa: PLC0415  brings the extension
+    from lb.bench.wear import bench_rollouts, rollouts_lines  # noqa: PLC0415  brings the extension
 
     result = bench_rollouts(rollouts=rollouts, services=services, backends=backends, seconds=seconds)
     if as_json:
@@ -136,7 +136,7 @@ def rollouts(*, rollouts: int, services: int, backends: int, seconds: float, as_
 @output_option
 def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
     """Measure a real lb-mux between network namespaces: packets per second, CPU and loss. Needs root."""
-    from lb.bench_io import FRAME_BYTES, bench_io  # noqa: PLC0415  brings the extension
+    from lb.bench.packet_rate import FRAME_BYTES, bench_io  # noqa: PLC0415  brings the extension
     from lb.model import IoMode  # noqa: PLC0415
 
     result = bench_io(io=IoMode(io), seconds=seconds)
@@ -173,7 +173,7 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
 @output_option
 def latency(*, io: str, seconds: float, as_json: bool) -> None:
     """Measure what a MUX adds to a lone request, beside the same path without it. Needs root."""
-    from lb.bench_latency import bench_latency  # noqa: PLC0415
+    from lb.bench.latency import bench_latency  # noqa: PLC0415
     from lb.model import IoMode  # noqa: PLC0415
 
     result = bench_latency(io=IoMode(io), seconds=seconds)
@@ -250,7 +250,7 @@ def control(
 
     Exits 1 if a router, a MUX or an agent did not have what it should in the end.
     """
-    from lb.bench_control import bench_control, lines  # noqa: PLC0415
+    from lb.bench.control import bench_control, lines  # noqa: PLC0415
 
     result = bench_control(
         services=services,
@@ -278,8 +278,8 @@ def control(
 @output_option
 def everything(*, flows: int, seconds: float, as_json: bool) -> None:
     """Measure every mode of pipeline and I/O, one after the other, into one table."""
-    from lb.bench import bench_pipeline  # noqa: PLC0415  brings the extension
-    from lb.bench_io import bench_io  # noqa: PLC0415
+    from lb.bench.packet_rate import bench_io  # noqa: PLC0415
+    from lb.bench.pipeline import bench_pipeline  # noqa: PLC0415  brings the extension
     from lb.errors import FeatureError, PrivilegeError  # noqa: PLC0415
     from lb.model import IoMode  # noqa: PLC0415
 

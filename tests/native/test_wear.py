@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from lb.bench import bench_services
-from lb.bench_wear import ACK, FIN, FLOOD, PSH, SECOND, START, SYN, bench_acks, bench_rollouts, bench_wear
+from lb.bench.pipeline import bench_services
+from lb.bench.wear import ACK, FIN, FLOOD, PSH, SECOND, START, SYN, bench_acks, bench_rollouts, bench_wear
 from lb.dataplane import FLOW_TIERS, Link, Pipeline, Script
 from lb.forwarding import Compiler
 from tests.packets.world import SETTINGS

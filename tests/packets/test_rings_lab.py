@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("lb._dataplane")
 
-from lb.bench_io import merge_received, open_counters
+from lb.bench.packet_rate import merge_received, open_counters
 from lb.dataplane import Generator, GeneratorKind, Hop, Link, PacketIo, Pipeline, Worker
 from lb.forwarding import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service

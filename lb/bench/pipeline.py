@@ -8,13 +8,12 @@ services are made up and its samples are summed up.
 from __future__ import annotations
 
 import statistics
-import subprocess
 import time
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
-from pathlib import Path
 from typing import Any
 
+from lb.bench.machine import commit_name, cpu_name
 from lb.dataplane import BENCH_SEGMENT, Bench, BenchMode, Census, Link, Pipeline, Snapshot, flow_table_bytes
 from lb.forwarding import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
@@ -115,37 +114,3 @@ def _spread(values: list[float]) -> float:
     if len(values) < 2:
         return 0.0
     return statistics.quantiles(values, n=10)[-1] / statistics.median(values) - 1
-
-
-def cpu_name() -> str:
-    """The processor's name, as the kernel knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model"))]
-    return names[0] if names else "unknown"
-
-
-def commit_name() -> str:
-    """The commit of a source tree, with ``+`` if it was changed since; else the version that is installed."""
-    root = Path(__file__).resolve().parent.parent
-    if (root / ".git").exists():
-        try:
-            done = subprocess.run(
-                ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-                cwd=root,
-                capture_output=True,
-                text=True,
-                timeout=10,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return "unknown"
-        return done.stdout.strip()
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415
-
-    try:
-        return version("vipmux")
-    except PackageNotFoundError:
-        return "unknown"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lb.bench_control import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
-from lb.bench_router import ABSENT, Router, programs
+from lb.bench.control import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
+from lb.bench.control_router import ABSENT, Router, programs
 from lb.config import parse_service_tables
 from tests.lb.test_help import parse
 

@@ -25,8 +25,8 @@ from types import TracebackType
 from typing import Any
 
 from lb import netns
-from lb.bench import commit_name, cpu_name
-from lb.bench_stage import Daemon, add_namespace, check, ended_by_signals, ticks, wait
+from lb.bench.machine import commit_name, cpu_name
+from lb.bench.stage import Daemon, add_namespace, check, ended_by_signals, ticks, wait
 from lb.config_text import format_config
 from lb.errors import IoError
 from lb.model import (
@@ -246,7 +246,7 @@ class _Stage:
         self._start_agent()
         self._start_mux()
         arguments = (str(_PORT), str(ANSWER_BYTES))
-        server = self._start(self._host, "lb.bench_echo", *arguments)
+        server = self._start(self._host, "lb.bench.echo", *arguments)
         wait(lambda: "listening" in server.last_words(), "the server of the benchmark")
 
     def _plug(self, port: str, name: str, address: str) -> None:

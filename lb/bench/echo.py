@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The server of ``lb bench latency``: answers every request at once with as many bytes as it is told to.
 
-Run as a program by :mod:`lb.bench_latency`, in the host's namespace: ``python -m lb.bench_echo PORT BYTES``. It says
+Run as a program by :mod:`lb.bench.latency`, in the host's namespace: ``python -m lb.bench.echo PORT BYTES``. It says
 ``listening`` and serves until SIGTERM. One thread; a request is whatever arrives together.
 """
 

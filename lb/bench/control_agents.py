@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The simulated nodes of ``lb bench control``: a hundred agents and one MUX that only watches, in one process.
 
-Started by :mod:`lb.bench_fleet` in a network namespace of its own; reads orders from standard input and answers on
-standard output, one JSON object a line. Each node speaks the real node stream with the real client
+Started by :mod:`lb.bench.control_fleet` in a network namespace of its own; reads orders from standard input and
+answers on standard output, one JSON object a line. Each node speaks the real node stream with the real client
 (:class:`lb.node.client.NodeClient`): its own certificate, its own state on disk. What it does not do is to
 install anything. The hosts' end of the tunnels is here as well, so that the MUXes' probes find their way.
 """
@@ -221,7 +221,7 @@ async def serve(spec: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """``python -m lb.bench_agents SPEC``"""
+    """``python -m lb.bench.control_agents SPEC``"""
     only_warnings()
     asyncio.run(serve(json.loads(Path(sys.argv[1]).read_text())))
 

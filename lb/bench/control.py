@@ -2,11 +2,11 @@
 """Measures the control plane: ten thousand services, three MUXes, a hundred agents, one manager, two routers.
 
 Called by ``lb bench control`` and ``lb bench all``. Manager and MUXes are real processes (mutual TLS, SQLite on disk,
-every MUX publishes to its data plane); agents are simulated by :mod:`lb.bench_agents` with the real client. A change is
-live when every node that it concerns has acknowledged it: a MUX does so after it has published, and it counts from the
-beginning of the operator's request, connection and TLS handshake included, to the answer of ``lb apply --wait``. Every
-MUX announces all VIPs to two BIRDs (:mod:`lb.bench_router`), if BIRD is installed; at the end they must have all of
-them by every MUX, and nothing else.
+every MUX publishes to its data plane); agents are simulated by :mod:`lb.bench.control_agents` with the real client. A
+change is live when every node that it concerns has acknowledged it: a MUX does so after it has published, and it counts
+from the beginning of the operator's request, connection and TLS handshake included, to the answer of ``lb apply
+--wait``. Every MUX announces all VIPs to two BIRDs (:mod:`lb.bench.control_router`), if BIRD is installed; at the end
+they must have all of them by every MUX, and nothing else.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from lb import netns
-from lb.bench import commit_name, cpu_name
-from lb.bench_fleet import (
+from lb.bench.control_fleet import (
     FIRST_VIP,
     SERVICE_PORT,
     Fleet,
@@ -36,7 +35,8 @@ from lb.bench_fleet import (
     memory_of,
     rings_of,
 )
-from lb.bench_router import ABSENT
+from lb.bench.control_router import ABSENT
+from lb.bench.machine import commit_name, cpu_name
 from lb.errors import IoError
 from lb.toml import format_tables
 

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("lb._dataplane")
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def answer(*arguments: object) -> Any:

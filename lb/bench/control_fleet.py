@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stage of ``lb bench control``: a real ``lb-manager``, real ``lb-mux``es, and simulated agents, in namespaces.
 
-    hub: lb-manager on the bridge, 10.0.1.1        hosts: agents 10.1.0.1 and up, one process (lb.bench_agents)
+    hub: lb-manager on the bridge, 10.0.1.1        hosts: agents 10.1.0.1 and up, one process (lb.bench.control_agents)
     mux1, mux2, ...: an lb-mux each, 10.0.1.11 and up, and a state directory each
-    router1, router2: BIRD, if it is installed, 10.0.1.3 and 10.0.1.4 (lb.bench_router)
+    router1, router2: BIRD, if it is installed, 10.0.1.3 and 10.0.1.4 (lb.bench.control_router)
 
-Owned by :mod:`lb.bench_control`. A :class:`Fleet` owns namespaces, processes and the directory; all of it is gone when
+Owned by :mod:`lb.bench.control`. A :class:`Fleet` owns namespaces, processes and the directory; all of it is gone when
 it is left, and what a killed run left behind the next one removes (:func:`lb.netns.reap`).
 """
 
@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from lb import netns
-from lb.bench_router import ROUTERS, Router, bgp_settings, programs
+from lb.bench.control_router import ROUTERS, Router, bgp_settings, programs
 from lb.cli.remote import Manager
 from lb.config_text import format_config
 from lb.control import request
@@ -271,7 +271,7 @@ class Fleet:
         }
         file = self.directory / f"{role}.json"
         file.write_text(json.dumps(spec))
-        child = self._start("hosts", role, [*_python("lb.bench_agents"), file], piped=True)
+        child = self._start("hosts", role, [*_python("lb.bench.control_agents"), file], piped=True)
         child.answer()
         return child
 

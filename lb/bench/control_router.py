@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The routers of ``lb bench control``: BIRD 2, each in a namespace of its own and with a BGP session to every MUX.
 
-Owned by :class:`lb.bench_fleet.Fleet`, which makes the namespaces and the processes. What counts as announced is what
-BIRD says of each session, prefix by prefix; nothing is written to a kernel, whose routes nobody would ask for.
+Owned by :class:`lb.bench.control_fleet.Fleet`, which makes the namespaces and the processes. What counts as announced
+is what BIRD says of each session, prefix by prefix; nothing is written to a kernel, whose routes nobody would ask for.
 """
 
 from __future__ import annotations

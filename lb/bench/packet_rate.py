@@ -27,8 +27,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from lb import netns
-from lb.bench import commit_name, cpu_name
-from lb.bench_stage import Daemon, add_namespace, check, ended_by_signals, ticks, wait
+from lb.bench.machine import commit_name, cpu_name
+from lb.bench.stage import Daemon, add_namespace, check, ended_by_signals, ticks, wait
 from lb.config_text import format_config
 from lb.dataplane import Generator, GeneratorKind, Sent
 from lb.errors import DataplaneError, IoError

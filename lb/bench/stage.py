@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What benchmarks between network namespaces have in common: the namespaces, our daemons in them, and a clean end.
 
-Used by :mod:`lb.bench_io` and :mod:`lb.bench_latency`. A :class:`Daemon` belongs to whoever started it; all of this is
-called from one thread.
+Used by :mod:`lb.bench.packet_rate` and :mod:`lb.bench.latency`. A :class:`Daemon` belongs to whoever started it; all
+of this is called from one thread.
 """
 
 from __future__ import annotations

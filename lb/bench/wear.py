@@ -14,7 +14,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from lb.bench import bench_services, commit_name, cpu_name
+from lb.bench.machine import commit_name, cpu_name
+from lb.bench.pipeline import bench_services
 from lb.dataplane import FLOW_TIERS, Fate, Link, Pipeline, Script, Snapshot
 from lb.forwarding import Compiler, Forwarding
 from lb.model import BackendState, MuxSettings, Service
