@@ -15,6 +15,7 @@ import pytest
 from lb.model import DecapMode
 from tests.agent.hostlab import GATEWAY, HOST, PLAIN_VIP, TRANSLATED_VIP, HostLab, exchange
 from tests.lab import netns
+from tests.lab.pace import allowed
 from tests.lab.process import wait_for
 
 pytestmark = pytest.mark.lab
@@ -70,9 +71,9 @@ def repaired(lab: HostLab, what: str, command: str) -> None:
     counted = sum(row["count"] for row in lab.row()["kernel"] if row["what"] == what)
     assert not (complaint := lab.on_host("sh", "-c", command)), complaint
     began = time.monotonic()
-    wait_for(lambda: whole(lab) == before, f"all to be whole after {command!r}", seconds=SOON + 1)
+    wait_for(lambda: whole(lab) == before, f"all to be whole after {command!r}")
     took = time.monotonic() - began
-    assert took < SOON, (command, took)
+    assert took < allowed(SOON), (command, took)
     assert lab.ask(PLAIN_VIP)
     wait_for(lambda: sum(r["count"] for r in lab.row()["kernel"] if r["what"] == what) > counted, "it to be counted")
     assert len(said(lab)) > lines, command
@@ -139,15 +140,15 @@ def test_connections_under_load_outlive_a_flush_of_everything(lab: HostLab) -> N
             thread.start()
         time.sleep(0.3)
         lab.on_host("sh", "-c", "nft flush ruleset; ip addr flush dev lo label lo:vipmux; tc qdisc del dev eth0 clsact")
-        broke = time.monotonic()
-        time.sleep(SOON + 0.5)
+        broke, soon = time.monotonic(), allowed(SOON)
+        time.sleep(soon + 0.5)
         stop.set()
         for thread in asking:
             thread.join()
         for connection in old:
             exchange(connection)
     assert len(done) > 20
-    assert [moment - broke for moment in failed if moment - broke > SOON] == []
+    assert [moment - broke for moment in failed if moment - broke > soon] == []
 
 
 def test_interface_that_is_deleted_and_made_again_is_served_again(lab: HostLab) -> None:
@@ -169,7 +170,7 @@ def test_interface_that_is_deleted_and_made_again_is_served_again(lab: HostLab) 
             return exchange(connection) == f"plain hello {PLAIN_VIP}"
         return False
 
-    wait_for(serves, "packets to be taken out of their tunnels again", seconds=SOON)
+    wait_for(serves, "packets to be taken out of their tunnels again", seconds=allowed(SOON))
     assert lab.ask(TRANSLATED_VIP) == f"translated hello {HOST}"
     assert lab.row()["decapsulated"] > 100  # counted on
 
@@ -187,7 +188,7 @@ def test_tun_device_is_put_back(tun: HostLab, command: str) -> None:
 
 
 def test_a_fight_is_noticed_and_shown(tun: HostLab) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 30
     assert tun.agent is not None
     while "undoes it again and again" not in tun.agent.output():
         assert time.monotonic() < deadline
@@ -195,4 +196,4 @@ def test_a_fight_is_noticed_and_shown(tun: HostLab) -> None:
         time.sleep(0.1)
     rows = {row["name"]: row for row in wait_for(lambda: tun.row()["kernel"], "the repairs to be shown")}
     assert rows["table inet vipmux_agent"]["fight"]
-    wait_for(lambda: "vipmux_agent" in tun.on_host("nft", "list tables"), "the slower repair", seconds=4)
+    wait_for(lambda: "vipmux_agent" in tun.on_host("nft", "list tables"), "the slower repair")

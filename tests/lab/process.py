@@ -22,7 +22,7 @@ from tests.lab.netns import LabError
 T = TypeVar("T")
 
 
-def wait_for(question: Callable[[], T], what: str, seconds: float = 10.0) -> T:
+def wait_for(question: Callable[[], T], what: str, seconds: float = 30.0) -> T:
     """Asks again and again until the answer is true, and returns it; after the deadline, says what did not happen."""
     deadline = time.monotonic() + seconds
     while True:
@@ -78,7 +78,7 @@ class Process:
             handle.seek(self._start)
             return handle.read().decode(errors="replace")
 
-    def wait_output(self, pattern: str, seconds: float = 15.0) -> re.Match[str]:
+    def wait_output(self, pattern: str, seconds: float = 30.0) -> re.Match[str]:
         """Waits until its output matches; a child that ends before that is an error that quotes its last words."""
         expression = re.compile(pattern, re.MULTILINE)
 
@@ -107,14 +107,14 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)
 
-    def wait(self, seconds: float = 10.0) -> int:
+    def wait(self, seconds: float = 30.0) -> int:
         """Waits for its end and returns the exit code."""
         try:
             return self._child.wait(seconds)
         except subprocess.TimeoutExpired:
             raise LabError(f"{self.name} did not end within {seconds:g} s: {self.output()[-2000:]}") from None
 
-    def stop(self, seconds: float = 10.0) -> int:
+    def stop(self, seconds: float = 30.0) -> int:
         """Asks it to end (SIGTERM); after the deadline kills its whole session. Returns the exit code."""
         if self.running:
             self.signal(signal.SIGTERM)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +15,7 @@ import pytest
 
 from tests.lab import netns
 from tests.lab.guardian import Guardian
+from tests.lab.pace import allowed
 from tests.lab.process import wait_for
 from tests.lab.topology import Lab
 from tests.lab.traffic import Capture, KeepAlive, requests
@@ -35,7 +34,10 @@ with Lab() as lab:
 """
 
 REFUSED_LAB = """
+import os
 from tests.lab.topology import Lab, LabError
+os.setgroups([])
+os.setresuid(65534, 65534, 65534)  # only now: another user may not reach the folder that this lies in
 try:
     Lab().__enter__()
 except LabError as error:
@@ -76,7 +78,7 @@ def test_dead_process_leaves_the_routes_within_300_ms(routed: tuple[Lab, Guardia
     lab.hosts[0].processes["nginx"].kill()
     withdrawn = wait_for(lambda: guardian.withdrawn_at("host1", killed), "the guardian to notice")
     assert withdrawn is not None
-    assert withdrawn - killed <= 0.3
+    assert withdrawn - killed <= allowed(0.3)
     assert "host1" not in requests(lab, f"http://{VIP}/", 100)
 
 
@@ -126,15 +128,5 @@ def test_reaper_removes_what_a_killed_lab_left_and_nothing_else(plain: Lab) -> N
 
 
 def test_lab_says_that_it_needs_root() -> None:
-    setpriv = shutil.which("setpriv")
-    assert setpriv is not None
-    done = subprocess.run(
-        [setpriv, "--reuid=65534", "--clear-groups", "--inh-caps=-all", "--", sys.executable, "-c", REFUSED_LAB],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    if "Permission denied" in done.stderr:
-        pytest.skip("the interpreter is out of reach for another user")
-    assert "run it as root" in done.stdout
+    done = subprocess.run([sys.executable, "-c", REFUSED_LAB], capture_output=True, text=True, check=False)
+    assert "run it as root" in done.stdout, done.stderr

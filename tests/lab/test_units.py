@@ -20,6 +20,7 @@ import pytest
 from lb.model import DecapMode, IoMode
 from tests.lab.fleet import Fleet, exabgp_of
 from tests.lab.freeze import thread_stopped, worker_of
+from tests.lab.pace import allowed
 from tests.lab.process import Process, wait_for
 from tests.lab.routers import Routers, missing
 from tests.lab.services import WEB_VIP, web
@@ -149,7 +150,7 @@ def test_a_daemon_is_ready_gives_signs_of_life_and_says_how_it_is(pool: UnitFlee
     ears = pool.ears[name]
     assert ears.said().count("READY=1") >= 1
     ears.forget()
-    wait_for(lambda: ears.pings() >= 3, "three signs of life", WATCHDOG * 2)
+    wait_for(lambda: ears.pings() >= 3, "three signs of life", allowed(WATCHDOG * 2))
     wanted = {
         "mux1": "1 of 1 BGP session established",
         "host1": "decapsulation by bpf",
@@ -174,17 +175,17 @@ def test_a_daemon_that_is_stopped_gives_no_sign_of_life(pool: UnitFleet, name: s
         assert is_silent(ears, 0.2)
     finally:
         process.signal(signal.SIGCONT)
-    wait_for(lambda: ears.pings() > 0, "a sign of life", WATCHDOG * 2)
+    wait_for(lambda: ears.pings() > 0, "a sign of life", allowed(WATCHDOG * 2))
 
 
 @pytest.mark.parametrize("name", ["mux1", "host1"])
 def test_a_daemon_whose_worker_hangs_gives_no_sign_of_life_although_it_answers(plain: UnitLab, name: str) -> None:
     node, ears = plain.node(name), plain.ears[name]
     with thread_stopped(worker_of(daemon(node).pid)):
-        wait_for(lambda: "still" in ears.status(), "it to say that its worker stands still", 8.0)
+        wait_for(lambda: "still" in ears.status(), "it to say that its worker stands still")
         assert is_silent(ears, 0.0)
         assert plain.get(node, "peers" if node in plain.muxes else "agents") is not None
-    wait_for(lambda: ears.pings() > 0, "a sign of life", WATCHDOG * 2)
+    wait_for(lambda: ears.pings() > 0, "a sign of life", allowed(WATCHDOG * 2))
     assert answer(plain) == "host1"
 
 
@@ -216,6 +217,6 @@ def test_a_stop_is_said_before_it_happens_and_nothing_is_left(pool: UnitFleet) -
         process, ears = daemon(node), pool.ears[node.name]
         ears.forget()
         process.signal(signal.SIGTERM)
-        ears.wait("STOPPING=1", 5.0)
-        assert process.wait(15.0) == 0
+        ears.wait("STOPPING=1")
+        assert process.wait() == 0
     assert not Path(f"/proc/{exabgp}").exists()

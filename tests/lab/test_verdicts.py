@@ -18,6 +18,7 @@ from lb.probe.scheduler import spread
 from tests.lab import netns
 from tests.lab.accounts import unbalanced
 from tests.lab.fleet import Fleet
+from tests.lab.pace import allowed, reachable
 from tests.lab.process import Process, wait_for
 from tests.lab.services import DETECT, FILES_VIP, PROBE, WEB_VIP, probed, web
 from tests.lab.topology import PUBLISHED, Node
@@ -112,8 +113,8 @@ def test_every_mux_follows_the_agents_verdict_within_100_ms_and_nobody_elses_con
     shown = " ".join(f"{lag * 1000:.0f}" for lag in sorted(lags))
     print(f"\nagent's verdict to the last MUX: {shown} ms (sorted), at {rate:,.0f} requests/s")
     assert [flow for flow in load.flows() if flow.broken] == []
-    assert statistics.median(lags) <= BUDGET
-    assert rate >= RATE
+    assert statistics.median(lags) <= allowed(BUDGET)
+    assert rate >= reachable(RATE)
 
 
 def followed(fleet: Fleet, host: Node, since: float) -> float:
@@ -169,7 +170,7 @@ def test_a_target_that_flaps_must_be_well_for_longer_and_that_is_described(whole
             if fall < 4:
                 flap.wait()
         why = "went up and down too often: it comes up after 8 successes in a row"
-        wait_for(lambda: why in " ".join(fleet.describe("flap").split()), "the damping to be described", 8)
+        wait_for(lambda: why in " ".join(fleet.describe("flap").split()), "the damping to be described")
         print("\n" + fleet.describe("flap"))
         flap.wait()
         assert time.monotonic() - back >= 7 * 0.8 * PROBE.interval, "the first of eight, and seven more"
@@ -193,11 +194,11 @@ def test_a_mux_that_cannot_reach_a_backend_others_reach_is_named_and_the_backend
     began = time.monotonic()
     with cut_off(fleet, [mux1], [host2]):
         words = "its agent says: TCP connects; but 1 of 2 MUXes cannot reach it through the tunnel (mux1: connect timed"
-        wait_for(lambda: words in " ".join(fleet.describe("web").split()), "the MUX to be named", 10)
+        wait_for(lambda: words in " ".join(fleet.describe("web").split()), "the MUX to be named")
         print("\n" + fleet.describe("web"))
         time.sleep(spread(PROBE) + 0.5)
         fleet.wait_in_service()
-    wait_for(lambda: "cannot reach it" not in fleet.describe("web").partition("Events")[0], "all to be well again", 20)
+    wait_for(lambda: "cannot reach it" not in fleet.describe("web").partition("Events")[0], "all to be well again")
     assert [change for change in fleet.watch.changes if change.at >= began] == []
 
 
@@ -209,7 +210,7 @@ def test_a_mux_that_reaches_none_is_withdrawn_and_when_none_reaches_any_one_stay
         fleet.wait_hops(FILES_VIP, mux2)
         took = time.monotonic() - began
         print(f"\nmux1 reaches nobody: withdrawn after {took:.1f} s\n{fleet.describe('web')}")
-        assert took <= DETECT + spread(PROBE) + 1.0
+        assert took <= allowed(DETECT + spread(PROBE) + 1.0)
         why = "it reaches no healthy backend through the tunnel, other MUXes do"
         assert why in " ".join(fleet.describe("web").split())
         assert requests(fleet, f"http://{WEB_VIP}/", 60)["failed"] == 0

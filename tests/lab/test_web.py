@@ -15,6 +15,7 @@ from lb.model import Probe, ProbeType
 from tests.lab import netns
 from tests.lab.browser import CONTRAST, UNNAMED, URL, Browser, browser, missing_browser
 from tests.lab.fleet import Fleet
+from tests.lab.pace import allowed
 from tests.lab.process import wait_for
 from tests.lab.routers import Routers, missing
 from tests.lab.services import files, web
@@ -107,7 +108,7 @@ def test_a_killed_backend_is_on_the_page_within_two_seconds_with_the_reason(flee
         )
         fleet.start_web_server(host)
         state_of(page, f"web-{host.name}", "up")
-    assert took <= SHOWN
+    assert took <= allowed(SHOWN)
 
 
 def test_an_operator_drains_and_undrains_by_keyboard_alone(fleet: Fleet, chromium: Browser) -> None:

@@ -54,7 +54,7 @@ class BgpLab(Lab):
         self.write_files(services)
         self.start_daemons(self.muxes if muxes is None else muxes)
 
-    def wait_hops(self, vip: str, *muxes: Node, seconds: float = 15) -> None:
+    def wait_hops(self, vip: str, *muxes: Node, seconds: float = 30) -> None:
         """Until the kernel's next hops of the VIP are exactly these MUXes."""
         wanted = frozenset(str(mux.address6 if ":" in vip else mux.address) for mux in muxes)
         names = ", ".join(mux.name for mux in muxes) or "nobody"
@@ -72,7 +72,7 @@ class BgpLab(Lab):
     def announcements(self, mux: Node) -> dict[tuple[str, str | None], dict[str, Any]]:
         return {(row["vip"], row["peer"]): row for row in self.get(mux, "announcements")}
 
-    def wait_peer(self, mux: Node, question: Callable[[dict[str, Any]], bool], what: str, seconds: float = 15) -> None:
+    def wait_peer(self, mux: Node, question: Callable[[dict[str, Any]], bool], what: str, seconds: float = 30) -> None:
         wait_for(lambda: question(self.peer(mux)), f"{mux.name} to say {what}, not {self.peer(mux)}", seconds)
 
 

@@ -13,6 +13,7 @@ import pytest
 from lb.model import Announce, AnnouncePeers, Backend, BgpFamily, BgpPeer, PeerKind, PortRange, Protocol, Service
 from tests.lab import netns
 from tests.lab.bgp.conftest import BUDGET, BgpLab
+from tests.lab.pace import allowed
 from tests.lab.process import wait_for
 from tests.lab.routers import HOLD, MUX_ASN, Bird, Neighbour, Routers, RouteWatch
 from tests.lab.services import FILES_VIP, WEB_VIP, files, web
@@ -63,13 +64,15 @@ def test_wrong_as_number_is_said_in_words(disagreeing: BgpLab) -> None:
 
 
 def test_silence_ends_the_session_after_the_hold_time_and_routes_return(disagreeing: BgpLab) -> None:
+    """Nothing goes in or out, as in a fabric that lost the MUX. The router's hold timer begins anew with each message
+    that it hears (RFC 4271, 4.4 and 8.2.2), so the last one before the silence began is the latest that counts."""
     lab, mux = disagreeing, disagreeing.muxes[0]
     lab.wait_hops(WEB_VIP, mux)
+    hooks = [
+        f"chain {hook} {{ type filter hook {hook} device eth0 priority -500; drop\n}}" for hook in ("ingress", "egress")
+    ]
+    netns.ip("netns", "exec", mux.namespace, "nft", "table netdev hole {\n" + "\n".join(hooks) + "\n}")
     at = time.monotonic()
-    rules = "table ip hole { chain in { type filter hook ingress device eth0 priority 0; drop\n}\n}".replace(
-        "table ip", "table netdev"
-    )
-    netns.ip("netns", "exec", mux.namespace, "nft", rules)
     try:
         took = lab.withdrawn_after(mux, [WEB_VIP], at)
         lab.wait_peer(mux, lambda row: row["state"] != "established", "the session is down")
@@ -77,10 +80,10 @@ def test_silence_ends_the_session_after_the_hold_time_and_routes_return(disagree
     finally:
         netns.ip("netns", "exec", mux.namespace, "nft", "delete", "table", "netdev", "hole")
     healed = time.monotonic()
-    lab.wait_hops(WEB_VIP, mux, seconds=30)
+    lab.wait_hops(WEB_VIP, mux, seconds=60)
     back = time.monotonic() - healed
     print(f"\n{lab.routers.value}: silence: withdrawn after {took:.1f} s, back {back:.1f} s after it ended")
-    assert took <= HOLD + 1.5
+    assert took <= HOLD + allowed(1.5)
 
 
 def test_a_link_that_was_away_for_long_has_its_session_and_routes_back_at_once(routers: Routers) -> None:
@@ -98,7 +101,7 @@ def test_a_link_that_was_away_for_long_has_its_session_and_routes_back_at_once(r
         lab.wait_hops(WEB_VIP, mux, seconds=30)
         took = time.monotonic() - since
         print(f"\n{lab.routers.value}: link back: routes {took:.1f} s later")
-        assert took <= 5.0
+        assert took <= allowed(5.0)
 
 
 def test_a_session_over_ipv6_carries_both_families(routers: Routers) -> None:
@@ -115,7 +118,7 @@ def test_a_session_over_ipv6_carries_both_families(routers: Routers) -> None:
         at = lab.kill_mux(mux)
         took = lab.withdrawn_after(mux, [WEB_VIP], at)
         lab.wait_hops("2001:db8::10")
-        assert took <= BUDGET[routers]
+        assert took <= allowed(BUDGET[routers])
 
 
 # --- two routers: one outside, one inside ------------------------------------------------------------------------

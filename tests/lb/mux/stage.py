@@ -186,7 +186,7 @@ class Stage:
     def mac(self, name: str) -> bytes:
         return bytes.fromhex(json.loads(ip("-j", "-n", name, "link", "show", "eth0"))[0]["address"].replace(":", ""))
 
-    def connect(self, address: str, port: int, seconds: float = 1.0) -> OSError | None:
+    def connect(self, address: str, port: int, seconds: float = 10.0) -> OSError | None:
         """How a TCP connection from the client ends: None if it succeeds."""
 
         def attempt() -> OSError | None:
@@ -207,7 +207,7 @@ class Tap:
     def __init__(self, opened: socket.socket) -> None:
         self._socket = opened
 
-    def take(self, count: int, seconds: float = 5.0) -> list[Arrived]:
+    def take(self, count: int, seconds: float = 20.0) -> list[Arrived]:
         """The next so many tunnelled packets; fewer if they do not come in time."""
         found: list[Arrived] = []
         deadline = time.monotonic() + seconds
@@ -228,6 +228,10 @@ class Tap:
                 )
             )
         return found
+
+    def only(self, count: int) -> list[Arrived]:
+        """The next so many, and what still comes in a moment after them."""
+        return [*self.take(count), *self.take(1, seconds=0.3)]
 
 
 def _open_tap() -> socket.socket:
