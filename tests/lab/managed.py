@@ -147,7 +147,7 @@ class ManagedLab(Lab):
         self.apply(services)
         self.wait_followed()
 
-    def wait_followed(self, seconds: float = 30.0) -> None:
+    def wait_followed(self, seconds: float = 60.0) -> None:
         """Until every node that runs has what the manager wants of it."""
 
         def behind() -> list[str]:

@@ -244,7 +244,7 @@ def test_orders_of_a_lower_term_are_refused(pool: ManagedLab) -> None:
         held = wait_for(
             lambda: [row for row in pool.ask("get", "muxes") if row["name"] == mux.name and row["state"] == "refused"],
             "the manager to know that it is behind",
-            30,
+            60,
         )
         assert f"term {term}" in json.dumps(held)
         assert serves(pool)
@@ -263,7 +263,7 @@ def test_certificates_are_renewed_in_time_and_nothing_flaps() -> None:
         published = lab.count(mux, 'event="configuration published"')
         for node in (mux, host):
             process = node.processes[program(lab, node)]
-            wait_for(lambda node=node: lab.count(node, 'event="certificate renewed"') >= 3, process.name, 30)  # type: ignore[misc]
+            wait_for(lambda node=node: lab.count(node, 'event="certificate renewed"') >= 3, process.name, 60)  # type: ignore[misc]
         lab.wait_followed()
         assert lab.count(mux, 'event="no manager"') == lab.count(host, 'event="no manager"') == 0
         assert lab.count(mux, 'event="configuration published"') == published
