@@ -58,6 +58,10 @@ class LocalCheck:
     run_as: RunAs | None = None  #: commands
 
     @property
+    def host(self) -> bool:
+        return False
+
+    @property
     def place(self) -> str:
         if self.probe.type is ProbeType.COMMAND:
             return f"command {self.probe.command[0]}"

@@ -273,7 +273,9 @@ class Controller:
             address = addresses.get((report.service, report.backend))
             if source is Source.AGENT and (address is None or self.hub.agent_at.get(address) != name):
                 continue
-            found[report.service, report.backend] = Report(report.up, report.reason, report.since, address=address)
+            found[report.service, report.backend] = Report(
+                report.up, report.reason, report.since, address=address, host=report.host
+            )
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
         services = self.planner.reports.heard(source, name, found, self.clocks.steady(), lease)
         self.touched(self._vips_of(services))

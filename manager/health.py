@@ -12,6 +12,9 @@
     none    at least one says up   up
     none    else                   unknown: no news is not bad news; the plan keeps what was
 
+Of what they cannot ask through a tunnel, MUXes say whether its machine is there. That counts only where there is no
+word of the agent, and only against the backend: a machine that is there says nothing of the process.
+
 A node's reports are believed until its lease ends; each message of the node renews the lease. All moments here are of
 the manager's steady clock, so a wall's clock that jumps ends no lease and keeps none alive.
 """
@@ -51,6 +54,7 @@ class Report:
     since: float  #: Unix time, of the node's clock: for people only
     heard: float = 0.0  #: since when, by the manager's steady clock, it has said that it is up, or down
     address: Address | None = None  #: of the backend, when that was said: by now the name may be another's; None: any
+    host: bool = False  #: it tells of the backend's machine alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +74,11 @@ class Verdict:
 
 def judge(evidence: Evidence) -> Verdict:
     """The table above."""
-    failing = {name: report for name, report in evidence.tunnels.items() if not report.up}
-    working = len(evidence.tunnels) - len(failing)
-    veto = 2 * len(failing) > max(evidence.muxes, len(evidence.tunnels))
     agent = evidence.agent
+    tunnels = {name: report for name, report in evidence.tunnels.items() if agent is None or not report.host}
+    failing = {name: report for name, report in tunnels.items() if not report.up}
+    working = sum(report.up and not report.host for report in tunnels.values())
+    veto = 2 * len(failing) > max(evidence.muxes, len(tunnels))
     if agent is not None and not agent.up:
         return Verdict(Health.DOWN, f"its agent says: {agent.reason}")
     if veto:
@@ -87,7 +92,11 @@ def judge(evidence: Evidence) -> Verdict:
 
 
 def _cannot_reach(failing: Mapping[str, Report], evidence: Evidence) -> str:
-    who, report = min(failing.items())
+    who, report = min(failing.items(), key=lambda item: item[0])
+    if report.host:
+        return (
+            f"no news from an agent, and {len(failing)} of {evidence.muxes} MUXes hear nothing ({who}: {report.reason})"
+        )
     return f"{len(failing)} of {evidence.muxes} MUXes cannot reach it through the tunnel ({who}: {report.reason})"
 
 

@@ -77,10 +77,13 @@ def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool
         whose = "" if agent is not None else f"; no agent has joined for {address}"
         return True, "up", f"it has no probe, so it is taken to be well{whose}"
     key = (service.name, backend.name)
+    tunnels = world.reports.tunnels(key, backend.address)
+    if agent is None:  # what a machine without an agent is worth, its process alone can tell
+        tunnels = {mux: report for mux, report in tunnels.items() if not report.host}
     verdict = judge(
         Evidence(
             world.reports.agent(agent.name if agent else None, key, backend.address),
-            world.reports.tunnels(key, backend.address),
+            tunnels,
             sum(not mux.gone for mux in world.muxes.values()),
         )
     )

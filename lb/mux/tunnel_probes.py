@@ -8,7 +8,10 @@ reply that comes straight back with the VIP as its source. What to ask is decide
     probe tcp or http, at the service's port   the same, at VIP:port
     probe at another port, or a command        TCP connect to VIP:port: the tunnel leads to the service alone
     udp with an expected answer                the same, at VIP:port
-    udp without, IPv6, no single port          nothing
+    udp without, IPv6, no single port          whether the backend's machine is there at all
+
+The last goes beside the tunnel: a TCP SYN to the machine's own address, at a port where nobody listens. Whoever refuses
+it is there. Silence says something only of a machine that answered before: packet filters are silent, too.
 
 :mod:`lb.mux.daemon` owns one :class:`TunnelProbes`. Their way out of this machine is :mod:`lb.mux.probe_path`; it is
 opened when the first backend is to be probed. Where it cannot be, probes are off, and that is said, not guessed at.
@@ -17,7 +20,7 @@ opened when the first backend is to be probed. Where it cannot be, probes are of
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
@@ -31,7 +34,7 @@ from lb.mux.nexthops import RouteKind
 from lb.mux.probe_path import ProbePath
 from lb.node.messages import HealthReport
 from lb.probe.board import Board, Known, Label, NotProbed
-from lb.probe.checkers import ask
+from lb.probe.checkers import PlainSockets, ask
 from lb.probe.state import Answer, Health
 
 #: Services that are looked at in one turn of the event loop.
@@ -40,6 +43,27 @@ PIECE = 100
 log = get_logger()
 
 _UNASKED = NotProbed("not probed: the service has no probe")
+
+
+#: Where nobody listens ("discard").
+HOST_PORT = 9
+
+
+@dataclass(frozen=True, slots=True)
+class HostCheck:
+    """Whether a backend's machine is there; ``instead``: why not its service is asked."""
+
+    probe: Probe
+    backend: Address
+    instead: str
+
+    @property
+    def host(self) -> bool:
+        return True
+
+    @property
+    def place(self) -> str:
+        return f"whether {self.backend} is there; {self.instead}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +76,47 @@ class TunnelCheck:
     backend: IPv4Address
 
     @property
+    def host(self) -> bool:
+        return False
+
+    @property
     def place(self) -> str:
         return f"{self.probe.type.value} {self.vip}:{self.port} through the tunnel to {self.backend}"
 
 
-def checks(services: Iterable[Service]) -> dict[Label, TunnelCheck | NotProbed]:
+AnyCheck = TunnelCheck | HostCheck
+
+
+def checks(services: Iterable[Service]) -> dict[Label, AnyCheck | NotProbed]:
     """What to ask of each backend."""
     return {
         (service.name, backend.name): _check(service, backend) for service in services for backend in service.backends
     }
 
 
-def _check(service: Service, backend: Backend) -> TunnelCheck | NotProbed:
+def _check(service: Service, backend: Backend) -> AnyCheck | NotProbed:
     probe, vip = service.probe, service.vip.network_address
     if probe is None:
         return _UNASKED
     if not isinstance(vip, IPv4Address) or not isinstance(backend.address, IPv4Address):
-        return NotProbed("not probed: tunnel probes are for IPv4 only")
+        return _host(backend, probe, "tunnel probes are for IPv4 only")
     port = _vip_port(service, probe)
     if port is None:
-        return NotProbed("not probed: the service has no single port; probe.port may name one of its own")
+        return _host(backend, probe, "the service has no single port; probe.port may name one of its own")
     asked = _through_tunnel(service, backend, probe, port)
-    return asked if isinstance(asked, NotProbed) else TunnelCheck(asked, vip, port, backend.address)
+    if asked is None:
+        return _host(backend, probe, "through a tunnel, a UDP service must be expected to answer")
+    return TunnelCheck(asked, vip, port, backend.address)
+
+
+def _host(backend: Backend, probe: Probe, instead: str) -> HostCheck:
+    return HostCheck(_connect(probe), backend.address, instead)
+
+
+def _connect(probe: Probe) -> Probe:
+    """In the time of another."""
+    timing = {"interval": probe.interval, "timeout": probe.timeout, "rise": probe.rise, "fall": probe.fall}
+    return Probe(ProbeType.TCP, **timing)  # type: ignore[arg-type]
 
 
 def _vip_port(service: Service, probe: Probe) -> int | None:
@@ -84,17 +127,16 @@ def _vip_port(service: Service, probe: Probe) -> int | None:
     return None
 
 
-def _through_tunnel(service: Service, backend: Backend, probe: Probe, vip_port: int) -> Probe | NotProbed:
-    """The service's probe as it can be asked at the VIP."""
+def _through_tunnel(service: Service, backend: Backend, probe: Probe, vip_port: int) -> Probe | None:
+    """The service's probe as it can be asked at the VIP, if it can."""
     same_place = probe.port is None or probe.port == (backend.port or vip_port)
     if service.protocol is Protocol.UDP:
         if probe.type is ProbeType.UDP and probe.expect is not None and same_place:
             return _at_vip(probe)
-        return NotProbed("not probed: through a tunnel, a UDP service must be expected to answer")
+        return None
     if probe.type in (ProbeType.TCP, ProbeType.HTTP) and same_place:
         return _at_vip(probe)
-    timing = {"interval": probe.interval, "timeout": probe.timeout, "rise": probe.rise, "fall": probe.fall}
-    return Probe(ProbeType.TCP, **timing)  # type: ignore[arg-type]
+    return _connect(probe)
 
 
 def _at_vip(probe: Probe) -> Probe:
@@ -113,6 +155,28 @@ def deaf(vip: Address, interface: str, rp_filter: int, way: str | None) -> str |
     return None
 
 
+class Hosts:
+    """What an answer tells of a machine: only one that answered before can fall silent. Pure."""
+
+    def __init__(self) -> None:
+        self._met: set[Address] = set()
+
+    def heard(self, check: HostCheck, answer: Answer) -> Answer:
+        if not answer.made:
+            return answer
+        if answer.success or answer.refused:
+            self._met.add(check.backend)
+            return Answer(True, f"its machine is there ({check.instead})")
+        lost = f"its machine {check.backend} does not answer any more: {answer.reason}"
+        return replace(answer, reason=lost, news=check.backend in self._met)
+
+    def __len__(self) -> int:
+        return len(self._met)
+
+    def keep_only(self, there: Collection[Address]) -> None:
+        self._met &= set(there)
+
+
 class TunnelProbes:
     """See the module's text. ``send`` hears of changes; None: there is no manager."""
 
@@ -126,7 +190,8 @@ class TunnelProbes:
         self._netlink = netlink
         self._wake = asyncio.Event()
         self._path = ProbePath(settings.name, settings.address, settings.mtu, netlink, self._wake)
-        self._board: Board[TunnelCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=Health.UNKNOWN)
+        self._hosts = Hosts()
+        self._board: Board[AnyCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=Health.UNKNOWN)
         self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
         self._changes: list[Change] = []  # that the board has not yet followed
         self._services: dict[str, Service] = {}  # those that the board has: they are to be probed
@@ -209,10 +274,15 @@ class TunnelProbes:
         for first in range(0, len(changed), PIECE):
             self._board.change(await self._possible(checks(changed[first : first + PIECE])), ())
             await asyncio.sleep(0)  # others have their turn
+        if len(self._hosts) > 1000 + 2 * len(self._board):  # a year of other machines
+            self._hosts.keep_only({one.address for service in self._services.values() for one in service.backends})
         if len(self._board) != probes:
             log.info("probing", probes=len(self._board), through="the tunnel", told=self._told)
 
-    async def _ask(self, check: TunnelCheck) -> Answer:
+    async def _ask(self, check: AnyCheck) -> Answer:
+        if isinstance(check, HostCheck):
+            answer = await ask(check.probe, check.backend, HOST_PORT, PlainSockets(check.backend))
+            return self._hosts.heard(check, answer)
         sockets = self._path.sockets(check.backend)
         answer = await ask(check.probe, check.vip, check.port, sockets)
         if answer.success:
@@ -226,7 +296,7 @@ class TunnelProbes:
             return replace(answer, reason=f"{answer.reason} through the tunnel to {check.backend}; {heard}")
         return replace(answer, reason=f"{answer.reason} by {check.vip} through the tunnel to {check.backend}")
 
-    async def _possible(self, wanted: Mapping[Label, TunnelCheck | NotProbed]) -> dict[Label, TunnelCheck | NotProbed]:
+    async def _possible(self, wanted: Mapping[Label, AnyCheck | NotProbed]) -> dict[Label, AnyCheck | NotProbed]:
         """Those that cannot be asked from this machine are not, for they would only seem to be down."""
         vips = {check.vip for check in wanted.values() if isinstance(check, TunnelCheck)}
         shut = await self._open() if vips else None

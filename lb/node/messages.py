@@ -219,6 +219,7 @@ class HealthReport:
     up: bool
     reason: str
     since: float
+    host: bool = False  #: it tells of the backend's machine alone, whether that answers at all
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -234,7 +235,7 @@ class HealthMessage:
     clock: float | None = None  #: the node's time, for the manager to see whose clock is wrong
 
     def plain(self) -> dict[str, Any]:
-        reports = [_fields(report) for report in self.reports]
+        reports = [_report_fields(report) for report in self.reports]
         return {"type": "health", "lease": self.lease, "reports": reports, "clock": self.clock}
 
 
@@ -624,6 +625,14 @@ class _Fields:
         return value
 
 
+def _report_fields(report: HealthReport) -> dict[str, Any]:
+    """There may be many, and most are of more than a host."""
+    plain = _fields(report)
+    if not report.host:
+        del plain["host"]
+    return plain
+
+
 def _report(raw: object) -> HealthReport:
     if not isinstance(raw, dict):
         raise MessageError(f"a report must be a table, not {_show(raw)}")
@@ -638,6 +647,7 @@ def _report(raw: object) -> HealthReport:
         read.flag("up"),
         read.text("reason"),
         read.number("since"),
+        raw.get("host") is True,
     )
 
 

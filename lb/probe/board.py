@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
@@ -39,6 +39,10 @@ class Check(Protocol):
     @property
     def place(self) -> str:
         """In words, for the log."""
+
+    @property
+    def host(self) -> bool:
+        """Whether the answer tells of the backend's machine alone."""
 
     def __hash__(self) -> int: ...
 
@@ -104,8 +108,8 @@ class Board(Generic[CheckT]):
         self._mention_overload()
 
     def known(self) -> dict[Label, Known]:
-        """Of every backend."""
-        return {label: self._known(label, check) for label, check in self._wanted.copy().items()}
+        """Of every backend. That its machine is there says nothing of the backend itself."""
+        return {label: _of_backend(self._known(label, check), check) for label, check in self._wanted.copy().items()}
 
     def reports(self) -> list[HealthReport]:
         """Of every backend that something is known of."""
@@ -149,7 +153,9 @@ class Board(Generic[CheckT]):
             known = self._known(label, self._wanted[label])
             if known.health is not Health.UNKNOWN:
                 up = known.health is Health.UP
-                found.append(HealthReport(*label, self._source, up, known.reason, known.since))
+                check = self._wanted[label]
+                host = not isinstance(check, NotProbed) and check.host
+                found.append(HealthReport(*label, self._source, up, known.reason, known.since, host))
         return found
 
     def _tell(self, labels: Sequence[Label]) -> None:
@@ -174,6 +180,11 @@ class Board(Generic[CheckT]):
                 reason=f"they are too many: each is asked {overload:.1f} times less often than its interval says",
             )
         self._overload = overload
+
+
+def _of_backend(known: Known, check: Check | NotProbed) -> Known:
+    machine_alone = not isinstance(check, NotProbed) and check.host and known.health is Health.UP
+    return replace(known, health=Health.UNKNOWN) if machine_alone else known
 
 
 def _some(labels: Sequence[Label]) -> str:

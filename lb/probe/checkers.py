@@ -100,7 +100,8 @@ async def ask(probe: Probe, address: Address, port: int, sockets: Sockets, run_a
     except NotMadeError as failure:
         return Answer(False, str(failure), made=False)
     except FailedError as failure:
-        return Answer(False, str(failure), silent=isinstance(failure.cause, TimeoutError))
+        refused = isinstance(failure.cause, ConnectionRefusedError)
+        return Answer(False, str(failure), silent=isinstance(failure.cause, TimeoutError), refused=refused)
 
 
 class _Conversation:

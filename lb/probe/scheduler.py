@@ -218,7 +218,7 @@ class Scheduler(Generic[KeyT]):
         self._note_made(entry, None if answer.made else answer.reason)
         # This process stood still: the answer may have been there, and all that is probed would seem to fail at once.
         late = answer.silent and loop.time() - began > entry.probe.timeout + LATE
-        if answer.made and not late:
+        if answer.made and answer.news and not late:
             self._note(entry, Outcome(loop.time(), answer.success, answer.reason))
         least = 1 - JITTER if entry.asked else FIRST_PAUSE
         entry.asked = True

@@ -41,6 +41,8 @@ class Answer:
     reason: str  #: in words, without figures that change from probe to probe
     silent: bool = False  #: it failed since nothing came back
     made: bool = True  #: else it could not be asked, for a want of our own: that is no news of the backend
+    refused: bool = False  #: it failed, but the machine at the address says so itself
+    news: bool = True  #: else it says nothing, neither good nor bad
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from lb.model import Backend, Probe, Service
+from lb.model import Backend, PortRange, Probe, ProbeType, Protocol, Service
 from lb.probe.scheduler import spread
 from tests.lab import netns
 from tests.lab.accounts import unbalanced
@@ -222,3 +224,51 @@ def test_a_mux_that_reaches_none_is_withdrawn_and_when_none_reaches_any_one_stay
         time.sleep(spread(PROBE) + 0.5)
         assert fleet.watch.changed(WEB_VIP, lambda hops: not hops, began) is None, "withdraw_cap keeps one"
     fleet.wait_in_service()
+
+
+@contextlib.contextmanager
+def switched_off(fleet: Fleet, host: Node) -> Iterator[None]:
+    """The machine is gone without a word; its switch goes on."""
+    port = ["bridge", "-n", fleet.router, "link", "set", "dev", f"to{host.name}", "state"]
+    subprocess.run([*port, "0"], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*port, "3"], check=True)
+
+
+def test_a_host_with_udp_services_alone_that_is_lost_silently_takes_no_more_flows_and_comes_back(whole: Fleet) -> None:
+    """Nothing there can be asked through a tunnel; what is there to be seen is that the machine answers no more."""
+    fleet, before, lost = whole, whole.services, whole.hosts[2]
+    probe = Probe(ProbeType.UDP, interval=0.5, timeout=0.5, rise=2, fall=2)
+    port = PortRange(9000, 9000)
+    backends = tuple(Backend(f"udp-{host.name}", host.address) for host in fleet.hosts)
+    fleet.apply([Service("udp", ip_network("203.0.113.43"), Protocol.UDP, port, backends, probe=probe)])
+    servers = [netns.inside(host.namespace, silent_server) for host in fleet.hosts]
+    try:
+        fleet.wait_in_service()
+        for mux in fleet.muxes:
+            wait_for(lambda mux=mux: met(fleet, mux) == 3, f"{mux.name} to have heard of each machine")  # type: ignore[misc]
+        with switched_off(fleet, lost):
+            began = time.monotonic()
+            fleet.wait_states("udp", {"udp-host1": "up", "udp-host2": "up", "udp-host3": "down"}, 60)
+            print(f"\nlost silently: no new flows {time.monotonic() - began:.1f} s later\n{fleet.describe('udp')}")
+            words = " ".join(fleet.describe("udp").split())
+            assert "no news from an agent, and 2 of 2 MUXes hear nothing" in words
+            assert "10.0.3.23 does not answer any more" in words
+        fleet.wait_states("udp", {backend.name: "up" for backend in backends}, 60)
+    finally:
+        for server in servers:
+            server.close()
+        fleet.apply(before)
+
+
+def silent_server() -> socket.socket:
+    """It takes what comes, and says nothing."""
+    opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.bind(("", 9000))
+    return opened
+
+
+def met(fleet: Fleet, mux: Node) -> int:
+    return sum("its machine is there" in str(row["reason"]) for row in fleet.get(mux, "backends"))

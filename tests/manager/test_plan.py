@@ -572,6 +572,49 @@ def test_a_host_that_is_lost_loses_its_udp_backends_too(connected: bool, reached
         )
 
 
+def _machines(fleet: Fleet, up: bool) -> None:
+    for mux in fleet.muxes:
+        report = Report(up, "its machine is there" if up else "its machine does not answer", fleet.now, host=True)
+        fleet.reports.heard(Source.TUNNEL, mux, {("dns", "dns-1"): report}, fleet.now, lease=10)
+
+
+@pytest.mark.parametrize(
+    ("agent", "machine", "state"),
+    [("well", False, "up"), ("silent", False, "down"), ("silent", True, "up"), ("ill", True, "down")],
+)
+def test_a_host_with_udp_services_alone_is_lost_when_nothing_is_heard_of_it(
+    agent: str, machine: bool, state: str
+) -> None:
+    """What MUXes say of a machine counts only without its agent's word, and only against a backend."""
+    fleet = settled(_udp("dns", "203.0.113.11", 1))
+    fleet.now += 20
+    fleet.reports.expire(fleet.now)
+    if agent != "silent":
+        fleet.report("host1", "dns", "dns-1", agent == "well")
+    fleet.set("host1", connected=agent != "silent")
+    _machines(fleet, machine)
+    fleet.plan()
+    assert fleet.states("dns")["dns-1"] == state
+    if (agent, machine) == ("silent", False):
+        why = "no news from an agent, and 2 of 2 MUXes hear nothing (mux1: its machine does not answer)"
+        assert fleet.reason("dns-1") == why
+        fleet.set("host1", connected=True)
+        fleet.report("host1", "dns", "dns-1", True)
+        fleet.plan()
+        assert fleet.states("dns")["dns-1"] == "up", "its agent is back"
+
+
+def test_a_machine_without_an_agent_is_not_judged_by_whether_it_is_there() -> None:
+    fleet = settled(_udp("dns", "203.0.113.11", 1))
+    del fleet.agents["host1"]
+    fleet.reports.forget(Source.AGENT, "host1")
+    fleet.plan()
+    before = fleet.states("dns")["dns-1"]
+    _machines(fleet, False)
+    fleet.plan()
+    assert fleet.states("dns")["dns-1"] == before
+
+
 # --- drains ----------------------------------------------------------------------------------------------------------
 
 

@@ -14,16 +14,17 @@ from scapy.layers.inet6 import IPv6
 
 from lb.model import Backend, PortRange, Probe, ProbeType, Protocol, Service
 from lb.mux.probe_path import names, outer_header, source_port
-from lb.mux.tunnel_probes import TunnelCheck, checks, deaf
+from lb.mux.tunnel_probes import HostCheck, Hosts, TunnelCheck, checks, deaf
 from lb.probe.board import NotProbed
+from lb.probe.state import Answer
 
 VIP, HOST, MUX = IPv4Address("203.0.113.10"), IPv4Address("10.0.3.21"), IPv4Address("10.0.1.11")
 TCP_PROBE = Probe(ProbeType.TCP, interval=5, timeout=2, rise=1, fall=4)
 HTTP = Probe(ProbeType.HTTP, path="/healthz", interval=5, timeout=2, rise=1, fall=4)
 DNS = Probe(ProbeType.UDP, request="a", expect="b")
 
-UDP_SILENT = NotProbed("not probed: through a tunnel, a UDP service must be expected to answer")
-NO_PORT = NotProbed("not probed: the service has no single port; probe.port may name one of its own")
+UDP_SILENT = "through a tunnel, a UDP service must be expected to answer"
+NO_PORT = "the service has no single port; probe.port may name one of its own"
 
 
 def service(probe: Probe | None, ports: tuple[int, int] = (80, 80), **changes: Any) -> Service:
@@ -58,19 +59,31 @@ def changed(probe: Probe, **changes: Any) -> Probe:
             TunnelCheck(Probe(ProbeType.TCP), VIP, 80, HOST),
             id="a command: TCP connect",
         ),
-        pytest.param(service(TCP_PROBE, (0, 65535)), NO_PORT, id="any port"),
+        pytest.param(service(TCP_PROBE, (0, 65535)), HostCheck(TCP_PROBE, HOST, NO_PORT), id="any port"),
         pytest.param(
             service(changed(TCP_PROBE, port=22), (0, 65535)), TunnelCheck(TCP_PROBE, VIP, 22, HOST), id="one of a range"
         ),
-        pytest.param(service(changed(TCP_PROBE, port=22), (8000, 8099)), NO_PORT, id="one outside a range"),
+        pytest.param(
+            service(changed(TCP_PROBE, port=22), (8000, 8099)),
+            HostCheck(TCP_PROBE, HOST, NO_PORT),
+            id="one outside a range",
+        ),
         pytest.param(
             service(DNS, (53, 53), protocol=Protocol.UDP), TunnelCheck(DNS, VIP, 53, HOST), id="UDP with an answer"
         ),
-        pytest.param(service(changed(DNS, expect=None), (53, 53), protocol=Protocol.UDP), UDP_SILENT, id="UDP without"),
-        pytest.param(service(HTTP, (443, 443), protocol=Protocol.UDP), UDP_SILENT, id="UDP probed by HTTP"),
+        pytest.param(
+            service(changed(DNS, expect=None), (53, 53), protocol=Protocol.UDP),
+            HostCheck(Probe(ProbeType.TCP), HOST, UDP_SILENT),
+            id="UDP without",
+        ),
+        pytest.param(
+            service(HTTP, (443, 443), protocol=Protocol.UDP),
+            HostCheck(TCP_PROBE, HOST, UDP_SILENT),
+            id="UDP probed by HTTP",
+        ),
         pytest.param(
             service(TCP_PROBE, vip=ip_network("2001:db8::10"), address="fd00::21"),
-            NotProbed("not probed: tunnel probes are for IPv4 only"),
+            HostCheck(TCP_PROBE, ip_address("fd00::21"), "tunnel probes are for IPv4 only"),
             id="IPv6",
         ),
         pytest.param(
@@ -80,8 +93,23 @@ def changed(probe: Probe, **changes: Any) -> Probe:
         ),
     ],
 )
-def test_checks(given: Service, asked: TunnelCheck | NotProbed) -> None:
+def test_checks(given: Service, asked: TunnelCheck | HostCheck | NotProbed) -> None:
     assert checks([given]) == {("s", "b"): asked}
+
+
+def test_a_machine_is_lost_only_after_it_has_answered_and_who_refuses_is_there() -> None:
+    hosts, check = Hosts(), HostCheck(TCP_PROBE, HOST, UDP_SILENT)
+    silence = Answer(False, "connect timed out after 2 s", silent=True)
+    assert not hosts.heard(check, silence).news, "a packet filter is silent, too"
+    assert hosts.heard(check, Answer(False, "connection refused", refused=True)) == Answer(
+        True, f"its machine is there ({UDP_SILENT})"
+    )
+    lost = hosts.heard(check, silence)
+    assert (lost.success, lost.news) == (False, True)
+    assert lost.reason == f"its machine {HOST} does not answer any more: connect timed out after 2 s"
+    assert not hosts.heard(check, Answer(False, "no socket for the probe", made=False)).made
+    hosts.keep_only(set())
+    assert not hosts.heard(check, silence).news
 
 
 @pytest.mark.parametrize(("flags", "tos"), [("DF", 0), ("", 0), ("DF", 0xB9)])
