@@ -280,9 +280,7 @@ class NodeClient:
         if self._token is not None:
             await self.join()
         elif self.identity.held is None:
-            raise AccessError(
-                "this node has no certificate: make a token with `lb-manager token` and start once with --token"
-            )
+            raise AccessError(f"this node has no certificate: {self.identity.how_to_join}")
 
     def _doubts(self, reason: str) -> str:
         """With what this machine's clock says of our certificate: the manager may refuse it for that, or the clock is
@@ -293,8 +291,8 @@ class NodeClient:
             return reason
         says = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
         return (
-            f"this node's certificate {doubt}: make a token with `lb-manager token --name` and start once with "
-            f"--token, unless it is this machine's clock that is wrong (it says {says}); {reason}"
+            f"this node's certificate {doubt}: {self.identity.how_to_join}, unless it is this machine's clock that is "
+            f"wrong (it says {says}); {reason}"
         )
 
     async def join(self) -> None:

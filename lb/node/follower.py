@@ -224,8 +224,8 @@ class Follower:
         if self._token is None:
             if not found:
                 raise AccessError(
-                    "this node has no certificate of the manager yet: make a token with `lb-manager token`, and start "
-                    "once with --token"
+                    f"this node has no certificate in {self._identity.file.parent}: it never joined, or what its "
+                    f"state_dir held was lost, and then it joins again: {self._identity.how_to_join}"
                 )
             return False
         if found and not self._identity.belongs_to(self._token):

@@ -70,6 +70,12 @@ class Identity:
         return f"{self.kind}:{self.name}"
 
     @property
+    def how_to_join(self) -> str:
+        """In words, with the command: a token without a name is for who had no certificate yet."""
+        command = f"lb-manager token --kind {self.kind} --name {self.name}"
+        return f"make a token on the manager with `{command}`, and start once with --token"
+
+    @property
     def file(self) -> Path:
         return self._directory / "node.pem"
 
@@ -91,11 +97,11 @@ class Identity:
             raise AccessError(f"{self._directory}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         found = held(data)
         if found is None:
-            raise AccessError(f"{self.file}: is damaged; join again: start once with --token")
+            raise AccessError(f"{self.file}: is damaged; to join again, {self.how_to_join}")
         if found.common_name != self.common_name:
             raise AccessError(
                 f"{self.file}: is the certificate of {found.common_name}, and this node is {self.common_name}; "
-                "correct the name in the configuration, or join again with --token"
+                f"correct the name in the configuration, or to join as that, {self.how_to_join}"
             )
         self.held = found
         return True
@@ -127,7 +133,9 @@ class Identity:
                 context.verify_flags |= _NO_CHECK_TIME
             context.load_cert_chain(self.file)
         except (OSError, ValueError) as error:
-            raise AccessError(f"{self._directory}: cannot be used: {error}; join again with --token") from None
+            raise AccessError(
+                f"{self._directory}: cannot be used: {error}; to join again, {self.how_to_join}"
+            ) from None
         return context
 
     # -- getting one --------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import sqlite3
@@ -96,6 +97,28 @@ def test_a_token_works_once(pool: ManagedLab, tmp_path: Path) -> None:
     pool.start_node(mux, pool.token(mux, "--name", "mux1")).wait_output(READY)
     pool.guardian.announce(mux.name, str(mux.address), mux.processes["mux"].pid)
     pool.wait_followed()
+
+
+def test_a_node_whose_state_dir_is_gone_says_how_it_joins_again_and_does(pool: ManagedLab) -> None:
+    for node in (pool.muxes[0], pool.hosts[0]):
+        node.processes[program(pool, node)].kill()
+        shutil.rmtree(node.state_dir)
+        process = pool.start_node(node)
+        assert process.wait() == 1
+        (command,) = re.findall(
+            r"it joins again: make a token on the manager with `lb-manager (.*?)`", process.output()
+        )
+        assert "Traceback" not in process.output()
+        process = pool.start_node(node, pool.token(node))
+        assert process.wait() == 1
+        assert f"{node.name} has a certificate already" in process.output()
+        process = pool.start_node(node, pool.manage(*command.split()))
+        process.wait_output(r'event="manager connected"')
+        if node in pool.muxes:
+            process.wait_output(READY)
+            pool.guardian.announce(node.name, str(node.address), process.pid)
+        pool.wait_followed()
+    assert serves(pool)
 
 
 def test_without_a_manager_everything_restarts_and_serves(pool: ManagedLab) -> None:

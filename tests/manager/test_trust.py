@@ -305,7 +305,7 @@ def test_an_identity_of_another_node_is_refused_by_the_node_itself(tmp_path: Pat
 def test_a_damaged_identity_says_what_to_do(tmp_path: Path) -> None:
     write_private(tmp_path / "node.pem", b"-----BEGIN")
     write_private(tmp_path / "ca.pem", b"")
-    with pytest.raises(AccessError, match="is damaged; join again: start once with --token"):
+    with pytest.raises(AccessError, match="is damaged; to join again, make a token"):
         Identity(tmp_path, "mux", "mux1").load()
 
 

@@ -175,8 +175,10 @@ def test_what_of_a_kept_state_is_not_right_here_is_said_and_left_out(tmp_path: P
 
 
 def test_with_neither_certificate_token_nor_state_a_node_says_what_it_needs(tmp_path: Path) -> None:
-    with pytest.raises(AccessError, match="make a token with `lb-manager token`"):
+    with pytest.raises(AccessError, match="it never joined, or what its state_dir held was lost") as refused:
         begin(tmp_path)
+    assert str(tmp_path / "identity") in str(refused.value)
+    assert "`lb-manager token --kind mux --name mux1`, and start once with --token" in str(refused.value)
 
 
 def test_with_a_state_a_node_serves_even_without_certificate_and_token(tmp_path: Path) -> None:
