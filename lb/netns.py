@@ -27,6 +27,8 @@ from lb.errors import IoError
 T = TypeVar("T")
 
 NETNS = Path("/run/netns")
+#: Files in memory; not on every machine.
+MEMORY = Path("/dev/shm")  # noqa: S108
 CLONE_NEWNET = 0x40000000
 _NAME = re.compile(r"^vipmux-(\d+)-")
 _serial = itertools.count()
@@ -118,7 +120,8 @@ def reap() -> list[str]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             ip("netns", "del", name)
-    for directory in Path(tempfile.gettempdir()).glob("vipmux-*"):
-        if _abandoned(directory.name):
-            shutil.rmtree(directory, ignore_errors=True)
+    for place in (Path(tempfile.gettempdir()), MEMORY):
+        for directory in place.glob("vipmux-*"):
+            if _abandoned(directory.name):
+                shutil.rmtree(directory, ignore_errors=True)
     return left

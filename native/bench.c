@@ -18,13 +18,17 @@
  */
 #define STRIDE 2112u
 #define OFFSET 276u
-#define PACKET_BYTES 50u /* IP packet: TCP header and 10 bytes */
+#define IPV4_BYTES 20u
+#define IPV6_BYTES 40u
+#define TCP_BYTES 20u
+#define DATA_BYTES 10u
 
 struct bench {
 	struct mux *mux;
 	struct snapshot *snapshot;
 	uint32_t mode;
 	uint32_t flows;
+	uint32_t packet_bytes; /* of IP, its data included */
 	uint32_t next; /* frame of the ring to go on with; at 0 the ring is filled anew */
 	uint64_t random;
 	uint64_t ahead; /* of the real time: what warming up took by the table's clock */
@@ -54,36 +58,68 @@ static uint64_t draw(struct bench *bench)
 	return mix(bench->random += 0x9e3779b97f4a7c15u);
 }
 
-/* Packet of flow number `flow`; the number alone decides source and service. */
-static void write_packet(struct bench *bench, uint32_t frame, uint64_t flow, uint8_t flags)
+static void write_ipv4(uint8_t *ip, const uint8_t *vip, uint64_t flow, uint16_t payload)
 {
-	const struct vip_map *map = bench->snapshot->map;
-	uint64_t bits = mix(flow * 0x9e3779b97f4a7c15u + 1);
-	const struct service *service = map->services[bits % map->service_count];
-	uint8_t *data = bench->ring + (size_t)frame * STRIDE + OFFSET, *ip = data + ETHERNET_HEADER;
 	uint32_t source = htonl(0x0b000000u | (uint32_t)(flow & 0xffffff));
-	/* Of a script only what is pushed carries data: an acknowledgement alone must not seem to go on. */
-	bool empty = bench->mode == BENCH_SCRIPT && !(flags & TCP_PSH);
-	uint16_t port = (uint16_t)(bits >> 48), length = htons(empty ? PACKET_BYTES - 10 : PACKET_BYTES), check;
+	uint16_t length = htons(IPV4_BYTES + payload), check;
 
-	memset(data, 0, ETHERNET_HEADER + PACKET_BYTES);
-	data[12] = 0x08;
 	ip[0] = 0x45;
 	memcpy(ip + 2, &length, 2);
 	ip[6] = 0x40;
 	ip[8] = 64;
 	ip[9] = 6;
 	memcpy(ip + 12, &source, 4);
-	memcpy(ip + 16, service->vip, 4);
-	if (bench->mode == BENCH_MISS)
-		ip[16] ^= 0x80;
-	check = (uint16_t)~checksum_fold(checksum_add(ip, 20, 0));
+	memcpy(ip + 16, vip, 4);
+	check = (uint16_t)~checksum_fold(checksum_add(ip, IPV4_BYTES, 0));
 	memcpy(ip + 10, &check, 2);
-	memcpy(ip + 20, &port, 2);
+}
+
+static void write_ipv6(uint8_t *ip, const uint8_t *vip, uint64_t flow, uint16_t payload)
+{
+	uint32_t source = htonl((uint32_t)(flow & 0xffffff));
+	uint16_t length = htons(payload);
+
+	ip[0] = 0x60;
+	memcpy(ip + 4, &length, 2);
+	ip[6] = 6;
+	ip[7] = 64;
+	ip[8] = 0x20;
+	ip[9] = 0x01;
+	memcpy(ip + 20, &source, 4);
+	memcpy(ip + 24, vip, 16);
+}
+
+/* Packet of flow number `flow`; the number alone decides source and service. */
+static void write_packet(struct bench *bench, uint32_t frame, uint64_t flow, uint8_t flags)
+{
+	const struct vip_map *map = bench->snapshot->map;
+	uint64_t bits = mix(flow * 0x9e3779b97f4a7c15u + 1);
+	const struct service *service = map->services[bits % map->service_count];
+	uint8_t *data = bench->ring + (size_t)frame * STRIDE + OFFSET, *ip = data + ETHERNET_HEADER, *tcp;
+	/* Of a script only what is pushed carries data: an acknowledgement alone must not seem to go on. */
+	bool empty = bench->mode == BENCH_SCRIPT && !(flags & TCP_PSH);
+	uint16_t port = (uint16_t)(bits >> 48), payload = empty ? TCP_BYTES : TCP_BYTES + DATA_BYTES;
+
+	uint8_t vip[16];
+
+	memcpy(vip, service->vip, sizeof(vip));
+	if (bench->mode == BENCH_MISS)
+		vip[0] ^= 0x80;
+	memset(data, 0, ETHERNET_HEADER + bench->packet_bytes);
+	if (service->family == 6) {
+		memcpy(data + 12, "\x86\xdd", 2);
+		write_ipv6(ip, vip, flow, payload);
+		tcp = ip + IPV6_BYTES;
+	} else {
+		memcpy(data + 12, "\x08\x00", 2);
+		write_ipv4(ip, vip, flow, payload);
+		tcp = ip + IPV4_BYTES;
+	}
+	memcpy(tcp, &port, 2);
 	port = htons(service->first_port);
-	memcpy(ip + 22, &port, 2);
-	ip[32] = 0x50;
-	ip[33] = flags;
+	memcpy(tcp + 2, &port, 2);
+	tcp[12] = 0x50;
+	tcp[13] = flags;
 }
 
 static void fill_ring(struct bench *bench)
@@ -108,8 +144,8 @@ static inline void run_burst(struct bench *bench, const struct snapshot *snapsho
 
 	for (uint32_t i = 0; i < count; i++)
 		frames[i] = (struct frame){ .data = bench->ring + (size_t)(first + i) * STRIDE + OFFSET,
-					    .len = ETHERNET_HEADER + PACKET_BYTES,
-					    .wire_len = ETHERNET_HEADER + PACKET_BYTES,
+					    .len = ETHERNET_HEADER + bench->packet_bytes,
+					    .wire_len = ETHERNET_HEADER + bench->packet_bytes,
 					    .headroom = OFFSET };
 	bench->mux->pipeline.burst(&bench->mux->pipeline, snapshot, &bench->io, frames, count, now);
 	bench->mux->pipeline.tick(&bench->mux->pipeline, snapshot, now);
@@ -162,6 +198,8 @@ int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint
 	bench->snapshot = snapshot_get(snapshot);
 	bench->mode = mode;
 	bench->flows = flows;
+	bench->packet_bytes = snapshot->map->services[0]->family == 6 ? IPV6_BYTES : IPV4_BYTES;
+	bench->packet_bytes += TCP_BYTES + DATA_BYTES;
 	bench->io = (struct io){ .ops = &discard_ops, .link = LINK_ETHERNET };
 	warm_up(bench);
 	*out = bench;

@@ -28,7 +28,7 @@ struct bench_sample {
 
 struct bench;
 
-/* Services of the snapshot must be IPv4 with one port.  -ENOMEM, -EINVAL. */
+/* Services of the snapshot must be of one family, with one port each.  -ENOMEM, -EINVAL. */
 int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, struct bench **out);
 
 /* Runs until `max` samples are taken or `seconds` have passed; returns how many. */

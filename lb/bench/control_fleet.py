@@ -19,17 +19,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from lb import netns
 from lb.bench.control_router import ROUTERS, Router, bgp_settings, programs
+from lb.bench.stage import Stage, memory_directory
 from lb.cli.remote import Manager
 from lb.config_text import format_config
 from lb.control import request
@@ -127,41 +126,23 @@ class Child:
             self.process.wait()
 
 
-class Fleet:
+class Fleet(Stage):
     """See the module's text."""
 
     def __init__(self, muxes: int, agents: int) -> None:
-        prefix = netns.unique_prefix()
+        super().__init__()
         self.mux_names = [f"mux{number + 1}" for number in range(muxes)]
         self.agent_names = [f"host{number + 1}" for number in range(agents)]
-        self._spaces = {role: f"{prefix}-{role}" for role in ("hub", "hosts", *ROUTERS, *self.mux_names)}
-        self._resources = contextlib.ExitStack()
-        directory = self._resources.enter_context(
-            tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True)
-        )
-        self.directory = Path(directory)
+        self._spaces = {role: self._space(role) for role in ("hub", "hosts", *ROUTERS, *self.mux_names)}
         self.muxes: dict[str, Child] = {}
         #: Without them MUXes speak no BGP.
         self.routers: list[Router] = []
         files = [str(self.directory / "ada" / name) for name in ("operator.pem", "operator.key", "ca.pem")]
         self.remote = Manager(f"https://{HUB}:{PORT}", *files)
 
-    def __enter__(self) -> Fleet:
-        try:
-            self._wire()
-        except BaseException:
-            self._resources.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._resources.close()
-
     # -- set-up -------------------------------------------------------------------------------------------------
 
-    def _wire(self) -> None:
+    def _build(self) -> None:
         for name in self._spaces.values():
             self._resources.callback(_delete, name)
             netns.ip("netns", "add", name)
@@ -254,10 +235,8 @@ class Fleet:
     def _start_nodes(
         self, role: str, nodes: list[tuple[str, str, str]], places: list[tuple[str, str, str]], watcher: str
     ) -> Child:
-        memory = Path("/dev/shm")  # noqa: S108  a hundred machines would have a disk each
-        directory = self._resources.enter_context(
-            tempfile.TemporaryDirectory(prefix="vipmux-", dir=memory if memory.is_dir() else self.directory)
-        )
+        # A hundred machines would have a disk each.
+        directory = self._resources.enter_context(memory_directory(self._prefix))
         spec = {
             "url": self.remote.url,
             "directory": directory,

@@ -9,24 +9,21 @@ median of the rounds. Nothing is pinned to a core: where a packet wakes whom is 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import statistics
 import struct
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from lb import netns
 from lb.bench.machine import commit_name, cpu_name
-from lb.bench.stage import Daemon, add_namespace, check, ended_by_signals, ticks, wait
+from lb.bench.stage import Daemon, Stage, add_namespace, check, ended_by_signals, ticks, wait
 from lb.config_text import format_config
 from lb.errors import IoError
 from lb.model import (
@@ -143,12 +140,13 @@ def _summary(io: IoMode, runs: list[LatencyRun], mode: str, decap: str) -> Laten
 # ---- requests ----
 
 
-def measure(address: str, seconds: float) -> Times:
-    """Half of the time over one connection, half with new ones; in the namespace of the calling thread."""
+def measure(address: str, seconds: float, answer: int = ANSWER_BYTES) -> Times:
+    """Half of the time over one connection, half with new ones; in the namespace of the calling thread. ``answer``:
+    bytes of it."""
     with _connect(address) as kept:
-        _ask(kept)  # the server has accepted it
-        lasting = _repeat(lambda: _ask(kept), seconds)
-    new = _repeat(lambda: _ask_anew(address), seconds)
+        _ask(kept, answer)  # the server has accepted it
+        lasting = _repeat(lambda: _ask(kept, answer), seconds)
+    new = _repeat(lambda: _ask_anew(address, answer), seconds)
     return Times(*_percentiles(lasting), *_percentiles(new), len(lasting), len(new))
 
 
@@ -182,10 +180,10 @@ def _connect(address: str) -> socket.socket:
     return made
 
 
-def _ask(connection: socket.socket) -> None:
+def _ask(connection: socket.socket, answer: int) -> None:
     try:
         connection.sendall(REQUEST)
-        missing = ANSWER_BYTES
+        missing = answer
         while missing:
             data = connection.recv(missing)
             if not data:
@@ -195,40 +193,21 @@ def _ask(connection: socket.socket) -> None:
         raise IoError(f"no answer in the benchmark: {error}") from error
 
 
-def _ask_anew(address: str) -> None:
+def _ask_anew(address: str, answer: int) -> None:
     with _connect(address) as connection:
-        _ask(connection)
+        _ask(connection, answer)
 
 
 # ---- the stage ----
 
 
-class _Stage:
+class _Stage(Stage):
     """Client, MUX and host on one switch, each in a namespace of its own, with all that runs in them."""
 
     def __init__(self, io: IoMode) -> None:
-        prefix = netns.unique_prefix()
-        self._switch, self._client, self._mux_ns, self._host = (
-            f"{prefix}-{role}" for role in ("sw", "cl", "mux", "ho")
-        )
+        super().__init__()
+        self._switch, self._client, self._mux_ns, self._host = map(self._space, ("sw", "cl", "mux", "ho"))
         self._io = io
-        self._resources = contextlib.ExitStack()
-        self._directory = Path(
-            self._resources.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
-        )
-
-    def __enter__(self) -> _Stage:
-        try:
-            self._build()
-        except BaseException:
-            self._resources.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._resources.close()
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
@@ -260,9 +239,7 @@ class _Stage:
         netns.batch([f"address add {address}/24 dev eth0", "link set dev eth0 up", "link set dev lo up"], name)
 
     def _start(self, namespace: str, module: str, *arguments: str | Path) -> Daemon:
-        daemon = Daemon(namespace, module, arguments, self._directory / f"{module}.log")
-        self._resources.callback(daemon.stop)
-        return daemon
+        return self._keep(Daemon(namespace, module, arguments, self.directory / f"{module}.log"))
 
     def _start_agent(self) -> None:
         settings = AgentSettings(
@@ -271,9 +248,9 @@ class _Stage:
             interface="eth0",
             muxes=(IPv4Address(_MUX),),
             decap=DecapMode.AUTO,
-            state_dir=str(self._directory / "agent"),
+            state_dir=str(self.directory / "agent"),
         )
-        path = self._directory / "agent.toml"
+        path = self.directory / "agent.toml"
         path.write_text(format_config(AgentConfig(settings, (_service(),))))
         self._agent = self._start(self._host, "agent.daemon", "--config", path)
         wait(lambda: bool(self._agent_row().get("mode")), "lb-agent to be ready")
@@ -285,9 +262,9 @@ class _Stage:
             seed=bytes(range(16)),
             interface="eth0",
             io=self._io,
-            state_dir=str(self._directory / "mux"),
+            state_dir=str(self.directory / "mux"),
         )
-        path = self._directory / "mux.toml"
+        path = self.directory / "mux.toml"
         path.write_text(format_config(MuxConfig(settings, (_service(),))))
         self._mux = self._start(self._mux_ns, "lb.mux.daemon", "--config", path)
         wait(lambda: self._mux_row().get("state") == "ready", "lb-mux to be ready")
@@ -295,10 +272,10 @@ class _Stage:
     # -- questions ----------------------------------------------------------------------------------------------
 
     def _agent_row(self) -> dict[str, Any]:
-        return self._agent.row(self._directory / "agent" / "agent.sock", "agents")
+        return self._agent.row(self.directory / "agent" / "agent.sock", "agents")
 
     def _mux_row(self) -> dict[str, Any]:
-        return self._mux.row(self._directory / "mux" / "mux.sock", "muxes")
+        return self._mux.row(self.directory / "mux" / "mux.sock", "muxes")
 
     def mode(self) -> str:
         """How the MUX's packets come in and go out, in words."""

@@ -4,7 +4,8 @@
 Called by ``lb bench io`` and ``lb bench all``. The path is generator - veth - MUX - veth - sink; the generator (C, in
 a thread of ours) has one core, ``lb-mux`` another. Runs that go as fast as they can alternate with runs at half of
 that rate: the first give packets per second and CPU per packet, the second what is lost when there is room. A
-:class:`_Stage` owns namespaces, process and directory; what a killed run left behind the next one removes.
+:class:`RateStage` owns namespaces, process and directory; other ways than ours stand in for the MUX in
+:mod:`lb.bench.peers`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,17 @@ import os
 import socket
 import statistics
 import struct
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from lb import netns
 from lb.bench.machine import commit_name, cpu_name
-from lb.bench.stage import Daemon, add_namespace, check, ended_by_signals, ticks, wait
+from lb.bench.stage import Daemon, Stage, add_namespace, check, ended_by_signals, load_rules, ticks, wait
 from lb.config_text import format_config
 from lb.dataplane import Generator, GeneratorKind, Sent
 from lb.errors import DataplaneError, IoError
@@ -59,7 +58,6 @@ _CLIENT_MAC, _MUX_IN_MAC, _MUX_OUT_MAC = (f"02:00:00:00:00:{number:02x}" for num
 _HOST_MAC = "02:00:00:00:00:ff"
 _VIP, _PORT = "198.18.0.1", 53
 _IN, _OUT = "lbin", "lbout"
-_CPUCLOCK_SCHED = 2
 _SIOCETHTOOL, _ETHTOOL_SGRO = 0x8946, 0x2C
 
 
@@ -103,14 +101,13 @@ def bench_io(*, io: IoMode, seconds: float) -> IoBench:
     """Measures for so long, half of it at full speed; needs root."""
     check(io, "lb bench io", _PROGRAMS)
     netns.reap()
-    cores = _two_cores()
+    cores = two_cores()
     window = max(seconds / (2 * RUNS), RUN_MIN)
-    with ended_by_signals(), _first_in_line(), _Stage(io, cores) as stage:
-        stage.send(WARM_UP).result()
-        stage.settle()
+    with ended_by_signals(), first_in_line(), MuxStage(io, cores) as stage:
+        stage.warm_up()
         runs: list[IoRun] = []
         for _ in range(RUNS):
-            runs.append(_one_run(stage, window, [run.mpps for run in runs]))
+            runs.append(one_run(stage, window, [run.mpps for run in runs]))
         mode, source = stage.mode(), stage.source
     rates = [run.mpps for run in runs]
     mpps = statistics.median(rates)
@@ -148,7 +145,7 @@ class _Moment:
         return (later.stolen - self.stolen) / max(later.ticks - self.ticks, 1)
 
 
-def _one_run(stage: _Stage, window: float, rates: list[float]) -> IoRun:
+def one_run(stage: RateStage, window: float, rates: list[float]) -> IoRun:
     margin = window * MARGIN
     sending = stage.send(window + 2 * margin)
     time.sleep(margin)
@@ -159,7 +156,7 @@ def _one_run(stage: _Stage, window: float, rates: list[float]) -> IoRun:
     stage.settle()
     elapsed, arrived = last.at - first.at, last.arrived - first.arrived
     if not arrived:
-        raise IoError(f"no packet came through lb-mux (the generator sent {sent.sent:,}); {stage.last_words()}")
+        raise IoError(f"no packet came through (the generator sent {sent.sent:,}); {stage.last_words()}")
     mpps = round(arrived * 1e3 / elapsed, 4)
     rate = statistics.median([*rates, mpps]) / 2
     paced, loss, paced_steal = _paced_run(stage, window, rate * 1e6)
@@ -175,7 +172,7 @@ def _one_run(stage: _Stage, window: float, rates: list[float]) -> IoRun:
     )
 
 
-def _paced_run(stage: _Stage, window: float, rate: float) -> tuple[Sent, float, float]:
+def _paced_run(stage: RateStage, window: float, rate: float) -> tuple[Sent, float, float]:
     """What was sent, the part that was lost, and what the hypervisor took."""
     first = stage.moment()
     sent = stage.send_steadily(window, rate).result()
@@ -185,7 +182,7 @@ def _paced_run(stage: _Stage, window: float, rate: float) -> tuple[Sent, float, 
     return sent, round(max(lost, 0) / sent.sent, 6), first.steal_until(last)
 
 
-def _two_cores() -> tuple[int, int]:
+def two_cores() -> tuple[int, int]:
     """For generator and MUX: not two halves of one core, where there is a choice."""
     allowed = sorted(os.sched_getaffinity(0))
     first = allowed[0]
@@ -207,7 +204,7 @@ def _siblings(cpu: int) -> set[int]:
 
 
 @contextlib.contextmanager
-def _first_in_line() -> Iterator[None]:
+def first_in_line() -> Iterator[None]:
     """Where the kernel shares the CPU among sessions first, ``nice`` counts only within one: lifts our session."""
     try:
         before = Path("/proc/self/autogroup").read_text().split()[-1]
@@ -229,43 +226,19 @@ def _lift_session(pid: int, nice: int) -> None:
 # ---- the stage ----
 
 
-class _Stage:
-    """Generator, MUX and sink, each in a namespace of its own, with all that runs in them."""
+class RateStage(Stage):
+    """Generator, what is measured, and sink, each in a namespace of its own, with all that runs in them. A subclass
+    puts what is measured into the one in the middle."""
 
-    def __init__(self, io: IoMode, cores: tuple[int, int]) -> None:
-        prefix = netns.unique_prefix()
-        self._generator_ns, self._mux_ns, self._sink_ns = (f"{prefix}-{role}" for role in ("gen", "mux", "sink"))
+    def __init__(self, cores: tuple[int, int]) -> None:
+        super().__init__()
+        self._generator_ns, self._middle, self._sink_ns = map(self._space, ("gen", "mux", "sink"))
         self._cores = cores
-        self._resources = contextlib.ExitStack()
-        self._directory = Path(
-            self._resources.enter_context(tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True))
-        )
-        self._settings = MuxSettings(
-            name="bench",
-            address=IPv4Address(_MUX_OUT),
-            seed=bytes(range(16)),
-            interface=_IN,
-            io=io,
-            state_dir=str(self._directory / "state"),
-        )
-
-    def __enter__(self) -> _Stage:
-        try:
-            self._build()
-        except BaseException:
-            self._resources.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._resources.close()
 
     # -- set-up -------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        for name in (self._generator_ns, self._mux_ns, self._sink_ns):
+        for name in (self._generator_ns, self._middle, self._sink_ns):
             add_namespace(name, self._resources)
         self._wire()
         self._arrivals = self._resources.enter_context(netns.inside(self._sink_ns, open_counters))
@@ -276,10 +249,10 @@ class _Stage:
         )
         self._steady = self._open_generator(GeneratorKind.SOCKET)
         self._fastest, self.source = self._open_fastest()
-        self._start_mux()
+        self._start()
 
     def _wire(self) -> None:
-        mux, sink = self._mux_ns, self._sink_ns
+        mux, sink = self._middle, self._sink_ns
         netns.batch(
             [
                 f"link add name {_OUT} address {_CLIENT_MAC} type veth"
@@ -309,38 +282,36 @@ class _Stage:
     def _open_fastest(self) -> tuple[Generator, str]:
         """The generator for full speed, and what it is."""
         try:
-            netns.inside(self._mux_ns, lambda: merge_received(_IN))  # or the link takes no frames of the kernel's
+            netns.inside(self._middle, lambda: merge_received(_IN))  # or the link takes no frames of the kernel's
             return self._open_generator(GeneratorKind.LIVE), "frames made by the kernel (XDP)"
         except (DataplaneError, OSError) as error:
             reason = str(error).rstrip(".")
             return self._steady, f"a socket, which may be the limit; the kernel does not make frames: {reason}"
 
-    def _start_mux(self) -> None:
-        path = self._directory / "mux.toml"
-        path.write_text(format_config(MuxConfig(self._settings, (_service(),))))
-        prefix = ("taskset", "-c", str(self._cores[1]), "nice", "-n", str(NICE))
-        self._mux = Daemon(self._mux_ns, "lb.mux.daemon", ["--config", path], self._directory / "log", prefix)
-        self._resources.callback(self._mux.stop)
-        _lift_session(self._mux.process.pid, NICE)
-        wait(lambda: self._row().get("state") == "ready", "lb-mux to be ready")
+    def _start(self) -> None:
+        """Packets to the VIP go to the sink from now on."""
+        raise NotImplementedError
 
     # -- questions ----------------------------------------------------------------------------------------------
 
-    def _row(self) -> dict[str, Any]:
-        """What ``lb get muxes`` shows of it; empty while it is not there."""
-        return self._mux.row(Path(self._settings.state_dir) / "mux.sock", "muxes")
-
     def mode(self) -> str:
-        """The I/O mode obtained, in words."""
-        return str(self._row()["mode"])
+        """What is measured, in words."""
+        raise NotImplementedError
 
     def last_words(self) -> str:
-        return self._mux.last_words()
+        """What it has to say when no packet comes through."""
+        raise NotImplementedError
+
+    #: Whether it has a process whose time can be told.
+    measures_cpu = False
+
+    def _cpu_ns(self) -> int:
+        """CPU time that it has used; 0 where the kernel's part is nobody's."""
+        return 0
 
     def moment(self) -> _Moment:
         total, stolen = ticks(self._cores)
-        cpu = time.clock_gettime_ns(~self._mux.process.pid << 3 | _CPUCLOCK_SCHED)
-        return _Moment(time.monotonic_ns(), self._arrived(), cpu, total, stolen)
+        return _Moment(time.monotonic_ns(), self._arrived(), self._cpu_ns(), total, stolen)
 
     def _arrived(self) -> int:
         """Packets that came to the sink."""
@@ -352,6 +323,10 @@ class _Stage:
         raise IoError("the sink's interface is gone")
 
     # -- acts ---------------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        self.send(WARM_UP).result()
+        self.settle()
 
     def send(self, seconds: float) -> Future[Sent]:
         """As fast as it goes."""
@@ -370,6 +345,67 @@ class _Stage:
                 seen, since = now, time.monotonic()
 
 
+class MuxStage(RateStage):
+    """A real ``lb-mux`` in the middle."""
+
+    measures_cpu = True
+
+    def __init__(self, io: IoMode, cores: tuple[int, int]) -> None:
+        super().__init__(cores)
+        self._settings = MuxSettings(
+            name="bench",
+            address=IPv4Address(_MUX_OUT),
+            seed=bytes(range(16)),
+            interface=_IN,
+            io=io,
+            state_dir=str(self.directory / "state"),
+        )
+
+    def _start(self) -> None:
+        path = self.directory / "mux.toml"
+        path.write_text(format_config(MuxConfig(self._settings, (_service(),))))
+        prefix = ("taskset", "-c", str(self._cores[1]), "nice", "-n", str(NICE))
+        log = self.directory / "log"
+        self._mux = self._keep(Daemon(self._middle, "lb.mux.daemon", ["--config", path], log, prefix))
+        _lift_session(self._mux.process.pid, NICE)
+        wait(lambda: self._row().get("state") == "ready", "lb-mux to be ready")
+
+    def _row(self) -> dict[str, Any]:
+        """What ``lb get muxes`` shows of it; empty while it is not there."""
+        return self._mux.row(Path(self._settings.state_dir) / "mux.sock", "muxes")
+
+    def mode(self) -> str:
+        """The I/O mode obtained, in words."""
+        return str(self._row()["mode"])
+
+    def last_words(self) -> str:
+        return self._mux.last_words()
+
+    def _cpu_ns(self) -> int:
+        return self._mux.cpu_ns()
+
+
+class KernelStage(RateStage):
+    """The kernel forwards, behind ``rules`` of nft; on the generator's core, where a veth's softirq is."""
+
+    def __init__(self, cores: tuple[int, int], rules: str, words: str) -> None:
+        super().__init__(cores)
+        self._rules = rules
+        self._words = words
+
+    def _start(self) -> None:
+        netns.sysctl(self._middle, {"ipv4/ip_forward": 1})
+        netns.ip("-n", self._middle, "route", "add", f"{_VIP}/32", "via", _HOST)
+        if self._rules:
+            load_rules(self._middle, self._rules)
+
+    def mode(self) -> str:
+        return self._words
+
+    def last_words(self) -> str:
+        return "the kernel forwards nothing"
+
+
 def _service() -> Service:
     return Service(
         name="bench",
@@ -378,6 +414,11 @@ def _service() -> Service:
         ports=PortRange(_PORT, _PORT),
         backends=(Backend("sink", IPv4Address(_HOST)),),
     )
+
+
+def rules_addresses() -> tuple[str, str]:
+    """The VIP, and where its packets shall go."""
+    return _VIP, _HOST
 
 
 def _frame() -> bytes:

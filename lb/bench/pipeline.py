@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from lb.bench.machine import commit_name, cpu_name
@@ -23,6 +23,9 @@ RUNS = 5
 #: One address in 10.0.0.0/8 for each of a service's backends; VIPs in 198.18.0.0/15, which is for benchmarks.
 _FIRST_BACKEND = int(IPv4Address("10.1.0.0"))
 _FIRST_VIP = int(IPv4Address("198.18.0.0"))
+#: The same of IPv6; 2001:2::/48 is for benchmarks.
+_FIRST_BACKEND6 = int(IPv6Address("fd00:1::"))
+_FIRST_VIP6 = int(IPv6Address("2001:2::1:0"))
 #: With the default size, ten thousand services of a hundred backends would want a gigabyte of tables.
 _SLOTS_ONE, _SLOTS_MANY = 65537, 4093
 
@@ -42,24 +45,28 @@ class PipelineBench:
     flows: int
     backends: int
     services: int
+    family: int  #: of IP: 4 or 6
     census_ms: float  #: to count all flows by backend, once; 0 without a flow table
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def bench_pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: float) -> PipelineBench:
+def bench_pipeline(
+    *, flows: int, mode: str, backends: int, services: int, seconds: float, family: int = 4
+) -> PipelineBench:
     """Measures for so long, after the table is filled."""
     settings = MuxSettings(
         name="bench",
         address=IPv4Address("192.0.2.1"),
+        address6=IPv6Address("2001:db8::1") if family == 6 else None,
         seed=bytes(range(16)),
         interface="",
         flows=flows,
         slots=_SLOTS_ONE if services == 1 else _SLOTS_MANY,
     )
     # Kept here, for C keeps pointers into it.
-    forwarding = Compiler(settings).compile(bench_services(services, backends))
+    forwarding = Compiler(settings).compile(bench_services(services, backends, family))
     snapshot = forwarding.offline_snapshot()
     table = 0 if mode == "stateless" else flows
     pipeline = Pipeline(table, Link.SWAP)
@@ -82,6 +89,7 @@ def bench_pipeline(*, flows: int, mode: str, backends: int, services: int, secon
         flows=flows,
         backends=backends,
         services=services,
+        family=family,
         census_ms=round(_census_seconds(pipeline, snapshot, forwarding.counters) * 1e3, 1) if table else 0.0,
     )
 
@@ -96,18 +104,22 @@ def _census_seconds(pipeline: Pipeline, snapshot: Snapshot, counters: int) -> fl
     return statistics.median(took)
 
 
-def bench_services(count: int, backends: int) -> list[Service]:
+def bench_services(count: int, backends: int, family: int = 4) -> list[Service]:
     """Services of one port each, all with the same machines but backends of their own name."""
     return [
         Service(
             name=f"service-{i}",
-            vip=IPv4Network(_FIRST_VIP + i),
+            vip=IPv6Network(_FIRST_VIP6 + i) if family == 6 else IPv4Network(_FIRST_VIP + i),
             protocol=Protocol.TCP,
             ports=PortRange(80, 80),
-            backends=tuple(Backend(f"backend-{i}-{j}", IPv4Address(_FIRST_BACKEND + j)) for j in range(backends)),
+            backends=tuple(Backend(f"backend-{i}-{j}", _machine(j, family)) for j in range(backends)),
         )
         for i in range(count)
     ]
+
+
+def _machine(number: int, family: int) -> IPv4Address | IPv6Address:
+    return IPv6Address(_FIRST_BACKEND6 + number) if family == 6 else IPv4Address(_FIRST_BACKEND + number)
 
 
 def _spread(values: list[float]) -> float:

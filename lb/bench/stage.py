@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """What benchmarks between network namespaces have in common: the namespaces, our daemons in them, and a clean end.
 
-Used by :mod:`lb.bench.packet_rate` and :mod:`lb.bench.latency`. A :class:`Daemon` belongs to whoever started it; all
-of this is called from one thread.
+A :class:`Stage` owns namespaces, programs and a directory; all of it is gone when it is left, and what a killed run
+left behind the next one removes (:func:`lb.netns.reap`). All of this is called from one thread.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from lb import netns
 from lb.control import request
 from lb.errors import ControlError, FeatureError, IoError, PrivilegeError, RequestError
 from lb.model import IoMode
 from lb.privileges import Capability, missing
+
+ProgramT = TypeVar("ProgramT", bound="Program")
 
 READY_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
@@ -34,10 +39,15 @@ def check(io: IoMode, command: str, programs: Mapping[str, str]) -> None:
     with the package that brings it."""
     if io is IoMode.XDP:
         raise RequestError('AF_XDP ("xdp") is not available in this version; measure "packet" or "tun"')
+    needs(command, programs)
+
+
+def needs(command: str, programs: Mapping[str, str]) -> None:
+    """As :func:`check`, whatever the I/O mode."""
     if missing(_NEEDED):
         raise PrivilegeError(f"{command} makes network namespaces of its own, which needs root: run it with sudo")
     for program, package in programs.items():
-        if shutil.which(program) is None:
+        if shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is None:
             raise FeatureError(f"{program} is not installed: install the package {package}")
 
 
@@ -69,6 +79,14 @@ def _delete(namespace: str) -> None:
         netns.ip("netns", "del", namespace)
 
 
+def load_rules(namespace: str, rules: str) -> None:
+    """A ruleset of nft into the namespace."""
+    command = ["ip", "netns", "exec", namespace, "nft", "-f", "-"]
+    done = subprocess.run(command, input=rules, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise IoError(f"nft: {done.stderr.strip()}")
+
+
 def wait(question: Callable[[], bool], what: str, seconds: float = READY_TIMEOUT) -> None:
     """Asks until the answer is yes; :class:`IoError` when that takes too long."""
     deadline = time.monotonic() + seconds
@@ -91,25 +109,53 @@ def ticks(cpus: Iterable[int]) -> tuple[int, int]:
     return total, stolen
 
 
-class Daemon:
-    """A Python module that runs as a program in a namespace, and ends with us even if we are killed."""
+_CPUCLOCK_SCHED = 2
 
-    def __init__(
-        self, namespace: str, module: str, arguments: Iterable[str | Path], log: Path, prefix: Iterable[str] = ()
-    ) -> None:
-        self._module = module
+
+class Program:
+    """A program in a namespace, which ends with us even if we are killed; what it prints goes to a file."""
+
+    def __init__(self, namespace: str, name: str, command: Iterable[str | Path], log: Path) -> None:
+        self.name = name
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [
-                    *("ip", "netns", "exec", namespace, "setpriv", "--pdeathsig", "TERM", *prefix),
-                    *(sys.executable, "-P", "-m", module, *arguments),
-                ],
+                [*("ip", "netns", "exec", namespace, "setpriv", "--pdeathsig", "TERM"), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def check(self) -> None:
+        """:class:`IoError` once it has ended."""
+        if self.process.poll() is not None:
+            raise IoError(f"{self.name} ended with {self.process.returncode}; {self.last_words()}")
+
+    def last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return f"its last line was: {lines[-1]}" if lines else "it said nothing"
+
+    def cpu_ns(self) -> int:
+        """CPU time that it has used, all its threads."""
+        return time.clock_gettime_ns(~self.process.pid << 3 | _CPUCLOCK_SCHED)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class Daemon(Program):
+    """One of ours, by its Python module."""
+
+    def __init__(
+        self, namespace: str, module: str, arguments: Iterable[str | Path], log: Path, prefix: Iterable[str] = ()
+    ) -> None:
+        super().__init__(namespace, module, [*prefix, sys.executable, "-P", "-m", module, *arguments], log)
 
     def row(self, socket: Path, what: str) -> dict[str, Any]:
         """The row that ``lb get`` shows of it; empty while its socket is not there."""
@@ -120,19 +166,45 @@ class Daemon:
             return {}
         return found
 
-    def check(self) -> None:
-        """:class:`IoError` once it has ended."""
-        if self.process.poll() is not None:
-            raise IoError(f"{self._module} ended with {self.process.returncode}; {self.last_words()}")
 
-    def last_words(self) -> str:
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return f"its last line was: {lines[-1]}" if lines else "it said nothing"
+def memory_directory(prefix: str) -> tempfile.TemporaryDirectory[str]:
+    """A directory in memory, where the machine has such a place: no disk takes part in what is measured."""
+    place = str(netns.MEMORY) if netns.MEMORY.is_dir() else None
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
 
-    def stop(self) -> None:
-        self.process.terminate()
+
+class Stage:
+    """What a benchmark plays on. A subclass says in ``_build`` what stands on it, and gives what must end with it to
+    ``_resources``; last in is first out."""
+
+    def __init__(self) -> None:
+        self._prefix = netns.unique_prefix()
+        self._resources = contextlib.ExitStack()
+        self.directory = Path(
+            self._resources.enter_context(tempfile.TemporaryDirectory(prefix=self._prefix, ignore_cleanup_errors=True))
+        )
+
+    def __enter__(self) -> Self:
         try:
-            self.process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+            self._build()
+        except BaseException:
+            self._resources.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    def _build(self) -> None:
+        raise NotImplementedError
+
+    def _space(self, role: str) -> str:
+        """The name of its namespace."""
+        return f"{self._prefix}-{role}"
+
+    def _keep(self, program: ProgramT) -> ProgramT:
+        """Stops it in the end."""
+        self._resources.callback(program.stop)
+        return program

@@ -4,11 +4,44 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from lb.cli.output import console, example, output_option, plural, print_json, size, table
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+# ---- options of more than one benchmark ----
+
+
+def _io_option(function: F) -> F:
+    return click.option(
+        "--io",
+        type=click.Choice(["xdp", "packet", "tun"]),
+        default="packet",
+        show_default=True,
+        help="How packets come in and go out.",
+    )(function)
+
+
+def _seconds(default: float, least: float, words: str = "To measure for.") -> Callable[[F], F]:
+    kind = click.FloatRange(least, 3600)
+    return click.option("--seconds", type=kind, default=default, show_default=True, help=words)
+
+
+def _many(name: str, default: int, most: int, words: str) -> Callable[[F], F]:
+    return click.option(name, type=click.IntRange(1, most), default=default, show_default=True, help=words)
+
+
+_live_flows = _many("--flows", 1_000_000, 100_000_000, "Live flows.")
+_table_flows = _many("--flows", 1_000_000, 100_000_000, "[mux] flows.")
+_live = _many("--live", 10_000, 1_000_000, "That stay open.")
+
+
+# ---- the benchmarks ----
 
 
 @click.group("bench", epilog=example("lb bench pipeline --mode flood"))
@@ -17,7 +50,7 @@ def command() -> None:
 
 
 @command.command("pipeline", epilog=example("lb bench pipeline --mode flood --flows 100000 --seconds 2"))
-@click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="Live flows.")
+@_live_flows
 @click.option(
     "--mode",
     type=click.Choice(["hit", "flood", "mix", "stateless", "miss"]),
@@ -27,19 +60,28 @@ def command() -> None:
 )
 @click.option("--backends", type=click.IntRange(1, 4095), default=100, show_default=True, help="For each service.")
 @click.option("--services", type=click.IntRange(1, 32767), default=1, show_default=True)
-@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=5.0, show_default=True, help="To measure for.")
+@click.option("--family", type=click.Choice(["4", "6"]), default="4", show_default=True, help="Of IP.")
+@_seconds(5.0, 0.1)
 @output_option
-def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: float, as_json: bool) -> None:
+def pipeline(
+    *, flows: int, mode: str, backends: int, services: int, family: str, seconds: float, as_json: bool
+) -> None:
     """Measure the in-memory data plane: nanoseconds per packet, and bytes per flow."""
     from lb.bench.pipeline import bench_pipeline  # noqa: PLC0415  brings the extension
 
-    result = bench_pipeline(flows=flows, mode=mode, backends=backends, services=services, seconds=seconds)
+    result = bench_pipeline(
+        flows=flows, mode=mode, backends=backends, services=services, seconds=seconds, family=int(family)
+    )
     if as_json:
         print_json(result.as_dict())
         return
     spread = f"{min(result.runs):.1f} to {max(result.runs):.1f}, {len(result.runs)} runs"
     for name, text in (
-        ("mode", f"{mode}, {plural(flows, 'flow')}, {plural(services, 'service')} of {plural(backends, 'backend')}"),
+        (
+            "mode",
+            f"{mode}, IPv{family}, {plural(flows, 'flow')}, {plural(services, 'service')}"
+            f" of {plural(backends, 'backend')}",
+        ),
         ("packet", f"{result.ns_per_packet:.1f} ns, median ({spread} of {result.packets_per_run:,} packets)"),
         ("rate", f"{1000 / result.ns_per_packet:.1f} million packets per second on one core"),
         ("flow", f"{result.bytes_per_flow:.1f} bytes, {size(int(result.bytes_per_flow * flows))} in all"),
@@ -54,8 +96,8 @@ def pipeline(*, flows: int, mode: str, backends: int, services: int, seconds: fl
 @command.command("wear", epilog=example("lb bench wear --hours 0.1 --flows 100000"))
 @click.option("--connections-per-second", type=click.IntRange(10, 1_000_000), default=5000, show_default=True)
 @click.option("--hours", type=click.FloatRange(0.001, 1000), default=1.0, show_default=True, help="Of simulated time.")
-@click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="[mux] flows.")
-@click.option("--live", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="That stay open.")
+@_table_flows
+@_live
 @output_option
 def wear(*, connections_per_second: int, hours: float, flows: int, live: int, as_json: bool) -> int:
     """Open and close connections for hours of simulated time, then drain half of the backends.
@@ -84,8 +126,8 @@ def wear(*, connections_per_second: int, hours: float, flows: int, live: int, as
 @click.option(
     "--apart-ms", type=click.FloatRange(0, 10_000), default=0.0, show_default=True, help="Of the two packets."
 )
-@click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="[mux] flows.")
-@click.option("--live", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="That stay open.")
+@_table_flows
+@_live
 @click.option("--new", type=click.IntRange(1, 1_000_000), default=5000, show_default=True, help="A minute later.")
 @output_option
 def acks(*, rate: int, seconds: float, apart_ms: float, flows: int, live: int, new: int, as_json: bool) -> int:
@@ -125,14 +167,8 @@ def rollouts(*, rollouts: int, services: int, backends: int, seconds: float, as_
 
 
 @command.command("io", epilog=example("lb bench io --io packet --seconds 3"))
-@click.option(
-    "--io",
-    type=click.Choice(["xdp", "packet", "tun"]),
-    default="packet",
-    show_default=True,
-    help="How packets come in and go out.",
-)
-@click.option("--seconds", type=click.FloatRange(1, 3600), default=10.0, show_default=True, help="To measure for.")
+@_io_option
+@_seconds(10.0, 1)
 @output_option
 def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
     """Measure a real lb-mux between network namespaces: packets per second, CPU and loss. Needs root."""
@@ -162,14 +198,8 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
 
 
 @command.command("latency", epilog=example("lb bench latency --io tun"))
-@click.option(
-    "--io",
-    type=click.Choice(["xdp", "packet", "tun"]),
-    default="packet",
-    show_default=True,
-    help="How packets come in and go out.",
-)
-@click.option("--seconds", type=click.FloatRange(1, 3600), default=10.0, show_default=True, help="To measure for.")
+@_io_option
+@_seconds(10.0, 1)
 @output_option
 def latency(*, io: str, seconds: float, as_json: bool) -> None:
     """Measure what a MUX adds to a lone request, beside the same path without it. Needs root."""
@@ -201,6 +231,38 @@ def latency(*, io: str, seconds: float, as_json: bool) -> None:
     click.echo(f"microseconds, 50th / 99th percentile, medians of {len(result.runs)} rounds; {result.noise:.0%} spread")
     click.echo(f"{result.io}: {result.mode}; decapsulation {result.decap}; {result.steal:.1%} steal")
     click.echo(f"{result.cpu}, commit {result.commit}")
+
+
+@command.command("peers", epilog=example("lb bench peers --only direct --only nft-dnat --only vipmux-packet"))
+@click.option("--only", multiple=True, metavar="WAY", help="Not all ways, but this one; may be repeated.")
+@click.option("--part", type=click.Choice(["http", "packets"]), help="Not both.")
+@click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True)
+@_seconds(1.0, 0.1, "For each measurement in a round; a way takes some seven in each.")
+@click.option(
+    "--offloads", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Of the links, for HTTP."
+)
+@output_option
+def peers(*, only: tuple[str, ...], part: str | None, rounds: int, seconds: float, offloads: str, as_json: bool) -> int:
+    """Measure vipmux beside kernel forwarding, nftables, IPVS, HAProxy and nginx on one topology. Needs root.
+
+    Ways are direct, kernel, nft-stateless, nft-dnat, ipvs, haproxy, nginx, and vipmux-IO for each I/O mode. What cannot
+    be measured here is named with its reason. Exits 1 if a request failed.
+    """
+    from lb.bench.peers import PARTS, bench_peers, lines  # noqa: PLC0415  brings the extension
+
+    result = bench_peers(
+        only=only,
+        parts=(part,) if part else PARTS,
+        rounds=rounds,
+        seconds=seconds,
+        offloads=offloads == "on",
+        say=lambda line: click.echo(line, err=True),
+    )
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        click.echo("\n".join(lines(result)))
+    return 0 if result.sound else 1
 
 
 @command.command("control", epilog=example("lb bench control --services 1000 --agents 20 --changes 30 --churn 5"))
@@ -273,8 +335,8 @@ def control(
 
 
 @command.command("all", epilog=example("lb bench all --seconds 2"))
-@click.option("--flows", type=click.IntRange(1, 100_000_000), default=1_000_000, show_default=True, help="Live flows.")
-@click.option("--seconds", type=click.FloatRange(1, 3600), default=5.0, show_default=True, help="For each measurement.")
+@_live_flows
+@_seconds(5.0, 1, "For each measurement.")
 @output_option
 def everything(*, flows: int, seconds: float, as_json: bool) -> None:
     """Measure every mode of pipeline and I/O, one after the other, into one table."""

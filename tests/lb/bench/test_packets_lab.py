@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb bench io`` and ``latency`` measure, answer with the names that others rely on, and leave nothing behind."""
+"""``lb bench io``, ``latency`` and ``peers`` measure, answer with the names that others rely on, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 def left_by(pid: int) -> list[str]:
     """Namespaces and directories with the number of a process in their names."""
-    places = (netns.NETNS, Path(tempfile.gettempdir()))
+    places = (netns.NETNS, Path(tempfile.gettempdir()), netns.MEMORY)
     return [str(path) for place in places if place.is_dir() for path in place.glob(f"vipmux-{pid}-*")]
 
 
@@ -135,3 +135,23 @@ def test_what_a_killed_run_leaves_is_ended_by_the_kernel_and_removed_by_the_next
     _, error = finish(following)
     assert following.returncode == 0, error
     assert left_by(killed.pid) == []
+
+
+@pytest.mark.lab
+def test_peers_are_measured_in_one_run_which_leaves_nothing() -> None:
+    only = [word for name in ("direct", "nft-dnat", "haproxy", "vipmux-packet") for word in ("--only", name)]
+    process = start("peers", *only, "--rounds", "1", "--seconds", "0.1", "--json")
+    out, error = finish(process)
+    assert process.returncode == 0, error
+    answer: dict[str, Any] = json.loads(out)
+    left_out = answer["left_out"]
+    assert {"direct", "nft-dnat", "haproxy", "vipmux-packet"} == answer["http"].keys() | left_out.keys() - {
+        "haproxy (packets)"
+    }
+    for name in ("direct", "nft-dnat", "vipmux-packet"):
+        figures = answer["http"][name]["figures"]
+        assert all(figures[key]["median"] > 0 for key in figures if not key.startswith("cpu")), (name, figures)
+        assert answer["http"][name]["errors"] == 0
+    assert answer["packets"].keys() == {"nft-dnat", "vipmux-packet"}
+    assert all(way["figures"]["mpps"]["median"] > 0.01 for way in answer["packets"].values())
+    assert left_by(process.pid) == []

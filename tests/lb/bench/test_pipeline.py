@@ -6,12 +6,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("lb._dataplane")
+
+from lb.bench.pipeline import bench_services
+from lb.dataplane import REASONS, Bench, BenchMode, Link, Pipeline
+from lb.forwarding import Compiler
+from lb.model import MuxSettings
 
 ROOT = Path(__file__).parents[3]
 
@@ -28,6 +34,32 @@ def test_bench_pipeline_answers_as_the_contract_says(mode: str) -> None:
     assert {"ns_per_packet", "runs", "packets_per_run", "bytes_per_flow", "noise", "cpu", "commit"} <= set(result)
     assert min(result["runs"]) <= result["ns_per_packet"] <= max(result["runs"])
     assert result["packets_per_run"] > 0
+
+
+def test_the_family_is_of_ones_choice() -> None:
+    result = answer("bench", "pipeline", "--family", 6, "--flows", 20_000, "--seconds", 0.1, "--json")
+    assert (result["family"], result["ns_per_packet"] > 0) == (6, True)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(("mode", "reasons"), [(BenchMode.HIT, {"forwarded"}), (BenchMode.MISS, {"not_vip"})])
+def test_packets_of_the_benchmark_are_what_it_says(family: int, mode: BenchMode, reasons: set[str]) -> None:
+    """Or a benchmark of nothing would look fast."""
+    settings = MuxSettings(
+        name="bench",
+        address=IPv4Address("192.0.2.1"),
+        address6=IPv6Address("2001:db8::1"),
+        seed=bytes(range(16)),
+        interface="",
+        flows=10_000,
+        slots=4093,
+    )
+    forwarding = Compiler(settings).compile(bench_services(3, 5, family))
+    pipeline = Pipeline(10_000, Link.SWAP)
+    Bench(pipeline, forwarding.offline_snapshot(), mode, 1000).run(0.05)
+    counters = pipeline.counters()
+    assert {reason.name for reason, packets in zip(REASONS, counters.reasons, strict=True) if packets} == reasons
+    assert sum(counters.flows.live) == (1000 if mode is BenchMode.HIT else 0)
 
 
 def test_bench_takes_many_services_and_backends() -> None:

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``lb bench peers``: what it makes of its samples, and that nothing is left out silently."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("lb._dataplane")
+
+from lb.bench.http_load import Load, read_wrk
+from lb.bench.peers import Figure, Measured, PeersBench, bench_peers, cell, lines, names
+from lb.bench.peers_ways import Return, ways
+from lb.errors import IoError, RequestError
+from lb.model import IoMode
+
+WRK = """\
+Running 1s test @ http://10.0.0.1/
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   442.54us  252.13us   5.67ms   93.80%
+  40321 requests in 1.10s, 6.15MB read
+  Socket errors: connect 0, read 3, write 1, timeout 0
+  Non-2xx or 3xx responses: 7
+Requests/sec:  36655.20
+Transfer/sec:      5.59MB
+"""
+
+
+def result(**changed: object) -> PeersBench:
+    values: dict[str, object] = {
+        "http": {"direct": Measured("no load balancer", {"keep_p50_us": Figure.of([71.0, 62.0, 88.0])}, steal=0.021)},
+        "packets": {},
+        "left_out": {"ipvs": "this kernel has no IPVS (module ip_vs)"},
+        "offloads": False,
+        "rounds": 3,
+        "seconds": 1.0,
+        "cpu": "a processor",
+        "kernel": "Linux 6.1",
+        "date": "2026-01-02",
+        "commit": "0.1.0",
+    }
+    return PeersBench(**(values | changed))  # type: ignore[arg-type]
+
+
+def test_every_io_mode_of_the_project_is_a_way() -> None:
+    assert {way.io for way in ways() if way.io} == set(IoMode) - {IoMode.AUTO}
+
+
+def test_names_are_told_apart() -> None:
+    assert len(set(names())) == len(names()) == len(ways()) + 1
+
+
+def test_what_ends_connections_forwards_no_packets() -> None:
+    assert {way.name for way in ways() if not way.forwards} == {"haproxy", "nginx", "ipvs"}
+
+
+def test_rules_of_the_kernels_ways_name_vip_and_backend() -> None:
+    for way in ways():
+        if way.rules is not None:
+            text = way.rules("198.18.0.1", "10.2.0.1")
+            assert "198.18.0.1" in text
+            assert "10.2.0.1" in text
+            assert way.back is Return.THROUGH
+
+
+def test_an_unknown_way_is_refused_with_all_names() -> None:
+    with pytest.raises(RequestError, match=r"--only lvs: no such way; there are direct, kernel, .*vipmux-tun"):
+        bench_peers(only=["lvs"], parts=("http",), rounds=1, seconds=1.0, offloads=True, say=print)
+
+
+def test_figures_have_median_and_spread() -> None:
+    figure = Figure.of([71.0, 62.0, 88.0])
+    assert (figure.median, figure.min, figure.max) == (71.0, 62.0, 88.0)
+    assert cell(figure, 0) == "71 [62-88]"
+    assert cell(None, 0) == "-"
+
+
+def test_the_table_says_spread_steal_and_what_was_left_out() -> None:
+    text = "\n".join(lines(result()))
+    assert "direct  71 [62-88]" in text
+    assert "2.1%" in text
+    assert "ipvs was left out: this kernel has no IPVS (module ip_vs)" in text
+    assert "offloads off" in text
+    assert "a processor, Linux 6.1, 2026-01-02, commit 0.1.0" in text
+
+
+def test_failed_requests_are_said_and_make_the_run_unsound() -> None:
+    failed = result(http={"nginx": Measured("nginx stream", errors=3)})
+    assert "nginx: 3 requests of wrk failed" in lines(failed)
+    assert not failed.sound
+    assert result().sound
+
+
+def test_wrk_is_read_with_all_its_errors() -> None:
+    assert read_wrk(WRK) == Load(36655.2, 40321, 11)
+
+
+def test_wrk_that_says_something_else_is_an_error() -> None:
+    with pytest.raises(IoError, match="unable to connect"):
+        read_wrk("unable to connect to 10.0.0.1:80 Connection refused")
