@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb bench io``, ``latency`` and ``peers`` measure, answer with the names others rely on, and leave nothing behind."""
+"""``lb bench io``, ``latency`` and ``peers`` answer with the names of the contract, and leave nothing behind."""
 
 from __future__ import annotations
 
