@@ -259,6 +259,9 @@ class Controller:
     def touched(self, vips: Iterable[str] | None) -> None:
         self.planner.touched(vips)
 
+    def acknowledged(self, vips: Iterable[str]) -> None:
+        self.planner.acknowledged(vips)
+
     def touched_at(self, addresses: Iterable[Address]) -> None:
         known = self.desired
         names = {name for address in addresses for name in known.by_address.get(address, ())}

@@ -92,6 +92,10 @@ class Listener(Protocol):
         """Something happened that the plan of these VIPs (None: of all) depends on."""
         ...
 
+    def acknowledged(self, vips: Iterable[str]) -> None:
+        """A node has what the plans of these VIPs gave it."""
+        ...
+
     def touched_at(self, addresses: Iterable[Address]) -> None:
         """Another agent, or none, is at these addresses now."""
         ...
@@ -139,7 +143,7 @@ class Entry:
     live_generation: int = 0  #: 0: it has acknowledged nothing since the manager began
     live: NodeState | None = None
     pending_since: float | None = None  #: since when it owes an acknowledgement, by the steady clock
-    owes: dict[int, frozenset[str]] = field(default_factory=dict)  #: generation -> VIPs that were planned for it
+    owes: dict[int, frozenset[str]] = field(default_factory=dict)  #: generation -> VIPs that it told news of
     late: bool = False
     refused: str | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)  #: what of its live state it does not serve, and why
@@ -290,7 +294,7 @@ class NodeHub:
         self._map_addresses()
 
     def want(self, states: Mapping[str, NodeState], vips: Iterable[str], *, complete: bool = True) -> list[str]:
-        """What nodes should have from now on, and the VIPs that were planned anew; returns whose state changed.
+        """What nodes should have from now on, and the VIPs that something is new of; returns whose state changed.
         Not ``complete``: other VIPs wait for their turn, and a node that is new here waits as well, for it must not
         take half of its state for all."""
         compared: dict[tuple[int, int], bool] = {}  # sections that many nodes share are compared once
@@ -455,6 +459,8 @@ class NodeHub:
         self._say_left_out(entry, left_out)
         entry.left_out = left_out
         known = entry.live is not None and entry.refused is None and not entry.late
+        # Which MUXes' tunnels an agent accepts is of no VIP, and matters to all that it serves.
+        known = known and entry.live is not None and entry.live.get("muxes") == state.get("muxes")
         if entry.refused is not None:
             self._listener.happened(_subject(entry), "accepted its state")
         entry.live, entry.live_generation, entry.refused = state, generation, None
@@ -614,7 +620,7 @@ class NodeHub:
         vips: set[str] = set()
         for number in owed:
             vips |= entry.owes.pop(number)
-        self._listener.touched(vips)
+        self._listener.acknowledged(vips)
 
     def _say_sessions(self, entry: Entry, body: Mapping[str, Any]) -> None:
         """BGP sessions that came up or went down since the last status."""

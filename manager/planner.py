@@ -2,10 +2,12 @@
 """Plans what was touched, and has nodes told: the part of the manager that a backend's end must not wait in.
 
 Everything that happens marks the VIPs that it touches (:meth:`Planner.touched`). One task then takes turns: what is
-small first, then a bounded part of what is large, so that ten thousand services that come at once hold up a verdict for
-one turn at most. A turn is plain work in the event loop: it awaits neither the disk (:class:`manager.journal.Journal`
-writes beside it) nor an operator's change (:class:`manager.writer.Writer`), nor anybody else. Only a VIP's new
-announcements are held back until they are written; the rest of the same plan is told at once.
+small first, then a bounded part of what is large or only goes on (acknowledgements), so that ten thousand services that
+come at once hold up a verdict for one turn at most. A turn is plain work in the event loop: it awaits neither the disk
+(:class:`manager.journal.Journal` writes beside it) nor an operator's change (:class:`manager.writer.Writer`), nor
+anybody else. Only a VIP's new announcements are held back until they are written; the rest of the same plan is told at
+once. A node owes an acknowledgement of the VIPs that it is told something new of, and no others: else what is planned
+often would be planned again with each answer, for ever.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ from manager.journal import Grant, Journal
 from manager.nodes import NodeHub
 from manager.plan import coupled, plan, replan
 from manager.states import replaced
-from manager.world import AGENT, MUX, Memory, Plan, Tables, World
+from manager.world import AGENT, MUX, Memory, Plan, Tables, VipPlan, World
 
 #: Of something large, how many VIPs are planned in one turn.
-TURN = 50
+TURN = 25
+#: So many at once are something large.
+LARGE = 50
 #: A VIP that could not be planned is tried again after so long, seconds; and of so many the log has the traceback.
 AGAIN, TRACEBACKS = 10.0, 3
 #: Tables of services that are gone are cleared away after so many plans.
@@ -65,7 +69,8 @@ class Planner:
         self._around = around
         self._tables = Tables()
         self._touched: set[str] = set()
-        self._backlog: set[str] = set()  # touched as well, but by something large
+        self._followed: set[str] = set()  # touched as well, by who acknowledged what it was told of them
+        self._backlog: set[str] = set()  # touched as well, by something large
         self._written: set[str] = set()  # VIPs whose announcements were held back, and need be no longer
         self._due: dict[str, float] = {}  # VIPs that time alone makes another plan of, and when (steady clock)
         self._large_next = False
@@ -80,7 +85,13 @@ class Planner:
             desired = self._around.desired()
             vips = {*self.plan.vips, *desired.by_vip, *desired.retiring_by_vip}
         found = set(vips)
-        (self._touched if len(found) <= TURN else self._backlog).update(found)
+        (self._touched if len(found) <= LARGE else self._backlog).update(found)
+        self._wake.set()
+
+    def acknowledged(self, vips: Iterable[str]) -> None:
+        """A node has what it was told of these VIPs, so the next step may be due. Beside something large these are
+        many, from every node, and a verdict passes them."""
+        self._followed.update(vips)
         self._wake.set()
 
     def written(self, vips: set[str]) -> None:
@@ -105,7 +116,8 @@ class Planner:
     @property
     def busy(self) -> bool:
         """Whether nodes may still be to be told of something that happened."""
-        return bool(self._touched or self._backlog or self._written or self._wake.is_set() or self._journal.unwritten)
+        waiting = self._touched or self._followed or self._backlog
+        return bool(waiting or self._written or self._wake.is_set() or self._journal.unwritten)
 
     # -- turns --------------------------------------------------------------------------------------------------
 
@@ -116,8 +128,8 @@ class Planner:
         self._journal.trim(memory, self.plan.memory)
 
     def plan_all(self) -> None:
-        self._touched.clear()
-        self._backlog.clear()
+        for waiting in (self._touched, self._followed, self._backlog):
+            waiting.clear()
         old, self.plan = self.plan, plan(self._world())
         vips = {*old.vips, *self.plan.vips}
         self._note_due(vips)
@@ -134,22 +146,19 @@ class Planner:
             self.turns += 1
             async with self.turned:
                 self.turned.notify_all()
-            if self._touched or self._backlog:
+            if self._touched or self._followed or self._backlog:
                 self._wake.set()
                 await asyncio.sleep(0)  # whoever else has something to do
 
     def _turn(self) -> None:
         """Plans a bounded part of what was touched, and tells the nodes."""
-        if self._backlog and (self._large_next or not self._touched):
-            touched = {self._backlog.pop() for _ in range(min(TURN, len(self._backlog)))}
-            self._large_next = False
-        else:
-            touched, self._touched = self._touched, set()
-            self._large_next = True  # so that neither starves the other
+        touched = self._next()
         written, self._written = self._written, set()
+        news: set[str] = set()
         if touched or self._nodes_differ():
             touched = coupled(self.plan, self._around.desired(), touched)
             old, self.plan = self.plan, replan(self.plan, self._world(), touched)
+            news = {vip for vip in touched if _told(old.vips.get(vip)) != _told(self.plan.vips.get(vip))}
             self._note_due(touched)
             self._say_failed(old)
             self._journal.note(old, self.plan, touched)
@@ -158,7 +167,18 @@ class Planner:
             self._forget_tables()
         elif not written:
             return
-        self._tell(touched | written)
+        self._tell(news | written)
+
+    def _next(self) -> set[str]:
+        """What is planned in this turn: by turns what is small, and of the rest what goes on before what begins, so
+        that none starves another."""
+        if self._touched and not (self._large_next and (self._followed or self._backlog)):
+            touched, self._touched = self._touched, set()
+            self._large_next = True
+            return touched
+        self._large_next = False
+        touched = {self._followed.pop() for _ in range(min(TURN, len(self._followed)))}
+        return touched | {self._backlog.pop() for _ in range(min(TURN - len(touched), len(self._backlog)))}
 
     def _say_failed(self, old: Plan) -> None:
         """Once for each reason; the events have it too (manager.events)."""
@@ -233,6 +253,13 @@ class Planner:
             return replace(service, backends=backends)
 
         return told
+
+
+def _told(found: VipPlan | None) -> tuple[object, ...] | None:
+    """What nodes are told of a VIP."""
+    if found is None:
+        return None
+    return found.tables, found.agents, found.granted, found.announcement, found.panic
 
 
 def _without(states: Mapping[str, NodeState], grants: Collection[Grant]) -> Mapping[str, NodeState]:

@@ -112,11 +112,12 @@ async def test_a_verdict_is_told_before_a_change_of_thousands_is_committed(tmp_p
         assert (await applying).version == before + 1
 
 
-async def test_a_verdict_passes_what_is_planned_for_thousands(tmp_path: Path) -> None:
-    """At most one turn for the many lies between."""
+@pytest.mark.parametrize("why", ["touched", "acknowledged"])
+async def test_a_verdict_passes_what_is_planned_for_thousands(tmp_path: Path, why: str) -> None:
+    """At most one turn for the many lies between, whether they are changed or nodes have them."""
     async with serving(tmp_path) as (controller, site):
-        many = {f"203.0.{n // 250}.{n % 250}/32" for n in range(20 * TURN)}
-        controller.touched(many)
+        many = {f"203.0.{n // 250}.{n % 250}/32" for n in range(40 * TURN)}
+        getattr(controller, why)(many)
         await asyncio.sleep(0)
         site.hosts[0].report("web", "web-1", False)
         begun = controller.planner.turns
@@ -125,6 +126,37 @@ async def test_a_verdict_passes_what_is_planned_for_thousands(tmp_path: Path) ->
         assert controller.planner.turns - begun <= 4
         assert controller.planner.busy
         assert await controller.followed(5.0) == [], "the many are planned as well"
+
+
+async def test_a_node_owes_word_of_what_is_new_to_it_and_of_nothing_else(tmp_path: Path) -> None:
+    """Else each answer would have all planned again that was planned beside it, and verdicts would wait for that."""
+    async with serving(tmp_path) as (controller, site):
+        await controller.apply([service("dns", "203.0.113.11")], WHO)
+        assert await controller.followed(5.0) == []
+        told: list[set[str]] = []
+        want = controller.hub.want
+
+        def noted(states: Any, vips: Any, **how: Any) -> list[str]:
+            changed = want(states, vips, **how)
+            told.extend([set(vips)] * bool(changed))
+            return changed
+
+        controller.hub.want = noted  # type: ignore[method-assign]
+        controller.touched({VIP, "203.0.113.11/32"})
+        await reaches_every_mux(site, up=False)
+        assert told[0] == {VIP}
+
+
+async def test_an_agent_that_accepts_another_mux_has_all_its_vips_planned(tmp_path: Path) -> None:
+    """Whose tunnels it takes is of no VIP, and every VIP waits for it."""
+    async with serving(tmp_path) as (controller, site):
+        host = site.hosts[0]
+        before = controller.hub.entries[host.id].live
+        controller.hub.entries[host.id].live = {**before, "muxes": {}} if before else None
+        touched: list[set[str]] = []
+        controller.planner.touched = lambda vips: touched.append(set(vips or ()))  # type: ignore[method-assign]
+        controller.hub.live(host, controller.hub.entries[host.id].live_generation, before or {})
+        assert {VIP} in touched
 
 
 async def test_a_verdict_waits_for_no_thousand_nodes_that_join(tmp_path: Path) -> None:

@@ -233,6 +233,9 @@ class Stage:
     def touched(self, vips: Iterable[str] | None) -> None:
         self.planner.touched(vips)
 
+    def acknowledged(self, vips: Iterable[str]) -> None:
+        self.planner.acknowledged(vips)
+
     def touched_at(self, addresses: Iterable[Address]) -> None:
         self.planner.touched(None)
 
