@@ -98,6 +98,7 @@ struct mux_config {
 	uint32_t link;
 	uint32_t detect_partial;
 	uint32_t first_id;
+	uint32_t vector;
 };
 struct service_counters {
 	uint64_t packets;
@@ -133,10 +134,13 @@ struct mux_answer {
 };
 struct mux;
 /*
- * flows 0: no table, every packet by Maglev.  link: enum mux_link.  destroy while a worker runs it lets go of it; that ends it.
+ * flows 0: no table, every packet by Maglev.  link: enum mux_link.  vector: enum vector_level, -ENOTSUP: not here.  destroy while a worker runs it lets go of it; that ends it.
  */
 int mux_create(const struct mux_config *config, struct mux **out);
 void mux_destroy(struct mux *mux);
+/* Levels of vector instructions: their names by number (NULL: no more), and the one that a pipeline runs with. */
+const char *vector_name(uint32_t level);
+const char *mux_vector(const struct mux *mux);
 /*
  * What a packet of the tuple would get; touches nothing.  mux NULL: a new flow.  answer->service is NULL where there is none, and
  * good as long as the snapshot is.  While a worker runs the mux: worker_ask_lookup().

@@ -49,6 +49,11 @@ struct pipeline *mux_pipeline(struct mux *mux)
 	return &mux->pipeline;
 }
 
+const char *mux_vector(const struct mux *mux)
+{
+	return mux->vector->name;
+}
+
 /* Each whole, while a worker may write them. */
 static void copy_counters(uint64_t *out, const uint64_t *from, size_t count)
 {

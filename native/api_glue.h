@@ -41,6 +41,7 @@ uint32_t reason_verdict(uint32_t reason);
 const uint16_t *maglev_slots(const struct maglev *table);
 uint16_t flow_ticks_of(uint32_t seconds);
 struct pipeline *mux_pipeline(struct mux *mux);
+const char *mux_vector(const struct mux *mux);
 void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reasons, struct flow_counters *flows);
 const struct service_counters *mux_service_counters(const struct mux *mux);
 const uint64_t *mux_backend_counters(const struct mux *mux);

@@ -11,17 +11,17 @@
 #define SIP_2 0x6c7967656e657261u
 #define SIP_3 0x7465646279746573u
 
-static inline uint32_t ror32(uint32_t x, unsigned n)
+static ALWAYS_INLINE uint32_t ror32(uint32_t x, unsigned n)
 {
 	return x >> n | x << (32 - n);
 }
 
-static inline uint32_t rol32(uint32_t x, unsigned n)
+static ALWAYS_INLINE uint32_t rol32(uint32_t x, unsigned n)
 {
 	return x << n | x >> (32 - n);
 }
 
-static inline uint64_t rol64(uint64_t x, unsigned n)
+static ALWAYS_INLINE uint64_t rol64(uint64_t x, unsigned n)
 {
 	return x << n | x >> (64 - n);
 }
@@ -119,7 +119,7 @@ uint64_t flow_tuple_hash(const struct flow_seed *seed, const struct flow_tuple *
 }
 
 /* One round over all lanes, so that it becomes vector instructions of 2, 4 or 8 lanes. */
-static inline void sip_round_lanes(uint64_t v[4][SIP_LANES])
+static ALWAYS_INLINE void sip_round_lanes(uint64_t v[4][SIP_LANES])
 {
 	for (unsigned i = 0; i < SIP_LANES; i++) {
 		uint64_t lane[4] = { v[0][i], v[1][i], v[2][i], v[3][i] };
@@ -133,7 +133,7 @@ static inline void sip_round_lanes(uint64_t v[4][SIP_LANES])
 }
 
 /* Takes a word in, as siphash13() does. */
-static inline void sip_word_lanes(uint64_t v[4][SIP_LANES], const uint64_t word[SIP_LANES])
+static ALWAYS_INLINE void sip_word_lanes(uint64_t v[4][SIP_LANES], const uint64_t word[SIP_LANES])
 {
 	for (unsigned i = 0; i < SIP_LANES; i++)
 		v[3][i] ^= word[i];
@@ -142,9 +142,8 @@ static inline void sip_word_lanes(uint64_t v[4][SIP_LANES], const uint64_t word[
 		v[0][i] ^= word[i];
 }
 
-MULTIVERSION
-void flow_hash4_burst(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports, uint64_t *out,
-		      unsigned count)
+static ALWAYS_INLINE void hash4_burst(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
+				      uint64_t *out, unsigned count)
 {
 	uint64_t v[4][SIP_LANES], words[3][SIP_LANES];
 
@@ -192,8 +191,8 @@ uint64_t flow_unscramble(const struct flow_seed *seed, uint64_t scrambled)
 }
 
 /* Lanes of 16 keys, so that the inner loops become vector instructions of 4, 8 or 16 lanes. */
-MULTIVERSION
-void flow_scramble_burst(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out, unsigned count)
+static ALWAYS_INLINE void scramble_burst(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
+					 unsigned count)
 {
 	uint32_t x[16], y[16];
 
@@ -218,3 +217,42 @@ void flow_scramble_burst(const struct flow_seed *seed, const uint64_t *keys, uin
 			out[base + i] = (uint64_t)x[i] << 32 | y[i];
 	}
 }
+
+/* ---- the same for each level of vector instructions, see vector.h ---- */
+
+void flow_scramble_burst_plain(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out, unsigned count)
+{
+	scramble_burst(seed, keys, out, count);
+}
+
+void flow_hash4_burst_plain(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
+			    uint64_t *out, unsigned count)
+{
+	hash4_burst(seed, addresses, ports, out, count);
+}
+
+#ifdef VECTORS_X86
+TARGET_AVX2 void flow_scramble_burst_avx2(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
+					  unsigned count)
+{
+	scramble_burst(seed, keys, out, count);
+}
+
+TARGET_AVX512 void flow_scramble_burst_avx512(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
+					      unsigned count)
+{
+	scramble_burst(seed, keys, out, count);
+}
+
+TARGET_AVX2 void flow_hash4_burst_avx2(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
+				       uint64_t *out, unsigned count)
+{
+	hash4_burst(seed, addresses, ports, out, count);
+}
+
+TARGET_AVX512 void flow_hash4_burst_avx512(const struct flow_seed *seed, const uint64_t *addresses,
+					   const uint64_t *ports, uint64_t *out, unsigned count)
+{
+	hash4_burst(seed, addresses, ports, out, count);
+}
+#endif

@@ -41,8 +41,8 @@ void flow_seed_init(struct flow_seed *seed, const uint8_t bytes[16]);
 uint64_t flow_tuple_hash(const struct flow_seed *seed, const struct flow_tuple *tuple, bool source_only);
 
 /*
- * What of an IPv4 tuple is hashed, as two words; flow_hash4_burst() hashes many, in whatever vector width the processor
- * has.  The values are those of flow_tuple_hash().  Addresses and ports as they lie in memory.
+ * What of an IPv4 tuple is hashed, as two words; flow_hash4_burst_plain() hashes many, and so do those that
+ * struct vector chooses from.  The values are those of flow_tuple_hash().  Addresses and ports as they lie in memory.
  */
 static inline uint64_t flow_word4_addresses(uint32_t source, uint32_t destination)
 {
@@ -54,8 +54,9 @@ static inline uint64_t flow_word4_ports(uint16_t source_port, uint16_t destinati
 	return (uint64_t)protocol << 32 | (uint64_t)le16toh(destination_port) << 16 | le16toh(source_port);
 }
 
-void flow_hash4_burst(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports, uint64_t *out,
-		      unsigned count);
+typedef void flow_hash4_many(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
+			     uint64_t *out, unsigned count);
+flow_hash4_many flow_hash4_burst_plain, flow_hash4_burst_avx2, flow_hash4_burst_avx512;
 
 /*
  * The key of a flow of an IPv4 service with one address and one port: source address, source port and service are
@@ -99,11 +100,12 @@ static inline uint32_t flow_key_service(uint64_t key)
 /*
  * A keyed bijection over 64 bits: 12 of the 27 rounds of Speck64/128 (Beaulieu et al. 2013).  It spreads keys that an
  * attacker chooses evenly over the table without losing a bit, so a table that stores what the line number does not
- * tell can compare keys exactly.  It is flood resistance, not encryption.  scramble_burst() does many at once, in
- * whatever vector width the processor has; flow_unscramble() is the inverse.
+ * tell can compare keys exactly.  It is flood resistance, not encryption.  flow_scramble_burst_plain() does many
+ * at once, and so do those that struct vector chooses from; flow_unscramble() is the inverse.
  */
 uint64_t flow_scramble(const struct flow_seed *seed, uint64_t key);
 uint64_t flow_unscramble(const struct flow_seed *seed, uint64_t scrambled);
-void flow_scramble_burst(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out, unsigned count);
+typedef void flow_scramble_many(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out, unsigned count);
+flow_scramble_many flow_scramble_burst_plain, flow_scramble_burst_avx2, flow_scramble_burst_avx512;
 
 #endif

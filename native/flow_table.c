@@ -36,8 +36,6 @@ _Static_assert(((uint64_t)FLOW_IDLE_MAX_SECONDS * 1000000000u >> FLOW_TICK_SHIFT
 		       65536,
 	       "the stamp must not wrap before the sweep comes by");
 
-static flow_find_burst *best_find_burst(void);
-
 /* A counter that other threads may read meanwhile. */
 static inline void count(uint64_t *counter, uint64_t step)
 {
@@ -74,7 +72,7 @@ int flow_table_create(uint64_t flows, struct flow_table **out)
 
 	if (!table)
 		return -ENOMEM;
-	table->find_burst = best_find_burst();
+	table->find_burst = flow_find_burst_plain;
 	table->line_count = lines_for(flows);
 	table->remainder_bits = 64 - (63 - (unsigned)__builtin_clzll(table->line_count));
 	table->bytes = (flow_table_bytes(flows) + huge - 1) & ~(huge - 1);
@@ -194,11 +192,10 @@ void flow_find_burst_plain(const struct flow_table *table, const uint64_t *scram
 		slots[i] = flow_table_find_home(table, scrambled[i], &elsewhere);
 }
 
-#ifdef __x86_64__
+#ifdef VECTORS_X86
 /* flow_line_way() on four entries at once; what the last two words of the line hold is masked off. */
-__attribute__((target("avx2,bmi"))) static void find_burst_avx2(const struct flow_table *table,
-								 const uint64_t *scrambled,
-								 struct flow_slot *slots, unsigned count)
+TARGET_AVX2 void flow_find_burst_avx2(const struct flow_table *table, const uint64_t *scrambled,
+				      struct flow_slot *slots, unsigned count)
 {
 	const __m256i one = _mm256_set1_epi64x(1), zero = _mm256_setzero_si256();
 
@@ -222,31 +219,23 @@ __attribute__((target("avx2,bmi"))) static void find_burst_avx2(const struct flo
 		slots[i].way = hits ? (unsigned)__builtin_ctz(hits) : 0;
 	}
 }
-flow_find_burst *const flow_find_burst_avx2 = find_burst_avx2;
 
-flow_find_burst *flow_find_burst_for(bool avx2, bool bmi)
+/* The whole line at once, and compared without sign: as flow_line_way() says it. */
+TARGET_AVX512 void flow_find_burst_avx512(const struct flow_table *table, const uint64_t *scrambled,
+					  struct flow_slot *slots, unsigned count)
 {
-	return avx2 && bmi ? find_burst_avx2 : flow_find_burst_plain;
-}
+	const __m512i one = _mm512_set1_epi64(1), most = _mm512_set1_epi64((1 << FLOW_REST_BITS) - 1);
 
-static flow_find_burst *best_find_burst(void)
-{
-	/* Both, for the compiler uses both; a hypervisor may mask either. */
-	return flow_find_burst_for(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("bmi"));
-}
-#else
-flow_find_burst *const flow_find_burst_avx2;
+	for (unsigned i = 0; i < count; i++) {
+		struct flow_line *line = &table->lines[flow_table_line_of(table, scrambled[i])];
+		uint64_t remainder = flow_table_remainder(table, scrambled[i]);
+		__m512i key = _mm512_set1_epi64((long long)(remainder << KEY_SHIFT));
+		__m512i differs = _mm512_sub_epi64(_mm512_xor_si512(_mm512_load_si512(line), key), one);
+		unsigned hits = _mm512_cmplt_epu64_mask(differs, most) & ((1u << FLOW_WAYS) - 1);
 
-flow_find_burst *flow_find_burst_for(bool avx2, bool bmi)
-{
-	(void)avx2;
-	(void)bmi;
-	return flow_find_burst_plain;
-}
-
-static flow_find_burst *best_find_burst(void)
-{
-	return flow_find_burst_plain;
+		slots[i].line = hits ? line : NULL;
+		slots[i].way = hits ? (unsigned)__builtin_ctz(hits) : 0;
+	}
 }
 #endif
 

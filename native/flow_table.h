@@ -121,7 +121,7 @@ struct flow_table {
 	uint64_t swept_since;        /* since this tick every line has been swept */
 	struct flow_counters counters;
 	size_t bytes;
-	flow_find_burst *find_burst; /* the best of those below that the processor can run */
+	flow_find_burst *find_burst; /* one of those below; see flow_table_set_find() */
 	/* Lines whose `away` is one too high still, see flow_table_settle(). */
 	struct flow_line *owed[FLOW_OWED_MAX];
 	uint8_t owed_shift[FLOW_OWED_MAX];
@@ -183,8 +183,8 @@ void flow_table_settle(struct flow_table *table);
 static inline struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere);
 
 /*
- * Looks in the home lines of many flows, whose keys may be any numbers.  flow_find_burst_plain() is what it means;
- * others do the same faster, and are NULL where the compiler cannot make them.
+ * Looks in the home lines of many flows, whose keys may be any numbers.  flow_find_burst_plain() is what it means, and what
+ * a new table does; the others do the same faster where vector.h says that the processor can run them.
  */
 static inline void flow_table_find_home_burst(const struct flow_table *table, const uint64_t *scrambled,
 					      struct flow_slot *slots, unsigned count)
@@ -192,10 +192,12 @@ static inline void flow_table_find_home_burst(const struct flow_table *table, co
 	table->find_burst(table, scrambled, slots, count);
 }
 
-flow_find_burst flow_find_burst_plain;
-extern flow_find_burst *const flow_find_burst_avx2;
-/* Which of them a processor can run. */
-flow_find_burst *flow_find_burst_for(bool avx2, bool bmi);
+flow_find_burst flow_find_burst_plain, flow_find_burst_avx2, flow_find_burst_avx512;
+
+static inline void flow_table_set_find(struct flow_table *table, flow_find_burst *find)
+{
+	table->find_burst = find;
+}
 
 /* For a flow that is not at home: asks for its alternate line if a lookup or an insert will read it. */
 void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled);

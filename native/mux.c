@@ -202,7 +202,7 @@ static void read_burst(struct mux *mux, const struct frame *frames)
 		}
 		if (!mux->table)
 			continue;
-		flow_scramble_burst(&mux->snapshot->map->seed, keys, &mux->scrambled[first], n);
+		mux->vector->scramble(&mux->snapshot->map->seed, keys, &mux->scrambled[first], n);
 		for (unsigned i = 0; i < n; i++)
 			flow_table_prefetch(mux->table, mux->scrambled[first + i]);
 	}
@@ -237,7 +237,7 @@ static void prefetch_slots(struct mux *mux, const uint8_t *list, unsigned count)
 		addresses[n] = flow_word4_addresses(pair[0], pair[1]);
 		ports[n] = flow_word4_ports(packet->source_port, packet->destination_port, packet->protocol);
 	}
-	flow_hash4_burst(&mux->snapshot->map->seed, addresses, ports, hashes, count);
+	mux->vector->hash4(&mux->snapshot->map->seed, addresses, ports, hashes, count);
 	for (unsigned n = 0; n < count; n++) {
 		const struct packet *packet = &mux->packets[list[n]];
 		struct passage *passage = &mux->passages[list[n]];
@@ -628,6 +628,7 @@ void mux_set_table(struct mux *mux, struct flow_table *table)
 {
 	mux->table = table;
 	flow_table_set_judge(table, judge, mux);
+	flow_table_set_find(table, mux->vector->find);
 }
 
 void mux_set_time(struct mux *mux, const struct snapshot *snapshot, uint64_t now_ns)
@@ -745,9 +746,13 @@ static void mux_free(struct pipeline *pipeline)
 
 int mux_create(const struct mux_config *config, struct mux **out)
 {
-	struct mux *mux = aligned_alloc(CACHE_LINE, (sizeof(*mux) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
+	const struct vector *vector = vector_get(config->vector);
+	struct mux *mux;
 	int error = 0;
 
+	if (!vector)
+		return -ENOTSUP;
+	mux = aligned_alloc(CACHE_LINE, (sizeof(*mux) + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE);
 	if (!mux)
 		return -ENOMEM;
 	memset(mux, 0, sizeof(*mux));
@@ -756,6 +761,7 @@ int mux_create(const struct mux_config *config, struct mux **out)
 	mux->pipeline.destroy = mux_free;
 	mux->pipeline.references = 1;
 	mux->config = *config;
+	mux->vector = vector;
 	for (unsigned i = 0; i < 256; i++)
 		mux->ids[i] = (uint16_t)config->first_id;
 	mux->segments = malloc((size_t)BURST_MAX * SEGMENT_ROOM);

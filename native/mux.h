@@ -20,6 +20,7 @@
 #include "pipeline.h"
 #include "snapshot.h"
 #include "stats.h"
+#include "vector.h"
 
 enum mux_link {
 	MUX_LINK_NONE = 0,     /* IP packets, the kernel finds the way (TUN) */
@@ -39,6 +40,7 @@ struct mux_config {
 	uint32_t link;        /* enum mux_link */
 	uint32_t detect_partial; /* 1: look for checksums left to the NIC where the io does not tell */
 	uint32_t first_id;    /* where outer IDs start */
+	uint32_t vector;      /* enum vector_level */
 };
 
 /* A packet on its way through the stages. */
@@ -55,6 +57,7 @@ struct passage {
 struct mux {
 	struct pipeline pipeline; /* first: a worker runs it through this */
 	struct mux_config config;
+	const struct vector *vector; /* what config.vector chose */
 	struct flow_table *table; /* NULL without one */
 	const struct snapshot *snapshot; /* of the burst at hand */
 	uint64_t forgotten;    /* see mux_forgotten(); others read it */
@@ -78,7 +81,7 @@ struct mux {
 	uint64_t *backend_counters;                /* by counter index */
 };
 
-/* -ENOMEM.  The first burst needs a snapshot. */
+/* -ENOMEM; -ENOTSUP: no such vector level here.  The first burst needs a snapshot. */
 int mux_create(const struct mux_config *config, struct mux **out);
 void mux_destroy(struct mux *mux); /* once the worker that runs it, if one does, has ended */
 

@@ -6,6 +6,8 @@ only read.
 from __future__ import annotations
 
 import enum
+import errno
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from lb.binding import TICK_SHIFT, Cdata, address16, c, check, ffi, make, text
 from lb.dataplane.reasons import REASONS, Verdict
 from lb.dataplane.records import Adoption, pieces
 from lb.dataplane.snapshot import Snapshot
+from lb.errors import DataplaneError
 from lb.model import Address, Protocol
 
 #: Packets handled together.
@@ -34,6 +37,19 @@ FLOW_CLASSES = (
 )
 #: What flows that made room for others were, by number in C; see ``enum flow_tier`` in native/flow_table.h.
 FLOW_TIERS = ("trusted", "young", "untrusted", "ended")
+
+#: Levels of vector instructions, by number in C; see native/vector.h.
+VECTORS = tuple(text(name) for name in map(c.vector_name, range(4)))
+#: Environment variable that names one of them, for tests and measurements. Unset: the best that the processor has.
+VECTOR_VARIABLE = "VIPMUX_VECTOR"
+
+
+def vector_asked(name: str) -> int:
+    """The number of a level by its name, empty for the best."""
+    if (name or VECTORS[0]) not in VECTORS:
+        msg = f"{VECTOR_VARIABLE} = {name!r} is no level of vector instructions: unset it, or say {', '.join(VECTORS)}."
+        raise DataplaneError(msg)
+    return VECTORS.index(name or VECTORS[0])
 
 
 class Link(enum.IntEnum):
@@ -187,13 +203,31 @@ def load(memory: Cdata, data: bytes, wire_length: int, offload: Offload | None) 
 class Pipeline:
     """One MUX pipeline with its flow table and counters; a worker runs it, or :meth:`process` does."""
 
-    def __init__(self, flows: int, link: Link, *, detect_partial: bool = False, first_id: int = 0) -> None:
-        """``flows`` 0: no table, every packet by Maglev. ``detect_partial``: its io cannot tell partial checksums."""
-        config = ffi.new("struct mux_config *", [flows, int(link), int(detect_partial), first_id])
+    def __init__(
+        self, flows: int, link: Link, *, detect_partial: bool = False, first_id: int = 0, vector: str | None = None
+    ) -> None:
+        """``flows`` 0: no table, every packet by Maglev. ``detect_partial``: its io cannot tell partial checksums.
+        ``vector``: one of VECTORS; None: what the environment says, else the best."""
+        number = vector_asked(os.environ.get(VECTOR_VARIABLE, "") if vector is None else vector)
+        config = ffi.new("struct mux_config *", [flows, int(link), int(detect_partial), first_id, number])
         what = f"Cannot make a flow table for {flows} flows ({flow_table_bytes(flows) >> 20} MiB)"
-        self._c = make("mux", c.mux_destroy, what, lambda out: c.mux_create(config, out))
+
+        def create(out: Cdata) -> int:
+            code = int(c.mux_create(config, out))
+            if code == -errno.ENOTSUP:
+                lacks = f"This processor does not have the vector instructions {VECTORS[number]!r}"
+                msg = f"{lacks}: unset {VECTOR_VARIABLE}."
+                raise DataplaneError(msg)
+            return code
+
+        self._c = make("mux", c.mux_destroy, what, create)
         self.link = link
         self._memory: Cdata | None = None
+
+    @property
+    def vector(self) -> str:
+        """The vector instructions that it runs with, of VECTORS."""
+        return text(c.mux_vector(self._c))
 
     @property
     def pipeline_pointer(self) -> Cdata:

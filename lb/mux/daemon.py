@@ -264,6 +264,7 @@ class Daemon:
             io=self._plane.mode.io.value,
             mode=self._plane.mode.text,
             reason=self._plane.mode.reason,
+            vector=self._plane.engine.vector,
             interface=self._settings.interface,
             workers=self._settings.workers,
             services=len(services),

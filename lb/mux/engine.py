@@ -79,6 +79,11 @@ class Engine:
         self._snapshot = Snapshot(forwarding.vip_map, self._hop_table, self._generation)
         self._guard = threading.Lock()  # figures() against start, stop and publish
 
+    @property
+    def vector(self) -> str:
+        """The vector instructions that all pipelines run with."""
+        return self._pipelines[0].vector
+
     # -- what is current ----------------------------------------------------------------------------------------
 
     @property

@@ -86,6 +86,7 @@ class Status:
             "io": self._mode.io.value,
             "mode": self._mode.text,
             "reason": self._mode.reason,
+            "vector": self._engine.vector,
             "generation": self._engine.generation,
             "flows": totals.live,
             "flow_capacity": self._settings.flows,

@@ -1,13 +1,54 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The two ways to look in many home lines at once, side by side; for tests/native/test_flow_burst.py. */
-#include "flow_table.h"
+/* What each level of vector instructions does to a burst, in the form of plain calls; for tests/native/test_vector.py. */
+#include "vector.h"
 
-int probe_same_slots(const uint64_t *keys, unsigned key_count, const uint64_t *asked, unsigned count, unsigned *found);
+bool probe_runs(uint32_t level);
+unsigned probe_chosen(uint32_t level, const bool has[7]);
+void probe_scramble(uint32_t level, const uint8_t seed[16], const uint64_t *keys, uint64_t *out, unsigned count);
+void probe_hash4(uint32_t level, const uint8_t seed[16], const uint64_t *addresses, const uint64_t *ports, uint64_t *out,
+		 unsigned count);
+int probe_same_slots(uint32_t level, const uint64_t *keys, unsigned key_count, const uint64_t *asked, unsigned count,
+		     unsigned *found);
 
 #define MOST 4096
 
-/* In a table of these flows.  1: both find the same; 0: not; -1: the processor knows one way only. */
-int probe_same_slots(const uint64_t *keys, unsigned key_count, const uint64_t *asked, unsigned count, unsigned *found)
+bool probe_runs(uint32_t level)
+{
+	return vector_get(level) != NULL;
+}
+
+/* The level that a processor with these gets where `level` is asked for; 0: none. */
+unsigned probe_chosen(uint32_t level, const bool has[7])
+{
+	struct vector_processor processor = { has[0], has[1], has[2], has[3], has[4], has[5], has[6] };
+	const struct vector *chosen = vector_for(level, &processor);
+
+	for (unsigned i = 0; chosen && i < VECTOR_LEVELS; i++)
+		if (chosen->name == vector_name(i))
+			return i;
+	return 0;
+}
+
+void probe_scramble(uint32_t level, const uint8_t seed[16], const uint64_t *keys, uint64_t *out, unsigned count)
+{
+	struct flow_seed expanded;
+
+	flow_seed_init(&expanded, seed);
+	vector_get(level)->scramble(&expanded, keys, out, count);
+}
+
+void probe_hash4(uint32_t level, const uint8_t seed[16], const uint64_t *addresses, const uint64_t *ports, uint64_t *out,
+		 unsigned count)
+{
+	struct flow_seed expanded;
+
+	flow_seed_init(&expanded, seed);
+	vector_get(level)->hash4(&expanded, addresses, ports, out, count);
+}
+
+/* In a table of these flows, some of which find their line full: whether both find the same. */
+int probe_same_slots(uint32_t level, const uint64_t *keys, unsigned key_count, const uint64_t *asked, unsigned count,
+		     unsigned *found)
 {
 	static struct flow_slot plain[MOST], fast[MOST];
 	struct flow_table *table;
@@ -17,13 +58,11 @@ int probe_same_slots(const uint64_t *keys, unsigned key_count, const uint64_t *a
 		return 0;
 	*found = 0;
 	for (unsigned i = 0; i < key_count; i++)
-		flow_table_insert(table, keys[i], i % FLOW_BACKEND_MAX, FLOW_TCP_TRUSTED);
+		flow_table_insert(table, keys[i], i % FLOW_BACKEND_MAX, (enum flow_class)(i % FLOW_CLASSES));
 	flow_find_burst_plain(table, asked, plain, count);
-	if (table->find_burst == flow_find_burst_plain)
-		same = -1;
-	else
-		flow_table_find_home_burst(table, asked, fast, count);
-	for (unsigned i = 0; i < count && same > 0; i++) {
+	flow_table_set_find(table, vector_get(level)->find);
+	flow_table_find_home_burst(table, asked, fast, count);
+	for (unsigned i = 0; i < count && same; i++) {
 		*found += plain[i].line != NULL;
 		same = plain[i].line == fast[i].line && (!plain[i].line || plain[i].way == fast[i].way);
 	}
