@@ -57,7 +57,6 @@ struct passage {
 struct mux {
 	struct pipeline pipeline; /* first: a worker runs it through this */
 	struct mux_config config;
-	const struct vector *vector; /* what config.vector chose */
 	struct flow_table *table; /* NULL without one */
 	const struct snapshot *snapshot; /* of the burst at hand */
 	uint64_t forgotten;    /* see mux_forgotten(); others read it */
@@ -75,6 +74,7 @@ struct mux {
 	unsigned out_count;
 	uint64_t addresses[BURST_MAX], ports[BURST_MAX], hashes[BURST_MAX]; /* of packets hashed together */
 	uint8_t *segments; /* BURST_MAX buffers for segments */
+	const struct vector *vector; /* what config.vector chose */
 
 	struct mux_counters counters;
 	struct service_counters *service_counters; /* by service id */
