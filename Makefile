@@ -31,7 +31,7 @@ help:
 	@echo 'make unit      the fast tests, no privilege needed'
 	@echo 'make sanitize  the native tests under the address and undefined-behaviour sanitizers'
 	@echo 'make check     format, lint, types, C warnings, who imports whom'
-	@echo 'make bench     how fast data plane and packet I/O are here (packet I/O: root)'
+	@echo 'make bench     how fast all is here, beside peers, into docs/benchmarks.md: 12 minutes; ONLY=peers: one part (root)'
 	@echo 'make dist      wheel and source archive, in dist/'
 	@echo 'make fuzz      random packets for SECONDS=60, or as long as you say'
 	@echo 'make screenshots  the pictures of the web page in docs/images (root)'
@@ -151,8 +151,9 @@ check: build
 	@$(pytest) tests/test_imports.py
 	@echo 'check: all good'
 
+# Into docs/benchmarks.md, its plots and answers; ONLY="peers load" measures these sections alone.
 bench: build
-	@$(VENV)/bin/lb bench all
+	@$(PY) -m tests.bench $(ONLY)
 
 # The wheel is built from the source archive, so that what is missing there is seen at once.
 dist: build

@@ -32,6 +32,8 @@ class Load:
     per_second: float
     requests: int
     errors: int  #: of sockets, and answers that were none
+    p50_us: float
+    p99_us: float
 
 
 def download(address: str, path: str, seconds: float, source: str) -> float:
@@ -44,10 +46,11 @@ def upload(address: str, path: str, seconds: float, source: str, *, body: Binary
     return _repeat(lambda: _put(address, path, body, size, source), seconds)
 
 
-def wrk(namespace: str, address: str, seconds: float, *, close: bool = False) -> Load:
-    """32 connections of one thread; ``close``: each for one request."""
+def wrk(namespace: str, address: str, seconds: float, *, connections: int = 32, close: bool = False) -> Load:
+    """By one thread; ``close``: each connection for one request."""
     header = ("-H", "Connection: close") if close else ()
-    command = ["wrk", "-t", "1", "-c", "32", "-d", f"{max(round(seconds), 1)}s", *header, f"http://{address}/"]
+    length = f"{max(round(seconds), 1)}s"
+    command = ["wrk", "--latency", "-t", "1", "-c", str(connections), "-d", length, *header, f"http://{address}/"]
     done = subprocess.run(
         ["ip", "netns", "exec", namespace, *command], capture_output=True, text=True, check=False, timeout=seconds + 30
     )
@@ -65,7 +68,14 @@ def read_wrk(text: str) -> Load:
     sockets = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     answers = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
     errors = sum(map(int, sockets.groups())) if sockets else 0
-    return Load(float(rate[1]), int(requests[1]), errors + (int(answers[1]) if answers else 0))
+    errors += int(answers[1]) if answers else 0
+    return Load(float(rate[1]), int(requests[1]), errors, *(_percentile(text, part) for part in ("50", "99")))
+
+
+def _percentile(text: str, part: str) -> float:
+    """Microseconds; 0 where no request was answered."""
+    found = re.search(rf"^\s+{part}%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+    return round(float(found[1]) * {"us": 1, "ms": 1e3, "s": 1e6}[found[2]], 1) if found else 0.0
 
 
 def answer_bytes(address: str) -> int:

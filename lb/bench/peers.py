@@ -66,7 +66,9 @@ PACKET_FIGURES = {
     "ns_per_packet": "CPU of its process, with the sink's side of the link",
     "loss": "part of the packets lost at half of that rate",
 }
-PARTS = ("http", "packets")
+#: Connections of wrk in the part "load"; figures are named load_N_per_second, load_N_p50_us and load_N_p99_us.
+LOADS = (1, 4, 16, 64, 256)
+PARTS = ("http", "packets", "load")
 
 Say = Callable[[str], None]
 
@@ -101,6 +103,7 @@ class PeersBench:
 
     http: dict[str, Measured]
     packets: dict[str, Measured]
+    load: dict[str, Measured]
     left_out: dict[str, str]
     offloads: bool
     rounds: int
@@ -112,7 +115,7 @@ class PeersBench:
 
     @property
     def sound(self) -> bool:
-        return not any(way.errors for way in self.http.values())
+        return not any(way.errors for way in (*self.http.values(), *self.load.values()))
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -130,20 +133,24 @@ def bench_peers(
     unknown = sorted(set(only) - set(names()))
     if unknown:
         raise RequestError(f"--only {unknown[0]}: no such way; there are {', '.join(names())}")
-    needs("lb bench peers", _PROGRAMS if "http" in parts else _PROGRAMS_RATE)
+    needs("lb bench peers", _PROGRAMS_RATE if set(parts) == {"packets"} else _PROGRAMS)
     netns.reap()
     wanted = [way for way in ways() if not only or way.name in only]
     left_out: dict[str, str] = {}
     http: dict[str, Measured] = {}
     packets: dict[str, Measured] = {}
+    load: dict[str, Measured] = {}
     with ended_by_signals():
         if "http" in parts:
             http = _http(wanted, left_out, rounds=rounds, seconds=seconds, offloads=offloads, say=say)
+        if "load" in parts:
+            load = _load(wanted, left_out, rounds=rounds, seconds=seconds, offloads=offloads, say=say)
         if "packets" in parts:
             packets = _packets(wanted, left_out, rounds=rounds, seconds=seconds, say=say)
     return PeersBench(
         http=http,
         packets=packets,
+        load=load,
         left_out=left_out,
         offloads=offloads,
         rounds=rounds,
@@ -248,6 +255,31 @@ def _one_http_round(
     return machine
 
 
+# ---- latency by load ----
+
+
+def _load(
+    wanted: list[Way], left_out: dict[str, str], *, rounds: int, seconds: float, offloads: bool, say: Say
+) -> dict[str, Measured]:
+    with PeersStage(wanted, offloads=offloads) as stage:
+        left_out.update(stage.left_out)
+        series = {standing.name: _Series() for standing in stage.standing}
+        for number in range(rounds):
+            for connections in LOADS:
+                for standing in stage.standing:
+                    say(f"load, round {number + 1} of {rounds}: {connections} connections, {standing.name}")
+                    into = series[standing.name]
+                    into.probes.append(probe_ms())
+                    began = CpuTime.now()
+                    load = http_load.wrk(stage.client, standing.address, seconds, connections=connections)
+                    into.steal.append(began.steal_until(CpuTime.now()))
+                    into.errors += load.errors
+                    name = f"load_{connections}"
+                    into.add({f"{name}_per_second": load.per_second})
+                    into.add({f"{name}_p50_us": load.p50_us, f"{name}_p99_us": load.p99_us})
+        return {standing.name: series[standing.name].measured(standing.words) for standing in stage.standing}
+
+
 # ---- packets ----
 
 
@@ -300,11 +332,11 @@ def lines(result: PeersBench) -> list[str]:
     """Tables as text, a row for each way."""
     said: list[str] = []
     for title, group, columns in TABLES:
-        measured = result.http if group == "http" else result.packets
+        measured: dict[str, Measured] = getattr(result, group)
         if measured:
             said += [*_table(title, measured, columns), ""]
     said += [f"{name} was left out: {reason}" for name, reason in result.left_out.items()]
-    errors = {name: way.errors for name, way in result.http.items() if way.errors}
+    errors = {name: way.errors for name, way in (*result.http.items(), *result.load.items()) if way.errors}
     said += [f"{name}: {count} requests of wrk failed" for name, count in errors.items()]
     offloads = "on" if result.offloads else "off"
     said.append(f"medians [least-greatest] of {result.rounds} rounds by turns; offloads {offloads}")
@@ -345,6 +377,18 @@ TABLES: tuple[tuple[str, str, tuple[tuple[str, str, int], ...]], ...] = (
             ("PUT 30 MB", "put_30mb_mbit", 0),
             ("64 KB window", "put_30mb_window_mbit", 0),
         ),
+    ),
+    *(
+        (
+            title,
+            "load",
+            tuple((f"{count} connection{'s' if count > 1 else ''}", f"load_{count}_{what}", 0) for count in LOADS),
+        )
+        for title, what in (
+            ("requests per second by load", "per_second"),
+            ("median by load, microseconds", "p50_us"),
+            ("99th percentile by load, microseconds", "p99_us"),
+        )
     ),
     (
         "packets of 60 bytes",

@@ -235,24 +235,34 @@ def latency(*, io: str, seconds: float, as_json: bool) -> None:
 
 @command.command("peers", epilog=example("lb bench peers --only direct --only nft-dnat --only vipmux-packet"))
 @click.option("--only", multiple=True, metavar="WAY", help="Not all ways, but this one; may be repeated.")
-@click.option("--part", type=click.Choice(["http", "packets"]), help="Not both.")
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(["http", "packets", "load"]),
+    multiple=True,
+    default=("http", "packets"),
+    show_default=True,
+    help="May be repeated; load: latency with 1 to 256 connections.",
+)
 @click.option("--rounds", type=click.IntRange(1, 1000), default=5, show_default=True)
 @_seconds(1.0, 0.1, "For each measurement in a round; a way takes some seven in each.")
 @click.option(
     "--offloads", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Of the links, for HTTP."
 )
 @output_option
-def peers(*, only: tuple[str, ...], part: str | None, rounds: int, seconds: float, offloads: str, as_json: bool) -> int:
+def peers(
+    *, only: tuple[str, ...], parts: tuple[str, ...], rounds: int, seconds: float, offloads: str, as_json: bool
+) -> int:
     """Measure vipmux beside kernel forwarding, nftables, IPVS, HAProxy and nginx on one topology. Needs root.
 
     Ways are direct, kernel, nft-stateless, nft-dnat, ipvs, haproxy, nginx, and vipmux-IO for each I/O mode. What cannot
     be measured here is named with its reason. Exits 1 if a request failed.
     """
-    from lb.bench.peers import PARTS, bench_peers, lines  # noqa: PLC0415  brings the extension
+    from lb.bench.peers import bench_peers, lines  # noqa: PLC0415  brings the extension
 
     result = bench_peers(
         only=only,
-        parts=(part,) if part else PARTS,
+        parts=parts,
         rounds=rounds,
         seconds=seconds,
         offloads=offloads == "on",

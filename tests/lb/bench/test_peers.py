@@ -18,6 +18,11 @@ Running 1s test @ http://10.0.0.1/
   1 threads and 32 connections
   Thread Stats   Avg      Stdev     Max   +/- Stdev
     Latency   442.54us  252.13us   5.67ms   93.80%
+  Latency Distribution
+     50%  412.00us
+     75%  501.00us
+     90%  640.00us
+     99%    1.42ms
   40321 requests in 1.10s, 6.15MB read
   Socket errors: connect 0, read 3, write 1, timeout 0
   Non-2xx or 3xx responses: 7
@@ -30,6 +35,7 @@ def result(**changed: object) -> PeersBench:
     values: dict[str, object] = {
         "http": {"direct": Measured("no load balancer", {"keep_p50_us": Figure.of([71.0, 62.0, 88.0])}, steal=0.021)},
         "packets": {},
+        "load": {},
         "left_out": {"ipvs": "this kernel has no IPVS (module ip_vs)"},
         "offloads": False,
         "rounds": 3,
@@ -92,7 +98,7 @@ def test_failed_requests_are_said_and_make_the_run_unsound() -> None:
 
 
 def test_wrk_is_read_with_all_its_errors() -> None:
-    assert read_wrk(WRK) == Load(36655.2, 40321, 11)
+    assert read_wrk(WRK) == Load(36655.2, 40321, 11, 412.0, 1420.0)
 
 
 def test_wrk_that_says_something_else_is_an_error() -> None:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The text of docs/benchmarks.md: answers in, Markdown out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lb.bench.peers import TABLES, Figure, cell
+from tests.bench.measure import CURVES, PEERS, ROOT, Answer, command, pipeline_words
+from tests.bench.plots import NAMES
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+HEAD = """\
+# Benchmarks
+
+Made by `sudo make bench` (about twelve minutes on two cores), which writes this page, its plots and the
+[answers](benchmarks/) that both are drawn from. `sudo make bench ONLY=peers` measures one section anew:
+{sections}. What each figure means and how it is taken stands in [performance](performance.md).
+
+A figure is the median of rounds that all ways took by turns; in brackets, or as a thin line in a plot, the least and
+the greatest. *Steal* is what the hypervisor took of the cores meanwhile, *noise* how much slower the slowest fixed loop
+was than their median: where either is large, only differences larger than the spread say something.
+"""
+
+TITLES = {
+    "peers": "Beside peers",
+    "peers-offloads-off": "Beside peers, offloads of the links off",
+    "packets": "Packets per second",
+    "load": "Latency by load",
+    "pipeline": "The pipeline alone",
+}
+TEXTS = {
+    "peers": "One client, one router, one host with nginx; a load balancer of its own for each way, all at once.",
+    "peers-offloads-off": "No checksums, segmentation or merging by the links: frames are as on a wire.",
+    "packets": "Frames of 60 bytes from a generator on one core; the load balancer on another, except what forwards in"
+    "\nthe kernel, which does so on the generator's.",
+    "load": "Requests over kept connections by wrk, each with one request under way.",
+    "pipeline": "Packets in memory, on one core: no system call, no interface. `hit`: known flows; `flood`: a SYN of a"
+    "\nnew flow each; `stateless`: no flow table. Curves over services and backends have 100,000 flows.",
+}
+PLOTS = {
+    "peers": (
+        ("peers", "Latency of a lone request, and requests per second, by way"),
+        ("cpu", "CPU for 1,000 requests, by way"),
+        ("transfers", "Downloads and uploads, by way"),
+    ),
+    "packets": (("packets", "Packets per second and CPU for each, by way"),),
+    "load": (("load", "Median and 99th percentile of a request by number of connections"),),
+    "pipeline": (("pipeline", "Nanoseconds per packet by flows, services and backends"),),
+}
+
+
+def write(answers: dict[str, Answer]) -> None:
+    PAGE.write_text(text(answers))
+
+
+def text(answers: dict[str, Answer]) -> str:
+    parts = [HEAD.format(sections=", ".join(f"`{name}`" for name in TITLES))]
+    for name, title in TITLES.items():
+        if name not in answers:
+            parts.append(f"## {title}\n\nNot measured yet: `sudo make bench ONLY={name}`.\n")
+            continue
+        body = _pipeline(answers[name]) if name == "pipeline" else _peers(name, answers[name])
+        plots = "\n\n".join(f"![{words}](images/bench-{plot}.svg)" for plot, words in PLOTS.get(name, ()))
+        parts.append("\n\n".join(filter(None, (f"## {title}", TEXTS[name], plots, body))) + "\n")
+    return "\n".join(parts)
+
+
+def _peers(name: str, answer: Answer) -> str:
+    said = [f"```\nsudo {command(*PEERS[name])}\n```"]
+    for title, group, columns in TABLES:
+        measured = answer.get(group)
+        if not measured:
+            continue
+        lines = [[title, *(heading for heading, _, _ in columns), "steal", "noise"]]
+        for way, of in measured.items():
+            figures = {key: Figure(**value) for key, value in of["figures"].items()}
+            cells = [cell(figures.get(figure), digits) for _, figure, digits in columns]
+            lines.append([NAMES.get(way, way), *cells, f"{of['steal']:.1%}", f"{of['noise']:.0%}"])
+        said.append(markdown(lines))
+    left_out = [f"- {way}: {reason}." for way, reason in answer["left_out"].items()]
+    if left_out:
+        said.append("Left out:\n\n" + "\n".join(left_out))
+    said.append(f"{answer['cpu']}, {answer['kernel']}, {answer['date']}; {answer['rounds']} rounds.")
+    return "\n\n".join(said)
+
+
+def _pipeline(answer: Answer) -> str:
+    said = [f"```\n{command(*pipeline_words(CURVES['flows'][0]))}\n```"]
+    for what, points in answer["curves"].items():
+        values = sorted({point[what] for point in points})
+        by_name: dict[str, dict[int, Answer]] = {}
+        for point in points:
+            by_name.setdefault(f"{point['mode']}, IPv{point['family']}", {})[point[what]] = point
+        lines = [[f"ns per packet by {what}", *(f"{value:,}" for value in values)]]
+        for name, found in by_name.items():
+            cells = [
+                f"{found[v]['ns_per_packet']:.0f} [{min(found[v]['runs']):.0f}-{max(found[v]['runs']):.0f}]"
+                for v in values
+            ]
+            lines.append([name, *cells])
+        said.append(markdown(lines))
+    every = [point for points in answer["curves"].values() for point in points]
+    noise = max(point["noise"] for point in every)
+    said.append(
+        f"{every[0]['cpu']}; 5 runs a point; a fixed loop beside them was up to {noise:.0%} slower than its median."
+    )
+    return "\n\n".join(said)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table; figures to the right."""
+    head, *body = lines
+    rule = ["---", *("---:" for _ in head[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *body))
