@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lb.model import AgentConfig, BackendState, IoMode, ManagerSettings, MuxConfig, MuxSettings, Protocol, Service
+from lb.model import AgentConfig, BackendState, ManagerSettings, MuxConfig, MuxSettings, Protocol, Service
 
 Config = MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]
 
@@ -131,8 +131,6 @@ def _notes(config: Config, services: Sequence[Service], default_slots: int) -> l
     uneven = [s.name for s in services if (s.slots or default_slots) < SLOTS_PER_BACKEND * len(s.backends)]
     if uneven:
         notes.append(f"shares will be uneven, slots is under {SLOTS_PER_BACKEND} for each backend in {_some(uneven)}")
-    if isinstance(config, MuxConfig) and config.mux.io is IoMode.XDP:
-        notes.append('mux.io = "xdp" is not available in this version yet; lb-mux will refuse it')
     if isinstance(config, AgentConfig) and services:
         own = {config.agent.address, config.agent.address6}
         if not any(backend.address in own for service in services for backend in service.backends):

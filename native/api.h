@@ -358,3 +358,29 @@ int decap_counters(const struct decap *decap, uint64_t *counts);
 int decap_test(const struct decap *decap, const uint8_t *in, uint32_t in_len, uint8_t *out, uint32_t *out_len,
 	       uint32_t *verdict);
 void decap_destroy(struct decap *decap);
+
+/* ---- AF_XDP (bpf/redirect.h, io_xdp.h) ---- */
+struct redirect;
+/* log as with decap_load().  remove_vip: -ENOENT.  mac: 6 bytes.  attach: -EBUSY, -EEXIST, -EOPNOTSUPP, -ERANGE.  test: 1 taken. */
+int redirect_load(uint32_t queues, char *log, uint32_t log_size, struct redirect **out);
+int redirect_add_vip(struct redirect *redirect, const struct host_prefix *vip);
+int redirect_remove_vip(struct redirect *redirect, const struct host_prefix *vip);
+int redirect_set_address(struct redirect *redirect, const uint8_t *mac);
+int redirect_set_socket(struct redirect *redirect, uint32_t queue, int socket);
+int redirect_attach(struct redirect *redirect, int ifindex, bool generic);
+bool redirect_attached(const struct redirect *redirect);
+void redirect_detach(struct redirect *redirect);
+int redirect_test(const struct redirect *redirect, const uint8_t *frame, uint32_t length);
+void redirect_destroy(struct redirect *redirect);
+#define XDP_QUEUES_MAX ...
+#define XDP_FRAME_MAX ...
+struct xdp_settings {
+	uint32_t first_queue;
+	uint32_t every;
+	uint32_t queues;
+	uint32_t frame_max;
+	bool zero_copy;
+	bool busy_poll;
+};
+/* -EMSGSIZE, -EBUSY, -EOPNOTSUPP (no zero-copy); settings: as asked for, then as obtained. */
+int xdp_io_open(const char *interface, struct redirect *redirect, struct xdp_settings *settings, struct io **out);

@@ -23,7 +23,7 @@ from typing import Any
 
 from lb import netns
 from lb.bench.machine import commit_name, cpu_name
-from lb.bench.stage import Daemon, Stage, add_namespace, check, ended_by_signals, ticks, wait
+from lb.bench.stage import Daemon, Stage, add_namespace, ended_by_signals, needs, ticks, wait
 from lb.config_text import format_config
 from lb.errors import IoError
 from lb.model import (
@@ -102,7 +102,7 @@ class LatencyBench:
 
 def bench_latency(*, io: IoMode, seconds: float) -> LatencyBench:
     """Measures for so long; needs root."""
-    check(io, "lb bench latency", _PROGRAMS)
+    needs("lb bench latency", _PROGRAMS)
     netns.reap()
     part = max(seconds / (4 * RUNS), PART_MIN)
     with ended_by_signals(), _Stage(io) as stage:

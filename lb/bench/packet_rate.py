@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from lb import netns
 from lb.bench.machine import commit_name, cpu_name
-from lb.bench.stage import Daemon, Stage, add_namespace, check, ended_by_signals, load_rules, ticks, wait
+from lb.bench.stage import Daemon, Stage, add_namespace, ended_by_signals, load_rules, needs, ticks, wait
 from lb.config_text import format_config
 from lb.dataplane import Generator, GeneratorKind, Sent
 from lb.errors import DataplaneError, IoError
@@ -99,7 +99,7 @@ class IoBench:
 
 def bench_io(*, io: IoMode, seconds: float) -> IoBench:
     """Measures for so long, half of it at full speed; needs root."""
-    check(io, "lb bench io", _PROGRAMS)
+    needs("lb bench io", _PROGRAMS)
     netns.reap()
     cores = two_cores()
     window = max(seconds / (2 * RUNS), RUN_MIN)

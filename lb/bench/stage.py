@@ -22,8 +22,7 @@ from typing import Any, Self, TypeVar
 
 from lb import netns
 from lb.control import request
-from lb.errors import ControlError, FeatureError, IoError, PrivilegeError, RequestError
-from lb.model import IoMode
+from lb.errors import ControlError, FeatureError, IoError, PrivilegeError
 from lb.privileges import Capability, missing
 
 ProgramT = TypeVar("ProgramT", bound="Program")
@@ -34,16 +33,9 @@ STOP_TIMEOUT = 10.0
 _NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW, Capability.SYS_ADMIN)
 
 
-def check(io: IoMode, command: str, programs: Mapping[str, str]) -> None:
+def needs(command: str, programs: Mapping[str, str]) -> None:
     """Raises what stands in the way of a command, before anything is made. ``programs``: what it runs, each
     with the package that brings it."""
-    if io is IoMode.XDP:
-        raise RequestError('AF_XDP ("xdp") is not available in this version; measure "packet" or "tun"')
-    needs(command, programs)
-
-
-def needs(command: str, programs: Mapping[str, str]) -> None:
-    """As :func:`check`, whatever the I/O mode."""
     if missing(_NEEDED):
         raise PrivilegeError(f"{command} makes network namespaces of its own, which needs root: run it with sudo")
     for program, package in programs.items():

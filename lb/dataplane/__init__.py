@@ -6,7 +6,7 @@
     reasons   what can become of a packet           worker    C threads, and what is asked of them
     census    how many flows each backend has       records   flows as MUXes tell them to each other
     io        AF_PACKET and TUN                     host      decapsulation on a backend's host
-    measure   benchmark and packet generator
+    measure   benchmark and packet generator        xdp       AF_XDP and its program
 
 Each class owns one C object and frees it with its last reference; what C keeps a pointer to, the Python
 object keeps alive. Errno becomes :class:`~lb.errors.DataplaneError` with the operands in the message.
@@ -61,6 +61,7 @@ from lb.dataplane.snapshot import (
     VipMap,
 )
 from lb.dataplane.worker import ASK_TIMEOUT, Runs, Worker, WorkerCounters
+from lb.dataplane.xdp import XDP_FRAME_MAX, XDP_QUEUES_MAX, Redirect, XdpIo
 
 __all__ = [
     "ADOPT_MAX",
@@ -76,6 +77,8 @@ __all__ = [
     "RECORD_BYTES",
     "RING_BYTES",
     "VECTORS",
+    "XDP_FRAME_MAX",
+    "XDP_QUEUES_MAX",
     "Adoption",
     "Answer",
     "BackendEntry",
@@ -105,6 +108,7 @@ __all__ = [
     "Pipeline",
     "RawTunnel",
     "Reason",
+    "Redirect",
     "Result",
     "Runs",
     "Script",
@@ -117,6 +121,7 @@ __all__ = [
     "VipMap",
     "Worker",
     "WorkerCounters",
+    "XdpIo",
     "exceptional_flows",
     "flow_table_bytes",
     "lookup",

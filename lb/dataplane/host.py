@@ -40,7 +40,7 @@ def _mapped(address: Address) -> bytes:
     return address.packed if address.version == 6 else bytes(10) + b"\xff\xff" + address.packed
 
 
-def _host_prefixes(networks: Iterable[Network | Address]) -> tuple[Cdata, int]:
+def host_prefixes(networks: Iterable[Network | Address]) -> tuple[Cdata, int]:
     """An array of ``struct host_prefix``, and how many are in it."""
     pairs = set()
     for network in networks:
@@ -92,7 +92,7 @@ class DecapProgram(Closable):
         old = inherit._c if inherit is not None else ffi.NULL
         status = c.decap_load(settings, old, log, _VERIFIER_LOG_BYTES, out)
         if status < 0:
-            raise DataplaneError(_bpf_refusal(status, ffi.string(log).decode(errors="replace")))
+            raise DataplaneError(bpf_refusal(status, ffi.string(log).decode(errors="replace")))
         program = cls(ffi.gc(out[0], c.decap_destroy))
         program._fill(muxes, vips)
         return program
@@ -104,10 +104,10 @@ class DecapProgram(Closable):
         return cls(make("decap", c.decap_destroy, what, lambda out: c.decap_open(program_id, out)))
 
     def _fill(self, muxes: Iterable[Address], vips: Iterable[Network]) -> None:
-        array, count = _host_prefixes(muxes)
+        array, count = host_prefixes(muxes)
         for index in range(count):
             check(c.decap_add_mux(self._c, array[index].address), f"Cannot add MUX {index + 1} of {count}")
-        array, count = _host_prefixes(vips)
+        array, count = host_prefixes(vips)
         for index in range(count):
             what = f"Cannot add VIP {index + 1} of {count}"
             check(c.decap_add_vip(self._c, ffi.addressof(array, index)), what)
@@ -155,7 +155,7 @@ class DecapProgram(Closable):
         super().close()
 
 
-def _bpf_refusal(status: int, log: str) -> str:
+def bpf_refusal(status: int, log: str) -> str:
     """The kernel's reason, and the verifier's last words where it had any."""
     reason = {
         errno.EPERM: "not permitted (it needs CAP_BPF and CAP_NET_ADMIN, and a kernel that is not locked down)",
@@ -239,7 +239,7 @@ class RawTunnel:
 
 def _host_rules(muxes: Iterable[Address], vips: Iterable[Network]) -> Cdata:
     out = ffi.new("struct host_rules **")
-    trusted, trusted_count = _host_prefixes(muxes)
-    served, served_count = _host_prefixes(vips)
+    trusted, trusted_count = host_prefixes(muxes)
+    served, served_count = host_prefixes(vips)
     check(c.host_rules_create(trusted, trusted_count, served, served_count, out), "Cannot make the host's rules")
     return out[0]

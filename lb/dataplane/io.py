@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a worker's packets come from and go to: AF_PACKET and TUN."""
+"""Where a worker's packets come from and go to: AF_PACKET and TUN; AF_XDP is in :mod:`lb.dataplane.xdp`."""
 
 from __future__ import annotations
 
@@ -39,8 +39,12 @@ class Io(Closable):
         out = ffi.new("struct io **")
         code = open_(out)
         if code < 0:
-            raise IoError(f"{what}: {os.strerror(-code).lower()}")
+            raise IoError(f"{what}: {self._why(-code)}")
         self._c = ffi.gc(out[0], c.io_close)
+
+    @staticmethod
+    def _why(number: int) -> str:
+        return os.strerror(number).lower()
 
     def stats(self) -> IoStats:
         """From any thread."""

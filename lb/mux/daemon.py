@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -45,7 +46,7 @@ from lb.forwarding import Compiler, Forwarding
 from lb.log import get_logger
 from lb.memory import give_back, tame_allocator
 from lb.metrics import MetricsServer, MuxCollector, serve
-from lb.model import Address, MuxConfig, Service
+from lb.model import Address, IoMode, MuxConfig, Service
 from lb.mux import own_verdicts as own
 from lb.mux.announcer import Announcer
 from lb.mux.census import FlowCensus
@@ -53,7 +54,7 @@ from lb.mux.engine import Engine
 from lb.mux.fullness import Fullness
 from lb.mux.hop_watch import HopWatch
 from lb.mux.leave_out import compile_most, local_vips, readable
-from lb.mux.mode import Mode, candidates
+from lb.mux.mode import Mode
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
 from lb.mux.ports import Port, open_port
@@ -63,6 +64,7 @@ from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
 from lb.mux.tun import ROUTE_PROTOCOL
 from lb.mux.tunnel_probes import TunnelProbes
+from lb.mux.xdp import maps_need_rights
 from lb.node.token_option import given_token, token_options
 from lb.notify import Supervisor
 from lb.privileges import Capability, keep_only, require
@@ -173,7 +175,7 @@ class Daemon:
 
     def _make_engine(self, port: Port, forwarding: Forwarding) -> Engine:
         """Whose flow tables hold the compiler's numbers."""
-        engine = Engine(self._settings, port.link, forwarding)
+        engine = Engine(self._settings, port.link, forwarding, guesses_checksums=port.guesses_checksums)
         self._compiler.follow(engine)
         return engine
 
@@ -277,6 +279,8 @@ class Daemon:
         keep = [*NEEDED, Capability.SYS_NICE]  # the last, if we have it, so that workers go before other threads
         if int(self._settings.metrics.rpartition(":")[2]) < _PRIVILEGED_PORTS:
             keep.append(Capability.NET_BIND_SERVICE)
+        if self._plane.mode.io is IoMode.XDP and maps_need_rights(os.uname().release):
+            keep.append(Capability.BPF)
         if self._bgp is not None:
             keep += FOR_BGP
         kept = keep_only(keep)
@@ -718,7 +722,6 @@ async def serve_until_told(path: Path, manager: str | None = None, token: str | 
     config = load_mux(path, manager=parse_manager_url(manager) if manager is not None else None)
     if token is not None and config.manager is None:
         raise RequestError("--token is for joining a manager: give --manager URL as well, or [manager] url in the file")
-    candidates(config.mux.io)
     require(PROGRAM, NEEDED)
     with contextlib.closing(StateDir(config.mux.state_dir)) as state_dir:
         async with Netlink() as netlink:

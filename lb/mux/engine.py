@@ -59,11 +59,16 @@ class Totals:
 class Engine:
     """Pipelines and workers of one MUX."""
 
-    def __init__(self, settings: MuxSettings, link: Link, forwarding: Forwarding) -> None:
+    def __init__(
+        self, settings: MuxSettings, link: Link, forwarding: Forwarding, *, guesses_checksums: bool = False
+    ) -> None:
+        """``guesses_checksums``: what its ios receive may have unfinished ones, and they cannot tell."""
         self._settings = settings
-        # In the packet mode the virtio header tells of unfinished checksums; a TUN device has none.
         flows = -(-settings.flows // settings.workers)
-        self._pipelines = [Pipeline(flows, link, first_id=_first_id(worker)) for worker in range(settings.workers)]
+        self._pipelines = [
+            Pipeline(flows, link, detect_partial=guesses_checksums, first_id=_first_id(worker))
+            for worker in range(settings.workers)
+        ]
         self._workers: list[Worker] = []
         self._ios: list[Io] = []
         self._closed_ios = IoStats()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lb.errors import ConfigError, FeatureError, IoError
+from lb.errors import FeatureError, IoError
 from lb.model import IoMode
 
 WHAT = {
+    IoMode.XDP: "AF_XDP",
     IoMode.PACKET: "AF_PACKET",
     IoMode.TUN: "TUN device, packets routed by the kernel",
 }
@@ -34,13 +35,11 @@ class Mode:
 
 
 def candidates(asked: IoMode) -> tuple[IoMode, ...]:
-    """What to try, best first; raises ConfigError for what this version cannot do."""
-    if asked is IoMode.XDP:
-        message = 'AF_XDP ("xdp") is not available in this version; use "auto", "packet" or "tun"'
-        raise ConfigError([("mux.io", message)])
-    if asked is IoMode.AUTO:
-        return (IoMode.PACKET, IoMode.TUN)
-    return (asked,)
+    """What to try, best first. AF_XDP that is asked for but cannot be had is no reason to serve nobody."""
+    return {
+        IoMode.AUTO: (IoMode.XDP, IoMode.PACKET, IoMode.TUN),
+        IoMode.XDP: (IoMode.XDP, IoMode.PACKET),
+    }.get(asked, (asked,))
 
 
 def obtained(asked: IoMode, got: IoMode, refused: dict[IoMode, str]) -> Mode:
@@ -49,7 +48,7 @@ def obtained(asked: IoMode, got: IoMode, refused: dict[IoMode, str]) -> Mode:
         return Mode(got, "asked for by the configuration")
     if refused:
         why = "; ".join(f"{mode.value} refused: {reason}" for mode, reason in refused.items())
-        return Mode(got, f"automatic: {why}")
+        return Mode(got, f"automatic: {why}" if asked is IoMode.AUTO else f"asked for was {asked.value}: {why}")
     return Mode(got, "automatic: the fastest that this version and this machine can do")
 
 

@@ -113,6 +113,11 @@ int bpf_sys_map_lookup(int fd, const void *key, void *value)
 	return map_element(BPF_MAP_LOOKUP_ELEM, fd, key, value);
 }
 
+int bpf_sys_map_delete(int fd, const void *key)
+{
+	return map_element(BPF_MAP_DELETE_ELEM, fd, key, NULL);
+}
+
 int bpf_sys_map_next_key(int fd, const void *key, void *next)
 {
 	return map_element(BPF_MAP_GET_NEXT_KEY, fd, key, next);
@@ -137,6 +142,28 @@ int bpf_sys_program_info(int fd, struct bpf_prog_info *info)
 int bpf_sys_map_info(int fd, struct bpf_map_info *info)
 {
 	return object_info(fd, info, sizeof(*info));
+}
+
+int bpf_sys_link_xdp(int program, int ifindex, uint32_t flags)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.link_create.prog_fd = (uint32_t)program;
+	attr.link_create.target_ifindex = (uint32_t)ifindex;
+	attr.link_create.attach_type = BPF_XDP;
+	attr.link_create.flags = flags;
+	return bpf(BPF_LINK_CREATE, &attr);
+}
+
+int bpf_sys_link_ifindex(int link)
+{
+	struct bpf_link_info info;
+	int error;
+
+	memset(&info, 0, sizeof(info));
+	error = object_info(link, &info, sizeof(info));
+	return error ? error : (int)info.xdp.ifindex;
 }
 
 int bpf_sys_program_test(int fd, const uint8_t *in, uint32_t in_len, uint8_t *out, uint32_t *out_len,

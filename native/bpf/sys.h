@@ -20,11 +20,17 @@ int bpf_sys_map_by_id(uint32_t id);
 
 /* Return 0 or a negative errno. */
 int bpf_sys_map_update(int fd, const void *key, const void *value);
+/* -ENOENT: it was not there. */
+int bpf_sys_map_delete(int fd, const void *key);
 int bpf_sys_map_lookup(int fd, const void *key, void *value);
 int bpf_sys_map_next_key(int fd, const void *key, void *next);
 int bpf_sys_program_info(int fd, struct bpf_prog_info *info);
 int bpf_sys_map_info(int fd, struct bpf_map_info *info);
-/* Runs a classifier once over a frame that nobody receives. */
+/* An XDP program on an interface of the caller's network namespace, as long as the link that is returned is open. */
+int bpf_sys_link_xdp(int program, int ifindex, uint32_t flags);
+/* Of the interface that a link is on, 0: it is no more; or a negative errno. */
+int bpf_sys_link_ifindex(int link);
+/* Runs a program once over a frame that nobody receives. */
 int bpf_sys_program_test(int fd, const uint8_t *in, uint32_t in_len, uint8_t *out, uint32_t *out_len,
 			 uint32_t *verdict);
 /* Runs an XDP program over so many frames that go where it sends them; kernels from 5.18. */

@@ -50,14 +50,6 @@ def mux_of(pid: int) -> int | None:
     return found[0] if found else None
 
 
-@pytest.mark.parametrize("what", ["io", "latency"])
-def test_xdp_is_refused_in_one_sentence(what: str) -> None:
-    process = start(what, "--io", "xdp")
-    out, error = finish(process)
-    assert (process.returncode, out) == (2, "")
-    assert error == 'lb: AF_XDP ("xdp") is not available in this version; measure "packet" or "tun"\n'
-
-
 @pytest.mark.lab
 def test_without_root_it_says_so() -> None:
     command = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all", "--", sys.executable, "-m", "lb.cli.main"]

@@ -22,7 +22,7 @@ from tests.lb.mux.stage import CLIENT, DNS, HOST, MUX, VIP, WEB, Stage, services
 pytestmark = pytest.mark.lab
 
 
-@pytest.fixture(params=[IoMode.PACKET, IoMode.TUN], ids=lambda mode: mode.value)
+@pytest.fixture(params=[IoMode.PACKET, IoMode.TUN, IoMode.XDP], ids=lambda mode: mode.value)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     with Stage(request.param) as built:
         yield built
@@ -51,6 +51,7 @@ def test_a_packet_leaves_once_in_one_outer_header_with_its_checksum_complete(sta
         arrived = tap.only(1)
         sender = client.getsockname()[1]
     assert [(frame.outer_source, frame.outer_destination) for frame in arrived] == [(MUX, HOST)]
+    assert stage.row()["io"] == stage.settings.io.value
     inner = arrived[0].inner
     assert (socket.inet_ntoa(inner[12:16]), socket.inet_ntoa(inner[16:20])) == (CLIENT, VIP)
     assert int.from_bytes(inner[20:22], "big") == sender

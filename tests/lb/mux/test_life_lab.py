@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from lb.dataplane import Redirect
 from lb.model import Backend, IoMode
 from tests.lab.netns import inside, ip
 from tests.lab.process import wait_for
@@ -22,9 +24,15 @@ from tests.lb.mux.stage import CLIENT, DNS, MUX, READY, VIP, WEB, Stage
 pytestmark = pytest.mark.lab
 
 
-@pytest.fixture(params=[IoMode.PACKET, IoMode.TUN], ids=lambda mode: mode.value)
+@pytest.fixture(params=[IoMode.PACKET, IoMode.TUN, IoMode.XDP], ids=lambda mode: mode.value)
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
     with Stage(request.param) as built:
+        yield built
+
+
+@pytest.fixture
+def xdp() -> Iterator[Stage]:
+    with Stage(IoMode.XDP) as built:
         yield built
 
 
@@ -190,12 +198,69 @@ def test_a_second_mux_on_the_same_state_directory_is_refused(packet: Stage) -> N
     assert "another lb-mux runs with mux.state_dir" in said
 
 
-def test_xdp_is_refused_with_what_to_do(packet: Stage) -> None:
-    packet.settings = replace(packet.settings, io=IoMode.XDP)
-    packet.write(DNS)
-    assert refusal(packet, 2) == (
-        'mux.io: AF_XDP ("xdp") is not available in this version; use "auto", "packet" or "tun"'
-    )
+@contextlib.contextmanager
+def somebody_elses_program(stage: Stage) -> Iterator[None]:
+    """An XDP program that passes everything, on the MUX's interface as long as this lasts."""
+    program = Redirect(1)
+    inside(stage.mux, lambda: program.attach(socket.if_nametoindex("eth0"), generic=False))
+    try:
+        yield
+    finally:
+        program.close()
+
+
+def test_another_xdp_program_is_left_alone_and_packet_serves(xdp: Stage) -> None:
+    with somebody_elses_program(xdp):
+        process = xdp.start(DNS)
+        row = xdp.row()
+        assert row["io"] == "packet"
+        assert "xdp refused" in row["reason"]
+        assert "another XDP program is on it, which is left alone" in row["reason"]
+        assert "xdp" in ip("-n", xdp.mux, "link", "show", "eth0")
+        with xdp.tap() as tap, xdp.udp_client() as client:
+            client.sendto(b"question", (VIP, 53))
+            assert len(tap.take(2, seconds=0.5)) == 1
+        assert process.stop() == 0
+        assert "xdp" in ip("-n", xdp.mux, "link", "show", "eth0")
+
+
+def test_frames_longer_than_xdp_can_hold_are_refused_in_a_sentence_and_packet_serves(xdp: Stage) -> None:
+    ip("-n", xdp.mux, "link", "set", "eth0", "mtu", "9000")
+    xdp.start(DNS)
+    row = xdp.row()
+    assert row["io"] == "packet"
+    assert "the MTU of the interface, 9,000, is above 3,822" in row["reason"]
+
+
+def features(stage: Stage) -> list[str]:
+    """Of the switch's port: the neighbour of the MUX's interface."""
+    return stage.run(stage.switch, "ethtool", "-k", "p2").splitlines()
+
+
+def test_what_the_program_does_to_neighbours_is_said_and_undone(xdp: Stage) -> None:
+    before = features(xdp)
+    process = xdp.start(DNS)
+    assert "tcp-segmentation-offload: off" in "\n".join(features(xdp))
+    assert 'event="XDP program attached"' in process.output()
+    assert 'neighbours="no segmentation offload towards us"' in process.output()
+    assert process.stop() == 0
+    assert features(xdp) == before
+    assert "xdp" not in ip("-n", xdp.mux, "link", "show", "eth0")
+
+
+def test_a_program_that_somebody_took_off_and_a_link_with_another_address_serve_on(xdp: Stage) -> None:
+    process = xdp.start(DNS)
+    assert xdp.row()["io"] == "xdp"
+    xdp.run(xdp.mux, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:77")
+    ip("-n", xdp.client, "neigh", "flush", "all")
+
+    def answered() -> bool:
+        with xdp.tap() as tap, xdp.udp_client() as client:
+            client.sendto(b"question", (VIP, 53))
+            return len(tap.take(1, seconds=0.5)) == 1
+
+    wait_for(answered, "packets to the new link address to be taken")
+    assert process.stop() == 0
 
 
 def test_a_vip_that_is_an_address_of_the_mux_is_refused(packet: Stage) -> None:

@@ -3,30 +3,24 @@
 
 from __future__ import annotations
 
-import pytest
-
-from lb.errors import ConfigError
 from lb.model import IoMode
 from lb.mux.mode import RINGS_SLOTS, Mode, candidates, nothing_works, obtained
 
 
-def test_automatic_prefers_packet_and_falls_back_to_tun() -> None:
-    assert candidates(IoMode.AUTO) == (IoMode.PACKET, IoMode.TUN)
+def test_automatic_tries_all_the_fastest_first() -> None:
+    assert candidates(IoMode.AUTO) == (IoMode.XDP, IoMode.PACKET, IoMode.TUN)
 
 
-def test_what_was_asked_for_is_the_only_candidate() -> None:
+def test_what_was_asked_for_is_the_only_candidate_but_for_xdp() -> None:
     assert candidates(IoMode.TUN) == (IoMode.TUN,)
-
-
-def test_xdp_is_refused_with_what_to_do() -> None:
-    with pytest.raises(ConfigError, match=r'mux.io: .*not available in this version; use "auto"') as caught:
-        candidates(IoMode.XDP)
-    assert caught.value.exit_code == 2
+    assert candidates(IoMode.XDP) == (IoMode.XDP, IoMode.PACKET)
 
 
 def test_the_reason_says_what_was_refused() -> None:
     mode = obtained(IoMode.AUTO, IoMode.TUN, {IoMode.PACKET: "operation not permitted"})
     assert mode.reason == "automatic: packet refused: operation not permitted"
+    mode = obtained(IoMode.XDP, IoMode.PACKET, {IoMode.XDP: "no such thing"})
+    assert mode.reason == "asked for was xdp: xdp refused: no such thing"
     assert obtained(IoMode.TUN, IoMode.TUN, {}).reason == "asked for by the configuration"
 
 

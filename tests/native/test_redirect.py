@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which frames the XDP program takes: all packet tables, and random frames, through the kernel and an oracle."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from ipaddress import ip_address, ip_network
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lb.dataplane import Redirect
+from lb.errors import IoError
+from lb.model import Network
+from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
+from tests.packets.frames import ROWS as FRAMES
+from tests.packets.frames import SYN, SYN6
+from tests.packets.rows import ROWS
+from tests.packets.world import SERVICES
+
+VIPS = frozenset(service.vip for service in SERVICES)
+AF_XDP = 44
+SOL_XDP, XDP_UMEM_FILL_RING = 283, 5
+LONGEST = 3000  #: that the kernel tries a program with
+
+
+def oracle(frame: bytes, vips: frozenset[Network], mac: bytes = MUX_MAC) -> bool:
+    """Untagged, to our link address, with all of an IP header, to a VIP."""
+    header = {b"\x08\x00": 20, b"\x86\xdd": 40}.get(frame[12:14])
+    if frame[:6] != mac or header is None or len(frame) < 14 + header:
+        return False
+    address = ip_address(frame[30:34] if header == 20 else frame[38:54])
+    return any(address in vip for vip in vips)
+
+
+def loaded(vips: frozenset[Network]) -> Redirect:
+    try:
+        program = Redirect(4)
+    except IoError as error:
+        if "CAP_BPF" in str(error):
+            pytest.skip(f"the kernel takes no BPF program from this user: {error}")
+        raise
+    for vip in vips:
+        program.add(vip)
+    return program
+
+
+@pytest.fixture(scope="module")
+def taker() -> Iterator[int]:
+    """An AF_XDP socket that a map takes: it has a ring, and is bound to nothing."""
+    try:
+        made = socket.socket(AF_XDP, socket.SOCK_RAW, 0)
+    except OSError as error:
+        pytest.skip(f"no AF_XDP here: {error}")
+    with made:
+        made.setsockopt(SOL_XDP, XDP_UMEM_FILL_RING, 64)
+        yield made.fileno()
+
+
+@pytest.fixture(scope="module")
+def program(taker: int) -> Iterator[Redirect]:
+    with closing(loaded(VIPS)) as made:
+        made.set_address(MUX_MAC)
+        made.set_socket(0, taker)
+        yield made
+
+
+TABLE = [(row.claim, ethernet(row.packet)) for row in ROWS] + [(row.claim, row.frame) for row in FRAMES]
+CASES = [pytest.param(frame, id=claim) for claim, frame in TABLE if 14 <= len(frame) <= LONGEST]
+
+
+def test_the_tables_have_both_kinds() -> None:
+    taken = [oracle(case.values[0], VIPS) for case in CASES]  # type: ignore[arg-type]
+    assert sum(taken) > 50
+    assert len(taken) - sum(taken) > 10
+
+
+@pytest.mark.parametrize("frame", CASES)
+def test_rows(program: Redirect, frame: bytes) -> None:
+    assert program.takes(frame) == oracle(frame, VIPS)
+
+
+@pytest.mark.parametrize("frame", [ethernet(SYN), ethernet(SYN6)], ids=["IPv4", "IPv6"])
+def test_only_whole_headers_to_our_own_link_address_are_taken(program: Redirect, frame: bytes) -> None:
+    assert program.takes(frame)
+    for length in range(14, len(frame)):
+        assert program.takes(frame[:length]) == oracle(frame[:length], VIPS), length
+    for other in (
+        ROUTER_MAC,
+        b"\xff" * 6,
+        *(MUX_MAC[:n] + bytes([MUX_MAC[n] ^ 1]) + MUX_MAC[n + 1 :] for n in range(6)),
+    ):
+        assert not program.takes(other + frame[6:])
+
+
+def test_nothing_is_taken_before_the_link_address_is_known_or_by_a_queue_without_a_socket(taker: int) -> None:
+    with closing(loaded(VIPS)) as program:
+        program.set_socket(0, taker)
+        assert not program.takes(ethernet(SYN))
+        assert not program.takes(bytes(6) + ethernet(SYN)[6:14])
+        program.set_address(MUX_MAC)
+        assert program.takes(ethernet(SYN))
+    with closing(loaded(VIPS)) as program:
+        program.set_address(MUX_MAC)
+        program.set_socket(1, taker)
+        assert not program.takes(ethernet(SYN))
+
+
+def test_a_link_that_got_another_address_is_known_by_it(taker: int) -> None:
+    with closing(loaded(VIPS)) as program:
+        program.set_socket(0, taker)
+        for mac in (MUX_MAC, ROUTER_MAC):
+            program.set_address(mac)
+            assert [program.takes(to + ethernet(SYN)[6:]) for to in (mac, MUX_MAC, ROUTER_MAC)] == [
+                True,
+                mac == MUX_MAC,
+                mac == ROUTER_MAC,
+            ]
+
+
+def networks(version: int, width: int) -> st.SearchStrategy[Network]:
+    """Few addresses, so that they overlap."""
+    base = 0xCB007100 if version == 4 else 0x20010DB8 << 96
+    host = st.integers(0, 7).map(lambda n: base + n)
+    pairs = st.tuples(host, st.integers(width - 4, width))
+    return pairs.map(lambda pair: ip_network((pair[0] >> width - pair[1] << width - pair[1], pair[1])))
+
+
+NETWORKS = st.one_of(networks(4, 32), networks(6, 128), st.sampled_from([ip_network("0.0.0.0/0"), ip_network("::/0")]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps=st.lists(st.tuples(st.booleans(), NETWORKS), min_size=1, max_size=12), frames=st.data())
+def test_vips_that_come_and_go_are_followed(
+    taker: int, steps: list[tuple[bool, Network]], frames: st.DataObject
+) -> None:
+    """Overlapping prefixes among them, and one that goes twice."""
+    there: set[Network] = set()
+    with closing(loaded(frozenset())) as program:
+        program.set_address(MUX_MAC)
+        program.set_socket(0, taker)
+        for comes, network in steps:
+            if comes:
+                program.add(network)
+                there.add(network)
+            else:
+                program.remove(network)
+                there.discard(network)
+        for n in range(8):
+            four = ethernet(SYN)[:30] + (0xCB007100 + n).to_bytes(4) + ethernet(SYN)[34:]
+            six = ethernet(SYN6)[:38] + ((0x20010DB8 << 96) + n).to_bytes(16) + ethernet(SYN6)[54:]
+            assert [program.takes(four), program.takes(six)] == [oracle(f, frozenset(there)) for f in (four, six)]
+        noise = frames.draw(st.binary(min_size=14, max_size=120))
+        assert program.takes(noise) == oracle(noise, frozenset(there))
