@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from agent.own import OwnService
+from lb.daemon.netlink_bytes import HEADER, NESTED, attribute, attributes, messages
 from lb.errors import FeatureError, IoError, PrivilegeError
 from lb.model import Address, Network, PortRange, Protocol
 
@@ -35,7 +36,6 @@ _SUBSYSTEM = 1 << 8
 _GET, _DELETE = 1, 2
 _REQUEST, _ACK, _DUMP = 1, 4, 0x300
 _ERROR, _DONE = 2, 3
-_NESTED = 0x8000
 _TUPLE_ORIG, _TUPLE_REPLY, _STATUS, _ZONE, _FILTER = 1, 2, 3, 18, 25
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _IP_SRC = {4: 1, 6: 3}
@@ -45,8 +45,6 @@ _FILTER_ORIG_FLAGS = 1
 _FLAG_IP_DST, _FLAG_PROTO_NUMBER, _FLAG_DST_PORT = 1 << 1, 1 << 3, 1 << 5
 _SEEN_REPLY = 1 << 1
 _FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _SECONDS = 10.0
 _RECEIVE = 1 << 18
 
@@ -182,7 +180,7 @@ class Conntrack:
         try:
             self._socket.send(self._message(_GET, _REQUEST | _DUMP, version, question))
             while True:
-                for sequence, kind, body in _messages(self._socket.recv(_RECEIVE)):
+                for kind, sequence, _, body in messages(self._socket.recv(_RECEIVE)):
                     if sequence != self._sequence:
                         continue
                     if kind == _DONE:
@@ -200,7 +198,7 @@ class Conntrack:
         """Reads the answers to the last ``count`` messages."""
         removed, first = 0, self._sequence - count + 1
         while count:
-            for sequence, kind, body in _messages(self._socket.recv(_RECEIVE)):
+            for kind, sequence, _, body in messages(self._socket.recv(_RECEIVE)):
                 if sequence < first or kind != _ERROR:
                     continue
                 (code,) = struct.unpack_from("=i", body)
@@ -210,11 +208,11 @@ class Conntrack:
                 count -= 1
         return removed
 
-    def _message(self, command: int, flags: int, version: int, attributes: bytes) -> bytes:
+    def _message(self, command: int, flags: int, version: int, asked: bytes) -> bytes:
         self._sequence += 1
-        length = _HEADER.size + 4 + len(attributes)
-        header = _HEADER.pack(length, _SUBSYSTEM | command, flags, self._sequence, 0)
-        return header + struct.pack("=BBH", _FAMILY[version], 0, 0) + attributes
+        length = HEADER.size + 4 + len(asked)
+        header = HEADER.pack(length, _SUBSYSTEM | command, flags, self._sequence, 0)
+        return header + struct.pack("=BBH", _FAMILY[version], 0, 0) + asked
 
 
 def _sentence(code: int) -> IoError | PrivilegeError | FeatureError:
@@ -231,55 +229,28 @@ def _sentence(code: int) -> IoError | PrivilegeError | FeatureError:
 def _question(place: Place) -> bytes:
     """Has the kernel choose, as far as it can."""
     flags, version = _FLAG_PROTO_NUMBER, place.vip.version
-    protocol = _attribute(_PROTO_NUMBER, bytes([place.protocol.number]))
+    protocol = attribute(_PROTO_NUMBER, bytes([place.protocol.number]))
     if place.ports.exact:
-        protocol += _attribute(_PROTO_DST_PORT, place.ports.first.to_bytes(2))
+        protocol += attribute(_PROTO_DST_PORT, place.ports.first.to_bytes(2))
         flags |= _FLAG_DST_PORT
-    wanted = _attribute(_TUPLE_PROTO | _NESTED, protocol)
+    wanted = attribute(_TUPLE_PROTO | NESTED, protocol)
     if place.vip.prefixlen == place.vip.max_prefixlen:
-        to = _attribute(_IP_DST[version], place.vip.network_address.packed)
-        wanted = _attribute(_TUPLE_IP | _NESTED, to) + wanted
+        to = attribute(_IP_DST[version], place.vip.network_address.packed)
+        wanted = attribute(_TUPLE_IP | NESTED, to) + wanted
         flags |= _FLAG_IP_DST
-    chosen = _attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", flags))
-    return _attribute(_TUPLE_ORIG | _NESTED, wanted) + _attribute(_FILTER | _NESTED, chosen)
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Sequence number, type and body of each."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, _, answers, _ = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            return
-        yield answers, kind, data[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found: dict[int, bytes] = {}
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        found[kind & 0x3FFF] = data[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
-    return found
+    chosen = attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", flags))
+    return attribute(_TUPLE_ORIG | NESTED, wanted) + attribute(_FILTER | NESTED, chosen)
 
 
 def _flow(body: bytes) -> Flow | None:
     """None for what has no ports."""
     version = 4 if body[0] == socket.AF_INET else 6
-    entry = _attributes(body[4:])
+    entry = attributes(body[4:])
     asked, answers = _ends(entry.get(_TUPLE_ORIG, b"")), _ends(entry.get(_TUPLE_REPLY, b""))
     if asked is None or answers is None:
         return None
     (addresses, protocol), (reply_addresses, reply_protocol) = asked, answers
-    zone = _attribute(_ZONE, entry[_ZONE]) if _ZONE in entry else b""
+    zone = attribute(_ZONE, entry[_ZONE]) if _ZONE in entry else b""
     return Flow(
         version=version,
         protocol=protocol[_PROTO_NUMBER][0],
@@ -288,11 +259,11 @@ def _flow(body: bytes) -> Flow | None:
         answers_from=reply_addresses[_IP_SRC[version]],
         answers_port=int.from_bytes(reply_protocol[_PROTO_SRC_PORT]),
         answered=bool(int.from_bytes(entry.get(_STATUS, b"")) & _SEEN_REPLY),
-        key=_attribute(_TUPLE_ORIG | _NESTED, entry[_TUPLE_ORIG]) + zone,
+        key=attribute(_TUPLE_ORIG | NESTED, entry[_TUPLE_ORIG]) + zone,
     )
 
 
 def _ends(data: bytes) -> tuple[dict[int, bytes], dict[int, bytes]] | None:
-    found = _attributes(data)
-    addresses, protocol = _attributes(found.get(_TUPLE_IP, b"")), _attributes(found.get(_TUPLE_PROTO, b""))
+    found = attributes(data)
+    addresses, protocol = attributes(found.get(_TUPLE_IP, b"")), attributes(found.get(_TUPLE_PROTO, b""))
     return (addresses, protocol) if _PROTO_DST_PORT in protocol else None

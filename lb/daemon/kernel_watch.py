@@ -15,11 +15,11 @@ import asyncio
 import contextlib
 import enum
 import socket
-import struct
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lb.daemon.netlink_bytes import attributes, messages
 from lb.errors import IoError
 
 _SOL_NETLINK = 270
@@ -27,9 +27,7 @@ _NETLINK_ADD_MEMBERSHIP = 1
 _NETLINK_NETFILTER = 12
 _RECEIVE_BUFFER = 4 << 20
 _SO_RCVBUFFORCE = 33
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _GENERIC = 4  # struct nfgenmsg
-_ATTRIBUTE = struct.Struct("=HH")
 _RTMSG_PROTOCOL = 5  # offset in struct rtmsg
 _NFTABLES = 10  # subsystem, in the upper byte of the type
 _NFNLGRP_NFTABLES = 7
@@ -168,7 +166,7 @@ class KernelWatch:
     def _read(self, opened: socket.socket, areas: Area, note: Callable[[int, int, bytes], None]) -> None:
         try:
             while True:
-                for kind, port, body in _messages(opened.recv(1 << 16)):
+                for kind, _, port, body in messages(opened.recv(1 << 16)):
                     note(kind, port, body)
         except BlockingIOError:
             pass
@@ -189,36 +187,15 @@ class KernelWatch:
     def _note_rules(self, kind: int, port: int, body: bytes) -> None:
         """A transaction is told of object by object; who made it comes last."""
         del port
-        attributes = dict(_attributes(body[_GENERIC:]))
+        found = attributes(body[_GENERIC:])
         if kind != _NFTABLES << 8 | _NFT_MSG_NEWGEN:
-            self._touched = self._touched or attributes.get(_TABLE, b"").rstrip(b"\0") in self._tables
+            self._touched = self._touched or found.get(_TABLE, b"").rstrip(b"\0") in self._tables
             return
         touched, self._touched = self._touched, False
-        pid = int.from_bytes(attributes.get(_PROC_PID, b""))
+        pid = int.from_bytes(found.get(_PROC_PID, b""))
         if touched and pid not in self._own.processes:
-            name = attributes.get(_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
+            name = found.get(_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
             self._notices.add(Area.NFTABLES, Program(name, pid) if name else None)
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, port and body of each."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, _, _, port = _HEADER.unpack_from(data, offset)
-        if length < _HEADER.size:
-            return
-        yield kind, port, data[offset + _HEADER.size : offset + length]
-        offset += (length + 3) & ~3
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & 0x3FFF, data[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
 
 
 def _program_of(port: int) -> Program | None:

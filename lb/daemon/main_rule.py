@@ -16,15 +16,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from lb.daemon.kernel_watch import Area
+from lb.daemon.netlink_bytes import HEADER, attribute, attributes, messages
 from lb.daemon.repairs import Difference
 from lb.errors import IoError
 
 _RTM_NEWRULE, _RTM_GETRULE = 32, 34
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _EXCLUSIVE, _CREATE, _DUMP = 0x1, 0x4, 0x200, 0x400, 0x300
-_HEADER = struct.Struct("=IHHII")
 _RULE = struct.Struct("=BBBBBBBBI")  # struct fib_rule_hdr: family, lengths, tos, table, two reserved, action, flags
-_ATTRIBUTE = struct.Struct("=HH")
 _FRA_PRIORITY, _FRA_TABLE, _FRA_PROTOCOL = 6, 15, 21
 _TO_TABLE = 1
 _KERNEL = 2  # RTPROT_KERNEL
@@ -92,27 +91,18 @@ def rules() -> frozenset[KernelRule]:
 def add(rule: KernelRule) -> None:
     """Raises IoError."""
     body = _RULE.pack(rule.family, 0, 0, 0, rule.table, 0, 0, _TO_TABLE, 0)
-    body += b"".join(
-        _ATTRIBUTE.pack(8, kind) + value.to_bytes(4, sys.byteorder)
-        for kind, value in ((_FRA_PRIORITY, rule.priority), (_FRA_TABLE, rule.table))
-    )
-    body += _ATTRIBUTE.pack(5, _FRA_PROTOCOL) + bytes((_KERNEL, 0, 0, 0))
+    body += attribute(_FRA_PRIORITY, rule.priority.to_bytes(4, sys.byteorder))
+    body += attribute(_FRA_TABLE, rule.table.to_bytes(4, sys.byteorder)) + attribute(_FRA_PROTOCOL, bytes([_KERNEL]))
     for _ in _ask(_RTM_NEWRULE, _ACK | _CREATE | _EXCLUSIVE, body, f"to add {rule.name}"):
         pass
 
 
 def _rule(body: bytes) -> KernelRule:
     family, _, _, _, table, _, _, _, _ = _RULE.unpack_from(body)
-    priority, offset = 0, _RULE.size
-    while offset + _ATTRIBUTE.size <= len(body):
-        length, kind = _ATTRIBUTE.unpack_from(body, offset)
-        if length < _ATTRIBUTE.size:
-            break
-        if kind == _FRA_PRIORITY:
-            (priority,) = struct.unpack_from("=I", body, offset + _ATTRIBUTE.size)
-        elif kind == _FRA_TABLE:
-            (table,) = struct.unpack_from("=I", body, offset + _ATTRIBUTE.size)
-        offset += (length + 3) & ~3
+    found = attributes(body[_RULE.size :])
+    priority = int.from_bytes(found.get(_FRA_PRIORITY, b""), sys.byteorder)
+    if _FRA_TABLE in found:
+        table = int.from_bytes(found[_FRA_TABLE], sys.byteorder)
     return KernelRule(family, priority, table)
 
 
@@ -122,19 +112,16 @@ def _ask(kind: int, flags: int, body: bytes, what: str) -> Iterator[tuple[int, b
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as asked:
             asked.settimeout(2.0)
             asked.bind((0, 0))
-            asked.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, 1, 0) + body)
+            asked.send(HEADER.pack(HEADER.size + len(body), kind, _REQUEST | flags, 1, 0) + body)
             while True:
-                data, offset = asked.recv(1 << 16), 0
-                while offset + _HEADER.size <= len(data):
-                    length, answer, *_ = _HEADER.unpack_from(data, offset)
+                for answer, _, _, told in messages(asked.recv(1 << 16)):
                     if answer == _NLMSG_ERROR:
-                        code = -struct.unpack_from("=i", data, offset + _HEADER.size)[0]
+                        code = -struct.unpack_from("=i", told)[0]
                         if code:
                             raise OSError(code, os.strerror(code))
                         return
                     if answer == _NLMSG_DONE:
                         return
-                    yield answer, data[offset + _HEADER.size : offset + length]
-                    offset += (length + 3) & ~3
+                    yield answer, told
     except OSError as error:
         raise IoError(f"cannot ask the kernel {what}: {(error.strerror or str(error)).lower()}") from None

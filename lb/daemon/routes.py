@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from lb.daemon.netlink_bytes import attributes
 from lb.errors import IoError
 from lb.model import Network
 
@@ -25,7 +26,6 @@ _REQUEST_DUMP = 0x1 | 0x300
 _INTERRUPTED = 0x10
 _HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
-_ATTRIBUTE = struct.Struct("=HH")
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 6, 15
 _ATTEMPTS = 5
 
@@ -126,20 +126,13 @@ def _read(data: bytes) -> tuple[bool, bool]:
 
 def _route(body: bytes) -> KernelRoute:
     family, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
-    attributes: dict[int, bytes] = {}
-    offset = _ROUTE.size
-    while offset + _ATTRIBUTE.size <= len(body):
-        size, number = _ATTRIBUTE.unpack_from(body, offset)
-        if size < _ATTRIBUTE.size:
-            break
-        attributes[number] = body[offset + _ATTRIBUTE.size : offset + size]
-        offset += (size + 3) & ~3
+    found = attributes(body[_ROUTE.size :])
 
     def number_of(attribute: int, default: int = 0) -> int:
-        value = attributes.get(attribute)
+        value = found.get(attribute)
         return int.from_bytes(value, sys.byteorder) if value is not None else default
 
     width = 4 if family == socket.AF_INET else 16
-    address = attributes.get(_RTA_DST, bytes(width))
+    address = found.get(_RTA_DST, bytes(width))
     network: Network = IPv4Network((address, length)) if width == 4 else IPv6Network((address, length))
     return KernelRoute(network, kind, number_of(_RTA_TABLE, table), number_of(_RTA_OIF), number_of(_RTA_PRIORITY))
