@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 import statistics
 import tempfile
 from collections.abc import Callable, Collection, Sequence
@@ -108,6 +109,7 @@ class PeersBench:
     offloads: bool
     rounds: int
     seconds: float
+    load_average: float  #: of the minute before it began: what others did on this machine
     cpu: str
     kernel: str
     date: str
@@ -135,6 +137,7 @@ def bench_peers(
         raise RequestError(f"--only {unknown[0]}: no such way; there are {', '.join(names())}")
     needs("lb bench peers", _PROGRAMS_RATE if set(parts) == {"packets"} else _PROGRAMS)
     netns.reap()
+    load_average = round(os.getloadavg()[0], 1)
     wanted = [way for way in ways() if not only or way.name in only]
     left_out: dict[str, str] = {}
     http: dict[str, Measured] = {}
@@ -155,6 +158,7 @@ def bench_peers(
         offloads=offloads,
         rounds=rounds,
         seconds=seconds,
+        load_average=load_average,
         cpu=cpu_name(),
         kernel=kernel_name(),
         date=datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -341,6 +345,7 @@ def lines(result: PeersBench) -> list[str]:
     offloads = "on" if result.offloads else "off"
     said.append(f"medians [least-greatest] of {result.rounds} rounds by turns; offloads {offloads}")
     said.append("steal: what the hypervisor took; noise: how much slower the slowest fixed loop was than their median")
+    said.append(f"load average of the machine before it began: {result.load_average}")
     said.append(f"{result.cpu}, {result.kernel}, {result.date}, commit {result.commit}")
     return said
 

@@ -82,7 +82,10 @@ def _peers(name: str, answer: Answer) -> str:
     left_out = [f"- {way}: {reason}." for way, reason in answer["left_out"].items()]
     if left_out:
         said.append("Left out:\n\n" + "\n".join(left_out))
-    said.append(f"{answer['cpu']}, {answer['kernel']}, {answer['date']}; {answer['rounds']} rounds.")
+    others = (
+        f"load average {answer['load_average']} before they began" if "load_average" in answer else "others at work"
+    )
+    said.append(f"{answer['cpu']}, {answer['kernel']}, {answer['date']}; {answer['rounds']} rounds, {others}.")
     return "\n\n".join(said)
 
 

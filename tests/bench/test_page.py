@@ -34,6 +34,7 @@ PEERS: dict[str, Any] = {
     "kernel": "Linux 6.1",
     "date": "2026-01-02",
     "rounds": 5,
+    "load_average": 0.3,
 }
 
 
@@ -48,7 +49,7 @@ def test_page_has_figures_with_spread_and_where_they_come_from() -> None:
     text = page.text({"peers": PEERS})
     assert "| vipmux tun | 41 [37-45] | 74 [67-81] |" in text
     assert "sudo lb bench peers --part http --rounds 5 --offloads on" in text
-    assert "a processor, Linux 6.1, 2026-01-02; 5 rounds." in text
+    assert "a processor, Linux 6.1, 2026-01-02; 5 rounds, load average 0.3 before they began." in text
     assert "- ipvs: this kernel has no IPVS." in text
 
 

@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("lb._dataplane")
 
+from lb import netns
 from lb.bench.http_load import Load, read_wrk
 from lb.bench.peers import Figure, Measured, PeersBench, bench_peers, cell, lines, names
 from lb.bench.peers_ways import Return, ways
@@ -40,6 +45,7 @@ def result(**changed: object) -> PeersBench:
         "offloads": False,
         "rounds": 3,
         "seconds": 1.0,
+        "load_average": 0.2,
         "cpu": "a processor",
         "kernel": "Linux 6.1",
         "date": "2026-01-02",
@@ -95,6 +101,18 @@ def test_failed_requests_are_said_and_make_the_run_unsound() -> None:
     assert "nginx: 3 requests of wrk failed" in lines(failed)
     assert not failed.sound
     assert result().sound
+
+
+def test_what_a_killed_run_left_in_memory_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(netns, "MEMORY", tmp_path)
+    monkeypatch.setattr(netns, "NETNS", tmp_path / "none")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, running = tmp_path / f"vipmux-{ended.pid}-0abc", tmp_path / f"vipmux-{os.getpid()}-0abc"
+    left.mkdir()
+    running.mkdir()
+    netns.reap()
+    assert (left.exists(), running.exists()) == (False, True)
 
 
 def test_wrk_is_read_with_all_its_errors() -> None:
