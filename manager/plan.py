@@ -21,7 +21,7 @@ A MUX that is gone for longer than the hold time, and an agent that is gone or d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -229,14 +229,21 @@ def _retire(vip: Vip, world: World) -> VipPlan:
     before = Before(vip, world)
     may_have = vip in world.memory.served  # what MUXes were told and have not acknowledged is not to remove it
 
-    def holds(mux: Node, section: str, wanted: Iterable[str]) -> bool:
+    def holds(mux: Node, found: Callable[[Node], bool]) -> bool:
         if mux.gone:
             return False
         if may_have and vip in mux.owes and not mux.late and mux.refused is None:
             return True
-        return mux.live is None or any(key in mux.live.get(section, {}) for key in wanted)
+        return mux.live is None or found(mux)
 
-    if any(holds(mux, "announcements", [vip]) for mux in world.muxes.values()):
+    def announces(mux: Node) -> bool:
+        return mux.live is not None and vip in mux.live.get("announcements", {})
+
+    def serves(mux: Node) -> bool:
+        """By whatever names: meanwhile another VIP may have a service of the same."""
+        return any(True for _ in tables_of(world).live(mux, vip))
+
+    if any(holds(mux, announces) for mux in world.muxes.values()):
         tables = {
             found.service.name: found.mux_table(tuple(Told.of(backend) for backend in found.service.backends))
             for found in services
@@ -244,6 +251,6 @@ def _retire(vip: Vip, world: World) -> VipPlan:
         served = tuple(found.service for found in services)
         agents = with_lent(before, agents_of(services), world)
         return VipPlan(vip, tables=tables, agents=agents, withheld=withheld, served=served)
-    if any(holds(mux, "services", keys) for mux in world.muxes.values()):
+    if any(holds(mux, serves) for mux in world.muxes.values()):
         return VipPlan(vip, agents=with_lent(before, agents_of(services), world), withheld=withheld)
     return VipPlan(vip, withheld=withheld, done=tuple(keys))

@@ -130,6 +130,8 @@ def _not_set_up(place: _Place, agent: Node, known: Remembered | None, world: Wor
     if was_there and agent.live is None:  # it has not told yet what it has: the best guess is what was
         return None
     reason = not_installed(agent, service, address, world)
+    if reason is None and not was_there and _may_be_going(place, agent, known):
+        reason = f"agent {agent.name} has not acknowledged it yet"
     if reason is not None and not service.ports.exact and before.took(service, backend):
         # Of a range of ports that grew, what its host has is worth more than nothing: the rest is on its way.
         parts = [*tables_of(world).live(agent, before.vip)]
@@ -137,8 +139,6 @@ def _not_set_up(place: _Place, agent: Node, known: Remembered | None, world: Wor
             parts += before.lent.get(agent.name, {}).values()
         if agent.live is None or any(_serves(part, service, address, before.vip) is not None for part in parts):
             return None
-    if reason is None and not was_there and _may_be_going(place, agent, known):
-        return f"agent {agent.name} has not acknowledged it yet"
     return reason
 
 
