@@ -256,6 +256,7 @@ SCHEMAS: dict[str, Schema] = {
             "announcements": array(
                 record({"mux": TEXT, "announces": MAYBE_FLAG, "reason": TEXT, "peers": array(ANYTHING)})
             ),
+            "left_out": array(record({"node": TEXT, "what": TEXT, "reason": TEXT})),
             "events": array(ref("Event")),
         }
     ),
@@ -339,6 +340,7 @@ SCHEMAS: dict[str, Schema] = {
             "announcements": array(
                 record({"mux": TEXT, "announces": MAYBE_FLAG, "reason": TEXT, "peers": array(ANYTHING)})
             ),
+            "left_out": array(record({"node": TEXT, "what": TEXT, "reason": TEXT})),
             "explanation": array(TEXT),
             "events": array(ref("Event")),
         }

@@ -377,6 +377,7 @@ class View:
             "policy": _policy_words(service),
             "backends": self.backends([name]),
             "announcements": [self._announcement_words(entry, vip) for entry in self._entries(MUX)],
+            "left_out": self._left_out(name, f"announcements/{service.vip}"),
             "explanation": [_explain(item, self._steady()) for item in backends],
             "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
         }
@@ -432,6 +433,7 @@ class View:
             "vip": vip_text(vip),
             "services": self.services(names),
             "announcements": [self._announcement_words(entry, plan) for entry in self._entries(MUX)],
+            "left_out": self._left_out(*names, f"announcements/{vip}"),
             "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
         }
 
@@ -452,6 +454,16 @@ class View:
             reason = "told to"
         announces = any(peer["state"] in ("announced", "draining") for peer in peers) if peers else None
         return {"mux": name, "announces": announces, "reason": reason, "peers": peers}
+
+    def _left_out(self, *names: str) -> list[Row]:
+        """Which nodes do not serve some of these, and why."""
+        return [
+            {"node": entry.id, "what": name, "reason": entry.left_out[name]}
+            for kind in (MUX, AGENT)
+            for entry in self._entries(kind)
+            for name in names
+            if name in entry.left_out
+        ]
 
     # -- what they share ----------------------------------------------------------------------------------------
 

@@ -162,6 +162,7 @@ def vip(answer: dict[str, Any]) -> Iterator[str]:
         yield from _announcement(item)
     if not answer["announcements"]:
         yield "  no MUX has joined yet"
+    yield from _left_out(answer.get("left_out") or [])
     yield from _events(answer["events"])
 
 
@@ -193,6 +194,7 @@ def service(answer: dict[str, Any]) -> Iterator[str]:
         yield from _announcement(item)
     if not answer["announcements"]:
         yield "  no MUX has joined yet"
+    yield from _left_out(answer.get("left_out") or [])
     yield from _events(answer["events"])
 
 
@@ -207,6 +209,15 @@ def _announcement(item: dict[str, Any]) -> Iterator[str]:
     for peer in item["peers"]:
         why = f": {cell(peer['why'])}" if peer.get("why") else ""
         yield f"      to {cell(peer.get('name'))}: {cell(peer.get('state'))}{why}"
+
+
+def _left_out(found: list[dict[str, Any]]) -> Iterator[str]:
+    """An older manager does not tell of it."""
+    if found:
+        yield ""
+        yield "Left out"
+    for item in found:
+        yield f"  {cell(item.get('node'))} does not serve {cell(item.get('what'))}: {cell(item.get('reason'))}"
 
 
 def node(row: dict[str, Any]) -> Iterator[str]:
@@ -231,8 +242,13 @@ def node(row: dict[str, Any]) -> Iterator[str]:
             text = f"{abs(value):g} s {'behind' if value < 0 else 'ahead of'} the manager's clock"
         elif key == "certificate_expires" and value is not None:
             text = clock(value)
+        elif key == "left_out":
+            text = f"{len(value)}, see below" if value else cell(None)
         if key != "peers":
             yield f"{key.replace('_', ' '):<{width}}{text}"
+    yield from _left_out(
+        [{"node": row.get("name"), "what": name, "reason": why} for name, why in (row.get("left_out") or {}).items()]
+    )
     if peers:
         yield ""
         yield "BGP sessions"

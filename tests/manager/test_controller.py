@@ -7,11 +7,13 @@ import asyncio
 import statistics
 import time
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lb.cli import describe
 from lb.errors import AccessError, ConfigError, NotFoundError
 from lb.node.messages import HealthMessage, StatusMessage
 from manager.controller import Controller
@@ -388,3 +390,21 @@ async def test_what_a_node_leaves_out_is_shown_said_and_waited_for_no_longer(tmp
         said = [event.text for event in controller.events.latest(100) if event.subject == "mux mux1"]
         assert "leaves out web, and serves the rest: is of a newer version" in said
         assert "leaves out web no more" in said
+
+
+async def test_what_a_node_leaves_out_is_told_of_the_service_of_its_vip_and_of_the_node(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = Site().connect(controller)
+        await controller.apply([service()], WHO)
+        assert await controller.followed(5.0) == []
+        view, mux = View(controller), site.muxes[0]
+        assert "Left out" not in [*describe.service(view.describe("web")), *describe.node(view.muxes()[0])]
+        entry = controller.hub.entries[mux.id]
+        left_out = {"web": "no room", "other": "not of this service"}
+        controller.hub.live(mux, entry.live_generation, entry.live or {}, left_out)
+        told = [{"node": "mux:mux1", "what": "web", "reason": "no room"}]
+        assert view.describe("web")["left_out"] == view.vip(ip_address("203.0.113.10"))["left_out"] == told
+        line = "  mux:mux1 does not serve web: no room"
+        assert line in list(describe.service(view.describe("web")))
+        assert line in list(describe.vip(view.vip(ip_address("203.0.113.10"))))
+        assert "  mux1 does not serve web: no room" in list(describe.node(view.muxes()[0]))
