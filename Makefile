@@ -137,14 +137,14 @@ screenshots:
 	@$(MAKE) build
 	@deploy/as-root.sh $(PY) -m tests.lab.screenshots
 
-# Static checks. clang, where it is installed, reads the same C with its own warnings.
+# Static checks. clang, where it is installed, reads the same C with its own warnings, and a cross compiler that for aarch64.
 
 check: build
 	@$(PY) -m ruff format --check --quiet . || { echo 'run: $(PY) -m ruff format .'; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy
 	@$(PY) -m mypy -p tests.lab
-	@for compiler in gcc clang; do \
+	@for compiler in gcc clang aarch64-linux-gnu-gcc; do \
 	  command -v $$compiler > /dev/null || { echo "$$compiler is not installed: its warnings were not looked at"; continue; }; \
 	  $$compiler -fsyntax-only -Inative $(WARNINGS) $(C_SOURCES) $(wildcard tests/lab/tools/*.c); \
 	done

@@ -49,7 +49,9 @@ test_needs() {
 	demo_needs
 	fuzz_needs
 	printf '%s\n' "command ping iputils-ping" "command tcpdump" "program /usr/lib/frr/bgpd frr" \
-		"command systemd-analyze systemd" "command chromium" "command prometheus"
+		"command systemd-analyze systemd" "command chromium" "command prometheus" \
+		"command aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu" "command qemu-aarch64-static qemu-user-static" \
+		"file /usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross"
 }
 
 fail() {
@@ -81,6 +83,7 @@ missing() {
 		case $kind in
 		command) command -v "${words%% *}" > /dev/null || echo "$package" ;;
 		program) [ -x "${words%% *}" ] || echo "$package" ;;
+		file) [ -e "${words%% *}" ] || echo "$package" ;;
 		headers) has_headers || echo "$package" ;;
 		runtime) has_clang_runtime || clang_runtime ;;
 		missing) echo "$package" ;;
