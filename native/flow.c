@@ -142,6 +142,27 @@ static ALWAYS_INLINE void sip_word_lanes(uint64_t v[4][SIP_LANES], const uint64_
 		v[0][i] ^= word[i];
 }
 
+static ALWAYS_INLINE void sip_begin_lanes(uint64_t v[4][SIP_LANES], const struct flow_seed *seed)
+{
+	for (unsigned i = 0; i < SIP_LANES; i++) {
+		v[0][i] = seed->sip[0] ^ SIP_0;
+		v[1][i] = seed->sip[1] ^ SIP_1;
+		v[2][i] = seed->sip[0] ^ SIP_2;
+		v[3][i] = seed->sip[1] ^ SIP_3;
+	}
+}
+
+/* What comes behind the last word; the first n lanes go out. */
+static ALWAYS_INLINE void sip_end_lanes(uint64_t v[4][SIP_LANES], uint64_t *out, unsigned n)
+{
+	for (unsigned i = 0; i < SIP_LANES; i++)
+		v[2][i] ^= 0xff;
+	for (unsigned r = 0; r < 3; r++)
+		sip_round_lanes(v);
+	for (unsigned i = 0; i < n; i++)
+		out[i] = v[0][i] ^ v[1][i] ^ v[2][i] ^ v[3][i];
+}
+
 static ALWAYS_INLINE void hash4_burst(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
 				      uint64_t *out, unsigned count)
 {
@@ -154,19 +175,37 @@ static ALWAYS_INLINE void hash4_burst(const struct flow_seed *seed, const uint64
 			words[0][i] = i < n ? addresses[base + i] : 0;
 			words[1][i] = i < n ? ports[base + i] : 0;
 			words[2][i] = 16ull << 56;
-			v[0][i] = seed->sip[0] ^ SIP_0;
-			v[1][i] = seed->sip[1] ^ SIP_1;
-			v[2][i] = seed->sip[0] ^ SIP_2;
-			v[3][i] = seed->sip[1] ^ SIP_3;
 		}
+		sip_begin_lanes(v, seed);
 		for (unsigned w = 0; w < 3; w++)
 			sip_word_lanes(v, words[w]);
+		sip_end_lanes(v, out + base, n);
+	}
+}
+
+#define TUPLE_WORDS (sizeof(struct flow_tuple) / 8)
+
+static ALWAYS_INLINE void hash6_burst(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
+				      unsigned count)
+{
+	uint64_t v[4][SIP_LANES], words[TUPLE_WORDS + 1][SIP_LANES] = { 0 };
+
+	for (unsigned base = 0; base < count; base += SIP_LANES) {
+		unsigned n = count - base < SIP_LANES ? count - base : SIP_LANES;
+
+		for (unsigned i = 0; i < n; i++) {
+			uint64_t tuple[TUPLE_WORDS];
+
+			memcpy(tuple, &tuples[base + i], sizeof(tuple));
+			for (unsigned w = 0; w < TUPLE_WORDS; w++)
+				words[w][i] = le64toh(tuple[w]);
+		}
 		for (unsigned i = 0; i < SIP_LANES; i++)
-			v[2][i] ^= 0xff;
-		for (unsigned r = 0; r < 3; r++)
-			sip_round_lanes(v);
-		for (unsigned i = 0; i < n; i++)
-			out[base + i] = v[0][i] ^ v[1][i] ^ v[2][i] ^ v[3][i];
+			words[TUPLE_WORDS][i] = (uint64_t)sizeof(struct flow_tuple) << 56;
+		sip_begin_lanes(v, seed);
+		for (unsigned w = 0; w <= TUPLE_WORDS; w++)
+			sip_word_lanes(v, words[w]);
+		sip_end_lanes(v, out + base, n);
 	}
 }
 
@@ -231,6 +270,12 @@ void flow_hash4_burst_plain(const struct flow_seed *seed, const uint64_t *addres
 	hash4_burst(seed, addresses, ports, out, count);
 }
 
+void flow_hash6_burst_plain(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
+			    unsigned count)
+{
+	hash6_burst(seed, tuples, out, count);
+}
+
 #ifdef VECTORS_X86
 TARGET_AVX2 void flow_scramble_burst_avx2(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
 					  unsigned count)
@@ -254,5 +299,17 @@ TARGET_AVX512 void flow_hash4_burst_avx512(const struct flow_seed *seed, const u
 					   const uint64_t *ports, uint64_t *out, unsigned count)
 {
 	hash4_burst(seed, addresses, ports, out, count);
+}
+
+TARGET_AVX2 void flow_hash6_burst_avx2(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
+				       unsigned count)
+{
+	hash6_burst(seed, tuples, out, count);
+}
+
+TARGET_AVX512 void flow_hash6_burst_avx512(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
+					   unsigned count)
+{
+	hash6_burst(seed, tuples, out, count);
 }
 #endif

@@ -58,6 +58,11 @@ typedef void flow_hash4_many(const struct flow_seed *seed, const uint64_t *addre
 			     uint64_t *out, unsigned count);
 flow_hash4_many flow_hash4_burst_plain, flow_hash4_burst_avx2, flow_hash4_burst_avx512;
 
+/* The same for IPv6 tuples, one after the other in memory: flow_tuple_hash() of each, not by its source alone. */
+typedef void flow_hash6_many(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
+			     unsigned count);
+flow_hash6_many flow_hash6_burst_plain, flow_hash6_burst_avx2, flow_hash6_burst_avx512;
+
 /*
  * The key of a flow of an IPv4 service with one address and one port: source address, source port and service are
  * the whole tuple, so the key is exact.  Layout: 0 | service (15) | port (16) | address (32); port and address as read

@@ -125,18 +125,66 @@ static inline bool find_service_plain(const struct mux *mux, struct packet *pack
 	return true;
 }
 
-/* The flow's key, or 0 where the packet goes no further. */
-static inline uint64_t read_packet(struct mux *mux, unsigned i, const struct frame *frame, enum link_type link)
+/* The same for IPv6, whose services are all in the index. */
+static inline bool find_service_plain6(const struct mux *mux, struct packet *packet, const struct frame *frame,
+				       enum link_type link, struct passage *passage)
 {
+	const struct service *service;
+	bool is_vip;
+
+	if (!packet_parse_plain6(packet, frame, link))
+		return false;
+	service = vip_map_find(mux->snapshot->map, 6, packet->ip + 24, packet->protocol, packet->destination_port, &is_vip);
+	if (UNLIKELY(!service))
+		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
+	else if (UNLIKELY(packet->ip[7] <= 1))
+		packet->reason = REASON_TTL_EXPIRED;
+	passage->service = service;
+	return true;
+}
+
+/* IPv6 packets of a group: their keys are made of hashes, and those together. */
+struct sixes {
+	struct flow_tuple tuples[GROUP];
+	uint8_t at[GROUP]; /* index of each in the group */
+	unsigned count;
+};
+
+static void hash_sixes(struct mux *mux, unsigned first, const struct sixes *sixes, uint64_t *keys)
+{
+	uint64_t hashes[GROUP];
+
+	mux->vector->hash6(&mux->snapshot->map->seed, sixes->tuples, hashes, sixes->count);
+	for (unsigned n = 0; n < sixes->count; n++) {
+		struct passage *passage = &mux->passages[first + sixes->at[n]];
+
+		passage->hash = hashes[n];
+		passage->hashed = true;
+		keys[sixes->at[n]] = flow_key_wide(passage->service->id, hashes[n]);
+	}
+}
+
+/* The flow's key; 0 where the packet goes no further, and where it is of those whose keys hash_sixes() makes. */
+static inline uint64_t read_packet(struct mux *mux, unsigned first, unsigned n, const struct frame *frame,
+				   enum link_type link, struct sixes *sixes)
+{
+	unsigned i = first + n;
 	struct packet *packet = &mux->packets[i];
 	struct passage *passage = &mux->passages[i];
 
 	passage->service = NULL;
 	passage->hashed = false;
 	passage->flow = FLOW_NONE;
-	if (UNLIKELY(!find_service_plain(mux, packet, frame, link, passage)))
+	if (!find_service_plain(mux, packet, frame, link, passage) &&
+	    !find_service_plain6(mux, packet, frame, link, passage))
 		packet->reason = find_service(mux, packet, frame, passage);
-	return LIKELY(packet->reason == REASON_FORWARDED) ? flow_key(mux, packet, passage) : 0;
+	if (UNLIKELY(packet->reason != REASON_FORWARDED))
+		return 0;
+	if (packet->family == 4)
+		return flow_key(mux, packet, passage);
+	packet_tuple(packet, &sixes->tuples[sixes->count]);
+	sixes->at[sixes->count++] = (uint8_t)n;
+	return 0;
 }
 
 /* Where the service of a packet would be looked for first, were it the plain one that most are; NULL: it is too short. */
@@ -183,6 +231,7 @@ static void read_burst(struct mux *mux, const struct frame *frames)
 	bool far = vip_map_is_far(mux->snapshot->map);
 	const struct exact_row *rows[GROUP];
 	uint64_t keys[GROUP];
+	struct sixes sixes;
 
 	for (unsigned i = 0; i < count && i < AHEAD; i++)
 		prefetch_headers(&frames[i]);
@@ -195,11 +244,14 @@ static void read_burst(struct mux *mux, const struct frame *frames)
 			prefetch_services(rows, n);
 			prefetch_rows(mux, frames + first + n, group_from(first + n, count), link, rows);
 		}
+		sixes.count = 0;
 		for (unsigned i = 0; i < n; i++) {
 			if (first + i + AHEAD < count)
 				prefetch_headers(&frames[first + i + AHEAD]);
-			keys[i] = read_packet(mux, first + i, &frames[first + i], link);
+			keys[i] = read_packet(mux, first, i, &frames[first + i], link, &sixes);
 		}
+		if (sixes.count)
+			hash_sixes(mux, first, &sixes, keys);
 		if (!mux->table)
 			continue;
 		mux->vector->scramble(&mux->snapshot->map->seed, keys, &mux->scrambled[first], n);

@@ -73,6 +73,9 @@ void packet_parse_transport(struct packet *packet, const struct frame *frame);
  */
 static inline bool packet_parse_plain(struct packet *packet, const struct frame *frame, enum link_type link);
 
+/* The same for IPv6 without extension headers. */
+static inline bool packet_parse_plain6(struct packet *packet, const struct frame *frame, enum link_type link);
+
 static inline const uint8_t *packet_source(const struct packet *packet)
 {
 	return packet->ip + (packet->family == 4 ? 12 : 8);
@@ -184,6 +187,40 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 	packet->transport = 20;
 	packet->family = 4;
 	packet->protocol = ip[9];
+	packet->reason = REASON_FORWARDED;
+	return true;
+}
+
+static inline bool packet_parse_plain6(struct packet *packet, const struct frame *frame, enum link_type link)
+{
+	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0, room = frame->len - before;
+	uint8_t *ip = frame->data + before, *header = ip + 40;
+
+	/* 53: whatever is read below is there. */
+	if (UNLIKELY(frame->len < before + 53) || UNLIKELY(frame->len < frame->wire_len))
+		return false;
+	if (link == LINK_ETHERNET && UNLIKELY(load16(ip - 2) != htons(ETHERTYPE_IPV6)))
+		return false;
+
+	uint32_t length = 40u + load_be16(ip + 4);
+	bool tcp = ip[6] == PROTOCOL_TCP;
+	uint32_t takes = tcp ? (header[12] >> 4) * 4u : load_be16(header + 4);
+
+	if (UNLIKELY(ip[0] >> 4 != 6) || UNLIKELY(!tcp && ip[6] != PROTOCOL_UDP) || UNLIKELY(takes < (tcp ? 20 : 8)))
+		return false;
+	if (UNLIKELY(takes + 40 > length) || UNLIKELY(length > room))
+		return false;
+	/* Multicast, and whatever begins as :: and ::1 do. */
+	if (UNLIKELY(ip[8] == 0 || ip[8] == 0xff) || UNLIKELY(memcmp(ip + 8, ip + 24, 16) == 0))
+		return false;
+
+	packet->ip = ip;
+	packet->length = length;
+	packet->source_port = load16(header);
+	packet->destination_port = load16(header + 2);
+	packet->transport = 40;
+	packet->family = 6;
+	packet->protocol = ip[6];
 	packet->reason = REASON_FORWARDED;
 	return true;
 }

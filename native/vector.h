@@ -34,6 +34,7 @@ struct vector {
 	const char *name;
 	flow_scramble_many *scramble;
 	flow_hash4_many *hash4;
+	flow_hash6_many *hash6;
 	flow_find_burst *find;
 };
 

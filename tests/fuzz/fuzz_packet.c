@@ -156,7 +156,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (data[0] & 4 && frame.len > ETHERNET_HEADER)
 		make_right(buffer + (data[0] & 1) * ETHERNET_HEADER, frame.len - (data[0] & 1) * ETHERNET_HEADER);
 	parse(&packet, &frame, link);
-	if (packet_parse_plain(&plain, &frame, link)) {
+	if (packet_parse_plain(&plain, &frame, link) || packet_parse_plain6(&plain, &frame, link)) {
 		expect(packet.reason == REASON_FORWARDED && plain.reason == REASON_FORWARDED);
 		expect(plain.ip == packet.ip && plain.length == packet.length && plain.transport == packet.transport);
 		expect(plain.family == packet.family && plain.protocol == packet.protocol);

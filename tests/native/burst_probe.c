@@ -7,6 +7,7 @@ unsigned probe_chosen(uint32_t level, const bool has[7]);
 void probe_scramble(uint32_t level, const uint8_t seed[16], const uint64_t *keys, uint64_t *out, unsigned count);
 void probe_hash4(uint32_t level, const uint8_t seed[16], const uint64_t *addresses, const uint64_t *ports, uint64_t *out,
 		 unsigned count);
+void probe_hash6(uint32_t level, const uint8_t seed[16], const struct flow_tuple *tuples, uint64_t *out, unsigned count);
 int probe_same_slots(uint32_t level, const uint64_t *keys, unsigned key_count, const uint64_t *asked, unsigned count,
 		     unsigned *found);
 
@@ -44,6 +45,14 @@ void probe_hash4(uint32_t level, const uint8_t seed[16], const uint64_t *address
 
 	flow_seed_init(&expanded, seed);
 	vector_get(level)->hash4(&expanded, addresses, ports, out, count);
+}
+
+void probe_hash6(uint32_t level, const uint8_t seed[16], const struct flow_tuple *tuples, uint64_t *out, unsigned count)
+{
+	struct flow_seed expanded;
+
+	flow_seed_init(&expanded, seed);
+	vector_get(level)->hash6(&expanded, tuples, out, count);
 }
 
 /* In a table of these flows, some of which find their line full: whether both find the same. */

@@ -31,6 +31,7 @@ def c() -> CDLL:
     lib.probe_chosen.argtypes = [c_uint32, c_void_p]
     lib.probe_scramble.argtypes = [c_uint32, c_char_p, c_void_p, c_void_p, c_uint]
     lib.probe_hash4.argtypes = [c_uint32, c_char_p, c_void_p, c_void_p, c_void_p, c_uint]
+    lib.probe_hash6.argtypes = [c_uint32, c_char_p, c_char_p, c_void_p, c_uint]
     lib.probe_same_slots.argtypes = [c_uint32, c_void_p, c_uint, c_void_p, c_uint, POINTER(c_uint)]
     return lib
 
@@ -74,6 +75,16 @@ def test_keys_and_tuples_are_scrambled_and_hashed_the_same_at_each_level(level: 
     c().probe_hash4(level, secret, *words, out, count)
     messages = [a.to_bytes(8, "little") + b.to_bytes(8, "little") for a, b in zip(first, second, strict=True)]
     assert list(out) == [*(hashing.siphash(secret, message, 1, 3) for message in messages), 7]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 16, 65])
+def test_tuples_of_ipv6_are_hashed_the_same_at_each_level(level: int, count: int) -> None:
+    chance = random.Random(count)
+    secret, tuples = chance.randbytes(16), [chance.randbytes(40) for _ in range(count)]
+    out = (c_uint64 * (count + 1))()
+    out[count] = 7
+    c().probe_hash6(level, secret, b"".join(tuples), out, count)
+    assert list(out) == [*(hashing.siphash(secret, message, 1, 3) for message in tuples), 7]
 
 
 @pytest.mark.parametrize("flows", [0, 60_000, 250_000, 400_000])

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Random packets, nearly right ones most of them, to the short ways of the parser and to the long one, which is the oracle;
+ * for tests/native/test_parsing.py.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "checksum.h"
+#include "packet.h"
+
+struct parse_counts {
+	uint64_t taken4, taken6; /* by a short way */
+	uint64_t good4, good6;   /* in order, says the long one */
+};
+
+uint64_t probe_parse(uint64_t seed, uint64_t count, struct parse_counts *counts);
+
+static uint64_t state;
+
+static uint64_t draw(void)
+{
+	uint64_t x = state += 0x9e3779b97f4a7c15u;
+
+	x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+	x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+	return x ^ x >> 31;
+}
+
+static void write_be16(uint8_t *at, uint32_t value)
+{
+	at[0] = (uint8_t)(value >> 8);
+	at[1] = (uint8_t)value;
+}
+
+/* IP packet of a length, right but for what is then changed; TCP or UDP. */
+static void write_packet(uint8_t *ip, unsigned family, uint32_t length, bool tcp)
+{
+	uint32_t header = family == 4 ? 20 : 40;
+
+	for (uint32_t i = 0; i < length; i++)
+		ip[i] = (uint8_t)draw();
+	if (family == 4) {
+		ip[0] = 0x45;
+		write_be16(ip + 2, length);
+		write_be16(ip + 6, draw() & 1 ? 0x4000 : 0);
+		ip[9] = tcp ? 6 : 17;
+		ip[12] = 11;
+	} else {
+		ip[0] = (uint8_t)(0x60 | (ip[0] & 15));
+		write_be16(ip + 4, length - 40);
+		ip[6] = tcp ? 6 : 17;
+		ip[8] = 0x20;
+	}
+	if (tcp)
+		ip[header + 12] = 0x50;
+	else
+		write_be16(ip + header + 4, length - header);
+}
+
+/* One of a header's bytes to anything, or to what is likelier to matter. */
+static void spoil(uint8_t *ip, uint32_t length)
+{
+	static const uint8_t odd[] = { 0, 1, 5, 6, 8, 17, 0x40, 0x44, 0x45, 0x46, 0x4f, 0x60, 127, 224, 255 };
+	uint64_t random = draw();
+
+	ip[random % (length < 56 ? length : 56)] = random >> 32 & 1 ? (uint8_t)(random >> 40) : odd[(random >> 40) % sizeof(odd)];
+}
+
+static void spoil_source(uint8_t *ip, unsigned family)
+{
+	uint32_t size = family == 4 ? 4 : 16;
+	uint8_t *source = ip + (family == 4 ? 12 : 8);
+
+	switch (draw() % 4) {
+	case 0: /* its destination */
+		memcpy(source, source + size, size);
+		break;
+	case 1: /* its destination, but for one byte */
+		memcpy(source, source + size, size);
+		source[draw() % size] ^= 1;
+		break;
+	case 2: /* ::, ::1 and their like */
+		memset(source, 0, size);
+		source[size - 1] = (uint8_t)(draw() % 3);
+		break;
+	default:
+		source[0] = 0xff;
+	}
+}
+
+static void make_right(uint8_t *ip)
+{
+	uint16_t sum;
+
+	memset(ip + 10, 0, 2);
+	sum = (uint16_t)~checksum_fold(checksum_add(ip, 20, 0));
+	memcpy(ip + 10, &sum, 2);
+}
+
+static bool same(const struct packet *a, const struct packet *b)
+{
+	return a->ip == b->ip && a->length == b->length && a->transport == b->transport && a->family == b->family &&
+	       a->protocol == b->protocol && a->source_port == b->source_port &&
+	       a->destination_port == b->destination_port && a->reason == b->reason;
+}
+
+/* Packets of which a short way says other than the long one; 0 if there is none. */
+uint64_t probe_parse(uint64_t seed, uint64_t count, struct parse_counts *counts)
+{
+	uint64_t wrong = 0;
+
+	state = seed;
+	memset(counts, 0, sizeof(*counts));
+	for (uint64_t n = 0; n < count; n++) {
+		enum link_type link = draw() & 1 ? LINK_ETHERNET : LINK_RAW_IP;
+		uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
+		unsigned family = draw() & 1 ? 4 : 6;
+		bool tcp = draw() & 1, taken4, taken6;
+		uint32_t header = family == 4 ? 20 : 40, least = header + (tcp ? 20 : 8);
+		uint32_t length = least + (uint32_t)(draw() % 40), len = before + length + (draw() % 4 ? 0 : (uint32_t)(draw() % 8));
+		uint8_t *data = calloc(1, len); /* of exactly its size: a sanitizer sees a byte too much */
+		struct packet plain = { 0 }, plain6 = { 0 }, packet;
+		struct frame frame;
+
+		write_be16(data + (before ? 12 : 0), family == 4 ? 0x0800 : 0x86dd);
+		write_packet(data + before, family, length, tcp);
+		for (unsigned spoils = (unsigned)(draw() % 3); spoils--;)
+			spoil(data + before, length);
+		if (draw() % 8 == 0)
+			spoil_source(data + before, family);
+		if (before && draw() % 32 == 0)
+			data[12 + draw() % 2] ^= (uint8_t)draw();
+		if (family == 4 && draw() % 16)
+			make_right(data + before);
+		if (draw() % 16 == 0) { /* the frame ends before the packet does, in a buffer that does too */
+			len = (uint32_t)(draw() % (len + 1));
+			data = realloc(data, len ? len : 1);
+		}
+		frame = (struct frame){ .data = data, .len = len, .wire_len = len + (draw() % 32 == 0) };
+		packet_parse_network(&packet, &frame, link);
+		if (packet.reason == REASON_FORWARDED)
+			packet_parse_transport(&packet, &frame);
+		taken4 = packet_parse_plain(&plain, &frame, link);
+		taken6 = packet_parse_plain6(&plain6, &frame, link);
+		wrong += (taken4 && !same(&plain, &packet)) || (taken6 && !same(&plain6, &packet)) || (taken4 && taken6);
+		counts->taken4 += taken4;
+		counts->taken6 += taken6;
+		counts->good4 += packet.reason == REASON_FORWARDED && packet.family == 4;
+		counts->good6 += packet.reason == REASON_FORWARDED && packet.family == 6;
+		free(data);
+	}
+	return wrong;
+}
