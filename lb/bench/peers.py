@@ -67,6 +67,7 @@ PACKET_FIGURES = {
     "ns_per_packet": "CPU of its process, with the sink's side of the link",
     "loss": "part of the packets lost at half of that rate",
 }
+NO_PACKETS = "it is set up for connections of TCP alone, and these packets are UDP"
 #: Connections of wrk in the part "load"; figures are named load_N_per_second, load_N_p50_us and load_N_p99_us.
 LOADS = (1, 4, 16, 64, 256)
 PARTS = ("http", "packets", "load")
@@ -297,8 +298,11 @@ def _packets(
         for way in wanted:
             if way.name in left_out:
                 continue
-            if not way.forwards:
-                left_out.setdefault(f"{way.name} (packets)", "it ends connections and forwards no packets")
+            reason = way.missing()
+            if reason:
+                left_out[way.name] = reason
+            elif not way.forwards:
+                left_out[f"{way.name} (packets)"] = NO_PACKETS
             else:
                 try:
                     stages[way.name] = stack.enter_context(_rate_stage(way, cores))
