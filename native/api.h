@@ -264,14 +264,20 @@ void generator_close(struct generator *generator);
  * In the caller's network namespace.  filter: classic BPF, one struct sock_filter in 64 bits, at most 4,096 (-E2BIG), none: all
  * enters.  group: -1 alone, -2 the first of several, or packet_io_group() of that.  -ENODEV, -EPERM, or what the kernel said.
  * packet_io_filter() and packet_io_switches() (-1: one ring only) from any thread.  tun: -ENAMETOOLONG of 16 characters or
- * more; shared: one of several queues.
+ * more; shared: one of several queues; program: of whole_load(), or -1.
  */
 int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const uint64_t *filter, unsigned filter_count,
 		   struct io **out);
 int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_count);
 int packet_io_group(const struct io *io);
 int64_t packet_io_switches(const struct io *io);
-int tun_io_open(const char *name, int shared, struct io **out);
+int tun_io_open(const char *name, int shared, int program, struct io **out);
+/*
+ * Super-packets that leave whole (bpf/whole.h).  Load returns a descriptor, of a program for a TUN device (place 0) or for the
+ * gate of a packet io (1); log: as of decap_load(), -EOPNOTSUPP: this kernel cannot.  gate: before a worker runs; name NULL: none.
+ */
+int whole_load(uint32_t place, char *log, uint32_t log_size);
+int packet_io_gate(struct io *io, const char *name, int shared, int program);
 
 /* ---- workers (worker.h, worker_ask.h) ---- */
 struct worker_counters {

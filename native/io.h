@@ -29,6 +29,9 @@ enum link_type {
  */
 #define FRAME_TOLD 0x01u     /* it knows: a zero means that there is nothing of the kind */
 #define FRAME_VERIFIED 0x02u /* the NIC, or GRO, found the transport's checksum right */
+/* Of a super-packet to send, which is TCP. */
+#define FRAME_INNER6 0x04u /* in IPv6, not in IPv4 */
+#define FRAME_CWR 0x08u    /* CWR is set: it is the first segment's alone */
 
 /* One packet in a buffer of the io that received it (or of the mux, where it made the packet). */
 struct frame {
@@ -36,7 +39,8 @@ struct frame {
 	uint32_t len;         /* bytes present */
 	uint32_t wire_len;    /* bytes it had on the wire; more than len where a capture cut it short */
 	uint16_t headroom;    /* writable bytes before data */
-	uint16_t gso_size;    /* super-packet: payload bytes per segment; 0: an ordinary packet, or not known */
+	uint16_t gso_size;    /* super-packet: payload bytes per segment; 0: an ordinary packet, or not known.  To send: only where
+			       * the io sends_whole, with csum_start and FRAME_INNER6 and its like */
 	uint16_t csum_start;  /* offset from data where a checksum left to the NIC begins; 0: none is left, or not known */
 	uint16_t csum_offset; /* where it goes, from csum_start; that field holds the sum of what is covered beside the data */
 	uint8_t offload;      /* FRAME_TOLD and its like: what the io knows of the three above */
@@ -73,6 +77,7 @@ struct io_ops {
 struct io {
 	const struct io_ops *ops;
 	enum link_type link;
+	bool sends_whole; /* takes super-packets of TCP, up to 64 KiB with their outer header; else they are cut before */
 	uint32_t references; /* atomic: whoever opened it, and the workers that run on it; open sets 1 */
 };
 

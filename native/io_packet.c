@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "block_ring.h"
+#include "gate.h"
 #include "packet_frame.h"
 #include "ring_choice.h"
 #include "slot_ring.h"
@@ -63,6 +64,7 @@ struct packet_io {
 	int send_fd; /* bound to no interface, each message names one */
 	struct way_out ways[WAYS_OUT];
 	unsigned wayless; /* times that an interface found none free */
+	struct gate gate; /* super-packets leave by it, in all directions */
 	int ifindex;
 	int group;
 
@@ -299,12 +301,40 @@ static void send_burst(struct packet_io *packet, struct frame *frames, unsigned 
 	count(&packet->send_errors, failed);
 }
 
+static void send_whole(struct packet_io *packet, struct frame *frame)
+{
+	uint32_t ifindex = frame->ifindex ? frame->ifindex : (uint32_t)packet->ifindex;
+	unsigned retries = 0;
+	int error = gate_send(&packet->gate, frame, ifindex);
+
+	while (passes_soon(error) && retries++ < SEND_RETRIES)
+		error = gate_send(&packet->gate, frame, ifindex);
+	frame->error = (uint16_t)error;
+	count(&packet->sent, !error);
+	count(&packet->send_errors, error != 0);
+}
+
+/* How many ordinary frames come first. */
+static unsigned ordinary(const struct frame *frames, unsigned number)
+{
+	unsigned part = 0;
+
+	while (part < number && part < BURST_MAX && !frames[part].gso_size)
+		part++;
+	return part;
+}
+
 static void packet_send(struct io *io, struct frame *frames, unsigned number)
 {
 	while (number) {
-		unsigned part = number < BURST_MAX ? number : BURST_MAX;
+		unsigned part = ordinary(frames, number);
 
-		send_burst(packet_io(io), frames, part);
+		if (part) {
+			send_burst(packet_io(io), frames, part);
+		} else {
+			send_whole(packet_io(io), frames);
+			part = 1;
+		}
 		frames += part;
 		number -= part;
 	}
@@ -340,6 +370,7 @@ static void packet_close(struct io *io)
 
 	slot_ring_close(&packet->slots);
 	block_ring_close(&packet->blocks);
+	gate_close(&packet->gate);
 	if (packet->send_fd >= 0)
 		close(packet->send_fd);
 	for (unsigned i = 0; i < WAYS_OUT; i++)
@@ -530,6 +561,7 @@ int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const 
 	packet->choice = (struct ring_choice)RING_CHOICE_START;
 	slot_ring_init(&packet->slots);
 	block_ring_init(&packet->blocks);
+	gate_init(&packet->gate);
 	packet->send_fd = -1;
 	for (unsigned i = 0; i < WAYS_OUT; i++)
 		packet->ways[i].fd = -1;
@@ -556,6 +588,18 @@ int64_t packet_io_switches(const struct io *io)
 	struct packet_io *packet = packet_io((struct io *)(uintptr_t)io);
 
 	return has_blocks(packet) ? (int64_t)atomic_load_explicit(&packet->switches, memory_order_relaxed) : -1;
+}
+
+int packet_io_gate(struct io *io, const char *name, int shared, int program)
+{
+	struct packet_io *packet = packet_io(io);
+	int error = 0;
+
+	gate_close(&packet->gate);
+	if (name)
+		error = gate_open(&packet->gate, name, shared, program);
+	io->sends_whole = packet->gate.fd >= 0;
+	return error;
 }
 
 int packet_io_group(const struct io *io)

@@ -29,6 +29,12 @@ int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_coun
 
 int packet_io_group(const struct io *io);
 
+/*
+ * Before a worker runs on it: super-packets stay whole, and leave by a gate (see gate.h; the TAP device has that name, shared
+ * as in gate_open()).  name NULL, or an error: they are cut.
+ */
+int packet_io_gate(struct io *io, const char *name, int shared, int program);
+
 /* How often the ring for much traffic took over, -1: there is none (several workers, or a kernel that cannot); any thread. */
 int64_t packet_io_switches(const struct io *io);
 

@@ -20,9 +20,23 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
-#define SLOT_BYTES (IO_HEADROOM + TUN_FRAME_MAX + 64u)
+#include "bpf/whole.h"
+#include "packet_frame.h"
+
+#ifndef TUN_F_USO4 /* newer than the oldest headers that this builds with */
+#define TUN_F_USO4 0x20
+#define TUN_F_USO6 0x40
+#endif
+
+#define READ_MAX (64u << 10)      /* a super-packet; larger ones (BIG TCP) come cut short and are dropped as truncated */
+#define LARGE_MAX 8u              /* super-packets in a burst: their memory stays in the cache */
+#define ROOM_BEFORE (IO_HEADROOM + sizeof(struct virtio_net_hdr))
+#define LINE 64u
+/* An odd number of cache lines, so that the slots' beginnings spread over all sets of a cache. */
+#define SLOT_BYTES (((ROOM_BEFORE + READ_MAX + LINE - 1) / LINE | 1) * LINE)
 #define SEND_RETRIES 16u /* per send() */
 
 struct tun_io {
@@ -30,6 +44,8 @@ struct tun_io {
 	int fd;
 	char name[IFNAMSIZ];
 	bool first; /* of the device's queues: it alone reports what the kernel dropped */
+	bool whole;   /* each packet has a virtio header */
+	int link;     /* holds the program at the device; -1: another queue's does, or there is none */
 	uint8_t *slots;
 
 	/* Written by the worker, read by anyone. */
@@ -48,15 +64,38 @@ static void count(_Atomic uint64_t *counter, uint64_t more)
 	atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + more, memory_order_relaxed);
 }
 
+/* To data, and what the kernel says of it to frame; the length as of read(). */
+static ssize_t read_packet(struct tun_io *tun, uint8_t *data, struct frame *frame)
+{
+	size_t before = tun->whole ? sizeof(struct virtio_net_hdr) : 0;
+	ssize_t length = read(tun->fd, data - before, before + READ_MAX);
+	uint32_t bytes;
+
+	if (length <= (ssize_t)before)
+		return length < 0 ? length : 0;
+	bytes = (uint32_t)(length - (ssize_t)before); /* more than were read, if there was no room */
+	if (tun->whole)
+		packet_frame_fill(data, bytes < READ_MAX ? bytes : READ_MAX, bytes, frame);
+	else
+		*frame = (struct frame){
+			.data = data,
+			.len = bytes,
+			.wire_len = bytes,
+			.headroom = IO_HEADROOM,
+			.offload = FRAME_TOLD, /* without a virtio header the kernel finishes and cuts before we read */
+		};
+	return length;
+}
+
 static int tun_receive(struct io *io, struct frame *frames, unsigned max)
 {
 	struct tun_io *tun = tun_io(io);
-	unsigned taken = 0;
+	unsigned taken = 0, larges = 0;
 	int error = 0;
 
-	while (taken < max) {
-		uint8_t *data = tun->slots + (size_t)taken * SLOT_BYTES + IO_HEADROOM;
-		ssize_t length = read(tun->fd, data, TUN_FRAME_MAX);
+	while (taken < max && larges < LARGE_MAX) {
+		uint8_t *data = tun->slots + (size_t)taken * SLOT_BYTES + ROOM_BEFORE;
+		ssize_t length = read_packet(tun, data, &frames[taken]);
 
 		if (length < 0 && errno == EINTR)
 			continue;
@@ -64,13 +103,7 @@ static int tun_receive(struct io *io, struct frame *frames, unsigned max)
 			error = errno;
 		if (length <= 0)
 			break;
-		frames[taken++] = (struct frame){
-			.data = data,
-			.len = (uint32_t)length,
-			.wire_len = (uint32_t)length,
-			.headroom = IO_HEADROOM,
-			.offload = FRAME_TOLD, /* without a virtio header the kernel finishes and cuts before we read */
-		};
+		larges += frames[taken++].len > TUN_FRAME_MAX;
 	}
 	count(&tun->received, taken);
 	return taken ? (int)taken : -error;
@@ -91,6 +124,17 @@ static void tun_wait(struct io *io, int wake_fd, int timeout_ms)
 	poll(fds, 2, timeout_ms);
 }
 
+static bool write_packet(const struct tun_io *tun, const struct frame *frame)
+{
+	struct virtio_net_hdr offload;
+	struct iovec parts[] = { { &offload, sizeof(offload) }, { frame->data, frame->len } };
+
+	if (!tun->whole)
+		return write(tun->fd, frame->data, frame->len) >= 0;
+	packet_frame_offload(frame, 0, &offload);
+	return writev(tun->fd, parts, 2) >= 0;
+}
+
 static void tun_send(struct io *io, struct frame *frames, unsigned number)
 {
 	struct tun_io *tun = tun_io(io);
@@ -98,7 +142,7 @@ static void tun_send(struct io *io, struct frame *frames, unsigned number)
 
 	for (unsigned i = 0; i < number;) {
 		frames[i].error = 0;
-		if (write(tun->fd, frames[i].data, frames[i].len) >= 0) {
+		if (write_packet(tun, &frames[i])) {
 			i++;
 			continue;
 		}
@@ -151,6 +195,8 @@ static void tun_close(struct io *io)
 
 	if (tun->slots != MAP_FAILED)
 		munmap(tun->slots, (size_t)BURST_MAX * SLOT_BYTES);
+	if (tun->link >= 0)
+		close(tun->link);
 	if (tun->fd >= 0)
 		close(tun->fd);
 	free(tun);
@@ -166,23 +212,42 @@ static const struct io_ops tun_ops = {
 	.close = tun_close,
 };
 
-static int open_queue(struct tun_io *tun, int shared)
+/* Trains of UDP come whole as well where the kernel can (from 6.2 on). */
+static int take_whole(struct tun_io *tun, int program)
+{
+	unsigned tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
+
+	if (tun->first) {
+		tun->link = whole_attach(program, if_nametoindex(tun->name));
+		if (tun->link < 0)
+			return tun->link;
+	}
+	if (ioctl(tun->fd, TUNSETOFFLOAD, tcp | TUN_F_USO4 | TUN_F_USO6) && ioctl(tun->fd, TUNSETOFFLOAD, tcp))
+		return -errno;
+	tun->io.sends_whole = true;
+	return 0;
+}
+
+static int open_queue(struct tun_io *tun, int shared, int program)
 {
 	struct ifreq request = {.ifr_flags = IFF_TUN | IFF_NO_PI};
 
 	tun->first = if_nametoindex(tun->name) == 0;
 	if (shared)
 		request.ifr_flags |= IFF_MULTI_QUEUE;
+	tun->whole = program >= 0;
+	if (tun->whole)
+		request.ifr_flags |= IFF_VNET_HDR;
 	memcpy(request.ifr_name, tun->name, sizeof(request.ifr_name));
 	tun->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	if (tun->fd < 0)
 		return -errno;
 	if (ioctl(tun->fd, TUNSETIFF, &request))
 		return -errno;
-	return 0;
+	return tun->whole ? take_whole(tun, program) : 0;
 }
 
-int tun_io_open(const char *name, int shared, struct io **out)
+int tun_io_open(const char *name, int shared, int program, struct io **out)
 {
 	struct tun_io *tun;
 	int error;
@@ -195,11 +260,11 @@ int tun_io_open(const char *name, int shared, struct io **out)
 	tun->io.ops = &tun_ops;
 	tun->io.link = LINK_RAW_IP;
 	tun->io.references = 1;
-	tun->fd = -1;
+	tun->fd = tun->link = -1;
 	strcpy(tun->name, name);
 	tun->slots = mmap(NULL, (size_t)BURST_MAX * SLOT_BYTES, PROT_READ | PROT_WRITE,
 			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-	error = tun->slots == MAP_FAILED ? -errno : open_queue(tun, shared);
+	error = tun->slots == MAP_FAILED ? -errno : open_queue(tun, shared, program);
 	if (error) {
 		tun_close(&tun->io);
 		return error;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * TUN: the kernel routes VIP packets into a device of ours and routes what we write back to the backends.  Works on
- * any link, needs no neighbour addresses, and never sees a checksum or a segment left to the NIC.
+ * any link, and needs no neighbour addresses.  With a program (bpf/whole.h) super-packets come and go whole; without one
+ * the kernel finishes checksums and cuts before we read.
  */
 #ifndef VIPMUX_IO_TUN_H
 #define VIPMUX_IO_TUN_H
@@ -10,7 +11,10 @@
 
 #define TUN_FRAME_MAX 16256u /* the device's MTU must not exceed it */
 
-/* Creates the device or, when shared, adds a queue to it; it lives as long as its queues. */
-int tun_io_open(const char *name, int shared, struct io **out);
+/*
+ * Creates the device or, when shared, adds a queue to it; it lives as long as its queues.  program: of WHOLE_TUN, the same for
+ * all queues, or -1.
+ */
+int tun_io_open(const char *name, int shared, int program, struct io **out);
 
 #endif

@@ -534,6 +534,18 @@ static inline void emit(struct mux *mux, unsigned origin, const struct hop *hop,
 						     .ifindex = hop->ifindex };
 }
 
+/* IDs of the outer headers are as many as there are segments. */
+static void emit_whole(struct mux *mux, unsigned i, const struct hop *hop, const struct cut *cut,
+		       const struct link_addresses *from)
+{
+	struct packet *packet = &mux->packets[i];
+
+	emit(mux, i, hop, packet->ip, packet->length, from);
+	segment_mark_whole(packet, cut, &mux->out[mux->out_count - 1]);
+	if (packet->family == 4 && !(packet->ip[6] & 0x40))
+		mux->ids[(hop - mux->snapshot->hops) & 255] += (uint16_t)(segment_count(packet, cut) - 1);
+}
+
 static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, const struct cut *cut,
 			  const struct link_addresses *from)
 {
@@ -575,7 +587,10 @@ static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, 
 	switch (segment_plan(packet, frame, fits, mtu, &cut)) {
 	case SEGMENTS_SEVERAL:
 		packet_decrement_ttl(packet);
-		emit_segments(mux, i, hop, &cut, from);
+		if (mux->io->sends_whole && segment_stays_whole(packet, frame, &cut, overhead))
+			emit_whole(mux, i, hop, &cut, from);
+		else
+			emit_segments(mux, i, hop, &cut, from);
 		return true;
 	case SEGMENTS_ONE:
 		if (packet->length <= fits)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What slot_ring.c and block_ring.c have in common: which frames are ours, and what the kernel says of each. */
+/* What the kernel says of each frame, and is told: virtio headers, as packet sockets, TUN and TAP devices have them. */
 #ifndef VIPMUX_PACKET_FRAME_H
 #define VIPMUX_PACKET_FRAME_H
 
@@ -43,6 +43,24 @@ static inline void packet_frame_fill(uint8_t *data, uint32_t len, uint32_t wire_
 		frame->csum_start = offload.csum_start;
 		frame->csum_offset = offload.csum_offset;
 	}
+}
+
+/*
+ * The virtio header of a frame to send, where `extra` bytes are put in behind its link header; of an ordinary frame all zero.
+ */
+static inline void packet_frame_offload(const struct frame *frame, uint32_t extra, struct virtio_net_hdr *out)
+{
+	memset(out, 0, sizeof(*out));
+	if (!frame->gso_size)
+		return;
+	out->flags = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+	out->gso_type = frame->offload & FRAME_INNER6 ? VIRTIO_NET_HDR_GSO_TCPV6 : VIRTIO_NET_HDR_GSO_TCPV4;
+	if (frame->offload & FRAME_CWR)
+		out->gso_type |= VIRTIO_NET_HDR_GSO_ECN;
+	out->hdr_len = (uint16_t)(frame->csum_start + extra + (frame->data[frame->csum_start + 12] >> 4) * 4u);
+	out->gso_size = frame->gso_size;
+	out->csum_start = (uint16_t)(frame->csum_start + extra);
+	out->csum_offset = frame->csum_offset;
 }
 
 #endif

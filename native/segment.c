@@ -154,6 +154,27 @@ enum segments segment_plan(struct packet *packet, const struct frame *frame, uin
 	return stands_alone(packet, out) ? SEGMENTS_TOO_BIG : SEGMENTS_SEVERAL;
 }
 
+/* ---- whole ---- */
+
+bool segment_stays_whole(const struct packet *packet, const struct frame *frame, const struct cut *cut, uint32_t overhead)
+{
+	if (cut->protocol != PROTOCOL_TCP || cut->inner) /* Linux 6.18 drops trains of UDP in a tunnel that it must cut */
+		return false;
+	if (packet->ip[cut->transport + 13] & TCP_URG) /* kernels give each segment the pointer as it is */
+		return false;
+	return frame->csum_start && packet->length + overhead <= UINT16_MAX;
+}
+
+void segment_mark_whole(const struct packet *packet, const struct cut *cut, struct frame *frame)
+{
+	frame->gso_size = (uint16_t)cut->size;
+	frame->csum_start = (uint16_t)(packet->ip - frame->data + packet->transport);
+	frame->csum_offset = TCP_FIELD;
+	frame->offload = packet->family == 6 ? FRAME_INNER6 : 0;
+	if (packet->ip[packet->transport + 13] & TCP_CWR)
+		frame->offload |= FRAME_CWR;
+}
+
 uint32_t segment_count(const struct packet *packet, const struct cut *cut)
 {
 	return (packet->length - cut->headers + cut->size - 1) / cut->size;

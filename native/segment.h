@@ -40,6 +40,16 @@ enum segments {
 enum segments segment_plan(struct packet *packet, const struct frame *frame, uint32_t fits, uint32_t link,
 			   struct cut *out);
 
+/*
+ * Whether it may leave as it came, for whoever is last on its way to cut (see struct io's sends_whole): it is TCP, not in a
+ * tunnel of its own, has its checksum left to be made and no urgent data, and is no longer than an IP header can say with
+ * `overhead` bytes more.
+ */
+bool segment_stays_whole(const struct packet *packet, const struct frame *frame, const struct cut *cut, uint32_t overhead);
+
+/* Of the frame in which it leaves: what its io is to know.  frame->data is set. */
+void segment_mark_whole(const struct packet *packet, const struct cut *cut, struct frame *frame);
+
 /* At least 2. */
 uint32_t segment_count(const struct packet *packet, const struct cut *cut);
 

@@ -7,6 +7,7 @@
     census    how many flows each backend has       records   flows as MUXes tell them to each other
     io        AF_PACKET and TUN                     host      decapsulation on a backend's host
     measure   benchmark and packet generator        xdp       AF_XDP and its program
+    whole     super-packets that leave as they came
 
 Each class owns one C object and frees it with its last reference; what C keeps a pointer to, the Python
 object keeps alive. Errno becomes :class:`~lb.errors.DataplaneError` with the operands in the message.
@@ -60,6 +61,7 @@ from lb.dataplane.snapshot import (
     Snapshot,
     VipMap,
 )
+from lb.dataplane.whole import WholeProgram
 from lb.dataplane.worker import ASK_TIMEOUT, Runs, Worker, WorkerCounters
 from lb.dataplane.xdp import XDP_FRAME_MAX, XDP_QUEUES_MAX, Redirect, XdpIo
 
@@ -119,6 +121,7 @@ __all__ = [
     "TunIo",
     "Verdict",
     "VipMap",
+    "WholeProgram",
     "Worker",
     "WorkerCounters",
     "XdpIo",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lb.binding import Cdata, Closable, c, ffi
+from lb.dataplane.whole import WholeProgram, attach_refusal
 from lb.errors import IoError
 
 #: Receive ring of one worker: some 100,000 small frames.
@@ -91,10 +92,22 @@ class PacketIo(Io):
         if code < 0:
             raise IoError(f"cannot change the packet filter on {self._interface}: {os.strerror(-code).lower()}")
 
+    def set_gate(self, name: str | None, program: WholeProgram | None = None, *, shared: bool = False) -> None:
+        """Before a worker runs: super-packets leave whole by a TAP device, which is made; None, or an IoError: they are
+        cut.
+
+        ``shared``: other ios have queues of the same device."""
+        device = ffi.NULL if name is None else name.encode()
+        code = c.packet_io_gate(self._c, device, int(shared), program.fd if program is not None else -1)
+        if code < 0:
+            raise IoError(f"no device {name} for them: {attach_refusal(-code)}")
+
 
 class TunIo(Io):
     """One queue of a TUN device, which exists as long as its queues do."""
 
-    def __init__(self, name: str, *, shared: bool = False) -> None:
-        """``shared``: further queues of the same device will follow, or this is one."""
-        super().__init__(f"TUN device {name}", lambda out: c.tun_io_open(name.encode(), int(shared), out))
+    def __init__(self, name: str, *, shared: bool = False, program: WholeProgram | None = None) -> None:
+        """``shared``: further queues of the same device will follow, or this is one. ``program``: super-packets come
+        and go whole; else the kernel cuts them before."""
+        fd = program.fd if program is not None else -1
+        super().__init__(f"TUN device {name}", lambda out: c.tun_io_open(name.encode(), int(shared), fd, out))

@@ -19,6 +19,12 @@ WHAT = {
 #: What receives in packet mode.
 RINGS_BOTH = "a ring of slots for few packets, one of blocks for many"
 RINGS_SLOTS = "a ring of slots"
+#: What becomes of super-packets.
+WHOLE = "super-packets stay whole"
+
+
+def cut(why: str) -> str:
+    return f"super-packets are cut ({why})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,14 @@ from typing import Protocol
 from lb.daemon.keeper import Kept
 from lb.daemon.kernel_watch import Area, Own
 from lb.daemon.repairs import Difference
-from lb.dataplane import NO_MAC, Hop, Io, Link, PacketIo, Redirect, TunIo, XdpIo
+from lb.dataplane import NO_MAC, Hop, Io, Link, PacketIo, Redirect, TunIo, WholeProgram, XdpIo
 from lb.errors import FeatureError, IoError, VipmuxError
 from lb.log import get_logger
 from lb.model import Address, IoMode, MuxSettings, Network
 from lb.mux.ethernet import Facts, Offloads, address_of, facts_of, queues_of
+from lb.mux.gate import Gate
 from lb.mux.isolation import Isolation
-from lb.mux.mode import RINGS_BOTH, RINGS_SLOTS, Mode, candidates, nothing_works, obtained
+from lb.mux.mode import RINGS_BOTH, RINGS_SLOTS, WHOLE, Mode, candidates, cut, nothing_works, obtained
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import NextHop, Resolution
 from lb.mux.socket_filter import Filter, vip_filter
@@ -141,6 +142,7 @@ class PacketPort:
         self._claims = claims
         self._isolation = Isolation(settings.name, settings.interface, own)
         self._anchor: Anchor | None = None
+        self._gate = Gate(settings.interface)
         self._left_by_tun = Tun(netlink, settings.name, state_dir)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[PacketIo] = []
@@ -155,7 +157,7 @@ class PacketPort:
     @property
     def details(self) -> str:
         both = all(io.switches is not None for io in self._ios)
-        return RINGS_BOTH if both else RINGS_SLOTS
+        return f"{RINGS_BOTH if both else RINGS_SLOTS}; {_supers(self._gate.refused)}"
 
     async def open(self, vips: Iterable[Network]) -> None:
         self._vips = frozenset(vips)
@@ -180,11 +182,12 @@ class PacketPort:
         filter_ = self._filter.program
         if self._settings.workers == 1:
             self._ios = [PacketIo(interface, filter_=filter_)]
-            return
-        self._ios = [PacketIo(interface, filter_=filter_, group=PacketIo.NEW_GROUP)]
-        group = self._ios[0].group
-        for _ in range(self._settings.workers - 1):
-            self._ios.append(PacketIo(interface, filter_=filter_, group=group))
+        else:
+            self._ios = [PacketIo(interface, filter_=filter_, group=PacketIo.NEW_GROUP)]
+            group = self._ios[0].group
+            for _ in range(self._settings.workers - 1):
+                self._ios.append(PacketIo(interface, filter_=filter_, group=group))
+        self._gate.open(self._ios)
 
     def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
         if addresses is not self._hops_of[0] or found is not self._hops_of[1]:
@@ -213,9 +216,9 @@ class PacketPort:
         interface = self._settings.interface
         if not _exists(interface):
             return None  # it may come back
-        if self._anchor is not None and self._anchor.holds(interface):
-            return None
-        return Difference("interface", f"interface {interface}", "was made anew", urgent=True)
+        if self._anchor is None or not self._anchor.holds(interface):
+            return Difference("interface", f"interface {interface}", "was made anew", urgent=True)
+        return Difference("interface", f"device {self._gate.name}", urgent=True) if self._gate.lost else None
 
     async def reopen(self) -> None:
         self.close_ios()
@@ -227,7 +230,7 @@ class PacketPort:
             raise
 
     def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[Kept]:
-        return [_Opened(self, reopen), self._isolation]
+        return [_Opened(self, reopen), self._isolation, self._gate]
 
     @property
     def tables(self) -> Sequence[str]:
@@ -237,6 +240,7 @@ class PacketPort:
         for io in self._ios:
             io.close()
         self._ios = []
+        self._gate.closed()
         if self._anchor is not None:
             self._anchor.close()
             self._anchor = None
@@ -427,6 +431,8 @@ class TunPort:
         self._left_by_packet = Isolation(settings.name, settings.interface)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[TunIo] = []
+        self._program: WholeProgram | None = None
+        self._cut: str | None = None  # why super-packets are
         self._hops_of: tuple[Address, ...] = ()
         self._hops: Mapping[Address, Hop] = {}
 
@@ -436,7 +442,7 @@ class TunPort:
 
     @property
     def details(self) -> str:
-        return ""
+        return _supers(self._cut)
 
     async def open(self, vips: Iterable[Network]) -> None:
         self._vips = frozenset(vips)
@@ -454,12 +460,23 @@ class TunPort:
         return self._tun.inherited
 
     async def _open_device(self) -> None:
-        shared = self._settings.workers > 1
-        for _ in range(self._settings.workers):
-            self._ios.append(TunIo(self._tun.name, shared=shared))
+        try:
+            # The right to load it is given up before the device may have to be made anew.
+            self._program = self._program or WholeProgram(Link.NONE)
+            self._open_queues(self._program)
+            self._cut = None
+        except IoError as error:
+            self._cut = str(error)
+            self.close_ios()
+            self._open_queues(None)
         self._anchor = Anchor(self._tun.name)
         await self._tun.set_up()
         await self._tun.cover(self._vips)
+
+    def _open_queues(self, program: WholeProgram | None) -> None:
+        shared = self._settings.workers > 1
+        for _ in range(self._settings.workers):
+            self._ios.append(TunIo(self._tun.name, shared=shared, program=program))
 
     async def _forget_packet_mode(self) -> None:
         """A drop that a killed MUX left behind would keep the packets from the device."""
@@ -507,6 +524,10 @@ class TunPort:
 
     async def remove(self) -> None:
         await self._tun.remove()
+
+
+def _supers(why_cut: str | None) -> str:
+    return WHOLE if why_cut is None else cut(why_cut)
 
 
 def _exists(interface: str) -> bool:

@@ -92,6 +92,19 @@ int bpf_sys_map_by_id(uint32_t id)
 	return bpf(BPF_MAP_GET_FD_BY_ID, &attr);
 }
 
+#define ATTACH_TCX_INGRESS 46 /* newer than the oldest headers that this builds with */
+
+int bpf_sys_attach_ingress(int program, unsigned ifindex)
+{
+	union bpf_attr attr;
+
+	memset(&attr, 0, sizeof(attr));
+	attr.link_create.prog_fd = (uint32_t)program;
+	attr.link_create.target_ifindex = ifindex;
+	attr.link_create.attach_type = ATTACH_TCX_INGRESS;
+	return bpf(BPF_LINK_CREATE, &attr);
+}
+
 static int map_element(enum bpf_cmd command, int fd, const void *key, const void *value)
 {
 	union bpf_attr attr;

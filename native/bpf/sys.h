@@ -18,6 +18,9 @@ int bpf_sys_program_load(enum bpf_prog_type type, const char *name, const struct
 int bpf_sys_program_by_id(uint32_t id);
 int bpf_sys_map_by_id(uint32_t id);
 
+/* Attaches a classifier as long as the descriptor that it returns is open; kernels from 6.6, before them -EINVAL. */
+int bpf_sys_attach_ingress(int program, unsigned ifindex);
+
 /* Return 0 or a negative errno. */
 int bpf_sys_map_update(int fd, const void *key, const void *value);
 /* -ENOENT: it was not there. */

@@ -33,12 +33,24 @@ struct fuzz_io {
 
 /* ---- what is sent ---- */
 
+/* Who cuts it finds what he is told of: headers, more payload than a segment takes, and segments that fit. */
+static void check_whole(const struct mux *mux, const struct frame *frame, const uint8_t *transport, uint32_t room)
+{
+	uint32_t link = mux->config.link == MUX_LINK_NONE ? 0 : ETHERNET_HEADER;
+	uint32_t length = mux->io->sends_whole && room >= 20 ? (transport[12] >> 4) * 4u : 0;
+
+	expect(length >= 20 && length + frame->gso_size < room && frame->csum_offset == 16);
+	expect(frame->csum_start - link + length + frame->gso_size <= MTU);
+	expect(frame->len <= UINT16_MAX + ETHERNET_HEADER && !(transport[13] & (TCP_SYN | TCP_RST | TCP_URG)));
+	expect(!(frame->offload & FRAME_CWR) == !(transport[13] & TCP_CWR));
+}
+
 static void check_sent(const struct mux *mux, const struct frame *frame)
 {
 	uint32_t link = mux->config.link == MUX_LINK_NONE ? 0 : ETHERNET_HEADER, inner;
 	const uint8_t *ip = frame->data + link;
 
-	expect(frame->origin < mux->count && frame->ifindex < HOPS && frame->len <= link + MTU);
+	expect(frame->origin < mux->count && frame->ifindex < HOPS && (frame->gso_size || frame->len <= link + MTU));
 	expect(memcmp(frame->data, frame->data + frame->len - 1, 1) <= 255); /* it is all there to be read */
 	if (ip[0] == 0x45) {
 		expect(frame->len >= link + 40 && load_be16(ip + 2) == frame->len - link);
@@ -54,6 +66,10 @@ static void check_sent(const struct mux *mux, const struct frame *frame)
 		inner = load_be16(ip + 44) + 80u;
 	}
 	expect(inner == frame->len - link);
+	if (frame->gso_size) {
+		expect(frame->csum_start < frame->len && !(frame->offload & FRAME_INNER6) == (ip[0] == 0x45));
+		check_whole(mux, frame, frame->data + frame->csum_start, frame->len - frame->csum_start);
+	}
 	expect(!link || load_be16(frame->data + 12) == (ip[0] == 0x45 ? 0x0800 : 0x86dd));
 }
 
@@ -162,7 +178,9 @@ static void start(struct mux *mux, struct fuzz_io *io, uint8_t setup)
 				     .detect_partial = setup >> 3 & 1 };
 
 	start_mux(mux, &config);
-	*io = (struct fuzz_io){ .io = { &fuzz_ops, setup % 3 ? LINK_ETHERNET : LINK_RAW_IP },
+	*io = (struct fuzz_io){ .io = { .ops = &fuzz_ops,
+					.link = setup % 3 ? LINK_ETHERNET : LINK_RAW_IP,
+					.sends_whole = setup >> 5 & 1 },
 				.mux = mux,
 				.fails = setup & 16 };
 }

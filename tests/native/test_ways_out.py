@@ -11,11 +11,13 @@ import pytest
 from tests.native.compiled import library
 
 WAYS = 4
+GATE = ("gate.c", "bpf/whole.c", "bpf/sys.c", "bpf/asm.c")
+SOURCES = ("ways_probe.c", "block_ring.c", "slot_ring.c", "ring_choice.c", "pace.c", *GATE)
 
 
 class Kernel:
     def __init__(self) -> None:
-        self._c: CDLL = library("ways_probe.c", "block_ring.c", "slot_ring.c", "ring_choice.c", "pace.c")
+        self._c: CDLL = library(*SOURCES)
         self._c.probe_start()
 
     def comes(self, interface: int, *, up: bool = True) -> None:

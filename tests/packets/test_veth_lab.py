@@ -12,12 +12,14 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from ipaddress import ip_address
 
 import pytest
 
-from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Snapshot, Worker
+from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Snapshot, WholeProgram, Worker
 from lb.forwarding import Compiler
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
+from tests.model.checksum import checksum, ones_complement_sum, pseudo_header
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet, ipv4, ipv6, tcp, udp
 from tests.packets.frames import ROWS as FRAMES
 from tests.packets.frames import SYN, FrameRow
@@ -29,6 +31,7 @@ from tests.packets.world import DNS, DNS6, SERVICES, SETTINGS, Row, to
 pytestmark = pytest.mark.lab
 
 MTU = 65535
+GATE = "lbwhole"
 LARGEST_GSO = 65536 - 14 - 20  #: larger ones the kernel cuts itself before they reach the wire
 SOL_PACKET, PACKET_VNET_HDR, PACKET_OUTGOING, ETH_P_ALL = 263, 15, 4, 3
 NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 1, 0, 1, 4, 5
@@ -42,9 +45,12 @@ def without_id(packet: bytes) -> bytes:
 
 
 class Wire:
-    """Two namespaces, a MUX in one, and a raw socket in the other that plays router and backends."""
+    """Two namespaces, a MUX in one, and a raw socket in the other that plays router and backends.
 
-    def __init__(self, stack: ExitStack) -> None:
+    ``whole``: super-packets leave as they came, and the last who can cuts them: the kernel, or with ``card`` nobody.
+    """
+
+    def __init__(self, stack: ExitStack, *, whole: bool = False, card: bool = False) -> None:
         prefix = unique_prefix()
         outside, mux = f"{prefix}-out", f"{prefix}-mux"
         for name in (outside, mux):
@@ -65,9 +71,20 @@ class Wire:
         self.forwarding = Compiler(SETTINGS).compile(SERVICES)
         io = inside(mux, lambda: PacketIo("m0"))
         stack.callback(io.close)
+        if whole:
+            self._open_gate(mux, io, card=card)
         self.worker = Worker(Pipeline(SETTINGS.flows, Link.NEXT_HOP), io, self.snapshot())
         stack.callback(self.worker.close)
         self.worker.start()
+
+    @staticmethod
+    def _open_gate(namespace: str, io: PacketIo, *, card: bool) -> None:
+        program = WholeProgram(Link.NEXT_HOP)
+        inside(namespace, lambda: io.set_gate(GATE, program))
+        program.close()
+        ip("-n", namespace, "link", "set", "dev", GATE, "up")
+        if not card:
+            ip("netns", "exec", namespace, "ethtool", "-K", "m0", "tso", "off", "gso", "off")
 
     def snapshot(self, interface: int = 0) -> Snapshot:
         addresses = self.forwarding.hop_addresses
@@ -90,10 +107,19 @@ class Wire:
             data, (_, _, kind, *_) = self.socket.recvfrom(70_000)
             if kind == PACKET_OUTGOING:
                 continue
-            frame = data[10:]
+            self.offload, frame = data[:10], data[10:]
             source = frame[26:30] if frame[12:14] == b"\x08\x00" else frame[22:38]
             if source in MUX_SOURCES:
                 return frame
+
+    def receive_finished(self) -> bytes:
+        """As :meth:`receive`, with the checksum made that was left to the receiver."""
+        frame = self.receive()
+        flags, _, _, _, start, field = struct.unpack("<BBHHHH", self.offload)
+        if not flags & NEEDS_CSUM:
+            return frame
+        check = struct.pack("!H", checksum(frame[start:]) or 0xFFFF)
+        return frame[: start + field] + check + frame[start + field + 2 :]
 
     def _forget(self) -> None:
         """What a test that failed left behind."""
@@ -113,13 +139,25 @@ class Wire:
             assert time.monotonic() < deadline, "the frame never arrived"
         counted = [r.name for r, a, b in zip(REASONS, after.reasons, before.reasons, strict=True) if a != b]
         assert len(counted) == 1, counted
-        return counted[0], [self.receive() for _ in range(expected)]
+        return counted[0], [self.receive_finished() for _ in range(expected)]
 
 
 @pytest.fixture(scope="module")
 def wire() -> Iterator[Wire]:
     with ExitStack() as stack:
         yield Wire(stack)
+
+
+@pytest.fixture(scope="module")
+def cut_by_kernel() -> Iterator[Wire]:
+    with ExitStack() as stack:
+        yield Wire(stack, whole=True)
+
+
+@pytest.fixture(scope="module")
+def uncut() -> Iterator[Wire]:
+    with ExitStack() as stack:
+        yield Wire(stack, whole=True, card=True)
 
 
 def offload_of(row: Row) -> bytes:
@@ -135,6 +173,16 @@ def offload_of(row: Row) -> bytes:
         inner = row.out[0][20 if packet[0] >> 4 == 4 else 40 :]
         size = len(inner) - headers  # as the sender's TCP chose it
     return struct.pack("<BBHHHH", NEEDS_CSUM, kind, 14 + headers, size, 14 + transport, field)
+
+
+def as_tcp_leaves_it(packet: bytes) -> bytes:
+    """TCP with the sum of the pseudo-header where the checksum will be."""
+    four = packet[0] >> 4 == 4
+    start, addresses = ((packet[0] & 15) * 4, packet[12:20]) if four else (40, packet[8:40])
+    half = len(addresses) // 2
+    source, destination = ip_address(addresses[:half]), ip_address(addresses[half:])
+    check = ones_complement_sum(pseudo_header(source, destination, 6, len(packet) - start))
+    return packet[: start + 16] + check.to_bytes(2, "big") + packet[start + 18 :]
 
 
 def why_not(row: Row) -> str | None:
@@ -179,10 +227,47 @@ def test_super_packet_of_a_nic_offload_over_a_wire(wire: Wire, row: Row) -> None
     assert [without_id(frame[14:]) for frame in out] == [without_id(packet) for packet in row.out]
 
 
+def stays_whole(row: Row) -> bool:
+    """It has no urgent data, and with its outer header is no longer than that can say."""
+    longest = 65535 if row.packet[0] >> 4 == 6 else 65535 - 20
+    return len(row.packet) <= longest and "urgent" not in row.claim
+
+
+@pytest.mark.parametrize("row", [r for r in SUPER if len(r.packet) <= LARGEST_GSO], ids=lambda row: row.claim)
+def test_a_super_packet_that_stays_whole_is_cut_by_the_kernel_as_we_would(cut_by_kernel: Wire, row: Row) -> None:
+    reason, out = cut_by_kernel.run(ethernet(as_tcp_leaves_it(row.packet)), len(row.out), offload_of(row))
+    assert reason == ("forwarded" if stays_whole(row) else "segmented")
+    assert [without_id(frame[14:]) for frame in out] == [without_id(packet) for packet in row.out]
+    assert {frame[:12] for frame in out} == {ROUTER_MAC + MUX_MAC}
+
+
+WHOLE = [row for row in SUPER if len(row.packet) <= LARGEST_GSO and stays_whole(row)]
+
+
+@pytest.mark.parametrize("row", WHOLE, ids=lambda row: row.claim)
+def test_on_a_link_that_takes_super_packets_nobody_cuts_them(uncut: Wire, row: Row) -> None:
+    """One frame, and beside it the segment size that came."""
+    offload = offload_of(row)
+    reason, (frame,) = uncut.run(ethernet(as_tcp_leaves_it(row.packet)), 1, offload)
+    outer = 20 if row.packet[0] >> 4 == 4 else 40
+    flags, kind, _, size, start, field = struct.unpack("<BBHHHH", uncut.offload)
+    _, sent_kind, _, sent_size, sent_start, sent_field = struct.unpack("<BBHHHH", offload)
+    assert reason == "forwarded"
+    assert (flags, kind & 0x7F, size) == (NEEDS_CSUM, sent_kind, sent_size)
+    assert (start, field) == (sent_start + outer, sent_field)
+    assert len(frame) == 14 + outer + len(row.packet)
+    payload = sent_start - 14 + (row.packet[sent_start - 14 + 12] >> 4) * 4
+    assert frame[14 + outer + payload :] == row.packet[payload:]
+
+
 @pytest.mark.parametrize("count", [2, 5, 40])
 @pytest.mark.parametrize("odd", [0, 1])
-def test_a_train_of_udp_datagrams_stays_several_datagrams(wire: Wire, count: int, odd: int) -> None:
+@pytest.mark.parametrize("way", ["wire", "cut_by_kernel"])
+def test_a_train_of_udp_datagrams_stays_several_datagrams(
+    request: pytest.FixtureRequest, way: str, count: int, odd: int
+) -> None:
     """UDP segmentation offload, as QUIC uses it: however small the whole is, merged it would be another message."""
+    wire: Wire = request.getfixturevalue(way)
     parts = [bytes([n]) * 200 for n in range(count)]
     parts[-1] = parts[-1][odd:]
     for version, first, backend in ((4, 34, DNS), (6, 54, DNS6)):

@@ -159,6 +159,19 @@ def test_a_link_that_goes_and_comes_needs_nothing(packet: Stage) -> None:
     assert packet.row()["kernel"] == []
 
 
+def test_the_way_out_of_super_packets_is_put_back(packet: Stage) -> None:
+    packet.start(DNS)
+
+    def device() -> object:
+        found = [link for link in json.loads(text(packet, "ip -j link")) if link["ifname"].startswith("lbwhole")]
+        return [(link["ifname"], "UP" in link["flags"]) for link in found]
+
+    ((name, up),) = device()  # type: ignore[misc]
+    assert up
+    for command in (f"ip link set {name} down", f"ip link del {name}"):
+        repaired(packet, "interface", device, command)
+
+
 def test_all_of_the_tun_mode_is_put_back(tun: Stage) -> None:
     tun.start(DNS, WEB)
 

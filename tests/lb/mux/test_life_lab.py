@@ -172,6 +172,15 @@ def test_privileges_are_given_up(packet: Stage) -> None:
     assert without == 1, "the thread that writes the log needs no rights, every other needs these"
 
 
+def test_without_the_right_to_bpf_super_packets_are_cut_and_it_is_said(packet: Stage) -> None:
+    packet.write(DNS)
+    process = packet.launch("setpriv", "--bounding-set=-bpf,-sys_admin", "--inh-caps=-bpf,-sys_admin", "--")
+    process.wait_output(READY)
+    said = "super-packets are cut (BPF is not permitted"
+    assert said in process.output()
+    assert said in packet.row()["mode"]
+
+
 def refusal(stage: Stage, code: int, *prefix: str) -> str:
     """Starts with the file as it is; it must end with this code. Returns what it said, one line without a traceback."""
     process = stage.launch(*prefix)

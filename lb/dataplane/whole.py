@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The BPF program with which super-packets leave whole; see ``native/bpf/whole.h``."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from lb.binding import c, ffi
+from lb.dataplane.pipeline import Link
+from lb.errors import IoError
+
+_LOG_BYTES = 1 << 16
+_PLACES = {Link.NONE: 0, Link.NEXT_HOP: 1}
+
+
+class WholeProgram:
+    """Loaded once, while the process still may; it can be attached as often as its device is made anew."""
+
+    def __init__(self, link: Link) -> None:
+        """Of a TUN device (``NONE``) or of packet mode's gate (``NEXT_HOP``). Raises IoError: what the kernel says."""
+        log = ffi.new("char[]", _LOG_BYTES)
+        fd = c.whole_load(_PLACES[link], log, _LOG_BYTES)
+        if fd < 0:
+            raise IoError(_refusal(-fd, ffi.string(log).decode(errors="replace")))
+        self.fd = int(fd)
+
+    def close(self) -> None:
+        """What is attached stays so."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _refusal(code: int, log: str) -> str:
+    reason = {
+        errno.EPERM: "BPF is not permitted (it needs CAP_BPF, CAP_NET_ADMIN, and a kernel that is not locked down)",
+        errno.ENOSYS: "this kernel has no bpf(2)",
+        errno.EOPNOTSUPP: "this kernel's BPF cannot make a tunnel of a super-packet",
+    }.get(code, f"BPF is refused: {os.strerror(code).lower()}")
+    lines = [line for line in log.splitlines() if line and not line.startswith("processed ")]
+    return f"{reason}; the verifier says: {lines[-1]}" if lines else reason
+
+
+def attach_refusal(code: int) -> str:
+    """Why a device did not take the program, or is not to be had."""
+    if code == errno.EINVAL:
+        return "the kernel is older than Linux 6.6"
+    return os.strerror(code).lower()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device by which super-packets leave in packet mode (``native/gate.h``): made, kept up, and gone with its ios.
+
+Owned by :class:`lb.mux.ports.PacketPort`, which opens it anew when it was deleted. Where it cannot be had super-packets
+are cut; :attr:`Gate.refused` says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from lb.daemon import sysctls
+from lb.daemon.kernel_watch import Area
+from lb.daemon.repairs import Difference
+from lb.dataplane import Link, PacketIo, WholeProgram
+from lb.errors import IoError
+
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_IFF_UP, _IFF_NOARP = 0x1, 0x80
+
+
+class Gate:
+    """The device of one MUX, and a part of the keeper."""
+
+    areas = Area.LINK
+    interval = 10.0
+
+    def __init__(self, interface: str) -> None:
+        self._interface = interface
+        self._program: WholeProgram | None = None
+        self.name: str | None = None  #: None: there is none
+        self.refused: str | None = None  #: why not
+
+    def open(self, ios: Sequence[PacketIo]) -> None:
+        """Super-packets of these leave by it, or are cut. The interface is there; no worker runs."""
+        name = f"lbwhole{socket.if_nametoindex(self._interface)}"  # of one interface there is one MUX
+        try:
+            # The right to load it is given up before the device may have to be made anew.
+            self._program = self._program or WholeProgram(Link.NEXT_HOP)
+            for io in ios:
+                io.set_gate(name, self._program, shared=len(ios) > 1)
+            _silence(name)
+            _set_up(name)
+        except IoError as error:
+            for io in ios:
+                io.set_gate(None)
+            self.name, self.refused = None, str(error)
+            return
+        self.name, self.refused = name, None
+
+    def closed(self) -> None:
+        """The ios took it along."""
+        self.name = None
+
+    @property
+    def lost(self) -> bool:
+        return self.name is not None and not _exists(self.name)
+
+    async def look(self) -> Sequence[Difference]:
+        """Nothing where it is gone: that is the port's affair."""
+        if self.name is None or self.lost or _flags(self.name) & _IFF_UP:
+            return ()
+        return (Difference("interface", f"device {self.name}", "was set down", urgent=True),)
+
+    async def put_back(self, differences: Iterable[Difference]) -> None:
+        del differences
+        if self.name is not None and not self.lost:
+            _set_up(self.name)
+
+
+def _exists(name: str) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(socket.if_nametoindex(name))
+    return False
+
+
+def _silence(name: str) -> None:
+    """The kernel sends nothing of its own into it: it gets no address."""
+    if Path(f"/proc/sys/net/ipv6/conf/{name}").exists():
+        sysctls.write(f"ipv6/conf/{name}/disable_ipv6", "1")
+
+
+def _flags(name: str) -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            answer = fcntl.ioctl(asked, _SIOCGIFFLAGS, struct.pack("16sH14x", name.encode(), 0))
+        except OSError as error:
+            raise IoError(f"cannot look at device {name}: {(error.strerror or str(error)).lower()}") from None
+    return int(struct.unpack("16xH14x", answer)[0])
+
+
+def _set_up(name: str) -> None:
+    flags = _flags(name) | _IFF_UP | _IFF_NOARP
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            fcntl.ioctl(asked, _SIOCSIFFLAGS, struct.pack("16sH14x", name.encode(), flags))
+        except OSError as error:
+            raise IoError(f"cannot set device {name} up: {(error.strerror or str(error)).lower()}") from None
