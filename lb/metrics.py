@@ -54,6 +54,16 @@ class IoFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerMetrics:
+    """One worker's part."""
+
+    bursts: int = 0  #: its heartbeat
+    received: int = 0
+    flows: int = 0
+    missed: int = 0  #: since its io was opened
+
+
+@dataclass(frozen=True, slots=True)
 class BgpFigures:
     """What routers were told, and who listens."""
 
@@ -75,7 +85,7 @@ class Figures:
     unreachable: int = 0  #: backend addresses without a next hop
     rejected: bool = False  #: the last configuration was refused
     left_out: int = 0  #: of what a manager wants, what this MUX alone does not serve
-    bursts: tuple[int, ...] = ()  #: heartbeat of each worker
+    workers: tuple[WorkerMetrics, ...] = ()
     probes: Mapping[tuple[str, str], bool] = field(default_factory=dict)  #: by service and backend, through the tunnel
     bgp: BgpFigures | None = None  #: None: this MUX speaks no BGP
     kept: KeptFigures = field(default_factory=KeptFigures)  #: what was put back into the kernel
@@ -167,9 +177,17 @@ def _machine(figures: Figures) -> Iterator[Metric]:
         value=figures.left_out,
     )
     family = CounterMetricFamily("lb_worker_bursts", "Turns of a worker's loop: its heartbeat.", labels=["worker"])
-    for index, bursts in enumerate(figures.bursts):
-        family.add_metric([str(index)], bursts)
-    yield family
+    received = CounterMetricFamily("lb_worker_received", "Packets that a worker received.", labels=["worker"])
+    flows = GaugeMetricFamily("lb_worker_flows", "Entries in a worker's flow table.", labels=["worker"])
+    missed = CounterMetricFamily(
+        "lb_worker_missed", "Frames lost before a worker saw them, since its ring was opened.", labels=["worker"]
+    )
+    for index, worker in enumerate(figures.workers):
+        family.add_metric([str(index)], worker.bursts)
+        received.add_metric([str(index)], worker.received)
+        flows.add_metric([str(index)], worker.flows)
+        missed.add_metric([str(index)], worker.missed)
+    yield from (family, received, flows, missed)
 
 
 def _bgp(figures: BgpFigures) -> Iterator[Metric]:

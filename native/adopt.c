@@ -84,6 +84,25 @@ void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t servic
 	flow_table_settle(mux->table);
 }
 
+uint32_t mux_adopt_known(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+			 uint64_t *records, uint32_t count, uint64_t now_ns, struct adoption *out)
+{
+	const struct service *service = service_at(snapshot->map, service_id, backend);
+	uint32_t left = 0;
+
+	if (!service || !mux->table)
+		return count;
+	mux_set_time(mux, snapshot, now_ns);
+	for (uint32_t i = 0; i < count; i++) {
+		if (flow_table_find(mux->table, scrambled_of(snapshot->map, service, records[i])).line)
+			adopt_one(mux, snapshot->map, service, backend, records[i], out);
+		else
+			records[left++] = records[i];
+	}
+	flow_table_settle(mux->table);
+	return left;
+}
+
 uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
 		    const uint64_t *records, uint32_t count, uint64_t now_ns)
 {

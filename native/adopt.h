@@ -29,6 +29,13 @@ struct adoption {
 void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
 	       const uint64_t *records, uint32_t count, uint64_t now_ns, struct adoption *out);
 
+/*
+ * The same for one of several workers: takes over those that its table knows already, and leaves the others in records, which
+ * it shortens to them; how many.  Whichever worker sees a flow later asks for it, so one of them is given the rest.
+ */
+uint32_t mux_adopt_known(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+			 uint64_t *records, uint32_t count, uint64_t now_ns, struct adoption *out);
+
 /* Removes flows that are at this backend still and as old as told, or older; returns how many. */
 uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
 		    const uint64_t *records, uint32_t count, uint64_t now_ns);

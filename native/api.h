@@ -99,6 +99,7 @@ struct mux_config {
 	uint32_t detect_partial;
 	uint32_t first_id;
 	uint32_t vector;
+	uint32_t touch_late;
 };
 struct service_counters {
 	uint64_t packets;
@@ -187,6 +188,30 @@ void mux_adopt(struct mux *mux, const struct snapshot *snapshot, uint32_t servic
 	       const uint64_t *records, uint32_t count, uint64_t now_ns, struct adoption *out);
 uint32_t mux_forget(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
 		    const uint64_t *records, uint32_t count, uint64_t now_ns);
+
+/*
+ * mux_adopt() for one of several workers: takes over what its table knows, and leaves the others in records; how many those are.
+ */
+uint32_t mux_adopt_known(struct mux *mux, const struct snapshot *snapshot, uint32_t service_id, uint32_t backend,
+			 uint64_t *records, uint32_t count, uint64_t now_ns, struct adoption *out);
+
+/* ---- flows between the workers of a MUX (regroup.h) ---- */
+struct flow_table;
+/*
+ * The table of a mux, with a reference that flow_table_destroy() gives back; NULL: it has none.  meet: whom to ask for flows,
+ * count <= 128, 0: nobody; claims: what was found there, 4,096 at most; release: what another has found.  While a worker runs
+ * the mux: worker_ask_..().  replace: only while none does; *before as of mux_table().
+ */
+struct flow_table *mux_table(struct mux *mux);
+void flow_table_destroy(struct flow_table *table);
+uint64_t flow_table_lines(const struct flow_table *table);
+int mux_meet(struct mux *mux, struct flow_table *const *tables, uint32_t count);
+uint32_t mux_claims(struct mux *mux, uint64_t *keys, uint32_t max);
+uint32_t mux_release(struct mux *mux, const uint64_t *keys, uint32_t count);
+uint32_t mux_inherit(struct mux *mux, const struct snapshot *snapshot, const struct flow_table *elder, uint64_t first_line,
+		     uint32_t lines, uint64_t now_ns);
+int mux_replace_table(struct mux *mux, uint64_t flows, struct flow_table **before);
+void mux_inherit_counters(struct mux *mux, const struct flow_table *elder);
 
 /* ---- packets from memory (io_memory.h) ---- */
 struct io;
@@ -311,6 +336,20 @@ int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapsh
 		     uint32_t backend, const uint64_t *records, uint32_t count, struct adoption *out, int timeout_ms);
 int worker_ask_forget(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
 		      uint32_t backend, const uint64_t *records, uint32_t count, uint32_t *forgotten, int timeout_ms);
+
+/* Of records those that the worker does not know are left, *left of them. */
+int worker_ask_adopt_known(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
+			   uint32_t backend, uint64_t *records, uint32_t count, struct adoption *out, uint32_t *left,
+			   int timeout_ms);
+/* release: at most 256 keys; inherit: at most 128 lines; else -EINVAL. */
+int worker_ask_meet(struct worker *worker, struct mux *mux, struct flow_table *const *tables, uint32_t count,
+		    int timeout_ms);
+int worker_ask_claims(struct worker *worker, struct mux *mux, uint64_t *keys, uint32_t max, uint32_t *count,
+		      int timeout_ms);
+int worker_ask_release(struct worker *worker, struct mux *mux, const uint64_t *keys, uint32_t count, uint32_t *released,
+		       int timeout_ms);
+int worker_ask_inherit(struct worker *worker, struct mux *mux, const struct snapshot *snapshot,
+		       const struct flow_table *elder, uint64_t first_line, uint32_t lines, uint32_t *taken, int timeout_ms);
 
 /* ---- host agent (host.h, io_raw.h, bpf/decap.h) ---- */
 uint32_t host_reason_count(void);

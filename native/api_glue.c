@@ -54,6 +54,16 @@ const char *mux_vector(const struct mux *mux)
 	return mux->vector->name;
 }
 
+struct flow_table *mux_table(struct mux *mux)
+{
+	return mux->table ? flow_table_get(mux->table) : NULL;
+}
+
+uint64_t flow_table_lines(const struct flow_table *table)
+{
+	return table->line_count;
+}
+
 /* Each whole, while a worker may write them. */
 static void copy_counters(uint64_t *out, const uint64_t *from, size_t count)
 {

@@ -24,6 +24,7 @@
 #include "io_xdp.h"
 #include "maglev.h"
 #include "mux.h"
+#include "regroup.h"
 #include "snapshot.h"
 #include "vip_map.h"
 #include "worker.h"
@@ -45,6 +46,8 @@ const uint16_t *maglev_slots(const struct maglev *table);
 uint16_t flow_ticks_of(uint32_t seconds);
 struct pipeline *mux_pipeline(struct mux *mux);
 const char *mux_vector(const struct mux *mux);
+struct flow_table *mux_table(struct mux *mux);
+uint64_t flow_table_lines(const struct flow_table *table);
 void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reasons, struct flow_counters *flows);
 const struct service_counters *mux_service_counters(const struct mux *mux);
 const uint64_t *mux_backend_counters(const struct mux *mux);

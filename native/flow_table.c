@@ -95,14 +95,29 @@ int flow_table_create(uint64_t flows, struct flow_table **out)
 		munmap(map + skip + table->bytes, huge - skip);
 	table->lines = (struct flow_line *)(map + skip);
 	madvise(table->lines, table->bytes, MADV_HUGEPAGE);
-	memset(table->lines, 0, table->bytes);
+	table->references = 1;
 	*out = table;
 	return 0;
 }
 
+void flow_table_touch(struct flow_table *table)
+{
+	const size_t page = 4096;
+
+	if (table->touched)
+		return;
+	/* Empty lines are written as they are: what was used before stays. */
+	for (size_t at = 0; at < table->bytes; at += page) {
+		struct flow_line *line = (struct flow_line *)((uint8_t *)table->lines + at);
+
+		FLOW_STORE(line->away, line->away);
+	}
+	table->touched = true;
+}
+
 void flow_table_destroy(struct flow_table *table)
 {
-	if (!table)
+	if (!table || __atomic_sub_fetch(&table->references, 1, __ATOMIC_ACQ_REL))
 		return;
 	munmap(table->lines, table->bytes);
 	free(table->no_room);
@@ -282,6 +297,30 @@ struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scramb
 	int way = flow_line_way(line, flow_table_remainder(table, scrambled) << KEY_SHIFT | AWAY_BIT);
 
 	return way < 0 ? (struct flow_slot){ NULL, 0 } : (struct flow_slot){ line, (unsigned)way };
+}
+
+static uint64_t peek_line(const struct flow_line *line, uint64_t key, uint16_t *stamp)
+{
+	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+		uint64_t entry = __atomic_load_n(&line->entry[way], __ATOMIC_RELAXED);
+
+		if (!entry || (entry ^ key) >> FLOW_REST_BITS)
+			continue;
+		*stamp = __atomic_load_n(&line->stamp[way], __ATOMIC_RELAXED);
+		return entry;
+	}
+	return 0;
+}
+
+uint64_t flow_table_peek(const struct flow_table *table, uint64_t scrambled, uint16_t *stamp)
+{
+	const struct flow_line *home = &table->lines[flow_table_line_of(table, scrambled)];
+	uint64_t remainder = flow_table_remainder(table, scrambled);
+	uint64_t entry = peek_line(home, remainder << KEY_SHIFT, stamp);
+
+	if (entry || !(__atomic_load_n(&home->away, __ATOMIC_RELAXED) >> flow_away_shift(remainder) & FLOW_AWAY_FULL))
+		return entry;
+	return peek_line(alternate_line(table, scrambled), remainder << KEY_SHIFT | AWAY_BIT, stamp);
 }
 
 /* ---- change ---- */

@@ -129,6 +129,8 @@ struct flow_table {
 	/* Whether alternate lines are no better anyway, by the tier that home has to lose; see note_crowd(). */
 	uint32_t crowded[FLOW_TIERS];
 	uint32_t looks;
+	uint32_t references; /* atomic: its mux, and who looks on from beside; create sets 1 */
+	bool touched;        /* its memory is there */
 };
 
 /* Where an entry is; line is NULL where there is none. */
@@ -137,8 +139,20 @@ struct flow_slot {
 	unsigned way;
 };
 
-/* Room for at least `flows`; -ENOMEM.  Memory is reserved and touched at once. */
+/*
+ * Room for at least `flows`; -ENOMEM.  Memory is reserved; it comes from the NUMA node of whoever touches it first, so its
+ * worker calls flow_table_touch() before the first packet.  Untouched it works as well, but each first use of a page is slow.
+ */
 int flow_table_create(uint64_t flows, struct flow_table **out);
+void flow_table_touch(struct flow_table *table);
+
+static inline struct flow_table *flow_table_get(struct flow_table *table)
+{
+	__atomic_fetch_add(&table->references, 1, __ATOMIC_RELAXED);
+	return table;
+}
+
+/* Lets go of it, from any thread; the last to do so frees it. */
 void flow_table_destroy(struct flow_table *table);
 
 /* Bytes that a table for so many flows takes. */
@@ -206,6 +220,12 @@ void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scra
 struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled);
 
 /*
+ * For other threads while the owner writes: the whole entry of a key and its stamp, 0 where there is none.  One that the owner
+ * is moving at this very moment is not found.
+ */
+uint64_t flow_table_peek(const struct flow_table *table, uint64_t scrambled, uint16_t *stamp);
+
+/*
  * Writes an entry for a key that is not in the table; false if there was no room.  Room is, in this order:
  *
  *	1. an empty or expired way at home, or else in the alternate line
@@ -223,14 +243,24 @@ bool flow_table_insert(struct flow_table *table, uint64_t scrambled, unsigned ba
 
 void flow_table_remove(struct flow_table *table, struct flow_slot slot);
 
+static inline unsigned flow_entry_backend(uint64_t entry)
+{
+	return (unsigned)(entry & 0xfff) - 1;
+}
+
+static inline enum flow_class flow_entry_class(uint64_t entry)
+{
+	return (enum flow_class)(entry >> 12 & 7);
+}
+
 static inline unsigned flow_slot_backend(struct flow_slot slot)
 {
-	return (unsigned)(slot.line->entry[slot.way] & 0xfff) - 1;
+	return flow_entry_backend(slot.line->entry[slot.way]);
 }
 
 static inline enum flow_class flow_slot_class(struct flow_slot slot)
 {
-	return (enum flow_class)(slot.line->entry[slot.way] >> 12 & 7);
+	return flow_entry_class(slot.line->entry[slot.way]);
 }
 
 static inline bool flow_class_is_udp(enum flow_class class)

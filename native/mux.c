@@ -8,6 +8,7 @@
 
 #include "encap.h"
 #include "exceptional.h"
+#include "neighbours.h"
 #include "segment.h"
 
 #define SEGMENT_HEADROOM 64u
@@ -332,6 +333,8 @@ static void look_for_flows(struct mux *mux)
 		} else {
 			flow_table_prefetch_alternate(mux->table, mux->scrambled[i]);
 			missing[count++] = (uint8_t)i;
+			if (UNLIKELY(mux->neighbours != NULL))
+				neighbours_prefetch(mux->neighbours, mux->scrambled[i]);
 		}
 	}
 	prefetch_slots(mux, missing, count);
@@ -437,6 +440,12 @@ static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot
 	return REASON_FORWARDED;
 }
 
+/* Nothing that is of use is known of the flow here. */
+static bool is_strange(const struct mux *mux, const struct passage *passage, struct flow_slot slot)
+{
+	return !slot.line || flow_expired(mux, passage, slot, flow_slot_class(slot));
+}
+
 static inline void prefetch_way_out(const struct mux *mux, const struct backend *backend)
 {
 	__builtin_prefetch(&mux->snapshot->hops[backend_hop(backend)]);
@@ -458,6 +467,8 @@ static void choose_backends(struct mux *mux)
 		/* An earlier packet of the burst may have made, moved or evicted the entry since the first look. */
 		if (UNLIKELY(!slot.line || table->changes != unchanged))
 			slot = flow_table_find(table, mux->scrambled[i]);
+		if (UNLIKELY(mux->neighbours != NULL) && is_strange(mux, passage, slot))
+			slot = neighbours_take(mux->neighbours, table, mux->scrambled[i], slot);
 		if (UNLIKELY(!slot.line || !use_entry(mux, packet, passage, slot)))
 			packet->reason = start_flow(mux, i, slot);
 		if (LIKELY(packet->reason == REASON_FORWARDED))
@@ -800,10 +811,19 @@ void mux_lookup(const struct mux *mux, const struct snapshot *snapshot, const st
 
 /* ---- life ---- */
 
+static void mux_warm(struct pipeline *pipeline)
+{
+	struct mux *mux = (struct mux *)pipeline;
+
+	if (mux->table)
+		flow_table_touch(mux->table);
+}
+
 static void mux_free(struct pipeline *pipeline)
 {
 	struct mux *mux = (struct mux *)pipeline;
 
+	neighbours_free(mux->neighbours);
 	flow_table_destroy(mux->table);
 	free(mux->segments);
 	free(mux->service_counters);
@@ -825,6 +845,7 @@ int mux_create(const struct mux_config *config, struct mux **out)
 	memset(mux, 0, sizeof(*mux));
 	mux->pipeline.burst = mux_burst;
 	mux->pipeline.tick = mux_tick;
+	mux->pipeline.warm = mux_warm;
 	mux->pipeline.destroy = mux_free;
 	mux->pipeline.references = 1;
 	mux->config = *config;
@@ -841,6 +862,8 @@ int mux_create(const struct mux_config *config, struct mux **out)
 		error = flow_table_create(config->flows, &mux->table);
 	if (mux->table)
 		mux_set_table(mux, mux->table);
+	if (mux->table && !config->touch_late)
+		flow_table_touch(mux->table);
 	if (error) {
 		mux_destroy(mux);
 		return error;

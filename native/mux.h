@@ -35,12 +35,15 @@ enum flow_report {
 	FLOW_UNTRACKED = 3, /* forwarded without an entry */
 };
 
+struct neighbours;
+
 struct mux_config {
 	uint64_t flows;       /* capacity of the flow table; 0: none, every packet by Maglev */
 	uint32_t link;        /* enum mux_link */
 	uint32_t detect_partial; /* 1: look for checksums left to the NIC where the io does not tell */
 	uint32_t first_id;    /* where outer IDs start */
 	uint32_t vector;      /* enum vector_level */
+	uint32_t touch_late;  /* 1: the worker touches the flow table's memory first, not mux_create() */
 };
 
 /* A packet on its way through the stages. */
@@ -58,6 +61,7 @@ struct mux {
 	struct pipeline pipeline; /* first: a worker runs it through this */
 	struct mux_config config;
 	struct flow_table *table; /* NULL without one */
+	struct neighbours *neighbours; /* who else may know a flow; NULL: nobody */
 	const struct snapshot *snapshot; /* of the burst at hand */
 	uint64_t forgotten;    /* see mux_forgotten(); others read it */
 	uint64_t pass_serial;  /* serial of the map when the sweep was last at the first line */

@@ -19,6 +19,8 @@ struct pipeline {
 		      unsigned count, uint64_t now_ns);
 	/* Housekeeping, after each burst and when idle: expiry sweeps.  Bounded work. */
 	void (*tick)(struct pipeline *pipeline, const struct snapshot *snapshot, uint64_t now_ns);
+	/* Once, by the worker's thread before its first burst: touches memory, so that it is of its NUMA node.  May be NULL. */
+	void (*warm)(struct pipeline *pipeline);
 	/* Frees it. */
 	void (*destroy)(struct pipeline *pipeline);
 	uint32_t references; /* atomic: whoever made it, and the worker that runs it; create sets 1 */

@@ -158,6 +158,8 @@ static void *worker_main(void *argument)
 	 * CAP_SYS_NICE all are equal, and that is all. */
 	setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
 	prctl(PR_SET_TIMERSLACK, 1ul); /* a pause is as short as it is meant, not 50 us longer */
+	if (worker->pipeline->warm)
+		worker->pipeline->warm(worker->pipeline);
 	while (!atomic_load_explicit(&worker->stopping, memory_order_relaxed))
 		one_burst(worker);
 	return NULL;

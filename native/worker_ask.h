@@ -8,6 +8,7 @@
 
 #include "adopt.h"
 #include "mux.h"
+#include "regroup.h"
 #include "worker.h"
 
 /* See mux_lookup(); the caller holds the snapshot. */
@@ -22,8 +23,27 @@ int worker_ask_counters(struct worker *worker, const struct mux *mux, uint64_t *
 int worker_ask_adopt(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
 		     uint32_t backend, const uint64_t *records, uint32_t count, struct adoption *out, int timeout_ms);
 
+/*
+ * See mux_adopt_known(): one piece, count <= ADOPT_MAX, else -EINVAL.  Of records those that the worker does not know are left,
+ * *left of them.
+ */
+int worker_ask_adopt_known(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
+			   uint32_t backend, uint64_t *records, uint32_t count, struct adoption *out, uint32_t *left,
+			   int timeout_ms);
+
 /* See mux_forget(): one piece, count <= ADOPT_MAX, else -EINVAL. */
 int worker_ask_forget(struct worker *worker, struct mux *mux, const struct snapshot *snapshot, uint32_t service_id,
 		      uint32_t backend, const uint64_t *records, uint32_t count, uint32_t *forgotten, int timeout_ms);
+
+/* See regroup.h. */
+int worker_ask_meet(struct worker *worker, struct mux *mux, struct flow_table *const *tables, uint32_t count,
+		    int timeout_ms);
+int worker_ask_claims(struct worker *worker, struct mux *mux, uint64_t *keys, uint32_t max, uint32_t *count,
+		      int timeout_ms);
+/* One piece each: count <= RELEASE_MAX, lines <= INHERIT_LINES, else -EINVAL. */
+int worker_ask_release(struct worker *worker, struct mux *mux, const uint64_t *keys, uint32_t count, uint32_t *released,
+		       int timeout_ms);
+int worker_ask_inherit(struct worker *worker, struct mux *mux, const struct snapshot *snapshot,
+		       const struct flow_table *elder, uint64_t first_line, uint32_t lines, uint32_t *taken, int timeout_ms);
 
 #endif

@@ -8,6 +8,7 @@
     io        AF_PACKET and TUN                     host      decapsulation on a backend's host
     measure   benchmark and packet generator        xdp       AF_XDP and its program
     whole     super-packets that leave as they came
+    regroup   flows between the workers of one MUX
 
 Each class owns one C object and frees it with its last reference; what C keeps a pointer to, the Python
 object keeps alive. Errno becomes :class:`~lb.errors.DataplaneError` with the operands in the message.

@@ -204,12 +204,22 @@ class Pipeline:
     """One MUX pipeline with its flow table and counters; a worker runs it, or :meth:`process` does."""
 
     def __init__(
-        self, flows: int, link: Link, *, detect_partial: bool = False, first_id: int = 0, vector: str | None = None
+        self,
+        flows: int,
+        link: Link,
+        *,
+        detect_partial: bool = False,
+        first_id: int = 0,
+        vector: str | None = None,
+        touch_late: bool = False,
     ) -> None:
         """``flows`` 0: no table, every packet by Maglev. ``detect_partial``: its io cannot tell partial checksums.
-        ``vector``: one of VECTORS; None: what the environment says, else the best."""
+        ``vector``: one of VECTORS; None: what the environment says, else the best. ``touch_late``: a worker will run
+        it, and its flow table's memory is to be near the worker's CPU."""
         number = vector_asked(os.environ.get(VECTOR_VARIABLE, "") if vector is None else vector)
-        config = ffi.new("struct mux_config *", [flows, int(link), int(detect_partial), first_id, number])
+        config = ffi.new(
+            "struct mux_config *", [flows, int(link), int(detect_partial), first_id, number, int(touch_late)]
+        )
         what = f"Cannot make a flow table for {flows} flows ({flow_table_bytes(flows) >> 20} MiB)"
 
         def create(out: Cdata) -> int:

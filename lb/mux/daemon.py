@@ -41,7 +41,7 @@ from lb.daemon.marker import RunMarker
 from lb.daemon.supervise import Tasks, describe, until
 from lb.doctor import startup
 from lb.doctor.facts import Role
-from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
+from lb.errors import ConfigError, ControlError, DataplaneError, RequestError, VipmuxError
 from lb.forwarding import Compiler, Forwarding
 from lb.log import get_logger
 from lb.memory import give_back, tame_allocator
@@ -680,6 +680,8 @@ class Daemon:
         while True:
             await asyncio.sleep(CARE_INTERVAL)
             self._plane.engine.reclaim()
+            with contextlib.suppress(DataplaneError):  # a worker that stands still: said below
+                self._plane.engine.tend()
             self._tell_if_full(fullness.step(self._plane.engine.refused(), loop.time()))
             for number, worker in enumerate(self._plane.engine.heartbeats()):
                 if worker.error and worker.error != errors.get(number):

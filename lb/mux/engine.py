@@ -3,7 +3,12 @@
 
 Owned by :mod:`lb.mux.daemon`, which calls everything here from its event loop; :meth:`Engine.figures` alone is also
 called by the metrics thread. Pipelines, and with them the flow tables and counters, live as long as the process;
-workers and ios come and go with the interface.
+workers and ios come and go with the interface, and become more or fewer with the configuration.
+
+Each worker has a flow table of its own, and the kernel decides whose packet it is. Where that may have changed (other
+workers, other queues), or where flows of another MUX came that no worker has seen yet, a flow may be in the table of a
+worker that does not get its packets. For as long as such a flow may live, a worker asks the others for a flow that it
+does not know: see native/neighbours.h. In all other times nobody asks, and nothing is shared.
 """
 
 from __future__ import annotations
@@ -35,10 +40,31 @@ from lb.dataplane import (
     Worker,
     WorkerCounters,
     exceptional_flows,
+    regroup,
 )
+from lb.dataplane.regroup import Member
 from lb.errors import DataplaneError
 from lb.forwarding import Forwarding
 from lb.model import Address, MuxSettings
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFigures:
+    """One worker's part."""
+
+    bursts: int  #: its heartbeat
+    received: int
+    live: int  #: entries in its flow table
+    missed: int  #: lost before it saw them, since its io was opened
+
+
+@dataclass(slots=True)
+class _Elder:
+    """The flow table of a worker that is no more, on its way into those of today's."""
+
+    table: regroup.FlowTable
+    serial: int  #: what the VIP map of this serial has not, it may remember still
+    next_line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +79,7 @@ class Totals:
     refused: int
     moved: int
     io: IoStats
-    workers: tuple[WorkerCounters, ...]
+    workers: tuple[WorkerFigures, ...]
 
 
 class Engine:
@@ -64,11 +90,13 @@ class Engine:
     ) -> None:
         """``guesses_checksums``: what its ios receive may have unfinished ones, and they cannot tell."""
         self._settings = settings
-        flows = -(-settings.flows // settings.workers)
-        self._pipelines = [
-            Pipeline(flows, link, detect_partial=guesses_checksums, first_id=_first_id(worker))
-            for worker in range(settings.workers)
-        ]
+        self._guesses_checksums = guesses_checksums
+        self._link = link
+        self._pipelines = [self._pipeline(number, settings.workers) for number in range(settings.workers)]
+        self._active = settings.workers  # of the pipelines; the others keep what they counted
+        self._elders: list[_Elder] = []
+        self._strange_until: float | None = None  # until then a flow may be known to another worker than sees it
+        self._turn = 0  # whose turn it is to be given flows
         self._workers: list[Worker] = []
         self._ios: list[Io] = []
         self._closed_ios = IoStats()
@@ -88,6 +116,19 @@ class Engine:
     def vector(self) -> str:
         """The vector instructions that all pipelines run with."""
         return self._pipelines[0].vector
+
+    def _pipeline(self, number: int, workers: int) -> Pipeline:
+        """Its memory is touched by the worker's thread, so that it is of that thread's NUMA node."""
+        return Pipeline(
+            self._share(workers),
+            self._link,
+            detect_partial=self._guesses_checksums,
+            first_id=_first_id(number),
+            touch_late=True,
+        )
+
+    def _share(self, workers: int) -> int:
+        return -(-self._settings.flows // workers)
 
     # -- what is current ----------------------------------------------------------------------------------------
 
@@ -111,29 +152,149 @@ class Engine:
 
     # -- life ---------------------------------------------------------------------------------------------------
 
+    @property
+    def workers(self) -> int:
+        return self._active
+
     def start(self, ios: Sequence[Io]) -> None:
         """One worker for each io, on a CPU of its own where there are enough."""
-        cpus = sorted(os.sched_getaffinity(0))
-        pin = 1 < len(ios) <= len(cpus)
         with self._guard:
-            self._started = True
-            self._ios = list(ios)
-            self._workers = [
-                Worker(pipeline, io, self._snapshot, cpus[number] if pin else None)
-                for number, (pipeline, io) in enumerate(zip(self._pipelines, ios, strict=True))
-            ]
-            for worker in self._workers:
-                worker.start()
+            self._begin_workers(ios)
 
     def stop(self) -> None:
         """Ends the workers; flow tables and counters stay. The ios may be closed afterwards."""
         with self._guard:
-            for worker in self._workers:
-                worker.close()
-            self._workers = []
-            for io in self._ios:
-                self._closed_ios += io.stats()
-            self._ios = []
+            self._end_workers()
+
+    def regroup(self, ios: Sequence[Io]) -> None:
+        """One worker for each of these ios instead, be it more or fewer; no flow is forgotten. The ios that there were
+        may be closed afterwards, and :meth:`inherit` is to be called. Raises DataplaneError, with no worker running."""
+        with self._guard:
+            self._end_workers()
+            self._begin_workers(ios)
+
+    def resize(self, workers: int) -> None:
+        """The flow tables for so many workers, none of which runs yet; see :meth:`regroup`, which does this as well."""
+        with self._guard:
+            self._prepare(workers)
+
+    def _prepare(self, workers: int) -> None:
+        if workers != self._active:
+            self._replace_tables(workers)
+        if self._elders or (workers > 1 and self._live()):  # the kernel may spread flows in another way than before
+            self._strange_until = time.monotonic() + self._longest_idle()
+            self._meet()
+
+    def _begin_workers(self, ios: Sequence[Io]) -> None:
+        self._prepare(len(ios))
+        cpus = sorted(os.sched_getaffinity(0))
+        pin = 1 < len(ios) <= len(cpus)
+        self._started = True
+        self._ios = list(ios)
+        self._workers = [
+            Worker(pipeline, io, self._snapshot, cpus[number] if pin else None)
+            for number, (pipeline, io) in enumerate(zip(self._running, ios, strict=True))
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            worker.close()
+        self._workers = []
+        for io in self._ios:
+            self._closed_ios += io.stats()
+        self._ios = []
+
+    # -- flows between workers ----------------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> list[Pipeline]:
+        """Those that workers run."""
+        return self._pipelines[: self._active]
+
+    @property
+    def _members(self) -> list[Member]:
+        workers: Sequence[Worker | None] = self._workers or [None] * self._active
+        return [Member(*pair) for pair in zip(self._running, workers, strict=True)]
+
+    def _replace_tables(self, workers: int) -> None:
+        """Each a table of its share; what the tables remember that there were becomes the elders'."""
+        serial = self._forgotten()
+        for number in range(len(self._pipelines), workers):
+            self._pipelines.append(self._pipeline(number, workers))
+        for number in range(max(self._active, workers)):
+            table = regroup.replace_table(self._pipelines[number], self._share(workers) if number < workers else 0)
+            if table is not None and number < self._active:
+                self._elders.append(_Elder(table, serial))
+                regroup.inherit_counters(self._pipelines[0], table)
+        self._active = workers
+
+    def expect_strangers(self) -> None:
+        """Before something is done by which the kernel may spread flows in another way, while workers run."""
+        with self._guard:
+            self._expect_strangers()
+
+    def _expect_strangers(self) -> None:
+        """From now on each worker asks the others for flows that it does not know."""
+        known = self._strange_until is not None
+        self._strange_until = time.monotonic() + self._longest_idle()
+        if not known:
+            self._meet()
+
+    def _live(self) -> int:
+        return sum(sum(pipeline.counters().flows.live) for pipeline in self._running)
+
+    def _longest_idle(self) -> float:
+        """So long a flow may live without a packet, seconds."""
+        idle = self._settings.idle
+        return max([idle.tcp, idle.udp, *(service.idle or 0 for service in self._forwarding.services)])
+
+    def _meet(self) -> None:
+        """Whom each of them asks."""
+        tables = [regroup.FlowTable.of(pipeline) for pipeline in self._running]
+        for number, member in enumerate(self._members):
+            others = [*tables[:number], *tables[number + 1 :], *(elder.table for elder in self._elders)]
+            asked = [table for table in others if table is not None] if self._strange_until is not None else []
+            regroup.meet(member, asked)
+
+    def inherit(self) -> int:
+        """Moves what the workers before knew to those of now, a piece at a time, each to one of them: who sees the flow
+        will find it there. Returns how many flows. From any thread. Raises DataplaneError if a worker stands still."""
+        taken = 0
+        while True:
+            with self._guard:  # held for a moment only: others wait for it
+                if not self._elders:
+                    return taken
+                taken += self._inherit_piece(self._elders[0])
+
+    def _inherit_piece(self, elder: _Elder) -> int:
+        member = self._members[self._next_turn()]
+        taken = regroup.inherit(member, self._snapshot, elder.table, elder.next_line, self._now())
+        elder.next_line += regroup.INHERIT_LINES
+        if elder.next_line >= elder.table.lines:
+            self._elders.remove(elder)
+            self._meet()
+        return taken
+
+    def _next_turn(self) -> int:
+        self._turn = (self._turn + 1) % self._active
+        return self._turn
+
+    def tend(self) -> None:
+        """To be called about twice a second: what one worker took over from another, that one forgets; and nobody is
+        asked any more when no flow can be elsewhere. Raises DataplaneError if a worker stands still."""
+        with self._guard:
+            if self._strange_until is None:
+                return
+            claimed = [set(regroup.claims(member)) for member in self._members]
+            for member, own in zip(self._members, claimed, strict=True):
+                # Who took a flow over as well, keeps it: else nobody might be left who knows it.
+                if keys := set().union(*claimed) - own:
+                    regroup.release(member, list(keys))
+            if time.monotonic() >= self._strange_until and not self._elders:
+                self._strange_until = None
+                self._meet()
 
     # -- publish ------------------------------------------------------------------------------------------------
 
@@ -164,11 +325,12 @@ class Engine:
 
     def exceptional(self, most: int) -> tuple[Forwarding, Exceptional]:
         """The flows that no other MUX knows, and what their numbers mean. From any thread."""
+        self.inherit()
         with self._guard:
             snapshot, forwarding = self._snapshot, self._forwarding
         records: dict[tuple[int, int], bytes] = {}
         total = 0
-        for pipeline in self._pipelines:
+        for pipeline in self._running:
             found = exceptional_flows(pipeline, snapshot, max(0, most - total))
             total += found.total
             for owner, more in found.records.items():
@@ -176,19 +338,27 @@ class Engine:
         return forwarding, Exceptional(records, total)
 
     def adopt(self, service_id: int, backend: int, records: bytes) -> Adoption:
-        """Takes over another MUX's flows, in every worker; the outcome is that of the worker that took the fewest.
+        """Takes over another MUX's flows: who knows one already, or else one worker for all, whom the others ask.
 
         From any thread. Raises DataplaneError if a worker stands still.
         """
         total = Adoption()
         for piece in _pieces(records):
             with self._guard:  # held for a moment only: others wait for it
-                snapshot, now = self._snapshot, self._now()
-                found = [worker.adopt(snapshot, service_id, backend, piece) for worker in self._workers] or [
-                    pipeline.adopt(snapshot, service_id, backend, piece, now_ns=now) for pipeline in self._pipelines
-                ]
-            total += min(found, key=lambda adoption: (-adoption.refused, adoption.taken))
+                total += self._adopt_piece(service_id, backend, piece)
         return total
+
+    def _adopt_piece(self, service_id: int, backend: int, records: bytes) -> Adoption:
+        total, now = Adoption(), self._now()
+        if self._active > 1:
+            self._expect_strangers()
+            for member in self._members:
+                found, records = regroup.adopt_known(member, self._snapshot, service_id, backend, records, now_ns=now)
+                total += found
+        number = self._next_turn()
+        if self._workers:
+            return total + self._workers[number].adopt(self._snapshot, service_id, backend, records)
+        return total + self._running[number].adopt(self._snapshot, service_id, backend, records, now_ns=now)
 
     def forget(self, service_id: int, backend: int, records: bytes) -> int:
         """Forgets those of the flows that are as old as told, or older; how many. As :meth:`adopt`."""
@@ -198,10 +368,7 @@ class Engine:
                 snapshot, now = self._snapshot, self._now()
                 total += sum(
                     [worker.forget(snapshot, service_id, backend, piece) for worker in self._workers]
-                    or [
-                        pipeline.forget(snapshot, service_id, backend, piece, now_ns=now)
-                        for pipeline in self._pipelines
-                    ]
+                    or [pipeline.forget(snapshot, service_id, backend, piece, now_ns=now) for pipeline in self._running]
                 )
         return total
 
@@ -217,7 +384,7 @@ class Engine:
         with self._guard:
             snapshot, counters = self._snapshot, self._forwarding.counters
         census = Census(counters)
-        for pipeline in self._pipelines:
+        for pipeline in self._running:
             census.add(pipeline, snapshot)
         return census
 
@@ -230,7 +397,8 @@ class Engine:
             answers = [worker.lookup(self._snapshot, flow) for worker in self._workers]
         if not answers:
             raise DataplaneError("no worker runs now, since the interface is being opened; ask again in a moment")
-        return next((answer for answer in answers if answer.flow is not None), answers[0])
+        known = [answer for answer in answers if answer.flow is not None]
+        return min(known, key=lambda answer: answer.flow.age if answer.flow else 0.0, default=answers[0])
 
     def bursts(self) -> tuple[int, ...]:
         """Each running worker's turns so far: its heartbeat. From any thread; empty while there are no workers."""
@@ -244,8 +412,8 @@ class Engine:
         """Sums over workers; each worker's own counters add up."""
         with self._guard:
             counters = [self._counters(number) for number in range(len(self._pipelines))]
-            io = sum((io.stats() for io in self._ios), self._closed_ios)
-            workers = tuple(worker.counters() for worker in self._workers)
+            ios = [io.stats() for io in self._ios]
+            bursts = [worker.counters().bursts for worker in self._workers]
         reasons = {
             reason.name: sum(counter.reasons[number] for counter in counters) for number, reason in enumerate(REASONS)
         }
@@ -259,13 +427,16 @@ class Engine:
             expired=sum(counter.flows.expired for counter in counters),
             refused=sum(counter.flows.refused for counter in counters),
             moved=sum(counter.flows.moved for counter in counters),
-            io=io,
-            workers=workers,
+            io=sum(ios, self._closed_ios),
+            workers=tuple(
+                WorkerFigures(beat, counter.received, sum(counter.flows.live), io.missed)
+                for beat, counter, io in zip(bursts, counters, ios, strict=False)
+            ),
         )
 
     def _counters(self, number: int) -> Counters:
         """At rest, between two bursts; a stopped worker's pipeline always is."""
-        if self._workers:
+        if number < len(self._workers):
             return self._workers[number].pipeline_counters()
         return self._pipelines[number].counters()
 
@@ -277,7 +448,10 @@ class Engine:
 
     def forgotten(self) -> int:
         """What the VIP map of this serial has not, no worker's flow table remembers any more."""
-        return min(pipeline.forgotten for pipeline in self._pipelines)
+        return self._forgotten()
+
+    def _forgotten(self) -> int:
+        return min([*(pipeline.forgotten for pipeline in self._running), *(elder.serial for elder in self._elders)])
 
     def lent_counter(self, counter: int) -> None:
         """Another backend's from here on."""

@@ -296,8 +296,7 @@ def parts_of(groups: Iterable[FlowGroup]) -> Iterator[tuple[FlowGroup, ...]]:
 
 
 def take_over(engine: Engine, groups: Iterable[FlowGroup]) -> Adoption:
-    """Writes others' flows into every worker's table: which of them a flow's packets come to, the kernel decides
-    later. From any thread, a piece at a time."""
+    """Writes others' flows into the flow tables. From any thread, a piece at a time."""
     total = Adoption()
     for group, numbers in _numbered(engine.forwarding, groups):
         total += Adoption(useless=group.count) if numbers is None else engine.adopt(*numbers, group.records)

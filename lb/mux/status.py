@@ -13,7 +13,7 @@ from typing import Any
 
 from lb.daemon.keeper import Keeper, KeptFigures
 from lb.dataplane import REASONS, BackendFlows, Verdict
-from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures
+from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures, WorkerMetrics
 from lb.model import Backend, BackendState, MuxSettings, Service
 from lb.mux.announcer import Announcer
 from lb.mux.census import FlowCensus
@@ -64,7 +64,7 @@ class Status:
         ``keeper``: of what this MUX put into the kernel."""
         self._clock = clock
         self._settings = settings
-        self._mode = mode
+        self.mode = mode  #: what is live; set by the daemon
         self._engine = engine
         self._condition = condition
         self._announcer = announcer
@@ -83,9 +83,9 @@ class Status:
         return {
             "name": self._settings.name,
             "state": self._condition.state,
-            "io": self._mode.io.value,
-            "mode": self._mode.text,
-            "reason": self._mode.reason,
+            "io": self.mode.io.value,
+            "mode": self.mode.text,
+            "reason": self.mode.reason,
             "vector": self._engine.vector,
             "generation": self._engine.generation,
             "flows": totals.live,
@@ -93,6 +93,10 @@ class Status:
             "received": totals.received,
             **{name: _by_verdict(totals, verdict) for name, verdict in _VERDICTS.items()},
             "missed": totals.io.missed,
+            "workers": [
+                {"received": worker.received, "flows": worker.live, "missed": worker.missed}
+                for worker in totals.workers
+            ],
             "unreachable": self._condition.unreachable or {},
             "rejected": self._condition.rejected,
             "own_verdicts": {"/".join(label): why for label, why in self._condition.own_verdicts.items()},
@@ -220,7 +224,9 @@ class Status:
             io=IoFigures(totals.io.received, totals.io.sent, totals.io.missed, totals.io.send_errors),
             unreachable=len(self._condition.unreachable or {}),
             rejected=self._condition.rejected is not None,
-            bursts=tuple(worker.bursts for worker in totals.workers),
+            workers=tuple(
+                WorkerMetrics(worker.bursts, worker.received, worker.live, worker.missed) for worker in totals.workers
+            ),
             probes={
                 label: known.health is Health.UP
                 for label, known in self._probed().items()

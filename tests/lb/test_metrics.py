@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from lb.errors import IoError
-from lb.metrics import BackendFigures, Figures, IoFigures, MuxCollector, ServiceFigures, serve
+from lb.metrics import BackendFigures, Figures, IoFigures, MuxCollector, ServiceFigures, WorkerMetrics, serve
 
 BACKENDS = (BackendFigures("web-1", True, 60), BackendFigures("web-2", False, 30))
 FIGURES = Figures(
@@ -25,7 +25,7 @@ FIGURES = Figures(
     io=IoFigures(received=100, sent=89, missed=2, send_errors=1),
     unreachable=1,
     rejected=True,
-    bursts=(11, 12),
+    workers=(WorkerMetrics(11, 5, 2, 1), WorkerMetrics(12, 7, 3, 0)),
 )
 
 
@@ -56,6 +56,9 @@ def registry() -> CollectorRegistry:
         ("lb_backends_unreachable", {}, 1),
         ("lb_config_rejected", {}, 1),
         ("lb_worker_bursts_total", {"worker": "1"}, 12),
+        ("lb_worker_received_total", {"worker": "1"}, 7),
+        ("lb_worker_flows", {"worker": "0"}, 2),
+        ("lb_worker_missed_total", {"worker": "0"}, 1),
     ],
 )
 def test_every_metric_of_the_contract_is_there(name: str, labels: dict[str, str], value: float) -> None:
