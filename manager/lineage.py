@@ -51,9 +51,11 @@ def impossible(theirs: Marks, ours: Standing) -> str | None:
     return None
 
 
-def newer(theirs: Marks, ours: Standing, generation: int) -> str | None:
+def newer(theirs: Marks, ours: Standing, generation: int, *, told: bool = True) -> str | None:
     """Why whoever has these marks had newer orders than the store knows of, as the end of a sentence; None: it had not.
-    ``generation``: the latest that this manager has given out."""
+    ``generation``: the latest that this manager has given out. ``told``: it gave them some. A manager takes a term of
+    its own at each start, so nobody else can have given orders of it but one that began with another copy of the
+    store; that is known whatever was changed here in the meantime."""
     if theirs.term > ours.term:
         return f"orders of term {theirs.term}, and this manager is of term {ours.term}"
     if theirs.term < ours.floor:
@@ -64,6 +66,8 @@ def newer(theirs: Marks, ours: Standing, generation: int) -> str | None:
         return "orders that this store knows nothing of" if later else None
     if theirs.lineage != ours.lineage:
         return "orders of another store than this one"
+    if theirs.term == ours.term and not told:
+        return f"orders of term {theirs.term}, which this manager did not give: another copy of the store was used"
     return _later(theirs, ours)
 
 

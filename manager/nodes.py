@@ -244,6 +244,7 @@ class NodeHub:
         self._entries: dict[str, Entry] = {}
         self._handovers = Handovers()
         self.agent_at: dict[Address, str] = {}
+        self._told: set[str] = set()  # who had orders of ours, also those that were forgotten since
         self.turned_away = TurnedAway()
         self._questions = Questions()
 
@@ -377,6 +378,8 @@ class NodeHub:
         entry = self._entries[f"{kind}:{name}"]
         if entry.id in self.behind.nodes:
             return 0, {}  # it has newer orders than ours, and goes on with them
+        if entry.generation:
+            self._told.add(entry.id)
         return entry.generation, entry.state or {}
 
     def arrived(self, connection: Connection) -> None:
@@ -422,7 +425,7 @@ class NodeHub:
 
     def _compare(self, entry: Entry, marks: Marks) -> None:
         """Has it newer orders than this store knows of?"""
-        why = newer(marks, self._standing, self._generation)
+        why = newer(marks, self._standing, self._generation, told=entry.id in self._told)
         if why is None:
             if self.behind.clear(entry.id):
                 self._listener.fell_behind()

@@ -196,7 +196,9 @@ async def test_a_node_that_says_a_term_that_never_was_is_not_let_in_and_uses_up_
     async with running(tmp_path) as controller:
         order = StateMessage(controller.hub.term, 1, "", {}, controller.hub.lineage, controller.hub.revision)
         assert parse_to_node(encode(order)) == order, "no node can read what this manager says any more"
-        mux = FakeNode("mux", "mux1", "10.0.1.11")
+        mux = FakeNode("mux", "mux1", "10.0.1.11").connect(controller)
+        await until(lambda: bool(mux.states))
+        mux.leave()
         mux.marks = marks_of(controller)  # and who was told of the high term is let in again
         mux.connect(controller)
         assert not controller.hub.behind
@@ -217,6 +219,43 @@ async def test_a_backup_that_was_changed_before_nodes_came_back_leads_nobody_ast
         assert mux.states == [], "it was told of another history than its own"
         with pytest.raises(ConflictError, match="mux:mux1 has orders of revision 2 of term 1, which in this store"):
             await controller.apply([service("more", "203.0.113.13")], WHO)
+
+
+async def test_a_backup_is_noticed_also_where_the_manager_had_begun_anew_since_and_changes_came_first(
+    tmp_path: Path,
+) -> None:
+    """Then both are of one term, and this store is of a later revision; nodes have orders that it never gave."""
+    await two_lives(tmp_path)
+    async with running(tmp_path) as controller:
+        Site().connect(controller)
+        await controller.apply([service("last", "203.0.113.13")], WHO)
+        marks = marks_of(controller)
+    put_back(tmp_path, tmp_path / "backup")
+    (tmp_path / WITNESS).unlink()
+    async with running(tmp_path) as controller:
+        assert controller.hub.term == marks.term
+        for number in range(4):
+            await controller.apply([service(f"other{number}", f"203.0.113.{20 + number}")], WHO)
+        assert controller.hub.revision > marks.revision
+        mux = FakeNode("mux", "mux1", "10.0.1.11")
+        mux.marks = marks
+        mux.connect(controller)
+        await asyncio.sleep(0.2)
+        assert mux.states == [], "it was told of another history than its own"
+        with pytest.raises(ConflictError, match="mux:mux1 has orders of term 2, which this manager did not give"):
+            await controller.apply([service("more", "203.0.113.14")], WHO)
+
+
+async def test_a_node_that_was_forgotten_comes_back_with_the_orders_that_it_had(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        mux = FakeNode("mux", "mux1", "10.0.1.11").connect(controller)
+        await controller.apply([service()], WHO)
+        await until(lambda: bool(mux.states) and "web" in mux.state.get("services", {}))
+        mux.leave()
+        await controller.forget_node("mux", "mux1", WHO)
+        mux.marks = marks_of(controller)
+        mux.connect(controller)
+        assert not controller.hub.behind
 
 
 async def test_whoever_has_the_orders_of_an_earlier_start_of_this_store_is_welcome(tmp_path: Path) -> None:
