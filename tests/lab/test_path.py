@@ -31,6 +31,7 @@ class Variant:
 VARIANTS = [
     Variant(IoMode.PACKET, DecapMode.BPF, True),
     Variant(IoMode.PACKET, DecapMode.BPF, False),
+    Variant(IoMode.XDP, DecapMode.BPF, True),
     Variant(IoMode.TUN, DecapMode.BPF, True),
     Variant(IoMode.TUN, DecapMode.BPF, False),
     Variant(IoMode.PACKET, DecapMode.TUN, True),
