@@ -257,7 +257,7 @@ def test_what_the_program_does_to_neighbours_is_said_and_undone(xdp: Stage) -> N
     assert "xdp" not in ip("-n", xdp.mux, "link", "show", "eth0")
 
 
-def test_a_program_that_somebody_took_off_and_a_link_with_another_address_serve_on(xdp: Stage) -> None:
+def test_a_link_that_gets_another_address_is_served_on(xdp: Stage) -> None:
     process = xdp.start(DNS)
     assert xdp.row()["io"] == "xdp"
     xdp.run(xdp.mux, "ip", "link", "set", "eth0", "address", "02:00:00:00:00:77")
