@@ -93,7 +93,9 @@ def test_a_burst_is_found_as_one_flow_at_a_time_is(level: int, flows: int) -> No
     # Small ones: their remainder is as empty as an empty way.
     keys = [0, 2, 1 << 63, (1 << 64) - 1, *(chance.getrandbits(64) for _ in range(flows))]
     # Those that differ from one that is there in a single bit.
-    asked = [1, 3, *(key ^ 1 << chance.randrange(64) for key in keys[:64]), *keys[: BATCH // 2]]
+    asked = [1, 3, *(key ^ 1 << chance.randrange(64) for key in keys[:64])]
+    # Early ones and late ones, which lie in the last ways; and those that look like the stamps behind the entries.
+    asked += [*keys[: BATCH // 8], *keys[-BATCH // 4 :], *(line << 48 | 0x000500050005 for line in range(BATCH // 8))]
     asked += [chance.getrandbits(64) for _ in range(BATCH - len(asked))]
     found = c_uint()
     in_table, in_burst = (c_uint64 * len(keys))(*keys), (c_uint64 * BATCH)(*asked)
