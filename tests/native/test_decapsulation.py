@@ -279,5 +279,5 @@ def test_userspace_survives_any_bytes(noise: bytes, cut: int, patch: bytes) -> N
 def test_refusal_of_the_kernel_is_told_in_a_sentence() -> None:
     from lb.dataplane import host
 
-    assert "not permitted" in host._bpf_refusal(-1, "")
-    assert host._bpf_refusal(-22, "0: r0 = 1\nR1 !read_ok\nprocessed 1 insns\n").endswith("R1 !read_ok")
+    assert "not permitted" in host.bpf_refusal(-1, "")
+    assert host.bpf_refusal(-22, "0: r0 = 1\nR1 !read_ok\nprocessed 1 insns\n").endswith("R1 !read_ok")
