@@ -2,8 +2,8 @@
 """Cuts what the kernel sends over netlink into messages, and those into attributes, as <linux/netlink.h> lays them out.
 
 For where pyroute2 is too slow or knows nothing of it: notices (:mod:`lb.daemon.kernel_watch`), routes and rules
-(:mod:`lb.daemon.routes`, :mod:`lb.daemon.main_rule`), conntrack (:mod:`agent.conntrack`). Pure, native byte order; what
-is cut short ends the list.
+(:mod:`lb.daemon.routes`, :mod:`lb.daemon.main_rule`, :mod:`lb.mux.netlink`), conntrack (:mod:`agent.conntrack`), the
+number of the ruleset (:mod:`lb.daemon.nftables`). Pure, native byte order; what is cut short ends the list.
 """
 
 from __future__ import annotations
@@ -20,12 +20,30 @@ _TYPE = ~(NESTED | _NET_BYTEORDER) & 0xFFFF
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """Type, sequence number, port and body of each of one read."""
+    for kind, _, sequence, port, start, end in _cuts(data):
+        yield kind, sequence, port, data[start + HEADER.size : end]
+
+
+def flags(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and body, for who must know whether a list is whole."""
+    for kind, said, _, _, start, end in _cuts(data):
+        yield kind, said, data[start + HEADER.size : end]
+
+
+def with_headers(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type of each, and all of it, for who hands some on to another parser."""
+    for kind, _, _, _, start, end in _cuts(data):
+        yield kind, data[start:end]
+
+
+def _cuts(data: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """Type, flags, sequence number and port of each, and where it begins and ends."""
     offset = 0
     while offset + HEADER.size <= len(data):
-        length, kind, _, sequence, port = HEADER.unpack_from(data, offset)
+        length, kind, said, sequence, port = HEADER.unpack_from(data, offset)
         if length < HEADER.size:
             return
-        yield kind, sequence, port, data[offset + HEADER.size : offset + length]
+        yield kind, said, sequence, port, offset, offset + length
         offset += _aligned(length)
 
 

@@ -12,10 +12,10 @@ import contextlib
 import os
 import shutil
 import socket
-import struct
 from dataclasses import dataclass
 
 from lb.daemon.kernel_watch import Own
+from lb.daemon.netlink_bytes import HEADER, attributes, messages
 from lb.errors import FeatureError, IoError
 
 TIMEOUT = 10.0
@@ -26,7 +26,8 @@ _NETLINK_NETFILTER = 12
 _NFTABLES = 10
 _NFT_MSG_GETGEN = 16
 _NLM_F_REQUEST = 1
-_HEADER = struct.Struct("=IHHII")
+_NFGENMSG = 4  # struct nfgenmsg: family, version, resource; bytes
+_NFTA_GEN_ID = 1
 #: What it says of a thing that is not there.
 ABSENT = "No such file or directory"
 
@@ -94,7 +95,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 def generation() -> int:
     """The kernel's number of the ruleset, another after each transaction of anybody; raises IoError."""
-    question = _HEADER.pack(20, _NFTABLES << 8 | _NFT_MSG_GETGEN, _NLM_F_REQUEST, 1, 0) + bytes(4)
+    kind = _NFTABLES << 8 | _NFT_MSG_GETGEN
+    question = HEADER.pack(HEADER.size + _NFGENMSG, kind, _NLM_F_REQUEST, 1, 0) + bytes(_NFGENMSG)
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asked:
             asked.settimeout(1.0)
@@ -104,7 +106,8 @@ def generation() -> int:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise IoError(f"cannot ask for the number of the nftables ruleset: {reason}") from None
-    _, kind, *_ = _HEADER.unpack_from(answer)
-    if kind >> 8 != _NFTABLES or len(answer) < 28:
-        raise IoError("cannot ask for the number of the nftables ruleset: this kernel has no nftables")
-    return int.from_bytes(answer[24:28])  # the first attribute
+    for kind, _, _, body in messages(answer):
+        number = attributes(body[_NFGENMSG:]).get(_NFTA_GEN_ID) if kind >> 8 == _NFTABLES else None
+        if number is not None:
+            return int.from_bytes(number)
+    raise IoError("cannot ask for the number of the nftables ruleset: this kernel has no nftables")

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
-from lb.daemon.netlink_bytes import attributes
+from lb.daemon.netlink_bytes import HEADER, attributes, flags, messages
 from lb.errors import IoError
 from lb.model import Network
 
@@ -24,7 +24,6 @@ _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST_DUMP = 0x1 | 0x300
 _INTERRUPTED = 0x10
-_HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 _RTA_DST, _RTA_OIF, _RTA_PRIORITY, _RTA_TABLE = 1, 4, 6, 15
 _ATTEMPTS = 5
@@ -75,7 +74,7 @@ class RoutesOf:
         if self._socket is None:
             self._socket = _open()
         question = _ROUTE.pack(family, 0, 0, 0, 0, self._protocol, 0, 0, 0)
-        self._socket.send(_HEADER.pack(_HEADER.size + len(question), _RTM_GETROUTE, _REQUEST_DUMP, 1, 0) + question)
+        self._socket.send(HEADER.pack(HEADER.size + len(question), _RTM_GETROUTE, _REQUEST_DUMP, 1, 0) + question)
         parts: list[bytes] = []
         whole, ended = True, False
         while not ended:
@@ -100,27 +99,18 @@ def _open() -> socket.socket:
 
 def parse(answer: bytes) -> list[KernelRoute]:
     """What :meth:`RoutesOf.dump` has answered."""
-    found = []
-    offset = 0
-    while offset + _HEADER.size <= len(answer):
-        length, kind, *_ = _HEADER.unpack_from(answer, offset)
-        if kind == _RTM_NEWROUTE:
-            found.append(_route(answer[offset + _HEADER.size : offset + length]))
-        offset += (length + 3) & ~3
-    return found
+    return [_route(body) for kind, _, _, body in messages(answer) if kind == _RTM_NEWROUTE]
 
 
 def _read(data: bytes) -> tuple[bool, bool]:
     """Whether nothing changed meanwhile, and whether this was the last part. Raises OSError."""
-    offset, undisturbed, ended = 0, True, False
-    while offset + _HEADER.size <= len(data):
-        length, kind, flags, _, _ = _HEADER.unpack_from(data, offset)
-        undisturbed = undisturbed and not flags & _INTERRUPTED
+    undisturbed, ended = True, False
+    for kind, said, body in flags(data):
+        undisturbed = undisturbed and not said & _INTERRUPTED
         if kind == _NLMSG_ERROR:
-            code = -struct.unpack_from("=i", data, offset + _HEADER.size)[0]
+            code = -struct.unpack_from("=i", body)[0]
             raise OSError(code, os.strerror(code))
         ended = ended or kind == _NLMSG_DONE
-        offset += (length + 3) & ~3
     return undisturbed, ended
 
 

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import errno
 import socket
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -24,6 +23,7 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from pyroute2.netlink.rtnl.marshal import MarshalRtnl
 
+from lb.daemon.netlink_bytes import with_headers
 from lb.model import Address
 from lb.mux.nexthops import Link, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 
@@ -43,7 +43,6 @@ _OF_MACHINE = {_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_DELADDR}
 #: RTMGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE; rules of IPv6 have no such bit
 _GROUPS = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400
 _RECEIVE_BUFFER = 4 << 20
-_HEADER = struct.Struct("=IHHII")
 
 
 @dataclass(slots=True)
@@ -214,19 +213,14 @@ class Netlink:
             self._changed()
 
     def _note(self, data: bytes) -> None:
-        offset = 0
-        while offset + _HEADER.size <= len(data):
-            length, kind, *_ = _HEADER.unpack_from(data, offset)
-            if length < _HEADER.size:
-                return
+        for kind, message in with_headers(data):
             self._told += kind in _OF_MACHINE
             if kind in {_RTM_NEWLINK, _RTM_DELLINK}:
                 self._notices.links = True
             elif kind in {_RTM_NEWNEIGH, _RTM_DELNEIGH}:
-                self._note_neighbour(data[offset : offset + length])
+                self._note_neighbour(message)
             else:
                 self._notices.routes = True
-            offset += (length + 3) & ~3
 
     def _note_neighbour(self, data: bytes) -> None:
         for message in self._marshal.parse(data):
