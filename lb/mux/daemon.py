@@ -22,7 +22,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -113,7 +113,7 @@ class Plane:
     """What forwards packets, once it is open."""
 
     port: Port
-    mode: Mode
+    mode: Mode  #: what was obtained when the port was opened last
     engine: Engine
 
 
@@ -291,7 +291,7 @@ class Daemon:
         self._tasks.restarted("census of flows", census.run)
         status = Status(
             self._settings,
-            self._plane.mode,
+            lambda: self._plane.mode,
             self._plane.engine,
             self._condition,
             self._announcer,
@@ -409,8 +409,17 @@ class Daemon:
             self._condition.state = "degraded"
             self._tell_announcer()
             raise
-        log.info("interface opened again", interface=self._settings.interface)
+        self._opened_again()
         self._links_changed(self._watch.links)
+
+    def _opened_again(self) -> None:
+        """What was had of the port before may not be had now, and what was refused may be."""
+        before, port = self._plane.mode, self._plane.port
+        now = replace(before, details=port.details)
+        self._opened = replace(self._plane, mode=now)
+        say = log.warning if now.cuts and not before.cuts else log.info
+        more = {} if now == before else {"before": before.text}
+        say("interface opened again", interface=self._settings.interface, mode=now.text, **more)
 
     # -- reload -------------------------------------------------------------------------------------------------
 

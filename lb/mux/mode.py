@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which packet I/O a MUX uses, and why. Pure: the start tries what :func:`candidates` says, in that order.
 
-The choice is made once, said in one log line, and shown by ``lb get muxes``.
+The choice is made once, said in one log line, and shown by ``lb get muxes``. What a port says of itself besides may be
+another whenever it is opened anew, and is said and shown again.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ RINGS_SLOTS = "a ring of slots"
 WHOLE = "super-packets stay whole"
 
 
+_CUT = "super-packets are cut"
+
+
 def cut(why: str) -> str:
-    return f"super-packets are cut ({why})"
+    return f"{_CUT} ({why})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,11 @@ class Mode:
     @property
     def text(self) -> str:
         return f"{WHAT[self.io]}: {self.details}" if self.details else WHAT[self.io]
+
+    @property
+    def cuts(self) -> bool:
+        """Super-packets, though there is a way to leave them whole."""
+        return _CUT in self.details
 
 
 def candidates(asked: IoMode) -> tuple[IoMode, ...]:

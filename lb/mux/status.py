@@ -47,7 +47,7 @@ class Status:
     def __init__(
         self,
         settings: MuxSettings,
-        mode: Mode,
+        mode: Callable[[], Mode],
         engine: Engine,
         condition: Condition,
         announcer: Announcer | None = None,
@@ -59,12 +59,12 @@ class Status:
         keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from any thread.
-        ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one.
+        """``mode``: what is live. ``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from
+        any thread. ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one.
         ``keeper``: of what this MUX put into the kernel."""
         self._clock = clock
         self._settings = settings
-        self.mode = mode  #: what is live; set by the daemon
+        self._mode = mode
         self._engine = engine
         self._condition = condition
         self._announcer = announcer
@@ -79,13 +79,13 @@ class Status:
     # -- rows ---------------------------------------------------------------------------------------------------
 
     def mux(self) -> Row:
-        totals = self._engine.totals()
+        totals, mode = self._engine.totals(), self._mode()
         return {
             "name": self._settings.name,
             "state": self._condition.state,
-            "io": self.mode.io.value,
-            "mode": self.mode.text,
-            "reason": self.mode.reason,
+            "io": mode.io.value,
+            "mode": mode.text,
+            "reason": mode.reason,
             "vector": self._engine.vector,
             "generation": self._engine.generation,
             "flows": totals.live,

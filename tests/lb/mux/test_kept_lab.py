@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import Any
 
 import pytest
 
@@ -129,18 +130,26 @@ def test_a_fight_is_said_once_and_does_not_go_on_at_full_speed(packet: Stage) ->
     assert serves(packet)
 
 
+def interface(stage: Stage) -> Any:
+    return json.loads(ip("-j", "-n", stage.mux, "link", "show", "eth0"))[0]
+
+
+def make_anew(stage: Stage, link: Any, number: int) -> None:
+    """Its interface, with this number."""
+    ip("-n", stage.client, "neigh", "replace", MUX, "lladdr", link["address"], "dev", "eth0", "nud", "permanent")
+    run(
+        stage,
+        f"ip link del eth0; ip link add eth0 index {number} address {link['address']} type veth peer name out;"
+        f"ip link set out netns {stage.switch}; ip addr add {MUX}/24 dev eth0; ip link set eth0 up;"
+        f"ip netns exec {stage.switch} ip link set out master br0 up",
+    )
+
+
 @pytest.mark.parametrize("same_number", [False, True])
 def test_an_interface_that_is_deleted_and_made_again_at_once_serves_again(packet: Stage, same_number: bool) -> None:
     packet.start(DNS)
-    link = json.loads(ip("-j", "-n", packet.mux, "link", "show", "eth0"))[0]
-    number = link["ifindex"] if same_number else link["ifindex"] + 100
-    ip("-n", packet.client, "neigh", "replace", MUX, "lladdr", link["address"], "dev", "eth0", "nud", "permanent")
-    run(
-        packet,
-        f"ip link del eth0; ip link add eth0 index {number} address {link['address']} type veth peer name out;"
-        f"ip link set out netns {packet.switch}; ip addr add {MUX}/24 dev eth0; ip link set eth0 up;"
-        f"ip netns exec {packet.switch} ip link set out master br0 up",
-    )
+    link = interface(packet)
+    make_anew(packet, link, link["ifindex"] if same_number else link["ifindex"] + 100)
     wait_for(lambda: serves(packet), "packets to flow", seconds=allowed(SOON))
     wait_for(lambda: packet.row()["state"] == "ready", "the MUX to be ready", seconds=allowed(SOON))
     assert 'hook ingress device "eth0"' in table(packet)
@@ -170,6 +179,20 @@ def test_the_way_out_of_super_packets_is_put_back(packet: Stage) -> None:
     assert up
     for command in (f"ip link set {name} down", f"ip link del {name}"):
         repaired(packet, "interface", device, command)
+
+
+def test_super_packets_that_must_be_cut_once_the_interface_was_made_anew_are_said_to_be(packet: Stage) -> None:
+    """A device that is not ours has the name of their way out; later it is gone."""
+    process, link = packet.start(DNS), interface(packet)
+    assert "super-packets stay whole" in packet.row()["mode"]
+    run(packet, f"ip link add lbwhole{link['ifindex'] + 100} type bridge")
+    make_anew(packet, link, link["ifindex"] + 100)
+    wait_for(lambda: "super-packets are cut (" in packet.row()["mode"], "it to be shown", seconds=allowed(SOON))
+    process.wait_output(r'level=warning .*event="interface opened again" .*super-packets are cut \(')
+    run(packet, f"ip link del lbwhole{link['ifindex'] + 100}")
+    make_anew(packet, link, link["ifindex"] + 200)
+    wait_for(lambda: "super-packets stay whole" in packet.row()["mode"], "them to be whole", seconds=allowed(SOON))
+    wait_for(lambda: serves(packet), "packets to flow", seconds=allowed(SOON))
 
 
 def test_all_of_the_tun_mode_is_put_back(tun: Stage) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from lb.model import IoMode
-from lb.mux.mode import RINGS_SLOTS, Mode, candidates, cut, nothing_works, obtained
+from lb.mux.mode import RINGS_SLOTS, WHOLE, Mode, candidates, cut, nothing_works, obtained
 
 
 def test_automatic_tries_all_the_fastest_first() -> None:
@@ -32,4 +32,7 @@ def test_an_error_names_every_refusal() -> None:
 def test_the_text_says_what_the_port_found_besides() -> None:
     assert Mode(IoMode.PACKET, "", RINGS_SLOTS).text == "AF_PACKET: a ring of slots"
     assert obtained(IoMode.TUN, IoMode.TUN, {}).text == "TUN device, packets routed by the kernel"
-    assert Mode(IoMode.TUN, "", cut("no BPF")).text.endswith("by the kernel: super-packets are cut (no BPF)")
+    mode = Mode(IoMode.TUN, "", cut("no BPF"))
+    assert mode.text.endswith("by the kernel: super-packets are cut (no BPF)")
+    assert mode.cuts
+    assert not Mode(IoMode.TUN, "", WHOLE).cuts

@@ -13,6 +13,8 @@ import pytest
 from lb.daemon.kernel_watch import Own
 from lb.errors import IoError
 from lb.model import MuxSettings
+from lb.mux import gate, ports
+from lb.mux.mode import WHOLE, cut
 from lb.mux.ports import PacketPort
 from lb.mux.socket_filter import vip_filter
 
@@ -21,6 +23,11 @@ OLD, NEW = ip_network("203.0.113.10/32"), ip_network("203.0.113.20/32")
 
 class Ring:
     """Of a worker."""
+
+    #: What the kernel says of the device by which super-packets leave.
+    gate_refused: str | None = None
+    switches = None
+    group = 1
 
     def __init__(self) -> None:
         self.filter: Any = vip_filter([OLD]).program
@@ -31,9 +38,19 @@ class Ring:
             raise IoError("cannot change the packet filter on eth0: cannot allocate memory")
         self.filter = program
 
+    def set_gate(self, name: str | None, *_: object, **__: object) -> None:
+        if name is not None and self.gate_refused is not None:
+            raise IoError(self.gate_refused)
+
+    def close(self) -> None:
+        pass
+
 
 class Isolation:
     async def cover(self, vips: object) -> None:
+        pass
+
+    async def put_back(self, differences: object) -> None:
         pass
 
 
@@ -68,3 +85,21 @@ def test_a_change_that_is_taken_back_leaves_all_rings_with_the_same_filter(port:
     port.ios[1].refuses = False
     asyncio.run(port.cover([OLD]))
     assert filters(port) == [vip_filter([OLD]).program] * 2
+
+
+def test_a_port_that_is_opened_again_says_what_becomes_of_super_packets_now(
+    port: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way out of whole ones may be refused then, and be had the next time."""
+    monkeypatch.setattr(ports, "PacketIo", lambda *_, **__: Ring())
+    monkeypatch.setattr(ports, "Anchor", lambda _: Ring())
+    monkeypatch.setattr(gate, "WholeProgram", lambda _: None)
+    monkeypatch.setattr(gate, "_silence", lambda _: None)
+    monkeypatch.setattr(gate, "_set_up", lambda _: None)
+    monkeypatch.setattr(gate.socket, "if_nametoindex", lambda _: 7)
+    said = []
+    for refused in (None, "cannot make device lbwhole7: invalid argument", None):
+        monkeypatch.setattr(Ring, "gate_refused", refused)
+        asyncio.run(port.reopen())
+        said.append(port.details.partition("; ")[2])
+    assert said == [WHOLE, cut("cannot make device lbwhole7: invalid argument"), WHOLE]

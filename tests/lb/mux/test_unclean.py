@@ -7,6 +7,7 @@ import asyncio
 import threading
 from ipaddress import IPv4Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from lb.control import ControlServer
 from lb.daemon.marker import RunMarker
 from lb.dataplane import FlowTuple
 from lb.errors import ControlError, DataplaneError
-from lb.model import MuxConfig, MuxSettings, Protocol
-from lb.mux.daemon import Daemon
+from lb.model import IoMode, MuxConfig, MuxSettings, Protocol
+from lb.mux.daemon import Daemon, Plane
 from lb.mux.engine import Engine
+from lb.mux.mode import WHOLE, Mode, cut
 from lb.mux.startup import StateDir
 from lb.notify import Supervisor
 
@@ -87,6 +89,7 @@ class Reopened(Port):
     def __init__(self) -> None:
         super().__init__(inherited=False)
         self.open = False
+        self.details = WHOLE
 
     async def reopen(self) -> None:
         self.open = True
@@ -131,6 +134,37 @@ def test_an_interface_whose_workers_do_not_start_counts_as_lost_whatever_the_rea
             await daemon._reopen()
         assert not port.open
         assert daemon._condition.state == "degraded"
+
+    asyncio.run(main())
+
+
+class Working(Stopped):
+    def start(self, _: object) -> None:
+        pass
+
+
+def test_what_became_of_super_packets_is_said_whenever_the_interface_is_opened_again(tmp_path: Path) -> None:
+    """The way out for whole ones may not be had again, and may be had later; the status shows the same."""
+
+    async def main() -> None:
+        daemon = made(tmp_path)
+        port = Reopened()
+        daemon._opened = Plane(port, Mode(IoMode.PACKET, "asked for", WHOLE), Working())  # type: ignore[arg-type]
+        daemon._watch = SimpleNamespace(links={})
+        daemon._links_changed = lambda _: None
+        whole, refused = f"AF_PACKET: {WHOLE}", f"AF_PACKET: {cut('in the way')}"
+        for details, level, text, before in (
+            (WHOLE, "info", whole, None),
+            (cut("in the way"), "warning", refused, whole),
+            (cut("in the way"), "info", refused, None),
+            (WHOLE, "info", whole, refused),
+        ):
+            port.details = details
+            with capture_logs() as said:
+                await daemon._reopen()
+            (line,) = [line for line in said if line["event"] == "interface opened again"]
+            assert (line["log_level"], line["mode"], line.get("before")) == (level, text, before)
+            assert daemon._plane.mode == Mode(IoMode.PACKET, "asked for", details)
 
     asyncio.run(main())
 
