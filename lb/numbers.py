@@ -26,7 +26,7 @@ from lb.errors import DataplaneError
 from lb.model import MAX_BACKENDS_PER_SERVICE, MAX_SERVICES, Address, Network, PortRange, Service
 from lb.model import Protocol as IpProtocol
 
-#: Pairs of service and backend that can be counted at a time (COUNTER_MAX in native/vip_map.h).
+#: Pairs of service and backend that can be counted at a time (COUNTER_MAX in native/service.h).
 MAX_COUNTERS = 1 << 20
 _NONE = 0xFFFFFFFF
 

@@ -38,7 +38,7 @@ void maglev_put(struct maglev *table);
 /* `size` backend numbers; 0xffff where no member has a weight. */
 const uint16_t *maglev_slots(const struct maglev *table);
 
-/* ---- the VIP map (vip_map.h) ---- */
+/* ---- the VIP map (service.h, vip_map.h) ---- */
 struct backend {
 	uint32_t place;
 	uint32_t counter;

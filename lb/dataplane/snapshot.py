@@ -22,7 +22,7 @@ class BackendEntry:
 
 @dataclass(frozen=True, slots=True)
 class ServiceEntry:
-    """A service as the VIP map takes it; see ``struct service`` in native/vip_map.h."""
+    """A service as the VIP map takes it; see ``struct service`` in native/service.h."""
 
     id: int
     first_port: int
