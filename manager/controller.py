@@ -268,17 +268,19 @@ class Controller:
         self.touched({*self._vips_of(names), *known.retiring_by_vip})
 
     def heard(self, kind: str, name: str, message: HealthMessage) -> None:
-        """A node's reports on backends; an agent's only of its own host's."""
+        """A node's reports on backends that it was told of; an agent's only of its own host's."""
         source = Source.TUNNEL if kind == MUX else Source.AGENT
-        found = {}
+        found, passed_over = {}, 0
         addresses = self._addresses({report.service for report in message.reports})
         for report in message.reports:
             address = addresses.get((report.service, report.backend))
-            if source is Source.AGENT and (address is None or self.hub.agent_at.get(address) != name):
+            if address is None or (source is Source.AGENT and self.hub.agent_at.get(address) != name):
+                passed_over += 1
                 continue
             found[report.service, report.backend] = Report(
                 report.up, report.reason, report.since, address=address, host=report.host
             )
+        self.planner.reports.pass_over(source, name, passed_over)
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
         services = self.planner.reports.heard(source, name, found, self.clocks.steady(), lease)
         self.touched(self._vips_of(services))
@@ -289,14 +291,12 @@ class Controller:
             self.touched(self._vips_of(udp))
 
     def _addresses(self, services: Iterable[str]) -> dict[tuple[str, str], Address]:
-        """Of the backends of these services."""
-        known = self.desired.services
-        return {
-            (name, backend.name): backend.address
-            for name in services
-            if name in known
-            for backend in known[name].backends
-        }
+        """Of the backends of these services. Those of deleted ones that nodes still have count as well: they may come
+        back before a node has heard that they went, and it would not say again what it has said."""
+        names, known = set(services), self.desired
+        found = [service for service in known.retiring.values() if service.name in names]
+        found += [known.services[name] for name in names if name in known.services]
+        return {(service.name, backend.name): backend.address for service in found for backend in service.backends}
 
     def _vips_of(self, services: Iterable[str]) -> set[str]:
         known = self.desired.services

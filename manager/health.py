@@ -15,6 +15,9 @@
 Of what they cannot ask through a tunnel, MUXes say whether its machine is there. That counts only where there is no
 word of the agent, and only against the backend: a machine that is there says nothing of the process.
 
+A node may report on what it was told of and on nothing else, so that what is kept of it is bounded by the services that
+there are: a MUX on all backends, an agent on those of its own host. The rest is passed over and counted.
+
 A node's reports are believed until its lease ends; each message of the node renews the lease. All moments here are of
 the manager's steady clock, so a wall's clock that jumps ends no lease and keeps none alive.
 """
@@ -107,6 +110,7 @@ class Reports:
         self._of: dict[tuple[Source, str], dict[Key, Report]] = {}  # node -> its reports
         self._expires: dict[tuple[Source, str], float] = {}  # node -> end of its lease; no key once it has ended
         self._tunnels: dict[Key, dict[str, Report]] = {}  # backend -> MUX -> report, of live leases
+        self._passed_over: dict[tuple[Source, str], int] = {}  # node -> reports that were none of its affair
 
     def heard(self, source: Source, node: str, reports: Mapping[Key, Report], now: float, lease: float) -> set[str]:
         """A message of a node; returns the services on which its word is another than before."""
@@ -133,7 +137,17 @@ class Reports:
         """The node is no longer one of ours."""
         changed = self._end((source, node))
         self._of.pop((source, node), None)
+        self._passed_over.pop((source, node), None)
         return changed
+
+    def pass_over(self, source: Source, node: str, count: int) -> None:
+        """So many reports of a message were on what the node was not told to look at; they are not kept."""
+        if count:
+            self._passed_over[source, node] = self.passed_over(source, node) + count
+
+    def passed_over(self, source: Source, node: str) -> int:
+        """How many those were since this manager began; from any thread."""
+        return self._passed_over.get((source, node), 0)
 
     def keep_only(self, there: Callable[[str, str], bool]) -> None:
         """Forgets backends that are no longer there, as told by service and backend."""

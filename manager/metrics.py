@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from manager.controller import Controller
+from manager.health import Source
 from manager.nodes import rows
 from manager.world import MUX
 
@@ -58,6 +59,11 @@ class ManagerCollector(Collector):
         wanted = GaugeMetricFamily("lb_generation_wanted", "The generation that the node should have.", labels=labels)
         refused = GaugeMetricFamily("lb_node_refused", "1 if the node refused its state.", labels=labels)
         without = GaugeMetricFamily("lb_node_left_out", "Services that the node alone does not serve.", labels=labels)
+        passed_over = CounterMetricFamily(
+            "lb_node_reports_passed_over",
+            "Reports of the node on backends that there are not, or that are not its to judge.",
+            labels=labels,
+        )
         skew = GaugeMetricFamily(
             "lb_node_clock_skew_seconds", "How far the node's clock is ahead of the manager's.", labels=labels
         )
@@ -75,7 +81,9 @@ class ManagerCollector(Collector):
             wanted.add_metric(names, entry.generation)
             refused.add_metric(names, float(entry.refused is not None))
             without.add_metric(names, len(entry.left_out))
-        yield from (connected, live, wanted, refused, without, skew, expires)
+            source = Source.TUNNEL if entry.record.kind == MUX else Source.AGENT
+            passed_over.add_metric(names, self._controller.planner.reports.passed_over(source, entry.record.name))
+        yield from (connected, live, wanted, refused, without, passed_over, skew, expires)
 
     def _announced(self) -> Iterator[Metric]:
         """By peer, as MUXes tell of it; and what they were told to."""

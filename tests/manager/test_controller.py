@@ -372,6 +372,46 @@ def figures(controller: Controller) -> dict[tuple[str, tuple[str, ...]], float]:
     }
 
 
+async def test_what_a_node_was_not_told_of_it_may_not_speak_of(tmp_path: Path) -> None:
+    """Else one MUX that is broken could have the manager keep names without end."""
+    async with running(tmp_path) as controller:
+        site = await served(controller, with_probe(service()))
+        reports = controller.planner.reports
+        (mux, *_), (host, other, *_) = site.muxes, site.hosts
+        for number in range(100):
+            mux.report("web", f"web-{number + 100}", False)
+            mux.report(f"web{number}", "web-1", False)
+        mux.report("web", "web-1", False)
+        host.report("web", "web-2", False)  # another host's
+        other.report("dns", "dns-1", False)
+        mux.report("web", "web-2", True)
+        assert set(reports.tunnels(("web", "web-1"))) == set(reports.tunnels(("web", "web-2"))) == {mux.name}
+        assert {key for known in reports._of.values() for key in known} == {("web", "web-1"), ("web", "web-2")}
+        assert reports._tunnels.keys() == {("web", "web-1"), ("web", "web-2")}
+        found = figures(controller)
+        name = "lb_node_reports_passed_over_total"
+        assert found[name, ("mux", mux.name)] == 200
+        assert (found[name, ("agent", host.name)], found[name, ("agent", other.name)]) == (1, 1)
+
+
+async def test_what_is_said_of_a_deleted_service_counts_as_long_as_nodes_have_it(tmp_path: Path) -> None:
+    """It is here again before they have heard that it went, and they say nothing twice."""
+    async with running(tmp_path) as controller:
+        site = await served(controller, with_probe(service()))
+        for mux in site.muxes:
+            mux.answers = False
+        await controller.delete_service("web", WHO)
+        site.hosts[0].report("web", "web-1", False, "connection refused")
+        for mux in site.muxes:
+            mux.report("web", "web-2", False, "timed out")
+        await controller.apply([with_probe(service())], WHO)
+        reports = controller.planner.reports
+        said = reports.agent(site.hosts[0].name, ("web", "web-1"))
+        assert said is not None
+        assert said.reason == "connection refused"
+        assert {report.reason for report in reports.tunnels(("web", "web-2")).values()} == {"timed out"}
+
+
 async def test_what_a_node_leaves_out_is_shown_said_and_waited_for_no_longer(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = Site(muxes=2, hosts=2).connect(controller)

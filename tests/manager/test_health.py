@@ -70,6 +70,16 @@ def test_a_node_that_is_forgotten_says_nothing() -> None:
     assert reports.next_expiry() is None
 
 
+def test_what_was_passed_over_is_counted_for_each_node_until_it_is_forgotten() -> None:
+    reports = Reports()
+    for count in (2, 0, 3):
+        reports.pass_over(Source.TUNNEL, "mux1", count)
+    assert reports.passed_over(Source.TUNNEL, "mux1") == 5
+    assert reports.passed_over(Source.AGENT, "mux1") == 0
+    reports.forget(Source.TUNNEL, "mux1")
+    assert reports.passed_over(Source.TUNNEL, "mux1") == 0
+
+
 def test_backends_that_are_gone_are_forgotten() -> None:
     reports = Reports()
     reports.heard(Source.AGENT, "host1", {KEY: UP}, now=0, lease=10)
