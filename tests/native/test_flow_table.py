@@ -306,6 +306,43 @@ def test_the_trusted_flow_that_is_silent_longest_goes_where_nothing_else_is_left
     assert model.table.counters().tiers[TRUSTED] == 1
 
 
+def test_who_moves_takes_a_free_way_and_else_that_of_the_flow_that_ended_and_is_silent_longest() -> None:
+    """Both lines of the new flow are full of trusted ones, whose own other lines have something to lose."""
+    table = Table(1, (39, 60_000, 60_000, 60_000))
+    keys: dict[tuple[int, int], list[int]] = {}
+    for key in table.crowded(4, 400):
+        keys.setdefault(table.places(key), []).append(key)
+    home, alternate, later, longest = range(4)
+
+    def fill(line: int, others: list[int], klass: int) -> list[int]:
+        """Its ways in this order, with flows that have these for their other lines."""
+        made = [keys[line, other].pop() for other in others]
+        assert all(table.insert(key, 1, klass) for key in made)
+        return made
+
+    silent = {longest: fill(longest, [home] * WAYS, TCP_TRUSTED_ENDED)}
+    table.advance(10)
+    silent[later] = fill(later, [home] * WAYS, TCP_YOUNG_ENDED)
+    table.advance(60)
+    trusted = fill(home, [later, longest] * (WAYS // 2), TCP_TRUSTED) + fill(alternate, [home] * WAYS, TCP_TRUSTED)
+
+    def insert() -> list[tuple[int, int]]:
+        """Who was lost, as (line, way), by a new flow for which one moved."""
+        before = {key: table.find(key) for line in silent.values() for key in line}
+        moved = table.counters().moved
+        trusted.append(keys[home, alternate].pop())
+        assert table.insert(trusted[-1], 1, TCP_TRUSTED)
+        assert table.counters().moved == moved + 1
+        assert all(table.find(key) for key in trusted), "of these nobody is lost"
+        return [(entry.line, entry.way) for key, entry in before.items() if entry and not table.find(key)]
+
+    assert insert() == [(longest, 0)]
+    for line in (longest, later):
+        table.remove(silent[line][-1])
+        assert insert() == [], "there was a free way"
+    assert table.check() is None
+
+
 def test_worthless_and_cheap_flows_go_before_exceptional_ones() -> None:
     table = Table(1, FOREVER)
     table.judge_by_number()
