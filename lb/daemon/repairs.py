@@ -43,7 +43,7 @@ class Difference:
     """Something of ours that is not as we made it."""
 
     what: str  #: its kind, one of few: ``nftables``, ``address``, ``route``, ``rule``, ``filter``, ``sysctl``, ...
-    name: str  #: in words, as an operator would look for it: ``table netdev vipmux_mux1``
+    name: str  #: in words, as an operator would look for it: ``table inet vipmux_mux1``
     became: str = "was removed"  #: what happened to it, as the sentence goes on
     urgent: bool = False  #: nothing works without it: fought over, it is put back after 2 s all the same
 

@@ -364,7 +364,7 @@ def tables() -> list[Table] | None:
 
 
 def _table(family: str, name: str) -> Table:
-    if family != "netdev":
+    if family not in ("inet", "netdev"):
         return Table(family, name)
     addresses: set[str] = set()
     for item in _nft("list", "table", family, name) or []:

@@ -23,7 +23,7 @@ def check_isolation(
     if tables is None:
         yield unknown("isolation", "nftables was not looked at: needs root", "run `lb doctor` as root")
         return
-    found = {table.name: table for table in tables if table.family == "netdev"}
+    found = {table.name: table for table in tables if table.family == "inet"}
     yield from check_stale(tables, {own, *others})
     mine = found.get(own)
     by_tun = daemon.status.get("io") == "tun"
@@ -31,9 +31,9 @@ def check_isolation(
         if mine is not None and daemon.may_ask:
             yield fault(
                 "stale_table",
-                f"lb-mux does not run, and the table netdev {own} that it left drops the packets of "
+                f"lb-mux does not run, and the table inet {own} that it left drops the packets of "
                 f"{_few(mine.addresses)}",
-                f"start lb-mux, which takes it over; or, if this is no MUX any more: `nft delete table netdev {own}`",
+                f"start lb-mux, which takes it over; or, if this is no MUX any more: `nft delete table inet {own}`",
             )
         return
     if by_tun:
@@ -41,7 +41,7 @@ def check_isolation(
     elif mine is None:
         yield fault(
             "isolation",
-            f"the table netdev {own} is missing: this machine's own kernel answers clients with resets",
+            f"the table inet {own} is missing: this machine's own kernel answers clients with resets",
             "lb-mux puts it back by itself, unless another program removes it again and again: does one run `nft flush "
             "ruleset` (nftables.service, firewalld)? `journalctl -u lb-mux -n 20` may name it",
         )
@@ -50,11 +50,11 @@ def check_isolation(
         if open_:
             yield fault(
                 "isolation",
-                f"the table netdev {own} does not hold {_few(open_)}: the kernel answers their clients with resets",
+                f"the table inet {own} does not hold {_few(open_)}: the kernel answers their clients with resets",
                 "lb-mux puts it back by itself: what says its log? `journalctl -u lb-mux -n 20`",
             )
         else:
-            yield ok("isolation", f"the table netdev {own} keeps the kernel from {_many(len(set(vips)), 'VIP')}")
+            yield ok("isolation", f"the table inet {own} keeps the kernel from {_many(len(set(vips)), 'VIP')}")
 
 
 def uncovered(vips: Collection[str], elements: Collection[str]) -> list[str]:
@@ -82,13 +82,16 @@ def _fewest(version: int, elements: Collection[str]) -> set[Prefix]:
 
 def check_stale(tables: Sequence[Table], running: Collection[str]) -> Iterator[Finding]:
     """Tables of MUXes that are no more, on a MUX or on any other machine."""
-    stale = [table for table in tables if table.family == "netdev" and table.name not in running]
+    from lb.mux.isolation import OF_AGENT  # noqa: PLC0415  it needs asyncio
+
+    live = {("inet", name) for name in (*running, OF_AGENT)}
+    stale = [table for table in tables if (table.family, table.name) not in live]
     for table in stale:
         yield fault(
             "stale_table",
-            f"the nftables table netdev {table.name} belongs to no MUX that runs here, and drops all packets to "
-            f"{_few(table.addresses)}",
-            f"`nft delete table netdev {table.name}`",
+            f"the nftables table {table.family} {table.name} belongs to no MUX that runs here, and drops all packets "
+            f"to {_few(table.addresses)}",
+            f"`nft delete table {table.family} {table.name}`",
         )
     if not stale:
         yield ok("stale_table", "no nftables table of a former MUX is left")

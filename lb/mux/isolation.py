@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps this machine's own kernel away from the VIPs' packets: a drop in nftables, at the ingress of the interface.
+"""Keeps this machine's own kernel away from the VIPs' packets: a drop in nftables, for the interface of the MUX.
 
 AF_PACKET gives the workers a copy of each frame; without this drop the kernel would answer clients itself (resets,
 port or host unreachable) or forward the packet a second time. Packet taps come before the ingress hook, so the
 workers see everything. Only destination addresses that are VIPs match: ARP, and SSH or BGP to the MUX's own
 addresses, do not.
+
+There are two chains over the same sets. The one at the interface's ingress drops as early as can be; yet a newer kernel
+hooks it to the interface's name, and unhooks it while the interface has another. The one behind it (prerouting) knows
+the interface by its number, which a rename leaves as it is: also where ``lb-mux`` was killed before.
 
 The table is the kernel's: it stays when ``lb-mux`` is killed, is replaced in one transaction at the next start, and
 is removed by a clean stop alone. While ``lb-mux`` runs, the table is kept: :class:`Isolation` is one of the parts of
@@ -29,22 +33,26 @@ from lb.mux.prefixes import Cover, Prefix, Step
 
 #: Before every chain that others may have at the same hook.
 PRIORITY = -500
+#: What lb-agent calls its table, of the same family.
+OF_AGENT = "vipmux_agent"
 #: nft compares each prefix that it takes out of an interval set with all of them: so many cost as much as a new set.
 GONE_MANY = 20
 
 
 def table_name(mux: str) -> str:
     """The table of one MUX; several may run on one machine, on interfaces of their own."""
-    return "vipmux_" + re.sub(r"[^A-Za-z0-9_]", "_", mux)
+    name = "vipmux_" + re.sub(r"[^A-Za-z0-9_]", "_", mux)
+    return name + "_mux" if name == OF_AGENT else name
 
 
-def install_text(table: str, interface: str, vips: Cover) -> str:
-    """Replaces whatever an earlier life left behind, in one transaction."""
+def install_text(table: str, interface: str | None, number: int, vips: Cover) -> str:
+    """Replaces whatever an earlier life left behind, in one transaction.
+
+    ``interface``: its name; None: it has another one now. ``number``: its index.
+    """
     ipv4, ipv6 = _elements(vips)
     return f"""\
-add table netdev {table}
-delete table netdev {table}
-table netdev {table} {{
+{remove_text(table)}table inet {table} {{
 	comment "lb-mux: VIPs are served in userspace, never by this kernel"
 	set vips4 {{
 		type ipv4_addr
@@ -56,12 +64,22 @@ table netdev {table} {{
 		flags interval
 		{_initial(ipv6)}
 	}}
+{_ingress(interface) if interface is not None else ""}	chain prerouting {{
+		type filter hook prerouting priority {PRIORITY}; policy accept;
+		iif {number} ip daddr @vips4 counter drop
+		iif {number} ip6 daddr @vips6 counter drop
+	}}
+}}
+"""
+
+
+def _ingress(interface: str) -> str:
+    return f"""\
 	chain ingress {{
 		type filter hook ingress device "{interface}" priority {PRIORITY}; policy accept;
 		ip daddr @vips4 counter drop
 		ip6 daddr @vips6 counter drop
 	}}
-}}
 """
 
 
@@ -69,16 +87,16 @@ def update_text(table: str, vips: Cover) -> str:
     """Makes the sets hold exactly these, in one transaction."""
     lines: list[str] = []
     for version, elements in zip((4, 6), _elements(vips), strict=True):
-        lines.append(f"flush set netdev {table} vips{version}")
+        lines.append(f"flush set inet {table} vips{version}")
         if elements:
-            lines.append(f"add element netdev {table} vips{version} {{ {', '.join(elements)} }}")
+            lines.append(f"add element inet {table} vips{version} {{ {', '.join(elements)} }}")
     return "\n".join(lines) + "\n"
 
 
 def step_text(table: str, step: Step) -> str:
     """As :func:`update_text`, by what differs."""
     lines = [
-        f"{verb} element netdev {table} vips{version} {{ {', '.join(elements)} }}"
+        f"{verb} element inet {table} vips{version} {{ {', '.join(elements)} }}"
         for verb, prefixes in (("delete", step.gone), ("add", step.come))
         for version, elements in zip((4, 6), _elements(prefixes), strict=True)
         if elements
@@ -87,8 +105,8 @@ def step_text(table: str, step: Step) -> str:
 
 
 def remove_text(table: str) -> str:
-    """Removes the table, also where there is none."""
-    return f"add table netdev {table}\ndelete table netdev {table}\n"
+    """Removes the table, also where there is none, and that of version 0.1, which was of the family netdev."""
+    return "".join(f"add table {family} {table}\ndelete table {family} {table}\n" for family in ("netdev", "inet"))
 
 
 def _elements(prefixes: Iterable[Prefix]) -> tuple[list[str], list[str]]:
@@ -107,14 +125,17 @@ def _initial(elements: list[str]) -> str:
 
 _ELEMENTS = re.compile(r"^\t\telements = \{([^}]*)\}\n", re.MULTILINE)
 _DROPS = re.compile(r"^\t\tip6? daddr @vips[46] counter drop #", re.MULTILINE)
-#: Every table, chain, set and rule has a number at its end: ours are a table, two sets, a chain and two rules.
+#: An interface's number, as nft writes it: the name that it has now, or a number where there is no such interface.
+_IIF = re.compile(r"^\t\tiif (\"[^\"]*\"|\d+) (?=ip6? daddr @vips[46] counter drop #)", re.MULTILINE)
+#: Every table, chain, set and rule has a number at its end: ours are a table, two sets, and chains of two rules each.
 _NUMBERED = re.compile(r" # handle \d+$", re.MULTILINE)
-_OURS = 6
+_OURS, _OF_A_CHAIN = 3, 3
 
 
 def structure(listing: str) -> str:
-    """All of a listing but the elements of its sets: tables, chains and rules, with the kernel's numbers of them."""
-    return _ELEMENTS.sub("", listing)
+    """All of a listing but the elements of its sets, and the name that the interface has at the moment: tables, chains
+    and rules, with the kernel's numbers of them."""
+    return _IIF.sub("\t\tiif ", _ELEMENTS.sub("", listing))
 
 
 def elements(listing: str) -> frozenset[str]:
@@ -122,23 +143,27 @@ def elements(listing: str) -> frozenset[str]:
     return frozenset(word for found in _ELEMENTS.findall(listing) for word in re.split(r"[,\s]+", found) if word)
 
 
-def amiss(listing: str, interface: str, reference: str | None, cover: Cover) -> str | None:
+def amiss(listing: str, interface: str, now: str, reference: str | None, cover: Cover) -> str | None:
     """What happened to the table, as a sentence goes on; None where it is as it was made.
 
+    ``now``: the name that the interface has; where it is another, the chain at the ingress may be missing.
     ``reference``: the :func:`structure` of an earlier listing, taken since the table was made; a table or rule that was
     made anew by somebody else has other numbers. None: there is no such listing yet; a rule that somebody else put
     between ours, or a chain of his in our table, is told by how many there are.
     """
-    drops = len(_DROPS.findall(listing))
+    renamed, at_ingress = now != interface, "\tchain ingress {" in listing
     if "\tflags dormant" in listing:
         return "was switched off"
-    if "\tchain ingress {" not in listing:
+    if "\tchain prerouting {" not in listing or not (at_ingress or renamed):
         return "lost its chain"
-    if drops < 2:
+    known_as = _IIF.findall(listing)
+    if len(known_as) < 2 or len(_DROPS.findall(listing)) < 2 * at_ingress:
         return "lost its rules"
-    if f'hook ingress device "{interface}"' not in listing or reference not in (None, structure(listing)):
+    if set(known_as) != {f'"{now}"'} or reference not in (None, structure(listing)):
         return "was changed"
-    if len(_NUMBERED.findall(listing)) != _OURS or "policy accept;" not in listing:
+    chains, here = 1 + at_ingress, f'hook ingress device "{interface}"' in listing
+    whole = len(_NUMBERED.findall(listing)) == _OURS + chains * _OF_A_CHAIN
+    if not whole or listing.count("policy accept;") != chains or not (here or renamed):
         return "was changed"
     return _elements_amiss(elements(listing), cover)
 
@@ -183,9 +208,9 @@ async def apply(text: str, own: Own | None = None) -> None:
 
 async def listing(table: str) -> str | None:
     """What the kernel has of the table; None: nothing. Raises IoError."""
-    done = await nftables.run("-s", "-a", "-n", "list", "table", "netdev", table)
+    done = await nftables.run("-s", "-a", "-n", "list", "table", "inet", table)
     if done.code and not done.absent:
-        raise IoError(f"nft cannot list the table netdev {table}: {done.complaint}")
+        raise IoError(f"nft cannot list the table inet {table}: {done.complaint}")
     return None if done.code else done.output
 
 
@@ -204,7 +229,8 @@ class Isolation:
         self._cover = Cover()
         self._sure = False  # the kernel has the cover, as far as our own doing goes
         self._reference: str | None = None  # of the table that we made last
-        self._well: int | None = None  # the ruleset's number when all was well
+        self._well: tuple[int, str] | None = None  # the ruleset's number and the interface's name when all was well
+        self._number: int | None = None  # of the interface that the table was made for
         #: A killed predecessor left it behind: then only a clean stop removes it, not a start that fails.
         self.inherited = False
 
@@ -251,28 +277,42 @@ class Isolation:
         try:
             await self._whole()
         except IoError:
-            if _index(self._interface) is not None:
+            if self._now() is not None:
                 raise
 
     async def _whole(self) -> None:
         self._sure, self._reference, self._well = False, None, None
-        await apply(install_text(self.table, self._interface, self._cover), self._own)
+        named = _index(self._interface)
+        if named is not None:
+            self._number = named
+        if self._number is None or self._now() is None:
+            raise IoError(f"cannot isolate the VIPs: there is no interface {self._interface}")
+        name = self._interface if named is not None else None
+        await apply(install_text(self.table, name, self._number, self._cover), self._own)
         self._sure = True
+
+    def _now(self) -> str | None:
+        """The name that the interface has now; None: it is gone."""
+        if _index(self._interface) is not None:
+            return self._interface
+        return _name(self._number) if self._number is not None else None
 
     # -- kept -------------------------------------------------------------------------------------------------------
 
     async def look(self) -> Sequence[Difference]:
         """Nothing where the interface is gone: the port opens everything anew when it comes back."""
         async with self._lock:
-            number = nftables.generation()
-            if _index(self._interface) is None or (self._sure and self._well == number):
+            number, now = nftables.generation(), self._now()
+            if now is None or (self._sure and self._well == (number, now)):
                 return ()
-            found = await listing(self.table)
-            became = amiss(found, self._interface, self._reference, self._cover) if found is not None else "was removed"
-            if became is None and found is not None:
-                self._sure, self._reference, self._well = True, structure(found), number
-                return ()
-            return (Difference("nftables", f"table netdev {self.table}", became or ""),)
+            found, became = await listing(self.table), "was removed"
+            if found is not None:
+                changed = amiss(found, self._interface, now, self._reference, self._cover)
+                if changed is None:
+                    self._sure, self._reference, self._well = True, structure(found), (number, now)
+                    return ()
+                became = changed
+            return (Difference("nftables", f"table inet {self.table}", became),)
 
     async def put_back(self, differences: Sequence[Difference]) -> None:
         """Also when the interface was made anew: the old one took its hook along."""
@@ -290,5 +330,12 @@ class Isolation:
 def _index(interface: str) -> int | None:
     try:
         return socket.if_nametoindex(interface)
+    except OSError:
+        return None
+
+
+def _name(index: int) -> str | None:
+    try:
+        return socket.if_indextoname(index)
     except OSError:
         return None

@@ -408,8 +408,8 @@ def test_it_finds_the_nftables_table_of_a_mux_that_is_no_more(clinic: Clinic) ->
     """On a host that was a MUX once: what comes out of tunnels meets the table as well."""
     host = clinic.hosts[0]
     vip = clinic.services[1].vip
-    clinic.in_node(host, "nft", "-f", "-", stdin=install_text("vipmux_mux9", "eth0", Cover([vip])))
-    found = clinic.finds(host, "stale_table", "netdev vipmux_mux9", FILES_VIP)
+    clinic.in_node(host, "nft", "-f", "-", stdin=install_text("vipmux_mux9", "eth0", 2, Cover([vip])))
+    found = clinic.finds(host, "stale_table", "inet vipmux_mux9", FILES_VIP)
     clinic.finds(clinic.muxes[0], "protocol_4", "10.0.3.21")  # as far as that can be told from there
     clinic.note("stale nftables table", found)
     clinic.do(host, found)

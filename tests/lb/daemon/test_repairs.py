@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from lb.daemon.repairs import FIGHT_REPAIRS, FORGET, PAUSE_MOST, RETRY_MOST, Difference, Repairs, Said, Saying
 
-TABLE = Difference("nftables", "table netdev vipmux_mux1")
+TABLE = Difference("nftables", "table inet vipmux_mux1")
 RULE = Difference("rule", "ip rule 118")
 
 

@@ -46,7 +46,7 @@ def test_the_verdict_counts_and_the_worst_comes_first() -> None:
 
 def kept(**differs: object) -> dict[str, object]:
     """A row of what was put back, as a daemon's status has it."""
-    row = {"what": "nftables", "name": "table netdev vipmux_mux1", "became": "was removed", "by": "nft (pid 42)"}
+    row = {"what": "nftables", "name": "table inet vipmux_mux1", "became": "was removed", "by": "nft (pid 42)"}
     return {**row, "count": 3, "last": 1000.0, "amiss": False, "fight": False, "failed": None, **differs}
 
 
@@ -57,19 +57,19 @@ def kept(**differs: object) -> dict[str, object]:
         (
             [kept()],
             WARNING,
-            "table netdev vipmux_mux1 was removed by nft (pid 42); lb-mux put it back 3 times, the last time 10 s ago",
+            "table inet vipmux_mux1 was removed by nft (pid 42); lb-mux put it back 3 times, the last time 10 s ago",
         ),
         ([kept(last=1010.0 - 7200.0)], OK, "what lb-mux put into the kernel is there, after 3 repairs since its start"),
         (
             [kept(fight=True, count=9)],
             FAULT,
-            "another program undoes table netdev vipmux_mux1 again and again by nft (pid 42); lb-mux put it back 9 "
+            "another program undoes table inet vipmux_mux1 again and again by nft (pid 42); lb-mux put it back 9 "
             "times, the last time 10 s ago, and does so ever more rarely",
         ),
         (
             [kept(failed="nft is not installed", amiss=True, by=None)],
             FAULT,
-            "table netdev vipmux_mux1 was removed, and lb-mux cannot put it back: nft is not installed",
+            "table inet vipmux_mux1 was removed, and lb-mux cannot put it back: nft is not installed",
         ),
     ],
 )

@@ -14,8 +14,8 @@ from lb.doctor.findings import Severity
 
 FAULT, WARNING, UNKNOWN, OK = Severity
 VIP = IPv4Address("203.0.113.20")
-OWN = Table("netdev", "vipmux_mux1", frozenset({str(VIP)}))
-OLD = Table("netdev", "vipmux_old", frozenset({"203.0.113.9"}))
+OWN = Table("inet", "vipmux_mux1", frozenset({str(VIP)}))
+OLD = Table("inet", "vipmux_old", frozenset({"203.0.113.9"}))
 RUNS = Daemon("/s", True, status={"io": "packet"})
 GONE = Daemon("/s", False, error="is not there")
 LIBERAL = "netfilter/nf_conntrack_tcp_be_liberal"
@@ -34,7 +34,7 @@ ETH0 = Interface("eth0", True, True, True, 1500, False)
         ([], GONE, []),
         ([OWN], replace(GONE, may_ask=False), []),  # nobody knows whether it runs
         (None, RUNS, [("isolation", UNKNOWN)]),
-        ([OWN, Table("netdev", "vipmux_mux2")], RUNS, []),  # another MUX runs here as well
+        ([OWN, Table("inet", "vipmux_mux2")], RUNS, []),  # another MUX runs here as well
         ([OWN, Table("inet", "vipmux_agent")], RUNS, []),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_vip_is_held_if_its_addresses_are_however_nft_writes_them(
 
 def test_the_remedy_for_a_stale_table_is_its_removal() -> None:
     (found,) = mux.check_stale([OLD], [])
-    assert found.remedy == "`nft delete table netdev vipmux_old`"
+    assert found.remedy == "`nft delete table inet vipmux_old`"
     assert "203.0.113.9" in found.what
 
 

@@ -154,7 +154,7 @@ class Stage:
     def vips_of_the_kernel(self) -> list[Any] | None:
         """The isolated IPv4 VIPs, None without a table."""
         done = subprocess.run(
-            ["ip", "netns", "exec", self.mux, "nft", "-j", "list", "set", "netdev", "vipmux_mux1", "vips4"],
+            ["ip", "netns", "exec", self.mux, "nft", "-j", "list", "set", "inet", "vipmux_mux1", "vips4"],
             capture_output=True,
             check=False,
         )

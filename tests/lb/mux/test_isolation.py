@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_network
 
 import pytest
 
+from agent.nat import TABLE
 from lb.daemon import nftables
 from lb.mux.isolation import (
     GONE_MANY,
@@ -23,6 +24,7 @@ from lb.mux.isolation import (
     install_text,
     remove_text,
     step_text,
+    structure,
     table_name,
     update_text,
 )
@@ -35,24 +37,26 @@ VIPS = [ip_network(text) for text in ("203.0.113.10/32", "203.0.113.0/28", "203.
 def test_the_table_is_named_after_the_mux() -> None:
     assert table_name("mux1") == "vipmux_mux1"
     assert table_name("mux-1.example") == "vipmux_mux_1_example"
+    assert table_name("agent") != TABLE, "an lb-agent may be on the same machine"
 
 
 def test_overlapping_vips_become_one_interval() -> None:
-    text = install_text("vipmux_mux1", "eth0", Cover(VIPS))
+    text = install_text("vipmux_mux1", "eth0", 2, Cover(VIPS))
     assert "elements = { 203.0.113.0/27 }" in text
     assert "elements = { 2001:db8::10/128 }" in text
 
 
 def test_installing_replaces_what_an_earlier_life_left() -> None:
-    lines = install_text("t", "eth0", Cover(VIPS)).splitlines()
-    assert lines[:3] == ["add table netdev t", "delete table netdev t", "table netdev t {"]
+    lines = install_text("t", "eth0", 2, Cover(VIPS)).splitlines()
+    assert lines[:4] == ["add table netdev t", "delete table netdev t", "add table inet t", "delete table inet t"]
+    assert lines[4] == "table inet t {"
 
 
 def test_an_update_holds_exactly_the_given_vips() -> None:
     assert update_text("t", Cover(VIPS[:1])).splitlines() == [
-        "flush set netdev t vips4",
-        "add element netdev t vips4 { 203.0.113.10/32 }",
-        "flush set netdev t vips6",
+        "flush set inet t vips4",
+        "add element inet t vips4 { 203.0.113.10/32 }",
+        "flush set inet t vips6",
     ]
 
 
@@ -60,19 +64,21 @@ def test_a_step_says_what_differs_and_what_goes_goes_first() -> None:
     cover = Cover(VIPS[:2])
     step = cover.step([ip_network("203.0.113.16/28"), ip_network("2001:db8::10/128")], [])
     assert step_text("t", step).splitlines() == [
-        "delete element netdev t vips4 { 203.0.113.0/28 }",
-        "add element netdev t vips4 { 203.0.113.0/27 }",
-        "add element netdev t vips6 { 2001:db8::10/128 }",
+        "delete element inet t vips4 { 203.0.113.0/28 }",
+        "add element inet t vips4 { 203.0.113.0/27 }",
+        "add element inet t vips6 { 2001:db8::10/128 }",
     ]
 
 
 @pytest.mark.parametrize("vips", [[], VIPS])
 def test_removing_works_with_and_without_a_table(vips: list[object]) -> None:
-    assert remove_text("t").splitlines() == ["add table netdev t", "delete table netdev t"]
+    assert remove_text("t").splitlines() == [
+        f"{verb} table {family} t" for family in ("netdev", "inet") for verb in ("add", "delete")
+    ]
 
 
 LISTING = """\
-table netdev vipmux_mux1 { # handle 7
+table inet vipmux_mux1 { # handle 7
 \tcomment "lb-mux: VIPs are served in userspace, never by this kernel"
 \tset vips4 { # handle 2
 \t\ttype ipv4_addr
@@ -89,6 +95,12 @@ table netdev vipmux_mux1 { # handle 7
 \t\ttype filter hook ingress device "lo" priority -500; policy accept;
 \t\tip daddr @vips4 counter drop # handle 4
 \t\tip6 daddr @vips6 counter drop # handle 5
+\t}
+
+\tchain prerouting { # handle 8
+\t\ttype filter hook prerouting priority -500; policy accept;
+\t\tiif "lo" ip daddr @vips4 counter drop # handle 9
+\t\tiif "lo" ip6 daddr @vips6 counter drop # handle 10
 \t}
 }
 """
@@ -109,7 +121,18 @@ def test_a_rule_of_somebody_else_is_seen_before_there_is_a_listing_to_compare_wi
 ) -> None:
     """It may come right behind the table itself, as after each repair; else it would be taken for ours for ever."""
     cover = Cover([ip_network("203.0.113.10/32")])
-    assert amiss(LISTING.replace(old, new, 1), "lo", None, cover) == became
+    assert amiss(LISTING.replace(old, new, 1), "lo", "lo", None, cover) == became
+
+
+def test_a_renamed_interface_is_no_change_and_another_of_its_name_is_one() -> None:
+    cover, made = Cover([ip_network("203.0.113.10/32")]), structure(LISTING)
+    renamed = LISTING.replace('iif "lo"', 'iif "up0"')
+    assert amiss(renamed, "lo", "up0", made, cover) is None
+    assert amiss(renamed, "lo", "lo", made, cover) == "was changed", "the name is of another interface now"
+    assert amiss(LISTING.replace('iif "lo"', "iif 7"), "lo", "lo", made, cover) == "was changed"
+    without = re.sub(r"\tchain ingress .*?\t}\n\n", "", renamed, flags=re.DOTALL)
+    assert amiss(without, "lo", "up0", None, cover) is None
+    assert amiss(without.replace("up0", "lo"), "lo", "lo", None, cover) == "lost its chain"
 
 
 @pytest.fixture
@@ -137,7 +160,7 @@ def test_the_kernel_covers_what_it_should_whether_few_or_many_come_and_go(namesp
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("damage", ["flush ruleset", "flush set netdev vipmux_mux1 vips4"])
+@pytest.mark.parametrize("damage", ["flush ruleset", "flush set inet vipmux_mux1 vips4"])
 def test_a_change_that_meets_a_table_that_is_gone_is_done_anew_and_every_later_one_goes_on(
     namespace: str, damage: str
 ) -> None:
@@ -160,15 +183,17 @@ def test_a_change_that_meets_a_table_that_is_gone_is_done_anew_and_every_later_o
 @pytest.mark.lab
 def test_what_was_done_to_the_table_is_said_in_words_and_put_back(namespace: str) -> None:
     damages = {
-        "delete table netdev vipmux_mux1": "was removed",
-        "flush set netdev vipmux_mux1 vips4": "lost all its VIPs",
-        "delete element netdev vipmux_mux1 vips4 { 203.0.113.20 }": "lost 1 of its 2 prefixes of VIPs",
-        "add element netdev vipmux_mux1 vips4 { 192.0.2.1, 192.0.2.2-192.0.2.3 }": "got 2 prefixes that are no VIPs",
-        "flush chain netdev vipmux_mux1 ingress": "lost its rules",
-        "flush chain netdev vipmux_mux1 ingress; delete chain netdev vipmux_mux1 ingress": "lost its chain",
-        "add table netdev vipmux_mux1 { flags dormant; }": "was switched off",
-        "insert rule netdev vipmux_mux1 ingress accept": "was changed",
-        "add chain netdev vipmux_mux1 ingress { policy drop; }": "was changed",
+        "delete table inet vipmux_mux1": "was removed",
+        "flush set inet vipmux_mux1 vips4": "lost all its VIPs",
+        "delete element inet vipmux_mux1 vips4 { 203.0.113.20 }": "lost 1 of its 2 prefixes of VIPs",
+        "add element inet vipmux_mux1 vips4 { 192.0.2.1, 192.0.2.2-192.0.2.3 }": "got 2 prefixes that are no VIPs",
+        "flush chain inet vipmux_mux1 ingress": "lost its rules",
+        "flush chain inet vipmux_mux1 ingress; delete chain inet vipmux_mux1 ingress": "lost its chain",
+        "flush chain inet vipmux_mux1 prerouting": "lost its rules",
+        "flush chain inet vipmux_mux1 prerouting; delete chain inet vipmux_mux1 prerouting": "lost its chain",
+        "add table inet vipmux_mux1 { flags dormant; }": "was switched off",
+        "insert rule inet vipmux_mux1 ingress accept": "was changed",
+        "add chain inet vipmux_mux1 ingress { policy drop; }": "was changed",
     }
 
     async def test() -> None:
@@ -199,6 +224,37 @@ def test_without_its_interface_a_change_is_taken_and_made_good_later(namespace: 
         if found := await isolation.look():  # some kernels hook by name, others not before there is an interface
             await isolation.put_back(found)
         assert _in_kernel(namespace) == [IPv4Network("203.0.113.10/32")]
+
+    netns.inside(namespace, lambda: asyncio.run(test()))
+
+
+@pytest.mark.lab
+def test_a_renamed_interface_keeps_its_drop_whatever_is_done_and_the_table_of_an_older_version_goes(
+    namespace: str,
+) -> None:
+    vip, other = ip_network("203.0.113.10/32"), ip_network("203.0.113.20/32")
+
+    async def test() -> None:
+        netns.ip("link", "add", "v0", "type", "veth", "peer", "name", "v1")
+        assert (
+            await nftables.run("-f", "-", text="table netdev vipmux_mux1 { set vips4 { type ipv4_addr; }; }")
+        ).code == 0
+        isolation = Isolation("mux1", "v0")
+        await isolation.install([vip])
+        assert "netdev" not in (await nftables.run("list", "tables")).output
+        netns.ip("link", "set", "v0", "name", "up0")
+        for _ in range(2):
+            assert await isolation.look() == ()
+            await isolation.cover([vip, other])
+            assert _in_kernel(namespace) == [vip, other]
+            assert (await nftables.run("flush", "ruleset")).code == 0
+            assert [difference.became for difference in await isolation.look()] == ["was removed"]
+            await isolation.put_back(())
+        assert 'iif "up0" ip daddr @vips4' in (await nftables.run("list", "table", "inet", "vipmux_mux1")).output
+        netns.ip("link", "set", "up0", "name", "v0")
+        assert [difference.became for difference in await isolation.look()] == ["lost its chain"]
+        await isolation.put_back(())
+        assert await isolation.look() == ()
 
     netns.inside(namespace, lambda: asyncio.run(test()))
 
@@ -257,8 +313,8 @@ def test_no_packet_of_a_vip_comes_through_while_the_kernel_gets_a_new_set(namesp
         finally:
             over.set()
             sender.join()
-        assert _counted(namespace, "vipmux_mux1") > 10_000
-        assert _counted(namespace, "behind") == 0
+        assert _counted(namespace, "inet", "vipmux_mux1") > 10_000
+        assert _counted(namespace, "netdev", "behind") == 0
     finally:
         netns.ip("netns", "del", outside)
 
@@ -269,9 +325,9 @@ def _send_until(over: threading.Event, address: str) -> None:
             sender.sendto(b"", (address, 9))
 
 
-def _counted(namespace: str, table: str) -> int:
+def _counted(namespace: str, family: str, table: str) -> int:
     """Packets that the first rule for IPv4 in a table met."""
-    found = re.search(r"ip daddr .* counter packets (\d+)", _nft(namespace, "list", "table", "netdev", table))
+    found = re.search(r"ip daddr .* counter packets (\d+)", _nft(namespace, "list", "table", family, table))
     assert found is not None
     return int(found[1])
 
@@ -282,7 +338,7 @@ def _nft(namespace: str, *arguments: str, stdin: str | None = None) -> str:
 
 
 def _in_kernel(namespace: str) -> list[IPv4Network]:
-    answer = json.loads(_nft(namespace, "-j", "list", "set", "netdev", "vipmux_mux1", "vips4"))
+    answer = json.loads(_nft(namespace, "-j", "list", "set", "inet", "vipmux_mux1", "vips4"))
     (found,) = [item["set"] for item in answer["nftables"] if "set" in item]
     return sorted(_network(element) for element in found.get("elem", []))
 

@@ -56,7 +56,7 @@ def text(stage: Stage, command: str) -> str:
 
 def table(stage: Stage) -> str:
     """The isolation as nft lists it, without the kernel's numbers of things."""
-    return text(stage, "nft -s list table netdev vipmux_mux1")
+    return text(stage, "nft -s list table inet vipmux_mux1")
 
 
 def serves(stage: Stage) -> bool:
@@ -86,18 +86,39 @@ def test_the_isolation_is_put_back_whatever_is_done_to_it(packet: Stage) -> None
     packet.start(DNS, WEB)
     for command in (
         "nft flush ruleset",
-        "nft delete table netdev vipmux_mux1",
-        "nft flush set netdev vipmux_mux1 vips4",
-        "nft flush chain netdev vipmux_mux1 ingress",
-        "nft add table netdev vipmux_mux1 '{ flags dormant; }'",
+        "nft delete table inet vipmux_mux1",
+        "nft flush set inet vipmux_mux1 vips4",
+        "nft flush chain inet vipmux_mux1 ingress",
+        "nft add table inet vipmux_mux1 '{ flags dormant; }'",
     ):
         repaired(packet, "nftables", lambda: table(packet), command)
     lines = said(packet)
     assert len(lines) == 5, lines
-    assert all("table netdev vipmux_mux1" in line and re.search(r'by="nft \(pid \d+\)"', line) for line in lines)
+    assert all("table inet vipmux_mux1" in line and re.search(r'by="nft \(pid \d+\)"', line) for line in lines)
     (row,) = packet.row()["kernel"]
-    assert (row["name"], row["count"], row["fight"]) == ("table netdev vipmux_mux1", 5, False)
+    assert (row["name"], row["count"], row["fight"]) == ("table inet vipmux_mux1", 5, False)
     assert packet.row()["state"] == "ready"
+    assert isinstance(packet.connect(VIP, 81, seconds=0.4), TimeoutError)
+
+
+def test_while_the_interface_has_another_name_the_kernel_is_kept_from_the_vips_also_of_a_dead_mux(
+    packet: Stage,
+) -> None:
+    """Some kernels hook a chain at an interface's ingress by its name."""
+    run(packet, "sysctl -qw net.ipv4.ip_forward=1")  # else it has no answer to what it does not know
+    process = packet.start(DNS, WEB)
+
+    def rename(old: str, new: str) -> None:
+        run(packet, f"ip link set {old} down; ip link set {old} name {new}; ip link set {new} up")
+
+    rename("eth0", "up0")
+    assert isinstance(packet.connect(VIP, 81, seconds=0.4), TimeoutError)
+    wait_for(lambda: packet.row()["state"] == "degraded", "the MUX to say that its interface is gone")
+    process.kill()
+    assert isinstance(packet.connect(VIP, 81, seconds=0.4), TimeoutError)
+    rename("up0", "eth0")
+    packet.start(DNS, WEB)
+    assert serves(packet)
     assert isinstance(packet.connect(VIP, 81, seconds=0.4), TimeoutError)
 
 
@@ -117,8 +138,8 @@ def test_a_fight_is_said_once_and_does_not_go_on_at_full_speed(packet: Stage) ->
     deadline = time.monotonic() + 30
     while process_is_there not in process.output():
         assert time.monotonic() < deadline
-        run(packet, "nft delete table netdev vipmux_mux1 2>/dev/null || true; sleep 0.05")
-    run(packet, "nft delete table netdev vipmux_mux1 2>/dev/null || true")
+        run(packet, "nft delete table inet vipmux_mux1 2>/dev/null || true; sleep 0.05")
+    run(packet, "nft delete table inet vipmux_mux1 2>/dev/null || true")
     time.sleep(0.5)
     assert packet.vips_of_the_kernel() is None, "not at once any more"
     (row,) = packet.row()["kernel"]
