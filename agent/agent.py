@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from agent import fence, nat, sysctls
 from agent import plan as planning
+from agent.ahead import Stranger
 from agent.conntrack import Expected, Place, changed_places
 from agent.decap import IPIP_DEVICE, TUN_DEVICE, BpfDecap, Decap, DecapRefused, Prepare, Tunnel, found_filter, prepare
 from agent.host import Host, Link
@@ -113,25 +114,59 @@ class Agent:
         raise FeatureError("; ".join(refusals) + _OTHERWISE[config.agent.decap])
 
     def apply_again(self) -> None:
-        """Puts back what is not as it was applied, from what the host has. Raises VipmuxError."""
-        if self.applied is not None:
+        """Puts back what is not as it was applied, from what the host has; without the interface, all but what is on
+        it. Raises VipmuxError."""
+        if self.applied is None:
+            return
+        if self.interface_amiss() is None:
             self.apply(self.applied.config)
+            return
+        actions = self.undone()
+        with self._host() as host:
+            for action in actions:
+                self._perform(host, action, _nothing_begins)
+            if any(isinstance(action, planning.ReplaceRules) for action in actions):
+                self._forget_flows(host, self.applied.config.agent, None, self.applied.services)
 
     def undone(self) -> list[Action]:
-        """What applying once more would do: nothing, unless somebody else changed the host. Raises VipmuxError where
-        that cannot be seen, as when the interface is gone."""
+        """What applying once more would do: nothing, unless somebody else changed the host. Where the interface is gone
+        or has another name, what would be done elsewhere. Raises VipmuxError where that cannot be seen."""
         if self.applied is None or self._in_force is None:
             return []
         wanted, settings = self._in_force, self.applied.config.agent
         program = self._decap.program if isinstance(self._decap, BpfDecap) else None
         with self._host() as host:
-            check_host(host, settings)
             interfaces = {settings.interface} | self._changes.interfaces
             found, attached = self._survey(host, settings.interface, interfaces, program, wanted.other_routes)
             if attached is not None:
                 attached.close()
             works = _works(host, wanted.desired.mode)
-        return planning.plan(wanted.desired, replace(found, decapsulates=works))
+        actions = planning.plan(wanted.desired, replace(found, decapsulates=works))
+        if self.interface_amiss() is None:
+            return actions
+        return [action for action in actions if not isinstance(action, planning.NEEDS_INTERFACE)]
+
+    def interface_amiss(self) -> str | None:
+        """Why nothing can be done on the interface; None: it is as the configuration says."""
+        if self.applied is not None:
+            with self._host() as host:
+                try:
+                    check_host(host, self.applied.config.agent)
+                except IoError as error:
+                    return str(error)
+        return None
+
+    def ahead(self) -> tuple[tuple[Stranger, ...], int] | None:
+        """Filters of others before ours, and then the packets that ours has met; None where we have none."""
+        applied = self.applied
+        if applied is None or applied.mode is not DecapMode.BPF:
+            return None
+        with self._host() as host:
+            ingress = host.ingress(applied.config.agent.interface)
+        counters = self.counters()
+        if not ingress.place_taken or counters is None:
+            return None
+        return ingress.ahead, sum(counters.values())
 
     def lowered(self) -> Mapping[str, int]:
         """The settings that are lower now than was applied, and what they are."""

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from agent.agent import Agent, Applied
-from agent.keeping import HostParts, HostSettings
+from agent.keeping import FiltersAhead, HostInterface, HostParts, HostSettings
 from agent.linux import RTPROT_KERNEL, LinuxHost
 from agent.nat import TABLE
 from agent.probes import LocalProbes, command_user
@@ -101,9 +101,10 @@ class Daemon:
         self._probes: LocalProbes | None = None
         self._changing = asyncio.Lock()  # one call of the agent at a time, whoever wants it
         watch = KernelWatch(EVERYTHING, own=own, tables=[TABLE], protocols=[ROUTE_PROTOCOL, RTPROT_KERNEL])
-        self._keeper = Keeper(
-            [MainRule(), HostParts(agent, self._changing), HostSettings(agent, self._changing)], watch
-        )
+        self._interface = HostInterface(agent, self._changing)
+        self._ahead = FiltersAhead(agent, self._changing)
+        host = HostParts(agent, self._changing), HostSettings(agent, self._changing)
+        self._keeper = Keeper([MainRule(), *host, self._interface, self._ahead], watch)
         self._follower = self._follow(config, token)
 
     async def run(self) -> None:
@@ -303,7 +304,14 @@ class Daemon:
             return None
         known = self._probes.known() if self._probes is not None else {}
         manager = self._follower.row() if self._follower is not None else None
-        kept = Kept(self._keeper.rows(), self._keeper.words(), self._keeper.figures())
+        kept = Kept(
+            self._keeper.rows(),
+            self._keeper.words(),
+            self._keeper.figures(),
+            self._interface.amiss or self._ahead.amiss,
+            self._ahead.named,
+            self._ahead.judge.passes,
+        )
         return Picture(self._applied, self._agent.counters(), self._rejected, known, manager, kept)
 
     async def _get(self, request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ It is strict where the kernel is: adding what is there already is an error. ``ca
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from agent.conntrack import Flow, Place, holds
@@ -145,7 +146,7 @@ class FakeHost:
 
     def attach(self, interface: str, program_fd: int) -> None:
         self.calls.append(f"attach {interface}")
-        self.filters[interface] = Ingress(qdisc=True, place_taken=True, program=program_fd)
+        self.filters[interface] = replace(self.ingress(interface), qdisc=True, place_taken=True, program=program_fd)
 
     def detach(self, interface: str) -> None:
         self.calls.append(f"detach {interface}")

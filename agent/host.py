@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
+from agent.ahead import Stranger
 from agent.conntrack import Flow, Place
 from agent.fence import Fence
 from lb.model import Address, Network
@@ -44,6 +45,7 @@ class Ingress:
     place_taken: bool = False  #: there is a filter in our place,
     program: int | None = None  #: with our name, and this BPF program
     others: bool = False  #: there are filters in other places
+    ahead: tuple[Stranger, ...] = ()  #: of these, what stands before ours, in that order
 
 
 class Host(Protocol):

@@ -9,18 +9,24 @@ that none is seen half done, and run in a helper thread.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from agent import fence, nat
 from agent import plan as planning
 from agent.agent import Agent
+from agent.ahead import Judge
 from agent.decap import IPIP_DEVICE, TUN_DEVICE
-from agent.linux import FILTER_NAME
+from agent.linux import FILTER_NAME, FILTER_PRIORITY
 from agent.plan import Action
 from lb.daemon.kernel_watch import EVERYTHING, NOTHING, Area
 from lb.daemon.repairs import Difference
 from lb.daemon.sysctls import shown
+from lb.errors import IoError
+from lb.log import get_logger
 from lb.model import DecapMode
+
+log = get_logger()
 
 
 class HostParts:
@@ -64,6 +70,77 @@ class HostSettings:
         del differences
         async with self._changing:
             await asyncio.to_thread(self._agent.apply_again)
+
+
+class HostInterface:
+    """The interface of the configuration, with its addresses; they are the operator's, so none of it is put back."""
+
+    areas: Area = Area.LINK | Area.ADDRESS
+    interval = 10.0
+
+    def __init__(self, agent: Agent, changing: asyncio.Lock) -> None:
+        self._agent = agent
+        self._changing = changing
+        self.amiss: str | None = None  #: in words
+
+    async def look(self) -> Sequence[Difference]:
+        async with self._changing:
+            self.amiss = await asyncio.to_thread(self._agent.interface_amiss)
+        if self.amiss is not None:
+            raise IoError(self.amiss)
+        return ()
+
+    async def put_back(self, differences: Sequence[Difference]) -> None:
+        """There is never anything."""
+
+
+class FiltersAhead:
+    """Filters of others before ours, see :mod:`agent.ahead`. They are theirs: nothing is taken away, all is said."""
+
+    areas: Area = Area.FILTER
+    interval = 1.0
+
+    def __init__(self, agent: Agent, changing: asyncio.Lock) -> None:
+        self._agent = agent
+        self._changing = changing
+        self.judge = Judge()
+
+    async def look(self) -> Sequence[Difference]:
+        async with self._changing:
+            found = await asyncio.to_thread(self._agent.ahead)
+        if found is None:  # ours is gone, which others put back
+            return ()
+        filters, judge = found[0], self.judge
+        if judge.look(time.monotonic(), *found) and filters:
+            log.warning(
+                "foreign_filter", filters=self.named, done="left alone", then="it may keep packets from our filter"
+            )
+        if not judge.blocked:
+            return ()
+        return [Difference("filter", str(one), "stands before lb-agent's and takes its packets") for one in filters]
+
+    async def put_back(self, differences: Sequence[Difference]) -> None:
+        del differences
+        raise IoError(f"it is not lb-agent's; `{self.remedy}`, or give it a priority behind {FILTER_PRIORITY}")
+
+    @property
+    def remedy(self) -> str:
+        interface = self._agent.applied.config.agent.interface if self._agent.applied is not None else "INTERFACE"
+        return "; ".join(
+            f"tc filter del dev {interface} ingress pref {number}"
+            for number in dict.fromkeys(one.priority for one in self.judge.filters)
+        )
+
+    @property
+    def named(self) -> list[str]:
+        return [str(one) for one in self.judge.filters]
+
+    @property
+    def amiss(self) -> str | None:
+        """In words, where they keep packets from ours."""
+        if not self.judge.blocked:
+            return None
+        return f"no tunnel packet comes to lb-agent's filter since {' and '.join(self.named)} stands before it"
 
 
 def amiss(undone: Iterable[Action]) -> Iterator[Difference]:

@@ -22,6 +22,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from agent import fence, nat
+from agent.ahead import Stranger
 from agent.conntrack import Conntrack, Flow, Place
 from agent.fence import Fence
 from agent.host import Ingress, Link, Loopback
@@ -170,12 +171,15 @@ class LinuxHost:
                 return Ingress()
             ours = Ingress(qdisc=True)
             others = any(True for _ in self._filters(link.index, _CLSACT_EGRESS))
+            ahead: set[Stranger] = set()
             for message in self._filters(link.index, _CLSACT_INGRESS):
                 if message["info"] >> 16 != FILTER_PRIORITY:
                     others = True
+                    if message["info"] >> 16 < FILTER_PRIORITY:
+                        ahead.add(_stranger(message))
                 else:
                     ours = Ingress(qdisc=True, place_taken=True, program=_program(message) or ours.program)
-        return Ingress(ours.qdisc, ours.place_taken, ours.program, others)
+        return Ingress(ours.qdisc, ours.place_taken, ours.program, others, tuple(sorted(ahead)))
 
     def rules(self) -> str | None:
         done = self._nft(["--stateless", "list", "table", "inet", nat.TABLE], None)
@@ -472,6 +476,12 @@ def _fence_route(prefix: Network) -> dict[str, Any]:
         "table": fence.TABLE,
         "proto": ROUTE_PROTOCOL,
     }
+
+
+def _stranger(message: Any) -> Stranger:
+    kind, options = str(message.get_attr("TCA_KIND")), message.get_attr("TCA_OPTIONS")
+    name = options.get_attr("TCA_BPF_NAME") if kind == "bpf" and options is not None else None
+    return Stranger(message["info"] >> 16, kind, str(name or ""))
 
 
 def _program(message: Any) -> int | None:

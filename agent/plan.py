@@ -198,6 +198,10 @@ Action = (
 )
 
 
+#: What is done on the interface of the configuration.
+NEEDS_INTERFACE = AddQdisc | EvictFilter | Decapsulate
+
+
 def plan(desired: Desired, found: Found) -> list[Action]:
     """The actions that make the host as desired, in the order in which to perform them."""
     least = needed_sysctls(desired, found)

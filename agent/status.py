@@ -26,6 +26,9 @@ class Kept:
     rows: Sequence[Mapping[str, Any]] = ()  #: as lb.daemon.keeper tells it
     words: str | None = None  #: the same in one sentence
     figures: KeptFigures = field(default_factory=KeptFigures)
+    degraded: str | None = None  #: why clients may not be served, though all of ours is there
+    ahead: Sequence[str] = ()  #: filters of others before ours
+    ahead_passes: bool | None = None  #: they let tunnel packets go on to it; None: that cannot be told
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,9 @@ def agents(picture: Picture) -> list[dict[str, Any]]:
             "rejected": picture.rejected,
             "kernel": list(picture.kept.rows),
             "repaired": picture.kept.words,
+            "degraded": picture.kept.degraded,
+            "filters_ahead": list(picture.kept.ahead),
+            "filters_ahead_pass": picture.kept.ahead_passes if picture.kept.ahead else None,
             "manager": picture.manager,
         }
     ]

@@ -165,6 +165,7 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     yield from host.check_arp(network)
     yield from _arp(settings.interface, sorted({str(row.get("vip")) for row in daemon.services}), rights)
     yield from host.check_decapsulation(network, daemon)
+    yield from host.check_filters_ahead(network, daemon)
     yield from host.check_strangers(daemon)
     tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
     yield from host.check_translation(tables, daemon, TABLE)

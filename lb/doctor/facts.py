@@ -100,6 +100,7 @@ class Network:
     other_routes: frozenset[str] = frozenset()  #: interfaces but ours that routes leave by
     sysctls: Mapping[str, int] = field(default_factory=dict)  #: by path below /proc/sys/net
     filter: bool | None = None  #: the agent's BPF program is at the interface's ingress
+    ahead: tuple[int, ...] = ()  #: priorities of filters of others before it
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,6 +105,35 @@ def check_decapsulation(network: Network, daemon: Daemon) -> Iterator[Finding]:
         yield ok("decapsulation", f"packets are taken out of tunnels by {mode}: {daemon.status.get('reason')}")
 
 
+def check_filters_ahead(network: Network, daemon: Daemon) -> Iterator[Finding]:
+    """A filter of others before ours that accepts a packet keeps it from ours. The agent judges by what ours counts."""
+    if daemon.status.get("mode") != "bpf" or not network.filter or not network.ahead:
+        return
+    name = network.interface.name
+    told = daemon.status.get("filters_ahead") or ()
+    who = " and ".join(map(str, told)) or f"a filter of priority {' and '.join(map(str, network.ahead))}"
+    passes = daemon.status.get("filters_ahead_pass")
+    remedy = "; ".join(f"tc filter del dev {name} ingress pref {priority}" for priority in network.ahead)
+    if passes is False:
+        yield fault(
+            "filter_ahead",
+            f"{who} stands before lb-agent's at the ingress of {name} and takes its packets: no tunnel packet has come "
+            "to lb-agent's since it is there, and clients wait for an answer in vain",
+            f"`{remedy}`, or give it a priority behind lb-agent's (`tc filter show dev {name} ingress` shows both)",
+        )
+    elif passes is None:
+        yield warning(
+            "filter_ahead",
+            f"{who} stands before lb-agent's at the ingress of {name} and may keep packets from it: none has come "
+            "since it is there, nor shortly before",
+            f"if clients are not answered: `{remedy}`, or give it a priority behind lb-agent's",
+        )
+    else:
+        yield ok(
+            "filter_ahead", f"{who} stands before lb-agent's at the ingress of {name} and lets packets go on to it"
+        )
+
+
 def check_strangers(daemon: Daemon) -> Iterator[Finding]:
     """Tunnel packets from machines that are no MUXes of this host."""
     drops = daemon.status.get("drops")

@@ -273,10 +273,10 @@ def network(interface: str, *, filters: tuple[int, str] | None = None) -> Networ
             if message["index"] == _LOOPBACK and isinstance(address, IPv4Address) and not address.is_loopback:
                 labels.add(address)
         ways = list(_ways(netlink, names))
-        found = _has_filter(netlink, interface, names, filters) if filters else None
+        found, ahead = _filters(netlink, interface, names, filters) if filters else (None, ())
     default = next((by for prefix, by in ways if prefix is None), None)
     others = frozenset(by for _, by in ways if by not in (interface, "lo"))
-    return Network(link(interface), addresses, frozenset(labels), default, others, sysctls(interface), found)
+    return Network(link(interface), addresses, frozenset(labels), default, others, sysctls(interface), found, ahead)
 
 
 def _ways(netlink: Any, names: dict[int, str]) -> Iterator[tuple[str | None, str]]:
@@ -291,19 +291,24 @@ def _ways(netlink: Any, names: dict[int, str]) -> Iterator[tuple[str | None, str
                 yield route.get_attr("RTA_DST"), names[index]
 
 
-def _has_filter(netlink: Any, interface: str, names: dict[int, str], wanted: tuple[int, str]) -> bool | None:
+def _filters(
+    netlink: Any, interface: str, names: dict[int, str], wanted: tuple[int, str]
+) -> tuple[bool | None, tuple[int, ...]]:
+    """Whether the wanted one is there, and the priorities of those before its place."""
     index = next((number for number, name in names.items() if name == interface), None)
     if index is None:
-        return None
+        return None, ()
     priority, name = wanted
+    there, ahead = False, set()
     try:
         for message in netlink.get_filters(index=index, parent=0xFFFFFFF2):  # clsact's ingress
-            options = message.get_attr("TCA_OPTIONS")
-            if message["info"] >> 16 == priority and options is not None and options.get_attr("TCA_BPF_NAME") == name:
-                return True
+            options, place = message.get_attr("TCA_OPTIONS"), message["info"] >> 16
+            if place < priority and message["handle"]:
+                ahead.add(place)
+            there |= place == priority and options is not None and options.get_attr("TCA_BPF_NAME") == name
     except Exception as error:  # pyroute2 has no common base for "no such qdisc" and "not permitted"
-        return None if getattr(error, "code", None) == errno.EPERM else False
-    return False
+        return None if getattr(error, "code", None) == errno.EPERM else False, ()
+    return there, tuple(sorted(ahead))
 
 
 def sysctls(interface: str) -> dict[str, int]:

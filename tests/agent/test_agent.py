@@ -388,9 +388,25 @@ def test_rules_of_others_cost_one_listing_and_are_no_change_of_ours(host: FakeHo
 def test_interface_that_is_gone_is_said_and_taken_up_again(host: FakeHost, agent: Agent) -> None:
     agent.apply(config(WEB))
     gone = host.links.pop("eth0")
-    with pytest.raises(IoError, match="eth0 does not exist"):
-        agent.undone()
+    assert "eth0 does not exist" in (agent.interface_amiss() or "")
     host.links["eth0"] = gone
+    assert agent.interface_amiss() is None
+    assert agent.undone() == []
+
+
+def test_without_the_interface_all_the_rest_is_watched_and_put_back(host: FakeHost, agent: Agent) -> None:
+    agent.apply(config(WEB, NAT, WIDE))
+    gone, filters = host.links.pop("eth0"), host.filters.copy()
+    host.filters.clear()
+    host.addresses.pop(IPv4Address("203.0.113.10"))
+    host.table = None
+    host.generation += 1
+    assert {difference.what for difference in amiss(agent.undone())} == {"address", "nftables"}
+    agent.apply_again()
+    assert agent.undone() == []
+    assert host.table is not None
+    assert host.addresses[IPv4Address("203.0.113.10")]
+    host.links["eth0"], host.filters = gone, filters
     assert agent.undone() == []
 
 

@@ -17,6 +17,7 @@ from tests.agent.hostlab import GATEWAY, HOST, PLAIN_VIP, TRANSLATED_VIP, HostLa
 from tests.lab import netns
 from tests.lab.pace import allowed
 from tests.lab.process import wait_for
+from tests.lab.topology import PROGRAMS
 
 pytestmark = pytest.mark.lab
 
@@ -173,6 +174,55 @@ def test_interface_that_is_deleted_and_made_again_is_served_again(lab: HostLab) 
     wait_for(serves, "packets to be taken out of their tunnels again", seconds=allowed(SOON))
     assert lab.ask(TRANSLATED_VIP) == f"translated hello {HOST}"
     assert lab.row()["decapsulated"] > 100  # counted on
+
+
+def test_a_filter_of_others_that_takes_our_packets_is_said_and_one_that_lets_them_go_on_is_not_called_a_fault(
+    lab: HostLab,
+) -> None:
+    assert lab.agent is not None
+    add = "tc filter add dev eth0 ingress prio {} bpf bytecode '{}'"
+    try:
+        assert lab.ask(PLAIN_VIP)
+        assert not lab.on_host("sh", "-c", add.format(1, "1,6 0 0 0"))  # matches nothing
+        wait_for(lambda: lab.row()["filters_ahead"] == ["the bpf filter of priority 1"], "the first filter to be seen")
+        assert lab.ask(PLAIN_VIP)
+        wait_for(lambda: lab.row()["filters_ahead_pass"], "packets to be seen behind it")
+        assert lab.row()["degraded"] is None
+        assert not lab.on_host("sh", "-c", add.format(2, "1,6 0 0 4294967295"))  # accepts everything
+        with contextlib.suppress(OSError), _impatient(lab, PLAIN_VIP):
+            pytest.fail("the filter lets packets go on")
+        said_so = wait_for(lambda: lab.row()["degraded"], "the agent to say it")
+        assert "the bpf filter of priority 2" in said_so
+        lines = [line for line in lab.agent.output().splitlines() if "cannot be put back" in line]
+        assert len(lines) == 1, lines
+        assert "tc filter del dev eth0 ingress pref 2" in lines[0]
+        assert any(row["failed"] and "priority 2" in row["name"] for row in lab.row()["kernel"])
+        doctor = lab.on_host(str(PROGRAMS / "lb"), "doctor", "--config", str(lab.config))
+        assert "FAULT" in doctor.upper()
+        assert re.search(
+            r"priority 1 and the bpf filter of priority 2 stands before lb-agent's", " ".join(doctor.split())
+        )
+    finally:
+        lab.on_host("sh", "-c", "tc filter del dev eth0 ingress pref 1; tc filter del dev eth0 ingress pref 2")
+    wait_for(lambda: lab.row()["degraded"] is None and not lab.row()["filters_ahead"], "all to be well again")
+    assert lab.ask(PLAIN_VIP)
+
+
+def test_while_the_interface_has_another_name_the_rest_of_the_host_is_kept(lab: HostLab) -> None:
+    def rename(old: str, new: str) -> None:
+        route = f"ip route replace default via {GATEWAY}"
+        lab.on_host("sh", "-ec", f"ip link set {old} down; ip link set {old} name {new}; ip link set {new} up; {route}")
+
+    rename("eth0", "up0")
+    try:
+        wait_for(lambda: "eth0 does not exist" in (lab.row()["degraded"] or ""), "the agent to miss its interface")
+        assert not lab.on_host("sh", "-c", "nft delete table inet vipmux_agent; ip addr flush dev lo label lo:vipmux")
+        wait_for(lambda: "vipmux_agent" in lab.on_host("nft", "list", "tables"), "the table to be put back")
+        wait_for(lambda: PLAIN_VIP in lab.on_host("ip", "addr", "show", "dev", "lo"), "the VIP to be put back")
+    finally:
+        rename("up0", "eth0")
+    wait_for(lambda: lab.row()["degraded"] is None, "the agent to have its interface again")
+    assert lab.ask(PLAIN_VIP)
 
 
 def _impatient(lab: HostLab, vip: str) -> socket.socket:

@@ -152,6 +152,22 @@ def test_decapsulation_must_be_where_the_agent_put_it(mode: str, filter_: bool |
     assert [f.severity for f in host.check_decapsulation(Network(ETH0, filter=filter_), daemon)] == [severity]
 
 
+@pytest.mark.parametrize(
+    ("ahead", "passes", "severities"),
+    [((), None, []), ((1,), True, [OK]), ((1,), None, [WARNING]), ((1, 7), False, [FAULT])],
+)
+def test_filters_before_the_agents_are_judged_by_what_comes_to_it(
+    ahead: tuple[int, ...], passes: bool | None, severities: list[Severity]
+) -> None:
+    told = {"mode": "bpf", "filters_ahead": ["the bpf filter of priority 1"], "filters_ahead_pass": passes}
+    network = Network(ETH0, filter=True, ahead=ahead)
+    found = list(host.check_filters_ahead(network, replace(RUNS, status=told)))
+    assert [f.severity for f in found] == severities
+    if severities and severities != [OK]:
+        assert "the bpf filter of priority 1" in found[0].what
+        assert "tc filter del dev eth0 ingress pref 1" in (found[0].remedy or "")
+
+
 def test_tunnels_from_strangers_and_silent_processes_are_told() -> None:
     rows = (
         {"service": "web", "name": "a", "address": "10.0.3.21", "port": "80", "health": "down", "reason": "refused"},
