@@ -48,7 +48,8 @@ static inline uint64_t row_hash(const struct row_key *key)
 	uint64_t a = (key->address[0] ^ key->what) * 0x9e3779b97f4a7c15u;
 	uint64_t b = (key->address[1] + key->what) * 0xc2b2ae3d27d4eb4fu;
 
-	a ^= b ^ a >> 29;
+	a ^= b;
+	a ^= a >> 32; /* addresses often differ in their last bytes only, the highest here, and products carry upwards only */
 	a *= 0xbf58476d1ce4e5b9u;
 	return a ^ a >> 32;
 }

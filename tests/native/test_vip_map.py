@@ -17,6 +17,7 @@ from lb.errors import DataplaneError
 from lb.forwarding import Compiler, Forwarding
 from lb.model import Address, Backend, PortRange, Protocol, Service
 from tests.model import services as model
+from tests.native.compiled import library
 from tests.packets.build import ethernet, ipv4, ipv6, ping, tcp, udp
 from tests.packets.world import SETTINGS
 
@@ -141,6 +142,17 @@ def test_ten_thousand_services_are_found() -> None:
     for n in range(0, 10_000, 97):
         found = forwarding.lookup(Protocol.TCP, ip_address("192.0.2.1"), 1, services[n].vip.network_address, 80)
         assert found.service is services[n]
+
+
+@pytest.mark.parametrize(
+    ("first", "counted"),
+    [("2001:db8::", 16), ("2001:db8::1", 14), ("2001:db8::1", 8), ("10.0.0.0", 4), ("10.0.0.1", 3)],
+)
+def test_vips_that_differ_in_a_few_bytes_are_spread_over_the_index(first: str, counted: int) -> None:
+    """A quarter of the rows is taken: where VIPs are spread, some twenty in a row at most; where not, thousands."""
+    address = ip_address(first)
+    longest = library("index_probe.c").probe_longest(address.version, address.packed.ljust(16, b"\0"), counted, 5000)
+    assert 0 < longest < 100
 
 
 @pytest.mark.parametrize("link", [Link.NONE, Link.SWAP])
