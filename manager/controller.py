@@ -59,7 +59,7 @@ class Controller:
     def __init__(self, settings: ManagerSettings, store: Store, *, clocks: Clocks | None = None) -> None:
         self.settings = settings
         self.clocks = clocks or Clocks.of_machine()
-        self.events = Events()
+        self.events = Events(self.clocks.steady)
         self.emptied = Emptied()
         self.rates = Rates()
         self.changes = Changes()
@@ -119,6 +119,7 @@ class Controller:
     async def stop(self) -> None:
         await self.tasks.close()
         self.writer.close()
+        self.events.tick(self.clocks.wall(), last=True)
         await self.journal.write()
 
     async def heartbeat(self) -> None:
@@ -248,10 +249,10 @@ class Controller:
         for line in done[:LINES]:
             details = f": {', '.join(line.details)}" if line.details else ""
             why = f" ({terms.why})" if terms.why else ""
-            self.events.add(at, line.name, f"{line.action} by {terms.who}{details}{why}")
+            self.events.add(at, line.name, f"{line.action} by {terms.who}{details}{why}", always=True)
         if len(done) > LINES:
             more = f"and {len(done) - LINES:,} more were changed by {terms.who}; `lb get audit` has all of it"
-            self.events.add(at, f"version {made.version}", more)
+            self.events.add(at, f"version {made.version}", more, always=True)
         self.changes.tables("events")
 
     # -- what happens (manager.nodes.Listener) ------------------------------------------------------------------
@@ -400,6 +401,8 @@ class Controller:
             self.rates.tick(now, wall)
             self._look_at_drains(wall)
             self.planner.tick(now)
+            if self.events.tick(wall):
+                self.changes.tables("events")
 
     def _look_at_drains(self, wall: float) -> None:
         for (service, backend), empty in self.emptied.look(wall, self.hub.entries.values(), self.plan.drains):

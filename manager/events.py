@@ -4,14 +4,19 @@
 Written by :mod:`manager.controller`, which also keeps them in the store, a moment later and several at once; read by
 ``lb get events`` and ``lb describe``. Every event is a line of the log as well, which is where older ones are found.
 What operators changed is here in short, and in the audit in full and for ever. Pure.
+
+Whatever flaps must not push out all the rest: of one object there are no more than PER_MINUTE within a minute. What is
+left out then is counted, and at the end of the minute one event says how many there were and what the last of them was.
+As long as that goes on, one at once and that one are all of a minute. What operators did is never left out.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from lb.daemon.supervise import describe
 from lb.model import BackendState
@@ -19,6 +24,9 @@ from manager.store import Event
 from manager.world import BackendPlan, Plan, VipPlan
 
 KEPT = 5000
+#: Of one object, before others are left out until the minute is over.
+PER_MINUTE = 20
+_MINUTE = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +57,24 @@ def _is_about(subject: str, wanted: str) -> bool:
     return kind == "vip" and wanted.removeprefix("vip ") == name.partition("/")[0]
 
 
+@dataclass(slots=True)
+class _Minute:
+    """One object's, from its first event on."""
+
+    ends: float  #: by the steady clock
+    room: int
+    left_out: int = 0
+    bad: bool = False  #: one of those
+    last: str = ""
+
+
 class Events:
     """The latest events."""
 
-    def __init__(self) -> None:
+    def __init__(self, steady: Callable[[], float] = time.monotonic) -> None:
+        """``steady``: a clock that nobody sets, seconds."""
+        self._steady = steady
+        self._minutes: dict[str, _Minute] = {}  # by subject; the first to end is the first
         self._events: deque[Event] = deque(maxlen=KEPT)
         self._unkept: deque[Event] = deque(maxlen=KEPT)
         self._id = 0
@@ -67,7 +89,35 @@ class Events:
         self._events.extend(events)
         self._id = self._events[-1].id if self._events else 0
 
-    def add(self, at: float, subject: str, text: str, *, bad: bool = False) -> Event:
+    def add(self, at: float, subject: str, text: str, *, bad: bool = False, always: bool = False) -> Event | None:
+        """None: it is left out, for there are too many of this object. ``always``: it is not."""
+        self.tick(at)
+        if not always:
+            minute = self._minutes.setdefault(subject, _Minute(self._steady() + _MINUTE, PER_MINUTE))
+            if minute.room == 0:
+                minute.left_out, minute.bad, minute.last = minute.left_out + 1, minute.bad or bad, text
+                return None
+            minute.room -= 1
+        return self._add(at, subject, text, bad=bad)
+
+    def tick(self, at: float, *, last: bool = False) -> bool:
+        """Says what was left out in minutes that are over, or with ``last`` in all; whether there was something."""
+        now, said = self._steady(), False
+        for subject in list(self._minutes) if last else self._over(now):
+            minute = self._minutes.pop(subject)
+            if minute.left_out:
+                more = (
+                    f"{minute.left_out} more, which the log has, were left out within a minute; the last: {minute.last}"
+                )
+                self._add(at, subject, more, bad=minute.bad)
+                self._minutes[subject] = _Minute(now + _MINUTE, 1)
+                said = True
+        return said
+
+    def _over(self, now: float) -> list[str]:
+        return [subject for subject, _ in takewhile(lambda item: item[1].ends <= now, self._minutes.items())]
+
+    def _add(self, at: float, subject: str, text: str, *, bad: bool) -> Event:
         self._id += 1
         event = Event(self._id, at, subject, text, bad)
         self._events.append(event)

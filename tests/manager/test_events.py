@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from manager.controller import Controller
-from manager.events import KEPT, Events, Wanted
+from manager.events import KEPT, PER_MINUTE, Events, Wanted
 from manager.sqlite import SqliteStore
 from manager.store import Event, StoreError
 from tests.manager.fleet import service
@@ -59,7 +59,7 @@ def test_those_that_are_wanted_are_found(wanted: Wanted, found: list[int]) -> No
 def test_only_so_many_wait_for_a_store_that_fails() -> None:
     events = Events()
     for n in range(KEPT + 5):
-        events.add(float(n), "mux mux1", "it happened")
+        events.add(float(n), f"mux mux{n}", "it happened")
     taken = events.take_unkept()
     events.add(1.0, "mux mux1", "the last")
     events.not_kept(taken)
@@ -67,6 +67,67 @@ def test_only_so_many_wait_for_a_store_that_fails() -> None:
     assert len(waiting) == KEPT
     assert waiting[-1].text == "the last"
     assert events.take_unkept() == []
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_one_object_that_flaps_pushes_nobody_else_out() -> None:
+    """Twice a second for a day, while something happened to another at its beginning."""
+    clock = Clock()
+    events = Events(clock)
+    events.add(0.0, "mux mux1", "is connected")
+    for half in range(2 * 86_400):
+        clock.now = 1000.0 + half / 2
+        events.add(half / 2, "backend web/web-1", f"flap {half}", bad=half % 2 == 0)
+    found = events.latest(KEPT)
+    assert found[0].text == "is connected"
+    minutes = 24 * 60
+    assert len(found) == 1 + PER_MINUTE + 2 * (minutes - 1)
+    assert [one.id for one in found] == list(range(1, len(found) + 1)), "numbers have no gaps"
+
+
+def test_what_is_left_out_is_counted_and_the_last_of_it_is_told() -> None:
+    clock = Clock()
+    events = Events(clock)
+    for n in range(PER_MINUTE):
+        assert events.add(float(n), "backend web/web-1", f"flap {n}") is not None
+    assert events.add(20.0, "backend web/web-1", "down", bad=True) is None
+    assert events.add(21.0, "backend web/web-1", "up") is None
+    assert events.add(22.0, "backend web/web-2", "up") is not None, "another is free to speak"
+    assert events.add(23.0, "backend web/web-1", "drained by ada", always=True) is not None
+    clock.now += 59.9
+    assert not events.tick(59.9)
+    clock.now += 0.1
+    assert events.tick(60.0)
+    assert not events.tick(60.0)
+    (said,) = events.latest(1)
+    assert (said.at, said.subject, said.bad) == (60.0, "backend web/web-1", True)
+    assert said.text == "2 more, which the log has, were left out within a minute; the last: up"
+    assert events.add(61.0, "backend web/web-1", "down", bad=True) is not None, "one at once"
+    assert events.add(62.0, "backend web/web-1", "up") is None
+    clock.now += 60
+    assert events.tick(120.0)
+    clock.now += 60
+    assert not events.tick(180.0), "a minute of quiet"
+    assert all(events.add(200.0, "backend web/web-1", f"flap {n}") for n in range(PER_MINUTE))
+    assert events._minutes.keys() == {"backend web/web-1"}, "nothing is remembered of the others"
+
+
+async def test_what_a_node_says_without_end_is_bounded_and_outlives_the_manager(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = Site().connect(controller)
+        for n in range(100):
+            controller.hub.event(site.muxes[0], f"no. {n}")
+    async with running(tmp_path) as controller:
+        texts = [one.text for one in controller.events.latest(KEPT, Wanted("mux mux1"))]
+    assert len(texts) == PER_MINUTE + 1
+    assert texts[-1].endswith("were left out within a minute; the last: no. 99")
 
 
 async def test_the_store_keeps_the_last_ones(tmp_path: Path) -> None:
