@@ -40,7 +40,7 @@ static bool takes_flows(const struct service *service)
 	return service->maglev->slots[0] != MAGLEV_NONE;
 }
 
-/* What keep_remembered() of mux.c would say to a packet that goes on with the flow. */
+/* What keep_remembered() of mux_choose.c would say to a packet that goes on with the flow. */
 static bool stays(const struct flow *flow)
 {
 	switch (backend_state(flow->backend)) {

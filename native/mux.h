@@ -5,7 +5,8 @@
  *
  *	parse -> find service -> find flow -> choose backend -> encapsulate -> send -> count
  *
- * Each stage is one plain loop over the burst; a packet that fails keeps its reason and later stages step over it.
+ * Each stage is one plain loop over the burst; a packet that fails keeps its reason and later stages step over it.  What they
+ * leave for each other in struct mux is told in mux_stages.h.
  * The outcome is the same as if packets came one at a time.
  */
 #ifndef VIPMUX_MUX_H
@@ -76,6 +77,7 @@ struct mux {
 	struct flow_slot slots[BURST_MAX];
 	struct frame out[BURST_MAX];
 	unsigned out_count;
+	uint8_t listed[BURST_MAX]; /* indices of packets that Maglev is asked for */
 	uint64_t addresses[BURST_MAX], ports[BURST_MAX], hashes[BURST_MAX]; /* of packets hashed together */
 	uint8_t *segments; /* BURST_MAX buffers for segments */
 	const struct vector *vector; /* what config.vector chose */

@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Second stage, see mux_stages.h: which backend each packet goes to, and what the flow table remembers of it. */
+#include <string.h>
+
+#include "mux_stages.h"
+#include "neighbours.h"
+
+/* ---- find flow ---- */
+
+static uint32_t maglev_slot_of(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	const struct service *service = passage->service;
+	struct flow_tuple tuple;
+
+	if (LIKELY(!service->hash_source))
+		return maglev_slot(service->maglev, mux_passage_hash(mux, packet, passage));
+	mux_packet_tuple(packet, &tuple);
+	return maglev_slot(service->maglev, flow_tuple_hash(&mux->snapshot->map->seed, &tuple, true));
+}
+
+/* Hashes together what is not hashed yet, which is IPv4, and whose whole tuple chooses the slot. */
+static void hash_listed(struct mux *mux, unsigned count)
+{
+	uint64_t *addresses = mux->addresses, *ports = mux->ports;
+	uint8_t hashed[BURST_MAX];
+	unsigned unhashed = 0;
+	uint32_t pair[2];
+
+	for (unsigned n = 0; n < count; n++) {
+		const struct packet *packet = &mux->packets[mux->listed[n]];
+		const struct passage *passage = &mux->passages[mux->listed[n]];
+
+		if (UNLIKELY(passage->hashed || passage->service->hash_source))
+			continue;
+		memcpy(pair, packet->ip + 12, 8);
+		addresses[unhashed] = flow_word4_addresses(pair[0], pair[1]);
+		ports[unhashed] = flow_word4_ports(packet->source_port, packet->destination_port, packet->protocol);
+		hashed[unhashed++] = mux->listed[n];
+	}
+	if (!unhashed)
+		return;
+	mux->vector->hash4(&mux->snapshot->map->seed, addresses, ports, mux->hashes, unhashed);
+	for (unsigned n = 0; n < unhashed; n++) {
+		struct passage *passage = &mux->passages[hashed[n]];
+
+		passage->hash = mux->hashes[n];
+		passage->hashed = true;
+	}
+}
+
+/* Maglev slots of the packets listed, asked for. */
+static void prefetch_slots(struct mux *mux, unsigned count)
+{
+	hash_listed(mux, count);
+	for (unsigned n = 0; n < count; n++) {
+		const struct packet *packet = &mux->packets[mux->listed[n]];
+		struct passage *passage = &mux->passages[mux->listed[n]];
+
+		passage->maglev_slot = maglev_slot_of(mux, packet, passage);
+		__builtin_prefetch(&passage->service->maglev->slots[passage->maglev_slot]);
+	}
+}
+
+/* What prefetch_slots() asked for is there by now, or waited for by all at once: the backends that it names. */
+static void prefetch_backends(struct mux *mux, unsigned count)
+{
+	for (unsigned n = 0; n < count; n++) {
+		const struct passage *passage = &mux->passages[mux->listed[n]];
+		uint16_t number = passage->service->maglev->slots[passage->maglev_slot];
+
+		if (LIKELY(number < passage->service->backend_count))
+			__builtin_prefetch(&passage->service->backends[number]);
+	}
+}
+
+/* First look, without deciding anything: what is not at home will need its other line or its Maglev slot soon. */
+static void look_for_flows(struct mux *mux)
+{
+	unsigned count = 0;
+
+	flow_table_find_home_burst(mux->table, mux->scrambled, mux->slots, mux->count);
+	for (unsigned i = 0; i < mux->count; i++) {
+		struct flow_slot slot = mux->slots[i];
+
+		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
+			continue;
+		if (LIKELY(slot.line != NULL)) {
+			__builtin_prefetch(&mux->passages[i].service->backends[flow_slot_backend(slot)]);
+		} else {
+			flow_table_prefetch_alternate(mux->table, mux->scrambled[i]);
+			mux->listed[count++] = (uint8_t)i;
+			if (UNLIKELY(mux->neighbours != NULL))
+				neighbours_prefetch(mux->neighbours, mux->scrambled[i]);
+		}
+	}
+	prefetch_slots(mux, count);
+	prefetch_backends(mux, count);
+}
+
+/* ---- choose backend ---- */
+
+/* Maglev's choice: sets backend and number, false if no backend takes new flows. */
+static bool choose_new(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	uint16_t number = passage->service->maglev->slots[maglev_slot_of(mux, packet, passage)];
+
+	if (UNLIKELY(number == MAGLEV_NONE))
+		return false;
+	passage->backend_number = number;
+	passage->backend = mux_backend_at(passage->service, number);
+	return passage->backend != NULL;
+}
+
+static bool flow_expired(const struct mux *mux, const struct passage *passage, struct flow_slot slot,
+			 enum flow_class class)
+{
+	uint16_t idle = class == FLOW_TCP_UNTRUSTED ? mux->snapshot->map->idle_untrusted : passage->service->idle;
+
+	return flow_slot_age(mux->table, slot) >= idle;
+}
+
+/*
+ * Whether the remembered backend still serves this packet.  Draining backends keep their TCP conversations but not
+ * a new one on the same ports; their UDP flows move at once, if there is anywhere to move.  Sets the backend if so.
+ */
+static bool keep_remembered(const struct mux *mux, const struct packet *packet, struct passage *passage, uint32_t number)
+{
+	const struct backend *backend = mux_backend_at(passage->service, number);
+
+	if (UNLIKELY(!backend || backend_state(backend) == BACKEND_DOWN))
+		return false;
+	if (UNLIKELY(backend_state(backend) == BACKEND_DRAIN)) {
+		bool moves = packet->protocol == 17 || packet_opens(packet);
+
+		if (moves && (packet->protocol == 6 || choose_new(mux, packet, passage)))
+			return false;
+	}
+	passage->backend = backend;
+	passage->backend_number = (uint16_t)number;
+	return true;
+}
+
+/*
+ * What a packet tells about a flow that is not settled: that there was a later one, which no SYN is, and whether the
+ * client still wants the conversation.  Its last ACK, after a FIN, changes nothing.
+ */
+static void note_progress(struct mux *mux, const struct packet *packet, struct flow_slot slot, enum flow_class class)
+{
+	if (!packet_opens(packet))
+		class = flow_class_after(class, flow_slot_age(mux->table, slot) != 0);
+	if (packet->protocol == 6 && packet_goes_on(packet))
+		class = flow_class_ending(class, false);
+	flow_slot_set_class(mux->table, slot, class);
+}
+
+/* A known flow whose backend serves on: refresh it, and note how far it has come. */
+static inline bool use_entry(struct mux *mux, const struct packet *packet, struct passage *passage,
+			     struct flow_slot slot)
+{
+	enum flow_class class = flow_slot_class(slot);
+
+	if (UNLIKELY(flow_expired(mux, passage, slot, class)) ||
+	    UNLIKELY(!keep_remembered(mux, packet, passage, flow_slot_backend(slot))))
+		return false;
+	if (UNLIKELY(!flow_class_is_settled(class)))
+		note_progress(mux, packet, slot, class);
+	flow_slot_touch(mux->table, slot);
+	if (UNLIKELY(packet_ends(packet)))
+		flow_slot_set_class(mux->table, slot, flow_class_ending(flow_slot_class(slot), true));
+	passage->flow = FLOW_KNOWN;
+	return true;
+}
+
+/* No usable entry: Maglev decides, and the table remembers, in the old entry's place if there is one. */
+static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot)
+{
+	struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
+	enum flow_class class = packet->protocol == 17 ? FLOW_UDP_UNTRUSTED : FLOW_TCP_UNTRUSTED;
+
+	if (!choose_new(mux, packet, passage))
+		return REASON_NO_BACKEND;
+	passage->flow = FLOW_NEW;
+	/* What has expired is gone, whether the sweep has come by or not: else places would depend on how bursts fell. */
+	if (slot.line && !flow_table_expire(mux->table, slot))
+		flow_slot_rewrite(mux->table, slot, passage->backend_number, class);
+	else if (!flow_table_insert(mux->table, mux->scrambled[i], passage->backend_number, class))
+		passage->flow = FLOW_UNTRACKED;
+	return REASON_FORWARDED;
+}
+
+/* Nothing that is of use is known of the flow here. */
+static bool is_strange(const struct mux *mux, const struct passage *passage, struct flow_slot slot)
+{
+	return !slot.line || flow_expired(mux, passage, slot, flow_slot_class(slot));
+}
+
+static inline void prefetch_way_out(const struct mux *mux, const struct backend *backend)
+{
+	__builtin_prefetch(&mux->snapshot->hops[backend_hop(backend)]);
+	__builtin_prefetch(&mux->backend_counters[backend->counter], 1);
+}
+
+static void choose_backends(struct mux *mux)
+{
+	struct flow_table *table = mux->table;
+	uint32_t unchanged = table->changes;
+
+	for (unsigned i = 0; i < mux->count; i++) {
+		struct packet *packet = &mux->packets[i];
+		struct passage *passage = &mux->passages[i];
+		struct flow_slot slot = mux->slots[i];
+
+		if (UNLIKELY(packet->reason != REASON_FORWARDED))
+			continue;
+		/* An earlier packet of the burst may have made, moved or evicted the entry since the first look. */
+		if (UNLIKELY(!slot.line || table->changes != unchanged))
+			slot = flow_table_find(table, mux->scrambled[i]);
+		if (UNLIKELY(mux->neighbours != NULL) && is_strange(mux, passage, slot))
+			slot = neighbours_take(mux->neighbours, table, mux->scrambled[i], slot);
+		if (UNLIKELY(!slot.line || !use_entry(mux, packet, passage, slot)))
+			packet->reason = start_flow(mux, i, slot);
+		if (LIKELY(packet->reason == REASON_FORWARDED))
+			prefetch_way_out(mux, passage->backend);
+	}
+}
+
+/* Without a flow table every packet asks Maglev. */
+static void choose_stateless(struct mux *mux)
+{
+	unsigned count = 0;
+
+	for (unsigned i = 0; i < mux->count; i++)
+		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
+			mux->listed[count++] = (uint8_t)i;
+	prefetch_slots(mux, count);
+	prefetch_backends(mux, count);
+	for (unsigned n = 0; n < count; n++) {
+		struct packet *packet = &mux->packets[mux->listed[n]];
+		struct passage *passage = &mux->passages[mux->listed[n]];
+
+		if (LIKELY(choose_new(mux, packet, passage))) {
+			passage->flow = FLOW_UNTRACKED;
+			prefetch_way_out(mux, passage->backend);
+		} else {
+			packet->reason = REASON_NO_BACKEND;
+		}
+	}
+}
+
+void mux_choose_burst(struct mux *mux)
+{
+	if (!mux->table) {
+		choose_stateless(mux);
+		return;
+	}
+	look_for_flows(mux);
+	choose_backends(mux);
+	flow_table_settle(mux->table);
+}
