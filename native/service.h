@@ -66,6 +66,12 @@ static inline bool service_is_exact4(const struct service *service)
 	return service->family == 4 && service->prefix_length == 32 && service->first_port == service->last_port;
 }
 
+/* Of one IPv6 address and one port. */
+static inline bool service_is_exact6(const struct service *service)
+{
+	return service->family == 6 && service->prefix_length == 128 && service->first_port == service->last_port;
+}
+
 /* -EINVAL: id, protocol, family, prefix, ports, MTU or number of backends out of range, host bits set, no table. */
 int service_validate(const struct service *service);
 

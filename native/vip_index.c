@@ -3,7 +3,7 @@
  * See vip_index.h.
  *
  * One open-addressed hash table with three kinds of rows for every prefix in use:
- *	EXACT  (prefix, protocol, port) -> the service of exactly this port
+ *	EXACT  (prefix, protocol, port) -> the service of exactly this port, if it is not in the table of IPv6 addresses
  *	RANGES (prefix, protocol)       -> the services of port ranges, and the one of any port
  *	VIP    (prefix)                 -> this is a VIP of ours, whatever the port
  * A lookup goes through the prefix lengths in use, longest first.
@@ -145,6 +145,8 @@ static int index_add(struct vip_index *index, struct service *service)
 	row = row_at(index, &key);
 	row->key = key;
 	row->value = index;
+	if (service_is_exact6(service))
+		return exact6_table_add(&index->exact6, service);
 
 	key = service_key(service, exact ? ROW_EXACT : ROW_RANGES);
 	row = row_at(index, &key);
@@ -169,22 +171,23 @@ static int index_add(struct vip_index *index, struct service *service)
 int vip_index_build(struct service *const *services, uint32_t service_count, struct vip_index **out)
 {
 	struct vip_index *index = calloc(1, sizeof(*index));
-	uint32_t count = 0;
+	uint32_t count = 0, count6 = 0;
 	uint64_t rows = ROWS_MIN;
-	int error = 0;
+	int error;
 
 	if (!index)
 		return -ENOMEM;
 	index->references = 1;
-	for (uint32_t i = 0; i < service_count; i++)
+	for (uint32_t i = 0; i < service_count; i++) {
 		count += !service_is_exact4(services[i]);
+		count6 += service_is_exact6(services[i]);
+	}
 	/* At most two rows a service, and a quarter full: a probe that meets another's row costs a misprediction. */
 	while (rows < (uint64_t)count * 8)
 		rows *= 2;
 	index->rows = calloc(rows, sizeof(*index->rows));
 	index->row_mask = rows - 1;
-	if (!index->rows)
-		error = -ENOMEM;
+	error = index->rows ? exact6_table_create(&index->exact6, count6) : -ENOMEM;
 	for (uint32_t i = 0; i < service_count && !error; i++)
 		error = index_add(index, services[i]);
 	if (error)
@@ -212,6 +215,7 @@ void vip_index_put(struct vip_index *index)
 		free(ranges->by_port);
 		free(ranges);
 	}
+	exact6_table_free(&index->exact6);
 	free(index->rows);
 	free(index);
 }
@@ -253,6 +257,14 @@ const struct service *vip_index_find(const struct vip_index *index, uint8_t fami
 	const struct vip_length *end = length + index->length_count[family_index(family)];
 	uint64_t address[2];
 
+	if (family == 6) {
+		const struct service *service = exact6_table_find(&index->exact6, destination, protocol, port);
+
+		if (LIKELY(service != NULL)) {
+			*is_vip = true;
+			return service;
+		}
+	}
 	address_load(family, destination, address);
 	for (; length < end; length++) {
 		struct row_key key = masked_key(address, length);

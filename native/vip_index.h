@@ -2,6 +2,7 @@
 /*
  * The index of services by prefix, exact port, port range and any port: all but those in the exact table (exact_table.h),
  * which are stepped over.  The most specific service is found: longer prefix first, then exact port, port range, any port.
+ * IPv6 services of one address and port are in a table of their own (exact6_table.h), which is looked into first.
  *
  * Built once of a map's services, immutable from then on and shared by reference between the maps whose services here are
  * the same; it has no references of the services, its maps do.  Any thread may look, get and put.
@@ -13,6 +14,7 @@
 #include <stdint.h>
 
 #include "address.h"
+#include "exact6_table.h"
 #include "service.h"
 
 /* A prefix length in use, longest first, and which rows it can have. */
@@ -29,6 +31,7 @@ struct vip_index {
 	uint32_t references; /* atomic */
 	struct vip_row *rows;
 	uint64_t row_mask;
+	struct exact6_table exact6;
 	unsigned length_count[2]; /* of IPv4, of IPv6 */
 	struct vip_length lengths[2][129];
 };

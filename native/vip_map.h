@@ -4,7 +4,8 @@
  * vip_map_add(), sealed once, immutable from then on and shared by reference between snapshots.
  *
  * The most specific service wins: longer prefix first, then exact port, port range, any port.  IPv4 services of one address
- * and port are in the exact table (exact_table.h), all others in the index (vip_index.h).
+ * and port are in the exact table (exact_table.h), all others in the index (vip_index.h), which has a table of its own for
+ * those of IPv6 (exact6_table.h).
  */
 #ifndef VIPMUX_VIP_MAP_H
 #define VIPMUX_VIP_MAP_H

@@ -98,13 +98,15 @@ def test_a_map_that_was_changed_answers_as_one_that_was_made_anew(
         assert verdicts(compiler.compile(chosen), packets) == verdicts(Compiler(SETTINGS).compile(chosen), packets)
 
 
-def test_a_map_that_is_changed_again_and_again_holds_exactly_its_services() -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_map_that_is_changed_again_and_again_holds_exactly_its_services(family: int) -> None:
     """Among many services rows of the tables stand in each other's way, and one that goes must not hide another."""
     chance = random.Random(4)
-    pool = [
-        a_service(f"s{n}", f"10.{chance.randrange(4)}.{n >> 9}.{n >> 1 & 255}/32", Protocol.TCP, *[80 + n % 2] * 2)
-        for n in range(6000)
-    ]
+    pool = []
+    for n in range(6000):
+        parts = chance.randrange(4), n >> 9, n >> 1 & 255
+        vip = "10.{}.{}.{}/32".format(*parts) if family == 4 else "2001:db8:{:x}:1::{:x}:{:x}/128".format(*parts)
+        pool.append(a_service(f"s{n}", vip, Protocol.TCP, 80 + n % 2, 80 + n % 2))
     pool = list({(service.vip, service.ports): service for service in pool}.values())
     packets = [(str(service.vip.network_address), service.ports.first, Protocol.TCP) for service in pool]
     there = set(range(0, len(pool), 2))
@@ -126,8 +128,9 @@ def test_a_map_that_is_changed_again_and_again_holds_exactly_its_services() -> N
     ("first", "second"),
     [((80, 80), (80, 80)), ((0, 65535), (0, 65535)), ((10, 20), (20, 30)), ((10, 30), (15, 20)), ((10, 20), (5, 10))],
 )
-def test_two_services_that_tie_are_refused(first: tuple[int, int], second: tuple[int, int]) -> None:
-    services = [a_service(str(n), "203.0.113.1/32", Protocol.TCP, *ports) for n, ports in enumerate((first, second))]
+@pytest.mark.parametrize("vip", ["203.0.113.1/32", "2001:db8::7/128"])
+def test_two_services_that_tie_are_refused(vip: str, first: tuple[int, int], second: tuple[int, int]) -> None:
+    services = [a_service(str(n), vip, Protocol.TCP, *ports) for n, ports in enumerate((first, second))]
     assert tie(*services)
     # the compiler tells services apart by these very things, so equal ones are one; the map is asked directly
     with pytest.raises(DataplaneError):
@@ -144,15 +147,18 @@ def test_ten_thousand_services_are_found() -> None:
         assert found.service is services[n]
 
 
+@pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize(
     ("first", "counted"),
     [("2001:db8::", 16), ("2001:db8::1", 14), ("2001:db8::1", 8), ("10.0.0.0", 4), ("10.0.0.1", 3)],
 )
-def test_vips_that_differ_in_a_few_bytes_are_spread_over_the_index(first: str, counted: int) -> None:
+def test_vips_that_differ_in_a_few_bytes_are_spread_over_the_index(first: str, counted: int, exact: bool) -> None:
     """A quarter of the rows is taken: where VIPs are spread, some twenty in a row at most; where not, thousands."""
     address = ip_address(first)
-    longest = library("index_probe.c").probe_longest(address.version, address.packed.ljust(16, b"\0"), counted, 5000)
-    assert 0 < longest < 100
+    probe = library("index_probe.c", "exact6_table.c")
+    longest = probe.probe_longest(address.version, address.packed.ljust(16, b"\0"), counted, 5000, exact)
+    elsewhere = exact and address.version == 4  # in the exact table
+    assert (longest == 0) if elsewhere else (0 < longest < 100)
 
 
 @pytest.mark.parametrize("link", [Link.NONE, Link.SWAP])
