@@ -86,6 +86,9 @@ def _peers(name: str, answer: Answer) -> str:
         f"load average {answer['load_average']} before they began" if "load_average" in answer else "others at work"
     )
     said.append(f"{answer['cpu']}, {answer['kernel']}, {answer['date']}; {answer['rounds']} rounds, {others}.")
+    # What whoever measured has to say of it by hand; it goes with the answer when that is measured anew.
+    if "remark" in answer:
+        said.append(answer["remark"])
     return "\n\n".join(said)
 
 

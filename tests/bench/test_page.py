@@ -58,6 +58,12 @@ def test_what_was_not_measured_is_said() -> None:
     assert [f"make bench ONLY={name}" in text for name in measure.SECTIONS] == [True] * len(measure.SECTIONS)
 
 
+def test_what_the_measurer_remarked_stands_with_the_figures() -> None:
+    answers = {"peers": {**PEERS, "remark": "Others were at work."}}
+    assert "Others were at work." in page.text(answers)
+    assert "Others were at work." not in page.text({"peers": PEERS})
+
+
 def test_every_curve_is_a_table() -> None:
     text = page.text({"pipeline": PIPELINE})
     assert all(f"ns per packet by {what}" in text for what in measure.CURVES)
