@@ -166,15 +166,9 @@ class Engine:
         with self._guard:
             self._end_workers()
 
-    def regroup(self, ios: Sequence[Io]) -> None:
-        """One worker for each of these ios instead, be it more or fewer; no flow is forgotten. The ios that there were
-        may be closed afterwards, and :meth:`inherit` is to be called. Raises DataplaneError, with no worker running."""
-        with self._guard:
-            self._end_workers()
-            self._begin_workers(ios)
-
     def resize(self, workers: int) -> None:
-        """The flow tables for so many workers, none of which runs yet; see :meth:`regroup`, which does this as well."""
+        """The flow tables for so many workers, none of which runs yet; no flow is forgotten. :meth:`start` does this as
+        well, for as many as it is given; :meth:`inherit` is to be called afterwards."""
         with self._guard:
             self._prepare(workers)
 
