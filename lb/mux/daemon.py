@@ -57,7 +57,8 @@ from lb.mux.leave_out import compile_most, local_vips, readable
 from lb.mux.mode import Mode
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
-from lb.mux.ports import Port, open_port
+from lb.mux.open_port import open_port
+from lb.mux.ports import Port
 from lb.mux.reload import check_bgp, check_settings, check_vips
 from lb.mux.requests import answer, handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface

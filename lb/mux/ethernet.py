@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an interface is and how it is set up, as its driver says, and its offloads put back as they were.
 
-By the ethtool ioctl, in the network namespace of the caller. Used by :mod:`lb.mux.xdp` and :mod:`lb.mux.ports`.
+By the ethtool ioctl, in the network namespace of the caller. Used by :mod:`lb.mux.xdp_port`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must be right before the first packet: state directory, one ``lb-mux`` in it, the interface, our address.
 
-Called once by :mod:`lb.mux.daemon` and :mod:`lb.mux.ports`. Each check raises an error of one sentence that says what
-to do.
+Called once by :mod:`lb.mux.daemon` and :mod:`lb.mux.open_port`. Each check raises an error of one sentence that says
+what to do.
 """
 
 from __future__ import annotations

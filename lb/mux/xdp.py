@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether, and how, AF_XDP serves an interface. Pure: decided by what :mod:`lb.mux.ethernet` saw, done by
-:mod:`lb.mux.ports`.
+:mod:`lb.mux.xdp_port`.
 
 ``auto`` takes it where a real driver runs the program. On a veth the program would switch the neighbours' segmentation
 offload off: they would send a packet at a time what ``packet`` takes as one of 64 KiB. Asked for by its name it is

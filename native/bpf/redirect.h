@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The XDP program of the AF_XDP backend (io_xdp.c): frames to a VIP go to the socket of the queue that received them, all else
- * goes on to the kernel.  lb/mux/ports.py loads it, fills its maps and attaches it to one interface.
+ * goes on to the kernel.  lb/mux/xdp_port.py loads it, fills its maps and attaches it to one interface.
  *
  * Taken is what the socket filter of packet mode lets in: untagged, to the interface's own link address, of IPv4 or IPv6, and
  * to an address of a VIP; so ICMP errors about a VIP are, and fragments.  A queue that has no socket passes all.

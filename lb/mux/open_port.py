@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens the best I/O that a MUX may have: tries what the configuration allows, in the order of :mod:`lb.mux.mode`.
+
+Called once by :mod:`lb.mux.daemon`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lb.daemon.kernel_watch import Own
+from lb.errors import IoError, VipmuxError
+from lb.model import IoMode, MuxSettings, Network
+from lb.mux.mode import Mode, candidates, nothing_works, obtained
+from lb.mux.netlink import Netlink
+from lb.mux.ports import PacketPort, Port, TunPort
+from lb.mux.startup import Claim
+from lb.mux.xdp_port import XdpPort
+
+_KINDS: Mapping[IoMode, type[XdpPort] | type[PacketPort] | type[TunPort]] = {
+    IoMode.XDP: XdpPort,
+    IoMode.PACKET: PacketPort,
+    IoMode.TUN: TunPort,
+}
+
+
+async def open_port(
+    settings: MuxSettings, vips: Iterable[Network], netlink: Netlink, state_dir: Path, own: Own
+) -> tuple[Port, Mode]:
+    """The best I/O that works here, open, with the reason for it. ``own`` learns what changes of it are known by."""
+    vips = frozenset(vips)
+    claims = _claims(settings)
+    refused: dict[IoMode, str] = {}
+    for candidate in candidates(settings.io):
+        port = _KINDS[candidate](settings, netlink, state_dir, own, claims)
+        try:
+            await port.open(vips)
+        except VipmuxError as error:
+            refused[candidate] = str(error)
+            continue
+        return port, replace(obtained(settings.io, candidate, refused), details=port.details)
+    for claim in claims:
+        claim.close()
+    raise nothing_works(settings.io, refused)
+
+
+def _claims(settings: MuxSettings) -> list[Claim]:
+    """Before anything is touched; a TUN device is of its MUX alone, and several may be on one interface."""
+    claims = [Claim("name", settings.name)]
+    if IoMode.PACKET in candidates(settings.io):
+        try:
+            claims.append(Claim("interface", settings.interface))
+        except IoError:
+            claims[0].close()
+            raise
+    return claims
