@@ -254,9 +254,14 @@ struct bench_sample {
 	double probe;
 };
 struct bench;
-/* mux must outlive it.  mode: enum bench_mode; flows > 0.  run returns how many of `max` samples it took in so many seconds. */
-int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, struct bench **out);
+/*
+ * mux must outlive it.  mode: enum bench_mode; flows > 0; frames: a multiple of BENCH_SEGMENT.  run and floor return how many of
+ * `max` samples they took in so many seconds.
+ */
+int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, uint32_t frames,
+		 struct bench **out);
 uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
+uint32_t bench_floor(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
 struct bench_sent {
 	uint64_t fresh;
 	uint64_t known;

@@ -11,7 +11,6 @@
 #include "checksum.h"
 #include "clock.h"
 
-#define RING 65536u
 /*
  * Frames start 20 bytes into a cache line: outer Ethernet, outer IP, inner IP and ports then lie in one.  The stride is
  * no power of two, or all headers would crowd into a few sets of the first-level cache.
@@ -22,12 +21,14 @@
 #define IPV6_BYTES 40u
 #define TCP_BYTES 20u
 #define DATA_BYTES 10u
+#define WARM_FLOWS 65536u
 
 struct bench {
 	struct mux *mux;
 	struct snapshot *snapshot;
 	uint32_t mode;
 	uint32_t flows;
+	uint32_t frames; /* of the ring */
 	uint32_t packet_bytes; /* of IP, its data included */
 	uint32_t next; /* frame of the ring to go on with; at 0 the ring is filled anew */
 	uint64_t random;
@@ -124,7 +125,7 @@ static void write_packet(struct bench *bench, uint32_t frame, uint64_t flow, uin
 
 static void fill_ring(struct bench *bench)
 {
-	for (uint32_t i = 0; i < RING; i++) {
+	for (uint32_t i = 0; i < bench->frames; i++) {
 		uint64_t random = draw(bench);
 		uint32_t known = (uint32_t)((random >> 32) * bench->flows >> 32);
 		bool new = bench->mode == BENCH_FLOOD || (bench->mode == BENCH_MIX && random % 10 == 0);
@@ -160,44 +161,57 @@ static void run_frames(struct bench *bench, uint32_t first, uint32_t count)
 	}
 }
 
-/* Every known flow twice, a tick apart, so that the table has and trusts it. */
+/* A packet of each of these flows. */
+static void run_flows(struct bench *bench, uint64_t first, uint32_t count)
+{
+	for (uint32_t done = 0, n; done < count; done += n) {
+		n = count - done < bench->frames ? count - done : bench->frames;
+		for (uint32_t i = 0; i < n; i++)
+			write_packet(bench, i, first + done + i, TCP_ACK);
+		run_frames(bench, 0, n);
+	}
+}
+
+/* Every known flow twice, a tick apart, so that the table has and trusts it; so many at a time that none expires between. */
 static void warm_up(struct bench *bench)
 {
 	if (bench->mode == BENCH_MISS || bench->mode == BENCH_SCRIPT)
 		return;
-	for (uint64_t first = 0; first < bench->flows; first += RING) {
-		uint32_t count = bench->flows - first < RING ? (uint32_t)(bench->flows - first) : RING;
+	for (uint64_t first = 0; first < bench->flows; first += WARM_FLOWS) {
+		uint32_t count = bench->flows - first < WARM_FLOWS ? (uint32_t)(bench->flows - first) : WARM_FLOWS;
 
 		for (unsigned pass = 0; pass < 2; pass++) {
-			for (uint32_t i = 0; i < count; i++)
-				write_packet(bench, i, first + i, TCP_ACK);
-			run_frames(bench, 0, count);
+			run_flows(bench, first, count);
 			bench->ahead += 1u << FLOW_TICK_SHIFT;
 		}
 	}
 }
 
-int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, struct bench **out)
+int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, uint32_t frames,
+		 struct bench **out)
 {
+	size_t bytes = (size_t)frames * STRIDE;
 	struct bench *bench;
 
 	if (!snapshot->map->service_count || !flows || mode > BENCH_SCRIPT)
 		return -EINVAL;
+	if (!frames || frames % BENCH_SEGMENT || frames > BENCH_FRAMES_MAX)
+		return -EINVAL;
 	bench = calloc(1, sizeof(*bench));
 	if (!bench)
 		return -ENOMEM;
-	bench->ring = mmap(NULL, (size_t)RING * STRIDE, PROT_READ | PROT_WRITE,
-			   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bench->ring = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (bench->ring == MAP_FAILED) {
 		free(bench);
 		return -ENOMEM;
 	}
-	madvise(bench->ring, (size_t)RING * STRIDE, MADV_HUGEPAGE);
-	memset(bench->ring, 0, (size_t)RING * STRIDE);
+	madvise(bench->ring, bytes, MADV_HUGEPAGE);
+	memset(bench->ring, 0, bytes);
 	bench->mux = mux;
 	bench->snapshot = snapshot_get(snapshot);
 	bench->mode = mode;
 	bench->flows = flows;
+	bench->frames = frames;
 	bench->packet_bytes = snapshot->map->services[0]->family == 6 ? IPV6_BYTES : IPV4_BYTES;
 	bench->packet_bytes += TCP_BYTES + DATA_BYTES;
 	bench->io = (struct io){ .ops = &discard_ops, .link = LINK_ETHERNET };
@@ -216,7 +230,58 @@ static double probe(void)
 	return (double)(clock_now_ns() - start);
 }
 
-uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max)
+/* ---- what memory alone asks for ---- */
+
+/* Asked for so many packets ahead, as the pipeline does. */
+#define FLOOR_AHEAD 24u
+
+static inline uint8_t *header_of(const struct bench *bench, uint32_t frame)
+{
+	return bench->ring + (size_t)frame * STRIDE + OFFSET;
+}
+
+/*
+ * One line of each header read, the line of the flow table that its bytes name (where there is a table), and an outer header
+ * written before those that are forwarded: nothing is parsed and nothing decided.
+ */
+static void floor_burst(struct bench *bench, uint32_t first, uint32_t count)
+{
+	const struct flow_table *table = bench->mode == BENCH_MISS ? NULL : bench->mux->table;
+	uint32_t outer = bench->packet_bytes - TCP_BYTES - DATA_BYTES, ahead = count < FLOOR_AHEAD ? count : FLOOR_AHEAD;
+	const struct flow_line *lines[BURST_MAX] = { NULL };
+	uint64_t word, sum = 0;
+
+	for (uint32_t i = 0; i < ahead; i++)
+		__builtin_prefetch(header_of(bench, first + i), 1);
+	for (uint32_t i = 0; i < count; i++) {
+		if (i + ahead < count)
+			__builtin_prefetch(header_of(bench, first + i + ahead), 1);
+		memcpy(&word, header_of(bench, first + i) + ETHERNET_HEADER + outer - 4, 8);
+		sum += word;
+		if (table)
+			lines[i] = &table->lines[flow_table_line_of(table, mix(word))];
+		if (table)
+			__builtin_prefetch(lines[i]);
+	}
+	for (uint32_t i = 0; i < count; i++) {
+		if (table)
+			sum += lines[i]->entry[sum & 3];
+		if (bench->mode != BENCH_MISS)
+			memset(header_of(bench, first + i) - outer, (int)i, ETHERNET_HEADER + outer);
+	}
+	__asm__ volatile("" : : "r"(sum));
+}
+
+static void floor_frames(struct bench *bench, uint32_t first, uint32_t count)
+{
+	for (uint32_t done = 0; done < count; done += BURST_MAX)
+		floor_burst(bench, first + done, count - done < BURST_MAX ? count - done : BURST_MAX);
+}
+
+/* ---- timing ---- */
+
+static uint32_t run_timed(struct bench *bench, void (*run)(struct bench *bench, uint32_t first, uint32_t count),
+			  double seconds, struct bench_sample *samples, uint32_t max)
 {
 	uint64_t end = clock_now_ns() + (uint64_t)(seconds * 1e9);
 	uint32_t count = 0;
@@ -228,17 +293,29 @@ uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *sam
 		double before = probe(), after;
 		uint64_t start = clock_now_ns();
 
-		run_frames(bench, bench->next, BENCH_SEGMENT);
+		run(bench, bench->next, BENCH_SEGMENT);
 
 		double elapsed = (double)(clock_now_ns() - start);
 
 		after = probe();
 		samples[count].ns = elapsed / BENCH_SEGMENT;
 		samples[count++].probe = before > after ? before : after;
-		bench->next = (bench->next + BENCH_SEGMENT) % RING;
+		bench->next = (bench->next + BENCH_SEGMENT) % bench->frames;
 	}
 	return count;
 }
+
+uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max)
+{
+	return run_timed(bench, run_frames, seconds, samples, max);
+}
+
+uint32_t bench_floor(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max)
+{
+	return run_timed(bench, floor_frames, seconds, samples, max);
+}
+
+/* ---- scripts ---- */
 
 /* Reads what the burst at hand left in the mux. */
 static void note_sent(const struct mux *mux, uint16_t *backends, struct bench_sent *out)
@@ -261,7 +338,7 @@ void bench_send(struct bench *bench, const struct snapshot *snapshot, uint64_t f
 	for (uint32_t done = 0; done < count;) {
 		uint32_t n = count - done < BENCH_SEGMENT ? count - done : BENCH_SEGMENT;
 
-		if (bench->next + n > RING)
+		if (bench->next + n > bench->frames)
 			bench->next = 0;
 		for (uint32_t i = 0; i < n; i++)
 			write_packet(bench, bench->next + i, first + done + i, (uint8_t)flags);
@@ -281,7 +358,7 @@ void bench_destroy(struct bench *bench)
 {
 	if (!bench)
 		return;
-	munmap(bench->ring, (size_t)RING * STRIDE);
+	munmap(bench->ring, (size_t)bench->frames * STRIDE);
 	snapshot_put(bench->snapshot);
 	free(bench);
 }

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * How long the pipeline takes per packet, in memory: `lb bench pipeline` runs this.  Packets are made outside the timed
- * part and lie in a ring larger than the second-level cache, as if a NIC had just written them.
+ * part and lie in a ring, which is written whole before its packets are run.  So its size decides where they come from: of a few
+ * thousand frames the headers are in the second-level or third-level cache, as behind a kernel that copies or a NIC that writes
+ * there; of the most they come from memory, where the third-level cache is no larger than they and the flow table.
  */
 #ifndef VIPMUX_BENCH_H
 #define VIPMUX_BENCH_H
@@ -20,6 +22,7 @@ enum bench_mode {
 };
 
 #define BENCH_SEGMENT 2048u /* packets timed together */
+#define BENCH_FRAMES_MAX (1u << 20)
 
 struct bench_sample {
 	double ns;    /* per packet, of one segment */
@@ -28,11 +31,21 @@ struct bench_sample {
 
 struct bench;
 
-/* Services of the snapshot must be of one family, with one port each.  -ENOMEM, -EINVAL. */
-int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, struct bench **out);
+/*
+ * Services of the snapshot must be of one family, with one port each; frames of the ring a multiple of BENCH_SEGMENT, up to
+ * BENCH_FRAMES_MAX.  -ENOMEM, -EINVAL.
+ */
+int bench_create(struct mux *mux, struct snapshot *snapshot, uint32_t mode, uint32_t flows, uint32_t frames,
+		 struct bench **out);
 
 /* Runs until `max` samples are taken or `seconds` have passed; returns how many. */
 uint32_t bench_run(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
+
+/*
+ * The same packets, of which only what memory alone demands is done: a line of each header read, a line of the flow table, an
+ * outer header written.  What the pipeline takes beyond that is its own.
+ */
+uint32_t bench_floor(struct bench *bench, double seconds, struct bench_sample *samples, uint32_t max);
 
 /* What became of the packets of bench_send(), and how much CPU time the pipeline took for all of them. */
 struct bench_sent {

@@ -14,12 +14,24 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from lb.bench.machine import commit_name, cpu_name
-from lb.dataplane import BENCH_SEGMENT, Bench, BenchMode, Census, Link, Pipeline, Snapshot, flow_table_bytes
+from lb.dataplane import (
+    BENCH_FRAMES,
+    BENCH_SEGMENT,
+    Bench,
+    BenchMode,
+    Census,
+    Link,
+    Pipeline,
+    Snapshot,
+    flow_table_bytes,
+)
 from lb.forwarding import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 
 #: Runs that a measurement is divided into; their median counts.
 RUNS = 5
+#: What memory alone demands is measured between them, for a part of the time.
+_FLOOR = 0.2
 #: One address in 10.0.0.0/8 for each of a service's backends; VIPs in 198.18.0.0/15, which is for benchmarks.
 _FIRST_BACKEND = int(IPv4Address("10.1.0.0"))
 _FIRST_VIP = int(IPv4Address("198.18.0.0"))
@@ -46,6 +58,8 @@ class PipelineBench:
     backends: int
     services: int
     family: int  #: of IP: 4 or 6
+    ring: int  #: frames that packets lie in
+    floor_ns: float  #: what memory alone demands of the same packets, measured between the runs; median
     census_ms: float  #: to count all flows by backend, once; 0 without a flow table
 
     def as_dict(self) -> dict[str, Any]:
@@ -53,9 +67,16 @@ class PipelineBench:
 
 
 def bench_pipeline(
-    *, flows: int, mode: str, backends: int, services: int, seconds: float, family: int = 4
+    *,
+    flows: int,
+    mode: str,
+    backends: int,
+    services: int,
+    seconds: float,
+    family: int = 4,
+    ring: int = BENCH_FRAMES,
 ) -> PipelineBench:
-    """Measures for so long, after the table is filled."""
+    """Measures for so long, after the table is filled. ``ring`` is a multiple of :data:`BENCH_SEGMENT`."""
     settings = MuxSettings(
         name="bench",
         address=IPv4Address("192.0.2.1"),
@@ -70,10 +91,11 @@ def bench_pipeline(
     snapshot = forwarding.offline_snapshot()
     table = 0 if mode == "stateless" else flows
     pipeline = Pipeline(table, Link.SWAP)
-    bench = Bench(pipeline, snapshot, BenchMode[mode.upper()], flows)
-    runs, probes, packets = [], [], []
+    bench = Bench(pipeline, snapshot, BenchMode[mode.upper()], flows, ring)
+    runs, floors, probes, packets = [], [], [], []
     for _ in range(RUNS):
-        samples = bench.run(seconds / RUNS)
+        samples = bench.run(seconds / RUNS * (1 - _FLOOR))
+        floors += [sample.ns for sample in bench.floor(seconds / RUNS * _FLOOR)]
         runs.append(round(statistics.median(sample.ns for sample in samples), 2))
         probes += [sample.probe for sample in samples]
         packets.append(len(samples) * BENCH_SEGMENT)
@@ -90,6 +112,8 @@ def bench_pipeline(
         backends=backends,
         services=services,
         family=family,
+        ring=ring,
+        floor_ns=round(statistics.median(floors), 2),
         census_ms=round(_census_seconds(pipeline, snapshot, forwarding.counters) * 1e3, 1) if table else 0.0,
     )
 

@@ -61,16 +61,34 @@ def command() -> None:
 @click.option("--backends", type=click.IntRange(1, 4095), default=100, show_default=True, help="For each service.")
 @click.option("--services", type=click.IntRange(1, 32767), default=1, show_default=True)
 @click.option("--family", type=click.Choice(["4", "6"]), default="4", show_default=True, help="Of IP.")
+@click.option(
+    "--ring",
+    type=click.IntRange(1, 1 << 20),
+    default=65536,
+    show_default=True,
+    help="Frames that packets lie in, rounded up to 2,048: few are near in caches, many come from memory.",
+)
 @_seconds(5.0, 0.1)
 @output_option
 def pipeline(
-    *, flows: int, mode: str, backends: int, services: int, family: str, seconds: float, as_json: bool
+    *, flows: int, mode: str, backends: int, services: int, family: str, ring: int, seconds: float, as_json: bool
 ) -> None:
-    """Measure the in-memory data plane: nanoseconds per packet, and bytes per flow."""
+    """Measure the in-memory data plane: nanoseconds per packet, and bytes per flow.
+
+    The floor is what memory alone demands of the same packets, measured in the same run: one line of each header
+    read, one of the flow table, an outer header written.
+    """
     from lb.bench.pipeline import bench_pipeline  # noqa: PLC0415  brings the extension
+    from lb.dataplane import BENCH_SEGMENT  # noqa: PLC0415
 
     result = bench_pipeline(
-        flows=flows, mode=mode, backends=backends, services=services, seconds=seconds, family=int(family)
+        flows=flows,
+        mode=mode,
+        backends=backends,
+        services=services,
+        seconds=seconds,
+        family=int(family),
+        ring=-(-ring // BENCH_SEGMENT) * BENCH_SEGMENT,
     )
     if as_json:
         print_json(result.as_dict())
@@ -83,6 +101,10 @@ def pipeline(
             f" of {plural(backends, 'backend')}",
         ),
         ("packet", f"{result.ns_per_packet:.1f} ns, median ({spread} of {result.packets_per_run:,} packets)"),
+        (
+            "floor",
+            f"{result.floor_ns:.1f} ns of it is what memory alone demands, with a ring of {result.ring:,} frames",
+        ),
         ("rate", f"{1000 / result.ns_per_packet:.1f} million packets per second on one core"),
         ("flow", f"{result.bytes_per_flow:.1f} bytes, {size(int(result.bytes_per_flow * flows))} in all"),
         ("census", f"{result.census_ms:.1f} ms to count the flows of every backend, beside the packets"),

@@ -22,6 +22,7 @@ from lb.dataplane.census import BackendFlows, Census, Exceptional, exceptional_f
 from lb.dataplane.host import HOST_REASONS, DecapProgram, HostPipeline, HostReason, RawTunnel
 from lb.dataplane.io import RING_BYTES, Io, IoStats, PacketIo, TunIo
 from lb.dataplane.measure import (
+    BENCH_FRAMES,
     BENCH_SEGMENT,
     Bench,
     BenchMode,
@@ -69,6 +70,7 @@ from lb.dataplane.xdp import XDP_FRAME_MAX, XDP_QUEUES_MAX, Redirect, XdpIo
 __all__ = [
     "ADOPT_MAX",
     "ASK_TIMEOUT",
+    "BENCH_FRAMES",
     "BENCH_SEGMENT",
     "BURST_MAX",
     "FLOW_CLASSES",

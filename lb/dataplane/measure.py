@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from lb.binding import Closable, c, check, ffi, make
@@ -33,23 +34,36 @@ class BenchSample:
 #: Packets in one timed segment.
 BENCH_SEGMENT = 2048
 
+#: Frames of the ring that packets lie in, where nothing else is said; see native/bench.h.
+BENCH_FRAMES = 65536
+
 
 class Bench:
     """Times a pipeline in memory."""
 
-    def __init__(self, pipeline: Pipeline, snapshot: Snapshot, mode: BenchMode, flows: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, snapshot: Snapshot, mode: BenchMode, flows: int, frames: int = BENCH_FRAMES
+    ) -> None:
+        """``frames`` of the ring are a multiple of :data:`BENCH_SEGMENT`."""
         self._keep = (pipeline, snapshot)
         self._c = make(
             "bench",
             c.bench_destroy,
-            f"Cannot set up a benchmark of {flows} flows",
-            lambda out: c.bench_create(pipeline._c, snapshot._c, int(mode), flows, out),
+            f"Cannot set up a benchmark of {flows} flows and a ring of {frames} frames",
+            lambda out: c.bench_create(pipeline._c, snapshot._c, int(mode), flows, frames, out),
         )
 
     def run(self, seconds: float) -> list[BenchSample]:
         """Runs for so long; at least one sample."""
+        return self._samples(c.bench_run, seconds)
+
+    def floor(self, seconds: float) -> list[BenchSample]:
+        """Only what memory alone demands of the same packets; see native/bench.h."""
+        return self._samples(c.bench_floor, seconds)
+
+    def _samples(self, run: Callable[..., int], seconds: float) -> list[BenchSample]:
         samples = ffi.new("struct bench_sample[]", 65536)
-        count = c.bench_run(self._c, seconds, samples, 65536)
+        count = run(self._c, seconds, samples, 65536)
         return [BenchSample(samples[i].ns, samples[i].probe) for i in range(count)]
 
 
@@ -87,7 +101,7 @@ class Script:
             "bench",
             c.bench_destroy,
             "Cannot set up a benchmark",
-            lambda out: c.bench_create(pipeline._c, snapshot._c, int(BenchMode.SCRIPT), 1, out),
+            lambda out: c.bench_create(pipeline._c, snapshot._c, int(BenchMode.SCRIPT), 1, BENCH_FRAMES, out),
         )
         self._sent = ffi.new("struct bench_sent *")
 

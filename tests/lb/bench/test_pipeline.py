@@ -15,11 +15,21 @@ import pytest
 pytest.importorskip("lb._dataplane")
 
 from lb.bench.pipeline import bench_services
-from lb.dataplane import REASONS, Bench, BenchMode, Link, Pipeline
+from lb.dataplane import BENCH_FRAMES, BENCH_SEGMENT, REASONS, Bench, BenchMode, Link, Pipeline
+from lb.errors import DataplaneError
 from lb.forwarding import Compiler
 from lb.model import MuxSettings
 
 ROOT = Path(__file__).parents[3]
+SETTINGS = MuxSettings(
+    name="bench",
+    address=IPv4Address("192.0.2.1"),
+    address6=IPv6Address("2001:db8::1"),
+    seed=bytes(range(16)),
+    interface="",
+    flows=10_000,
+    slots=4093,
+)
 
 
 def answer(*arguments: object) -> Any:
@@ -41,25 +51,33 @@ def test_the_family_is_of_ones_choice() -> None:
     assert (result["family"], result["ns_per_packet"] > 0) == (6, True)
 
 
+def test_the_ring_is_of_ones_choice_and_a_figure_has_its_floor() -> None:
+    result = answer("bench", "pipeline", "--ring", 3000, "--flows", 20_000, "--seconds", 0.2, "--json")
+    assert result["ring"] == 4096
+    assert 0 < result["floor_ns"] < result["ns_per_packet"]
+
+
+@pytest.mark.parametrize("ring", [BENCH_SEGMENT, BENCH_FRAMES])
 @pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize(("mode", "reasons"), [(BenchMode.HIT, {"forwarded"}), (BenchMode.MISS, {"not_vip"})])
-def test_packets_of_the_benchmark_are_what_it_says(family: int, mode: BenchMode, reasons: set[str]) -> None:
+def test_packets_of_the_benchmark_are_what_it_says(family: int, mode: BenchMode, reasons: set[str], ring: int) -> None:
     """Or a benchmark of nothing would look fast."""
-    settings = MuxSettings(
-        name="bench",
-        address=IPv4Address("192.0.2.1"),
-        address6=IPv6Address("2001:db8::1"),
-        seed=bytes(range(16)),
-        interface="",
-        flows=10_000,
-        slots=4093,
-    )
-    forwarding = Compiler(settings).compile(bench_services(3, 5, family))
+    forwarding = Compiler(SETTINGS).compile(bench_services(3, 5, family))
     pipeline = Pipeline(10_000, Link.SWAP)
-    Bench(pipeline, forwarding.offline_snapshot(), mode, 1000).run(0.05)
+    bench = Bench(pipeline, forwarding.offline_snapshot(), mode, 3000, ring)
+    bench.run(0.05)
+    packets = pipeline.counters().received
+    bench.floor(0.01)
     counters = pipeline.counters()
     assert {reason.name for reason, packets in zip(REASONS, counters.reasons, strict=True) if packets} == reasons
-    assert sum(counters.flows.live) == (1000 if mode is BenchMode.HIT else 0)
+    assert sum(counters.flows.live) == (3000 if mode is BenchMode.HIT else 0)
+    assert counters.received == packets, "the floor is measured without the pipeline"
+
+
+def test_a_ring_that_no_segment_fits_is_refused() -> None:
+    forwarding = Compiler(SETTINGS).compile(bench_services(1, 1))
+    with pytest.raises(DataplaneError, match="a ring of 1000 frames"):
+        Bench(Pipeline(0, Link.SWAP), forwarding.offline_snapshot(), BenchMode.HIT, 1000, 1000)
 
 
 def test_bench_takes_many_services_and_backends() -> None:
