@@ -5,7 +5,6 @@
 #include "cpu.h"
 
 #define SPECK_ROUNDS 12
-#define SIP_LANES 8
 #define SIP_0 0x736f6d6570736575u
 #define SIP_1 0x646f72616e646f6du
 #define SIP_2 0x6c7967656e657261u
@@ -118,97 +117,6 @@ uint64_t flow_tuple_hash(const struct flow_seed *seed, const struct flow_tuple *
 	return siphash13(seed->sip, words, count);
 }
 
-/* One round over all lanes, so that it becomes vector instructions of 2, 4 or 8 lanes. */
-static ALWAYS_INLINE void sip_round_lanes(uint64_t v[4][SIP_LANES])
-{
-	for (unsigned i = 0; i < SIP_LANES; i++) {
-		uint64_t lane[4] = { v[0][i], v[1][i], v[2][i], v[3][i] };
-
-		SIP_ROUND(lane);
-		v[0][i] = lane[0];
-		v[1][i] = lane[1];
-		v[2][i] = lane[2];
-		v[3][i] = lane[3];
-	}
-}
-
-/* Takes a word in, as siphash13() does. */
-static ALWAYS_INLINE void sip_word_lanes(uint64_t v[4][SIP_LANES], const uint64_t word[SIP_LANES])
-{
-	for (unsigned i = 0; i < SIP_LANES; i++)
-		v[3][i] ^= word[i];
-	sip_round_lanes(v);
-	for (unsigned i = 0; i < SIP_LANES; i++)
-		v[0][i] ^= word[i];
-}
-
-static ALWAYS_INLINE void sip_begin_lanes(uint64_t v[4][SIP_LANES], const struct flow_seed *seed)
-{
-	for (unsigned i = 0; i < SIP_LANES; i++) {
-		v[0][i] = seed->sip[0] ^ SIP_0;
-		v[1][i] = seed->sip[1] ^ SIP_1;
-		v[2][i] = seed->sip[0] ^ SIP_2;
-		v[3][i] = seed->sip[1] ^ SIP_3;
-	}
-}
-
-/* What comes behind the last word; the first n lanes go out. */
-static ALWAYS_INLINE void sip_end_lanes(uint64_t v[4][SIP_LANES], uint64_t *out, unsigned n)
-{
-	for (unsigned i = 0; i < SIP_LANES; i++)
-		v[2][i] ^= 0xff;
-	for (unsigned r = 0; r < 3; r++)
-		sip_round_lanes(v);
-	for (unsigned i = 0; i < n; i++)
-		out[i] = v[0][i] ^ v[1][i] ^ v[2][i] ^ v[3][i];
-}
-
-static ALWAYS_INLINE void hash4_burst(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
-				      uint64_t *out, unsigned count)
-{
-	uint64_t v[4][SIP_LANES], words[3][SIP_LANES];
-
-	for (unsigned base = 0; base < count; base += SIP_LANES) {
-		unsigned n = count - base < SIP_LANES ? count - base : SIP_LANES;
-
-		for (unsigned i = 0; i < SIP_LANES; i++) {
-			words[0][i] = i < n ? addresses[base + i] : 0;
-			words[1][i] = i < n ? ports[base + i] : 0;
-			words[2][i] = 16ull << 56;
-		}
-		sip_begin_lanes(v, seed);
-		for (unsigned w = 0; w < 3; w++)
-			sip_word_lanes(v, words[w]);
-		sip_end_lanes(v, out + base, n);
-	}
-}
-
-#define TUPLE_WORDS (sizeof(struct flow_tuple) / 8)
-
-static ALWAYS_INLINE void hash6_burst(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
-				      unsigned count)
-{
-	uint64_t v[4][SIP_LANES], words[TUPLE_WORDS + 1][SIP_LANES] = { 0 };
-
-	for (unsigned base = 0; base < count; base += SIP_LANES) {
-		unsigned n = count - base < SIP_LANES ? count - base : SIP_LANES;
-
-		for (unsigned i = 0; i < n; i++) {
-			uint64_t tuple[TUPLE_WORDS];
-
-			memcpy(tuple, &tuples[base + i], sizeof(tuple));
-			for (unsigned w = 0; w < TUPLE_WORDS; w++)
-				words[w][i] = le64toh(tuple[w]);
-		}
-		for (unsigned i = 0; i < SIP_LANES; i++)
-			words[TUPLE_WORDS][i] = (uint64_t)sizeof(struct flow_tuple) << 56;
-		sip_begin_lanes(v, seed);
-		for (unsigned w = 0; w <= TUPLE_WORDS; w++)
-			sip_word_lanes(v, words[w]);
-		sip_end_lanes(v, out + base, n);
-	}
-}
-
 uint64_t flow_scramble(const struct flow_seed *seed, uint64_t key)
 {
 	uint32_t x = (uint32_t)(key >> 32), y = (uint32_t)key;
@@ -264,18 +172,6 @@ void flow_scramble_burst_plain(const struct flow_seed *seed, const uint64_t *key
 	scramble_burst(seed, keys, out, count);
 }
 
-void flow_hash4_burst_plain(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
-			    uint64_t *out, unsigned count)
-{
-	hash4_burst(seed, addresses, ports, out, count);
-}
-
-void flow_hash6_burst_plain(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
-			    unsigned count)
-{
-	hash6_burst(seed, tuples, out, count);
-}
-
 #ifdef VECTORS_X86
 TARGET_AVX2 void flow_scramble_burst_avx2(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
 					  unsigned count)
@@ -288,28 +184,23 @@ TARGET_AVX512 void flow_scramble_burst_avx512(const struct flow_seed *seed, cons
 {
 	scramble_burst(seed, keys, out, count);
 }
+#endif
 
-TARGET_AVX2 void flow_hash4_burst_avx2(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
-				       uint64_t *out, unsigned count)
-{
-	hash4_burst(seed, addresses, ports, out, count);
-}
+#define FLOW_TUPLE_WORDS (sizeof(struct flow_tuple) / 8)
 
-TARGET_AVX512 void flow_hash4_burst_avx512(const struct flow_seed *seed, const uint64_t *addresses,
-					   const uint64_t *ports, uint64_t *out, unsigned count)
-{
-	hash4_burst(seed, addresses, ports, out, count);
-}
+#define LANES(name) name##_plain
+#define LANES_TARGET
+#define LANES_BYTES 16
+#include "flow_lanes.h"
 
-TARGET_AVX2 void flow_hash6_burst_avx2(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
-				       unsigned count)
-{
-	hash6_burst(seed, tuples, out, count);
-}
+#ifdef VECTORS_X86
+#define LANES(name) name##_avx2
+#define LANES_TARGET TARGET_AVX2
+#define LANES_BYTES 32
+#include "flow_lanes.h"
 
-TARGET_AVX512 void flow_hash6_burst_avx512(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
-					   unsigned count)
-{
-	hash6_burst(seed, tuples, out, count);
-}
+#define LANES(name) name##_avx512
+#define LANES_TARGET TARGET_AVX512
+#define LANES_BYTES 64
+#include "flow_lanes.h"
 #endif

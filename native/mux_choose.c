@@ -57,7 +57,7 @@ static void prefetch_slots(struct mux *mux, unsigned count)
 		struct passage *passage = &mux->passages[mux->listed[n]];
 
 		passage->maglev_slot = maglev_slot_of(mux, packet, passage);
-		__builtin_prefetch(&passage->service->maglev->slots[passage->maglev_slot]);
+		prefetch(&passage->service->maglev->slots[passage->maglev_slot]);
 	}
 }
 
@@ -69,7 +69,7 @@ static void prefetch_backends(struct mux *mux, unsigned count)
 		uint16_t number = passage->service->maglev->slots[passage->maglev_slot];
 
 		if (LIKELY(number < passage->service->backend_count))
-			__builtin_prefetch(&passage->service->backends[number]);
+			prefetch(&passage->service->backends[number]);
 	}
 }
 

@@ -20,7 +20,7 @@ void neighbours_prefetch(const struct neighbours *neighbours, uint64_t scrambled
 	for (uint32_t i = 0; i < neighbours->count; i++) {
 		const struct flow_table *table = neighbours->tables[i];
 
-		__builtin_prefetch(&table->lines[flow_table_line_of(table, scrambled)]);
+		prefetch(&table->lines[flow_table_line_of(table, scrambled)]);
 	}
 }
 
