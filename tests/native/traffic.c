@@ -435,7 +435,7 @@ static uint32_t put_extensions(struct traffic *traffic, uint8_t *ip, uint8_t pro
 		ip[at + 1] = (uint8_t)units;
 		if (kind == 44) {
 			ip[at + 1] = (uint8_t)traffic_below(traffic, 2);
-			put16(ip + at + 2, one_in(traffic, 4) ? (uint32_t)traffic_random(traffic) : 0);
+			put16(ip + at + 2, one_in(traffic, 4) ? (uint32_t[]){ 1, 8, 9, 6, 0xfff8 }[traffic_below(traffic, 5)] : 0);
 			units = 0;
 		}
 		at += 8 + units * 8;
@@ -459,7 +459,9 @@ static uint32_t put_packet(struct traffic *traffic, const struct wish *wish, uin
 		ip[0] = (uint8_t)(0x40 | header / 4);
 		ip[1] = (uint8_t)traffic_random(traffic);
 		put16(ip + 4, (uint32_t)traffic_random(traffic));
-		put16(ip + 6, one_in(traffic, 2) ? 0x4000 : one_in(traffic, 40) ? (uint32_t)traffic_random(traffic) : 0);
+		put16(ip + 6, one_in(traffic, 2) ? 0x4000 : 0);
+		if (one_in(traffic, 60)) /* the first of several, one in the middle, the last; and the bit that must be zero */
+			put16(ip + 6, (uint32_t[]){ 0x2000, 0x2000 | 185, 185, 1, 0x6000, 0x8000 }[traffic_below(traffic, 6)]);
 		ip[8] = one_in(traffic, 6) ? lives[traffic_below(traffic, sizeof(lives))] : 64;
 		ip[9] = wish->flow.protocol;
 		memcpy(ip + 12, wish->flow.source, 4);
