@@ -96,7 +96,7 @@ static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, 
 {
 	struct packet *packet = &mux->packets[i];
 	uint32_t mtu = mux->passages[i].service->mtu, overhead = encap_overhead(hop->family);
-	uint32_t fits = mtu > overhead ? mtu - overhead : 0;
+	uint32_t fits = mtu > overhead ? mtu - overhead : 0, came = packet->length;
 	struct cut cut;
 
 	switch (segment_plan(packet, frame, fits, mtu, &cut)) {
@@ -106,6 +106,7 @@ static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, 
 			emit_whole(mux, i, hop, &cut, from);
 		else
 			emit_segments(mux, i, hop, &cut, from);
+		packet->length = came; /* with what a jumbo option took: so it is counted */
 		return true;
 	case SEGMENTS_ONE:
 		if (packet->length <= fits)
