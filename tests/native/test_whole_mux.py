@@ -41,14 +41,14 @@ class Seen(Structure):
 
 #: Each with its share of all packets; super-packets are many packets each.
 RUNS = {
-    "over raw IP": (22, {"link": NONE, "flows": 1}),
+    "over raw IP": (24, {"link": NONE, "flows": 1}),
     "sending fails": (14, {"link": NEXT_HOP, "flows": 1, "fails": 7, "whole": 1}),
     "checksums to find out": (14, {"link": SWAP, "flows": 1, "partial": 1}),
     "without a table": (14, {"link": NEXT_HOP}),
     "thousands of services": (8, {"link": NEXT_HOP, "flows": 1, "crowded": 1}),
     "a flood into a full table": (24, {"link": NEXT_HOP, "flows": 1, "flood": 1}),
-    "super-packets, whole": (2, {"link": NEXT_HOP, "flows": 1, "supers": 1, "whole": 1}),
-    "super-packets, cut": (2, {"link": NONE, "flows": 1, "supers": 1, "partial": 1, "fails": 50}),
+    "super-packets, whole": (1, {"link": NEXT_HOP, "flows": 1, "supers": 1, "whole": 1}),
+    "super-packets, cut": (1, {"link": NONE, "flows": 1, "supers": 1, "partial": 1, "fails": 50}),
 }
 #: What a run meets whatever its seed, beside packets that are forwarded.
 MEETS = {

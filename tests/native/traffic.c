@@ -2,6 +2,7 @@
 /* See traffic.h. */
 #include "traffic.h"
 
+#include <arpa/inet.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,7 @@
 #define BACKENDS_OF_ALL 64u /* hops: half of each family */
 #define CROWD4 2100u
 #define CROWD6 300u
+#define CROWDED_LINES 1024u /* of 65,536, see flood_client() */
 
 uint64_t traffic_random(struct traffic *traffic)
 {
@@ -107,13 +109,16 @@ static void give_backends(struct traffic *traffic, struct plain_service *service
 {
 	struct maglev_member members[PLAIN_BACKENDS];
 	bool flooded = traffic->flood && service->id == 0, troubled = !flooded && one_in(traffic, 2);
-	bool none = !flooded && one_in(traffic, 20);
+	bool none = !flooded && one_in(traffic, 20), leaving = !flooded && one_in(traffic, 24);
 
 	service->count = !flooded && one_in(traffic, 24) ? 0 : 1 + traffic_below(traffic, PLAIN_BACKENDS);
 	for (uint32_t b = 0; b < service->count; b++) {
 		uint32_t state = troubled && one_in(traffic, 3) ? traffic_below(traffic, 4) : BACKEND_UP;
-		uint32_t half = BACKENDS_OF_ALL / 2, hop = (service->id * 7 + b) % half + (service->family == 4 ? 0 : half);
+		uint32_t half = BACKENDS_OF_ALL / 2;
+		uint32_t hop = (service->id * 7 + b) % half + (service->family == 4 ? 0 : half);
 
+		if (leaving && state == BACKEND_UP)
+			state = BACKEND_DRAIN;
 		service->backends[b] = (struct plain_backend){ state, hop, service->id * PLAIN_BACKENDS + b };
 		members[b] = (struct maglev_member){ (service->id * 13 + b * 5) % 251, 1 + (b * 31 + service->id) % 250,
 						     state == BACKEND_UP && !none, (uint16_t)b };
@@ -202,6 +207,7 @@ void traffic_make_world(struct traffic *traffic, struct plain_world *world, stru
 	}
 	publish(world, map, out);
 	world->serial = vip_map_serial((*out)->map);
+	traffic->seed = (*out)->map->seed;
 }
 
 void traffic_change_world(struct traffic *traffic, struct plain_world *world, struct snapshot **snapshot)
@@ -257,17 +263,31 @@ struct wish {
 	uint32_t payload;
 };
 
+/* Of those at home in the first lines of the table, so that what happens there happens often; known ones and new ones. */
+static uint16_t flood_client(struct traffic *traffic, uint32_t *number)
+{
+	uint32_t limit = one_in(traffic, 2) ? TRAFFIC_CROWD : 1 << 24;
+	uint8_t source[4] = { 10 };
+	uint32_t address;
+
+	for (;;) {
+		*number = traffic_below(traffic, limit);
+		source[1] = (uint8_t)(*number >> 16);
+		put16(source + 2, *number);
+		memcpy(&address, source, 4);
+		if (flow_scramble(&traffic->seed, flow_key_narrow(0, address, htons((uint16_t)*number))) >> 48 < CROWDED_LINES)
+			return (uint16_t)*number;
+	}
+}
+
 static void any_client(struct traffic *traffic, struct traffic_flow *flow)
 {
 	uint32_t number = traffic_below(traffic, 40);
-	bool known = traffic->flood && one_in(traffic, 2);
 
 	memset(flow->source, 0, 16);
 	flow->source_port = (uint16_t)(1024 + traffic_below(traffic, 24));
-	if (traffic->flood) {
-		number = known ? traffic_below(traffic, TRAFFIC_CROWD) : (uint32_t)traffic_random(traffic);
-		flow->source_port = known ? (uint16_t)number : (uint16_t)traffic_random(traffic);
-	}
+	if (traffic->flood)
+		flow->source_port = flood_client(traffic, &number);
 	if (flow->family == 4) {
 		flow->source[0] = 10;
 		put16(flow->source + 2, number);
@@ -521,11 +541,15 @@ static uint32_t put_inner(struct traffic *traffic, struct wish *outer, uint8_t *
 	return at + begins;
 }
 
-/* What a driver tells of the frame; now and then it makes up numbers. */
+/* What a driver tells of the frame; now and then it makes up numbers, or such as are just not those of a super-packet. */
 static void tell(struct traffic *traffic, struct frame *frame, uint32_t start, uint8_t protocol, bool large)
 {
+	uint32_t payload = frame->len - start - (protocol == 6 ? 20 : 8);
+
 	frame->offload = FRAME_TOLD | (one_in(traffic, 3) ? FRAME_VERIFIED : 0);
 	frame->gso_size = (uint16_t)(large || one_in(traffic, 10) ? any_size(traffic) : 0);
+	if (one_in(traffic, 12) && payload < UINT16_MAX)
+		frame->gso_size = (uint16_t)(payload - 1 + traffic_below(traffic, 3));
 	frame->csum_start = (uint16_t)start;
 	frame->csum_offset = protocol == 6 ? 16 : 6;
 	if (one_in(traffic, 8))
@@ -538,8 +562,8 @@ static uint32_t any_payload(struct traffic *traffic, bool large)
 {
 	if (!large)
 		return one_in(traffic, 3) ? traffic_below(traffic, 1500) : traffic_below(traffic, 100);
-	if (one_in(traffic, 40))
-		return 60000 + traffic_below(traffic, 12000); /* some beyond what a header can say */
+	if (one_in(traffic, 20))
+		return 63000 + traffic_below(traffic, 9000); /* some beyond what a header can say */
 	return one_in(traffic, 6) ? traffic_below(traffic, 60000) : 1400 + traffic_below(traffic, 6000);
 }
 
@@ -647,8 +671,12 @@ void traffic_frame(struct traffic *traffic, const struct plain_world *world, uin
 		frame->offload = FRAME_TOLD;
 }
 
-uint64_t traffic_pause(struct traffic *traffic)
+uint64_t traffic_pause(struct traffic *traffic, const struct plain_world *world)
 {
+	uint16_t idle = one_in(traffic, 2) ? world->idle_untrusted : world->services[traffic_below(traffic, world->crowd)].idle;
+
+	if (one_in(traffic, traffic->flood ? 4000 : 80)) /* to the very tick, or one of its neighbours */
+		return (uint64_t)(idle - 1 + traffic_below(traffic, 3)) << FLOW_TICK_SHIFT;
 	static const uint16_t seconds[] = { 1, 5, 11, 31, 61, 121, 301, 901, 5000, 20000 };
 
 	if (one_in(traffic, traffic->flood ? 20000 : 400))

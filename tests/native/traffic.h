@@ -16,8 +16,9 @@ struct traffic {
 	uint64_t chance;
 	enum link_type link;
 	bool crowded; /* 2,400 services more */
-	bool flood;   /* mostly SYNs to service 0, half of them of ever new clients */
+	bool flood;   /* mostly SYNs to service 0, half of them of new clients; a few lines of the flow table have them all */
 	bool supers;  /* many super-packets */
+	struct flow_seed seed; /* of its world */
 	struct traffic_flow {
 		uint8_t family, protocol; /* 0: none yet */
 		uint8_t source[16], destination[16];
@@ -41,6 +42,6 @@ void traffic_free_world(struct plain_world *world, struct snapshot *snapshot);
 void traffic_frame(struct traffic *traffic, const struct plain_world *world, uint8_t *bytes, struct frame *frame);
 
 /* Nanoseconds until the next burst: mostly some microseconds, now and then beyond a timeout. */
-uint64_t traffic_pause(struct traffic *traffic);
+uint64_t traffic_pause(struct traffic *traffic, const struct plain_world *world);
 
 #endif

@@ -365,7 +365,7 @@ static void fill_burst(struct run *run)
 		traffic_frame(&run->traffic, &run->world, slab(run->bytes, i), &run->frames[i]);
 		run->frames[i].data = slab(run->bytes, i);
 	}
-	run->now += traffic_pause(&run->traffic);
+	run->now += traffic_pause(&run->traffic, &run->world);
 }
 
 /* An empty report: all were the same.  Else what was not, and the packet. */
