@@ -84,6 +84,7 @@ class Figures:
     io: IoFigures = field(default_factory=IoFigures)
     unreachable: int = 0  #: backend addresses without a next hop
     rejected: bool = False  #: the last configuration was refused
+    saturated: bool = False  #: workers do not keep up: packets are lost in the kernel's queue
     left_out: int = 0  #: of what a manager wants, what this MUX alone does not serve
     workers: tuple[WorkerMetrics, ...] = ()
     probes: Mapping[tuple[str, str], bool] = field(default_factory=dict)  #: by service and backend, through the tunnel
@@ -164,6 +165,9 @@ def _machine(figures: Figures) -> Iterator[Metric]:
     yield CounterMetricFamily("lb_io_received", "Frames that workers received.", value=io.received)
     yield CounterMetricFamily("lb_io_sent", "Frames that workers sent.", value=io.sent)
     yield CounterMetricFamily("lb_io_missed", "Frames lost before a worker saw them: ring full.", value=io.missed)
+    yield GaugeMetricFamily(
+        "lb_saturated", "1 while the workers do not keep up and packets are lost before them.", value=figures.saturated
+    )
     yield CounterMetricFamily("lb_io_send_errors", "Frames that could not be sent.", value=io.send_errors)
     yield GaugeMetricFamily(
         "lb_backends_unreachable", "Backend addresses without a next hop.", value=figures.unreachable

@@ -46,7 +46,7 @@ _MUX_COUNTS = (
     "missed",
     "generation",
 )
-_MUX_TEXTS = ("name", "state", "io", "mode", "reason", "rejected")
+_MUX_TEXTS = ("name", "state", "io", "mode", "reason", "rejected", "saturated")
 
 
 def checked(body: Mapping[str, Any]) -> Mapping[str, Any]:

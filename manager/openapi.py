@@ -228,6 +228,8 @@ SCHEMAS: dict[str, Schema] = {
             "flows": MAYBE_COUNT,
             "forwarded": MAYBE_COUNT,
             "dropped": MAYBE_COUNT,
+            "missed": {**MAYBE_COUNT, "description": "packets that its kernel dropped before a worker saw them"},
+            "saturated": {**MAYBE_TEXT, "description": "that its workers do not keep up, and whose packets come"},
             "peers": array(ANYTHING),
         }
     ),

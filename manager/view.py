@@ -171,6 +171,8 @@ class View:
                 "flows": self._mux_row(entry).get("flows"),
                 "forwarded": self._mux_row(entry).get("forwarded"),
                 "dropped": self._mux_row(entry).get("dropped"),
+                "missed": self._mux_row(entry).get("missed"),
+                "saturated": self._mux_row(entry).get("saturated"),
                 "peers": [
                     {key: row.get(key) for key in ("name", "address", "state", "announced", "error")}
                     for row in rows(entry.status, "peers")

@@ -18,6 +18,8 @@ from lb.privileges import keep_only
 
 #: After the first SYN; the second goes a second after it, and two seconds later it is over.
 SYNS_AGAIN = 1
+#: DSCP of routing protocols, in its place in the TOS byte; and the highest priority at our own queues without rights.
+CS6, INTERACTIVE = 48 << 2, 6
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -30,9 +32,14 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def connect_again_soon() -> None:
-    """A connection that nobody answers is given up, and begun anew, after three seconds and not after two minutes: the
-    kernel doubles its pause from one SYN to the next, so a link that comes back would be noticed that much later."""
+def prepare_sockets() -> None:
+    """What ExaBGP does not set on its connections.
+
+    One that nobody answers is given up, and begun anew, after three seconds and not after two minutes: the kernel
+    doubles its pause from one SYN to the next, so a link that comes back would be noticed that much later. All are
+    marked as routing (CS6, RFC 4594 section 3.1), which routers and queues let pass before a flood.
+    """
+    from exabgp.protocol.family import AFI  # noqa: PLC0415
     from exabgp.reactor.network import outgoing  # noqa: PLC0415
 
     create = outgoing.create
@@ -40,9 +47,18 @@ def connect_again_soon() -> None:
     def created(afi: object, interface: str | None = None) -> socket.socket:
         opened: socket.socket = create(afi, interface)
         opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, SYNS_AGAIN)
+        mark_routing(opened, v6=afi == AFI.ipv6)
         return opened
 
     outgoing.create = created
+
+
+def mark_routing(opened: socket.socket, *, v6: bool) -> None:
+    if v6:
+        opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, CS6)
+    else:
+        opened.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, CS6)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, INTERACTIVE)  # after IP_TOS, which sets it too
 
 
 def exabgp(configuration: str) -> int:
@@ -53,7 +69,7 @@ def exabgp(configuration: str) -> int:
     from exabgp.logger import log  # noqa: PLC0415
     from exabgp.reactor.loop import Reactor  # noqa: PLC0415
 
-    connect_again_soon()
+    prepare_sockets()
     environment = getenv()
     log.init(environment)
     Attribute.caching = environment.cache.attributes

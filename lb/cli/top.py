@@ -317,6 +317,8 @@ def local_lines(before: Sample, after: Sample, rows: Sequence[Row]) -> Iterator[
     dropped = max(0, (mux.get("dropped") or 0) - (before.mux.get("dropped") or 0)) / seconds
     yield f"{cell(mux.get('name'))}: {cell(mux.get('state'))}, {rate(received)} packets/s in, {rate(dropped)} dropped/s"
     yield f"flows {cell(mux.get('flows'))} of {cell(mux.get('flow_capacity'))}, io {cell(mux.get('io'))}"
+    if mux.get("saturated"):
+        yield f"saturated: {cell(mux.get('saturated'))}"
     yield ""
     header = ("SERVICE", "PKT/S", "BIT/S", "NEW/S", "FLOWS", "ADDRESS")
     yield from columns(

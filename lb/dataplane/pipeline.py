@@ -12,6 +12,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from operator import add
 
 from lb.binding import TICK_SHIFT, Cdata, address16, c, check, ffi, make, text
 from lb.dataplane.reasons import REASONS, Verdict
@@ -313,10 +314,13 @@ class Pipeline:
 
     def busy_services(self, ids: int) -> list[int]:
         """Of the service ids below ``ids``, those that counted a packet, forwarded or not."""
+        return [number for number, count in enumerate(self.came_for(ids)) if count]
+
+    def came_for(self, ids: int) -> list[int]:
+        """By service id below ``ids``: packets that came for it, forwarded or not. From any thread."""
         rows = ffi.buffer(c.mux_service_counters(self._c), ids * ffi.sizeof("struct service_counters"))
         numbers = memoryview(rows).cast("B").cast("Q")
-        packets, dropped = numbers[0::4].tolist(), numbers[3::4].tolist()
-        return [number for number, counts in enumerate(zip(packets, dropped, strict=True)) if any(counts)]
+        return list(map(add, numbers[0::4].tolist(), numbers[3::4].tolist()))
 
     def backend_packets(self, counter: int) -> int:
         """Packets forwarded to a backend, by its counter index."""

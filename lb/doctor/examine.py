@@ -83,6 +83,7 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from muxes.check_vips_not_local(vips, network.addresses)
     yield from _arp(settings.interface, vips, rights)
     yield from muxes.check_flows(daemon.status)
+    yield from muxes.check_saturation(daemon.status, "this MUX", "lb top --local")
     yield from _kept(Role.MUX, config, settings, file.manager, daemon)
     yield from _bgp(file.bgp, settings.address, config, daemon, rights)
     yield from _ways(daemon, settings.address, settings.mtu, rights, file)

@@ -10,6 +10,7 @@ from typing import Any
 from lb.doctor.facts import Row
 from lb.doctor.findings import Finding, fault, ok, warning
 from lb.doctor.machine import another_name, judge_skew
+from lb.doctor.mux import check_saturation
 
 #: A certificate that ends sooner has missed its renewal: it renews after a third of its life. Seconds.
 CERTIFICATE_ENDS = 86400.0
@@ -48,6 +49,10 @@ def check_fleet(fleet: Fleet) -> Iterator[Finding]:
     yield from check_refusals(fleet.status.get("refusals"), fleet.now)
     for row in fleet.muxes:
         yield from check_sessions(row)
+        if row.get("state") not in ("away", "gone"):
+            yield from check_saturation(
+                row, f"MUX {row.get('name')} ({row.get('address') or row.get('address6')})", "lb top"
+            )
     for row in fleet.services:
         yield from check_service(row)
     yield from check_backends(fleet.backends)

@@ -142,6 +142,20 @@ def check_flows(status: Row) -> Iterator[Finding]:
         yield ok("flow_table", f"the flow table holds {flows:,} of {capacity:,} flows")
 
 
+def check_saturation(status: Row, where: str, top: str) -> Iterator[Finding]:
+    """Whether the workers keep up; the MUX's own row, or what the manager has of it."""
+    if "saturated" not in status:  # an older one
+        return
+    if status["saturated"]:
+        yield fault(
+            "saturated",
+            f"{where} {status['saturated']}",
+            f"`{top}` shows for whom they come; what is lost first, and what helps: docs/operating.md, Overload",
+        )
+    else:
+        yield ok("saturated", f"{where} keeps up with what comes")
+
+
 def _few(names: Collection[str]) -> str:
     shown = sorted(names)
     if not shown:

@@ -38,6 +38,7 @@ from lb.daemon.keeper import Keeper
 from lb.daemon.kernel_watch import EVERYTHING, NOTHING, KernelWatch, Own
 from lb.daemon.main_rule import MainRule
 from lb.daemon.marker import RunMarker
+from lb.daemon.priority import control_first, helpers
 from lb.daemon.supervise import Tasks, describe, until
 from lb.doctor import startup
 from lb.doctor.facts import Role
@@ -58,6 +59,7 @@ from lb.mux.mode import Mode
 from lb.mux.netlink import Netlink
 from lb.mux.nexthops import Link, Resolution
 from lb.mux.open_port import open_port
+from lb.mux.overload import OverloadWatch
 from lb.mux.ports import Port
 from lb.mux.reload import check_bgp, check_settings, check_vips
 from lb.mux.requests import answer, handlers
@@ -290,6 +292,10 @@ class Daemon:
     async def _open_sockets(self) -> None:
         census = FlowCensus(self._plane.engine)
         self._tasks.restarted("census of flows", census.run)
+        overload = OverloadWatch(
+            lambda: self._plane.engine, self._follower.client.send_event if self._follower is not None else None
+        )
+        self._tasks.restarted("watch for overload", overload.run)
         status = Status(
             self._settings,
             lambda: self._plane.mode,
@@ -301,6 +307,7 @@ class Daemon:
             manager=self._follower.row if self._follower is not None else None,
             handover=lambda: self._handover.words if self._handover is not None else None,
             keeper=self._keeper,
+            overload=overload,
         )
         if self._follower is not None:
             self._follower.status = status.for_manager
@@ -311,6 +318,7 @@ class Daemon:
             await self._control.start()
         except ControlError as error:  # nobody can ask us here, which is no reason to serve nobody
             log.error("no local socket", reason=str(error), then="lb-mux serves all the same")
+        _go_first()
 
     async def stop(self, *, clean: bool) -> None:
         """In the reverse order of the start, whatever part of it had happened. Not ``clean``: something failed."""
@@ -709,6 +717,13 @@ class Daemon:
             self._supervisor.status(f"{len(stalled)} workers stand still" if stalled else self._summary())
 
 
+def _go_first() -> None:
+    """After what may wait (metrics), before what may not (the heart, ExaBGP): they begin with what we have."""
+    refused = control_first()
+    if refused is not None:
+        log.warning("no priority", reason=refused, consequence="a MUX that is saturated may lose BGP and manager")
+
+
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
@@ -725,6 +740,7 @@ def _same(one: object, other: object) -> bool:
 async def serve_until_told(path: Path, manager: str | None = None, token: str | None = None) -> None:
     """The daemon's whole life; returns after a clean stop."""
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(helpers())
     end = asyncio.Event()
     hangup = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -434,6 +434,18 @@ class Engine:
             return self._workers[number].pipeline_counters()
         return self._pipelines[number].counters()
 
+    def arrivals(self) -> tuple[IoStats, ...]:
+        """Each running worker's io, as counted since it was opened. From any thread; no worker is asked."""
+        with self._guard:
+            return tuple(io.stats() for io in self._ios)
+
+    def came_for(self) -> dict[str, int]:
+        """Packets that came for each live service so far, forwarded or not. No worker is asked."""
+        forwarding = self._forwarding
+        counted = [pipeline.came_for(forwarding.id_limit) for pipeline in self._pipelines]
+        numbers = ((service.name, forwarding.id_of(service)) for service in forwarding.services)
+        return {name: sum(row[number] for row in counted) for name, number in numbers if number is not None}
+
     def refused(self) -> int:
         """Flows that found no room in their table, so far."""
         return sum(pipeline.counters().flows.refused for pipeline in self._pipelines)

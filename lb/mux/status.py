@@ -19,6 +19,7 @@ from lb.mux.announcer import Announcer
 from lb.mux.census import FlowCensus
 from lb.mux.engine import Engine, Totals
 from lb.mux.mode import Mode
+from lb.mux.overload import OverloadWatch
 from lb.probe.board import Known, Label
 from lb.probe.state import Health
 
@@ -57,11 +58,12 @@ class Status:
         manager: Callable[[], Row] | None = None,
         handover: Callable[[], str | None] = lambda: None,
         keeper: Keeper | None = None,
+        overload: OverloadWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``mode``: what is live. ``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from
         any thread. ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one.
-        ``keeper``: of what this MUX put into the kernel."""
+        ``keeper``: of what this MUX put into the kernel. ``overload``: whether its workers keep up."""
         self._clock = clock
         self._settings = settings
         self._mode = mode
@@ -73,6 +75,7 @@ class Status:
         self._manager = manager
         self._handover = handover
         self._keeper = keeper
+        self._overload = overload
         self._told: Sequence[Row] = ()  # of announcements, to the manager
         self._tell_again = 0.0
 
@@ -93,6 +96,7 @@ class Status:
             "received": totals.received,
             **{name: _by_verdict(totals, verdict) for name, verdict in _VERDICTS.items()},
             "missed": totals.io.missed,
+            "saturated": self._overload.words if self._overload is not None else None,
             "workers": [
                 {"received": worker.received, "flows": worker.live, "missed": worker.missed}
                 for worker in totals.workers
@@ -234,6 +238,7 @@ class Status:
             },
             left_out=len(self._manager()["left_out"]) if self._manager is not None else 0,
             bgp=self._announcer.figures() if self._announcer is not None else None,
+            saturated=self._overload is not None and self._overload.words is not None,
             kept=self._keeper.figures() if self._keeper is not None else KeptFigures(),
         )
 

@@ -25,6 +25,7 @@ FIGURES = Figures(
     io=IoFigures(received=100, sent=89, missed=2, send_errors=1),
     unreachable=1,
     rejected=True,
+    saturated=True,
     workers=(WorkerMetrics(11, 5, 2, 1), WorkerMetrics(12, 7, 3, 0)),
 )
 
@@ -53,6 +54,7 @@ def registry() -> CollectorRegistry:
         ("lb_io_sent_total", {}, 89),
         ("lb_io_missed_total", {}, 2),
         ("lb_io_send_errors_total", {}, 1),
+        ("lb_saturated", {}, 1),
         ("lb_backends_unreachable", {}, 1),
         ("lb_config_rejected", {}, 1),
         ("lb_worker_bursts_total", {"worker": "1"}, 12),

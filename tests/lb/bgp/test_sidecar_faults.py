@@ -128,11 +128,19 @@ def test_an_error_of_ours_has_its_traceback_in_the_log_and_is_tried_again(monkey
     assert any("exc_info" in line for line in logs)
 
 
-def test_exabgps_connections_that_nobody_answers_are_begun_anew_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_exabgps_connections_are_begun_anew_soon_and_marked_as_routing(
+    monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
     outgoing = pytest.importorskip("exabgp.reactor.network.outgoing")
     from exabgp.protocol.family import AFI
 
     monkeypatch.setattr(outgoing, "create", outgoing.create)
-    launch.connect_again_soon()
-    with outgoing.create(AFI.ipv4) as opened:
+    launch.prepare_sockets()
+    with outgoing.create(getattr(AFI, family)) as opened:
         assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT) == launch.SYNS_AGAIN
+        of_family = (
+            (socket.IPPROTO_IP, socket.IP_TOS) if family == "ipv4" else (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)
+        )
+        assert opened.getsockopt(*of_family) == 0xC0, "CS6"
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY) == launch.INTERACTIVE

@@ -50,6 +50,21 @@ def test_what_is_wrong_with_a_node_is_named(changed: dict[str, Any], expected: l
     assert wrong(check_node("mux", {**NODE, **changed}, NOW)) == expected
 
 
+def fleet_of(*muxes: dict[str, Any]) -> Fleet:
+    return Fleet({"now": NOW}, muxes, (), (), (), ())
+
+
+def test_a_mux_that_does_not_keep_up_is_named_and_one_that_is_away_is_not_asked() -> None:
+    words = "loses 9 of 10 packets/s, its worker is saturated; add a MUX"
+    found = [f for f in check_fleet(fleet_of({**NODE, "saturated": words})) if f.check == "saturated"]
+    assert [(f.severity, f.what) for f in found] == [(FAULT, f"MUX mux1 (10.0.1.11) {words}")]
+    quiet = [
+        check_fleet(fleet_of({**NODE, **row}))
+        for row in ({"state": "away", "saturated": words}, {"saturated": None}, {})
+    ]
+    assert [f.severity for findings in quiet for f in findings if f.check == "saturated"] == [OK]
+
+
 def refusal(**changed: Any) -> dict[str, Any]:
     row = {"node": "mux:mux1", "address": "10.0.1.12", "reason": "mux:mux1 is connected already, from 10.0.1.11"}
     return {**row, "duplicate": True, "first": NOW - 60, "last": NOW - 2, "count": 9, **changed}

@@ -92,6 +92,15 @@ def test_a_flow_table_that_is_nearly_full_is_a_warning(flows: int, severity: Sev
     assert [f.severity for f in mux.check_flows({"flows": flows, "flow_capacity": 100})] == [severity]
 
 
+def test_a_mux_that_does_not_keep_up_is_a_fault_in_its_own_words() -> None:
+    words = "loses 9 of 10 packets/s, its worker is saturated; add a MUX"
+    (found,) = mux.check_saturation({"saturated": words}, "this MUX", "lb top --local")
+    assert (found.check, found.severity, found.what) == ("saturated", FAULT, f"this MUX {words}")
+    assert "`lb top --local` shows for whom they come" in (found.remedy or "")
+    assert [f.severity for f in mux.check_saturation({"saturated": None}, "this MUX", "lb top")] == [OK]
+    assert list(mux.check_saturation({}, "this MUX", "lb top")) == [], "an older lb-mux does not say"
+
+
 def network(all_: int, own: int, default: str | None = "eth0", others: frozenset[str] = frozenset()) -> Network:
     settings = {"ipv4/conf/all/rp_filter": all_, "ipv4/conf/eth0/rp_filter": own}
     return Network(ETH0, default_by=default, other_routes=others, sysctls=settings)

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the data plane keeps up with what comes, and what to tell of it when it does not.
+
+A worker that does not keep up loses packets before it sees them: the kernel's ring (queue, in TUN mode) is full and
+drops what comes, whosever it is. The kernel counts that, see ``missed`` of native/io.h. One full ring is no news: a
+worker that lost its core for some milliseconds has one. So a MUX is *saturated* from when more than one packet of a
+thousand was lost throughout a second and a half, until less than one of ten thousand was for five seconds.
+
+Pure; the daemon's care loop feeds it, and tells what it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lb.dataplane import IoStats
+
+#: Of all packets that come, the share lost from which on a MUX does not keep up, and for how long; seconds.
+BEGIN_SHARE, BEGIN = 1e-3, 1.5
+#: The share below which it does, and for how long.
+END_SHARE, END = 1e-4, 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What is lost. Rates in packets per second, of the last look that found a loss."""
+
+    since: float  #: by the caller's clock
+    lost: float
+    offered: float
+    total: int  #: packets, since it began
+    workers: tuple[int, ...] = ()  #: those that do not keep up
+    of: int = 1  #: so many there are
+    heaviest: str | None = None  #: the service that most of the packets are for
+    part: float = 0.0  #: its part of them
+
+    @property
+    def words(self) -> str:
+        """What is lost where, and what to do."""
+        many = f"{len(self.workers)} of its {self.of} workers {'is' if len(self.workers) == 1 else 'are'} saturated"
+        who = "its worker is saturated" if self.of == 1 else many
+        whose = f"; service {self.heaviest} has {self.part:.0%} of the packets" if self.heaviest else ""
+        remedy = "add a MUX" if len(self.workers) == self.of else "spread its queues (`workers`), or add a MUX"
+        return f"loses {self.lost:,.0f} of {self.offered:,.0f} packets/s, {who}{whose}; {remedy}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """It keeps up again."""
+
+    seconds: float  #: so long it did not
+    total: int  #: packets lost meanwhile
+
+
+@dataclass(slots=True)
+class Saturation:
+    """Watches what workers receive and what the kernel drops before them."""
+
+    now: Loss | None = None  #: None: it keeps up
+    _at: float = 0.0
+    _before: Sequence[IoStats] = ()
+    _losing: float | None = None  # since when, without a pause
+    _fine: float | None = None
+    _total: int = 0
+    _services: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def losing(self) -> bool:
+        """Something was lost at the last look: whose packets they are is worth asking."""
+        return self._losing is not None or self.now is not None
+
+    def look(self, at: float, ios: Sequence[IoStats], services: dict[str, int] | None = None) -> Loss | Ended | None:
+        """``ios``: each worker's, as counted so far; ``services``: packets that came for each so far, asked for while
+        :attr:`losing`. Returns news: it began, or it ended."""
+        seconds = at - self._at
+        if len(ios) != len(self._before) or seconds <= 0:  # other workers: nothing to compare with
+            self._at, self._before = at, ios
+            return None
+        lost = [max(0, new.missed - old.missed) for new, old in zip(ios, self._before, strict=True)]
+        came = sum(max(0, new.received - old.received) for new, old in zip(ios, self._before, strict=True))
+        heaviest = self._heaviest(services or {})
+        offered = came + sum(lost)
+        share = sum(lost) / offered if offered else 0.0
+        began, self._at, self._before = self._at, at, ios
+        self._losing = (self._losing if self._losing is not None else began) if share > BEGIN_SHARE else None
+        self._total = self._total + sum(lost) if self.losing else 0
+        if self.now is None and (self._losing is None or at - self._losing < BEGIN):
+            return None
+        if share >= END_SHARE:
+            self._fine = None
+        elif self._fine is None:
+            self._fine = began
+        before = self.now
+        if before is not None and self._fine is not None and at - self._fine >= END:
+            ended = Ended(self._fine - before.since, self._total)
+            self.now, self._total, self._fine = None, 0, None
+            return ended
+        if before is not None and share < END_SHARE:
+            return None
+        since = before.since if before is not None else self._losing if self._losing is not None else began
+        name, part = heaviest if heaviest is not None else (before.heaviest, before.part) if before else (None, 0.0)
+        workers = tuple(number for number, one in enumerate(lost) if one)
+        self.now = Loss(since, sum(lost) / seconds, offered / seconds, self._total, workers, len(ios), name, part)
+        return self.now if before is None else None
+
+    def _heaviest(self, services: dict[str, int]) -> tuple[str, float] | None:
+        """Of those that were there at the last look as well."""
+        before, self._services = self._services, services
+        came = {name: count - before[name] for name, count in services.items() if name in before}
+        total = sum(count for count in came.values() if count > 0)
+        if not total:
+            return None
+        name = max(came, key=lambda name: came[name])
+        return name, came[name] / total
