@@ -20,6 +20,8 @@ from typing import Any
 
 from lb.cli.remote import Manager
 from lb.config_text import format_config
+from lb.doctor.findings import Finding
+from lb.doctor.fleet import examine
 from lb.model import AgentConfig, ManagerSettings, MuxConfig, Service
 from tests.lab import netns
 from tests.lab.netns import LabError
@@ -176,6 +178,10 @@ class Fleet(Lab):
         """What ``lb get WHAT -o json`` prints, by the same client, without a process for each question."""
         rows: list[dict[str, Any]] = netns.inside(self.manager.namespace, lambda: self.remote.get(what))
         return rows
+
+    def examine(self) -> list[Finding]:
+        """What ``lb doctor --manager`` finds."""
+        return netns.inside(self.manager.namespace, lambda: examine(self.remote.get))
 
     def apply(self, services: Sequence[Service], *, wait: float = 20.0) -> str:
         """``lb apply -f``, until every node followed."""
