@@ -39,6 +39,7 @@ from lb.model import (
     BgpPeer,
     BgpSettings,
     Idle,
+    IoMode,
     ManagerSettings,
     MuxConfig,
     MuxSettings,
@@ -415,6 +416,8 @@ class _Reader:
         if table is None:
             return None, None
         self._check_mtu6(table, ("mux",))
+        if table.busy_poll and table.io in (IoMode.PACKET, IoMode.TUN):
+            self.mistake(("mux", "busy_poll"), f'needs io = "xdp" or "auto", not "{table.io.value}"')
         idle = None if table.idle is None else self._table(tables.IdleTable, table.idle, ("mux", "idle"))
         return table, idle
 

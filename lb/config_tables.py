@@ -500,6 +500,7 @@ class MuxTable(Table):
     address6: _Address6 = None
     interface: _Interface = None
     io: Annotated[IoMode | None, PlainValidator(word(IoMode))] = None
+    busy_poll: Annotated[bool | None, PlainValidator(check_bool)] = None
     workers: Annotated[int | None, PlainValidator(between(1, 64))] = None
     flows: Annotated[int | None, PlainValidator(between(1, MAX_FLOWS))] = None
     encap: Annotated[Encap | None, PlainValidator(check_encap)] = None

@@ -206,6 +206,7 @@ class MuxSettings:
     interface: str
     address6: IPv6Address | None = None
     io: IoMode = IoMode.AUTO
+    busy_poll: bool = False  #: workers of AF_XDP never sleep
     workers: int = 1
     flows: int = 1_000_000
     encap: Encap = Encap.IPIP

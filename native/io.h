@@ -77,6 +77,7 @@ struct io_ops {
 struct io {
 	const struct io_ops *ops;
 	enum link_type link;
+	bool never_rests; /* its wait() looks for frames all the time: nobody shall sleep before it */
 	bool sends_whole; /* takes super-packets of TCP, up to 64 KiB with their outer header; else they are cut before */
 	uint32_t references; /* atomic: whoever opened it, and the workers that run on it; open sets 1 */
 };

@@ -27,8 +27,8 @@
 
 #include "xsk.h"
 
-#define SEND_CHUNKS 4096u  /* beyond those to receive into */
-#define RESERVE 256u       /* chunks that are never given to receive into: for what is made, segments and the like */
+#define SEND_CHUNKS XSK_SEND_RING /* beyond those to receive into */
+#define RESERVE (XSK_SEND_RING / 16) /* chunks that are never given to receive into: for what is made, segments and the like */
 #define CHUNK_SMALL 2048u
 #define CHUNK_LARGE 4096u
 #define WAYS_OUT 4u        /* interfaces that have a socket of their own to send by */
@@ -50,6 +50,7 @@ struct way {
 	struct xsk *xsk;
 	struct xsk own; /* of ways that only send */
 	uint32_t frame_max; /* longest that its interface takes */
+	uint32_t out; /* chunks of ours that it has: in its rings, or on their way */
 	bool down;
 	bool touched; /* in this send() */
 };
@@ -74,7 +75,6 @@ struct xdp_io {
 	int ifindex;
 	uint32_t first_queue;
 	int error; /* errno that the next receive() reports */
-	bool busy;
 
 	/* Written by the worker, read by anyone. */
 	_Atomic uint64_t received;
@@ -96,7 +96,7 @@ static void count(_Atomic uint64_t *counter, uint64_t more)
 
 static uint32_t chunk_of(const struct xdp_io *xdp, uint64_t offset)
 {
-	return (uint32_t)offset / xdp->memory.chunk; /* all of it is far below 4 GiB */
+	return (uint32_t)offset >> xdp->memory.shift; /* all of it is far below 4 GiB */
 }
 
 /* It is no longer held, or no longer being sent. */
@@ -104,7 +104,7 @@ static void let_go(struct xdp_io *xdp, uint32_t chunk, uint8_t of)
 {
 	xdp->state[chunk] &= (uint8_t)~of;
 	if (!xdp->state[chunk])
-		xdp->free[xdp->free_count++] = chunk * xdp->memory.chunk;
+		xdp->free[xdp->free_count++] = chunk << xdp->memory.shift;
 }
 
 static void fill(struct xdp_io *xdp, struct xsk *queue)
@@ -141,7 +141,7 @@ static unsigned take(struct xdp_io *xdp, struct xsk *queue, struct frame *frames
 			.data = xdp->memory.base + entry->addr,
 			.len = entry->len,
 			.wire_len = entry->len,
-			.headroom = (uint16_t)(entry->addr - (uint64_t)chunk * xdp->memory.chunk),
+			.headroom = (uint16_t)(entry->addr & (xdp->memory.chunk - 1)),
 		};
 	}
 	if (waiting)
@@ -217,7 +217,7 @@ static void wait_busily(struct xdp_io *xdp, int wake_fd, int timeout_ms)
 	} while (!any_waits(xdp) && poll(&wake, 1, 0) <= 0 && now_ms() < end);
 }
 
-static void reap_all(struct xdp_io *xdp);
+static void look_after_ways(struct xdp_io *xdp);
 
 static void xdp_wait(struct io *io, int wake_fd, int timeout_ms)
 {
@@ -225,25 +225,25 @@ static void xdp_wait(struct io *io, int wake_fd, int timeout_ms)
 	struct pollfd fds[XDP_QUEUES_MAX + 1];
 	unsigned n;
 
-	reap_all(xdp);
+	look_after_ways(xdp);
 	for (n = 0; n < xdp->queue_count; n++) {
 		fill(xdp, &xdp->queues[n]);
 		fds[n] = (struct pollfd){ .fd = xdp->queues[n].fd, .events = POLLIN };
 	}
 	fds[n] = (struct pollfd){ .fd = wake_fd, .events = POLLIN };
-	if (poll(fds, n + 1, xdp->busy ? 0 : timeout_ms) > 0) {
+	if (poll(fds, n + 1, io->never_rests ? 0 : timeout_ms) > 0) {
 		while (n--)
 			if (fds[n].revents & POLLERR)
 				xdp->error = error_of(fds[n].fd);
-	} else if (xdp->busy) {
+	} else if (io->never_rests) {
 		wait_busily(xdp, wake_fd, timeout_ms);
 	}
 }
 
 /* -- send --------------------------------------------------------------------------------------------------------- */
 
-/* What the kernel is done with. */
-static void reap(struct xdp_io *xdp, struct way *way)
+/* What the kernel is done with; returns how many. */
+static uint32_t reap(struct xdp_io *xdp, struct way *way)
 {
 	struct xsk_ring *ring = &way->xsk->complete;
 	uint32_t waiting = xsk_waiting(ring, ring->size);
@@ -256,13 +256,14 @@ static void reap(struct xdp_io *xdp, struct way *way)
 	}
 	if (waiting)
 		xsk_read(ring, waiting);
+	way->out -= waiting;
+	return waiting;
 }
 
-static void reap_all(struct xdp_io *xdp)
+/* Frames in its ring that the kernel has not taken. */
+static uint32_t unsent(const struct way *way)
 {
-	for (struct way *way = xdp->ways; way < xdp->ways + WAYS; way++)
-		if (way->ifindex > 0)
-			reap(xdp, way);
+	return way->xsk->send.next - __atomic_load_n(way->xsk->send.consumer, __ATOMIC_ACQUIRE);
 }
 
 /* Its interface was removed: what was on its way is lost, and its socket is of no use any more. */
@@ -272,10 +273,12 @@ static void give_up(struct xdp_io *xdp, struct way *way)
 
 	xdp->by_packet[xdp->by_packet_next++ % BY_PACKET_MAX] = way->ifindex;
 	way->ifindex = -1;
+	count(&xdp->send_errors, unsent(way));
 	reap(xdp, way);
 	for (uint32_t chunk = 0; chunk < xdp->memory.chunks; chunk++)
 		if ((xdp->state[chunk] & SENDING) == number)
 			let_go(xdp, chunk, SENDING);
+	way->out = 0;
 }
 
 /*
@@ -291,17 +294,31 @@ static void kick(struct xdp_io *xdp, struct way *way)
 		uint32_t before = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE);
 		int error = sendto(way->xsk->fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 ? errno : 0;
 		uint32_t after = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE);
+		uint32_t reaped;
 
 		way->down = error == ENETDOWN;
 		if (error == EBUSY) /* the last one it took was refused by the driver */
 			count(&xdp->send_errors, 1);
-		reap(xdp, way);
+		reaped = reap(xdp, way);
 		if (error == ENXIO || error == ENODEV) {
 			give_up(xdp, way);
 			return;
 		}
-		if (after == ring->next || (after == before && error != EINTR))
+		/* Without progress it may have lacked room to say that it is done, which there is again. */
+		if (after == ring->next || (after == before && !reaped && error != EINTR))
 			return;
+	}
+}
+
+/* What the last send() left in a ring goes on its way, or is given up with its interface, though nothing more is sent there. */
+static void look_after_ways(struct xdp_io *xdp)
+{
+	for (struct way *way = xdp->ways; way < xdp->ways + WAYS; way++) {
+		if (way->ifindex <= 0)
+			continue;
+		reap(xdp, way);
+		if (way->out)
+			kick(xdp, way);
 	}
 }
 
@@ -382,6 +399,7 @@ static int queue_frame(struct xdp_io *xdp, struct way *way, const struct frame *
 	xdp->state[chunk_of(xdp, (uint64_t)place)] |= (uint8_t)(way - xdp->ways + 1);
 	entries[ring->next++ & (ring->size - 1)] = (struct xdp_desc){ .addr = (uint64_t)place, .len = frame->len };
 	way->touched = true;
+	way->out++;
 	return 0;
 }
 
@@ -526,7 +544,7 @@ static int open_queues(struct xdp_io *xdp, struct redirect *redirect, struct xdp
 			settings->busy_poll = false;
 		error = redirect_set_socket(redirect, queue, xdp->queues[n].fd);
 	}
-	xdp->busy = settings->busy_poll;
+	xdp->io.never_rests = settings->busy_poll;
 	return error;
 }
 

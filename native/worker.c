@@ -105,7 +105,7 @@ static void run_call(struct worker *worker)
 static void rest(struct worker *worker, bool broken)
 {
 	struct pollfd wake = {.fd = worker->wake_fd, .events = POLLIN};
-	struct timespec pause = { .tv_nsec = pace_pause(&worker->pace) };
+	struct timespec pause = { .tv_nsec = worker->io->never_rests ? 0 : pace_pause(&worker->pace) };
 
 	if (broken) { /* an io that fails may also fail to sleep: never spin on it */
 		poll(&wake, 1, IDLE_MS);

@@ -35,7 +35,7 @@ int xsk_memory_map(struct xsk_memory *memory, uint32_t chunk, uint32_t chunks)
 		return -errno;
 	/* A child of ours that runs another program would else make us copy pages that the kernel writes to. */
 	madvise(base, (size_t)chunk * chunks, MADV_DONTFORK);
-	*memory = (struct xsk_memory){ base, chunk, chunks };
+	*memory = (struct xsk_memory){ base, chunk, (uint32_t)__builtin_ctz(chunk), chunks };
 	return 0;
 }
 

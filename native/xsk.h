@@ -20,6 +20,7 @@
 struct xsk_memory {
 	uint8_t *base;
 	uint32_t chunk;  /* bytes of each: 2,048 or 4,096 */
+	uint32_t shift;  /* the same as a power of two */
 	uint32_t chunks;
 };
 

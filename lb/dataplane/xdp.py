@@ -104,7 +104,7 @@ class XdpIo(Io):
         settings = ffi.new("struct xdp_settings *", [first, every, queues, frame_max, zero_copy, busy_poll])
         name = interface.encode()
         super().__init__(f"AF_XDP on {interface}", lambda out: c.xdp_io_open(name, redirect._c, settings, out))
-        self.busy_poll = bool(settings.busy_poll)  #: obtained
+        self.busy_poll = bool(settings.busy_poll)  #: obtained; False: not asked for, or refused by the kernel
 
     @staticmethod
     def _why(number: int) -> str:

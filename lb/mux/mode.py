@@ -57,14 +57,16 @@ def candidates(asked: IoMode) -> tuple[IoMode, ...]:
     }.get(asked, (asked,))
 
 
-def obtained(asked: IoMode, got: IoMode, refused: dict[IoMode, str]) -> Mode:
+def obtained(asked: IoMode, got: IoMode, refused: dict[IoMode, str], *, busy_poll: bool = False) -> Mode:
     """The mode with its reason; ``refused`` says why the ones tried before did not work."""
     if asked is got:
         return Mode(got, "asked for by the configuration")
+    why = "the fastest that this version and this machine can do"
     if refused:
         why = "; ".join(f"{mode.value} refused: {reason}" for mode, reason in refused.items())
-        return Mode(got, f"automatic: {why}" if asked is IoMode.AUTO else f"asked for was {asked.value}: {why}")
-    return Mode(got, "automatic: the fastest that this version and this machine can do")
+        if busy_poll:
+            why += "; so there is no busy polling either"
+    return Mode(got, f"automatic: {why}" if asked is IoMode.AUTO else f"asked for was {asked.value}: {why}")
 
 
 def nothing_works(asked: IoMode, refused: dict[IoMode, str]) -> FeatureError | IoError:

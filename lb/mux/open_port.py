@@ -40,7 +40,8 @@ async def open_port(
         except VipmuxError as error:
             refused[candidate] = str(error)
             continue
-        return port, replace(obtained(settings.io, candidate, refused), details=port.details)
+        mode = obtained(settings.io, candidate, refused, busy_poll=settings.busy_poll)
+        return port, replace(mode, details=port.details)
     for claim in claims:
         claim.close()
     raise nothing_works(settings.io, refused)

@@ -11,6 +11,7 @@ send super-packets, which AF_XDP would lose.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lb.dataplane import XDP_FRAME_MAX, XDP_QUEUES_MAX
@@ -63,6 +64,14 @@ def attempts(facts: Facts, asked: IoMode) -> tuple[Attempt, ...]:
     return NATIVE if asked is IoMode.AUTO or facts.driver in VIRTUAL else (*NATIVE, GENERIC)
 
 
+def described(attempt: Attempt, queues: int, *, busy_asked: bool, busy: Sequence[bool]) -> str:
+    """What was obtained, in words; ``busy``: of each worker's sockets, whether the kernel polls for them."""
+    words = [attempt.text, _queues(queues)]
+    if busy_asked:
+        words.append("busy polling" if busy and all(busy) else "no busy polling: the kernel refused it")
+    return ", ".join(words)
+
+
 def maps_need_rights(release: str) -> bool:
     """Whether a kernel of this release may ask for CAP_BPF also where a map is changed that the process has open."""
     numbers = re.match(r"(\d+)\.(\d+)", release)
@@ -70,4 +79,4 @@ def maps_need_rights(release: str) -> bool:
 
 
 def _queues(count: int) -> str:
-    return "one queue" if count == 1 else f"{count} queues"
+    return "1 queue" if count == 1 else f"{count} queues"

@@ -21,7 +21,7 @@ from lb.mux.ethernet import Facts, Offloads, address_of, facts_of, queues_of
 from lb.mux.netlink import Netlink
 from lb.mux.ports import Anchor, PacketPort, exists
 from lb.mux.startup import Claim
-from lb.mux.xdp import LINK_HEADER, Attempt, attempts, refusal
+from lb.mux.xdp import LINK_HEADER, Attempt, attempts, described, refusal
 
 log = get_logger()
 
@@ -52,8 +52,14 @@ class XdpPort(PacketPort):
 
     @property
     def details(self) -> str:
-        queues = "1 queue" if self._queues == 1 else f"{self._queues} queues"
-        return f"{self._attempt.text}, {queues}" if self._attempt is not None else ""
+        if self._attempt is None:
+            return ""
+        return described(
+            self._attempt,
+            self._queues,
+            busy_asked=self._settings.busy_poll,
+            busy=[io.busy_poll for io in self._xdp_ios],
+        )
 
     async def open(self, vips: Iterable[Network]) -> None:
         """What speaks against it is found before anything is touched."""
@@ -116,6 +122,7 @@ class XdpPort(PacketPort):
                     every=workers,
                     frame_max=facts.mtu + LINK_HEADER,
                     zero_copy=attempt.zero_copy,
+                    busy_poll=self._settings.busy_poll,
                 )
             )
 

@@ -86,6 +86,20 @@ def test_two_workers_share_the_packets_and_keep_a_flow_together(stage: Stage) ->
     assert row["flows"] == clients
 
 
+def test_workers_that_poll_busily_say_so_and_serve() -> None:
+    with Stage(IoMode.XDP) as stage:
+        stage.settings = replace(stage.settings, busy_poll=True)
+        process = stage.start(DNS)
+        assert stage.row()["mode"].endswith(", busy polling")
+        with stage.tap() as tap, stage.udp_client() as client:
+            for payload in (b"one", b"two"):
+                client.sendto(payload, (VIP, 53))
+                assert [frame.payload for frame in tap.take(1)] == [payload]
+        stage.reload(DNS, WEB)
+        assert adds_up(stage)["forwarded"] == 2
+        assert process.stop() == 0
+
+
 def test_a_backend_behind_a_gateway_gets_its_packets_by_the_gateway(stage: Stage) -> None:
     ip("-n", stage.mux, "route", "add", "10.0.3.0/24", "via", HOST)
     stage.start(*services(DNS, backends=[Backend("far", ip_address("10.0.3.21"))]))

@@ -24,6 +24,12 @@ def test_the_reason_says_what_was_refused() -> None:
     assert obtained(IoMode.TUN, IoMode.TUN, {}).reason == "asked for by the configuration"
 
 
+def test_who_wanted_busy_polling_reads_that_there_is_none() -> None:
+    mode = obtained(IoMode.XDP, IoMode.PACKET, {IoMode.XDP: "no such thing"}, busy_poll=True)
+    assert mode.reason == "asked for was xdp: xdp refused: no such thing; so there is no busy polling either"
+    assert "busy" not in obtained(IoMode.XDP, IoMode.XDP, {}, busy_poll=True).reason
+
+
 def test_an_error_names_every_refusal() -> None:
     error = nothing_works(IoMode.AUTO, {IoMode.PACKET: "a", IoMode.TUN: "b"})
     assert str(error) == "no packet I/O works here: packet: a; tun: b"

@@ -9,7 +9,7 @@ import pytest
 
 from lb.model import IoMode
 from lb.mux.ethernet import Facts
-from lb.mux.xdp import GENERIC, NATIVE, attempts, maps_need_rights, refusal
+from lb.mux.xdp import GENERIC, NATIVE, attempts, described, maps_need_rights, refusal
 
 NIC = Facts("virtio_net", 1500, 2)
 VETH = Facts("veth", 1500, 1)
@@ -31,7 +31,7 @@ def test_a_veth_is_served_only_when_asked_for() -> None:
         (replace(NIC, mtu=9000), 1, "the MTU of the interface, 9,000, is above 3,822"),
         (replace(NIC, mtu=3823), 1, "is above 3,822"),
         (NIC, 3, "the interface has 2 queues, one at least for each of 3 workers is needed"),
-        (VETH, 2, "the interface has one queue, one at least"),
+        (VETH, 2, "the interface has 1 queue, one at least"),
         (replace(NIC, queues=65), 1, "more than 64 for each worker"),
         (replace(NIC, vlans=("eth0.5",), strips_vlans=True), 1, "packets of its VLANs (eth0.5) would be taken"),
     ],
@@ -62,6 +62,14 @@ def test_an_attempt_says_what_it_is() -> None:
         "native, copying",
         "generic (the kernel's code, not the driver's), copying",
     ]
+
+
+def test_what_was_obtained_is_in_words() -> None:
+    native = NATIVE[1]
+    assert described(native, 1, busy_asked=False, busy=[False]) == "native, copying, 1 queue"
+    assert described(native, 2, busy_asked=True, busy=[True, True]) == "native, copying, 2 queues, busy polling"
+    refused_it = "native, copying, 2 queues, no busy polling: the kernel refused it"
+    assert described(native, 2, busy_asked=True, busy=[True, False]) == refused_it
 
 
 def test_old_kernels_want_rights_for_a_map_that_is_open() -> None:
