@@ -300,8 +300,13 @@ int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const 
 		   struct io **out);
 int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_count);
 int packet_io_group(const struct io *io);
+int packet_io_swap(struct io *const *from, unsigned from_count, struct io *const *to, unsigned to_count, const uint64_t *filter,
+		   unsigned filter_count);
 int64_t packet_io_switches(const struct io *io);
 int tun_io_open(const char *name, int shared, int program, struct io **out);
+/* steer_load(): as whole_load().  tun_io_steer(): program -1 takes it off. */
+int steer_load(char *log, uint32_t log_size);
+int tun_io_steer(struct io *io, int program);
 /*
  * Super-packets that leave whole (bpf/whole.h).  Load returns a descriptor, of a program for a TUN device (place 0) or for the
  * gate of a packet io (1); log: as of decap_load(), -EOPNOTSUPP: this kernel cannot.  gate: before a worker runs; name NULL: none.

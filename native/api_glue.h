@@ -13,6 +13,7 @@
 #include "bench.h"
 #include "bpf/decap.h"
 #include "bpf/redirect.h"
+#include "bpf/steer.h"
 #include "bpf/whole.h"
 #include "census.h"
 #include "generator.h"

@@ -514,9 +514,36 @@ int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_coun
 	return error || !has_blocks(packet) ? error : attach(packet->blocks.fd, program, filter_count);
 }
 
+static struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
+
+static int filter_all(struct io *const *ios, unsigned count, const uint64_t *filter, unsigned filter_count)
+{
+	int error = 0;
+
+	for (unsigned i = 0; i < count && !error; i++)
+		error = packet_io_filter(ios[i], filter, filter_count);
+	return error;
+}
+
+int packet_io_swap(struct io *const *from, unsigned from_count, struct io *const *to, unsigned to_count, const uint64_t *filter,
+		   unsigned filter_count)
+{
+	uint64_t closed;
+	int error;
+
+	memcpy(&closed, &nothing, sizeof(closed));
+	error = filter_all(to, to_count, filter, filter_count);
+	if (!error)
+		error = filter_all(from, from_count, &closed, 1);
+	if (error) { /* a smaller program than the one it replaces, or one that was there before: hardly refused */
+		filter_all(from, from_count, filter, filter_count);
+		filter_all(to, to_count, &closed, 1);
+	}
+	return error;
+}
+
 static int bind_ring(const struct packet_io *packet, int fd)
 {
-	struct sock_filter nothing = BPF_STMT(BPF_RET | BPF_K, 0);
 	struct sockaddr_ll address = {
 		.sll_family = AF_PACKET,
 		.sll_protocol = htons(ETH_P_ALL),

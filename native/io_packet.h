@@ -27,6 +27,13 @@ int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const 
 /* Replaces the filter at once; any thread. */
 int packet_io_filter(struct io *io, const uint64_t *filter, unsigned filter_count);
 
+/*
+ * From now on packets enter the rings of to[to_count], by this filter, and no more those of from[from_count]; any thread.  For some
+ * microseconds between they may enter both: a packet may come twice then, and none is lost.  An error: all is as it was.
+ */
+int packet_io_swap(struct io *const *from, unsigned from_count, struct io *const *to, unsigned to_count, const uint64_t *filter,
+		   unsigned filter_count);
+
 int packet_io_group(const struct io *io);
 
 /*

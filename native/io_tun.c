@@ -247,6 +247,11 @@ static int open_queue(struct tun_io *tun, int shared, int program)
 	return tun->whole ? take_whole(tun, program) : 0;
 }
 
+int tun_io_steer(struct io *io, int program)
+{
+	return ioctl(tun_io(io)->fd, TUNSETSTEERINGEBPF, &program) ? -errno : 0;
+}
+
 int tun_io_open(const char *name, int shared, int program, struct io **out)
 {
 	struct tun_io *tun;

@@ -17,4 +17,7 @@
  */
 int tun_io_open(const char *name, int shared, int program, struct io **out);
 
+/* All packets go to the device's first queue, while it has this program (bpf/steer.h); -1: to all queues again.  Any thread. */
+int tun_io_steer(struct io *io, int program);
+
 #endif

@@ -7,7 +7,7 @@
     census    how many flows each backend has       records   flows as MUXes tell them to each other
     io        AF_PACKET and TUN                     host      decapsulation on a backend's host
     measure   benchmark and packet generator        xdp       AF_XDP and its program
-    whole     super-packets that leave as they came
+    programs  BPF programs of our own devices
     regroup   flows between the workers of one MUX
 
 Each class owns one C object and frees it with its last reference; what C keeps a pointer to, the Python
@@ -52,6 +52,7 @@ from lb.dataplane.pipeline import (
     flow_table_bytes,
     lookup,
 )
+from lb.dataplane.programs import SteerProgram, WholeProgram
 from lb.dataplane.reasons import REASONS, Reason, Verdict
 from lb.dataplane.records import ADOPT_MAX, RECORD_BYTES, Adoption, with_age
 from lb.dataplane.snapshot import (
@@ -63,7 +64,6 @@ from lb.dataplane.snapshot import (
     Snapshot,
     VipMap,
 )
-from lb.dataplane.whole import WholeProgram
 from lb.dataplane.worker import ASK_TIMEOUT, Runs, Worker, WorkerCounters
 from lb.dataplane.xdp import XDP_FRAME_MAX, XDP_QUEUES_MAX, Redirect, XdpIo
 
@@ -121,6 +121,7 @@ __all__ = [
     "ServiceCounters",
     "ServiceEntry",
     "Snapshot",
+    "SteerProgram",
     "TunIo",
     "Verdict",
     "VipMap",

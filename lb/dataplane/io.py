@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lb.binding import Cdata, Closable, c, ffi
-from lb.dataplane.whole import WholeProgram, attach_refusal
+from lb.dataplane.programs import SteerProgram, WholeProgram, attach_refusal
 from lb.errors import IoError
 
 #: Receive ring of one worker: some 100,000 small frames.
@@ -92,6 +92,16 @@ class PacketIo(Io):
         if code < 0:
             raise IoError(f"cannot change the packet filter on {self._interface}: {os.strerror(-code).lower()}")
 
+    @staticmethod
+    def swap(before: Sequence[PacketIo], after: Sequence[PacketIo], filter_: Sequence[int]) -> None:
+        """Packets enter the rings of ``after``, by this filter, and no more those of ``before``.
+
+        None is lost; for some microseconds one may enter both. Raises IoError, with all as it was."""
+        old, new = (ffi.new("struct io *[]", [io._c for io in ios]) for ios in (before, after))
+        code = c.packet_io_swap(old, len(before), new, len(after), ffi.new("uint64_t[]", list(filter_)), len(filter_))
+        if code < 0:
+            raise IoError(f"cannot let packets into other rings: {os.strerror(-code).lower()}")
+
     def set_gate(self, name: str | None, program: WholeProgram | None = None, *, shared: bool = False) -> None:
         """Before a worker runs: super-packets leave whole by a TAP device, which is made; None, or an IoError: they are
         cut.
@@ -111,3 +121,10 @@ class TunIo(Io):
         and go whole; else the kernel cuts them before."""
         fd = program.fd if program is not None else -1
         super().__init__(f"TUN device {name}", lambda out: c.tun_io_open(name.encode(), int(shared), fd, out))
+        self._name = name
+
+    def steer(self, program: SteerProgram | None) -> None:
+        """Every packet goes to the device's first queue while it has the program; None: to all queues again."""
+        code = c.tun_io_steer(self._c, program.fd if program is not None else -1)
+        if code < 0:
+            raise IoError(f"cannot steer the packets of TUN device {self._name}: {os.strerror(-code).lower()}")

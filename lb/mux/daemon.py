@@ -156,7 +156,8 @@ class Daemon:
         self._keeper = Keeper((), KernelWatch(NOTHING))
         self._vips = Vips.of(())  # of the services that are live
         self._local: Mapping[Address, str] = {}  # this machine's addresses, when VIPs were last checked against them
-        self._changing = asyncio.Lock()  # one change of services at a time, whoever wants it
+        self._changing = asyncio.Lock()  # one change of services or workers at a time, whoever wants it
+        self._opening = asyncio.Lock()  # one who opens and closes ios at a time
         self._follower = self._follow(config, token)
         self._handover = self._hand_over()
         self._announced: Mapping[str, Any] = {}
@@ -408,18 +409,24 @@ class Daemon:
 
     async def _reopen(self) -> None:
         """A new interface of the old name: new isolation, new rings, the same flow tables. Raises VipmuxError."""
-        self._plane.engine.stop()
-        try:
-            await self._plane.port.reopen()
-            self._plane.engine.start(self._plane.port.ios)
-        except Exception:  # whatever it is: else the port looks open, and nobody forwards
+        async with self._opening:
             self._plane.engine.stop()
-            self._plane.port.close_ios()
-            self._condition.state = "degraded"
-            self._tell_announcer()
-            raise
-        self._opened_again()
+            try:
+                await self._plane.port.reopen()
+                self._plane.engine.start(self._plane.port.ios)
+            except Exception:  # whatever it is: else the port looks open, and nobody forwards
+                self._lose_port()
+                raise
+            self._opened_again()
+        self._inherit_soon()
         self._links_changed(self._watch.links)
+
+    def _lose_port(self) -> None:
+        """The keeper opens it again."""
+        self._plane.engine.stop()
+        self._plane.port.close_ios()
+        self._condition.state = "degraded"
+        self._tell_announcer()
 
     def _opened_again(self) -> None:
         """What was had of the port before may not be had now, and what was refused may be."""
@@ -457,7 +464,11 @@ class Daemon:
         config = await asyncio.to_thread(load_mux, self._path, manager=self._manager)
         check_settings(self._settings, config.mux)
         check_bgp(self._bgp, config.bgp)
+        workers = config.mux.workers
+        self._check_workers(workers)
         if self._follower is not None:
+            async with self._changing:
+                await self._change_workers(workers)
             log.info("configuration read", reason="services come from the manager")
             self._follower.client.retry()
             return
@@ -465,6 +476,45 @@ class Daemon:
             await self._take(Change.between(self._plane.engine.forwarding.services, config.services))
             del config
             give_back()
+            await self._change_workers(workers)
+
+    # -- workers ------------------------------------------------------------------------------------------------
+
+    def _check_workers(self, workers: int) -> None:
+        """Raises ConfigError where their number cannot change now."""
+        why_not = None if workers == self._settings.workers else self._plane.port.keeps_workers(workers)
+        if why_not is not None:
+            raise ConfigError([("mux.workers", why_not)])
+
+    async def _change_workers(self, workers: int) -> None:
+        """More workers or fewer, and every flow is known to them.
+
+        Raises VipmuxError, with the workers as they were or with the port lost."""
+        before, engine = self._settings.workers, self._plane.engine
+        if workers == before:
+            return
+        async with self._opening:
+            await asyncio.to_thread(engine.inherit)  # what a change before left
+            engine.expect_strangers()
+            try:
+                await self._plane.port.resize(workers, engine)
+            except VipmuxError as error:
+                if not engine.bursts() and self._plane.port.ios:
+                    self._lose_port()
+                raise DataplaneError(f"mux.workers: {before} did not become {workers}: {error}") from None
+            mode = replace(self._plane.mode, details=self._plane.port.details)
+            self._opened = replace(self._plane, mode=mode)
+            self._settings = replace(self._settings, workers=workers)
+        self._inherit_soon()
+        log.info("workers changed", before=before, workers=workers, mode=mode.text)
+
+    def _inherit_soon(self) -> None:
+        if self._plane.engine.inherits:
+            self._tasks.retried("flows to other workers", self._inherit)
+
+    async def _inherit(self) -> None:
+        flows = await asyncio.to_thread(self._plane.engine.inherit)
+        log.info("flows moved to other workers", flows=flows)
 
     async def _take(self, change: Change) -> None:
         """Makes the services of a file live; raises VipmuxError, with everything as it was, where it cannot."""
@@ -701,7 +751,8 @@ class Daemon:
             with contextlib.suppress(DataplaneError):  # a worker that stands still: said below
                 self._plane.engine.tend()
             self._tell_if_full(fullness.step(self._plane.engine.refused(), loop.time()))
-            for number, worker in enumerate(self._plane.engine.heartbeats()):
+            heartbeats = self._plane.engine.heartbeats()
+            for number, worker in enumerate(heartbeats):
                 if worker.error and worker.error != errors.get(number):
                     log.warning("receive failed", worker=number, error=errno.errorcode.get(worker.error, "?"))
                 errors[number] = worker.error
@@ -712,6 +763,7 @@ class Daemon:
                 elif loop.time() - since > STALLED and number not in stalled:
                     log.error("worker stands still", worker=number, seconds=round(loop.time() - since, 1))
                     stalled.add(number)
+            stalled &= set(range(len(heartbeats)))  # of fewer workers than there were
             if not stalled:
                 self._supervisor.alive()
             self._supervisor.status(f"{len(stalled)} workers stand still" if stalled else self._summary())

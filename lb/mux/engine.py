@@ -156,6 +156,11 @@ class Engine:
     def workers(self) -> int:
         return self._active
 
+    @property
+    def inherits(self) -> bool:
+        """There are flow tables of workers before, for :meth:`inherit`."""
+        return bool(self._elders)
+
     def start(self, ios: Sequence[Io]) -> None:
         """One worker for each io, on a CPU of its own where there are enough."""
         with self._guard:
@@ -166,9 +171,30 @@ class Engine:
         with self._guard:
             self._end_workers()
 
+    def look(self) -> None:
+        """Returns when each worker has looked for packets once more.
+
+        From any thread. Raises DataplaneError if one stands still."""
+        with self._guard:
+            for worker in self._workers:
+                worker.pipeline_counters()  # at the end of a turn that may have begun before
+                worker.pipeline_counters()
+
+    def regroup(self, ios: Sequence[Io]) -> None:
+        """One worker for each of these ios instead, be it more or fewer; no flow is forgotten.
+
+        Ios that are not among them may be closed afterwards, and :meth:`inherit` is to be called. Raises
+        DataplaneError, with no worker running."""
+        with self._guard:
+            try:
+                self._end_workers(going_on=ios)
+                self._begin_workers(ios)
+            except DataplaneError:
+                self._end_workers()
+                raise
+
     def resize(self, workers: int) -> None:
-        """The flow tables for so many workers, none of which runs yet; no flow is forgotten. :meth:`start` does this as
-        well, for as many as it is given; :meth:`inherit` is to be called afterwards."""
+        """The flow tables for so many workers, none of which runs yet; see :meth:`regroup`, which does this as well."""
         with self._guard:
             self._prepare(workers)
 
@@ -192,12 +218,14 @@ class Engine:
         for worker in self._workers:
             worker.start()
 
-    def _end_workers(self) -> None:
+    def _end_workers(self, going_on: Sequence[Io] = ()) -> None:
+        """``going_on``: ios that other workers get, and that count on."""
         for worker in self._workers:
             worker.close()
         self._workers = []
         for io in self._ios:
-            self._closed_ios += io.stats()
+            if not any(io is other for other in going_on):
+                self._closed_ios += io.stats()
         self._ios = []
 
     # -- flows between workers ----------------------------------------------------------------------------------

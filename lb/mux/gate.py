@@ -20,7 +20,7 @@ from lb.daemon.repairs import Difference
 from lb.dataplane import Link, PacketIo, WholeProgram
 from lb.errors import IoError
 
-_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFTXQLEN = 0x8913, 0x8914, 0x8943
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 
 
@@ -33,12 +33,24 @@ class Gate:
     def __init__(self, interface: str) -> None:
         self._interface = interface
         self._program: WholeProgram | None = None
-        self.name: str | None = None  #: None: there is none
-        self.refused: str | None = None  #: why not
+        #: Its name, None: there is none; and why not.
+        self.now: tuple[str | None, str | None] = (None, None)
+
+    @property
+    def name(self) -> str | None:
+        return self.now[0]
+
+    @property
+    def refused(self) -> str | None:
+        return self.now[1]
 
     def open(self, ios: Sequence[PacketIo]) -> None:
-        """Super-packets of these leave by it, or are cut. The interface is there; no worker runs."""
+        """Super-packets of these leave by it, or are cut. The interface is there; no worker runs these ios.
+
+        Where there is one already, it is another beside it, until the ios of that one are closed."""
         name = f"lbwhole{socket.if_nametoindex(self._interface)}"  # of one interface there is one MUX
+        if name == self.name:
+            name += "b"
         try:
             # The right to load it is given up before the device may have to be made anew.
             self._program = self._program or WholeProgram(Link.NEXT_HOP)
@@ -49,13 +61,13 @@ class Gate:
         except IoError as error:
             for io in ios:
                 io.set_gate(None)
-            self.name, self.refused = None, str(error)
+            self.now = (None, str(error))
             return
-        self.name, self.refused = name, None
+        self.now = (name, None)
 
     def closed(self) -> None:
         """The ios took it along."""
-        self.name = None
+        self.now = (None, self.refused)
 
     @property
     def lost(self) -> bool:
@@ -95,9 +107,11 @@ def _flags(name: str) -> int:
 
 
 def _set_up(name: str) -> None:
+    """Nothing is sent into it, and the kernel would keep a queue of any length for each of 256 possible workers."""
     flags = _flags(name) | _IFF_UP | _IFF_NOARP
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
         try:
+            fcntl.ioctl(asked, _SIOCSIFTXQLEN, struct.pack("16si20x", name.encode(), 1))
             fcntl.ioctl(asked, _SIOCSIFFLAGS, struct.pack("16sH14x", name.encode(), flags))
         except OSError as error:
             raise IoError(f"cannot set device {name} up: {(error.strerror or str(error)).lower()}") from None

@@ -8,17 +8,19 @@ AF_XDP is in :mod:`lb.mux.xdp_port`. Isolation is in place before the first io o
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 from lb.daemon.keeper import Kept
 from lb.daemon.kernel_watch import Area, Own
 from lb.daemon.repairs import Difference
-from lb.dataplane import NO_MAC, Hop, Io, Link, PacketIo, TunIo, WholeProgram
-from lb.errors import FeatureError, IoError
+from lb.dataplane import NO_MAC, Hop, Io, Link, PacketIo, SteerProgram, TunIo, WholeProgram
+from lb.errors import FeatureError, IoError, VipmuxError
 from lb.log import get_logger
 from lb.model import Address, MuxSettings, Network
 from lb.mux.gate import Gate
@@ -31,6 +33,24 @@ from lb.mux.startup import Claim
 from lb.mux.tun import Tun
 
 log = get_logger()
+
+#: A socket filter that lets no packet in: one instruction, "return 0".
+NOTHING = (0x06,)
+#: Rings and queues that get no more packets are empty when their workers looked so often and found none, so long apart,
+#: seconds: a block that is not full comes when its timer has run out, within 8 ms.
+LOOKS, APART = 4, 0.004
+#: How long that is waited for, seconds.
+DRY_AT_LAST = 2.0
+
+
+class Crew(Protocol):
+    """The workers, as who changes their number needs them: :class:`lb.mux.engine.Engine`."""
+
+    def look(self) -> None:
+        """Returns when each has looked for packets. From any thread. Raises DataplaneError if one stands still."""
+
+    def regroup(self, ios: Sequence[Io]) -> None:
+        """Ends those that there are, and begins others on these ios."""
 
 
 class Port(Protocol):
@@ -60,6 +80,14 @@ class Port(Protocol):
 
     async def reopen(self) -> None:
         """After that; the workers have stopped. Raises VipmuxError, and may be called again."""
+
+    def keeps_workers(self, workers: int) -> str | None:
+        """Why their number cannot become this one while the MUX runs, and what to do; None: it can."""
+
+    async def resize(self, workers: int, crew: Crew) -> None:
+        """Ios for another number of workers; no packet is lost. Nothing else is called before it returns.
+
+        Raises VipmuxError, with all as it was unless no worker runs."""
 
     def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[Kept]:
         """What is kept in the kernel. ``reopen`` stops the workers, reopens the port and starts them again."""
@@ -101,6 +129,36 @@ class Anchor:
 
     def close(self) -> None:
         self._socket.close()
+
+
+async def _run_dry(ios: Sequence[Io], crew: Crew) -> None:
+    """Returns when their workers have seen to all packets that there are; no more come."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + DRY_AT_LAST
+    seen, looks = -1, 0
+    while looks < LOOKS:
+        await asyncio.sleep(APART)
+        await asyncio.to_thread(crew.look)
+        received = sum(io.stats().received for io in ios)
+        looks = looks + 1 if received == seen else 0
+        seen = received
+        if clock() > end:
+            raise IoError("packets still come where none should")
+
+
+def _open_packet_ios(ios: list[PacketIo], interface: str, workers: int, filter_: Sequence[int]) -> None:
+    """One for each worker. Those that were opened are in ``ios``, whatever happens."""
+    if workers == 1:
+        ios.append(PacketIo(interface, filter_=filter_))
+        return
+    ios.append(PacketIo(interface, filter_=filter_, group=PacketIo.NEW_GROUP))
+    for _ in range(workers - 1):
+        ios.append(PacketIo(interface, filter_=filter_, group=ios[0].group))
+
+
+def _close(ios: Iterable[Io]) -> None:
+    for io in ios:
+        io.close()
 
 
 class _Opened:
@@ -173,15 +231,46 @@ class PacketPort:
         interface = self._settings.interface
         self._anchor = Anchor(interface)  # first: what happens from now on is not missed
         self._filter = vip_filter(self._vips)
-        filter_ = self._filter.program
-        if self._settings.workers == 1:
-            self._ios = [PacketIo(interface, filter_=filter_)]
-        else:
-            self._ios = [PacketIo(interface, filter_=filter_, group=PacketIo.NEW_GROUP)]
-            group = self._ios[0].group
-            for _ in range(self._settings.workers - 1):
-                self._ios.append(PacketIo(interface, filter_=filter_, group=group))
+        _open_packet_ios(self._ios, interface, self._settings.workers, self._filter.program)
         self._gate.open(self._ios)
+
+    def keeps_workers(self, workers: int) -> str | None:
+        del workers
+        return None
+
+    async def resize(self, workers: int, crew: Crew) -> None:
+        """Other rings take over while the old ones stay: the workers see to what is in those, and what comes while
+        workers change waits in the new ones."""
+        if not self._ios:  # the interface is lost: they are opened for so many
+            self._settings = replace(self._settings, workers=workers)
+            return
+        self._filter = self._filter or vip_filter(self._vips)
+        fresh: list[PacketIo] = []
+        before = self._gate.now
+        try:
+            _open_packet_ios(fresh, self._settings.interface, workers, NOTHING)
+            self._gate.open(fresh)
+            PacketIo.swap(self._ios, fresh, self._filter.program)
+            await self._see_to_the_last(fresh, crew)
+        except VipmuxError:
+            _close(fresh)
+            self._gate.now = before
+            raise
+        old, self._ios = self._ios, fresh
+        self._settings = replace(self._settings, workers=workers)
+        try:
+            crew.regroup(self.ios)
+        finally:
+            _close(old)
+
+    async def _see_to_the_last(self, fresh: Sequence[PacketIo], crew: Crew) -> None:
+        """Of the packets in the rings that there are, while others come into the fresh ones."""
+        try:
+            await _run_dry(self._ios, crew)
+        except VipmuxError:
+            if self._filter is not None:
+                PacketIo.swap(fresh, self._ios, self._filter.program)
+            raise
 
     def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
         if addresses is not self._hops_of[0] or found is not self._hops_of[1]:
@@ -231,8 +320,7 @@ class PacketPort:
         return (self._isolation.table,)
 
     def close_ios(self) -> None:
-        for io in self._ios:
-            io.close()
+        _close(self._ios)
         self._ios = []
         self._gate.closed()
         if self._anchor is not None:
@@ -263,6 +351,8 @@ class TunPort:
         self._ios: list[TunIo] = []
         self._program: WholeProgram | None = None
         self._cut: str | None = None  # why super-packets are
+        self._steer: SteerProgram | None = None
+        self._unsteered = ""  # why there is none
         self._hops_of: tuple[Address, ...] = ()
         self._hops: Mapping[Address, Hop] = {}
 
@@ -292,21 +382,67 @@ class TunPort:
     async def _open_device(self) -> None:
         try:
             # The right to load it is given up before the device may have to be made anew.
-            self._program = self._program or WholeProgram(Link.NONE)
-            self._open_queues(self._program)
             self._cut = None
+            self._program = self._program or WholeProgram(Link.NONE)
+            self._open_queues(self._ios, self._settings.workers)
         except IoError as error:
             self._cut = str(error)
             self.close_ios()
-            self._open_queues(None)
+            self._open_queues(self._ios, self._settings.workers)
+        try:
+            self._steer = self._steer or SteerProgram()
+        except IoError as error:
+            self._unsteered = str(error)
         self._anchor = Anchor(self._tun.name)
         await self._tun.set_up()
         await self._tun.cover(self._vips)
 
-    def _open_queues(self, program: WholeProgram | None) -> None:
-        shared = self._settings.workers > 1
-        for _ in range(self._settings.workers):
-            self._ios.append(TunIo(self._tun.name, shared=shared, program=program))
+    def _open_queues(self, ios: list[TunIo], workers: int) -> None:
+        """So many more, of a device that may get others. Those that were opened are in ``ios``, whatever happens."""
+        program = self._program if self._cut is None else None
+        for _ in range(workers):
+            ios.append(TunIo(self._tun.name, shared=True, program=program))
+
+    def keeps_workers(self, workers: int) -> str | None:
+        if workers >= self._settings.workers or self._steer is not None:
+            return None
+        return (
+            f"cannot become {workers} while the MUX runs, for packets in the queues that go would be lost "
+            f"({self._unsteered}): restart lb-mux, or put it back"
+        )
+
+    async def resize(self, workers: int, crew: Crew) -> None:
+        """Queues come to those that there are, or the last of them go. What comes while workers change waits in those
+        that stay."""
+        stay, go = self._ios[:workers], self._ios[workers:]
+        if not self._ios:  # the device is lost: it is made anew with so many
+            pass
+        elif go:
+            await self._without(stay, go, crew)
+        else:
+            await self._with_more(workers - len(stay), crew)
+        self._settings = replace(self._settings, workers=workers)
+
+    async def _with_more(self, more: int, crew: Crew) -> None:
+        fresh: list[TunIo] = []
+        try:
+            self._open_queues(fresh, more)
+        except IoError:
+            _close(fresh)
+            raise
+        self._ios += fresh
+        crew.regroup(self.ios)
+
+    async def _without(self, stay: list[TunIo], go: Sequence[TunIo], crew: Crew) -> None:
+        stay[0].steer(self._steer)
+        try:
+            await _run_dry(go, crew)
+            self._ios = stay
+            crew.regroup(self.ios)
+        finally:
+            if self._ios is stay:
+                _close(go)
+            stay[0].steer(None)
 
     async def _forget_packet_mode(self) -> None:
         """A drop that a killed MUX left behind would keep the packets from the device."""
@@ -345,8 +481,7 @@ class TunPort:
         return ()
 
     def close_ios(self) -> None:
-        for io in self._ios:
-            io.close()
+        _close(self._ios)
         self._ios = []
         if self._anchor is not None:
             self._anchor.close()

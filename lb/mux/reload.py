@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a new file may change in a running MUX. Pure.
 
-Services and backends may change in any way; no flow is forgotten. The ``[mux]`` table is what the workers, the flow
-table and the tunnel were built from, so it must stay as it is until a restart.
+Services and backends may change in any way, and so may the number of workers where the I/O mode can (see
+:meth:`lb.mux.ports.Port.keeps_workers`); no flow is forgotten. The rest of the ``[mux]`` table is what the flow table
+and the tunnel were built from, so it must stay as it is until a restart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from dataclasses import fields
 
 from lb.errors import ConfigError
 from lb.model import Address, BgpSettings, Idle, MuxSettings, Service
+
+#: What may change while the MUX runs.
+CHANGEABLE = frozenset({"mux.workers"})
 
 
 def changed_keys(old: MuxSettings, new: MuxSettings) -> list[str]:
@@ -31,7 +35,7 @@ def changed_keys(old: MuxSettings, new: MuxSettings) -> list[str]:
 
 def check_settings(old: MuxSettings, new: MuxSettings) -> None:
     """Raises ConfigError with one mistake for each key that cannot change while the MUX runs."""
-    keys = changed_keys(old, new)
+    keys = [key for key in changed_keys(old, new) if key not in CHANGEABLE]
     if keys:
         raise ConfigError((key, "cannot change while the MUX runs: restart lb-mux, or put it back") for key in keys)
 

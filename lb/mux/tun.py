@@ -125,7 +125,10 @@ class Tun:
         ipr = self._netlink.ipr
         try:
             await ipr.addr("replace", index=index, address=DEVICE_ADDRESS, prefixlen=32)
-            await ipr.link("set", index=index, mtu=MTU, txqlen=QUEUE_LENGTH, state="up")
+            await ipr.link("set", index=index, mtu=MTU, txqlen=QUEUE_LENGTH)
+            # Before it is up: else the kernel has a second queue of that length for each of 256 possible workers.
+            await ipr.tc("replace", "noqueue", index=index, handle=0)
+            await ipr.link("set", index=index, state="up")
         except NetlinkError as error:
             raise IoError(f"cannot set up the TUN device {self.name}: {error}") from None
         self._remember_and_write("ipv4/ip_forward", "1")

@@ -19,7 +19,7 @@ from lb.log import get_logger
 from lb.model import MuxSettings, Network
 from lb.mux.ethernet import Facts, Offloads, address_of, facts_of, queues_of
 from lb.mux.netlink import Netlink
-from lb.mux.ports import Anchor, PacketPort, exists
+from lb.mux.ports import Anchor, Crew, PacketPort, exists
 from lb.mux.startup import Claim
 from lb.mux.xdp import LINK_HEADER, Attempt, attempts, described, refusal
 
@@ -156,6 +156,16 @@ class XdpPort(PacketPort):
         for network in self._taken - vips:
             program.remove(network)
             self._taken.remove(network)
+
+    def keeps_workers(self, workers: int) -> str | None:
+        return (
+            f"cannot become {workers} while the MUX runs with AF_XDP, which has one socket for each queue of the "
+            "interface: restart lb-mux, or put it back"
+        )
+
+    async def resize(self, workers: int, crew: Crew) -> None:
+        del crew
+        raise IoError(f"mux.workers {self.keeps_workers(workers)}")
 
     def _tell_address(self) -> None:
         address = address_of(self._settings.interface)

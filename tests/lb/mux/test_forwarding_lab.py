@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -100,6 +104,89 @@ def test_workers_that_poll_busily_say_so_and_serve() -> None:
         assert process.stop() == 0
 
 
+@pytest.mark.parametrize("stage", [IoMode.PACKET, IoMode.TUN], ids=lambda mode: mode.value, indirect=True)
+def test_workers_that_become_more_and_fewer_under_load_lose_no_packet_and_move_no_flow(stage: Stage) -> None:
+    """From 1 to 4 to 2 to 1, with flows that Maglev would send elsewhere by now, and packets all the time."""
+    addresses = [HOST, "10.0.1.22", "10.0.1.23", "10.0.1.24"]
+    for address in addresses[1:]:
+        ip("-n", stage.host, "address", "add", f"{address}/24", "dev", "eth0")
+    pool = [Backend(f"b{number}", ip_address(address)) for number, address in enumerate(addresses)]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(stage.udp_client()) for _ in range(60)]
+        tap = stack.enter_context(stage.tap())
+        process = stage.start(*services(DNS, backends=pool[:2]))
+        load = stack.enter_context(Load(clients))
+        load.go_on()
+        stage.reload(*services(DNS, backends=pool))
+        load.go_on()
+        received = stage.row()["received"]
+        for workers in (4, 2, 1):
+            stage.settings = replace(stage.settings, workers=workers)
+            stage.write(*services(DNS, backends=pool))
+            process.signal(signal.SIGHUP)
+            process.wait_output(rf"workers changed.* workers={workers}\b")
+            load.go_on()
+            row = wait_for(lambda workers=workers: everyone_has_flows(stage, workers), "flows of each worker")
+            assert row["received"] > received, "counters go on"
+            received = row["received"]
+        sent = {b"%d" % number for number in range(load.stop())}
+        arrived = tap.take(len(sent), seconds=20)
+        arrived += tap.take(1000, seconds=0.5)
+        assert adds_up(stage)["missed"] == 0
+    times = Counter(frame.payload for frame in arrived)
+    assert sent - times.keys() == set(), "none is lost"
+    assert max(times.values()) == 1 or stage.settings.io is IoMode.PACKET
+    assert sum(times.values()) - len(times) < len(times) / 10, "hardly one comes twice"
+    went: dict[int, set[str]] = {}
+    for frame in arrived:
+        went.setdefault(int.from_bytes(frame.inner[20:22], "big"), set()).add(frame.outer_destination)
+    assert len(went) == len(clients)
+    assert all(len(destinations) == 1 for destinations in went.values())
+    assert len(set().union(*went.values())) == 2
+    wait_for(lambda: stage.row()["flows"] == len(clients), "one entry for each flow")
+
+
+def everyone_has_flows(stage: Stage, workers: int) -> dict[str, Any] | None:
+    """The MUX's row, if so."""
+    row = stage.row()
+    shares = [worker["flows"] for worker in row["workers"]]
+    return row if len(shares) == workers and min(shares) > 0 else None
+
+
+class Load:
+    """A thread that sends a numbered datagram of each client, again and again."""
+
+    def __init__(self, clients: list[socket.socket]) -> None:
+        self._clients = clients
+        self._sent = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        while not self._over.wait(0.02):
+            for client in self._clients:
+                client.sendto(b"%d" % self._sent, (VIP, 53))
+                self._sent += 1
+
+    def go_on(self) -> None:
+        """Returns after some more rounds."""
+        enough = self._sent + 6 * len(self._clients)
+        wait_for(lambda: self._sent >= enough, "packets")
+
+    def stop(self) -> int:
+        """How many there were."""
+        self._over.set()
+        self._thread.join()
+        return self._sent
+
+
 def test_a_backend_behind_a_gateway_gets_its_packets_by_the_gateway(stage: Stage) -> None:
     ip("-n", stage.mux, "route", "add", "10.0.3.0/24", "via", HOST)
     stage.start(*services(DNS, backends=[Backend("far", ip_address("10.0.3.21"))]))
@@ -150,12 +237,12 @@ def test_a_wrong_file_is_refused_whole_and_the_old_one_serves_on(stage: Stage) -
 
 def test_settings_that_cannot_change_live_are_named(packet: Stage) -> None:
     process = packet.start(DNS)
-    packet.settings = replace(packet.settings, workers=2, mtu=1400)
+    packet.settings = replace(packet.settings, flows=20_000, mtu=1400)
     packet.write(DNS)
     process.signal(signal.SIGHUP)
     wait_for(lambda: packet.row()["rejected"], "the refusal")
     assert process.output().count("cannot change while the MUX runs") == 2
-    assert 'mistake="mux.workers: ' in process.output()
+    assert 'mistake="mux.flows: ' in process.output()
 
 
 def test_an_unreachable_backend_is_named_and_its_packets_are_counted(packet: Stage) -> None:

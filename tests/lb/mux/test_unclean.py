@@ -139,6 +139,8 @@ def test_an_interface_whose_workers_do_not_start_counts_as_lost_whatever_the_rea
 
 
 class Working(Stopped):
+    inherits = False
+
     def start(self, _: object) -> None:
         pass
 

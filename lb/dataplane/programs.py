@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The BPF program with which super-packets leave whole; see ``native/bpf/whole.h``."""
+"""BPF programs of our own devices: super-packets leave whole (``native/bpf/whole.h``), queues run dry (``steer.h``)."""
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
-from lb.binding import c, ffi
+from lb.binding import Cdata, c, ffi
 from lb.dataplane.pipeline import Link
 from lb.errors import IoError
 
@@ -14,13 +15,12 @@ _LOG_BYTES = 1 << 16
 _PLACES = {Link.NONE: 0, Link.NEXT_HOP: 1}
 
 
-class WholeProgram:
+class _Program:
     """Loaded once, while the process still may; it can be attached as often as its device is made anew."""
 
-    def __init__(self, link: Link) -> None:
-        """Of a TUN device (``NONE``) or of packet mode's gate (``NEXT_HOP``). Raises IoError: what the kernel says."""
+    def __init__(self, load: Callable[[Cdata], int]) -> None:
         log = ffi.new("char[]", _LOG_BYTES)
-        fd = c.whole_load(_PLACES[link], log, _LOG_BYTES)
+        fd = load(log)
         if fd < 0:
             raise IoError(_refusal(-fd, ffi.string(log).decode(errors="replace")))
         self.fd = int(fd)
@@ -30,6 +30,22 @@ class WholeProgram:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class WholeProgram(_Program):
+    """Super-packets leave whole."""
+
+    def __init__(self, link: Link) -> None:
+        """Of a TUN device (``NONE``) or of packet mode's gate (``NEXT_HOP``). Raises IoError: what the kernel says."""
+        super().__init__(lambda log: c.whole_load(_PLACES[link], log, _LOG_BYTES))
+
+
+class SteerProgram(_Program):
+    """All packets of a TUN device go to its first queue."""
+
+    def __init__(self) -> None:
+        """Raises IoError: what the kernel says."""
+        super().__init__(lambda log: c.steer_load(log, _LOG_BYTES))
 
 
 def _refusal(code: int, log: str) -> str:
