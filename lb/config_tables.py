@@ -468,6 +468,12 @@ def _check_share(value: object) -> float:
     return float(value)
 
 
+def _check_panic(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"must be 0 (never) to 1, a share of the backends, not {show(value)}")
+    return float(value)
+
+
 class Table(BaseModel):
     """A table of the file."""
 
@@ -654,6 +660,7 @@ class ServiceTable(Table):
     track: Annotated[bool | None, PlainValidator(check_bool)] = None
     idle: _Idle = None
     slow_start: Annotated[float | None, PlainValidator(seconds(1, 3600))] = None
+    panic: Annotated[float | None, PlainValidator(_check_panic)] = None
     # Tables of their own, read by themselves.
     probe: Any = None
     announce: Any = None

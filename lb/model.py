@@ -175,6 +175,8 @@ class Service:
     track: bool = False  #: the hosts' kernels track its connections, so that their own firewall and NAT rules apply
     idle: int | None = None  #: idle timeout of trusted flows, seconds; None: the MUX's for the protocol
     slow_start: float | None = None  #: seconds in which a backend that returns comes to its whole weight; None: at once
+    #: Share, 0 to 1: where fewer of its backends are healthy, by weight and by number, none is taken out; None: 0.5
+    panic: float | None = None
     probe: Probe | None = None
     announce: Announce | None = None
 

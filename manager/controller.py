@@ -36,7 +36,7 @@ from manager.planner import Planner
 from manager.rates import Rates
 from manager.store import NodeRecord, Store, VersionLine
 from manager.watching import Changes
-from manager.world import MUX, Plan
+from manager.world import AGENT, MUX, Plan
 from manager.writer import Applied, Made, Writer
 
 __all__ = ["Applied", "Controller"]
@@ -279,7 +279,12 @@ class Controller:
                 passed_over += 1
                 continue
             found[report.service, report.backend] = Report(
-                report.up, report.reason, report.since, address=address, host=report.host
+                report.up,
+                report.reason,
+                report.since,
+                address=address,
+                host=report.host,
+                refused=report.refused and not report.up,
             )
         self.planner.reports.pass_over(source, name, passed_over)
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
@@ -287,9 +292,15 @@ class Controller:
         self.touched(self._vips_of(services))
         if source is Source.TUNNEL and services:  # it tells of the host as well, see manager.verdicts
             hosts = {address for (service, _), address in addresses.items() if service in services}
-            names = {name for address in hosts for name in self.desired.by_address.get(address, ())}
-            udp = [name for name in names if self.desired.services[name].protocol is Protocol.UDP]
-            self.touched(self._vips_of(udp))
+            self.touched(self._vips_of(self._without_other_word(hosts)))
+
+    def _without_other_word(self, hosts: Iterable[Address]) -> set[str]:
+        """Services that no MUX asks through a tunnel, on hosts whose agent is away."""
+        known = self.desired
+        away = [address for address in hosts if not self.hub.is_connected(AGENT, self.hub.agent_at.get(address, ""))]
+        names = {name for address in away for name in known.by_address.get(address, ())}
+        services = [known.services[name] for name in names]
+        return {it.name for it in services if it.probe is None or it.protocol is Protocol.UDP}
 
     def _addresses(self, services: Iterable[str]) -> dict[tuple[str, str], Address]:
         """Of the backends of these services. Those of deleted ones that nodes still have count as well: they may come

@@ -58,6 +58,7 @@ class Report:
     heard: float = 0.0  #: since when, by the manager's steady clock, it has said that it is up, or down
     address: Address | None = None  #: of the backend, when that was said: by now the name may be another's; None: any
     host: bool = False  #: it tells of the backend's machine alone
+    refused: bool = False  #: down, and the backend's machine itself says that nobody listens there
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class Evidence:
 class Verdict:
     health: Health
     reason: str
+    refused: bool = False  #: down beyond doubt: its machine itself says that nobody listens there
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -83,9 +85,10 @@ def judge(evidence: Evidence) -> Verdict:
     working = sum(report.up and not report.host for report in tunnels.values())
     veto = 2 * len(failing) > max(evidence.muxes, len(tunnels))
     if agent is not None and not agent.up:
-        return Verdict(Health.DOWN, f"its agent says: {agent.reason}")
+        return Verdict(Health.DOWN, f"its agent says: {agent.reason}", agent.refused)
     if veto:
-        return Verdict(Health.DOWN, _cannot_reach(failing, evidence))
+        refused = all(report.refused for report in failing.values())
+        return Verdict(Health.DOWN, _cannot_reach(failing, evidence), refused)
     minority = f"; but {_cannot_reach(failing, evidence)}" if failing else ""
     if agent is not None:
         return Verdict(Health.UP, f"its agent says: {agent.reason}{minority}")
@@ -193,4 +196,9 @@ def _is_of(report: Report, address: Address | None) -> bool:
 
 
 def _differs(old: Report | None, new: Report) -> bool:
-    return old is None or (old.up, old.reason, old.address) != (new.up, new.reason, new.address)
+    return old is None or (old.up, old.reason, old.refused, old.address) != (
+        new.up,
+        new.reason,
+        new.refused,
+        new.address,
+    )

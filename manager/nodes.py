@@ -534,6 +534,10 @@ class NodeHub:
             others = [name for name, other in self._muxes().items() if other is not entry]
             self._pass_on(self._handovers.said(entry.record.name, message, others, self._clocks.steady()))
 
+    def is_connected(self, kind: str, name: str) -> bool:
+        entry = self._entries.get(f"{kind}:{name}")
+        return entry is not None and entry.connection is not None
+
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _current(self, connection: Connection) -> Entry | None:

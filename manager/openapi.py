@@ -53,6 +53,7 @@ SERVICE_TABLE = record(
         "mtu": COUNT,
         "idle": COUNT,
         "slow_start": NUMBER,
+        "panic": NUMBER,
         "probe": ANYTHING,
         "announce": ANYTHING,
         "backend": array(

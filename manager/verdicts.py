@@ -2,8 +2,8 @@
 """What MUXes are told of each backend of a service, and why. Pure; :mod:`manager.plan` calls :func:`plan_backends`.
 
 Each backend is judged by itself, by operators' orders, by what its agent has installed and by what probes say
-(:mod:`manager.health`); then the service as a whole: probes take out no more than half of it, and who returns comes
-slowly where the service asks for it (:mod:`manager.slow_start`).
+(:mod:`manager.health`); then the service as a whole: probes take out no more than its ``panic`` allows
+(:mod:`lb.capacity`), and who returns comes slowly where the service asks for it (:mod:`manager.slow_start`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from lb.capacity import too_few
 from lb.model import Backend, BackendState, PortRange, Protocol, Service
 from manager.before import Before, overlap, ports_of, without
 from manager.health import Evidence, Health, judge
 from manager.slow_start import ramp
 from manager.world import BackendPlan, Node, Prepared, Remembered, World, prefix_of, tables_of
-
-#: Probes may take out this share of a service's weight, not more.
-CAPACITY_CAP = 0.5
 
 
 class _Place(NamedTuple):
@@ -40,7 +38,7 @@ def plan_backends(prepared: Prepared, before: Before, world: World) -> tuple[lis
         node = None if agent is None else world.agents.get(agent)
         told = prepared.agent_tables.get(agent) if agent is not None else None
         judged.append(_judge(_Place(prepared.service, backend, address, node, before, told), world))
-    found, panic = _cap(judged, world)
+    found, panic = _cap(judged, prepared.service.panic, world)
     if prepared.service.slow_start is not None:
         found = _slowly(found, prepared.service.slow_start, world)
     return found, panic
@@ -51,7 +49,7 @@ def _judge(place: _Place, world: World) -> BackendPlan:
     service, backend, address, agent, before, _ = place
     known = before.known(service, backend, address)
     order = world.desired.drains.get(f"{service.name}/{backend.name}") if world.desired.drains else None
-    healthy, shown, reason = _health(place, known, world)
+    healthy, shown, reason, refused = _health(place, known, world)
     state = BackendState.UP if healthy else BackendState.DOWN
     if backend.state is BackendState.DOWN:
         state, shown, reason = BackendState.DOWN, "down", 'its table says state = "down"'
@@ -63,19 +61,18 @@ def _judge(place: _Place, world: World) -> BackendPlan:
         shown = "drain"
     since = known.since if known is not None and known.shown == shown else world.wall
     name = agent.name if agent is not None else None
-    return BackendPlan(service.name, backend, address, name, state, shown, reason, since, healthy, known=known)
+    return BackendPlan(service.name, backend, address, name, state, shown, reason, since, healthy, refused, known=known)
 
 
-def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool, str, str]:
-    """Is it able to serve: (yes or no, what to show, why)."""
+def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool, str, str, bool]:
+    """Is it able to serve: (yes or no, what to show, why, whether its machine says itself that nobody listens)."""
     service, backend, address, agent, _, _ = place
     if agent is not None:
         waiting = _not_set_up(place, agent, known, world)
         if waiting is not None:
-            return False, "installing", waiting
-    if service.probe is None:
-        whose = "" if agent is not None else f"; no agent has joined for {address}"
-        return True, "up", f"it has no probe, so it is taken to be well{whose}"
+            return False, "installing", waiting, False
+    if service.probe is None and agent is None:
+        return True, "up", f"it has no probe, so it is taken to be well; no agent has joined for {address}", False
     key = (service.name, backend.name)
     tunnels = world.reports.tunnels(key, backend.address)
     if agent is None:  # what a machine without an agent is worth, its process alone can tell
@@ -88,14 +85,14 @@ def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool
         )
     )
     if verdict.health is not Health.UNKNOWN:
-        return verdict.health is Health.UP, verdict.health.value, verdict.reason
-    if agent is not None and not agent.connected and service.protocol is Protocol.UDP:
+        return verdict.health is Health.UP, verdict.health.value, verdict.reason, verdict.refused
+    if agent is not None and not agent.connected and (service.probe is None or service.protocol is Protocol.UDP):
         lost = _host_is_lost(backend, world)
         if lost is not None:
-            return False, "down", f"no news from its agent, and {lost}"
+            return False, "down", f"no news from its agent, and {lost}", False
     if known is None or not known.proven:
-        return False, "unknown", f"{verdict.reason}; it takes traffic after its first success"
-    return known.healthy, "up" if known.healthy else "down", f"{verdict.reason}; it stays as it was"
+        return False, "unknown", f"{verdict.reason}; it takes traffic after its first success", False
+    return known.healthy, "up" if known.healthy else "down", f"{verdict.reason}; it stays as it was", False
 
 
 def _host_is_lost(backend: Backend, world: World) -> str | None:
@@ -178,18 +175,20 @@ def _serves(table: Any, service: Service, address: str, vip: str) -> PortRange |
     return ports if overlap(ports, service.ports) else None
 
 
-def _cap(judged: list[BackendPlan], world: World) -> tuple[list[BackendPlan], str | None]:
-    """Probes must not take out more than half: then the last good set stays, dead or not."""
+def _cap(judged: list[BackendPlan], least: float | None, world: World) -> tuple[list[BackendPlan], str | None]:
+    """Where too few are healthy the last good set stays, dead or not: it may be the probes that are wrong. But who is
+    dead beyond doubt gets nothing as long as anybody is healthy."""
     wanted = [item for item in judged if item.shown != "drain" and item.backend.state is BackendState.UP]
     wanted = [item for item in wanted if item.backend.weight > 0]
-    healthy = sum(item.backend.weight for item in wanted if item.healthy)
-    total = sum(item.backend.weight for item in wanted if item.healthy or (item.known and item.known.proven))
+    healthy = [item.backend.weight for item in wanted if item.healthy]
+    proven = [item.backend.weight for item in wanted if item.healthy or (item.known and item.known.proven)]
     # Packets to a host that says it is not set up for them are lost in any case.
     lost = {item.key for item in wanted if _was_taken_out(item) and item.shown != "installing"}
-    if not lost or healthy >= total * (1 - CAPACITY_CAP):
+    if healthy:
+        lost -= {item.key for item in wanted if item.refused}
+    if not lost or not too_few(healthy, proven, least):
         return judged, None
-    share = f"{len([item for item in wanted if item.healthy])} of {len(wanted)} backends are healthy"
-    reason = f"PANIC: only {share}; the last good set stays in service"
+    reason = f"PANIC: only {len(healthy)} of {len(wanted)} backends are healthy; the last good set stays in service"
     return [_kept(item, world.wall) if item.key in lost else item for item in judged], reason
 
 

@@ -205,7 +205,7 @@ class Prepared:
         for backend, agent in zip(self.service.backends, self.agents, strict=True):
             if agent is not None:
                 own.setdefault(agent, []).append(Backend(backend.name, backend.address, backend.port))
-        bare = replace(self.service, announce=None, slots=None, idle=None, slow_start=None)
+        bare = replace(self.service, announce=None, slots=None, idle=None, slow_start=None, panic=None)
         return {name: service_table(replace(bare, backends=tuple(found))) for name, found in own.items()}
 
 
@@ -222,6 +222,7 @@ class BackendPlan:
     reason: str
     since: float  #: Unix time, for people
     healthy: bool
+    refused: bool = False  #: its machine itself says that nobody listens there
     ramp: Ramp | None = None  #: None: it has its whole weight
     #: Of the server, whatever it was called before.
     known: Remembered | None = field(default=None, compare=False)

@@ -4,8 +4,9 @@
 Health is the manager's to judge, from agents and all MUXes together. Without it a backend that dies would get new flows
 until it is back. So after a while a MUX goes by what it sees itself: what its tunnel probes find down, or whose
 machine has no link-layer address any more, is drained here: it gets no new flows, and those it has stay, in case this
-MUX is wrong. The cap is the manager's: never more than half of a service's weight, counted with what the manager had
-taken out before; beyond that nothing is taken out, for then it is rather this MUX that cannot reach anybody.
+MUX is wrong. The cap is the manager's (:mod:`lb.capacity`), counted with what the manager had taken out before; beyond
+that only those are taken out whose machine itself says that nobody listens, and only beside others that are well: for
+the rest it is rather this MUX that cannot reach anybody.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
+from lb.capacity import too_few
 from lb.model import Address, Backend, BackendState, Service
 from lb.probe.board import Known, Label
 from lb.probe.state import Health
 
 #: How long the manager must be away, seconds: longer than it takes one to start again.
 PATIENCE = 10.0
-#: The share of a service's weight that may be taken out; as in manager/verdicts.py.
-CAPACITY_CAP = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,11 @@ def own_verdicts(services: Iterable[Service], known: Mapping[Label, Known], reac
         dead = _dead(service, known, reachable)
         if dead and not _within_cap(service, dead):
             taking = [backend for backend in service.backends if _takes_flows(backend)]
-            capped[service.name] = f"{len(dead)} of {len(taking)} backends seem dead from here; all of them stay"
-            dead = {}
+            certain = _refused(service, known, dead) if len(dead) < len(taking) else {}
+            if len(certain) < len(dead):
+                stay = "all of them" if not certain else "those that do not refuse"
+                capped[service.name] = f"{len(dead)} of {len(taking)} backends seem dead from here; {stay} stay"
+            dead = certain
         drained |= {(service.name, name): reason for name, reason in dead.items()}
         found.append(_without(service, dead) if dead else service)
     return OwnVerdicts(tuple(found), drained, capped)
@@ -67,11 +70,17 @@ def _dead(service: Service, known: Mapping[Label, Known], reachable: Set[Address
     return dead
 
 
+def _refused(service: Service, known: Mapping[Label, Known], dead: Mapping[str, str]) -> dict[str, str]:
+    """Those of the dead whose machine says so itself."""
+    words = {name: known.get((service.name, name)) for name in dead}
+    return {name: dead[name] for name, word in words.items() if word is not None and word.refused}
+
+
 def _within_cap(service: Service, dead: Mapping[str, str]) -> bool:
     """What the manager took out counts as well; what drains does not."""
-    total = sum(backend.weight for backend in service.backends if backend.state is not BackendState.DRAIN)
-    left = sum(backend.weight for backend in service.backends if _takes_flows(backend) and backend.name not in dead)
-    return left >= total * (1 - CAPACITY_CAP)
+    there = [item for item in service.backends if item.state is not BackendState.DRAIN and item.weight > 0]
+    left = [item.weight for item in there if _takes_flows(item) and item.name not in dead]
+    return not too_few(left, [item.weight for item in there], service.panic)
 
 
 def _without(service: Service, dead: Mapping[str, str]) -> Service:

@@ -220,6 +220,7 @@ class HealthReport:
     reason: str
     since: float
     host: bool = False  #: it tells of the backend's machine alone, whether that answers at all
+    refused: bool = False  #: down, and the backend's machine itself says that nobody listens there
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -626,10 +627,11 @@ class _Fields:
 
 
 def _report_fields(report: HealthReport) -> dict[str, Any]:
-    """There may be many, and most are of more than a host."""
+    """There may be many, and what is so of few is left out of the others."""
     plain = _fields(report)
-    if not report.host:
-        del plain["host"]
+    for key in ("host", "refused"):
+        if not plain[key]:
+            del plain[key]
     return plain
 
 
@@ -648,6 +650,7 @@ def _report(raw: object) -> HealthReport:
         read.text("reason"),
         read.number("since"),
         raw.get("host") is True,
+        raw.get("refused") is True,
     )
 
 

@@ -61,6 +61,7 @@ class Known:
     health: Health
     reason: str
     since: float  #: Unix time
+    refused: bool = False  #: down, and its machine itself says that nobody listens there
 
 
 CheckT = TypeVar("CheckT", bound=Check)
@@ -145,7 +146,7 @@ class Board(Generic[CheckT]):
             return Known(self._unprobed, check.reason, self._rested.get(label, 0.0))
         state, unmade = self._scheduler.state(check), self._scheduler.unmade(check)
         reason = state.reason if unmade is None else f"{state.reason}; not asked just now: {unmade}"
-        return Known(state.health, reason, self._scheduler.since(check))
+        return Known(state.health, reason, self._scheduler.since(check), state.refused)
 
     def _reports(self, labels: Sequence[Label]) -> list[HealthReport]:
         found = []
@@ -155,7 +156,7 @@ class Board(Generic[CheckT]):
                 up = known.health is Health.UP
                 check = self._wanted[label]
                 host = not isinstance(check, NotProbed) and check.host
-                found.append(HealthReport(*label, self._source, up, known.reason, known.since, host))
+                found.append(HealthReport(*label, self._source, up, known.reason, known.since, host, known.refused))
         return found
 
     def _tell(self, labels: Sequence[Label]) -> None:

@@ -219,7 +219,7 @@ class Scheduler(Generic[KeyT]):
         # This process stood still: the answer may have been there, and all that is probed would seem to fail at once.
         late = answer.silent and loop.time() - began > entry.probe.timeout + LATE
         if answer.made and answer.news and not late:
-            self._note(entry, Outcome(loop.time(), answer.success, answer.reason))
+            self._note(entry, Outcome(loop.time(), answer.success, answer.reason, answer.refused))
         least = 1 - JITTER if entry.asked else FIRST_PAUSE
         entry.asked = True
         entry.task = None

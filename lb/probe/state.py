@@ -52,6 +52,7 @@ class Outcome:
     at: float
     success: bool
     reason: str
+    refused: bool = False  #: as in :class:`Answer`
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class State:
 
     health: Health = Health.UNKNOWN
     reason: str = "not probed yet"
+    refused: bool = False  #: down, and the last answer was that nobody listens
     since: float = 0.0  #: of the health
     against: int = 0  #: outcomes in a row that speak against the health
     falls: tuple[float, ...] = ()  #: when it went from up to down, the last few times
@@ -106,9 +108,9 @@ def step(state: State, event: Outcome, policy: Policy) -> tuple[State, tuple[Say
         case Health.DOWN, True:
             if state.against + 1 >= needed(state, policy):
                 return _become(state, Health.UP, event)
-            return _explain(replace(state, against=state.against + 1), _waiting(state, event, policy))
+            return _explain(replace(state, against=state.against + 1), _waiting(state, event, policy), state.refused)
         case _:
-            return _explain(replace(state, against=0), event.reason)
+            return _explain(replace(state, against=0), event.reason, event.refused)
 
 
 def needed(state: State, policy: Policy) -> int:
@@ -117,14 +119,14 @@ def needed(state: State, policy: Policy) -> int:
 
 
 def _become(state: State, health: Health, event: Outcome) -> tuple[State, tuple[Say, ...]]:
-    new = replace(state, health=health, reason=event.reason, since=event.at, against=0)
+    new = replace(state, health=health, reason=event.reason, refused=event.refused, since=event.at, against=0)
     return new, (Say(health, event.reason, changed=True),)
 
 
-def _explain(state: State, reason: str) -> tuple[State, tuple[Say, ...]]:
-    if reason == state.reason:
+def _explain(state: State, reason: str, refused: bool) -> tuple[State, tuple[Say, ...]]:
+    if (reason, refused) == (state.reason, state.refused):
         return state, ()
-    return replace(state, reason=reason), (Say(state.health, reason, changed=False),)
+    return replace(state, reason=reason, refused=refused), (Say(state.health, reason, changed=False),)
 
 
 def _waiting(state: State, event: Outcome, policy: Policy) -> str:

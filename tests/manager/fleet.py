@@ -62,9 +62,13 @@ class Fleet:
         nodes = self.muxes if node in self.muxes else self.agents
         nodes[node] = replace(nodes[node], **changes)
 
-    def report(self, node: str, service: str, backend: str, up: bool, reason: str = "") -> None:
+    def report(
+        self, node: str, service: str, backend: str, up: bool, reason: str = "", *, refused: bool = False
+    ) -> None:
         source = Source.TUNNEL if node in self.muxes else Source.AGENT
-        report = Report(up, reason or ("3 of 3 checks passed" if up else "3 of 3 checks timed out"), self.now)
+        report = Report(
+            up, reason or ("3 of 3 checks passed" if up else "3 of 3 checks timed out"), self.now, refused=refused
+        )
         self.reports.heard(source, node, {(service, backend): report}, self.now, lease=10)
 
     def all_healthy(self) -> None:
@@ -122,6 +126,15 @@ class Fleet:
         for name, node in {**self.muxes, **self.agents}.items():
             if (name in nodes or not nodes) and node.connected and node.id in self.last.states:
                 self.set(name, live=self.last.states[node.id], refused=None, owes=frozenset())
+                if name in self.agents:
+                    self._report_what_has_no_probe(name)
+
+    def _report_what_has_no_probe(self, host: str) -> None:
+        """An agent connects to those backends as well; here they are well unless somebody says otherwise."""
+        for name, table in self.last.states[f"agent:{host}"].get("services", {}).items():
+            for backend in () if "probe" in table else table["backend"]:
+                if self.reports.agent(host, (name, backend["name"])) is None:
+                    self.report(host, name, backend["name"], True)
 
     def settle(self, rounds: int = 10) -> int:
         """Plans and takes until nothing changes; returns how many rounds it took."""

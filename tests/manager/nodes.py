@@ -67,6 +67,7 @@ class FakeNode:
         self.leaves_out: Mapping[str, str] = {}
         self.generation = 0
         self.letters: list[FlowsToNode] = []
+        self._reported: set[tuple[str, str]] = set()
         self.states: list[NodeState] = []  #: every state that it was told, the latest last
 
     @property
@@ -112,6 +113,17 @@ class FakeNode:
         self.generation = generation
         self.states.append(state)
         self.hub.live(self, generation, state, self.leaves_out)
+        self._report_what_has_no_probe(state)
+
+    def _report_what_has_no_probe(self, state: NodeState) -> None:
+        """An agent connects to those backends as well; here they are always well, said once."""
+        if self.kind == "mux":
+            return
+        for name, table in state.get("services", {}).items():
+            for backend in () if "probe" in table else table["backend"]:
+                if (name, backend["name"]) not in self._reported:
+                    self._reported.add((name, backend["name"]))
+                    self.report(name, backend["name"], True)
 
     def again(self) -> None:
         """Acknowledges what it has once more: it leaves out something else."""

@@ -353,13 +353,78 @@ def test_all_backends_failing_at_once_keeps_the_last_good_set_and_the_vip_of_pol
     assert fleet.announced() == {VIP}
 
 
-def test_weights_count_for_the_cap_and_not_heads() -> None:
-    table = with_probe(service(hosts=(1, 2)))
-    table["backend"][0]["weight"] = 10
-    fleet = settled(table)
-    fleet.report("host1", "web", "web-1", False)
+#: Weights, what became of each backend (d: it times out, r: it refuses), the service's own ``panic``; what MUXes are
+#: told. The table of docs/health.md.
+PANIC_CASES = [
+    ((3, 1), "d.", None, ("down", "up")),  # by number half is left
+    ((3, 1), ".d", None, ("up", "down")),
+    ((1, 1, 1), "d..", None, ("down", "up", "up")),
+    ((1, 1, 1), "dd.", None, ("up", "up", "up")),  # too few: probes are not believed
+    ((1, 1, 1), "rr.", None, ("down", "down", "up")),  # but who refuses is dead beyond doubt
+    ((1, 1, 1), "rd.", None, ("down", "up", "up")),
+    ((1, 1, 1), "ddd", None, ("up", "up", "up")),
+    ((1, 1, 1), "rrr", None, ("up", "up", "up")),
+    ((1, 1, 1), "dd.", 0.0, ("down", "down", "up")),  # never
+    ((1, 1, 1), "ddd", 0.0, ("down", "down", "down")),
+    ((1, 1, 1), "d..", 0.9, ("up", "up", "up")),
+    ((10, 1, 1), "dd.", None, ("up", "up", "up")),
+    ((1, 1, 1), "dd.", 0.3, ("down", "down", "up")),
+]
+
+
+@pytest.mark.parametrize(("weights", "fates", "panic", "told"), PANIC_CASES)
+def test_what_is_taken_out_and_when_too_few_are_left(
+    weights: tuple[int, ...], fates: str, panic: float | None, told: tuple[str, ...]
+) -> None:
+    table = with_probe(service(hosts=tuple(range(1, len(weights) + 1))))
+    for backend, weight in zip(table["backend"], weights, strict=True):
+        backend["weight"] = weight
+    fleet = settled(table if panic is None else {**table, "panic": panic})
+    for number, fate in enumerate(fates, 1):
+        if fate != ".":
+            fleet.report(f"host{number}", "web", f"web-{number}", False, refused=fate == "r")
     fleet.settle()
-    assert fleet.shown() == {"web-1": "panic", "web-2": "up"}
+    assert tuple(fleet.states().values()) == told
+    kept = sum(state == "up" and fate != "." for state, fate in zip(told, fates, strict=True))
+    assert bool(fleet.last.vips["203.0.113.10/32"].panic) == bool(kept), "who stays although dead is said to be"
+
+
+def test_a_service_without_a_probe_goes_by_what_its_agent_finds_when_it_connects() -> None:
+    fleet = settled(service(hosts=(1, 2)))
+    assert "its agent says" in fleet.reason("web-1")
+    fleet.report("host1", "web", "web-1", False, "connection refused", refused=True)
+    fleet.settle()
+    assert fleet.states() == {"web-1": "down", "web-2": "up"}
+    assert fleet.reason("web-1") == "its agent says: connection refused"
+
+
+def test_a_backend_without_a_probe_takes_traffic_once_its_agent_reached_it() -> None:
+    fleet = Fleet()
+    fleet.report("host1", "web", "web-1", False, "connection refused", refused=True)
+    fleet.apply(service(hosts=(1, 2)))
+    fleet.settle()
+    assert fleet.states() == {"web-1": "down", "web-2": "up"}, "not for a moment"
+
+
+def test_without_a_probe_and_without_an_agent_a_backend_is_taken_to_be_well() -> None:
+    fleet = Fleet(hosts=1)
+    fleet.apply(service(hosts=(1, 2)))
+    fleet.settle()
+    assert fleet.states()["web-2"] == "up"
+    assert "no agent has joined for 10.0.3.2" in fleet.reason("web-2")
+
+
+def test_a_lost_host_takes_services_without_a_probe_with_it() -> None:
+    fleet = settled(with_probe(service(hosts=(1, 2))), service("plain", "203.0.113.11", hosts=(1, 2)))
+    fleet.set("host1", connected=False)
+    fleet.now += 20  # the agent's word has ended
+    for backend in ("web-1", "web-2"):
+        for mux in fleet.muxes:
+            fleet.report(mux, "web", backend, backend == "web-2")
+    fleet.reports.expire(fleet.now)
+    fleet.settle()
+    assert fleet.states("plain") == {"plain-1": "down", "plain-2": "up"}
+    assert "cannot reach web/web-1 on its host" in fleet.reason("plain-1")
 
 
 def test_a_minority_of_muxes_cannot_take_a_backend_out_for_all() -> None:

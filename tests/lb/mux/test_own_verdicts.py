@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 
 import pytest
@@ -38,7 +39,8 @@ ALL = frozenset(IPv4Address(f"10.0.3.{number}") for number in range(1, 9))
         ([backend(1), backend(2)], ["b1", "b2"], []),  # all may not: this MUX is blind
         ([backend(1), backend(2), backend(3)], ["b1", "b2"], []),
         ([backend(1), backend(2), backend(3), backend(4)], ["b1", "b2"], ["b1", "b2"]),
-        ([backend(1, weight=3), backend(2)], ["b1"], []),  # by weight
+        ([backend(1, weight=3), backend(2)], ["b1"], ["b1"]),  # by weight it is more, by number it is half
+        ([backend(1, weight=3), backend(2), backend(3)], ["b1", "b2"], []),  # too much by both
         ([backend(1, weight=3), backend(2)], ["b2"], ["b2"]),
         ([backend(1, DOWN), backend(2), backend(3)], ["b1", "b2"], []),  # what the manager took out counts
         ([backend(1, DOWN), backend(2), backend(3), backend(4)], ["b1", "b2"], ["b2"]),
@@ -64,6 +66,25 @@ def test_never_more_than_half_of_a_services_weight(
 def test_too_much_is_said() -> None:
     found = own_verdicts([service(backend(1), backend(2))], known("b1", "b2"), ALL)
     assert found.capped == {"web": "2 of 2 backends seem dead from here; all of them stay"}
+
+
+def test_who_refuses_goes_beyond_that_as_long_as_anybody_is_well() -> None:
+    three = service(backend(1), backend(2), backend(3))
+    refused = {key: replace(word, refused=True) for key, word in known("b1", "b2").items()}
+    assert [name for _, name in own_verdicts([three], refused, ALL).drained] == ["b1", "b2"]
+    mixed = {**known("b1", "b2"), ("web", "b1"): refused["web", "b1"]}
+    found = own_verdicts([three], mixed, ALL)
+    assert [name for _, name in found.drained] == ["b1"]
+    assert found.capped == {"web": "2 of 3 backends seem dead from here; those that do not refuse stay"}
+    all_refuse = {("web", name): replace(word, refused=True) for (_, name), word in known("b1", "b2", "b3").items()}
+    assert own_verdicts([three], all_refuse, ALL).services == (three,)
+
+
+def test_how_much_may_go_is_the_services_to_say() -> None:
+    never = replace(service(backend(1), backend(2), backend(3)), panic=0.0)
+    assert [name for _, name in own_verdicts([never], known("b1", "b2"), ALL).drained] == ["b1", "b2"]
+    soon = replace(never, panic=0.9)
+    assert own_verdicts([soon], known("b1"), ALL).services == (soon,)
 
 
 def test_what_is_not_known_is_not_dead() -> None:
