@@ -52,7 +52,6 @@ struct passage {
 	const struct service *service;
 	const struct backend *backend;
 	uint64_t hash; /* tuple hash; computed for wide keys and on a miss */
-	uint32_t maglev_slot;
 	bool hashed;
 	uint8_t flow; /* enum flow_report */
 	uint16_t backend_number;
@@ -79,6 +78,7 @@ struct mux {
 	unsigned out_count;
 	uint8_t listed[BURST_MAX]; /* indices of packets that Maglev is asked for */
 	uint64_t addresses[BURST_MAX], ports[BURST_MAX], hashes[BURST_MAX]; /* of packets hashed together */
+	uint16_t choices[BURST_MAX]; /* Maglev's, of the packets listed */
 	uint8_t *segments; /* BURST_MAX buffers for segments */
 	const struct vector *vector; /* what config.vector chose */
 

@@ -18,58 +18,58 @@ static uint32_t maglev_slot_of(const struct mux *mux, const struct packet *packe
 	return maglev_slot(service->maglev, flow_tuple_hash(&mux->snapshot->map->seed, &tuple, true));
 }
 
-/* Hashes together what is not hashed yet, which is IPv4, and whose whole tuple chooses the slot. */
+/* Whether Maglev's slot of a packet is that of its whole tuple, which is IPv4 and nobody has hashed yet. */
+static inline bool is_unhashed(const struct passage *passage)
+{
+	return LIKELY(!passage->hashed && !passage->service->hash_source);
+}
+
+/* Hashes those of the packets listed together; hashes[] has them one after the other. */
 static void hash_listed(struct mux *mux, unsigned count)
 {
 	uint64_t *addresses = mux->addresses, *ports = mux->ports;
-	uint8_t hashed[BURST_MAX];
 	unsigned unhashed = 0;
 	uint32_t pair[2];
 
 	for (unsigned n = 0; n < count; n++) {
 		const struct packet *packet = &mux->packets[mux->listed[n]];
-		const struct passage *passage = &mux->passages[mux->listed[n]];
 
-		if (UNLIKELY(passage->hashed || passage->service->hash_source))
+		if (!is_unhashed(&mux->passages[mux->listed[n]]))
 			continue;
 		memcpy(pair, packet->ip + 12, 8);
 		addresses[unhashed] = flow_word4_addresses(pair[0], pair[1]);
-		ports[unhashed] = flow_word4_ports(packet->source_port, packet->destination_port, packet->protocol);
-		hashed[unhashed++] = mux->listed[n];
+		ports[unhashed++] = flow_word4_ports(packet->source_port, packet->destination_port, packet->protocol);
 	}
-	if (!unhashed)
-		return;
 	mux->vector->hash4(&mux->snapshot->map->seed, addresses, ports, mux->hashes, unhashed);
-	for (unsigned n = 0; n < unhashed; n++) {
-		struct passage *passage = &mux->passages[hashed[n]];
-
-		passage->hash = mux->hashes[n];
-		passage->hashed = true;
-	}
 }
 
-/* Maglev slots of the packets listed, asked for. */
-static void prefetch_slots(struct mux *mux, unsigned count)
+/*
+ * Maglev's choices for the packets listed, into choices[].  Three lines of each come from memory one after the other, of slot,
+ * backend and way out: each is asked for of all packets before the first is read.
+ */
+static void ask_maglev(struct mux *mux, unsigned count)
 {
+	const uint16_t *slots[BURST_MAX];
+	unsigned unhashed = 0;
+
 	hash_listed(mux, count);
 	for (unsigned n = 0; n < count; n++) {
-		const struct packet *packet = &mux->packets[mux->listed[n]];
 		struct passage *passage = &mux->passages[mux->listed[n]];
+		const struct maglev *maglev = passage->service->maglev;
 
-		passage->maglev_slot = maglev_slot_of(mux, packet, passage);
-		prefetch(&passage->service->maglev->slots[passage->maglev_slot]);
+		if (is_unhashed(passage))
+			slots[n] = &maglev->slots[maglev_slot(maglev, mux->hashes[unhashed++])];
+		else
+			slots[n] = &maglev->slots[maglev_slot_of(mux, &mux->packets[mux->listed[n]], passage)];
+		prefetch(slots[n]);
 	}
-}
-
-/* What prefetch_slots() asked for is there by now, or waited for by all at once: the backends that it names. */
-static void prefetch_backends(struct mux *mux, unsigned count)
-{
 	for (unsigned n = 0; n < count; n++) {
-		const struct passage *passage = &mux->passages[mux->listed[n]];
-		uint16_t number = passage->service->maglev->slots[passage->maglev_slot];
+		const struct service *service = mux->passages[mux->listed[n]].service;
+		uint16_t number = *slots[n];
 
-		if (LIKELY(number < passage->service->backend_count))
-			prefetch(&passage->service->backends[number]);
+		mux->choices[mux->listed[n]] = number;
+		if (LIKELY(number < service->backend_count))
+			prefetch(&service->backends[number]);
 	}
 }
 
@@ -85,7 +85,7 @@ static void look_for_flows(struct mux *mux)
 		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
 			continue;
 		if (LIKELY(slot.line != NULL)) {
-			__builtin_prefetch(&mux->passages[i].service->backends[flow_slot_backend(slot)]);
+			prefetch(&mux->passages[i].service->backends[flow_slot_backend(slot)]);
 		} else {
 			flow_table_prefetch_alternate(mux->table, mux->scrambled[i]);
 			mux->listed[count++] = (uint8_t)i;
@@ -93,22 +93,25 @@ static void look_for_flows(struct mux *mux)
 				neighbours_prefetch(mux->neighbours, mux->scrambled[i]);
 		}
 	}
-	prefetch_slots(mux, count);
-	prefetch_backends(mux, count);
+	ask_maglev(mux, count);
 }
 
 /* ---- choose backend ---- */
 
-/* Maglev's choice: sets backend and number, false if no backend takes new flows. */
-static bool choose_new(const struct mux *mux, const struct packet *packet, struct passage *passage)
+/* Takes Maglev's choice: sets backend and number, false if no backend takes new flows. */
+static inline bool take_choice(struct passage *passage, uint16_t number)
 {
-	uint16_t number = passage->service->maglev->slots[maglev_slot_of(mux, packet, passage)];
-
 	if (UNLIKELY(number == MAGLEV_NONE))
 		return false;
 	passage->backend_number = number;
 	passage->backend = mux_backend_at(passage->service, number);
 	return passage->backend != NULL;
+}
+
+/* The same for a packet that nobody listed. */
+static bool choose_new(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	return take_choice(passage, passage->service->maglev->slots[maglev_slot_of(mux, packet, passage)]);
 }
 
 static bool flow_expired(const struct mux *mux, const struct passage *passage, struct flow_slot slot,
@@ -177,8 +180,9 @@ static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot
 	struct packet *packet = &mux->packets[i];
 	struct passage *passage = &mux->passages[i];
 	enum flow_class class = packet->protocol == 17 ? FLOW_UDP_UNTRUSTED : FLOW_TCP_UNTRUSTED;
+	bool listed = !mux->slots[i].line;
 
-	if (!choose_new(mux, packet, passage))
+	if (!(LIKELY(listed) ? take_choice(passage, mux->choices[i]) : choose_new(mux, packet, passage)))
 		return REASON_NO_BACKEND;
 	passage->flow = FLOW_NEW;
 	/* What has expired is gone, whether the sweep has come by or not: else places would depend on how bursts fell. */
@@ -197,8 +201,8 @@ static bool is_strange(const struct mux *mux, const struct passage *passage, str
 
 static inline void prefetch_way_out(const struct mux *mux, const struct backend *backend)
 {
-	__builtin_prefetch(&mux->snapshot->hops[backend_hop(backend)]);
-	__builtin_prefetch(&mux->backend_counters[backend->counter], 1);
+	prefetch(&mux->snapshot->hops[backend_hop(backend)]);
+	prefetch(&mux->backend_counters[backend->counter]);
 }
 
 static void choose_backends(struct mux *mux)
@@ -233,13 +237,12 @@ static void choose_stateless(struct mux *mux)
 	for (unsigned i = 0; i < mux->count; i++)
 		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
 			mux->listed[count++] = (uint8_t)i;
-	prefetch_slots(mux, count);
-	prefetch_backends(mux, count);
+	ask_maglev(mux, count);
 	for (unsigned n = 0; n < count; n++) {
 		struct packet *packet = &mux->packets[mux->listed[n]];
 		struct passage *passage = &mux->passages[mux->listed[n]];
 
-		if (LIKELY(choose_new(mux, packet, passage))) {
+		if (LIKELY(take_choice(passage, mux->choices[mux->listed[n]]))) {
 			passage->flow = FLOW_UNTRACKED;
 			prefetch_way_out(mux, passage->backend);
 		} else {
