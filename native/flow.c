@@ -137,54 +137,7 @@ uint64_t flow_unscramble(const struct flow_seed *seed, uint64_t scrambled)
 	return (uint64_t)x << 32 | y;
 }
 
-/* Lanes of 16 keys, so that the inner loops become vector instructions of 4, 8 or 16 lanes. */
-static ALWAYS_INLINE void scramble_burst(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
-					 unsigned count)
-{
-	uint32_t x[16], y[16];
-
-	for (unsigned base = 0; base < count; base += 16) {
-		unsigned n = count - base < 16 ? count - base : 16;
-
-		for (unsigned i = 0; i < n; i++) {
-			x[i] = (uint32_t)(keys[base + i] >> 32);
-			y[i] = (uint32_t)keys[base + i];
-		}
-		for (unsigned i = n; i < 16; i++)
-			x[i] = y[i] = 0;
-		for (unsigned r = 0; r < SPECK_ROUNDS; r++) {
-			uint32_t k = seed->speck[r];
-
-			for (unsigned i = 0; i < 16; i++) {
-				x[i] = (ror32(x[i], 8) + y[i]) ^ k;
-				y[i] = rol32(y[i], 3) ^ x[i];
-			}
-		}
-		for (unsigned i = 0; i < n; i++)
-			out[base + i] = (uint64_t)x[i] << 32 | y[i];
-	}
-}
-
-/* ---- the same for each level of vector instructions, see vector.h ---- */
-
-void flow_scramble_burst_plain(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out, unsigned count)
-{
-	scramble_burst(seed, keys, out, count);
-}
-
-#ifdef VECTORS_X86
-TARGET_AVX2 void flow_scramble_burst_avx2(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
-					  unsigned count)
-{
-	scramble_burst(seed, keys, out, count);
-}
-
-TARGET_AVX512 void flow_scramble_burst_avx512(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
-					      unsigned count)
-{
-	scramble_burst(seed, keys, out, count);
-}
-#endif
+/* ---- many at once, for each level of vector instructions, see vector.h ---- */
 
 #define FLOW_TUPLE_WORDS (sizeof(struct flow_tuple) / 8)
 

@@ -1,15 +1,103 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * SipHash-1-3 of many messages at once, each a lane of vectors that are written as such: compilers do not find them in loops
- * over lanes.  flow.c includes this once for each level of vector.h, which is why nothing guards it, with
+ * The cipher of keys and SipHash-1-3 of messages, many at once, each a lane of vectors that are written as such: compilers do
+ * not find them in loops over lanes.  flow.c includes this once for each level of vector.h, which is why nothing guards it, with
  *
  *	LANES(name)	the name of a function of this level
  *	LANES_TARGET	what its functions are compiled for
  *	LANES_BYTES	the size of a vector
  *
- * The values are those of siphash13() in flow.c.  Vectors of GCC and Clang, no intrinsics: one text for all levels, and other
- * architectures have it as well.
+ * The values are those of flow_scramble() and siphash13() in flow.c.  Vectors of GCC and Clang, no intrinsics: one text for all
+ * levels, and other architectures have it as well.
  */
+
+/* ---- the cipher ---- */
+
+#define SPECK_LANES (2 * LANES_BYTES / 4) /* two vectors of each half of a key, which do not wait for each other */
+
+typedef uint32_t LANES(speck_vector) __attribute__((vector_size(LANES_BYTES)));
+
+/* Rotates right by a byte, which is a shuffle of bytes where the level has one. */
+static ALWAYS_INLINE LANES_TARGET void LANES(speck_rotate8)(LANES(speck_vector) *x)
+{
+#if LANES_BYTES == 32 && __has_builtin(__builtin_shufflevector) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	typedef uint8_t bytes __attribute__((vector_size(LANES_BYTES)));
+
+	*x = (LANES(speck_vector))__builtin_shufflevector((bytes)*x, (bytes)*x, 1, 2, 3, 0, 5, 6, 7, 4, 9, 10, 11, 8, 13,
+							  14, 15, 12, 17, 18, 19, 16, 21, 22, 23, 20, 25, 26, 27, 24, 29,
+							  30, 31, 28);
+#else
+	*x = *x >> 8 | *x << 24;
+#endif
+}
+
+/* Keys to halves and back.  Lanes may lie in any order between the two. */
+static ALWAYS_INLINE LANES_TARGET void LANES(speck_split)(const uint64_t *keys, LANES(speck_vector) *x,
+							  LANES(speck_vector) *y)
+{
+#if LANES_BYTES == 32 && __has_builtin(__builtin_shufflevector) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	LANES(speck_vector) a, b;
+
+	memcpy(&a, keys, LANES_BYTES);
+	memcpy(&b, keys + LANES_BYTES / 8, LANES_BYTES);
+	*x = __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+	*y = __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14);
+#else
+	for (unsigned i = 0; i < LANES_BYTES / 4; i++) {
+		(*x)[i] = (uint32_t)(keys[i] >> 32);
+		(*y)[i] = (uint32_t)keys[i];
+	}
+#endif
+}
+
+static ALWAYS_INLINE LANES_TARGET void LANES(speck_join)(const LANES(speck_vector) *x, const LANES(speck_vector) *y,
+							 uint64_t *out)
+{
+#if LANES_BYTES == 32 && __has_builtin(__builtin_shufflevector) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	LANES(speck_vector) a = __builtin_shufflevector(*y, *x, 0, 8, 1, 9, 4, 12, 5, 13);
+	LANES(speck_vector) b = __builtin_shufflevector(*y, *x, 2, 10, 3, 11, 6, 14, 7, 15);
+
+	memcpy(out, &a, LANES_BYTES);
+	memcpy(out + LANES_BYTES / 8, &b, LANES_BYTES);
+#else
+	for (unsigned i = 0; i < LANES_BYTES / 4; i++)
+		out[i] = (uint64_t)(*x)[i] << 32 | (*y)[i];
+#endif
+}
+
+static ALWAYS_INLINE LANES_TARGET void LANES(scramble)(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out)
+{
+	LANES(speck_vector) x[2], y[2];
+
+	for (unsigned i = 0; i < 2; i++)
+		LANES(speck_split)(keys + i * (SPECK_LANES / 2), &x[i], &y[i]);
+	for (unsigned r = 0; r < SPECK_ROUNDS; r++) {
+		for (unsigned i = 0; i < 2; i++) {
+			LANES(speck_rotate8)(&x[i]);
+			x[i] = (x[i] + y[i]) ^ seed->speck[r];
+			y[i] = (y[i] << 3 | y[i] >> 29) ^ x[i];
+		}
+	}
+	for (unsigned i = 0; i < 2; i++)
+		LANES(speck_join)(&x[i], &y[i], out + i * (SPECK_LANES / 2));
+}
+
+LANES_TARGET void LANES(flow_scramble_burst)(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
+					     unsigned count)
+{
+	uint64_t rest[SPECK_LANES] = { 0 };
+	unsigned base = 0;
+
+	for (; count - base >= SPECK_LANES; base += SPECK_LANES)
+		LANES(scramble)(seed, keys + base, out + base);
+	if (base == count)
+		return;
+	memcpy(rest, keys + base, (count - base) * sizeof(uint64_t));
+	LANES(scramble)(seed, rest, rest);
+	memcpy(out + base, rest, (count - base) * sizeof(uint64_t));
+}
+
+/* ---- the hash ---- */
 
 #define SIP_VECTORS 2 /* two that do not wait for each other */
 #define SIP_LANES (SIP_VECTORS * LANES_BYTES / 8)
@@ -155,6 +243,7 @@ LANES_TARGET void LANES(flow_hash6_burst)(const struct flow_seed *seed, const st
 	}
 }
 
+#undef SPECK_LANES
 #undef SIP_VECTORS
 #undef SIP_LANES
 #undef LANES

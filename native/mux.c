@@ -115,8 +115,10 @@ static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot
 	if (mux->table)
 		mux_set_time(mux, snapshot, now_ns);
 	mux_read_burst(mux, frames);
-	mux_choose_burst(mux);
-	mux_emit_burst(mux, frames);
+	if (LIKELY(mux->onward)) {
+		mux_choose_burst(mux);
+		mux_emit_burst(mux, frames);
+	}
 	count_burst(mux);
 }
 

@@ -70,6 +70,7 @@ struct mux {
 
 	/* the burst at hand; results stay readable until the next */
 	unsigned count;
+	bool onward; /* one of its packets goes on from the first stage */
 	struct packet packets[BURST_MAX];
 	struct passage passages[BURST_MAX];
 	uint64_t scrambled[BURST_MAX]; /* flow keys, see flow.h */

@@ -224,12 +224,14 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 	uint64_t keys[GROUP];
 	struct sixes sixes;
 
+	mux->onward = false;
 	for (unsigned i = 0; i < count && i < AHEAD; i++)
 		prefetch_headers(&frames[i]);
 	if (far)
 		prefetch_rows(mux, frames, group_from(0, count), link, rows);
 	for (unsigned first = 0; first < count; first += GROUP) {
 		unsigned n = group_from(first, count);
+		uint64_t any = 0;
 
 		if (far) {
 			prefetch_services(rows, n);
@@ -243,8 +245,15 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 		}
 		if (sixes.count)
 			hash_sixes(mux, first, &sixes, keys);
+		for (unsigned i = 0; i < n; i++)
+			any |= keys[i];
+		mux->onward |= any != 0;
 		if (!mux->table)
 			continue;
+		if (UNLIKELY(!any)) {
+			memset(&mux->scrambled[first], 0, n * sizeof(mux->scrambled[0]));
+			continue;
+		}
 		mux->vector->scramble(&mux->snapshot->map->seed, keys, &mux->scrambled[first], n);
 		for (unsigned i = 0; i < n; i++)
 			flow_table_prefetch(mux->table, mux->scrambled[first + i]);

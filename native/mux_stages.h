@@ -30,7 +30,8 @@
  *	passages[]   of every packet: service, NULL if it has none; flow, FLOW_NONE; hashed.  hash where hashed is true,
  *	             which it is of every IPv6 packet that goes on, and of IPv4 where the flow's key is made of it
  *	scrambled[]  only with a table: the flow's name there, whose home line has been asked for; of a packet that does
- *	             not go on, that of key 0, which may be looked up but says nothing
+ *	             not go on, any, which may be looked up but says nothing
+ *	onward       whether any packet goes on; where none does, the other stages are left out
  */
 void mux_read_burst(struct mux *mux, const struct frame *frames);
 
