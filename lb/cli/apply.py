@@ -3,50 +3,44 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from lb.cli.changing import Terms, finish, terms_options
+from lb.cli.files import files_option, read_files
 from lb.cli.output import example, output_option
 from lb.cli.remote import Manager, manager_options
-from lb.errors import ConfigError
+from lb.errors import ConfigError, RequestError
 
 
 @click.command(
     "apply",
     epilog=example("lb apply -f services.toml --wait", 'lb apply -f services.toml --confirm 60s -m "twice the weight"'),
 )
-@click.option("-f", "--file", "path", required=True, metavar="FILE", help="A file of services, or - for the input.")
-@click.option("--prune", is_flag=True, help="Delete the services that are not in FILE.")
+@files_option()
+@click.option("--prune", is_flag=True, help="Delete the services that are in none of the files.")
 @terms_options
 @manager_options
 @output_option
-def command(*, path: str, prune: bool, terms: Terms, manager: Manager, as_json: bool) -> int:
+def command(*, paths: tuple[str, ...], prune: bool, terms: Terms, manager: Manager, as_json: bool) -> int:
     """Create or change the services of FILE; others stay. All mistakes are reported at once, and change nothing.
+    Several files, or a folder of them, are applied as one change.
 
     With --wait it returns when every MUX has acknowledged, and exits 1 if one did not, and says why. With --confirm the
     manager takes everything back by itself unless `lb confirm` comes in time: also if you cannot reach it any more.
     """
-    return finish(post_file(manager, "apply", path, {"prune": prune, **terms.body()}), as_json=as_json)
+    if not paths:
+        raise RequestError("give -f FILE: what is to be applied?")
+    return finish(post_files(manager, "apply", paths, {"prune": prune, **terms.body()}), as_json=as_json)
 
 
-def post_file(manager: Manager, call: str, path: str, terms: dict[str, Any]) -> Any:
-    """The answer to a request with the services of a file, which the manager reads; it tells every mistake at once."""
+def post_files(manager: Manager, call: str, paths: Sequence[str], terms: dict[str, Any]) -> Any:
+    """The answer to a request with the services of files, which the manager reads; it tells every mistake at once."""
+    files = read_files(paths)
     query = {key: "true" if value is True else value for key, value in terms.items() if value}
     try:
-        return manager.post_file(call, text=file_bytes(path), **query)
+        return manager.post_file(call, text=files.text, **query)
     except ConfigError as error:
-        raise ConfigError(error.mistakes, path) from None
-
-
-def file_bytes(path: str) -> bytes:
-    """What the file holds, or what comes to the standard input."""
-    try:
-        if path == "-":
-            return sys.stdin.buffer.read()
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise ConfigError([("", f"cannot be read: {(error.strerror or str(error)).lower()}")], path) from None
+        raise files.blame(error) from None

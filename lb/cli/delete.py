@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.apply import file_bytes
 from lb.cli.changing import show, why_option
+from lb.cli.files import files_option, read_files
 from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import ConfigError, RequestError
@@ -17,18 +17,18 @@ PATHS = {"service": "services", "mux": "muxes", "agent": "agents"}
 @click.command("delete", epilog=example("lb delete service web"))
 @click.argument("kind", type=click.Choice(list(PATHS)), required=False)
 @click.argument("names", nargs=-1, metavar="NAME...")
-@click.option("-f", "--file", "path", metavar="FILE", help="Delete the services of this file.")
+@files_option("Delete the services of this file, or of a folder of *.toml; may be repeated.")
 @why_option
 @manager_options
 @output_option
 def command(
-    *, kind: str | None, names: tuple[str, ...], path: str | None, why: str, manager: Manager, as_json: bool
+    *, kind: str | None, names: tuple[str, ...], paths: tuple[str, ...], why: str, manager: Manager, as_json: bool
 ) -> None:
     """Delete a service: it is withdrawn everywhere first. Or forget a MUX or an agent that will not come back."""
-    if path is not None:
+    if paths:
         if kind is not None:
             raise RequestError("give either -f FILE, or what to delete and its name")
-        kind, names = "service", _names_in(path)
+        kind, names = "service", _names_in(paths)
     if kind is None or not names:
         raise RequestError("what is to be deleted? `lb delete service NAME`, mux NAME, agent NAME, or -f FILE")
     if why and kind != "service":
@@ -43,17 +43,18 @@ def command(
             click.echo(f"{kind} {name} forgotten")
 
 
-def _names_in(path: str) -> tuple[str, ...]:
+def _names_in(paths: tuple[str, ...]) -> tuple[str, ...]:
     from lb.toml import service_tables  # noqa: PLC0415
 
+    files = read_files(paths)
     try:
-        tables, mistakes = service_tables(file_bytes(path).decode())
+        tables, mistakes = service_tables(files.text.decode())
     except ConfigError as error:
-        raise ConfigError(error.mistakes, path) from None
+        raise files.blame(error) from None
     except ValueError as error:
-        raise ConfigError([("", f"is not TOML: {error}")], path) from None
+        raise files.blame(ConfigError([("", f"is not TOML: {error}")])) from None
     names = [table.get("name") for table in tables if isinstance(table, dict)]
     mistakes += [(f"service[{i}].name", "is missing") for i, name in enumerate(names) if not isinstance(name, str)]
     if mistakes:
-        raise ConfigError(mistakes, path)
+        raise files.blame(ConfigError(mistakes))
     return tuple(str(name) for name in names)

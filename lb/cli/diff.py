@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lb.cells import cell
-from lb.cli.apply import post_file
+from lb.cli.apply import post_files
 from lb.cli.changing import describe
+from lb.cli.files import files_option
 from lb.cli.output import example, output_option, plural, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
@@ -33,15 +34,22 @@ _MARKS = {"created": ("+", "green"), "deleted": ("-", "red")}
 
 
 @click.command("diff", epilog=example("lb diff -f services.toml", "lb diff --to 12"))
-@click.option("-f", "--file", "path", metavar="FILE", help="A file of services, or - for the input.")
-@click.option("--prune", is_flag=True, help="As if services that are not in FILE were to be deleted.")
+@files_option()
+@click.option("--prune", is_flag=True, help="As if services that are in none of the files were to be deleted.")
 @click.option("--to", type=click.IntRange(0), metavar="VERSION", help="What `lb rollback --to VERSION` would change.")
 @click.option("--mux", metavar="FILE", help="A MUX's file, for the pool's seed and its default of slots.")
 @click.option("--all", "whole", is_flag=True, help=f"Count slots also where more than {MANY} services change.")
 @manager_options
 @output_option
 def command(
-    *, path: str | None, prune: bool, to: int | None, mux: str | None, whole: bool, manager: Manager, as_json: bool
+    *,
+    paths: tuple[str, ...],
+    prune: bool,
+    to: int | None,
+    mux: str | None,
+    whole: bool,
+    manager: Manager,
+    as_json: bool,
 ) -> int:
     """Tell what `lb apply -f FILE` would change, and every mistake in it. Changes nothing.
 
@@ -49,14 +57,11 @@ def command(
     backend that drains, or stay although their slot moves. Without --mux the tables are those of a pool with another
     seed, whose shares differ by less than a percent. Exits 0 whether there is a difference or not.
     """
-    if (path is None) == (to is None):
+    if bool(paths) == (to is not None):
         raise RequestError("give -f FILE, to compare with a file, or --to VERSION, to compare with an earlier version")
     # What builds tables is loaded while the manager thinks.
     threading.Thread(target=_load).start()
-    if path is not None:
-        answer = post_file(manager, "diff", path, {"prune": prune})
-    else:
-        answer = manager.post("diff", body={"to": to})
+    answer = post_files(manager, "diff", paths, {"prune": prune}) if paths else manager.post("diff", body={"to": to})
     effects = _effects(answer["services"], _pool(mux), whole=whole)
     if as_json:
         print_json(_as_json(answer, effects))

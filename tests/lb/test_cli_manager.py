@@ -182,9 +182,46 @@ def test_mistakes_are_listed_all_at_once_and_nothing_is_changed(daemon: Daemon, 
     assert "web" not in fine("get", "services", manager=daemon.url)
 
 
+def test_several_files_and_folders_are_one_change(daemon: Daemon, tmp_path: Path) -> None:
+    one, folder = tmp_path / "one.toml", tmp_path / "folder"
+    folder.mkdir()
+    one.write_text(SERVICES)
+    (folder / "six.toml").write_text(SIX)
+    (folder / "notes.txt").write_text("no TOML")
+    assert fine("diff", "-f", one, "-f", folder, "--prune", manager=daemon.url).count("would be created") == 2
+    assert fine("apply", "-f", folder, "-f", one, "--prune", manager=daemon.url).splitlines()[-1].startswith("version ")
+    assert fine("apply", "-f", one, "-f", folder, "--prune", manager=daemon.url) == "2 unchanged\n", (
+        "nothing is left out"
+    )
+    said = fine("delete", "-f", one, "-f", folder, manager=daemon.url)
+    assert said.count("deleted") == 2
+
+
+def test_mistakes_in_several_files_name_the_file_and_the_service_in_it(daemon: Daemon, tmp_path: Path) -> None:
+    one, two, three = (tmp_path / f"{name}.toml" for name in ("one", "two", "three"))
+    one.write_text(SERVICES)
+    two.write_text(SIX + SIX.replace("six", "far").replace("2001:db8:100::1", "198.51.100.9"))
+    done = lb("apply", "-f", one, "-f", two, manager=daemon.url)
+    assert done.returncode == 2
+    assert f"{two}: service[1].vip: must be inside" in done.stderr
+    assert done.stderr.count("\n") == 1
+    three.write_text("[[service]\n")
+    two.write_text('colour = "red"\n' + SIX)
+    done = lb("diff", "-f", one, "-f", two, "-f", three, manager=daemon.url)
+    assert done.returncode == 2
+    assert f"{two}: colour: has no place in a file of services" in done.stderr
+    assert f"{three}: is not TOML" in done.stderr
+    assert lb("apply", "-f", tmp_path / "none", "-f", one, manager=daemon.url).returncode == 2
+    (tmp_path / "empty").mkdir()
+    done = lb("apply", "-f", tmp_path / "empty", manager=daemon.url)
+    assert done.stderr == f"lb: {tmp_path}/empty: is a folder without a file *.toml\n"
+    assert "web" not in fine("get", "services", manager=daemon.url)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "sentence"),
     [
+        (["apply"], 2, "give -f FILE"),
         (["describe", "service", "nono"], 1, 'there is no service "nono"; there are none yet'),
         (["describe", "mux", "mux9"], 1, 'there is no mux "mux9"; there are none'),
         (["delete", "service", "nono"], 1, 'there is no service "nono"'),
