@@ -2,12 +2,14 @@
 /*
  * Any packets, in any bursts, at any time, to the whole inbound pipeline: the small MUX of world.h, with
  * an io of its own whose buffers have exactly the packet's size.
- * After each burst the counters must add up, and what was sent must be a right outer header around a packet.
+ * After each burst the counters must add up, and what was sent must be a right outer header around a packet.  What becomes of
+ * each packet, and every byte that leaves, is that of the plain MUX of tests/native/plain_mux.h.
  *
  * Input: how the MUX is set up (1 byte), then records: what to do (1), how (1), length (2), bytes.
  */
 #include <arpa/inet.h>
 
+#include "../native/plain_mux.c"
 #include "checksum.h"
 #include "encap.h"
 #include "world.h"
@@ -29,6 +31,8 @@ struct fuzz_io {
 	const struct mux *mux;
 	uint64_t sent;
 	bool fails; /* every third frame is refused */
+	const struct plain_mux *plain;
+	uint32_t sent_now; /* of this burst */
 };
 
 /* ---- what is sent ---- */
@@ -73,6 +77,16 @@ static void check_sent(const struct mux *mux, const struct frame *frame)
 	expect(!link || load_be16(frame->data + 12) == (ip[0] == 0x45 ? 0x0800 : 0x86dd));
 }
 
+static void check_same(const struct plain_mux *plain, uint32_t number, const struct frame *frame)
+{
+	const struct plain_sent *wanted = &plain->sent[number];
+
+	expect(number < plain->sent_count && frame->len == wanted->len && frame->origin == wanted->origin);
+	expect(memcmp(frame->data, plain->bytes + wanted->at, wanted->len) == 0);
+	expect(frame->ifindex == wanted->ifindex && frame->gso_size == wanted->gso_size);
+	expect(!frame->gso_size || (frame->csum_start == wanted->csum_start && frame->offload == wanted->offload));
+}
+
 static void fuzz_send(struct io *io, struct frame *frames, unsigned count)
 {
 	struct fuzz_io *fuzz = (struct fuzz_io *)io;
@@ -80,6 +94,7 @@ static void fuzz_send(struct io *io, struct frame *frames, unsigned count)
 	expect(count <= BURST_MAX);
 	for (unsigned i = 0; i < count; i++) {
 		check_sent(fuzz->mux, &frames[i]);
+		check_same(fuzz->plain, fuzz->sent_now++, &frames[i]);
 		frames[i].error = fuzz->fails && fuzz->sent % 3 == 2 ? 1 : 0;
 		fuzz->sent++;
 	}
@@ -155,15 +170,70 @@ static void add_packet(struct burst *burst, const struct mux *mux, const uint8_t
 							.offload = what & OFFLOAD ? FRAME_TOLD | (how & FRAME_VERIFIED) : 0 };
 }
 
-static void run(struct mux *mux, struct fuzz_io *io, const struct snapshot *snapshot, struct burst *burst, uint64_t now)
+/* The world of a snapshot, as the plain MUX has it. */
+static const struct plain_world *plain_world_of(unsigned which)
 {
-	uint64_t reasons = 0, received = mux->counters.received;
+	static struct plain_service services[2][SERVICES];
+	static struct hop_spec hops[2][HOPS];
+	static struct plain_world worlds[2];
+	struct plain_world *world = &worlds[which];
+	const struct vip_map *map = snapshot_of(which)->map;
 
+	if (world->count)
+		return world;
+	make_hops(which, hops[which]);
+	*world = (struct plain_world){ .services = services[which], .count = SERVICES, .crowd = SERVICES,
+				       .idle_untrusted = map->idle_untrusted, .hops = hops[which], .hop_count = HOPS };
+	for (uint32_t i = 0; i < map->service_count; i++) {
+		const struct service *from = map->services[i];
+		struct plain_service *to = &world->services[from->id];
+
+		*to = (struct plain_service){ true, from->id, from->family, from->prefix_length, from->protocol,
+					      from->first_port, from->last_port, from->hash_source, from->idle, from->mtu,
+					      { 0 }, from->backend_count, { { 0 } }, from->maglev };
+		memcpy(to->vip, from->vip, 16);
+		for (uint32_t b = 0; b < from->backend_count; b++)
+			to->backends[b] = (struct plain_backend){ backend_state(&from->backends[b]), backend_hop(&from->backends[b]),
+								  from->backends[b].counter };
+	}
+	return world;
+}
+
+static void run_plain(struct plain_mux *plain, const struct plain_world *world, const struct burst *burst, uint64_t now,
+		      struct plain_result *results)
+{
+	plain_mux_burst(plain, world, now);
+	for (unsigned i = 0; i < burst->count; i++)
+		plain_mux_packet(plain, &burst->frames[i], (uint8_t)i, &results[i]);
+	plain_mux_tick(plain);
+}
+
+static void check_results(const struct mux *mux, const struct plain_result *results, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		const struct passage *passage = &mux->passages[i];
+
+		expect(mux->packets[i].reason == results[i].reason && passage->flow == results[i].flow);
+		expect((passage->service ? (int32_t)passage->service->id : -1) == results[i].service);
+		expect(!passage->flow || passage->backend_number == results[i].backend);
+	}
+}
+
+static void run(struct mux *mux, struct fuzz_io *io, struct plain_mux *plain, unsigned which, struct burst *burst, uint64_t now)
+{
+	const struct snapshot *snapshot = snapshot_of(which);
+	uint64_t reasons = 0, received = mux->counters.received;
+	struct plain_result results[BURST_MAX];
+
+	run_plain(plain, plain_world_of(which), burst, now, results);
+	io->sent_now = 0;
 	mux->pipeline.burst(&mux->pipeline, snapshot, &io->io, burst->frames, burst->count, now);
 	expect(mux->counters.received == received + burst->count);
 	for (unsigned i = 0; i < REASON_COUNT; i++)
 		reasons += mux->counters.reasons[i];
 	expect(reasons == mux->counters.received);
+	expect(io->sent_now == plain->sent_count);
+	check_results(mux, results, burst->count);
 	mux->pipeline.tick(&mux->pipeline, snapshot, now);
 	while (burst->count)
 		free(burst->memory[--burst->count]);
@@ -171,7 +241,22 @@ static void run(struct mux *mux, struct fuzz_io *io, const struct snapshot *snap
 
 /* ---- one input ---- */
 
-static void start(struct mux *mux, struct fuzz_io *io, uint8_t setup)
+static void start_plain(struct plain_mux *plain, const struct mux_config *config, const struct fuzz_io *io)
+{
+	static uint64_t backends[SERVICES * BACKENDS];
+	static struct service_counters services[SERVICES];
+
+	*plain = (struct plain_mux){ .config = *config, .link = io->io.link, .sends_whole = io->io.sends_whole,
+				     .fails = io->fails ? 3 : 0, .seed = snapshot_of(0)->map->seed, .services = services,
+				     .backends = backends, .bytes = plain->bytes, .room = plain->room, .sent = plain->sent,
+				     .sent_room = plain->sent_room };
+	if (!config->flows)
+		return;
+	plain->table = empty_table(1);
+	flow_table_set_judge(plain->table, judge, plain);
+}
+
+static void start(struct mux *mux, struct fuzz_io *io, struct plain_mux *plain, uint8_t setup)
 {
 	struct mux_config config = { .flows = setup & 4 ? 0 : 1,
 				     .link = setup % 3,
@@ -182,13 +267,16 @@ static void start(struct mux *mux, struct fuzz_io *io, uint8_t setup)
 					.link = setup % 3 ? LINK_ETHERNET : LINK_RAW_IP,
 					.sends_whole = setup >> 5 & 1 },
 				.mux = mux,
-				.fails = setup & 16 };
+				.fails = setup & 16,
+				.plain = plain };
+	start_plain(plain, &config, io);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct mux mux;
 	static struct burst burst;
+	static struct plain_mux plain;
 	static uint64_t inputs;
 	unsigned which = 0;
 	uint64_t now = 0;
@@ -196,7 +284,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (!size)
 		return 0;
-	start(&mux, &io, data[0]);
+	start(&mux, &io, &plain, data[0]);
 	for (size_t at = 1; at + 4 <= size;) {
 		uint8_t what = data[at], how = data[at + 1];
 		uint32_t length = load_be16(data + at + 2);
@@ -209,11 +297,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		add_packet(&burst, &mux, data + at, length, what, how);
 		at += length;
 		if (what & BURST_ENDS || burst.count == BURST_MAX)
-			run(&mux, &io, snapshot_of(which), &burst, now);
+			run(&mux, &io, &plain, which, &burst, now);
 		if (what & OTHER_SNAPSHOT && !burst.count)
 			which = !which;
 	}
-	run(&mux, &io, snapshot_of(which), &burst, now);
+	run(&mux, &io, &plain, which, &burst, now);
 	if (mux.table && inputs++ % 256 == 0) /* not often: it reads the whole table */
 		expect(flow_table_check(mux.table) == NULL);
 	return 0;

@@ -71,12 +71,23 @@ def handover() -> Iterator[bytes]:
         yield bytes([choice]) + records
 
 
+def services() -> Iterator[bytes]:
+    """One of each kind, alone and among others that begin or end as it does."""
+    kinds = [bytes([first, 64, address, 1, 3, last]) for first in range(16) for address in (1, 2) for last in (0x80, 9)]
+    yield from kinds
+    for start in range(len(kinds)):
+        some = kinds[start : start + 24 : 3]
+        yield b"".join(some)
+        yield b"".join(bytes([kind[0] | n % 4 << 6]) + kind[1:] for n, kind in enumerate(some))
+
+
 SEEDS = {
     "fuzz_mux": mux,
     "fuzz_packet": packet,
     "fuzz_host": host,
     "fuzz_flow_table": flow_table,
     "fuzz_handover": handover,
+    "fuzz_services": services,
 }
 
 

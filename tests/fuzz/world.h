@@ -69,10 +69,22 @@ static void add_service(struct vip_map *map, uint32_t id, bool changed)
 	maglev_put(service.maglev);
 }
 
+static void make_hops(bool changed, struct hop_spec hops[HOPS])
+{
+	memset(hops, 0, HOPS * sizeof(*hops));
+	for (uint32_t i = 0; i < HOPS; i++) {
+		hops[i].family = i < 2 ? 4 : 6;
+		hops[i].resolved = !changed || i % 2 == 0;
+		hops[i].ifindex = i;
+		memset(hops[i].source, 10, 16);
+		memset(hops[i].destination, (int)(20 + i), 16);
+	}
+}
+
 static struct snapshot *make_snapshot(bool changed)
 {
 	static const uint8_t seed[16] = "an open secret";
-	struct hop_spec hops[HOPS] = { 0 };
+	struct hop_spec hops[HOPS];
 	struct snapshot *snapshot;
 	struct vip_map *map;
 
@@ -81,13 +93,7 @@ static struct snapshot *make_snapshot(bool changed)
 		if (!changed || id != 3)
 			add_service(map, id, changed);
 	expect(vip_map_seal(map) == 0);
-	for (uint32_t i = 0; i < HOPS; i++) {
-		hops[i].family = i < 2 ? 4 : 6;
-		hops[i].resolved = !changed || i % 2 == 0;
-		hops[i].ifindex = i;
-		memset(hops[i].source, 10, 16);
-		memset(hops[i].destination, (int)(20 + i), 16);
-	}
+	make_hops(changed, hops);
 	expect(snapshot_create(map, hops, HOPS, changed, &snapshot) == 0);
 	vip_map_put(map);
 	return snapshot;
@@ -104,18 +110,20 @@ static const struct snapshot *snapshot_of(unsigned which)
 	return snapshots[which];
 }
 
-/* The same table for all inputs, emptied: making one takes longer than most inputs. */
-static struct flow_table *empty_table(void)
+/* The same tables for all inputs, emptied: making one takes longer than most inputs. */
+static struct flow_table *empty_table(unsigned which)
 {
-	static struct flow_table *table, empty;
+	static struct flow_table *tables[2], empty[2];
+	struct flow_table *table;
 
-	if (!table) {
-		expect(flow_table_create(1, &table) == 0);
-		empty = *table;
+	if (!tables[which]) {
+		expect(flow_table_create(1, &tables[which]) == 0);
+		empty[which] = *tables[which];
 	}
+	table = tables[which];
 	memset(table->lines, 0, table->bytes);
 	memset(table->no_room, 0, (table->line_count / 64 + 1) * sizeof(uint64_t));
-	*table = empty;
+	*table = empty[which];
 	return table;
 }
 
@@ -135,7 +143,7 @@ static void start_mux(struct mux *mux, const struct mux_config *config)
 	mux->config = *config;
 	mux->table = NULL;
 	if (config->flows)
-		mux_set_table(mux, empty_table());
+		mux_set_table(mux, empty_table(0));
 	mux->service_counters = service_counters;
 	mux->backend_counters = backend_counters;
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -94,6 +95,30 @@ def test_only_whole_headers_to_our_own_link_address_are_taken(program: Redirect,
         *(MUX_MAC[:n] + bytes([MUX_MAC[n] ^ 1]) + MUX_MAC[n + 1 :] for n in range(6)),
     ):
         assert not program.takes(other + frame[6:])
+
+
+def nearly(frame: bytes, chance: random.Random) -> bytes:
+    """The frame with something changed that decides: length, addresses, type, or anything."""
+    changed = bytearray(frame)
+    for _ in range(chance.randrange(4)):
+        at = chance.choice([chance.randrange(6), 12, 13, *range(30, 34), *range(38, 54), chance.randrange(len(frame))])
+        if at < len(changed):
+            changed[at] ^= 1 << chance.randrange(8)
+    if chance.random() < 0.1:
+        changed[12:14] = chance.choice([b"\x08\x00", b"\x86\xdd", b"\x81\x00", b"\x08\x06"])
+    if chance.random() < 0.2:
+        del changed[chance.randrange(14, len(changed) + 1) :]
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_that_are_nearly_those_of_the_tables(program: Redirect, seed: int) -> None:
+    chance = random.Random(seed)
+    frames = [frame for _, frame in TABLE if 14 <= len(frame) <= LONGEST]
+    changed = [nearly(chance.choice(frames), chance) for _ in range(2000)]
+    taken = [program.takes(frame) for frame in changed]
+    assert [frame.hex() for frame, took in zip(changed, taken, strict=True) if took != oracle(frame, VIPS)] == []
+    assert 400 < sum(taken) < 1800
 
 
 def test_nothing_is_taken_before_the_link_address_is_known_or_by_a_queue_without_a_socket(taker: int) -> None:

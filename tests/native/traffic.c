@@ -109,7 +109,7 @@ static void give_backends(struct traffic *traffic, struct plain_service *service
 {
 	struct maglev_member members[PLAIN_BACKENDS];
 	bool flooded = traffic->flood && service->id == 0, troubled = !flooded && one_in(traffic, 2);
-	bool none = !flooded && one_in(traffic, 20), leaving = !flooded && one_in(traffic, 24);
+	bool none = !flooded && one_in(traffic, 20), leaving = !flooded && one_in(traffic, 12);
 
 	service->count = !flooded && one_in(traffic, 24) ? 0 : 1 + traffic_below(traffic, PLAIN_BACKENDS);
 	for (uint32_t b = 0; b < service->count; b++) {

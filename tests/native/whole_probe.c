@@ -147,7 +147,7 @@ static uint8_t *slab(uint8_t *slabs, unsigned i)
 static void lay_out(struct run *run, struct frame *frames)
 {
 	for (unsigned i = 0; i < run->count; i++) {
-		uint8_t *at = slab(run->slabs, i) + i % 4 * 2;
+		uint8_t *at = slab(run->slabs, i) + i % 8;
 
 		frames[i] = run->frames[i];
 		memset(at - IO_HEADROOM, GUARD, IO_HEADROOM);
@@ -161,7 +161,7 @@ static void lay_out(struct run *run, struct frame *frames)
 static void check_guards(struct run *run, const struct twin *twin, const struct frame *frames)
 {
 	for (unsigned i = 0; i < run->count; i++) {
-		const uint8_t *at = slab(run->slabs, i) + i % 4 * 2;
+		const uint8_t *at = slab(run->slabs, i) + i % 8;
 
 		for (unsigned n = 0; n < 16; n++)
 			if (at[frames[i].len + n] != GUARD)
