@@ -16,6 +16,8 @@ Config = MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]
 
 #: A slot of a Maglev table is a backend's number in 16 bits.
 SLOT_BYTES = 2
+#: Of deploy/mux.toml.
+EXAMPLE_SEED = bytes.fromhex("00112233445566778899aabbccddeeff")
 #: With fewer slots than this for each backend, shares are off by more than a few per cent.
 SLOTS_PER_BACKEND = 100
 
@@ -131,6 +133,8 @@ def _notes(config: Config, services: Sequence[Service], default_slots: int) -> l
     uneven = [s.name for s in services if (s.slots or default_slots) < SLOTS_PER_BACKEND * len(s.backends)]
     if uneven:
         notes.append(f"shares will be uneven, slots is under {SLOTS_PER_BACKEND} for each backend in {_some(uneven)}")
+    if isinstance(config, MuxConfig) and config.mux.seed == EXAMPLE_SEED:
+        notes.append("the seed is that of the example, which everybody knows: `openssl rand -hex 16` makes one")
     if isinstance(config, AgentConfig) and services:
         own = {config.agent.address, config.agent.address6}
         if not any(backend.address in own for service in services for backend in service.backends):

@@ -33,6 +33,7 @@ from manager.journal import Journal, generation_of, memory_of
 from manager.lineage import behind_of, kept
 from manager.nodes import Entry, NodeHub
 from manager.planner import Planner
+from manager.pools import Pools
 from manager.rates import Rates
 from manager.store import NodeRecord, Store, VersionLine
 from manager.watching import Changes
@@ -62,6 +63,7 @@ class Controller:
         self.events = Events(self.clocks.steady)
         self.emptied = Emptied()
         self.rates = Rates()
+        self.pools = Pools()
         self.changes = Changes()
         self.tasks = Tasks()
         self.hub: NodeHub
@@ -320,9 +322,15 @@ class Controller:
         say = log.warning if bad else log.info
         say("event", subject=subject, text=text)
 
+    def _tell(self, events: Iterable[tuple[str, str, bool]]) -> None:
+        for subject, text, bad in events:
+            self.happened(subject, text, bad=bad)
+
     def told(self, entry: Entry, body: Mapping[str, Any]) -> None:
         if entry.record.kind == MUX:
             self.changes.counted(self.rates.heard(entry.record.name, body, self.clocks.steady()))
+            if isinstance(mux := body.get("mux"), dict):
+                self._tell(self.pools.heard(entry.record.name, mux))
             self.changes.tables("muxes", *({"announcements"} & body.keys()))
         else:
             self.changes.tables("agents")
@@ -330,6 +338,7 @@ class Controller:
     def left(self, entry: Entry) -> None:
         if entry.record.kind == MUX:
             self.rates.left(entry.record.name)
+            self._tell(self.pools.left(entry.record.name))
 
     def looked(self, entry: Entry) -> None:
         self.changes.tables("muxes" if entry.record.kind == MUX else "agents", "announcements", "status")

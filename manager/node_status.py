@@ -45,8 +45,9 @@ _MUX_COUNTS = (
     "dropped",
     "missed",
     "generation",
+    "slots",
 )
-_MUX_TEXTS = ("name", "state", "io", "mode", "reason", "rejected", "saturated")
+_MUX_TEXTS = ("name", "state", "io", "mode", "reason", "rejected", "saturated", "pool")
 
 
 def checked(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -230,6 +230,7 @@ SCHEMAS: dict[str, Schema] = {
             "forwarded": MAYBE_COUNT,
             "dropped": MAYBE_COUNT,
             "missed": {**MAYBE_COUNT, "description": "packets that its kernel dropped before a worker saw them"},
+            "differs": {**MAYBE_TEXT, "description": "that its seed or slots are not those of the other MUXes"},
             "saturated": {**MAYBE_TEXT, "description": "that its workers do not keep up, and whose packets come"},
             "peers": array(ANYTHING),
         }

@@ -20,6 +20,7 @@ from typing import Any
 from lb.model import Service
 from manager.controller import Controller
 from manager.nodes import Entry, rows
+from manager.pools import CHOOSES
 from manager.rates import NONE, Rate
 from manager.view import Row, View
 from manager.world import AGENT, MUX, BackendPlan, VipPlan
@@ -219,7 +220,7 @@ class Overview:
                         key: row[key]
                         for key in ("name", "state", "address", "address6", "since", "generation", "wanted")
                     },
-                    **{key: row[key] for key in ("refused", "version", "drain", "announces")},
+                    **{key: row[key] for key in ("refused", "version", "drain", "announces", "differs")},
                     **{key: _text(told.get(key)) for key in ("io", "mode", "rejected")},
                     "condition": _text(told.get("state")),
                     **{
@@ -340,7 +341,7 @@ class Overview:
             yield Problem("warn", where, f"{item.shown}: {item.reason}", item.since, item.service)
 
 
-_OF_MUX = ("goes on with an older", "is degraded", "has a flow table")
+_OF_MUX = ("goes on with an older", "chooses other", "is degraded", "has a flow table")
 
 
 def _of_nodes(muxes: list[Row], hosts: list[Row]) -> Iterator[Problem]:
@@ -367,6 +368,8 @@ def _of_mux(row: Row) -> Iterator[Problem]:
     subject = f"mux {row['name']}"
     if row["rejected"]:
         yield Problem("warn", subject, f"goes on with an older configuration: {row['rejected']}")
+    if row["differs"]:
+        yield Problem("bad", subject, f"{CHOOSES}: {row['differs']}")
     if row["condition"] == "degraded":
         yield Problem("bad", subject, "is degraded: its interface is gone")
     flows, capacity = row["flows"], row["flow_capacity"]

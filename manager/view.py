@@ -159,9 +159,11 @@ class View:
         return {**row, "left": [{"mux": item.mux, "flows": item.flows, "why": item.why} for item in shown]}
 
     def muxes(self) -> list[Row]:
+        differs = self._controller.pools.differs
         return [
             {
                 **self._node(entry),
+                "differs": differs.get(entry.record.name),
                 "drain": self._drain(entry.record.name),
                 "announces": len((entry.state or {}).get("announcements", {})),
                 "announced": announced(entry),

@@ -97,6 +97,12 @@ def check_node(kind: str, row: Row, now: float) -> Iterator[Finding]:
         )
     else:
         yield ok("node", f"{where} is connected and {state}")
+    if row.get("differs"):
+        yield fault(
+            "pool",
+            f"{where} chooses other backends than the others: {row['differs']}",
+            f"drain it (`lb drain mux {name}`), put the pool's `seed` and `slots` into its file, restart lb-mux there",
+        )
     if row.get("repaired"):
         yield warning(
             "kernel_kept",

@@ -18,6 +18,7 @@ from lb.model import Backend, BackendState, MuxSettings, Service
 from lb.mux.announcer import Announcer
 from lb.mux.census import FlowCensus
 from lb.mux.engine import Engine, Totals
+from lb.mux.handover import pool_name
 from lb.mux.mode import Mode
 from lb.mux.overload import OverloadWatch
 from lb.probe.board import Known, Label
@@ -91,6 +92,8 @@ class Status:
             "reason": mode.reason,
             "vector": self._engine.vector,
             "generation": self._engine.generation,
+            "pool": pool_name(self._settings.seed),
+            "slots": self._settings.slots,
             "flows": totals.live,
             "flow_capacity": self._settings.flows,
             "received": totals.received,

@@ -282,3 +282,12 @@ def test_cells_read_well() -> None:
         "2 addresses",
         "1,000 flows",
     ]
+
+
+def test_the_seed_of_the_example_is_noted(tmp_path: Path) -> None:
+    example, own = "00112233445566778899aabbccddeeff", "10112233445566778899aabbccddeeff"
+    path = tmp_path / "mux.toml"
+    path.write_text(MUX.read_text().replace(example, own))
+    for file, noted in ((MUX, True), (path, False)):
+        notes = json.loads(lb("check", file, "-o", "json").stdout)["notes"]
+        assert any("the seed is that of the example" in note for note in notes) is noted
