@@ -10,6 +10,7 @@
 #define IPV6_HEADER 40u
 #define JUMBO_HEADER 8u /* a hop-by-hop header with the jumbo payload option and nothing else */
 #define UDP_HEADER 8u
+#define TCP_HEADER 20u /* without options */
 #define TCP_FIELD 16u /* where the checksum is in a transport header */
 #define UDP_FIELD 6u
 
@@ -18,13 +19,13 @@
 /* Length of the transport header at `at`, 0 where the packet has no whole one there. */
 static uint32_t transport_header(const struct packet *packet, uint8_t protocol, uint32_t at)
 {
-	uint32_t have = packet->length - at, length = UDP_HEADER;
+	uint32_t have = packet->length - at, least = protocol == PROTOCOL_TCP ? TCP_HEADER : UDP_HEADER, length = least;
 
-	if (have < (protocol == PROTOCOL_TCP ? 20u : UDP_HEADER))
+	if (have < least)
 		return 0;
 	if (protocol == PROTOCOL_TCP)
 		length = (packet->ip[at + 12] >> 4) * 4u;
-	return length >= UDP_HEADER && length <= have ? length : 0;
+	return length >= least && length <= have ? length : 0;
 }
 
 /* Whether an IPv4 header of `header` bytes begins at `ip`, of a packet of that length and protocol. */

@@ -268,6 +268,14 @@ def test_a_tunnel_whose_inside_is_not_found_is_not_cut(start: int, field: int) -
     assert outcome(whole, Offload(1000, start, field)) == ("too_big", ())
 
 
+@pytest.mark.parametrize("words", [0, 1, 2, 4])
+def test_a_tunnel_whose_inner_tcp_says_less_than_its_header_is_not_cut(words: int) -> None:
+    start = 20 + 8 + VXLAN + 20
+    whole = bytearray(ipv4(udp(vxlan(ipv4(tcp("A", data(3500), check="partial"))), check=0)))
+    whole[start + 12] = words << 4
+    assert outcome(bytes(whole), Offload(1000, start, 16)) == ("too_big", ())
+
+
 # ---- above 64 KiB ----
 
 
