@@ -643,33 +643,126 @@ static bool send_whole(struct plain_mux *mux, const struct plain_packet *packet,
 	return leave(mux, way, packet->bytes, packet->length, &marks);
 }
 
-/* How it is cut is segment_plan()'s to say, which tests/packets and the fuzz target of packets look at. */
-static enum segments plan(struct plain_packet *packet, const struct frame *frame, uint32_t fits, uint32_t mtu,
+/* Whether an IP header of `header` bytes ends at `end` whose packet is all the rest and has such a transport. */
+static bool inner_ends_at(const struct plain_packet *packet, uint32_t header, uint32_t end, uint8_t protocol)
+{
+	const uint8_t *ip = packet->bytes + end - header;
+
+	if (header == 40 && ip[0] >> 4 == 6)
+		return be16(ip + 4) == packet->length - end && ip[6] == protocol;
+	return ip[0] == 0x40 + header / 4 && be16(ip + 2) == packet->length - end + header && ip[9] == protocol &&
+	       fold(sum16(ip, header, 0)) == 0xffff;
+}
+
+/* A packet in UDP (VXLAN and its like) whose own transport begins at `start`. */
+static bool plan_tunnel(const struct plain_packet *packet, uint32_t start, uint32_t field, struct cut *cut)
+{
+	uint32_t there = packet->length - start, header = 8, begins = packet->transport + 8;
+
+	if (packet->protocol != 17 || start > 65535 || start >= packet->length || (field != 16 && field != 6))
+		return false;
+	if (be16(packet->bytes + packet->transport + 4) != packet->length - packet->transport)
+		return false;
+	cut->protocol = field == 16 ? 6 : 17;
+	cut->transport = (uint16_t)start;
+	cut->inner = 0;
+	for (uint32_t ip = 20; ip <= 60 && begins + ip <= start && !cut->inner; ip += 4)
+		if (inner_ends_at(packet, ip, start, cut->protocol))
+			cut->inner = (uint16_t)(start - ip);
+	if (there < (cut->protocol == 6 ? 20u : 8u))
+		return false;
+	if (cut->protocol == 6)
+		header = (packet->bytes[start + 12] >> 4) * 4u;
+	cut->headers = start + header;
+	return cut->inner && header >= (cut->protocol == 6 ? 20u : 8u) && header <= there;
+}
+
+static void plan_own(const struct plain_packet *packet, struct cut *cut)
+{
+	cut->protocol = packet->protocol;
+	cut->transport = (uint16_t)packet->transport;
+	cut->inner = 0;
+	cut->headers = packet->transport + (packet->protocol == 6 ? (packet->bytes[packet->transport + 12] >> 4) * 4u : 8);
+}
+
+static bool is_whole(const struct plain_packet *packet)
+{
+	const uint8_t *transport = packet->bytes + packet->transport;
+
+	if (packet->protocol == 17 && !be16(transport + 6))
+		return true;
+	return left_undone(packet) ||
+	       fold(sum16(transport, covered(packet), pseudo_sum(packet->bytes, packet->protocol, covered(packet)))) == 0xffff;
+}
+
+static enum segments plan_told(const struct plain_packet *packet, const struct frame *frame, int32_t start, uint32_t fits,
+			       struct cut *cut)
+{
+	if (!frame->csum_start || start == (int32_t)packet->transport)
+		plan_own(packet, cut);
+	else if (start < (int32_t)packet->transport || !plan_tunnel(packet, (uint32_t)start, frame->csum_offset, cut))
+		return SEGMENTS_TOO_BIG;
+	cut->size = frame->gso_size;
+	if (packet->length <= cut->headers + cut->size)
+		return SEGMENTS_ONE;
+	if (cut->headers + cut->size > fits)
+		return SEGMENTS_TOO_BIG;
+	if (cut->protocol == 17 && be16(packet->bytes + cut->transport + 4) != packet->length - cut->transport)
+		return SEGMENTS_TOO_BIG;
+	return frame->csum_start || frame->offload & FRAME_VERIFIED || is_whole(packet) ? SEGMENTS_SEVERAL : SEGMENTS_TOO_BIG;
+}
+
+/* A capture tells nothing; no link carries what is longer than it. */
+static enum segments plan_guessed(const struct plain_packet *packet, const struct frame *frame, uint32_t fits, uint32_t mtu,
+				  struct cut *cut)
+{
+	if (frame->offload & FRAME_TOLD || packet->protocol != 6 || packet->length <= mtu)
+		return SEGMENTS_ONE;
+	plan_own(packet, cut);
+	if (cut->headers >= fits || packet->length == cut->headers || !is_whole(packet))
+		return SEGMENTS_TOO_BIG;
+	cut->size = fits - cut->headers;
+	return SEGMENTS_SEVERAL;
+}
+
+/* RFC 2675: the option that says a length of more than 64 KiB goes; what is in its place and says something else is wrong. */
+static bool without_jumbo(struct plain_packet *packet, int32_t *start)
+{
+	uint8_t *ip = packet->bytes;
+
+	if (packet->family == 4 || be16(ip + 4) || packet->transport == 40)
+		return true;
+	if (ip[6] != 0 || ip[41] != 0 || ip[42] != 0xc2 || ip[43] != 4)
+		return false;
+	ip[6] = ip[40];
+	memmove(ip + 8, ip, 40);
+	packet->bytes += 8;
+	packet->length -= 8;
+	packet->transport -= 8;
+	*start -= 8;
+	return true;
+}
+
+static enum segments plan(struct plain_packet *packet, const struct frame *frame, int32_t start, uint32_t fits, uint32_t mtu,
 			  struct cut *cut)
 {
-	uint32_t link = (uint32_t)frame->headroom; /* see plain_mux_packet() */
-	struct frame own = *frame;
-	struct packet parsed = { .ip = packet->bytes,
-				 .length = packet->length,
-				 .transport = (uint16_t)packet->transport,
-				 .family = packet->family,
-				 .protocol = packet->protocol };
-	enum segments segments;
+	enum segments segments = SEGMENTS_TOO_BIG;
 
-	own.data = packet->bytes - link;
-	memcpy(&parsed.source_port, packet->bytes + packet->transport, 2);
-	memcpy(&parsed.destination_port, packet->bytes + packet->transport + 2, 2);
-	segments = segment_plan(&parsed, &own, fits, mtu, cut);
-	packet->bytes = parsed.ip;
-	packet->length = parsed.length;
-	packet->transport = parsed.transport;
-	return segments;
+	if (without_jumbo(packet, &start))
+		segments = frame->gso_size ? plan_told(packet, frame, start, fits, cut) :
+					     plan_guessed(packet, frame, fits, mtu, cut);
+	if (segments != SEGMENTS_SEVERAL)
+		return segments;
+	cut->checksum = cut->protocol == 6 || be16(packet->bytes + cut->transport + 6);
+	/* Each would open a connection, or end one. */
+	return cut->protocol == 6 && packet->bytes[cut->transport + 13] & (TCP_SYN | TCP_RST) ? SEGMENTS_TOO_BIG : segments;
 }
 
 static enum reason forward(struct plain_mux *mux, struct plain_packet *packet, const struct choice *choice,
 			const struct frame *frame, const uint8_t *link, uint8_t origin)
 {
-	uint32_t before = mux->link == LINK_ETHERNET ? 14 : 0, index = choice->backend->hop, mtu = choice->service->mtu;
+	int32_t start = (int32_t)frame->csum_start - (mux->link == LINK_ETHERNET ? 14 : 0);
+	uint32_t index = choice->backend->hop, mtu = choice->service->mtu;
 	struct way way = { &mux->world->hops[index], index, link, (uint32_t)(choice->hash >> 32) & 0xfffff, origin };
 	uint32_t overhead = overhead_of(way.hop), fits = mtu > overhead ? mtu - overhead : 0;
 	bool train = frame->gso_size && packet->protocol == 17 && packet->length > packet->transport + 8 + frame->gso_size;
@@ -678,10 +771,7 @@ static enum reason forward(struct plain_mux *mux, struct plain_packet *packet, c
 	if (!way.hop->resolved)
 		return REASON_NO_NEXT_HOP;
 	if (packet->length > fits || train) {
-		struct frame told = *frame;
-
-		told.headroom = (uint16_t)before;
-		switch (plan(packet, &told, fits, mtu, &cut)) {
+		switch (plan(packet, frame, start, fits, mtu, &cut)) {
 		case SEGMENTS_SEVERAL:
 			one_hop_less(packet);
 			if (goes_whole(mux, packet, frame, &cut, way.hop))
@@ -695,7 +785,7 @@ static enum reason forward(struct plain_mux *mux, struct plain_packet *packet, c
 			return REASON_TOO_BIG;
 		}
 	}
-	complete(mux, packet, frame, (int32_t)frame->csum_start - (int32_t)before);
+	complete(mux, packet, frame, start);
 	one_hop_less(packet);
 	return leave(mux, &way, packet->bytes, packet->length, NULL) ? REASON_FORWARDED : REASON_SEND_FAILED;
 }

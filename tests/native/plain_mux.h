@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A whole MUX, written to be read: what the pipeline of native/mux.h means, one packet at a time and one step after the
- * other, from the decisions in packet.h, segment.h and DESIGN's RFCs.  It shares with the pipeline only what has oracles of
+ * other, from the decisions in packet.h, segment.h and the RFCs that they name.  It shares with the pipeline only what has oracles of
  * its own: the tuple's hash and the bijection (flow.h), Maglev's tables, and the flow table, of which it uses the
- * functions that take one flow.  It looks for services through a plain list, parses and encapsulates byte by byte, and
+ * functions that take one flow.  It looks for services through a plain list, parses, cuts and encapsulates byte by byte, and
  * makes every checksum from the beginning.
  */
 #ifndef VIPMUX_PLAIN_MUX_H

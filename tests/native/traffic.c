@@ -517,9 +517,12 @@ static void right_header(uint8_t *ip, uint32_t there)
 
 static uint32_t any_size(struct traffic *traffic)
 {
-	static const uint16_t sizes[] = { 1448, 1460, 1400, 1380, 1000, 536, 500, 100, 20, 1, 9000, 8900 };
+	/* The first six are about what just fits an MTU of 1,500, IPv4 and IPv6. */
+	static const uint16_t sizes[] = { 1439, 1440, 1441, 1399, 1400, 1401, 1460, 1000, 536, 500, 100, 20, 9000, 8900 };
 
-	return one_in(traffic, 10) ? 1 + traffic_below(traffic, 65535) : sizes[traffic_below(traffic, sizeof(sizes) / 2)];
+	if (one_in(traffic, 20))
+		return 1 + traffic_below(traffic, one_in(traffic, 2) ? 20 : 65535);
+	return sizes[traffic_below(traffic, sizeof(sizes) / 2)];
 }
 
 /* Another packet within a UDP datagram, behind eight bytes of a tunnel's and a link header; returns where its transport is. */
@@ -532,8 +535,10 @@ static uint32_t put_inner(struct traffic *traffic, struct wish *outer, uint8_t *
 
 	random_bytes(traffic, inner.flow.source, 16);
 	*length = at + put_packet(traffic, &inner, ip + at, CHECK_LEFT, &begins);
+	if (one_in(traffic, 8)) /* a header of any length, or one that says something else of what follows */
+		ip[at + (one_in(traffic, 3) ? begins + 12 : 2 + traffic_below(traffic, 8))] ^= (uint8_t)(1 << traffic_below(traffic, 8));
 	right_header(ip + at, *length - at);
-	put16(ip + transport + 4, *length - transport);
+	put16(ip + transport + 4, *length - transport - one_in(traffic, 12));
 	put16(ip + (outer->flow.family == 4 ? 2 : 4), outer->flow.family == 4 ? *length : *length - 40);
 	if (one_in(traffic, 3))
 		put16(ip + transport + 6, 0);
@@ -548,7 +553,7 @@ static void tell(struct traffic *traffic, struct frame *frame, uint32_t start, u
 
 	frame->offload = FRAME_TOLD | (one_in(traffic, 3) ? FRAME_VERIFIED : 0);
 	frame->gso_size = (uint16_t)(large || one_in(traffic, 10) ? any_size(traffic) : 0);
-	if (one_in(traffic, 12) && payload < UINT16_MAX)
+	if (one_in(traffic, 10) && payload < UINT16_MAX)
 		frame->gso_size = (uint16_t)(payload - 1 + traffic_below(traffic, 3));
 	frame->csum_start = (uint16_t)start;
 	frame->csum_offset = protocol == 6 ? 16 : 6;
@@ -562,6 +567,8 @@ static uint32_t any_payload(struct traffic *traffic, bool large)
 {
 	if (!large)
 		return one_in(traffic, 3) ? traffic_below(traffic, 1500) : traffic_below(traffic, 100);
+	if (one_in(traffic, 20)) /* about the most that a length can say, with and without an outer header */
+		return 65430 + traffic_below(traffic, 70);
 	if (one_in(traffic, 20))
 		return 63000 + traffic_below(traffic, 9000); /* some beyond what a header can say */
 	return one_in(traffic, 6) ? traffic_below(traffic, 60000) : 1400 + traffic_below(traffic, 6000);
@@ -577,6 +584,8 @@ static void make_big(struct traffic *traffic, uint8_t *ip, uint32_t *length, uin
 	memcpy(ip + 40, (uint8_t[]){ ip[6], 0, 0xc2, 4, 0, 0, 0, 0 }, 8);
 	put32(ip + 44, *length - 40 + 8);
 	ip[6] = 0;
+	if (one_in(traffic, 6)) /* something else */
+		ip[41 + traffic_below(traffic, 3)] ^= 1;
 	*length += 8;
 	*transport += 8;
 }
