@@ -15,7 +15,7 @@ from typing import Any
 
 from lb.config_text import service_table, vip_text
 from lb.errors import NotFoundError
-from lb.model import Address, AnnouncePolicy, Network, Service
+from lb.model import Address, AnnouncePolicy, Network, Protocol, Service
 from lb.node.messages import FlowAnswer
 from manager.controller import Controller
 from manager.desired import Change
@@ -635,8 +635,10 @@ def _explain(item: BackendPlan, now: float) -> str:
 
 def _probe_words(service: Service) -> str:
     probe = service.probe
-    if probe is None:
+    if probe is None and service.protocol is Protocol.UDP:
         return "none: backends count as healthy once their agents have installed them"
+    if probe is None:
+        return "none of its own: agents connect to their backends all the same, and what they find counts"
     worst = probe.interval * probe.fall + probe.timeout
     return (
         f"{probe.type.value} every {probe.interval:g} s, down after {probe.fall} failures (at worst {worst:g} s), "
