@@ -16,6 +16,8 @@ SECONDS := 60
 FUZZ_SECONDS := 40
 FUZZ_SOURCES := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZERS := $(FUZZ_SOURCES:tests/fuzz/%.c=$(BUILD)/fuzz/%)
+# The I/O mode of "make demo": auto, xdp, packet or tun.
+IO := auto
 # SECONDS is special to bash, and PYTHONPATH and friends would reach into the environment that we build.
 unexport SECONDS PYTHONPATH PYTHONHOME
 
@@ -25,7 +27,7 @@ ROOT := $(filter 0,$(shell id -u))
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
-	@echo 'make demo      manager, BGP and the whole path in network namespaces, with real BIRD, nginx, curl and wrk (root)'
+	@echo 'make demo      manager, BGP and the whole path in network namespaces, with real BIRD, nginx, curl and wrk; IO=xdp: over that mode (root)'
 	@echo 'make demo-standalone  the same from files, without manager and BGP (root)'
 	@echo 'make test      every test; as root with the namespace labs'
 	@echo 'make unit      the fast tests, no privilege needed'
@@ -126,12 +128,12 @@ fuzz: build $(FUZZERS)
 demo:
 	@deploy/packages.sh demo
 	@$(MAKE) build
-	@deploy/as-root.sh $(PY) -m tests.lab.demo_fleet
+	@deploy/as-root.sh $(PY) -m tests.lab.demo_fleet --io $(IO)
 
 demo-standalone:
 	@deploy/packages.sh demo
 	@$(MAKE) build
-	@deploy/as-root.sh $(PY) -m tests.lab.demo
+	@deploy/as-root.sh $(PY) -m tests.lab.demo --io $(IO)
 
 # The pictures of the web page in docs/images, anew.
 screenshots:

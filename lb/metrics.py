@@ -82,6 +82,7 @@ class Figures:
     evictions: Mapping[str, int] = field(default_factory=dict)  #: by class of flow
     generation: int = 0
     io: IoFigures = field(default_factory=IoFigures)
+    io_mode: tuple[str, str] = ("", "")  #: the I/O mode, and what was obtained of it in words
     unreachable: int = 0  #: backend addresses without a next hop
     rejected: bool = False  #: the last configuration was refused
     saturated: bool = False  #: workers do not keep up: packets are lost in the kernel's queue
@@ -162,6 +163,10 @@ def _flows(figures: Figures) -> Iterator[Metric]:
 def _machine(figures: Figures) -> Iterator[Metric]:
     io = figures.io
     yield GaugeMetricFamily("lb_generation", "Number of the forwarding state that is live.", value=figures.generation)
+    name, words = figures.io_mode
+    io_info = GaugeMetricFamily("lb_io_info", "1; how packets come in and go out.", labels=["io", "mode"])
+    io_info.add_metric([name, words], 1)
+    yield io_info
     yield CounterMetricFamily("lb_io_received", "Frames that workers received.", value=io.received)
     yield CounterMetricFamily("lb_io_sent", "Frames that workers sent.", value=io.sent)
     yield CounterMetricFamily("lb_io_missed", "Frames lost before a worker saw them: ring full.", value=io.missed)

@@ -18,12 +18,20 @@ XDP_FRAME_MAX: int = c.XDP_FRAME_MAX
 XDP_QUEUES_MAX: int = c.XDP_QUEUES_MAX
 
 _VERIFIER_LOG_BYTES = 1 << 20
-_ATTACH_REFUSALS = {
+#: By errno, as a sentence goes on; lb/doctor/mux.py knows what ends them.
+ATTACH_REFUSALS = {
     errno.EBUSY: "another XDP program is on it, which is left alone",
     errno.EEXIST: "another XDP program is on it, which is left alone",
     errno.EOPNOTSUPP: "its driver runs no XDP program",
     errno.EINVAL: "its driver does not take the program as the interface is set up",
     errno.ERANGE: "its MTU is too large for an XDP program in the driver",
+}
+SOCKET_REFUSALS = {
+    errno.EBUSY: "somebody else has a queue of it",
+    errno.EMSGSIZE: f"its frames are longer than {XDP_FRAME_MAX:,} bytes",
+    errno.EAFNOSUPPORT: "this kernel has no AF_XDP",
+    errno.ENOBUFS: "no memory may be locked for it (ulimit -l, LimitMEMLOCK)",
+    errno.EOPNOTSUPP: "its driver does not share its memory with us",
 }
 
 
@@ -63,7 +71,7 @@ class Redirect(Closable):
         """``generic``: by the kernel's own code, not by the driver. Raises IoError with the reason alone."""
         code = c.redirect_attach(self._c, ifindex, generic)
         if code < 0:
-            raise IoError(_ATTACH_REFUSALS.get(-code, os.strerror(-code).lower()))
+            raise IoError(ATTACH_REFUSALS.get(-code, os.strerror(-code).lower()))
 
     @property
     def attached(self) -> bool:
@@ -108,10 +116,4 @@ class XdpIo(Io):
 
     @staticmethod
     def _why(number: int) -> str:
-        return {
-            errno.EBUSY: "somebody else has a queue of it",
-            errno.EMSGSIZE: f"its frames are longer than {XDP_FRAME_MAX:,} bytes",
-            errno.EAFNOSUPPORT: "this kernel has no AF_XDP",
-            errno.ENOBUFS: "no memory may be locked for it (ulimit -l, LimitMEMLOCK)",
-            errno.EOPNOTSUPP: "its driver does not share its memory with us",
-        }.get(number, os.strerror(number).lower())
+        return SOCKET_REFUSALS.get(number, os.strerror(number).lower())

@@ -82,6 +82,7 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips)
     yield from muxes.check_vips_not_local(vips, network.addresses)
     yield from _arp(settings.interface, vips, rights)
+    yield from muxes.check_io(daemon.status, settings.io, settings.interface, config)
     yield from muxes.check_flows(daemon.status)
     yield from muxes.check_saturation(daemon.status, "this MUX", "lb top --local")
     yield from _kept(Role.MUX, config, settings, file.manager, daemon)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lb.doctor.facts import Claim, Daemon, Row, Table
 from lb.doctor.findings import Finding, fault, ok, unknown, warning
-from lb.model import Address
+from lb.model import Address, IoMode
 from lb.mux.prefixes import Prefix
 
 #: Part of the flow table from which on it is nearly full.
@@ -124,6 +124,51 @@ def check_claims(claims: Sequence[Claim] | str, interface: str, asked: int) -> I
         )
     if not claims and asked:
         yield ok("vip_arp", f"nobody on {interface} answers ARP for a VIP ({asked} asked for)")
+
+
+#: Words of a refusal, and what ends it. ``{interface}`` and ``{file}`` are filled in.
+_IO_REMEDIES = (
+    ("another XDP program", "`ip link set dev {interface} xdp off`, if nobody needs it (`bpftool net` names it)"),
+    ("the MTU of the interface", "`ip link set dev {interface} mtu 3822`"),
+    ("its MTU is too large", "`ip link set dev {interface} mtu 1500`"),
+    ("queues, more than", "`ethtool -L {interface} combined 64`, or more workers in {file}"),
+    (
+        "one at least for each of",
+        "`ethtool -L {interface} combined N` with a queue for each worker, or fewer workers",
+    ),
+    ("packets of its VLANs", "`ethtool -K {interface} rxvlan off`"),
+    ("no memory may be locked", "LimitMEMLOCK=infinity in the unit of lb-mux"),
+    ("somebody else has a queue", "`ss --xdp -p` names who has it; end it"),
+)
+
+
+def check_io(status: Row, asked: IoMode, interface: str, file: str) -> Iterator[Finding]:
+    """Whether the I/O mode is the one that was asked for, and as good as it can be."""
+    got, mode, reason = (str(status.get(key) or "") for key in ("io", "mode", "reason"))
+    if not got:
+        return
+    if asked is not IoMode.AUTO and got != asked.value:
+        cure = next((cure for words, cure in _IO_REMEDIES if words in reason), "remove the cause")
+        yield warning(
+            "io",
+            f'io = "{asked.value}" in {file}, and {got} serves: {reason}',
+            f'{cure.format(interface=interface, file=file)}, and restart lb-mux; or write io = "{got}"',
+        )
+    elif "generic" in mode:
+        yield warning(
+            "io",
+            f"AF_XDP on {interface} is run by the kernel's own code, not by the driver: no faster than packet, and "
+            "super-packets are lost",
+            f'io = "packet" in {file}; or a driver that runs XDP programs (`ethtool -i {interface}` names this one)',
+        )
+    elif "no busy polling" in mode:
+        yield warning(
+            "io",
+            f"busy_poll = true in {file}, and the kernel refused it: {mode}",
+            "Linux 5.11 or later has it; else write busy_poll = false",
+        )
+    else:
+        yield ok("io", f"packets come and go by {mode or got} ({reason})")
 
 
 def check_flows(status: Row) -> Iterator[Finding]:

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an interface is and how it is set up, as its driver says, and its offloads put back as they were.
 
-By the ethtool ioctl, in the network namespace of the caller. Used by :mod:`lb.mux.xdp_port`.
+By the ethtool ioctl, in the network namespace of the caller. Used by :mod:`lb.mux.xdp_port` and
+:mod:`lb.mux.open_port`.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
+import json
 import socket
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +25,7 @@ _GSSET_INFO, _GFEATURES, _SFEATURES, _GCHANNELS = 0x37, 0x3A, 0x3B, 0x3C
 _STRINGS_FEATURES = 4
 _STRING_BYTES = 32
 _FLAG_RXVLAN = 1 << 8
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _VLANS = Path("/proc/net/vlan/config")
 
 
@@ -139,12 +144,55 @@ class Offloads:
 
     def put_back(self) -> None:
         """What went off, as far as the interface is there and lets us."""
-        off = self._before & ~self._active()
-        blocks = (off.bit_length() + 31) // 32
-        words = [(off >> 32 * block & 0xFFFFFFFF,) * 2 for block in range(blocks)]
-        if words:
+        self.switch_on(self.went_off())
+
+    def switch_on(self, names: Iterable[str]) -> None:
+        """Those of these names that there are."""
+        wanted = set(names)
+        bits = sum(1 << bit for bit, name in enumerate(self._names) if name in wanted)
+        blocks = (len(self._names) + 31) // 32  # all of them, or the kernel refuses
+        words = [(bits >> 32 * block & 0xFFFFFFFF,) * 2 for block in range(blocks)]
+        if bits:
             request = struct.pack("=II", _SFEATURES, blocks)
             _set(self._interface, request + b"".join(struct.pack("=II", *pair) for pair in words))
+
+
+class OffNote:
+    """A file that says which offloads of an interface were on, for as long as they are off because of us: who is
+    killed puts nothing back, and the next start does. Of this boot, and of the interface of this number, alone."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def write(self, interface: str, names: Sequence[str]) -> None:
+        """A disk that cannot be written is no reason not to serve."""
+        note = {"interface": interface, "off": list(names), **_of_this_time(interface)}
+        with contextlib.suppress(OSError):
+            self._path.write_text(json.dumps(note))
+
+    def forget(self) -> None:
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+    def settle(self) -> tuple[str, list[str]] | None:
+        """Puts back what a process that was killed left off; the interface and its offloads, None: there is nothing."""
+        try:
+            note = json.loads(self._path.read_text())
+            interface, names = str(note["interface"]), [str(name) for name in note["off"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        self.forget()
+        if {**note, **_of_this_time(interface)} != note:
+            return None
+        Offloads(interface).switch_on(names)
+        return interface, names
+
+
+def _of_this_time(interface: str) -> dict[str, object]:
+    try:
+        return {"boot": _BOOT.read_text().strip(), "number": socket.if_nametoindex(interface)}
+    except OSError:
+        return {"boot": None, "number": None}
 
 
 def _set(interface: str, data: bytes) -> None:

@@ -12,12 +12,16 @@ from pathlib import Path
 
 from lb.daemon.kernel_watch import Own
 from lb.errors import IoError, VipmuxError
+from lb.log import get_logger
 from lb.model import IoMode, MuxSettings, Network
+from lb.mux.ethernet import OffNote
 from lb.mux.mode import Mode, candidates, nothing_works, obtained
 from lb.mux.netlink import Netlink
 from lb.mux.ports import PacketPort, Port, TunPort
 from lb.mux.startup import Claim
-from lb.mux.xdp_port import XdpPort
+from lb.mux.xdp_port import OFF_NOTE, XdpPort
+
+log = get_logger()
 
 _KINDS: Mapping[IoMode, type[XdpPort] | type[PacketPort] | type[TunPort]] = {
     IoMode.XDP: XdpPort,
@@ -32,6 +36,11 @@ async def open_port(
     """The best I/O that works here, open, with the reason for it. ``own`` learns what changes of it are known by."""
     vips = frozenset(vips)
     claims = _claims(settings)
+    left_off = OffNote(state_dir / OFF_NOTE).settle()
+    if left_off is not None:
+        log.info(
+            "offloads put back", interface=left_off[0], offloads=" ".join(left_off[1]), left_by="a lb-mux that died"
+        )
     refused: dict[IoMode, str] = {}
     for candidate in candidates(settings.io):
         port = _KINDS[candidate](settings, netlink, state_dir, own, claims)

@@ -216,7 +216,7 @@ class Status:
 
     def figures(self) -> Figures:
         """From any thread."""
-        totals = self._engine.totals()
+        totals, mode = self._engine.totals(), self._mode()
         return Figures(
             packets={(reason.verdict.name.lower(), reason.name): totals.reasons[reason.name] for reason in REASONS},
             services=tuple(self._service_figures()),
@@ -228,6 +228,7 @@ class Status:
                 "trusted": totals.evicted["trusted"],
             },
             generation=self._engine.generation,
+            io_mode=(mode.io.value, mode.text),
             io=IoFigures(totals.io.received, totals.io.sent, totals.io.missed, totals.io.send_errors),
             unreachable=len(self._condition.unreachable or {}),
             rejected=self._condition.rejected is not None,

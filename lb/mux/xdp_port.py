@@ -17,7 +17,7 @@ from lb.dataplane import Io, Redirect, XdpIo
 from lb.errors import IoError, VipmuxError
 from lb.log import get_logger
 from lb.model import MuxSettings, Network
-from lb.mux.ethernet import Facts, Offloads, address_of, facts_of, queues_of
+from lb.mux.ethernet import Facts, Offloads, OffNote, address_of, facts_of, queues_of
 from lb.mux.netlink import Netlink
 from lb.mux.ports import Anchor, Crew, PacketPort, exists
 from lb.mux.startup import Claim
@@ -27,6 +27,8 @@ log = get_logger()
 
 #: Sockets that the map of queues has room for, should their number grow.
 QUEUES_ROOM = 256
+#: In the state directory, while offloads are off because of the program.
+OFF_NOTE = "offloads.off"
 
 
 class XdpPort(PacketPort):
@@ -42,6 +44,7 @@ class XdpPort(PacketPort):
         self._taken: set[Network] = set()  # what it has
         self._address = b""  # of the interface, as it has it
         self._offloads: Offloads | None = None
+        self._off_note = OffNote(state_dir / OFF_NOTE)
         self._xdp_ios: list[XdpIo] = []
         self._queues = 0
         self._attempt: Attempt | None = None
@@ -128,6 +131,8 @@ class XdpPort(PacketPort):
 
     def _say(self, facts: Facts, refused: Sequence[str]) -> None:
         went_off = self._offloads.went_off() if self._offloads is not None else []
+        if went_off:
+            self._off_note.write(self._settings.interface, went_off)
         log.info(
             "XDP program attached",
             interface=self._settings.interface,
@@ -194,6 +199,7 @@ class XdpPort(PacketPort):
             self._redirect.detach()
         if self._offloads is not None:
             self._offloads.put_back()
+            self._off_note.forget()
 
     def close_ios(self) -> None:
         self._close_sockets()

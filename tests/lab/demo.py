@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make demo-standalone``: the path at work, changed live under traffic, with an honest account of what clients saw.
 
-Run as root: ``.venv/bin/python -m tests.lab.demo``. Here MUXes and agents are changed by files and signals, and routes
-are set for them; :mod:`tests.lab.demo_fleet`, which is ``make demo``, plays the same with a manager and BGP. Ends with
-1 if a connection broke that must not break.
+Run as root: ``.venv/bin/python -m tests.lab.demo [--io xdp]``. Here MUXes and agents are changed by files and signals,
+and routes are set for them; :mod:`tests.lab.demo_fleet`, which is ``make demo``, plays the same with a manager and BGP.
+Ends with 1 if a connection broke that must not break.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from lb.model import Service
+from lb.model import IoMode, Service
 from tests.lab.netns import LabError
 from tests.lab.prediction import choices
 from tests.lab.process import wait_for
@@ -222,9 +223,18 @@ def perform(lab: L, make: Callable[[L], Demo]) -> int:
     return 1 if demo.failures else 0
 
 
+def io_mode() -> IoMode:
+    """Asked for by ``--io``."""
+    parser = argparse.ArgumentParser(description="Show vipmux at work in network namespaces.")
+    parser.add_argument("--io", type=IoMode, default=IoMode.AUTO, metavar="MODE", help="auto, xdp, packet or tun")
+    chosen: IoMode = parser.parse_args().io
+    return chosen
+
+
 def main() -> int:
+    io = io_mode()
     say("vipmux standalone demo: client - router - 2 MUXes - 3 hosts, in namespaces")
-    return perform(Lab(), Demo)
+    return perform(Lab(io=io), Demo)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make demo``: the demo with a whole control plane, where a router learns the VIPs by BGP.
 
-Run as root: ``.venv/bin/python -m tests.lab.demo_fleet``. What is done and counted is :mod:`tests.lab.demo`'s; here
-services come to a manager by ``lb apply``, nodes follow it, and it is killed as well.
+Run as root: ``.venv/bin/python -m tests.lab.demo_fleet [--io xdp]``. What is done and counted is
+:mod:`tests.lab.demo`'s; here services come to a manager by ``lb apply``, nodes follow it, and it is killed as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from lb.model import Probe, ProbeType, Service
 from tests.lab import netns
-from tests.lab.demo import Demo, perform, say
+from tests.lab.demo import Demo, io_mode, perform, say
 from tests.lab.fleet import Fleet
 from tests.lab.process import Process, wait_for
 from tests.lab.services import FILES_VIP, WEB_VIP, drained, files, web
@@ -108,8 +108,9 @@ class FleetDemo(Demo):
 
 
 def main() -> int:
+    io = io_mode()
     say("vipmux demo: client - router (BIRD) - 2 MUXes - 3 hosts - manager, in namespaces")
-    return perform(Fleet(), FleetDemo)
+    return perform(Fleet(io=io), FleetDemo)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from lb.cli.remote import Manager
 from lb.config_text import format_config
 from lb.doctor.findings import Finding
 from lb.doctor.fleet import examine
-from lb.model import AgentConfig, ManagerSettings, MuxConfig, Service
+from lb.model import AgentConfig, IoMode, ManagerSettings, MuxConfig, Service
 from tests.lab import netns
 from tests.lab.netns import LabError
 from tests.lab.process import Process, in_namespace, wait_for
@@ -43,9 +43,10 @@ class Fleet(Lab):
         *,
         muxes: int = 2,
         hosts: int = 3,
+        io: IoMode = IoMode.AUTO,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        super().__init__(muxes, hosts, routers=routers, say=say)
+        super().__init__(muxes, hosts, io=io, routers=routers, say=say)
         self.manager = Node(
             "manager", f"{self.prefix}-mgr", IPv4Address("10.0.1.9"), self.directory / "manager"
         )  # fmt: skip

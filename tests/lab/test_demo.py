@@ -14,12 +14,16 @@ from tests.lab.pace import allowed
 pytestmark = pytest.mark.lab
 
 
-@pytest.mark.parametrize("module", ["tests.lab.demo_fleet", "tests.lab.demo"])
-def test_demo_succeeds_within_a_minute_and_80_columns(module: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "io"),
+    [("tests.lab.demo_fleet", "packet"), ("tests.lab.demo", "packet"), ("tests.lab.demo_fleet --io xdp", "xdp")],
+)
+def test_demo_succeeds_within_a_minute_and_80_columns(command: str, io: str) -> None:
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     assert time.monotonic() - began < allowed(60)
     assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
     assert "kill mux1 with SIGKILL" in done.stdout
+    assert f"mux1 ({io}), mux2 ({io})" in done.stdout

@@ -137,6 +137,15 @@ def well(health: Health) -> Health:
     return health
 
 
+@pytest.mark.parametrize("health", [IoMode.XDP], indirect=True, ids=["xdp"])
+def test_probes_go_through_the_tunnel_over_xdp_and_see_a_host_that_tunnels_do_not_reach(well: Health) -> None:
+    assert well.lab.status(well.mux)["io"] == "xdp"
+    with router_drops_tunnels_to(well, well.two):
+        well.says(well.mux, "web", well.two, allowed(DETECT + SLACK), health="down")
+        assert well.row(well.mux, "web", well.one)["health"] == "up"
+    well.all_well()
+
+
 def test_agents_and_muxes_find_well_what_is_well(well: Health) -> None:
     assert well.row(well.mux, "web", well.one)["since"] > 1e9
     output = well.mux.processes["mux"].output()

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address
 
 import pytest
 
+from lb.dataplane.xdp import ATTACH_REFUSALS, SOCKET_REFUSALS
 from lb.doctor import host, mux
 from lb.doctor.facts import Claim, Daemon, Interface, Network, Table
 from lb.doctor.findings import Severity
+from lb.model import IoMode
+from lb.mux.ethernet import Facts
+from lb.mux.mode import obtained
+from lb.mux.xdp import GENERIC, NATIVE, described, refusal
 
 FAULT, WARNING, UNKNOWN, OK = Severity
 VIP = IPv4Address("203.0.113.20")
@@ -85,6 +91,52 @@ def test_who_answers_arp_for_a_vip_is_named() -> None:
     assert "net.ipv4.conf.all.arp_ignore=1" in (found.remedy or "")
     assert [f.severity for f in mux.check_claims([], "eth0", 1)] == [OK]
     assert [f.severity for f in mux.check_claims("needs root", "eth0", 1)] == [UNKNOWN]
+
+
+NIC = Facts("virtio_net", 1500, 2)
+
+
+@pytest.mark.parametrize(
+    ("why", "command"),
+    [
+        (refusal(replace(NIC, mtu=9000), 1, IoMode.XDP), "`ip link set dev eth1 mtu 3822`"),
+        (refusal(NIC, 3, IoMode.XDP), "`ethtool -L eth1 combined N`"),
+        (refusal(replace(NIC, queues=65), 1, IoMode.XDP), "`ethtool -L eth1 combined 64`"),
+        (refusal(replace(NIC, vlans=("eth1.5",), strips_vlans=True), 1, IoMode.XDP), "`ethtool -K eth1 rxvlan off`"),
+        (f"native, copying: {ATTACH_REFUSALS[errno.EBUSY]}", "`ip link set dev eth1 xdp off`"),
+        (f"native, copying: {ATTACH_REFUSALS[errno.ERANGE]}", "`ip link set dev eth1 mtu 1500`"),
+        (f"AF_XDP on eth1: {SOCKET_REFUSALS[errno.ENOBUFS]}", "LimitMEMLOCK=infinity"),
+        (f"AF_XDP on eth1: {SOCKET_REFUSALS[errno.EBUSY]}", "`ss --xdp -p`"),
+        (f"native, copying: {ATTACH_REFUSALS[errno.EOPNOTSUPP]}", 'write io = "packet"'),
+    ],
+)
+def test_a_mode_that_fell_back_says_why_and_what_ends_it(why: str | None, command: str) -> None:
+    assert why is not None
+    reason = obtained(IoMode.XDP, IoMode.PACKET, {IoMode.XDP: why}).reason
+    row = {"io": "packet", "mode": "AF_PACKET", "reason": reason}
+    (found,) = mux.check_io(row, IoMode.XDP, "eth1", "/etc/mux.toml")
+    assert (found.check, found.severity) == ("io", WARNING)
+    assert why in found.what
+    assert 'io = "xdp" in /etc/mux.toml' in found.what
+    assert command in (found.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "mode", "severity"),
+    [
+        (IoMode.XDP, described(NATIVE[1], 2, busy_asked=False, busy=[False]), OK),
+        (IoMode.AUTO, described(NATIVE[0], 1, busy_asked=True, busy=[True]), OK),
+        (IoMode.XDP, described(GENERIC, 1, busy_asked=False, busy=[False]), WARNING),
+        (IoMode.XDP, described(NATIVE[1], 1, busy_asked=True, busy=[False]), WARNING),
+    ],
+)
+def test_what_was_obtained_of_xdp_is_judged(asked: IoMode, mode: str, severity: Severity) -> None:
+    row = {"io": "xdp", "mode": f"AF_XDP: {mode}", "reason": "asked for by the configuration"}
+    assert [f.severity for f in mux.check_io(row, asked, "eth0", "mux.toml")] == [severity]
+
+
+def test_a_mux_that_does_not_answer_has_no_mode_to_judge() -> None:
+    assert list(mux.check_io({}, IoMode.XDP, "eth0", "mux.toml")) == []
 
 
 @pytest.mark.parametrize(("flows", "severity"), [(10, OK), (95, WARNING)])

@@ -55,7 +55,9 @@ class Arrived:
 class Stage:
     """The namespaces and at most one MUX."""
 
-    def __init__(self, io: IoMode = IoMode.PACKET) -> None:
+    def __init__(self, io: IoMode = IoMode.PACKET, *, queues: int = 1) -> None:
+        """``queues``: of the MUX's interface."""
+        self._queues = queues
         prefix = unique_prefix()
         self.switch, self.client, self.mux, self.host = (f"{prefix}-{role}" for role in ("sw", "cl", "mux", "ho"))
         self._directory = tempfile.TemporaryDirectory(prefix=prefix)
@@ -103,9 +105,10 @@ class Stage:
 
     def plug(self, port: str, name: str, address: str) -> None:
         """A new link from the switch to a namespace, as its eth0."""
+        queues = f"numtxqueues {self._queues} numrxqueues {self._queues}" if name == self.mux else ""
         batch(
             [
-                f"link add name {port} type veth peer name eth0 netns {name}",
+                f"link add name {port} {queues} type veth peer name eth0 {queues} netns {name}",
                 f"link set dev {port} master br0 up",
             ],
             self.switch,
@@ -120,6 +123,13 @@ class Stage:
     def launch(self, *prefix: str) -> Process:
         """Starts lb-mux on the file as it is."""
         self.process = Process("lb-mux", self.mux, [*prefix, LB_MUX, "--config", self.config], self.directory / "log")
+        return self.process
+
+    def launch_altered(self, alteration: str) -> Process:
+        """Starts lb-mux on the file as it is, after some Python in its process: for what this machine does not have."""
+        code = f"{alteration}\nfrom lb.mux.daemon import main\nmain()"
+        argv = [LB_MUX.with_name("python"), "-c", code, "--config", self.config]
+        self.process = Process("lb-mux", self.mux, argv, self.directory / "log")
         return self.process
 
     def start(self, *services: Service) -> Process:
