@@ -190,15 +190,15 @@ static inline const struct exact_row *likely_row(const struct mux *mux, const st
 }
 
 /*
- * Asks for the rows of a group's services while the group before it is read, and for the services once the rows are there:
- * all together instead of one after the other.
+ * Asks for the rows of a group's services once the group before it has been read, by when their headers are there, and for
+ * the services that the rows name before the group is read itself: all together instead of one after the other.
  */
 static inline void prefetch_rows(const struct mux *mux, const struct frame *frames, unsigned count, enum link_type link,
 				 const struct exact_row **rows)
 {
 	for (unsigned i = 0; i < count; i++) {
 		rows[i] = likely_row(mux, &frames[i], link);
-		__builtin_prefetch(rows[i]);
+		prefetch(rows[i]);
 	}
 }
 
@@ -206,7 +206,7 @@ static inline void prefetch_services(const struct exact_row *const *rows, unsign
 {
 	for (unsigned i = 0; i < count; i++)
 		if (LIKELY(rows[i] != NULL))
-			__builtin_prefetch(rows[i]->service);
+			prefetch(rows[i]->service);
 }
 
 static inline unsigned group_from(unsigned first, unsigned count)
@@ -233,16 +233,16 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 		unsigned n = group_from(first, count);
 		uint64_t any = 0;
 
-		if (far) {
+		if (UNLIKELY(far))
 			prefetch_services(rows, n);
-			prefetch_rows(mux, frames + first + n, group_from(first + n, count), link, rows);
-		}
 		sixes.count = 0;
 		for (unsigned i = 0; i < n; i++) {
 			if (first + i + AHEAD < count)
 				prefetch_headers(&frames[first + i + AHEAD]);
 			keys[i] = read_packet(mux, first, i, &frames[first + i], link, &sixes);
 		}
+		if (UNLIKELY(far))
+			prefetch_rows(mux, frames + first + n, group_from(first + n, count), link, rows);
 		if (sixes.count)
 			hash_sixes(mux, first, &sixes, keys);
 		for (unsigned i = 0; i < n; i++)
