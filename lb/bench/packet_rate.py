@@ -10,7 +10,6 @@ that rate: the first give packets per second and CPU per packet, the second what
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import fcntl
 import os
@@ -18,7 +17,6 @@ import socket
 import statistics
 import struct
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -27,7 +25,19 @@ from typing import Any, TypeVar
 
 from lb import netns
 from lb.bench.machine import commit_name, cpu_name
-from lb.bench.stage import Daemon, Stage, add_namespace, ended_by_signals, load_rules, needs, ticks, wait
+from lb.bench.stage import (
+    NICE,
+    Daemon,
+    Stage,
+    add_namespace,
+    ended_by_signals,
+    first_in_line,
+    lift_session,
+    load_rules,
+    needs,
+    ticks,
+    wait,
+)
 from lb.config_text import format_config
 from lb.dataplane import Generator, GeneratorKind, Sent
 from lb.errors import DataplaneError, IoError
@@ -48,7 +58,6 @@ WARM_UP = 0.5
 MARGIN = 0.2
 #: Nothing arrived for so long: the last packet has arrived, seconds.
 QUIET = 0.1
-NICE = -20
 
 _PROGRAMS = {"ip": "iproute2", "setpriv": "util-linux", "taskset": "util-linux"}
 
@@ -203,26 +212,6 @@ def _siblings(cpu: int) -> set[int]:
     return found
 
 
-@contextlib.contextmanager
-def first_in_line() -> Iterator[None]:
-    """Where the kernel shares the CPU among sessions first, ``nice`` counts only within one: lifts our session."""
-    try:
-        before = Path("/proc/self/autogroup").read_text().split()[-1]
-    except (OSError, IndexError):
-        yield
-        return
-    _lift_session(os.getpid(), NICE)
-    try:
-        yield
-    finally:
-        _lift_session(os.getpid(), int(before))
-
-
-def _lift_session(pid: int, nice: int) -> None:
-    with contextlib.suppress(OSError):  # sessions count for nothing here
-        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
-
-
 # ---- the stage ----
 
 
@@ -367,7 +356,7 @@ class MuxStage(RateStage):
         prefix = ("taskset", "-c", str(self._cores[1]), "nice", "-n", str(NICE))
         log = self.directory / "log"
         self._mux = self._keep(Daemon(self._middle, "lb.mux.daemon", ["--config", path], log, prefix))
-        _lift_session(self._mux.process.pid, NICE)
+        lift_session(self._mux.process.pid, NICE)
         wait(lambda: self._row().get("state") == "ready", "lb-mux to be ready")
 
     def _row(self) -> dict[str, Any]:

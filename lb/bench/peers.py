@@ -3,9 +3,10 @@
 
 Called by ``lb bench peers``. All ways stand at once (:mod:`lb.bench.peers_stage`) and are measured by turns, round by
 round, so that what disturbs the machine disturbs all; a figure is the median of the rounds, with the least and the
-greatest beside it. HTTP goes through client, router, load balancer and host, nothing pinned to a core. Packets go from
-a generator on one core through a load balancer on another (:mod:`lb.bench.packet_rate`); what forwards in the kernel
-does so on the generator's core.
+greatest beside it. What is measured goes before all else on the machine: the sessions of clients, servers and load
+balancers are lifted, or all of them have real-time priority. HTTP goes through client, router, load balancer and host,
+nothing pinned to a core. Packets go from a generator on one core through a load balancer on another
+(:mod:`lb.bench.packet_rate`); what forwards in the kernel does so on the generator's core.
 """
 
 from __future__ import annotations
@@ -29,14 +30,13 @@ from lb.bench.packet_rate import (
     KernelStage,
     MuxStage,
     RateStage,
-    first_in_line,
     one_run,
     rules_addresses,
     two_cores,
 )
 from lb.bench.peers_stage import CLIENT, CLIENT_SMALL, LARGE, SMALL, PeersStage, Standing
 from lb.bench.peers_ways import DIRECT, Way, ways
-from lb.bench.stage import ended_by_signals, needs
+from lb.bench.stage import ended_by_signals, first_in_line, needs, real_time
 from lb.errors import RequestError, VipmuxError
 
 #: Of a window of packets at full speed; another as long at half of the rate follows. Part of ``--seconds``.
@@ -115,6 +115,7 @@ class PeersBench:
     kernel: str
     date: str
     commit: str
+    realtime: bool = False  #: what took part in HTTP had real-time priority
 
     @property
     def sound(self) -> bool:
@@ -130,9 +131,17 @@ def names() -> list[str]:
 
 
 def bench_peers(
-    *, only: Collection[str], parts: Collection[str], rounds: int, seconds: float, offloads: bool, say: Say
+    *,
+    only: Collection[str],
+    parts: Collection[str],
+    rounds: int,
+    seconds: float,
+    offloads: bool,
+    say: Say,
+    realtime: bool = False,
 ) -> PeersBench:
-    """``only``: names of ways, all if empty; ``seconds``: of each measurement in a round. Needs root."""
+    """``only``: names of ways, all if empty; ``seconds``: of each measurement in a round; ``realtime``: all that takes
+    part in HTTP has real-time priority. Needs root."""
     unknown = sorted(set(only) - set(names()))
     if unknown:
         raise RequestError(f"--only {unknown[0]}: no such way; there are {', '.join(names())}")
@@ -145,10 +154,11 @@ def bench_peers(
     packets: dict[str, Measured] = {}
     load: dict[str, Measured] = {}
     with ended_by_signals():
-        if "http" in parts:
-            http = _http(wanted, left_out, rounds=rounds, seconds=seconds, offloads=offloads, say=say)
-        if "load" in parts:
-            load = _load(wanted, left_out, rounds=rounds, seconds=seconds, offloads=offloads, say=say)
+        with first_in_line(), real_time() if realtime else contextlib.nullcontext():
+            if "http" in parts:
+                http = _http(wanted, left_out, rounds=rounds, seconds=seconds, offloads=offloads, say=say)
+            if "load" in parts:
+                load = _load(wanted, left_out, rounds=rounds, seconds=seconds, offloads=offloads, say=say)
         if "packets" in parts:
             packets = _packets(wanted, left_out, rounds=rounds, seconds=seconds, say=say)
     return PeersBench(
@@ -157,6 +167,7 @@ def bench_peers(
         load=load,
         left_out=left_out,
         offloads=offloads,
+        realtime=realtime,
         rounds=rounds,
         seconds=seconds,
         load_average=load_average,
@@ -347,7 +358,8 @@ def lines(result: PeersBench) -> list[str]:
     errors = {name: way.errors for name, way in (*result.http.items(), *result.load.items()) if way.errors}
     said += [f"{name}: {count} requests of wrk failed" for name, count in errors.items()]
     offloads = "on" if result.offloads else "off"
-    said.append(f"medians [least-greatest] of {result.rounds} rounds by turns; offloads {offloads}")
+    priority = "; HTTP at real-time priority" if result.realtime else ""
+    said.append(f"medians [least-greatest] of {result.rounds} rounds by turns; offloads {offloads}{priority}")
     said.append("steal: what the hypervisor took; noise: how much slower the slowest fixed loop was than their median")
     said.append(f"load average of the machine before it began: {result.load_average}")
     said.append(f"{result.cpu}, {result.kernel}, {result.date}, commit {result.commit}")

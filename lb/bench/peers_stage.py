@@ -25,7 +25,16 @@ from typing import Any
 
 from lb import netns
 from lb.bench.peers_ways import DIRECT, Place, Return, Way
-from lb.bench.stage import Daemon, Program, Stage, add_namespace, load_rules, memory_directory, wait
+from lb.bench.stage import (
+    Daemon,
+    Program,
+    Stage,
+    add_namespace,
+    lift_session,
+    load_rules,
+    memory_directory,
+    wait,
+)
 from lb.config_text import format_config
 from lb.errors import IoError, VipmuxError
 from lb.model import (
@@ -117,9 +126,13 @@ class PeersStage(Stage):
             self._start_agent([number for number, _ in agent])
         for number, way in numbered:
             try:
-                self.standing.append(self._stand(number, way))
+                standing = self._stand(number, way)
             except VipmuxError as error:
                 self.left_out[way.name] = str(error)
+                continue
+            if standing.program is not None:
+                lift_session(standing.program.process.pid)
+            self.standing.append(standing)
 
     # -- wires --------------------------------------------------------------------------------------------------
 
@@ -178,6 +191,7 @@ class PeersStage(Stage):
         path.write_text(_NGINX.format(directory=directory))
         command: list[str | Path] = ["nginx", "-e", directory / "host-error.log", "-c", path]
         server = self._keep(Program(self._host, "nginx on the host", command, self.directory / "host.log"))
+        lift_session(server.process.pid)
         _wait_for_port(self._host, HOST, server)
 
     def _start_agent(self, numbers: list[int]) -> None:

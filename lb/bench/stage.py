@@ -27,6 +27,8 @@ from lb.privileges import Capability, missing
 
 ProgramT = TypeVar("ProgramT", bound="Program")
 
+#: Of what is measured, before all else on the machine.
+NICE = -20
 READY_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 
@@ -53,6 +55,44 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def first_in_line() -> Iterator[None]:
+    """Where the kernel shares the CPU among sessions first, ``nice`` counts only within one: lifts our session."""
+    try:
+        before = Path("/proc/self/autogroup").read_text().split()[-1]
+    except (OSError, IndexError):
+        yield
+        return
+    lift_session(os.getpid(), NICE)
+    try:
+        yield
+    finally:
+        lift_session(os.getpid(), int(before))
+
+
+def lift_session(pid: int, nice: int = NICE) -> None:
+    """That of a process; what it starts in a session of its own is as before."""
+    with contextlib.suppress(OSError):  # sessions count for nothing here
+        Path(f"/proc/{pid}/autogroup").write_text(str(nice))
+
+
+@contextlib.contextmanager
+def real_time() -> Iterator[None]:
+    """This thread, and all that it starts, run whenever they can: what else there is on the machine only when none of
+    them does, or in the twentieth of each second that the kernel keeps for it. Among themselves they are equal."""
+    policy, before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError as error:
+        raise PrivilegeError(
+            f"no real-time priority for the benchmark (CAP_SYS_NICE, or a container): {error}"
+        ) from error
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, before)
 
 
 def add_namespace(name: str, resources: contextlib.ExitStack) -> None:

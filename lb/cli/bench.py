@@ -271,9 +271,21 @@ def latency(*, io: str, seconds: float, as_json: bool) -> None:
 @click.option(
     "--offloads", type=click.Choice(["on", "off"]), default="on", show_default=True, help="Of the links, for HTTP."
 )
+@click.option(
+    "--realtime",
+    is_flag=True,
+    help="For a busy machine: all of http and load at real-time priority; all else has to wait.",
+)
 @output_option
 def peers(
-    *, only: tuple[str, ...], parts: tuple[str, ...], rounds: int, seconds: float, offloads: str, as_json: bool
+    *,
+    only: tuple[str, ...],
+    parts: tuple[str, ...],
+    rounds: int,
+    seconds: float,
+    offloads: str,
+    realtime: bool,
+    as_json: bool,
 ) -> int:
     """Measure vipmux beside kernel forwarding, nftables, IPVS, HAProxy and nginx on one topology. Needs root.
 
@@ -288,6 +300,7 @@ def peers(
         rounds=rounds,
         seconds=seconds,
         offloads=offloads == "on",
+        realtime=realtime,
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:

@@ -15,7 +15,8 @@ from lb import netns
 from lb.bench.http_load import Load, read_wrk
 from lb.bench.peers import Figure, Measured, PeersBench, bench_peers, cell, lines, names
 from lb.bench.peers_ways import Return, ways
-from lb.errors import IoError, RequestError
+from lb.bench.stage import NICE, lift_session, real_time
+from lb.errors import IoError, PrivilegeError, RequestError
 from lb.model import IoMode
 
 WRK = """\
@@ -94,6 +95,49 @@ def test_the_table_says_spread_steal_and_what_was_left_out() -> None:
     assert "ipvs was left out: this kernel has no IPVS (module ip_vs)" in text
     assert "offloads off" in text
     assert "a processor, Linux 6.1, 2026-01-02, commit 0.1.0" in text
+
+
+def test_real_time_priority_is_said() -> None:
+    assert "real-time" not in "\n".join(lines(result()))
+    assert "offloads off; HTTP at real-time priority" in "\n".join(lines(result(realtime=True)))
+
+
+def _may_be_real_time() -> bool:
+    tried = subprocess.run(["chrt", "-f", "1", "true"], capture_output=True, check=False)
+    return os.geteuid() == 0 and tried.returncode == 0
+
+
+@pytest.mark.skipif(not _may_be_real_time(), reason="real-time priority needs CAP_SYS_NICE")
+def test_all_that_is_started_at_real_time_priority_has_it_and_we_no_longer() -> None:
+    before = os.sched_getscheduler(0)
+    with real_time():
+        asked = subprocess.run(["chrt", "-p", "0"], capture_output=True, text=True, check=True).stdout
+    assert "SCHED_FIFO" in asked
+    assert os.sched_getscheduler(0) == before
+
+
+def test_where_there_is_no_real_time_priority_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with pytest.raises(PrivilegeError, match="no real-time priority for the benchmark"), real_time():
+        pass
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/proc/self/autogroup").exists(), reason="no sessions that share the CPU, or no root"
+)
+def test_a_session_of_its_own_is_lifted() -> None:
+    lifted, other = (subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(2))
+    try:
+        lift_session(lifted.pid)
+        nice = [Path(f"/proc/{child.pid}/autogroup").read_text().split()[-1] for child in (lifted, other)]
+        assert nice == [str(NICE), "0"]
+    finally:
+        for child in (lifted, other):
+            child.kill()
+            child.wait()
 
 
 def test_failed_requests_are_said_and_make_the_run_unsound() -> None:
