@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("lb._dataplane")
 
 from lb import netns
+from lb.bench import peers
 from lb.bench.http_load import Load, read_wrk
 from lb.bench.peers import Figure, Measured, PeersBench, bench_peers, cell, lines, names
 from lb.bench.peers_ways import Return, ways
@@ -114,6 +115,26 @@ def test_all_that_is_started_at_real_time_priority_has_it_and_we_no_longer() -> 
         asked = subprocess.run(["chrt", "-p", "0"], capture_output=True, text=True, check=True).stdout
     assert "SCHED_FIFO" in asked
     assert os.sched_getscheduler(0) == before
+
+
+@pytest.mark.skipif(not _may_be_real_time(), reason="real-time priority needs CAP_SYS_NICE")
+@pytest.mark.parametrize(("realtime", "policy"), [(False, os.SCHED_OTHER), (True, os.SCHED_FIFO)])
+def test_http_is_measured_at_real_time_priority_where_asked(
+    monkeypatch: pytest.MonkeyPatch, realtime: bool, policy: int
+) -> None:
+    seen: list[int] = []
+
+    def measured(*_: object, **__: object) -> dict[str, Measured]:
+        seen.append(os.sched_getscheduler(0))
+        return {}
+
+    monkeypatch.setattr(peers, "needs", lambda *_: None)
+    monkeypatch.setattr(peers, "_http", measured)
+    monkeypatch.setattr(peers, "_load", measured)
+    monkeypatch.setattr(peers, "_packets", measured)
+    ran = bench_peers(only=(), parts=peers.PARTS, rounds=1, seconds=1.0, offloads=True, say=print, realtime=realtime)
+    assert seen == [policy, policy, os.SCHED_OTHER]  # packets have cores of their own
+    assert ran.realtime is realtime
 
 
 def test_where_there_is_no_real_time_priority_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
