@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from lb.model import DecapMode, IoMode
+from lb.config_text import format_config
+from lb.errors import IoError
+from lb.model import DecapMode, IoMode, MuxConfig
+from tests.lab.accounts import lost_in_mux
 from tests.lab.services import FILES_VIP, WEB_VIP, files, web
-from tests.lab.topology import Lab
-from tests.lab.traffic import checksum, download, requests, upload_random
+from tests.lab.topology import PUBLISHED, Lab
+from tests.lab.traffic import KeepAlive, checksum, download, requests, upload_random
 
 pytestmark = pytest.mark.lab
 
@@ -71,3 +74,38 @@ def test_30_mb_upload_arrives_bit_for_bit(lab: Lab, vip: str) -> None:
 @SERVICES
 def test_30_mb_download_arrives_bit_for_bit(lab: Lab, vip: str) -> None:
     assert download(lab, f"http://{vip}/big") == checksum(lab.big_file)
+
+
+def test_workers_that_become_two_and_one_again_under_1000_requests_a_second_break_nothing(
+    lab: Lab, variant: Variant
+) -> None:
+    """Where AF_XDP cannot, that is said, and nothing breaks either."""
+    before = sum(lost_in_mux(lab, mux) for mux in lab.muxes)
+    kept = KeepAlive(lab, WEB_VIP, 80, count=100, interval=0.1).start()
+    try:
+        for workers in (2, 1):
+            if variant.io is not IoMode.XDP:
+                ask_for_workers(lab, workers, 'event="workers changed"')
+                assert [len(lab.status(mux)["workers"]) for mux in lab.muxes] == [workers, workers]
+            elif workers == 2:
+                with pytest.raises(IoError, match=r"workers: cannot become 2 while the MUX runs with AF_XDP.*: restart"):
+                    ask_for_workers(lab, workers, PUBLISHED)
+            else:
+                ask_for_workers(lab, workers, PUBLISHED)
+            kept.one_more_answer()
+        flows = kept.stop()
+    finally:
+        kept.close()
+    assert [flow for flow in flows if flow.broken] == []
+    assert len(flows) == 100
+    assert sum(lost_in_mux(lab, mux) for mux in lab.muxes) == before
+    print(f"slowest answer {kept.slowest * 1000:.0f} ms")
+
+
+def ask_for_workers(lab: Lab, workers: int, answer: str) -> None:
+    """Of each MUX, which answers so in its log."""
+    for mux in lab.muxes:
+        config = lab.configuration(mux)
+        assert isinstance(config, MuxConfig)
+        mux.config.write_text(format_config(replace(config, mux=replace(config.mux, workers=workers))))
+    lab.reload(lab.muxes, "mux", answer)
