@@ -99,20 +99,24 @@ class IoBench:
     io: str
     source: str  #: what made the packets at full speed
     noise: float  #: spread of the runs, as a part of the median
-    cores: list[int]  #: of generator and MUX
+    cores: list[int]  #: of generator and MUX; the MUX's first, where it has several workers
+    workers: int
     details: list[IoRun]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def bench_io(*, io: IoMode, seconds: float) -> IoBench:
-    """Measures for so long, half of it at full speed; needs root."""
+def bench_io(*, io: IoMode, seconds: float, workers: int = 1) -> IoBench:
+    """Measures for so long, half of it at full speed; needs root.
+
+    Where there are too few CPUs for generator and workers, the last worker has the generator's beside it.
+    """
     needs("lb bench io", _PROGRAMS)
     netns.reap()
     cores = two_cores()
     window = max(seconds / (2 * RUNS), RUN_MIN)
-    with ended_by_signals(), first_in_line(), MuxStage(io, cores) as stage:
+    with ended_by_signals(), first_in_line(), MuxStage(io, cores, workers) as stage:
         stage.warm_up()
         runs: list[IoRun] = []
         for _ in range(RUNS):
@@ -133,6 +137,7 @@ def bench_io(*, io: IoMode, seconds: float) -> IoBench:
         source=source,
         noise=round((max(rates) - min(rates)) / mpps, 4) if mpps else 0.0,
         cores=list(cores),
+        workers=workers,
         details=runs,
     )
 
@@ -199,6 +204,13 @@ def two_cores() -> tuple[int, int]:
     return first, others[0] if others else first
 
 
+def _cpus_of_workers(cores: tuple[int, int], workers: int) -> list[int]:
+    """The MUX's core, then others, and that of the generator at last."""
+    generator, mux = cores
+    others = [cpu for cpu in sorted(os.sched_getaffinity(0)) if cpu not in cores]
+    return [mux, *others, generator][:workers] if generator != mux else [mux]
+
+
 def _siblings(cpu: int) -> set[int]:
     """CPUs that share a core with this one, itself included."""
     try:
@@ -219,8 +231,10 @@ class RateStage(Stage):
     """Generator, what is measured, and sink, each in a namespace of its own, with all that runs in them. A subclass
     puts what is measured into the one in the middle."""
 
-    def __init__(self, cores: tuple[int, int]) -> None:
+    def __init__(self, cores: tuple[int, int], queues: int = 1) -> None:
+        """``queues``: of the interface that packets come in by."""
         super().__init__()
+        self._queues = queues
         self._generator_ns, self._middle, self._sink_ns = map(self._space, ("gen", "mux", "sink"))
         self._cores = cores
 
@@ -242,10 +256,11 @@ class RateStage(Stage):
 
     def _wire(self) -> None:
         mux, sink = self._middle, self._sink_ns
+        queues = f"numtxqueues {self._queues} numrxqueues {self._queues}"
         netns.batch(
             [
-                f"link add name {_OUT} address {_CLIENT_MAC} type veth"
-                f" peer name {_IN} address {_MUX_IN_MAC} netns {mux}",
+                f"link add name {_OUT} address {_CLIENT_MAC} {queues} type veth"
+                f" peer name {_IN} address {_MUX_IN_MAC} {queues} netns {mux}",
                 f"address add {_CLIENT}/24 dev {_OUT}",
                 f"link set dev {_OUT} up",
             ],
@@ -339,21 +354,23 @@ class MuxStage(RateStage):
 
     measures_cpu = True
 
-    def __init__(self, io: IoMode, cores: tuple[int, int]) -> None:
-        super().__init__(cores)
+    def __init__(self, io: IoMode, cores: tuple[int, int], workers: int = 1) -> None:
+        super().__init__(cores, workers if io is IoMode.XDP else 1)
         self._settings = MuxSettings(
             name="bench",
             address=IPv4Address(_MUX_OUT),
             seed=bytes(range(16)),
             interface=_IN,
             io=io,
+            workers=workers,
             state_dir=str(self.directory / "state"),
         )
 
     def _start(self) -> None:
         path = self.directory / "mux.toml"
         path.write_text(format_config(MuxConfig(self._settings, (_service(),))))
-        prefix = ("taskset", "-c", str(self._cores[1]), "nice", "-n", str(NICE))
+        cpus = ",".join(map(str, _cpus_of_workers(self._cores, self._settings.workers)))
+        prefix = ("taskset", "-c", cpus, "nice", "-n", str(NICE))
         log = self.directory / "log"
         self._mux = self._keep(Daemon(self._middle, "lb.mux.daemon", ["--config", path], log, prefix))
         lift_session(self._mux.process.pid, NICE)

@@ -7,10 +7,15 @@ services are made up and its samples are summed up.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from queue import SimpleQueue
 from typing import Any
 
 from lb.bench.machine import commit_name, cpu_name
@@ -19,12 +24,14 @@ from lb.dataplane import (
     BENCH_SEGMENT,
     Bench,
     BenchMode,
+    BenchSample,
     Census,
     Link,
     Pipeline,
     Snapshot,
     flow_table_bytes,
 )
+from lb.errors import RequestError
 from lb.forwarding import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 
@@ -60,6 +67,8 @@ class PipelineBench:
     family: int  #: of IP: 4 or 6
     ring: int  #: frames that packets lie in
     floor_ns: float  #: what memory alone demands of the same packets, measured between the runs; median
+    workers: int
+    mpps: float  #: all workers together, million packets per second
     census_ms: float  #: to count all flows by backend, once; 0 without a flow table
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,8 +84,13 @@ def bench_pipeline(
     seconds: float,
     family: int = 4,
     ring: int = BENCH_FRAMES,
+    workers: int = 1,
 ) -> PipelineBench:
-    """Measures for so long, after the table is filled. ``ring`` is a multiple of :data:`BENCH_SEGMENT`."""
+    """Measures for so long, after the tables are filled. ``ring`` is a multiple of :data:`BENCH_SEGMENT`.
+
+    ``workers`` run at once, each on a CPU of its own, with its part of the flows; RequestError: there are fewer CPUs.
+    """
+    cpus = _cpus(workers)
     settings = MuxSettings(
         name="bench",
         address=IPv4Address("192.0.2.1"),
@@ -89,21 +103,26 @@ def bench_pipeline(
     # Kept here, for C keeps pointers into it.
     forwarding = Compiler(settings).compile(bench_services(services, backends, family))
     snapshot = forwarding.offline_snapshot()
-    table = 0 if mode == "stateless" else flows
-    pipeline = Pipeline(table, Link.SWAP)
-    bench = Bench(pipeline, snapshot, BenchMode[mode.upper()], flows, ring)
-    runs, floors, probes, packets = [], [], [], []
-    for _ in range(RUNS):
-        samples = bench.run(seconds / RUNS * (1 - _FLOOR))
-        floors += [sample.ns for sample in bench.floor(seconds / RUNS * _FLOOR)]
-        runs.append(round(statistics.median(sample.ns for sample in samples), 2))
-        probes += [sample.probe for sample in samples]
-        packets.append(len(samples) * BENCH_SEGMENT)
+    share = -(-flows // workers)
+    table = 0 if mode == "stateless" else share
+    pipelines = [Pipeline(table, Link.SWAP) for _ in range(workers)]
+    benches = [Bench(pipeline, snapshot, BenchMode[mode.upper()], share, ring) for pipeline in pipelines]
+    runs, rates, floors, probes, packets = [], [], [], [], []
+    with _pinned(cpus) as together:
+        for _ in range(RUNS):
+            each = list(together(lambda bench: bench.run(seconds / RUNS * (1 - _FLOOR)), benches))
+            for found in together(lambda bench: bench.floor(seconds / RUNS * _FLOOR), benches):
+                floors += [sample.ns for sample in found]
+            samples = [sample for found in each for sample in found]
+            runs.append(round(statistics.median(sample.ns for sample in samples), 2))
+            rates.append(sum(1000 / statistics.median(sample.ns for sample in found) for found in each))
+            probes += [sample.probe for sample in samples]
+            packets.append(len(samples) * BENCH_SEGMENT)
     return PipelineBench(
         ns_per_packet=statistics.median(runs),
         runs=runs,
         packets_per_run=round(statistics.median(packets)),
-        bytes_per_flow=round(flow_table_bytes(flows) / flows, 2) if table else 0.0,
+        bytes_per_flow=round(flow_table_bytes(share) / share, 2) if table else 0.0,
         noise=round(_spread(probes), 4),
         cpu=cpu_name(),
         commit=commit_name(),
@@ -114,8 +133,31 @@ def bench_pipeline(
         family=family,
         ring=ring,
         floor_ns=round(statistics.median(floors), 2),
-        census_ms=round(_census_seconds(pipeline, snapshot, forwarding.counters) * 1e3, 1) if table else 0.0,
+        workers=workers,
+        mpps=round(statistics.median(rates), 3),
+        census_ms=round(_census_seconds(pipelines[0], snapshot, forwarding.counters) * 1e3, 1) if table else 0.0,
     )
+
+
+def _cpus(workers: int) -> list[int] | None:
+    """One for each; None: the caller's thread goes on where it is."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if workers > len(allowed):
+        raise RequestError(f"--workers {workers} wants as many CPUs, and this process has {len(allowed)}")
+    return allowed[-workers:] if workers > 1 else None
+
+
+@contextlib.contextmanager
+def _pinned(cpus: list[int] | None) -> Iterator[Callable[..., Iterable[list[BenchSample]]]]:
+    """As ``map()``, at once, with a thread on each CPU."""
+    if cpus is None:
+        yield map
+        return
+    queue: SimpleQueue[int] = SimpleQueue()
+    for cpu in cpus:
+        queue.put(cpu)
+    with ThreadPoolExecutor(len(cpus), initializer=lambda: os.sched_setaffinity(0, {queue.get()})) as pool:
+        yield pool.map
 
 
 def _census_seconds(pipeline: Pipeline, snapshot: Snapshot, counters: int) -> float:

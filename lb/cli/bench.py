@@ -27,6 +27,10 @@ def _io_option(function: F) -> F:
     )(function)
 
 
+def _workers(words: str) -> Callable[[F], F]:
+    return click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help=words)
+
+
 def _seconds(default: float, least: float, words: str = "To measure for.") -> Callable[[F], F]:
     kind = click.FloatRange(least, 3600)
     return click.option("--seconds", type=kind, default=default, show_default=True, help=words)
@@ -68,10 +72,20 @@ def command() -> None:
     show_default=True,
     help="Frames that packets lie in, rounded up to 2,048: few are near in caches, many come from memory.",
 )
+@_workers("Threads at once, each on a CPU and with a flow table of its own.")
 @_seconds(5.0, 0.1)
 @output_option
 def pipeline(
-    *, flows: int, mode: str, backends: int, services: int, family: str, ring: int, seconds: float, as_json: bool
+    *,
+    flows: int,
+    mode: str,
+    backends: int,
+    services: int,
+    family: str,
+    ring: int,
+    workers: int,
+    seconds: float,
+    as_json: bool,
 ) -> None:
     """Measure the in-memory data plane: nanoseconds per packet, and bytes per flow.
 
@@ -89,6 +103,7 @@ def pipeline(
         seconds=seconds,
         family=int(family),
         ring=-(-ring // BENCH_SEGMENT) * BENCH_SEGMENT,
+        workers=workers,
     )
     if as_json:
         print_json(result.as_dict())
@@ -105,7 +120,7 @@ def pipeline(
             "floor",
             f"{result.floor_ns:.1f} ns of it is what memory alone demands, with a ring of {result.ring:,} frames",
         ),
-        ("rate", f"{1000 / result.ns_per_packet:.1f} million packets per second on one core"),
+        ("rate", f"{result.mpps:.1f} million packets per second on {plural(workers, 'core')}"),
         ("flow", f"{result.bytes_per_flow:.1f} bytes, {size(int(result.bytes_per_flow * flows))} in all"),
         ("census", f"{result.census_ms:.1f} ms to count the flows of every backend, beside the packets"),
         ("noise", f"{result.noise:.1%} spread of a fixed loop on this core"),
@@ -190,14 +205,15 @@ def rollouts(*, rollouts: int, services: int, backends: int, seconds: float, as_
 
 @command.command("io", epilog=example("lb bench io --io packet --seconds 3"))
 @_io_option
+@_workers("Of the MUX; one has the generator's core where there are too few.")
 @_seconds(10.0, 1)
 @output_option
-def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
+def packet_io(*, io: str, workers: int, seconds: float, as_json: bool) -> None:
     """Measure a real lb-mux between network namespaces: packets per second, CPU and loss. Needs root."""
     from lb.bench.packet_rate import FRAME_BYTES, bench_io  # noqa: PLC0415  brings the extension
     from lb.model import IoMode  # noqa: PLC0415
 
-    result = bench_io(io=IoMode(io), seconds=seconds)
+    result = bench_io(io=IoMode(io), seconds=seconds, workers=workers)
     if as_json:
         print_json(result.as_dict())
         return
@@ -209,7 +225,7 @@ def packet_io(*, io: str, seconds: float, as_json: bool) -> None:
         ("mode", f"{result.io}: {result.mode}"),
         ("rate", f"{result.mpps:.3f} million packets per second, median ({spread}), of {FRAME_BYTES + 4} bytes"),
         ("offered", f"{offered:.3f} million packets per second by {result.source}"),
-        ("core", f"{busy:.0%} of it used by the MUX"),
+        ("core", f"{busy:.0%} of it used by the MUX, with {plural(workers, 'worker')}"),
         ("packet", f"{result.ns_per_packet:.0f} ns of CPU, with what the sink's side of the link takes"),
         ("loss", f"{result.loss:.4%} at {paced:.3f} million packets per second"),
         ("steal", f"{result.steal:.1%} of the two cores went to others on this host"),

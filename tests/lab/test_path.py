@@ -88,7 +88,9 @@ def test_workers_that_become_two_and_one_again_under_1000_requests_a_second_brea
                 ask_for_workers(lab, workers, 'event="workers changed"')
                 assert [len(lab.status(mux)["workers"]) for mux in lab.muxes] == [workers, workers]
             elif workers == 2:
-                with pytest.raises(IoError, match=r"workers: cannot become 2 while the MUX runs with AF_XDP.*: restart"):
+                with pytest.raises(
+                    IoError, match=r"workers: cannot become 2 while the MUX runs with AF_XDP.*: restart"
+                ):
                     ask_for_workers(lab, workers, PUBLISHED)
             else:
                 ask_for_workers(lab, workers, PUBLISHED)

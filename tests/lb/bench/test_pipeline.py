@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from ipaddress import IPv4Address, IPv6Address
@@ -49,6 +50,18 @@ def test_bench_pipeline_answers_as_the_contract_says(mode: str) -> None:
 def test_the_family_is_of_ones_choice() -> None:
     result = answer("bench", "pipeline", "--family", 6, "--flows", 20_000, "--seconds", 0.1, "--json")
     assert (result["family"], result["ns_per_packet"] > 0) == (6, True)
+
+
+def test_several_workers_measure_at_once() -> None:
+    cpus = len(os.sched_getaffinity(0))
+    asked = ("bench", "pipeline", "--flows", 20_000, "--seconds", 0.2, "--json", "--workers")
+    if cpus > 1:
+        result = answer(*asked, 2)
+        assert result["workers"] == 2
+        assert result["mpps"] > 1200 / result["ns_per_packet"], "more than one does"
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        answer(*asked, cpus + 1)
+    assert f"--workers {cpus + 1} wants as many CPUs, and this process has {cpus}" in caught.value.stderr
 
 
 def test_the_ring_is_of_ones_choice_and_a_figure_has_its_floor() -> None:
