@@ -12,7 +12,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.dataplane import FlowTuple, Link, regroup
+from lb.dataplane import FlowTuple, IoStats, Link, regroup
+from lb.errors import DataplaneError
 from lb.forwarding import Compiler
 from lb.model import Protocol, Service
 from lb.mux import engine as engine_module
@@ -156,6 +157,56 @@ def test_counters_go_on_and_never_back() -> None:
         assert (after.received, after.reasons) == (before.received, before.reasons)
         assert sum(group.engine.backend_packets(counter) for counter in range(8)) == packets
     assert group.engine.totals().live == len(CLIENTS)
+
+
+def test_an_io_that_goes_on_with_another_worker_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[_Idle] = []
+    monkeypatch.setattr(engine_module, "Worker", lambda *_: made.append(_Idle()) or made[-1])
+    group = Group()
+    stays, comes = _Counts(5), _Counts(7)
+    group.engine.start([stays])  # type: ignore[list-item]
+    group.engine.regroup([stays, comes])  # type: ignore[list-item]
+    assert [worker.closed for worker in made] == [True, False, False]
+    group.engine._workers = []
+    assert group.engine.totals().io.received == 12
+    group.engine._end_workers(going_on=[stays])  # type: ignore[list-item]
+    assert group.engine._closed_ios.received == 7
+
+
+def test_workers_that_cannot_be_begun_end_and_no_flow_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group()
+    went = group.known()
+
+    def fails(*_: object) -> None:
+        raise DataplaneError("Cannot make a worker: out of memory")
+
+    monkeypatch.setattr(engine_module, "Worker", fails)
+    with pytest.raises(DataplaneError):
+        group.engine.regroup([_Counts(0), _Counts(0)])  # type: ignore[list-item]
+    assert group.engine.bursts() == ()
+    assert group.went("A", 1, now=3) == went
+
+
+class _Counts:
+    """An io that has received so much."""
+
+    def __init__(self, received: int) -> None:
+        self._received = received
+
+    def stats(self) -> IoStats:
+        return IoStats(received=self._received)
+
+
+class _Idle:
+    """A worker that does nothing."""
+
+    closed = False
+
+    def start(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def test_evictions_and_refusals_of_workers_that_were_are_counted_on() -> None:
