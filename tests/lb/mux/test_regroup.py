@@ -239,12 +239,12 @@ def test_numbers_are_not_lent_again_while_a_former_workers_table_remembers_them(
     old = group.engine.forgotten()
     group.engine.resize(2)
     for worker in range(2):
-        for second in range(3, 30):  # whole sweeps of the new tables
+        for second in range(3, 70):  # whole sweeps of the new tables
             group.went("A", worker, range(9000, 9001), now=second)
     assert group.engine.forgotten() <= old
     group.engine.inherit()
     for worker in range(2):
-        for second in range(30, 60):
+        for second in range(70, 137):
             group.went("A", worker, range(9000, 9001), now=second)
     assert group.engine.forgotten() > old
 
