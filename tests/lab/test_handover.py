@@ -102,7 +102,8 @@ def test_the_wait_for_a_drained_backend_ends_with_its_last_connection(fleet: Fle
     row = backend(fleet)
     assert row["flows"] == 0
     assert row["empty_since"] is not None
-    assert "no flow is left: it may be stopped" in [row["text"] for row in fleet.ask("events")]
+    told = "no flow is left: it may be stopped"
+    wait_for(lambda: told in [row["text"] for row in fleet.ask("events")], "the event")
     shown = fleet.lb("get", "backends")
     assert re.search(r"web-host1 +drained ", shown)
     assert "no flow left for" in shown

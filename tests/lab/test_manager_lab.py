@@ -92,7 +92,9 @@ def test_a_token_works_once(pool: ManagedLab, tmp_path: Path) -> None:
         else:
             assert process.wait() == 1
             assert "the token was used already, by mux:mux1" in process.output()
-    assert pool.count(pool.manager, "event=refused") > before
+    wait_for(
+        lambda: pool.count(pool.manager, "event=refused") > before, "the manager to say so"
+    )  # the node is told first
     assert pool.count(pool.manager, "event=refused.*the token was used already") == 1
     pool.start_node(mux, pool.token(mux, "--name", "mux1")).wait_output(READY)
     pool.guardian.announce(mux.name, str(mux.address), mux.processes["mux"].pid)
@@ -283,6 +285,7 @@ def test_certificates_are_renewed_in_time_and_nothing_flaps() -> None:
     with ManagedLab(muxes=1, hosts=1, lifetime=8.0) as lab:
         lab.start((web(lab.hosts),))
         mux, host = lab.muxes[0], lab.hosts[0]
+        mux.processes["mux"].wait_output(r'event="configuration published" services=1')  # which may lag behind
         published = lab.count(mux, 'event="configuration published"')
         for node in (mux, host):
             process = node.processes[program(lab, node)]

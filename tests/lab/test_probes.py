@@ -148,9 +148,8 @@ def test_probes_go_through_the_tunnel_over_xdp_and_see_a_host_that_tunnels_do_no
 
 def test_agents_and_muxes_find_well_what_is_well(well: Health) -> None:
     assert well.row(well.mux, "web", well.one)["since"] > 1e9
-    output = well.mux.processes["mux"].output()
-    assert 'told="nobody, as there is no manager' in output
-    assert "event=probing" in well.one.processes["agent"].output()
+    well.mux.processes["mux"].wait_output('told="nobody, as there is no manager')
+    well.one.processes["agent"].wait_output("event=probing")
 
 
 def test_lb_get_shows_health_and_why_it_is_not_up(well: Health) -> None:
@@ -336,7 +335,7 @@ def test_a_device_taken_away_is_made_again(well: Health) -> None:
     well.in_mux("link", "delete", device)
     wait_for(lambda: device in well.in_mux("link", "show"), "the device to return")
     well.all_well()
-    assert "event=probe_device_lost" in well.mux.processes["mux"].output()
+    well.mux.processes["mux"].wait_output("event=probe_device_lost")
 
 
 def test_strict_reverse_paths_are_no_trouble_or_are_said(well: Health) -> None:
@@ -355,7 +354,7 @@ def test_strict_reverse_paths_are_no_trouble_or_are_said(well: Health) -> None:
                 "not probed: the route to 203.0.113.10 leads by lb-mux1 and "
                 "net.ipv4.conf.eth0.rp_filter is 1 (strict); set it to 2 or 0"
             )
-            assert "event=tunnel_probes_off" in well.mux.processes["mux"].output()
+            well.mux.processes["mux"].wait_output("event=tunnel_probes_off")
             netns.sysctl(well.mux.namespace, {name: 2})
             well.lab.reload([well.mux], "mux", 'event="configuration published"')
             well.all_well()

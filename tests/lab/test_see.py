@@ -92,6 +92,11 @@ def test_a_real_flow_is_described_by_the_muxes_that_carry_it(fleet: Fleet) -> No
         # It drains: remembered by one MUX, it stays there; a new flow goes elsewhere by both.
         fleet.lb("drain", f"web/{carrying[0]['remembered']}")
         wait_for(lambda: "though that drains" in said_of(fleet, flow.source_port), "the drain to be known")
+
+        def new() -> set[str]:
+            return {row["new"] for row in describe(fleet, str(CLIENT), flow.source_port)["muxes"]}
+
+        wait_for(lambda: len(new()) == 1, "the other MUX to have the drain as well")
         found = describe(fleet, str(CLIENT), flow.source_port)
         assert found["agree"] is False
         assert "hands it over when it is drained" in " ".join(found["words"])

@@ -123,12 +123,15 @@ def followed(fleet: Fleet, host: Node, since: float) -> float:
     """How long after the verdict the last MUX sent nothing new there. Where all MUXes found the end through their
     tunnels before the agent did, that was the verdict."""
     down = "event=backend_down .*backend=one/"
-    agents = host.processes["agent"].stamps(down, since)
-    tunnels = [mux.processes["mux"].stamps(down, since) for mux in fleet.muxes]
-    verdicts = agents[:1] + ([max(moments[0] for moments in tunnels)] if all(tunnels) else [])
-    verdict = min(verdicts)
     logs = [mux.processes["mux"] for mux in fleet.muxes]
-    wait_for(lambda: all(log.stamps(PUBLISHED, verdict) for log in logs), "every MUX to say so")  # a log may lag behind
+
+    def verdicts() -> list[float]:
+        tunnels = [log.stamps(down, since) for log in logs]
+        found = [max(moments[0] for moments in tunnels)] if all(tunnels) else []
+        return host.processes["agent"].stamps(down, since)[:1] + found
+
+    verdict = min(wait_for(verdicts, "who found the end to say so"))  # a log may lag behind
+    wait_for(lambda: all(log.stamps(PUBLISHED, verdict) for log in logs), "every MUX to say so")
     return max(log.stamps(PUBLISHED, verdict)[0] for log in logs) - verdict
 
 

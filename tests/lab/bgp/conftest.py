@@ -72,6 +72,16 @@ class BgpLab(Lab):
     def announcements(self, mux: Node) -> dict[tuple[str, str | None], dict[str, Any]]:
         return {(row["vip"], row["peer"]): row for row in self.get(mux, "announcements")}
 
+    def wait_announced(self, mux: Node, *vips: str) -> None:
+        """Until the MUX says that it announces exactly these: it hears of that after its routers do."""
+
+        def told() -> bool:
+            rows = self.announcements(mux)
+            announced = all(row["state"] == "announced" for row in rows.values())
+            return announced and {vip for vip, _ in rows} == set(vips)
+
+        wait_for(told, f"{mux.name} to announce {', '.join(vips)}")
+
     def wait_peer(self, mux: Node, question: Callable[[dict[str, Any]], bool], what: str, seconds: float = 30) -> None:
         wait_for(lambda: question(self.peer(mux)), f"{mux.name} to say {what}, not {self.peer(mux)}", seconds)
 

@@ -45,6 +45,8 @@ def announced(bgp_lab: BgpLab) -> BgpLab:
     bgp_lab.publish((web(bgp_lab.hosts), files(bgp_lab.hosts), six(bgp_lab)))
     for vip in (WEB_VIP, FILES_VIP, SIX_VIP):
         bgp_lab.wait_hops(vip, *bgp_lab.muxes)
+    for mux in bgp_lab.muxes:  # to which ExaBGP says so after it told the router
+        bgp_lab.wait_announced(mux, WEB_VIP, FILES_VIP, SIX_VIP)
     return bgp_lab
 
 
@@ -110,11 +112,10 @@ def test_policy_withdraws_without_healthy_backends_and_says_why(announced: BgpLa
     lab.publish((drained(picky, "host1"), files(lab.hosts)))
     lab.wait_hops(WEB_VIP)
     lab.wait_hops(FILES_VIP, *lab.muxes)
-    row = lab.announcements(lab.muxes[0])[WEB_VIP, None]
-    assert (row["state"], row["why"]) == (
-        "withdrawn",
-        "web: 1 healthy backends, and the policy min-healthy asks for 2",
-    )
+    key = (WEB_VIP, None)
+    wait_for(lambda: lab.announcements(lab.muxes[0]).get(key, {}).get("state") == "withdrawn", "the MUX to say so")
+    why = lab.announcements(lab.muxes[0])[key]["why"]
+    assert why == "web: 1 healthy backends, and the policy min-healthy asks for 2"
 
 
 def test_always_is_announced_even_without_backends(announced: BgpLab) -> None:
@@ -172,4 +173,4 @@ def test_last_mux_keeps_its_routes_until_the_withdrawal(announced: BgpLab) -> No
     lab.stop_mux(lab.muxes[0])
     gone = lab.withdrawn_after(lab.muxes[0], [WEB_VIP], began)
     assert gone >= 0.3
-    assert lab.watch.count() == 0
+    wait_for(lambda: lab.watch.count() == 0, "the other VIPs' routes to be gone as well")

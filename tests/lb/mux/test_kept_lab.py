@@ -68,12 +68,14 @@ def serves(stage: Stage) -> bool:
 
 def repaired(stage: Stage, what: str, was: Callable[[], object], command: str) -> None:
     """``command`` breaks it; it is as it ``was``, and packets flow, within two seconds."""
-    before, count = was(), stage.metrics().get(f'lb_kernel_repairs_total{{what="{what}"}}', 0)
+    counted = f'lb_kernel_repairs_total{{what="{what}"}}'
+    before, count = was(), stage.metrics().get(counted, 0)
     run(stage, command)
     began = time.monotonic()
     wait_for(lambda: was() == before and serves(stage), f"all to be whole after {command!r}")
     assert time.monotonic() - began < allowed(SOON), command
-    assert stage.metrics()[f'lb_kernel_repairs_total{{what="{what}"}}'] > count, command
+    # It is counted, and said, once the kernel has it: a moment later.
+    wait_for(lambda: stage.metrics().get(counted, 0) > count, f"the repair after {command!r} to be counted")
 
 
 def said(stage: Stage, event: str = "put back") -> list[str]:
@@ -92,7 +94,7 @@ def test_the_isolation_is_put_back_whatever_is_done_to_it(packet: Stage) -> None
         "nft add table inet vipmux_mux1 '{ flags dormant; }'",
     ):
         repaired(packet, "nftables", lambda: table(packet), command)
-    lines = said(packet)
+    lines = wait_for(lambda: said(packet)[4:] and said(packet), "the five repairs to be said")
     assert len(lines) == 5, lines
     assert all("table inet vipmux_mux1" in line and re.search(r'by="nft \(pid \d+\)"', line) for line in lines)
     (row,) = packet.row()["kernel"]
@@ -140,7 +142,7 @@ def test_a_fight_is_said_once_and_does_not_go_on_at_full_speed(packet: Stage) ->
         assert time.monotonic() < deadline
         run(packet, "nft delete table inet vipmux_mux1 2>/dev/null || true; sleep 0.05")
     run(packet, "nft delete table inet vipmux_mux1 2>/dev/null || true")
-    time.sleep(0.5)
+    wait_for(lambda: any(row["amiss"] for row in packet.row()["kernel"]), "the MUX to see that it is gone once more")
     assert packet.vips_of_the_kernel() is None, "not at once any more"
     (row,) = packet.row()["kernel"]
     assert (row["fight"], row["amiss"], row["count"]) == (True, True, FIGHT_REPAIRS + 1)
@@ -185,7 +187,7 @@ def test_a_link_that_goes_and_comes_needs_nothing(packet: Stage) -> None:
     run(packet, "ip link set eth0 mtu 1400; ip link set eth0 address 02:00:00:00:00:77; ip link set eth0 up")
     ip("-n", packet.client, "neigh", "flush", "all")
     wait_for(lambda: serves(packet), "packets to flow", seconds=allowed(SOON))
-    assert packet.row()["state"] == "ready"
+    wait_for(lambda: packet.row()["state"] == "ready", "the MUX to say so")  # its worker does not wait for that
     assert packet.row()["kernel"] == []
 
 
@@ -239,8 +241,8 @@ def test_all_of_the_tun_mode_is_put_back(tun: Stage) -> None:
         ("interface", "ip link del lb-mux1"),
     ):
         repaired(tun, what, device, command)
-    assert tun.row()["state"] == "ready"
-    assert any("TUN device lb-mux1" in line for line in said(tun))
+    wait_for(lambda: tun.row()["state"] == "ready", "the MUX to be ready")
+    wait_for(lambda: any("TUN device lb-mux1" in line for line in said(tun)), "the repair to be said")
 
 
 def test_the_way_of_tunnel_probes_is_put_back(packet: Stage) -> None:
