@@ -103,6 +103,17 @@ def test_a_flow_that_comes_back_to_a_worker_goes_where_its_last_packet_went() ->
     assert group.sound()
 
 
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 0)])
+def test_of_two_that_know_a_flow_the_one_that_saw_it_last_is_believed(first: int, last: int) -> None:
+    group = Group(workers=3)
+    before = group.known(first)
+    later = group.went("S", last, now=5)
+    group.went("A", last, now=6)
+    assert later != before
+    group.engine.expect_strangers()
+    assert group.went("A", 2, now=7) == later
+
+
 def test_a_flow_that_goes_from_hand_to_hand_is_never_forgotten_by_all() -> None:
     group = Group(workers=4)
     went = group.known(0)
