@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -23,7 +24,7 @@ from manager.authority import Authority
 from manager.joining import address_of, certificate_of
 from manager.store import Store
 from manager.stream import Hub, Streams
-from manager.trust import Trust
+from manager.trust import Trust, peer_of
 
 #: How often the manager's own certificate is looked at, seconds.
 UPKEEP_INTERVAL = 3600.0
@@ -62,6 +63,11 @@ class Access:
         """The operator who asks; raises AccessError."""
         authorization = request.headers.get("Authorization")
         return str(await self.trust.operator(certificate_of(request), authorization, address_of(request)))
+
+    def recognise(self, certificate: Mapping[str, Any]) -> str | None:
+        """Whose certificate this is that a handshake showed, unless it is worth nothing any more."""
+        peer = peer_of(certificate)
+        return str(peer) if peer is not None and self.trust.standing(peer) is None else None
 
     async def check_token(self, token: str, address: str) -> tuple[str, float]:
         """The operator of a token and when it expires; raises AccessError."""

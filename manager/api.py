@@ -26,6 +26,7 @@ from lb.listing import Listing
 from lb.log import get_logger
 from lb.model import MAX_SERVICES, Address, Protocol
 from manager.controller import Applied, Controller
+from manager.door import known
 from manager.events import Wanted
 from manager.flow_words import Flow
 from manager.openapi import ROUTES, describe
@@ -55,6 +56,9 @@ QUERY_MAX = 100
 AS = ("json", "columns", "text")
 #: A file of services, in a request or an answer.
 TOML = "application/toml"
+JSON = "application/json"
+#: What any page may send to anywhere.
+FORMS = frozenset({"text/plain", "application/x-www-form-urlencoded", "multipart/form-data"})
 #: What `lb top` can be sorted by.
 SORTS = (*FIELDS, "name")
 
@@ -81,7 +85,9 @@ def application(api: Api, authenticate: Authenticate, of_nodes: Iterable[web.Abs
             resource = request.match_info.route.resource
             path = resource.canonical if resource is not None else ""
             if (request.method, path) in own or not path:
+                _from_no_page(request)
                 request[WHO] = await authenticate(request)
+                known(request, request[WHO])
             return await handler(request)
         except web.HTTPException as error:
             return _error(error.status, _http_sentence(request, error))
@@ -356,6 +362,19 @@ class Api:
         if self._make_token is None:
             raise RequestError("this manager serves without TLS, so it has no tokens")
         return _answer({"token": await self._make_token(kind, name, float(ttl), request[WHO])})
+
+
+def _from_no_page(request: web.Request) -> None:
+    """A browser that has an operator's certificate sends it with whatever any page asks for; and one on the manager's
+    machine reaches its loopback. Nothing of ours is a page that asks here, so what a browser says of itself is enough
+    to refuse it, and what a page may send without being asked for leave is no request either."""
+    origin, site = request.headers.get("Origin"), request.headers.get("Sec-Fetch-Site", "none")
+    own = f"{request.scheme}://{request.host}"
+    if origin not in (None, own) or site not in ("none", "same-origin"):
+        raise AccessError(f"the request comes from a page of {show(origin or site)}; only programs may ask here")
+    kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind in FORMS and request.method not in ("GET", "HEAD"):
+        raise AccessError(f"a body of type {kind} is not taken; send {JSON}")
 
 
 # --- requests --------------------------------------------------------------------------------------------------------

@@ -14,10 +14,9 @@ import fcntl
 import gc
 import os
 import signal
-import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from pathlib import Path
@@ -30,7 +29,7 @@ from lb.config import load_manager
 from lb.daemon.supervise import until
 from lb.doctor import startup
 from lb.doctor.facts import Role
-from lb.errors import ConfigError, IoError, RequestError, VipmuxError
+from lb.errors import AccessError, ConfigError, IoError, RequestError, VipmuxError
 from lb.log import get_logger
 from lb.memory import tame_allocator
 from lb.metrics import serve
@@ -40,8 +39,9 @@ from manager.access import Access
 from manager.api import Api, Authenticate, application
 from manager.commands import COMMANDS
 from manager.controller import Controller
+from manager.door import nobody, serving, small_buffers
 from manager.metrics import ManagerCollector
-from manager.pages import Pages
+from manager.pages import READERS, Pages, is_loopback
 from manager.sessions import Sessions
 from manager.sqlite import SqliteStore
 from manager.store import Store
@@ -78,24 +78,6 @@ def state_directory(path: str) -> Iterator[Path]:
         os.close(handle)
 
 
-@contextlib.asynccontextmanager
-async def serving(
-    app: web.Application, listen: str, tls: ssl.SSLContext | None = None, key: str = "manager.listen"
-) -> AsyncIterator[None]:
-    """An application at ``host:port``, until left; ``key`` names the setting in an error's sentence."""
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE)
-    await runner.setup()
-    try:
-        try:
-            await web.SockSite(runner, listener(listen, key), ssl_context=tls).start()
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise IoError(f"{key} {listen} cannot be served: {reason}") from None
-        yield
-    finally:
-        await runner.cleanup()
-
-
 def program_version() -> str:
     try:
         return version("vipmux")
@@ -117,6 +99,7 @@ async def run_manager(settings: ManagerSettings, *, insecure_loopback: bool) -> 
             controller = Controller(settings, store)
             await controller.start()
             _calm_collector()
+            small_buffers()
             _share_the_interpreter()
             try:
                 await _serve(settings, controller, store, end, supervisor, insecure_loopback=insecure_loopback)
@@ -149,12 +132,14 @@ async def _serve(
     metrics = serve(settings.metrics, ManagerCollector(controller), key="manager.metrics")
     try:
         async with contextlib.AsyncExitStack() as stack:
+            tls, recognise = (access.context, access.recognise) if access is not None else (None, nobody)
             await stack.enter_async_context(
-                serving(app, settings.listen, access.context if access is not None else None)
+                serving(app, listener(settings.listen), tls, grace=GRACE, recognise=recognise)
             )
             if pages is not None and settings.web is not None:
                 tls = access.page_context if access is not None else None
-                await stack.enter_async_context(serving(pages.app, settings.web, tls, "manager.web"))
+                door = serving(pages.app, listener(settings.web, "manager.web"), tls, grace=GRACE, limits=READERS)
+                await stack.enter_async_context(door)
             log.info(
                 "ready",
                 listen=settings.listen,
@@ -219,7 +204,10 @@ def _loopback(settings: ManagerSettings) -> Authenticate:
                 f"127.0.0.1:{listen.rpartition(':')[2]}; {listen} is not"
             )
 
-    async def authenticate(_: web.Request) -> str:
+    async def authenticate(request: web.Request) -> str:
+        if not is_loopback(request.url.host):
+            # A name that somebody points at 127.0.0.1 makes a browser on this machine ask for them.
+            raise AccessError(f"{str(request.url.host)[:80]!r} is not a name of this machine's loopback")
         return "operator:loopback"
 
     return authenticate

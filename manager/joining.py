@@ -6,6 +6,7 @@ Added to the manager's application by :mod:`manager.daemon`; everything is decid
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -15,6 +16,8 @@ from lb.errors import AccessError
 from manager.trust import Trust
 
 BODY_MAX = 64 * 1024
+#: Until all of it must be there, seconds.
+BODY_TIMEOUT = 5.0
 
 
 def routes(trust: Trust) -> list[web.RouteDef]:
@@ -56,10 +59,14 @@ def address_of(request: web.Request) -> str:
 
 async def _body(request: web.Request) -> dict[str, Any]:
     text = b""
-    async for piece in request.content.iter_chunked(BODY_MAX):
-        text += piece
-        if len(text) > BODY_MAX:
-            raise web.HTTPRequestEntityTooLarge(BODY_MAX, len(text))
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for piece in request.content.iter_chunked(BODY_MAX):
+                text += piece
+                if len(text) > BODY_MAX:
+                    raise web.HTTPRequestEntityTooLarge(BODY_MAX, len(text))
+    except TimeoutError:
+        raise AccessError(f"the request's body was not there within {BODY_TIMEOUT:g} s") from None
     try:
         body = json.loads(text)
     except (ValueError, RecursionError):

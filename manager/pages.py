@@ -29,6 +29,8 @@ from lb.errors import AccessError, RequestError, VipmuxError
 from lb.log import get_logger
 from manager.api import Handler, refusal
 from manager.controller import Controller
+from manager.door import known
+from manager.guests import Limits
 from manager.joining import address_of
 from manager.overview import PAGE_MAX, Overview, Query
 from manager.sessions import LIFETIME, Session, Sessions, TooManyError, proves
@@ -43,7 +45,11 @@ IDLE = 5.0
 TURN = 200
 #: A reader that takes nothing for so long is given up, seconds.
 WRITE_TIMEOUT = 15.0
+#: A browser asks for two dozen files at once, over half a dozen connections.
+READERS = Limits(burst=120.0, rate=10.0, burst_all=400.0, rate_all=40.0, inside_each=32)
 EVENTS = 100
+#: Until the body of a request must be there, seconds.
+BODY_TIMEOUT = 5.0
 BODY_MAX = 4096
 QUERY_MAX = 100
 
@@ -286,6 +292,8 @@ class Pages:
     def _operator(self, request: web.Request) -> Session:
         self._from_here(request)
         session = self._who(request)
+        if session is not None:
+            known(request, session.who)
         if session is None:
             raise self._refused(request, "nobody is logged in, or the session has ended; log in", web.HTTPUnauthorized)
         if not proves(session, request.headers.get("X-Vipmux-Csrf")):
@@ -328,7 +336,7 @@ class Pages:
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            if not self._secure and not _is_loopback(request.url.host):
+            if not self._secure and not is_loopback(request.url.host):
                 # A name that somebody points at 127.0.0.1 makes a browser on this machine read for them.
                 raise self._refused(request, f"{str(request.url.host)[:80]!r} is not a name of this machine's loopback")
             return await handler(request)
@@ -399,7 +407,10 @@ async def _body(
     request: web.Request, needed: Mapping[str, type], others: Mapping[str, type] | None = None
 ) -> dict[str, Any]:
     try:
-        body = json.loads(await request.read())
+        async with asyncio.timeout(BODY_TIMEOUT):
+            body = json.loads(await request.read())
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"the body was not there within {BODY_TIMEOUT:g} s") from None
     except (ValueError, RecursionError):
         raise RequestError("the body must be JSON") from None
     known = {**needed, **(others or {})}
@@ -423,7 +434,8 @@ def _json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None
     return web.Response(text=text, status=status, content_type="application/json", headers=headers)
 
 
-def _is_loopback(host: str | None) -> bool:
+def is_loopback(host: str | None) -> bool:
+    """Whether a request's host is a name of the machine itself."""
     try:
         return host == "localhost" or ip_address((host or "").strip("[]")).is_loopback
     except ValueError:

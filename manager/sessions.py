@@ -12,20 +12,20 @@ import hashlib
 import hmac
 import math
 import secrets
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lb.errors import AccessError
+from manager.guests import ADDRESSES_MAX, group
 
 #: How long a session lasts at most, seconds.
 LIFETIME = 30 * 60.0
 #: Sessions at once; the oldest goes when there are more.
 SESSIONS_MAX = 200
-#: Wrong tokens in WINDOW seconds: from one address, and from all.
+#: Wrong tokens from one address in WINDOW seconds; after that it is told to wait.
 WINDOW = 60.0
 FAILURES_MAX = 5
-FAILURES_ALL = 100
 TOKEN_MAX = 512
 
 #: The operator's name and the token's end, by its text and the address that it came from; raises AccessError.
@@ -49,32 +49,29 @@ class TooManyError(AccessError):
         self.seconds = math.ceil(seconds)
 
 
-@dataclass(slots=True)
 class Failures:
-    """Wrong tokens of the last WINDOW seconds, and where they came from."""
+    """Wrong tokens of the last WINDOW seconds, for each address by itself: nobody's guesses are held against others."""
 
-    _latest: deque[tuple[float, str]] = field(default_factory=deque)
+    def __init__(self) -> None:
+        self._latest: OrderedDict[str, deque[float]] = OrderedDict()
 
     def wait(self, address: str, now: float) -> float:
         """Seconds until this address may try again."""
-        while self._latest and self._latest[0][0] <= now - WINDOW:
-            self._latest.popleft()
-        own = [at for at, where in self._latest if where == address]
-        if len(own) >= FAILURES_MAX:
-            return own[-FAILURES_MAX] + WINDOW - now
-        if len(self._latest) >= FAILURES_ALL:
-            return self._latest[-FAILURES_ALL][0] + WINDOW - now
-        return 0.0
+        own = self._latest.get(group(address))
+        return max(0.0, own[0] + WINDOW - now) if own is not None and len(own) == FAILURES_MAX else 0.0
 
     def add(self, address: str, now: float) -> None:
-        self._latest.append((now, address))
+        key = group(address)
+        self._latest.setdefault(key, deque(maxlen=FAILURES_MAX)).append(now)
+        self._latest.move_to_end(key)
+        if len(self._latest) > ADDRESSES_MAX:
+            self._latest.popitem(last=False)
 
     def forgive(self, address: str) -> None:
         """The latest was none."""
-        for place in range(len(self._latest) - 1, -1, -1):
-            if self._latest[place][1] == address:
-                del self._latest[place]
-                return
+        own = self._latest.get(group(address))
+        if own:
+            own.pop()
 
 
 class Sessions:
@@ -90,13 +87,16 @@ class Sessions:
         """The cookie's secret and the session. Raises AccessError."""
         now = self._clock()
         wait = self._failures.wait(address, now)
-        if wait > 0:
-            raise TooManyError(wait)
         # Counted before it is looked up: many at the same time are no way around the limit.
         self._failures.add(address, now)
-        if len(token) > TOKEN_MAX:
-            raise AccessError("the token is not an operator's of this manager")
-        who, expires = await self._check(token, address)
+        try:
+            if len(token) > TOKEN_MAX:
+                raise AccessError("the token is not an operator's of this manager")
+            who, expires = await self._check(token, address)
+        except AccessError:
+            if wait > 0:
+                raise TooManyError(wait) from None
+            raise
         self._failures.forgive(address)
         secret = secrets.token_urlsafe(32)
         session = Session(who, secrets.token_urlsafe(24), min(expires, now + LIFETIME))

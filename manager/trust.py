@@ -243,8 +243,13 @@ class Listener(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         connection, address = super().accept()
         # asyncio runs the connection's handshake in a copy of the context in which it was accepted.
-        _peer.set(str(address[0]))
+        note_peer(str(address[0]))
         return connection, address
+
+
+def note_peer(address: str) -> None:
+    """The handshake that begins in this context is this peer's."""
+    _peer.set(address)
 
 
 def listener(listen: str, key: str = "manager.listen") -> Listener:

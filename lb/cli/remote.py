@@ -88,7 +88,8 @@ class Manager:
     def post(self, *path: str, body: object = None) -> Any:
         text = None if body is None else json.dumps(body, default=str).encode()
         wait = float(body.get("wait", 0) if isinstance(body, dict) else 0)
-        return self._loaded(self._ask("POST", path, {}, text, wait=wait))
+        kind = {"Content-Type": JSON} if text is not None else None
+        return self._loaded(self._ask("POST", path, {}, text, kind, wait=wait))
 
     def post_file(self, *path: str, text: bytes, **query: object) -> Any:
         """A file of services as it is; what is else to be said of it is the query."""
