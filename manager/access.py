@@ -20,10 +20,12 @@ from lb.daemon.supervise import Tasks
 from lb.log import get_logger
 from lb.model import ManagerSettings
 from manager import joining
+from manager.api import TOKEN_ENDS
 from manager.authority import Authority
 from manager.joining import address_of, certificate_of
 from manager.store import Store
 from manager.stream import Hub, Streams
+from manager.tokens import may_ask
 from manager.trust import Trust, peer_of
 
 #: How often the manager's own certificate is looked at, seconds.
@@ -61,8 +63,15 @@ class Access:
 
     async def authenticate(self, request: web.Request) -> str:
         """The operator who asks; raises AccessError."""
-        authorization = request.headers.get("Authorization")
-        return str(await self.trust.operator(certificate_of(request), authorization, address_of(request)))
+        authorization, address = request.headers.get("Authorization"), address_of(request)
+        peer = await self.trust.operator(certificate_of(request), authorization, address)
+        resource = request.match_info.route.resource
+        why = may_ask(peer.role, request.method, resource.canonical if resource is not None else "")
+        if why is not None:
+            raise self.trust.refused("request", address, why, who=str(peer), path=request.path)
+        if peer.serial is None:
+            request[TOKEN_ENDS] = peer.expires
+        return str(peer)
 
     def recognise(self, certificate: Mapping[str, Any]) -> str | None:
         """Whose certificate this is that a handshake showed, unless it is worth nothing any more."""
@@ -72,10 +81,12 @@ class Access:
     async def check_token(self, token: str, address: str) -> tuple[str, float]:
         """The operator of a token and when it expires; raises AccessError."""
         peer = await self.trust.operator(None, f"Bearer {token}", address)
+        if peer.role == "viewer":
+            raise self.trust.refused("login", address, "a viewer's token changes nothing", who=str(peer))
         return str(peer), peer.expires or 0.0
 
-    async def make_token(self, kind: str, name: str | None, ttl: float, who: str) -> str:
-        return await self.trust.make_token(kind, name, ttl, who)
+    async def make_token(self, kind: str, name: str | None, ttl: float, who: str, ends: float | None) -> str:
+        return await self.trust.make_token(kind, name, ttl, who, ends)
 
     def begin(self, tasks: Tasks) -> None:
         """Revocations and expiries take effect, and the manager's own certificate stays valid."""

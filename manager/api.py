@@ -64,13 +64,15 @@ SORTS = (*FIELDS, "name")
 
 #: Who asks, as it will stand in the audit; raises AccessError.
 Authenticate = Callable[[web.Request], Awaitable[str]]
-#: Makes a token: kind, name, seconds, who; returns its text.
-MakeToken = Callable[[str, str | None, float, str], Awaitable[str]]
+#: Makes a token: kind, name, seconds, who, and when the token of whoever asks ends; returns its text.
+MakeToken = Callable[[str, str | None, float, str, float | None], Awaitable[str]]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: Where a request keeps who asks.
 WHO: web.RequestKey[str] = web.RequestKey("who", str)
+#: And when the token ends that it asks with, Unix time; not there: it shows a certificate.
+TOKEN_ENDS: web.RequestKey[float | None] = web.RequestKey("token_ends", float)
 
 log = get_logger()
 
@@ -356,12 +358,16 @@ class Api:
         body = await _table(request, {"kind", "name", "ttl"})
         kind, name, ttl = body.get("kind"), body.get("name"), body.get("ttl", 900.0)
         if not isinstance(kind, str) or not (name is None or isinstance(name, str)):
-            raise RequestError("kind must be mux, agent or operator, and name a text or absent")
+            raise RequestError("kind must be mux, agent, viewer, operator or admin, and name a text or absent")
         if not isinstance(ttl, int | float) or isinstance(ttl, bool):
             raise RequestError(f"ttl must be a number of seconds, not {show(ttl)}")
         if self._make_token is None:
             raise RequestError("this manager serves without TLS, so it has no tokens")
-        return _answer({"token": await self._make_token(kind, name, float(ttl), request[WHO])})
+        made = await self._make_token(kind, name, float(ttl), request[WHO], request.get(TOKEN_ENDS))
+        self._controller.happened(
+            "tokens", f"{request[WHO]} made one for {kind} {name or 'of any name'}, for {ttl:g} s"
+        )
+        return _answer({"token": made})
 
 
 def _from_no_page(request: web.Request) -> None:

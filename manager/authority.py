@@ -10,6 +10,7 @@ none of them can pass for the manager.
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ SKEW = timedelta(minutes=5)
 COMMON_NAME_MAX = 64
 CSR_MAX = 16 * 1024
 RSA_BITS_MIN = 2048
+
+#: Of nodes: labels of letters, digits, hyphens and, as many networks have them, underscores.
+HOST_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9_-]*[A-Za-z0-9])?)*")
 
 KINDS = ("mux", "agent", "operator")
 
@@ -68,6 +72,11 @@ def subject(kind: str, name: str) -> Subject:
     if kind not in KINDS:
         raise AccessError(f"there are no certificates of kind {kind[:20]!r}; the kinds are {', '.join(KINDS)}")
     longest = COMMON_NAME_MAX - len(kind) - 1
+    if kind in ("mux", "agent") and not (len(name) <= longest and HOST_NAME.fullmatch(name)):
+        raise AccessError(
+            f"{name[:80]!r} cannot be a node's name: it must be that of a host, of at most {longest} letters, digits "
+            "and hyphens, in parts with dots between them"
+        )
     if not 1 <= len(name) <= longest or not name.isprintable() or name != name.strip():
         raise AccessError(
             f"{name[:80]!r} cannot be the name of a certificate: it must be 1 to {longest} printable characters "

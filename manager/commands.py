@@ -25,7 +25,7 @@ from lb.node.files import make_private_directory, write_private
 from manager.access import CA_DIRECTORY
 from manager.authority import Authority
 from manager.sqlite import SqliteStore
-from manager.tokens import parse_ttl
+from manager.tokens import KINDS, parse_ttl
 from manager.trust import Trust
 
 T = TypeVar("T")
@@ -118,15 +118,36 @@ def operator(path: Path, name: str, out: Path) -> None:
 
 @click.command("token")
 @_config
-@click.option("--kind", required=True, type=click.Choice(["mux", "agent", "operator"]), help="What the token is for.")
+@click.option("--kind", required=True, type=click.Choice(KINDS), help="What the token is for.")
 @click.option("--name", default=None, help="The only node that may join with it, or the operator's name.")
 @click.option("--ttl", default="15m", show_default=True, help="How long it works: 90s, 15m, 12h, 7d.")
 def token(path: Path, kind: str, name: str | None, ttl: str) -> None:
-    """Make a token: a node joins with it, once; an operator asks with it until it expires."""
+    """Make a token: a node joins with it, once; an operator asks with it until it expires.
+
+    A viewer sees everything; an operator changes services and drains; an admin decides who takes part as well.
+    """
     seconds = parse_ttl(ttl)
     settings, authority = _load(path)
     who = f"operator:{getpass.getuser()}"
     click.echo(_with_trust(settings, authority, lambda trust: trust.make_token(kind, name, seconds, who)))
+
+
+@click.command("tokens")
+@_config
+def list_tokens(path: Path) -> None:
+    """List the tokens that work, by an ID of each: the tokens themselves are not kept."""
+    settings, authority = _load(path)
+
+    async def listed(trust: Trust) -> list[str]:
+        rows = sorted(await trust.all_tokens(), key=lambda row: row.made_at)
+        return [
+            f"{row.id}  {row.kind + ':' + (row.name or '*'):<24} {_day(row.made_at)} to {_day(row.expires)}  "
+            f"by {row.made_by}" + (f"  used by {row.used_by}" if row.used_by is not None else "")
+            for row in rows
+        ]
+
+    for line in _with_trust(settings, authority, listed) or ["there are none"]:
+        click.echo(line)
 
 
 @click.command("certificates")
@@ -152,7 +173,7 @@ def certificates(path: Path) -> None:
 @click.argument("what")
 @click.option("--reason", default="no reason was given", help="For the log, and for whoever is refused.")
 def revoke(path: Path, what: str, reason: str) -> None:
-    """Revoke the certificates of WHAT: KIND:NAME, such as mux:mux1, or a serial number."""
+    """Revoke the certificates and tokens of WHAT: KIND:NAME, such as mux:mux1, a serial number, or a token's ID."""
     settings, authority = _load(path)
 
     async def revoked(trust: Trust) -> list[str]:
@@ -162,11 +183,17 @@ def revoke(path: Path, what: str, reason: str) -> None:
             if row.revoked_at is None and what in (row.common_name, row.serial)
         ]
         await trust.revoke([row.serial for row in found], reason)
-        return [f"{row.common_name} {row.serial} is revoked" for row in found]
+        ended = [row for row in await trust.all_tokens() if what in (row.id, f"{row.kind}:{row.name}")]
+        await trust.end_tokens([row.digest for row in ended])
+        lines = [f"{row.common_name} {row.serial} is revoked" for row in found]
+        return lines + [f"token {row.id} of {row.kind}:{row.name or '*'} is revoked" for row in ended]
 
     lines = _with_trust(settings, authority, revoked)
     if not lines:
-        raise RequestError(f"there is no valid certificate of {what[:80]!r}; `lb-manager certificates` lists all")
+        raise RequestError(
+            f"there is no valid certificate or token of {what[:80]!r}; `lb-manager certificates` and "
+            "`lb-manager tokens` list all"
+        )
     for line in lines:
         click.echo(line)
 
@@ -199,4 +226,4 @@ def _day(at: float) -> str:
     return datetime.fromtimestamp(min(at, time.time() + 1e9), UTC).strftime("%Y-%m-%d %H:%M")
 
 
-COMMANDS = (init, operator, token, certificates, revoke, take_over)
+COMMANDS = (init, operator, token, list_tokens, certificates, revoke, take_over)

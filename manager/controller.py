@@ -93,7 +93,9 @@ class Controller:
         entries = await self._store.memory()
         generation = generation_of(entries) if self.desired.version else 0
         behind = behind_of(entries.get("behind", {}).get("nodes"), standing)
-        self.hub = NodeHub(standing, generation, self, self.settings.hold, self.clocks, behind=behind)
+        self.hub = NodeHub(
+            standing, generation, self, self.settings.hold, self.clocks, behind=behind, served=self._served
+        )
         self.hub.load(await self._store.nodes())
         self.events.load(await self._store.events())
         around = planner.Surroundings(desired=lambda: self.desired, planned=self._planned, retired=self.writer.retire)
@@ -311,6 +313,9 @@ class Controller:
         found = [service for service in known.retiring.values() if service.name in names]
         found += [known.services[name] for name in names if name in known.services]
         return {(service.name, backend.name): backend.address for service in found for backend in service.backends}
+
+    def _served(self, address: Address) -> bool:
+        return f"{address}/{address.max_prefixlen}" in self.desired.by_vip
 
     def _vips_of(self, services: Iterable[str]) -> set[str]:
         known = self.desired.services

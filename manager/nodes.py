@@ -23,7 +23,7 @@ A node says all of it when it has connected, and then what changed. It is checke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Any, Protocol
@@ -232,7 +232,10 @@ class NodeHub:
         clocks: Clocks,
         *,
         behind: Behind | None = None,
+        served: Callable[[Address], bool] = lambda _: False,
     ) -> None:
+        """``served``: whether an address is a service's."""
+        self._served = served
         self._standing = standing
         self.behind = behind or Behind()
         self._generation = generation
@@ -588,7 +591,21 @@ class NodeHub:
         address = _parse(text)
         if address is None:
             raise AccessError(f"{connection.kind}:{connection.name} says an {key} that is none: {str(text)[:80]!r}")
+        why = unfit(address) or ("is a service's" if self._served(address) else None)
+        if why is not None:
+            raise AccessError(f"{connection.kind}:{connection.name} says {key} {address}, which {why}")
         for entry in self._entries.values():
+            other = entry.connection
+            if (
+                entry.record.kind != connection.kind
+                and address in (entry.address, entry.address6)
+                and other is not None
+                and other.address != connection.address
+            ):
+                raise DuplicateError(
+                    f"{connection.kind}:{connection.name} at {connection.address} says address {address}, which is "
+                    f"that of {entry.id} at {other.address}"
+                )
             same = entry.record.kind == connection.kind and address in (entry.address, entry.address6)
             if same and entry.record.name != connection.name:
                 raise DuplicateError(
@@ -647,6 +664,17 @@ def rows(status: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     """Of a status; whatever a node says, only tables are rows."""
     found = status.get(key)
     return [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
+
+
+def unfit(address: Address) -> str | None:
+    """Why this is no address that packets can be sent to; None: it may be a machine's."""
+    if address.is_unspecified:
+        return "is nobody's"
+    if address.is_loopback:
+        return "is every machine's own"
+    if address.is_multicast or address == ip_address("255.255.255.255"):
+        return "is that of many"
+    return None
 
 
 def _same(old: NodeState | None, new: NodeState, compared: dict[tuple[int, int], bool]) -> bool:

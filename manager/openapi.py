@@ -648,7 +648,9 @@ ROUTES: tuple[Route, ...] = (
         "make_token",
         "A token: for a node to join once, or for an operator to ask with",
         record({"token": TEXT}),
-        record({"kind": {"enum": ["mux", "agent", "operator"]}}, {"name": MAYBE_TEXT, "ttl": NUMBER}),
+        record(
+            {"kind": {"enum": ["mux", "agent", "viewer", "operator", "admin"]}}, {"name": MAYBE_TEXT, "ttl": NUMBER}
+        ),
     ),
     Route("GET", "/v1/ca", "ca", "The authority's certificate", record({"ca": TEXT}), of_nodes=True, public=True),
     Route(

@@ -37,7 +37,7 @@ from manager.store import (
     SupersededError,
     VersionLine,
 )
-from manager.tokens import Certificate, Token
+from manager.tokens import Certificate, JoinRefusal, Token
 
 FILE = "manager.db"
 #: Beside it: how far it has come.
@@ -378,13 +378,53 @@ class SqliteStore:
         row = self._db.execute("SELECT * FROM token WHERE digest = ?", (digest,)).fetchone()
         return Token(*row) if row else None
 
-    async def spend_token(self, digest: str, at: float, by: str) -> bool:
-        statement = "UPDATE token SET used_at = ?, used_by = ? WHERE digest = ? AND used_at IS NULL"
-        return await self._run(self._execute, statement, (at, by, digest)) == 1
+    async def all_tokens(self) -> list[Token]:
+        return await self._run(self._tokens)
 
-    async def add_certificate(self, certificate: Certificate) -> None:
-        statement = "INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?)"
-        await self._run(self._execute, statement, astuple(certificate))
+    def _tokens(self) -> list[Token]:
+        rows = self._db.execute("SELECT * FROM token WHERE expires > ?", (time.time(),))
+        return [Token(*row) for row in rows]
+
+    async def end_tokens(self, digests: Collection[str], at: float) -> None:
+        await self._run(self._end_tokens, list(digests), at)
+
+    def _end_tokens(self, digests: list[str], at: float) -> None:
+        with self._transaction() as database:
+            for digest in digests:
+                database.execute("UPDATE token SET expires = min(expires, ?) WHERE digest = ?", (at, digest))
+
+    async def join(self, digest: str, certificate: Certificate, *, replaces: bool) -> JoinRefusal | None:
+        return await self._run(self._join, digest, certificate, replaces)
+
+    def _join(self, digest: str, certificate: Certificate, replaces: bool) -> JoinRefusal | None:
+        at, node = certificate.made_at, certificate.common_name
+        valid = "kind = ? AND name = ? AND revoked_at IS NULL AND expires > ?"
+        values = (certificate.kind, certificate.name, at)
+        with self._transaction() as database:
+            used = "SELECT 1 FROM token WHERE digest = ? AND used_at IS NULL AND expires > ?"
+            if database.execute(used, (digest, at)).fetchone() is None:
+                return JoinRefusal.USED
+            if database.execute(f"SELECT 1 FROM certificate WHERE {valid}", values).fetchone() is not None:  # noqa: S608
+                if not replaces:
+                    return JoinRefusal.THERE
+                self._turn_page()
+                revoke = f"UPDATE certificate SET revoked_at = ?, revoked_why = ? WHERE {valid}"  # noqa: S608  ours
+                database.execute(revoke, (at, f"{certificate.name} joined anew", *values))
+            database.execute("UPDATE token SET used_at = ?, used_by = ? WHERE digest = ?", (at, node, digest))
+            database.execute("INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(certificate))
+        self._witness()
+        return None
+
+    async def add_certificate(self, certificate: Certificate, renews: str | None = None) -> bool:
+        return await self._run(self._add_certificate, certificate, renews)
+
+    def _add_certificate(self, certificate: Certificate, renews: str | None) -> bool:
+        with self._transaction() as database:
+            gone = "SELECT 1 FROM certificate WHERE serial = ? AND revoked_at IS NOT NULL"
+            if renews is not None and database.execute(gone, (renews,)).fetchone() is not None:
+                return False
+            database.execute("INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(certificate))
+        return True
 
     async def certificates(self) -> list[Certificate]:
         return await self._run(self._certificates)

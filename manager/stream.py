@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -52,6 +52,7 @@ from manager.joining import address_of, certificate_of
 from manager.lineage import Marks
 from manager.trust import Peer, Trust, peer_of
 from manager.turned_away import DuplicateError
+from manager.watching import Budget
 
 #: A connection that says nothing for so long is asked whether it lives, and given up after half of it again, seconds.
 HEARTBEAT = 10.0
@@ -67,6 +68,12 @@ UNDER_WAY_MAX = 16
 CHECK_INTERVAL = 1.0
 #: Letters about flows that wait to be sent to one node; a hand-over of the most flows there can be has 25 parts.
 LETTERS_MAX = 128
+#: Connections of one node that have not said hello yet.
+SILENT_MAX = 2
+#: The share of the manager's core that hearing one node may take, and so many seconds of it at once: all that a MUX
+#: with ten thousand services says when it connects. Nobody is left unheard for longer than PAUSE_MAX, for then its
+#: pongs would be late.
+SHARE, SAVED, PAUSE_MAX = 0.1, 2.0, 2.0
 #: Larger states are made text beside the event loop, entries.
 _LARGE = 200
 
@@ -315,6 +322,7 @@ class Streams:
         self._hub = hub
         self._trust = trust
         self._connections: dict[str, Connection] = {}
+        self._silent: Counter[str] = Counter()  #: connections before their hello, of each node
         self._endings = Tasks()  #: of connections that another took the place of
 
     @property
@@ -339,7 +347,7 @@ class Streams:
         except AccessError as error:
             self._tell_hub(peer_of(certificate) if certificate else None, address, error)
             return web.json_response({"error": str(error)}, status=403)
-        socket = web.WebSocketResponse(timeout=2.0, heartbeat=HEARTBEAT, max_msg_size=4 * FROM_NODE_MAX, compress=False)
+        socket = web.WebSocketResponse(timeout=2.0, heartbeat=HEARTBEAT, max_msg_size=FROM_NODE_MAX, compress=False)
         try:
             await socket.prepare(request)
         except Exception:
@@ -350,6 +358,7 @@ class Streams:
             await self._serve(socket, peer, address)
         except MessageError as error:
             log.warning("node dropped", node=str(peer), peer=address, reason=str(error))
+            self._hub.refused_at_door(peer.kind, peer.name, address, str(error), duplicate=False)
             await _say_refused(socket, str(error))
         except AccessError as error:
             self._trust.refused("node stream", address, str(error), who=str(peer))
@@ -364,7 +373,15 @@ class Streams:
             self._hub.refused_at_door(peer.kind, peer.name, address, str(error), duplicate=duplicate)
 
     async def _serve(self, socket: web.WebSocketResponse, peer: Peer, address: str) -> None:
-        hello = await _hello(socket)
+        if self._silent[str(peer)] >= SILENT_MAX:
+            raise AccessError(f"{SILENT_MAX} connections of {peer} have not said hello yet")
+        self._silent[str(peer)] += 1
+        try:
+            hello = await _hello(socket)
+        finally:
+            self._silent[str(peer)] -= 1
+            if not self._silent[str(peer)]:
+                del self._silent[str(peer)]
         if hello is None:
             return
         claimed = hello.settings.get("name", peer.name)
@@ -388,13 +405,19 @@ class Streams:
                 log.info("node disconnected", node=connection.id, peer=address)
 
     async def _receive(self, socket: web.WebSocketResponse, connection: Connection) -> None:
+        budget = Budget(SHARE, time.monotonic, saved=SAVED)
         async for frame in socket:
             if frame.type is WSMsgType.ERROR:
                 log.warning("node dropped", node=connection.id, reason="it does not answer any more")
                 return
             if frame.type is not WSMsgType.TEXT:
                 raise MessageError("a message must be a text frame")
+            began = time.monotonic()
             connection.said(self._hub, parse_from_node(frame.data))
+            budget.spend(time.monotonic() - began)
+            # It is heard more slowly, then; what it sends meanwhile waits in its own kernel.
+            if (pause := min(PAUSE_MAX, budget.wait())) > 0:
+                await asyncio.sleep(pause)
 
     def _admit(self, connection: Connection) -> None:
         """One connection for each name: the newer is refused, unless the older is dead, or was its own."""

@@ -9,6 +9,7 @@ a node that joins knows the manager from the first message. The text's form is k
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import math
 import re
@@ -19,8 +20,13 @@ from typing import Protocol
 
 from lb.errors import RequestError
 from lb.node.identity import TokenText
-from manager.authority import KINDS, subject
+from manager.authority import subject
 
+#: What operators may: see everything; change services and drain; and decide who takes part as well. An operator's
+#: certificate is an admin's.
+ROLES = ("viewer", "operator", "admin")
+KINDS = ("mux", "agent", *ROLES)
+ID_LENGTH = 12
 DEFAULT_TTL = 15 * 60.0
 TTL_MAX = 366 * 86400.0
 _SECRET_BYTES = 24
@@ -31,13 +37,18 @@ class Token:
     """What the store keeps of a token."""
 
     digest: str  #: SHA-256 of the secret, hex
-    kind: str  #: mux and agent join with it, once; an operator asks with it until it expires
+    kind: str  #: mux and agent join with it, once; one of ROLES asks with it until it expires
     name: str | None  #: the only name that may join with it; None: any that has no certificate yet
     made_by: str
     made_at: float
     expires: float
     used_at: float | None = None
     used_by: str | None = None
+
+    @property
+    def id(self) -> str:
+        """What it is called in lists: the beginning of the hash, of which nobody can make the secret."""
+        return self.digest[:ID_LENGTH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +68,13 @@ class Certificate:
         return f"{self.kind}:{self.name}"
 
 
+class JoinRefusal(enum.Enum):
+    """Why a token that was good a moment ago joins nobody."""
+
+    USED = "the token was used already, and works once"
+    THERE = "it has a certificate already"
+
+
 class TrustStore(Protocol):
     """What :mod:`manager.trust` needs of the store."""
 
@@ -64,11 +82,22 @@ class TrustStore(Protocol):
 
     async def token(self, digest: str) -> Token | None: ...
 
-    async def spend_token(self, digest: str, at: float, by: str) -> bool:
-        """Marks it as used; False if somebody had used it, even in this instant."""
+    async def all_tokens(self) -> list[Token]:
+        """All that have not expired."""
         ...
 
-    async def add_certificate(self, certificate: Certificate) -> None: ...
+    async def end_tokens(self, digests: Collection[str], at: float) -> None:
+        """They work no more from now on."""
+        ...
+
+    async def add_certificate(self, certificate: Certificate, renews: str | None = None) -> bool:
+        """``renews``: the serial of the one that asked; False: that one was revoked, and nothing was added."""
+        ...
+
+    async def join(self, digest: str, certificate: Certificate, *, replaces: bool) -> JoinRefusal | None:
+        """In one transaction: spends the token, revokes what the node had (``replaces``; else it may have nothing), and
+        adds its certificate. All of it, or nothing and why."""
+        ...
 
     async def certificates(self) -> list[Certificate]:
         """All that have not expired."""
@@ -85,10 +114,10 @@ def make(kind: str, name: str | None, ttl: float, made_by: str, now: float) -> t
     """A new token and its secret; raises RequestError."""
     if kind not in KINDS:
         raise RequestError(f"kind must be one of {', '.join(KINDS)}, not {kind[:20]!r}")
-    if kind == "operator" and name is None:
+    if kind in ROLES and name is None:
         raise RequestError("an operator's token needs a name, for the audit")
     if name is not None:
-        subject(kind, name)
+        subject("operator" if kind in ROLES else kind, name)
     if not 0 < ttl <= TTL_MAX:
         raise RequestError(f"a token lives for 1 s to {TTL_MAX / 86400:.0f} days, not {ttl:g} s")
     secret = secrets.token_urlsafe(_SECRET_BYTES)
@@ -100,12 +129,23 @@ def text(secret: str, fingerprint: str) -> str:
     return str(TokenText(secret, fingerprint))
 
 
+def may_ask(role: str, method: str, path: str) -> str | None:
+    """Why one of this role may not use a route; None if it may."""
+    if role == "admin" or method in ("GET", "HEAD") or path == "/v1/diff":
+        return None
+    if role == "viewer":
+        return "a viewer sees everything and changes nothing; ask with an operator's token"
+    if path == "/v1/tokens" or (method == "DELETE" and path in ("/v1/muxes/{name}", "/v1/agents/{name}")):
+        return "only an admin decides who takes part; ask with an admin's token, or an operator's certificate"
+    return None
+
+
 def refusal(token: Token | None, kind: str, name: str, now: float) -> str | None:
     """Why a node of this kind and name may not join with the token; None if it may."""
     if token is None:
         return "the token is not one of this manager's"
     reasons = (
-        (token.kind == "operator", "the token is an operator's, and nodes cannot join with it"),
+        (token.kind in ROLES, "the token is an operator's, and nodes cannot join with it"),
         (token.used_at is not None, f"the token was used already, by {token.used_by}, and works once"),
         (token.expires <= now, f"the token expired {_ago(now - token.expires)} ago"),
         (token.kind != kind, f"the token is for a node of kind {token.kind}, not {kind}"),
@@ -116,7 +156,7 @@ def refusal(token: Token | None, kind: str, name: str, now: float) -> str | None
 
 def operator_refusal(token: Token | None, now: float) -> str | None:
     """Why nobody may ask with the token as an operator."""
-    if token is None or token.kind != "operator":
+    if token is None or token.kind not in ROLES:
         return "the token is not an operator's of this manager"
     if token.expires <= now:
         return f"the token expired {_ago(now - token.expires)} ago"

@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lb.errors import AccessError, IoError
+from lb.errors import AccessError, IoError, RequestError
 from lb.log import get_logger
 from manager import tokens
 from manager.authority import Authority, Issued, Subject, subject
-from manager.tokens import Certificate, Token, TrustStore
+from manager.tokens import Certificate, JoinRefusal, Token, TrustStore
 
 log = get_logger()
 
@@ -41,6 +41,7 @@ class Peer:
     name: str
     serial: str | None = None  #: of the certificate; None: a bearer token
     expires: float | None = None  #: Unix time
+    role: str = "admin"  #: of an operator, see manager.tokens
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}"
@@ -109,7 +110,7 @@ class Trust:
         reason = tokens.operator_refusal(token, self._clock())
         if token is None or token.name is None or reason is not None:
             raise self.refused("request", address, reason or "the token names nobody")
-        return Peer("operator", token.name, expires=token.expires)
+        return Peer("operator", token.name, expires=token.expires, role=token.kind)
 
     async def _find(self, text: str) -> Token | None:
         """By its secret, whether the fingerprint is still on it or not."""
@@ -136,22 +137,20 @@ class Trust:
             raise self.refused("join", address, str(error)) from None
         token = await self._find(secret)
         reason = tokens.refusal(token, kind, name, now)
-        held = [held for held in await self._store.certificates() if held.common_name == str(whose)]
-        valid = [held for held in held if held.revoked_at is None]
         if token is None or reason is not None:
             raise self.refused("join", address, reason or "no token", who=str(whose))
-        if token.name is None and valid:
-            reason = f"{name} has a certificate already; to replace it make a token with --name {name}"
-            raise self.refused("join", address, reason, who=str(whose))
         try:
             issued = self.authority.sign_request(csr, whose, self.node_lifetime)
         except AccessError as error:
             raise self.refused("join", address, str(error), who=str(whose)) from None
-        if not await self._store.spend_token(token.digest, now, str(whose)):
-            raise self.refused("join", address, "the token was used already, and works once", who=str(whose))
-        if valid:
-            await self.revoke([old.serial for old in valid], f"{name} joined anew")
-        await self._record(issued, now)
+        certificate = Certificate(issued.serial, kind, name, now, issued.not_after)
+        refusal = await self._store.join(token.digest, certificate, replaces=token.name is not None)
+        if refusal is JoinRefusal.THERE:
+            reason = f"{name} has a certificate already; to replace it make a token with --name {name}"
+            raise self.refused("join", address, reason, who=str(whose))
+        if refusal is not None:
+            raise self.refused("join", address, refusal.value, who=str(whose))
+        await self.refresh()
         log.info("joined", node=str(whose), peer=address, serial=issued.serial, token_by=token.made_by)
         return {"certificate": issued.pem, "ca": self.authority.pem}
 
@@ -161,16 +160,35 @@ class Trust:
             issued = self.authority.sign_request(_text(body, "csr"), Subject(peer.kind, peer.name), self.node_lifetime)
         except AccessError as error:
             raise self.refused("renewal", address, str(error), who=str(peer)) from None
-        await self._record(issued, self._clock())
+        if not await self._record(issued, self._clock(), renews=peer.serial):
+            reason = f"the certificate of {peer} was revoked meanwhile"
+            raise self.refused("renewal", address, reason, who=str(peer))
         log.info("renewed", node=str(peer), peer=address, serial=issued.serial)
         return {"certificate": issued.pem, "ca": self.authority.pem}
 
-    async def make_token(self, kind: str, name: str | None, ttl: float, made_by: str) -> str:
-        """A token's text, shown once. Raises RequestError."""
-        token, secret = tokens.make(kind, name, ttl, made_by, self._clock())
+    async def make_token(
+        self, kind: str, name: str | None, ttl: float, made_by: str, expires: float | None = None
+    ) -> str:
+        """A token's text, shown once. ``expires``: when the token of whoever asks does, if it is one: none that it
+        makes lives longer. Raises RequestError."""
+        now = self._clock()
+        if expires is not None and now + ttl > expires:
+            raise RequestError(
+                f"a token makes none that lives longer than itself: {max(0, int(expires - now))} s are left, and ttl "
+                f"is {ttl:g} s; make it shorter, or ask with an operator's certificate"
+            )
+        token, secret = tokens.make(kind, name, ttl, made_by, now)
         await self._store.add_token(token)
-        log.info("token made", kind=kind, name=name or "any", by=made_by, seconds=ttl)
+        log.info("token made", id=token.id, kind=kind, name=name or "any", by=made_by, seconds=ttl)
         return tokens.text(secret, self.authority.fingerprint)
+
+    async def all_tokens(self) -> list[Token]:
+        """All that have not expired."""
+        return await self._store.all_tokens()
+
+    async def end_tokens(self, digests: list[str]) -> None:
+        """They work no more."""
+        await self._store.end_tokens(digests, self._clock())
 
     async def make_operator(self, name: str) -> tuple[str, str]:
         """An operator's certificate and key, as PEM."""
@@ -178,9 +196,10 @@ class Trust:
         await self._record(issued, self._clock())
         return issued.pem, key
 
-    async def _record(self, issued: Issued, now: float) -> None:
+    async def _record(self, issued: Issued, now: float, renews: str | None = None) -> bool:
         whose = issued.subject
-        await self._store.add_certificate(Certificate(issued.serial, whose.kind, whose.name, now, issued.not_after))
+        certificate = Certificate(issued.serial, whose.kind, whose.name, now, issued.not_after)
+        return await self._store.add_certificate(certificate, renews)
 
     async def certificates(self) -> list[Certificate]:
         """All that have not expired, the revoked ones among them."""

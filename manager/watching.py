@@ -62,16 +62,17 @@ class News:
 class Budget:
     """So many seconds may be spent in each second."""
 
-    def __init__(self, share: float, clock: Callable[[], float]) -> None:
+    def __init__(self, share: float, clock: Callable[[], float], saved: float = SAVED) -> None:
         self._share = share
         self._clock = clock
-        self._left = SAVED
+        self._saved = saved  #: so much of it at once, at most
+        self._left = saved
         self._at = clock()
 
     def wait(self) -> float:
         """Seconds until something may be spent again."""
         now = self._clock()
-        self._left = min(SAVED, self._left + (now - self._at) * self._share)
+        self._left = min(self._saved, self._left + (now - self._at) * self._share)
         self._at = now
         return max(0.0, -self._left / self._share)
 

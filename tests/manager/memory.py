@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from manager.tokens import Certificate, Token
+from manager.tokens import Certificate, JoinRefusal, Token
 
 
 class MemoryTrust:
@@ -22,15 +22,31 @@ class MemoryTrust:
     async def token(self, digest: str) -> Token | None:
         return self.tokens.get(digest)
 
-    async def spend_token(self, digest: str, at: float, by: str) -> bool:
+    async def all_tokens(self) -> list[Token]:
+        return list(self.tokens.values())
+
+    async def end_tokens(self, digests: Collection[str], at: float) -> None:
+        for digest in digests:
+            self.tokens[digest] = replace(self.tokens[digest], expires=at)
+
+    async def join(self, digest: str, certificate: Certificate, *, replaces: bool) -> JoinRefusal | None:
         token = self.tokens[digest]
         if token.used_at is not None:
-            return False
-        self.tokens[digest] = replace(token, used_at=at, used_by=by)
-        return True
-
-    async def add_certificate(self, certificate: Certificate) -> None:
+            return JoinRefusal.USED
+        whose = certificate.common_name
+        held = [one.serial for one in self.signed.values() if one.common_name == whose and one.revoked_at is None]
+        if held and not replaces:
+            return JoinRefusal.THERE
+        await self.revoke(held, certificate.made_at, f"{certificate.name} joined anew")
+        self.tokens[digest] = replace(token, used_at=certificate.made_at, used_by=whose)
         self.signed[certificate.serial] = certificate
+        return None
+
+    async def add_certificate(self, certificate: Certificate, renews: str | None = None) -> bool:
+        if renews is not None and self.signed[renews].revoked_at is not None:
+            return False
+        self.signed[certificate.serial] = certificate
+        return True
 
     async def certificates(self) -> list[Certificate]:
         return list(self.signed.values())

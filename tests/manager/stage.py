@@ -18,8 +18,9 @@ from lb.node.identity import Identity, TokenText
 from lb.node.messages import Delta, FlowAnswer, FlowsFromNode, FlowsMessage, HealthMessage, NodeState
 from manager import joining
 from manager.authority import Authority
+from manager.door import serving
 from manager.stream import Connection, Streams
-from manager.trust import Trust, listener
+from manager.trust import Trust, listener, peer_of
 from tests.manager.memory import MemoryTrust
 
 NOTHING: Mapping[str, str] = {}
@@ -117,18 +118,20 @@ class StageManager:
         self.streams = Streams(self.hub, self.trust)
         app = web.Application()
         app.add_routes([*joining.routes(self.trust), *self.streams.routes()])
-        runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await runner.setup()
+        tls = self.trust.server_context("m1", "127.0.0.1:0")
         server = listener(f"127.0.0.1:{self.port}")
-        await web.SockSite(runner, server, ssl_context=self.trust.server_context("m1", "127.0.0.1:0")).start()
-        watch = asyncio.create_task(self.streams.watch())
-        try:
-            yield self
-        finally:
-            watch.cancel()
-            await asyncio.gather(watch, return_exceptions=True)
-            await self.streams.close()
-            await runner.cleanup()
+        async with serving(app, server, tls, grace=0.1, recognise=self._recognise):
+            watch = asyncio.create_task(self.streams.watch())
+            try:
+                yield self
+            finally:
+                watch.cancel()
+                await asyncio.gather(watch, return_exceptions=True)
+                await self.streams.close()
+
+    def _recognise(self, certificate: Mapping[str, Any]) -> str | None:
+        peer = peer_of(certificate)
+        return str(peer) if peer is not None and self.trust.standing(peer) is None else None
 
     def want(self, state: NodeState) -> None:
         self.hub.state = state

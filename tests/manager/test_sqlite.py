@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from lb.node.messages import apply
 from manager.sqlite import FILE, SCHEMA, SqliteStore
 from manager.store import ConflictError, NodeRecord, Store, StoreError, SupersededError, VersionLine
-from manager.tokens import Certificate, Token
+from manager.tokens import Certificate, JoinRefusal, Token
 
 
 @asynccontextmanager
@@ -107,8 +107,11 @@ async def test_a_token_is_spent_once(tmp_path: Path) -> None:
         await store.add_token(token)
         assert await other.token("ab") == token
         assert await other.token("cd") is None
-        spent = await asyncio.gather(*(s.spend_token("ab", 5.0, "mux:mux1") for s in (store, other, store, other)))
-        assert sorted(spent) == [False, False, False, True]
+        signed = [Certificate(str(number), "mux", "mux1", 5.0, 99.0) for number in range(4)]
+        stores = (store, other, store, other)
+        spent = await asyncio.gather(*(s.join("ab", c, replaces=True) for s, c in zip(stores, signed, strict=True)))
+        assert spent.count(None) == 1
+        assert spent.count(JoinRefusal.USED) == 3
         found = await store.token("ab")
         assert found is not None
         assert (found.used_at, found.used_by) == (5.0, "mux:mux1")
@@ -347,5 +350,34 @@ async def test_of_a_long_audit_the_latest_changes_are_whole_and_the_rest_is_left
         assert [line.version for line in lines] == [5, 4, 3, 2, 1]
         assert [line.change is not None for line in lines] == [True, True, False, False, False]
         assert await store.touched(2) == [(5, frozenset({"services"})), (4, frozenset({"services"}))]
+    finally:
+        await store.close()
+
+
+async def test_joining_is_one_transaction_and_a_revoked_certificate_is_renewed_by_nobody(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    try:
+        now = time.time()
+
+        def certificate(serial: str, at: float = now) -> Certificate:
+            return Certificate(serial, "mux", "mux1", at, now + 3600)
+
+        for number in range(4):
+            name = "mux1" if number == 3 else None
+            await store.add_token(Token(str(number), "mux", name, "operator:ada", now, now + 60))
+        done = await asyncio.gather(
+            *(store.join(str(number), certificate(f"A{number}"), replaces=False) for number in range(3))
+        )
+        assert (done.count(None), done.count(JoinRefusal.THERE)) == (1, 2)
+        (first,) = [one.serial for one in await store.certificates()]
+        used = [token.used_at is not None for token in await store.all_tokens()]
+        assert used.count(True) == 1  # what joined nobody still works
+        assert await store.add_certificate(certificate("B"), renews=first)
+        assert await store.join("3", certificate("C", now + 1), replaces=True) is None
+        assert {one.serial for one in await store.certificates() if one.revoked_at is None} == {"C"}
+        assert not await store.add_certificate(certificate("D"), renews=first)
+        assert await store.join("3", certificate("E"), replaces=True) is JoinRefusal.USED
+        await store.end_tokens(["0", "1", "2"], now - 1)
+        assert [token.digest for token in await store.all_tokens()] == ["3"]
     finally:
         await store.close()

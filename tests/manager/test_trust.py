@@ -10,6 +10,7 @@ import ssl
 import stat
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,12 @@ from structlog.testing import capture_logs
 from lb.errors import AccessError, RequestError
 from lb.node.files import write_private
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
-from manager import authority, joining
+from lb.node.keys import new_key
+from manager import authority, joining, tokens
 from manager.authority import Authority, subject
+from manager.openapi import ROUTES
 from manager.tokens import parse_ttl
-from manager.trust import Trust, listener
+from manager.trust import Peer, Trust, listener
 from tests.manager.memory import MemoryTrust
 
 
@@ -388,3 +391,86 @@ def test_a_server_certificate_that_begins_in_the_future_is_made_anew(
     assert now != early
     assert made.begins_in(datetime.now(UTC)) <= 0
     assert made.begins_in(datetime.now(UTC) - timedelta(days=1)) > 80_000
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../etc/passwd", "operator:ada", "*", "mux 1", "-mux", "mux1.", "a..b", "é", ""]
+)
+def test_the_name_of_a_node_is_a_hosts(name: str) -> None:
+    with pytest.raises(AccessError, match="cannot be"):
+        subject("mux", name)
+
+
+@pytest.mark.parametrize("name", ["mux1", "host-7.example.net", "rack_4", "10.0.3.21"])
+def test_names_of_hosts_are_taken(name: str) -> None:
+    assert str(subject("agent", name)) == f"agent:{name}"
+
+
+def test_a_renewal_that_began_before_a_revocation_gives_nothing(tmp_path: Path) -> None:
+    async def test(manager: Manager) -> None:
+        await Identity(tmp_path / "node", "mux", "mux1").join(manager.url, await manager.token())
+        (held,) = await manager.trust.certificates()
+        sign = manager.trust.authority.sign_request
+
+        def revoking(*arguments: Any) -> Any:
+            """As if somebody did it between what is asked and what is kept."""
+            manager.store.signed[held.serial] = replace(held, revoked_at=1.0, revoked_why="sold")
+            return sign(*arguments)
+
+        manager.trust.authority.sign_request = revoking  # type: ignore[method-assign]
+        with pytest.raises(AccessError, match="was revoked meanwhile"):
+            await manager.trust.renew(Peer("mux", "mux1", held.serial, held.expires), {"csr": new_key()[1]}, "test")
+        assert [one.serial for one in await manager.trust.certificates() if one.revoked_at is None] == []
+
+    run(tmp_path, test)
+
+
+def test_of_two_tokens_without_a_name_used_for_one_name_at_once_one_joins(tmp_path: Path) -> None:
+    async def test(manager: Manager) -> None:
+        asked = [
+            {"kind": "mux", "name": "mux1", "token": (await manager.token()).secret, "csr": new_key()[1]}
+            for _ in range(5)
+        ]
+        done = await asyncio.gather(*(manager.trust.join(one, "test") for one in asked), return_exceptions=True)
+        assert sum(isinstance(one, dict) for one in done) == 1
+        assert len([one for one in await manager.trust.certificates() if one.revoked_at is None]) == 1
+
+    run(tmp_path, test)
+
+
+def test_a_token_makes_none_that_outlives_it_and_one_that_was_ended_is_nobodys(tmp_path: Path) -> None:
+    async def test(manager: Manager) -> None:
+        ends = time.time() + 60
+        with pytest.raises(RequestError, match="none that lives longer than itself"):
+            await manager.trust.make_token("operator", "eve", 366 * 86400, "operator:ada", ends)
+        text = await manager.trust.make_token("viewer", "bob", 30, "operator:ada", ends)
+        peer = await manager.trust.operator(None, f"Bearer {text}", "test")
+        assert (str(peer), peer.role) == ("operator:bob", "viewer")
+        (token,) = await manager.trust.all_tokens()
+        await manager.trust.end_tokens([token.digest])
+        with pytest.raises(AccessError, match="expired"):
+            await manager.trust.operator(None, f"Bearer {text}", "test")
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "roles"),
+    [
+        ("GET", "/v1/services", {"viewer", "operator", "admin"}),
+        ("POST", "/v1/diff", {"viewer", "operator", "admin"}),
+        ("POST", "/v1/apply", {"operator", "admin"}),
+        ("DELETE", "/v1/services/{name}", {"operator", "admin"}),
+        ("POST", "/v1/muxes/{name}/drain", {"operator", "admin"}),
+        ("POST", "/v1/tokens", {"admin"}),
+        ("DELETE", "/v1/agents/{name}", {"admin"}),
+    ],
+)
+def test_what_each_role_may(method: str, path: str, roles: set[str]) -> None:
+    assert {role for role in tokens.ROLES if tokens.may_ask(role, method, path) is None} == roles
+
+
+def test_every_route_that_changes_something_is_refused_to_a_viewer() -> None:
+    for route in ROUTES:
+        if not route.of_nodes and route.method != "GET" and route.path != "/v1/diff":
+            assert tokens.may_ask("viewer", route.method, route.path) is not None, route.path
