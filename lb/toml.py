@@ -21,6 +21,8 @@ from lb.errors import ConfigError
 
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _HEADER = re.compile(r"(\[{1,2})([A-Za-z0-9_-]+)(?:\.([A-Za-z0-9_-]+))?(\]{1,2})")
+#: In one line: no key of ours has more than two, and no text as many as this.
+DOTS_MAX = 255
 #: What TOML forbids on a line; \r is looked at by tomllib.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 #: Longer ones have limits that tomllib knows.
@@ -36,7 +38,15 @@ def loads(text: str) -> dict[str, Any]:
     try:
         return _plain(text)
     except (_NotPlainError, ValueError, RecursionError):
+        _check_depth(text)
         return tomllib.loads(text)
+
+
+def _check_depth(text: str) -> None:
+    """Of a key of a hundred thousand parts tomllib makes gigabytes."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > DOTS_MAX:
+            raise ValueError(f"Too many dots (at line {number}, column 1); no line of ours has more than {DOTS_MAX}")
 
 
 def _plain(text: str) -> dict[str, Any]:

@@ -40,6 +40,8 @@ from manager.world import AGENT, MUX
 #: Largest request: some tens of thousands of services.
 BODY_MAX = 64 * 2**20
 LIMIT_MAX = 5000
+#: So many mistakes are told in one answer.
+MISTAKES_MAX = 1000
 #: Of an answer with lines of the audit, so much of what they changed, the latest first; characters.
 AUDIT_MAX = 8 * 2**20
 WAIT_MAX = 300.0
@@ -564,6 +566,9 @@ def _error(status: int, sentence: str, mistakes: Iterable[tuple[str, str]] = ())
 
 def refusal(error: VipmuxError) -> web.Response:
     if isinstance(error, ConfigError):
+        more = len(error.mistakes) - MISTAKES_MAX
+        if more > 0:
+            error = ConfigError([*error.mistakes[:MISTAKES_MAX], ("", f"and {more:,} more mistakes")], error.file)
         return _error(400, str(error), error.mistakes)
     codes = {NotFoundError: 404, AccessError: 403, ConflictError: 409, StoreError: 503, RequestError: 400}
     status = next((code for kind, code in codes.items() if isinstance(error, kind)), 500)

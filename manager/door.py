@@ -44,6 +44,8 @@ READ_SIZE = 32 * 1024
 #: Connections of one operator or node, and handshakes of it that are not counted against its address.
 KNOWN_EACH = 256
 KNOWN_BURST, KNOWN_RATE = 300.0, 20.0
+#: Whoever reads so slowly that of an answer something is left after so long is let go, seconds.
+UNREAD_MAX = 30.0
 #: So many are accepted in one go; if there are more, they wait so long for the next, seconds.
 ACCEPTS, ACCEPT_PAUSE = 64, 0.02
 #: Nobody is accepted for so long where the machine has no room for more, seconds.
@@ -129,6 +131,12 @@ class Guest(asyncio.Protocol):
             return False
         self._spent += 1
         return True
+
+    def stuck(self, now: float) -> bool:
+        """It does not read what it asked for."""
+        transport = self._transport
+        unread = transport is not None and transport.get_write_buffer_size() > 0
+        return unread and not self.serving and now - self.since > UNREAD_MAX
 
     def drop(self) -> None:
         """At once, whatever it does."""
@@ -368,7 +376,10 @@ class Door:
                 self.guests.left(guest, guest.address)
                 self._reject(guest, f"waited for {WAIT_MAX:g} s")
             for guest in list(self._open.values()):
-                if not guest.serving and now - guest.since > (IDLE_STRANGER if guest.stranger else IDLE_KNOWN):
+                if guest.stuck(now):
+                    self.turned_away(f"took nothing of its answer for {UNREAD_MAX:g} s")
+                    guest.drop()
+                elif not guest.serving and now - guest.since > (IDLE_STRANGER if guest.stranger else IDLE_KNOWN):
                     guest.drop()
             if self._away and now - self._said > SAY:
                 self._say()

@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib import resources
 from ipaddress import ip_address
@@ -30,14 +31,14 @@ from lb.log import get_logger
 from manager.api import Handler, refusal
 from manager.controller import Controller
 from manager.door import known
-from manager.guests import Limits
+from manager.guests import Limits, group
 from manager.joining import address_of
 from manager.overview import PAGE_MAX, Overview, Query
 from manager.sessions import LIFETIME, Session, Sessions, TooManyError, proves
 from manager.view import Row, View
 
 #: Readers at once, and how often one is written to, at most and at least, seconds.
-STREAMS_MAX = 64
+STREAMS_MAX, STREAMS_EACH = 64, 16
 GAP = 0.25
 BEAT = 1.0
 #: How often what is kept is looked through while nobody reads, seconds, and how many services in one turn.
@@ -95,6 +96,7 @@ class Pages:
         self._clock = clock
         self._overview = Overview(controller, view, clock)
         self._streams = 0
+        self._followers: Counter[str] = Counter()  # of each address
         self._news = asyncio.Condition()
         self._number = 0  # of what is new; every reader compares
         self._details: dict[str, tuple[tuple[int, int], Row | None]] = {}
@@ -158,9 +160,14 @@ class Pages:
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         query = _query(request)
+        where = group(address_of(request))
+        if self._followers[where] >= STREAMS_EACH:
+            reason = f"{STREAMS_EACH} readers at this address follow the page already"
+            raise self._refused(request, reason, web.HTTPServiceUnavailable)
         if self._streams >= STREAMS_MAX:
             raise self._refused(request, f"{STREAMS_MAX} readers follow the page already", web.HTTPServiceUnavailable)
         self._streams += 1
+        self._followers[where] += 1
         try:
             headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
             answer = web.StreamResponse(headers={**headers, **HEADERS})
@@ -170,6 +177,8 @@ class Pages:
             return answer
         finally:
             self._streams -= 1
+            self._followers[where] -= 1
+            self._followers += Counter()  # without those that have none
 
     async def _follow(self, answer: web.StreamResponse, query: Query) -> None:
         """Writes the whole, then what changed, until the reader goes."""

@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lb import toml
+from lb.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "deploy").glob("*.toml"), *(Path(__file__).parent / "config").glob("*.toml")])
@@ -75,3 +76,10 @@ def test_of_a_plain_file_only_the_odd_line_is_the_librarys(monkeypatch: pytest.M
     monkeypatch.setattr(toml.tomllib, "loads", lambda text: (asked.append(text), whole(text))[1])
     assert toml.loads('[[service]]\nname = "a" # the first\nport = 80') == {"service": [{"name": "a", "port": 80}]}
     assert asked == ['value = "a" # the first']
+
+
+def test_a_key_without_end_is_refused_before_it_takes_all_memory() -> None:
+    with pytest.raises(ValueError, match="Too many dots \\(at line 2, column 1\\)"):
+        toml.loads("a = 1\n" + ".".join("a" * 100_000) + " = 1\n")
+    with pytest.raises(ConfigError, match="no line of ours has more"):
+        toml.service_tables("[" + "a." * 1000 + "a]\n")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from structlog.testing import capture_logs
 from lb.errors import AccessError
 from lb.listing import Listing, listed
 from lb.toml import format_tables
-from manager.api import BODY_MAX, Api, application
+from manager.api import BODY_MAX, MISTAKES_MAX, Api, application
 from manager.controller import Controller
 from manager.openapi import ROUTES, SCHEMAS, describe
 from manager.sqlite import SqliteStore
@@ -338,7 +339,7 @@ async def test_all_mistakes_come_at_once_and_nothing_is_changed(tmp_path: Path) 
         ("GET /v1/top?limit=1e9", None, 400, 'limit must be 1 to 5000, not "1e9"'),
         ("GET /v1/rates?services=99", None, 400, 'services must be 0 to 50, not "99"'),
         ("POST /v1/tokens", {"kind": "mux"}, 400, "this manager serves without TLS, so it has no tokens"),
-        ("POST /v1/tokens", {"kind": 5}, 400, "kind must be mux, agent or operator"),
+        ("POST /v1/tokens", {"kind": 5}, 400, "kind must be mux, agent, viewer, operator or admin"),
         ("DELETE /v1/apply", None, 405, "/v1/apply takes POST, not DELETE"),
         ("GET /v2/services", None, 404, "there is no /v2/services; GET /v1/openapi.json tells what there is"),
     ],
@@ -433,3 +434,35 @@ async def test_names_with_slashes_and_spaces_are_only_names(tmp_path: Path) -> N
             assert (await reply.json())["service"]["name"] == "a/b c"
         async with client._session.post(client.url + "/v1/backends/a%2Fb%20c/x%2Fy/drain") as reply:
             assert (await reply.json())["lines"][0]["name"] == "backend a/b c/x/y"
+
+
+@pytest.mark.parametrize(
+    ("headers", "sentence"),
+    [
+        ({"Origin": "https://evil.example"}, "the request comes from a page of"),
+        ({"Origin": "null"}, "the request comes from a page of"),
+        ({"Sec-Fetch-Site": "cross-site"}, "the request comes from a page of"),
+        ({"Content-Type": "text/plain"}, "a body of type text/plain is not taken"),
+        ({"Content-Type": "text/plain; charset=utf-8"}, "a body of type text/plain is not taken"),
+        ({"Content-Type": "multipart/form-data"}, "a body of type multipart/form-data is not taken"),
+    ],
+)
+async def test_what_a_browser_sends_for_another_site_changes_nothing(
+    headers: dict[str, str], sentence: str, tmp_path: Path
+) -> None:
+    async with api(tmp_path) as client:
+        body = json.dumps({"services": []})
+        async with client._session.post(f"{client.url}/v1/apply", data=body, headers=headers) as reply:
+            assert reply.status == 403
+            assert (await reply.json())["error"].startswith(sentence)
+
+
+async def test_of_a_million_mistakes_some_are_told(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        text = "[[service]]\n" + "".join(f"k{number} = 1\n" for number in range(20_000))
+        headers = {"Content-Type": "application/toml"}
+        async with client._session.post(f"{client.url}/v1/apply", data=text, headers=headers) as reply:
+            assert reply.status == 400
+            mistakes = (await reply.json())["mistakes"]
+    assert len(mistakes) == MISTAKES_MAX + 1
+    assert "more mistakes" in mistakes[-1]["message"]

@@ -87,8 +87,19 @@ def test_what_is_revoked_is_listed_with_the_reason(config: Path) -> None:
     assert "operator:bob" in run(config, "revoke", "operator:bob", "--reason", "left us").output
     lines = run(config, "certificates").output.splitlines()
     assert [line.endswith("revoked: left us") for line in lines] == [False, True]
-    with pytest.raises(RequestError, match="there is no valid certificate of 'operator:bob'"):
+    with pytest.raises(RequestError, match="there is no valid certificate or token of 'operator:bob'"):
         run(config, "revoke", "operator:bob")
+
+
+def test_tokens_are_listed_by_an_id_and_revoked(config: Path) -> None:
+    init(config)
+    text = run(config, "token", "--kind", "viewer", "--name", "bob").output.strip()
+    (line,) = run(config, "tokens").output.splitlines()
+    assert "viewer:bob" in line
+    assert text.split(".")[1] not in line
+    id_ = line.split()[0]
+    assert run(config, "revoke", id_).output == f"token {id_} of viewer:bob is revoked\n"
+    assert run(config, "tokens").output == "there are none\n"
 
 
 def test_without_an_authority_the_commands_say_what_to_do(config: Path) -> None:

@@ -8,11 +8,12 @@ from unittest.mock import Mock
 import pytest
 
 from lb.daemon.clocks import Clocks
+from lb.errors import AccessError
 from lb.node.client import BACKOFF_MAX
 from manager.lineage import Standing
 from manager.nodes import Listener, NodeHub
 from manager.store import NodeRecord
-from manager.world import MUX
+from manager.world import AGENT, MUX
 from tests.manager.nodes import FakeNode
 
 HOLD = 3.0
@@ -26,6 +27,10 @@ def hub() -> NodeHub:
     found = NodeHub(Standing(1), 1, Mock(spec=Listener), HOLD, Clocks(lambda: NOW[0], lambda: NOW[0]))
     found.load([NodeRecord(MUX, "mux1", "192.0.2.1", None, 0.0, 0.0)])
     return found
+
+
+def time() -> float:
+    return NOW[0]
 
 
 def awaited_at(hub: NodeHub, now: float) -> bool:
@@ -48,3 +53,34 @@ def test_a_mux_that_leaves_later_is_awaited_for_the_hold_time(hub: NodeHub) -> N
     hub.left(node)
     assert awaited_at(hub, 300.0 + HOLD - 0.1)
     assert not awaited_at(hub, 300.0 + HOLD + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("0.0.0.0", "is nobody's"),
+        ("127.0.0.1", "is every machine's own"),
+        ("224.0.0.5", "is that of many"),
+        ("255.255.255.255", "is that of many"),
+        ("203.0.113.10", "is a service's"),
+        ("ten", "that is none"),
+    ],
+)
+def test_a_node_does_not_say_just_any_address(address: str, why: str) -> None:
+    served = ["203.0.113.10"]
+    hub = NodeHub(
+        Standing(1), 0, Mock(spec=Listener), HOLD, Clocks(time, time), served=lambda found: str(found) in served
+    )
+    with pytest.raises(AccessError, match=why):
+        hub.arrived(FakeNode(MUX, "mux1", address))
+    assert hub.entries == {}
+
+
+def test_the_address_of_another_machine_is_not_taken_by_a_node_of_another_kind(hub: NodeHub) -> None:
+    mux, agent = FakeNode(MUX, "mux1", "192.0.2.1"), FakeNode(AGENT, "host1", "192.0.2.1")
+    mux.address, agent.address = "192.0.2.1", "192.0.2.9"
+    hub.arrived(mux)
+    with pytest.raises(AccessError, match="which is that of mux:mux1"):
+        hub.arrived(agent)
+    agent.address = "192.0.2.1"  # both on one machine
+    hub.arrived(agent)

@@ -281,6 +281,17 @@ async def test_readers_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert await reader.get("/v1/page/stream") == (503, {"error": "1 readers follow the page already"})
 
 
+async def test_readers_at_one_address_leave_places_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages_module, "STREAMS_EACH", 1)
+    async with page(tmp_path) as reader:
+        async with reader.session.get(f"{reader.url}/v1/page/stream") as first:
+            await anext(events(first))
+            status, body = await reader.get("/v1/page/stream")
+            assert (status, body["error"]) == (503, "1 readers at this address follow the page already")
+            first.close()
+        await until(lambda: not reader.pages._followers)
+
+
 def test_a_change_makes_the_new_of_the_old() -> None:
     row = {"name": "a", "state": "up"}
     before = {"at": 1, "services": [row, {"name": "b"}], "summary": {"text": "x"}, "matched": 2}
