@@ -32,17 +32,22 @@ static inline uint16_t checksum_fold32(uint32_t sum)
 	return (uint16_t)sum;
 }
 
-/* Sum of an IPv4 header without options, folded: 0xffff if its checksum is right. */
-static inline uint16_t checksum_header20(const uint8_t *header)
+/*
+ * Whether the checksum of an IPv4 header without options is right: whether its words add up to a multiple of 0xffff.  Larger
+ * words do so as well, for 2^16 is 1 in that arithmetic, and a carry out of 2^64 comes back as 1.  (They never add up to 0.)
+ */
+static inline bool checksum_header20_holds(const uint8_t *header)
 {
 	uint64_t words[2], sum;
 	uint32_t last;
 
 	memcpy(words, header, 16);
 	memcpy(&last, header + 16, 4);
-	sum = (words[0] & 0xffffffff) + (words[0] >> 32) + (words[1] & 0xffffffff) + (words[1] >> 32) + last;
-	sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-	return checksum_fold32((uint32_t)sum);
+	sum = words[0] + words[1];
+	sum += sum < words[0];
+	sum += last;
+	sum += sum < last;
+	return sum % 0xffff == 0;
 }
 
 /* The checksum field after the 16-bit word `from` became `to`; all three as they lie in memory (RFC 1624, eqn. 3). */

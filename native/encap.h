@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The outer header: IPv4 in IPv4 (RFC 2003) and IPv6 in IPv6 (RFC 2473), written into the headroom before the packet.
+ * The hop's template is copied whole, its Ethernet header too, whether the link has one or not: HOP_BYTES_MAX bytes before the
+ * IP header are written to.
  *
  * What follows the inner header: DSCP and ECN are copied (uniform model of RFC 2983, normal mode of RFC 6040); DF
  * outside where DF is set inside; an ID is given where DF is not (RFC 6864), zero where it is; the IPv6 flow label is
@@ -14,6 +16,7 @@
 #include <string.h>
 
 #include "checksum.h"
+#include "packet.h"
 #include "snapshot.h"
 
 #define ENCAP_TTL 64
@@ -30,20 +33,30 @@ void encap_prepare(struct hop *hop, const struct hop_spec *spec);
 static inline void encap_ipv4(const struct hop *hop, uint8_t *ip, uint32_t length, uint16_t id)
 {
 	uint8_t *outer = ip - 20;
-	uint8_t tos = ip[1], df = ip[6] & 0x40;
-	uint16_t words[4] = { htons(tos), htons((uint16_t)(length + 20)), df ? 0 : htons(id), htons((uint16_t)(df << 8)) };
-	uint32_t sum = (uint32_t)hop->sum + words[0] + words[1] + words[2] + words[3];
-	uint16_t check = (uint16_t)~checksum_fold32(sum);
+	uint16_t size = htons((uint16_t)(length + 20)), df = load16(ip + 6) & htons(0x4000);
+	uint16_t name = df ? 0 : htons(id), check;
 
-	memcpy(outer, hop->header, 20);
-	outer[1] = tos;
-	memcpy(outer + 2, &words[1], 2);
-	memcpy(outer + 4, &words[2], 2);
-	outer[6] = df;
-	memcpy(outer + 10, &check, 2);
+	memcpy(outer - HOP_LINK_BYTES, hop->start, HOP_LINK_BYTES + 20);
+	check = (uint16_t)~checksum_fold32((uint32_t)hop->sum + (load16(ip) & htons(0x00ff)) + size + name + df);
+	outer[1] = ip[1];
+	store16(outer + 2, size);
+	store16(outer + 4, name);
+	store16(outer + 6, df);
+	store16(outer + 10, check);
 }
 
 /* The same for IPv6; the low 20 bits of flow become the flow label. */
-void encap_ipv6(const struct hop *hop, uint8_t *ip, uint32_t length, uint32_t flow);
+static inline void encap_ipv6(const struct hop *hop, uint8_t *ip, uint32_t length, uint32_t flow)
+{
+	uint8_t *outer = ip - 40;
+	uint32_t first, label = htonl(flow & 0xfffff);
+
+	/* Version and traffic class are in the first twelve bits of both. */
+	memcpy(&first, ip, 4);
+	first = (first & htonl(0xfff00000)) | label;
+	memcpy(outer - HOP_LINK_BYTES, hop->start, HOP_LINK_BYTES + 40);
+	memcpy(outer, &first, 4);
+	store16(outer + 4, htons((uint16_t)length));
+}
 
 #endif

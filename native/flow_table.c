@@ -285,18 +285,26 @@ void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scra
 		__builtin_prefetch(alternate_line(table, scrambled), 1);
 }
 
+struct flow_slot flow_table_find_away(const struct flow_table *table, uint64_t scrambled)
+{
+	const struct flow_line *home = &table->lines[flow_table_line_of(table, scrambled)];
+	uint64_t remainder = flow_table_remainder(table, scrambled);
+	struct flow_line *line;
+	int way;
+
+	if (!flow_line_away(home, remainder))
+		return (struct flow_slot){ NULL, 0 };
+	line = alternate_line(table, scrambled);
+	way = flow_line_way(line, remainder << KEY_SHIFT | AWAY_BIT);
+	return way < 0 ? (struct flow_slot){ NULL, 0 } : (struct flow_slot){ line, (unsigned)way };
+}
+
 struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled)
 {
 	bool elsewhere;
 	struct flow_slot slot = flow_table_find_home(table, scrambled, &elsewhere);
 
-	if (slot.line || !elsewhere)
-		return slot;
-
-	struct flow_line *line = alternate_line(table, scrambled);
-	int way = flow_line_way(line, flow_table_remainder(table, scrambled) << KEY_SHIFT | AWAY_BIT);
-
-	return way < 0 ? (struct flow_slot){ NULL, 0 } : (struct flow_slot){ line, (unsigned)way };
+	return slot.line || !elsewhere ? slot : flow_table_find_away(table, scrambled);
 }
 
 static uint64_t peek_line(const struct flow_line *line, uint64_t key, uint16_t *stamp)

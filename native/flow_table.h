@@ -216,6 +216,9 @@ static inline void flow_table_set_find(struct flow_table *table, flow_find_burst
 /* For a flow that is not at home: asks for its alternate line if a lookup or an insert will read it. */
 void flow_table_prefetch_alternate(const struct flow_table *table, uint64_t scrambled);
 
+/* Looks in the alternate line alone, if home says that the flow may be there: for one that is not at home. */
+struct flow_slot flow_table_find_away(const struct flow_table *table, uint64_t scrambled);
+
 /* Looks everywhere.  Does not look at the age. */
 struct flow_slot flow_table_find(const struct flow_table *table, uint64_t scrambled);
 

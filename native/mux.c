@@ -44,7 +44,8 @@ static void count_burst(struct mux *mux)
 		service = &mux->service_counters[passage->service->id];
 		add(&service->packets, 1);
 		add(&service->bytes, packet->length);
-		add(&service->flows, passage->flow == FLOW_NEW);
+		if (UNLIKELY(passage->flow == FLOW_NEW))
+			add(&service->flows, 1);
 		add(&mux->backend_counters[passage->backend->counter], 1);
 	}
 	add(&mux->counters.received, mux->count);

@@ -73,7 +73,30 @@ static void ask_maglev(struct mux *mux, unsigned count)
 	}
 }
 
-/* First look, without deciding anything: what is not at home will need its other line or its Maglev slot soon. */
+static inline void prefetch_remembered(const struct mux *mux, unsigned i, struct flow_slot slot)
+{
+	prefetch(&mux->passages[i].service->backends[flow_slot_backend(slot)]);
+}
+
+/* Those listed are not at home: some of them live in their other line, the others are listed again.  Returns how many. */
+static unsigned look_elsewhere(struct mux *mux, unsigned count)
+{
+	unsigned unknown = 0;
+
+	for (unsigned n = 0; n < count; n++) {
+		uint8_t i = mux->listed[n];
+		struct flow_slot slot = flow_table_find_away(mux->table, mux->scrambled[i]);
+
+		mux->slots[i] = slot;
+		if (LIKELY(slot.line != NULL))
+			prefetch_remembered(mux, i, slot);
+		else
+			mux->listed[unknown++] = i;
+	}
+	return unknown;
+}
+
+/* First look, without deciding anything: what is in neither line will need its Maglev slot soon. */
 static void look_for_flows(struct mux *mux)
 {
 	unsigned count = 0;
@@ -85,14 +108,16 @@ static void look_for_flows(struct mux *mux)
 		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
 			continue;
 		if (LIKELY(slot.line != NULL)) {
-			prefetch(&mux->passages[i].service->backends[flow_slot_backend(slot)]);
+			prefetch_remembered(mux, i, slot);
 		} else {
 			flow_table_prefetch_alternate(mux->table, mux->scrambled[i]);
 			mux->listed[count++] = (uint8_t)i;
-			if (UNLIKELY(mux->neighbours != NULL))
-				neighbours_prefetch(mux->neighbours, mux->scrambled[i]);
 		}
 	}
+	count = look_elsewhere(mux, count);
+	if (UNLIKELY(mux->neighbours != NULL))
+		for (unsigned n = 0; n < count; n++)
+			neighbours_prefetch(mux->neighbours, mux->scrambled[mux->listed[n]]);
 	ask_maglev(mux, count);
 }
 
@@ -205,27 +230,64 @@ static inline void prefetch_way_out(const struct mux *mux, const struct backend 
 	prefetch(&mux->backend_counters[backend->counter]);
 }
 
+/*
+ * The common packet: of a settled flow that had another in this tick, and whose backend is up.  Nothing of its entry changes, and
+ * nothing that choose_flow() asks would say otherwise.  Sets the backend if so.
+ */
+static inline bool goes_on(const struct mux *mux, const struct packet *packet, struct passage *passage,
+			   struct flow_slot slot)
+{
+	uint64_t entry = slot.line->entry[slot.way];
+	unsigned number = flow_entry_backend(entry);
+	const struct backend *backend = &passage->service->backends[number];
+
+	if (UNLIKELY(!flow_class_is_settled(flow_entry_class(entry))) || UNLIKELY(flow_slot_age(mux->table, slot)))
+		return false;
+	if (UNLIKELY(number >= passage->service->backend_count) || UNLIKELY(backend_state(backend) != BACKEND_UP))
+		return false;
+	if (UNLIKELY(packet_ends(packet)))
+		return false;
+	passage->backend = backend;
+	passage->backend_number = (uint16_t)number;
+	passage->flow = FLOW_KNOWN;
+	return true;
+}
+
+/* Any packet at all. */
+static enum reason choose_flow(struct mux *mux, unsigned i, struct flow_slot slot, bool stale)
+{
+	struct passage *passage = &mux->passages[i];
+
+	if (stale)
+		slot = flow_table_find(mux->table, mux->scrambled[i]);
+	if (UNLIKELY(mux->neighbours != NULL) && is_strange(mux, passage, slot))
+		slot = neighbours_take(mux->neighbours, mux->table, mux->scrambled[i], slot);
+	if (LIKELY(slot.line != NULL) && use_entry(mux, &mux->packets[i], passage, slot))
+		return REASON_FORWARDED;
+	return start_flow(mux, i, slot);
+}
+
 static void choose_backends(struct mux *mux)
 {
 	struct flow_table *table = mux->table;
 	uint32_t unchanged = table->changes;
+	unsigned count = mux->count;
 
-	for (unsigned i = 0; i < mux->count; i++) {
+	for (unsigned i = 0; i < count; i++) {
 		struct packet *packet = &mux->packets[i];
 		struct passage *passage = &mux->passages[i];
 		struct flow_slot slot = mux->slots[i];
+		/* An earlier packet of the burst may have made, moved or evicted the entry since the first look. */
+		bool stale = table->changes != unchanged;
 
 		if (UNLIKELY(packet->reason != REASON_FORWARDED))
 			continue;
-		/* An earlier packet of the burst may have made, moved or evicted the entry since the first look. */
-		if (UNLIKELY(!slot.line || table->changes != unchanged))
-			slot = flow_table_find(table, mux->scrambled[i]);
-		if (UNLIKELY(mux->neighbours != NULL) && is_strange(mux, passage, slot))
-			slot = neighbours_take(mux->neighbours, table, mux->scrambled[i], slot);
-		if (UNLIKELY(!slot.line || !use_entry(mux, packet, passage, slot)))
-			packet->reason = start_flow(mux, i, slot);
-		if (LIKELY(packet->reason == REASON_FORWARDED))
-			prefetch_way_out(mux, passage->backend);
+		if (UNLIKELY(!slot.line || stale || !goes_on(mux, packet, passage, slot))) {
+			packet->reason = choose_flow(mux, i, slot, stale);
+			if (UNLIKELY(packet->reason != REASON_FORWARDED))
+				continue;
+		}
+		prefetch_way_out(mux, passage->backend);
 	}
 }
 

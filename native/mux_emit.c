@@ -23,30 +23,39 @@ struct link_addresses {
 	uint8_t source[6];
 };
 
-/* Puts outer and link header before the packet at ip and queues the result. */
-static inline void emit(struct mux *mux, unsigned origin, const struct hop *hop, uint8_t *ip, uint32_t length,
-			const struct link_addresses *from)
+/*
+ * Puts outer and link header before the packet at ip and queues the result.  `link` is that of the configuration, `family` the
+ * hop's: where they are constants, what depends on them is decided once and not for each packet.
+ */
+static ALWAYS_INLINE void emit(struct mux *mux, enum mux_link link, uint8_t family, unsigned origin, const struct hop *hop,
+			       uint8_t *ip, uint32_t length, const struct link_addresses *from)
 {
-	uint8_t *start = ip - encap_overhead(hop->family);
+	uint32_t before = encap_overhead(family) + (link == MUX_LINK_NONE ? 0 : HOP_LINK_BYTES);
 
-	if (LIKELY(hop->family == 4))
-		encap_ipv4(hop, ip, length, ip[6] & 0x40 ? 0 : mux->ids[(hop - mux->snapshot->hops) & 255]++);
-	else
+	if (family == 4) {
+		uint16_t *id = &mux->ids[(hop - mux->snapshot->hops) & 255];
+
+		encap_ipv4(hop, ip, length, ip[6] & 0x40 ? 0 : (*id)++);
+	} else {
 		encap_ipv6(hop, ip, length, (uint32_t)(mux->passages[origin].hash >> 32)); /* hashed: it is IPv6 */
-	if (mux->config.link != MUX_LINK_NONE) {
-		start -= ETHERNET_HEADER;
-		memcpy(start, hop->mac, ETHERNET_HEADER); /* all of it, see struct hop */
 	}
-	if (mux->config.link == MUX_LINK_SWAP) {
-		memcpy(start, from->source, 6);
-		memcpy(start + 6, from->destination, 6);
+	if (link == MUX_LINK_SWAP) {
+		memcpy(ip - before, from->source, 6);
+		memcpy(ip - before + 6, from->destination, 6);
 	}
 	if (UNLIKELY(mux->out_count == BURST_MAX))
 		flush(mux);
-	mux->out[mux->out_count++] = (struct frame){ .data = start,
-						     .len = (uint32_t)(ip - start) + length,
+	mux->out[mux->out_count++] = (struct frame){ .data = ip - before,
+						     .len = before + length,
 						     .origin = (uint8_t)origin,
 						     .ifindex = hop->ifindex };
+}
+
+/* The same where it is not known before. */
+static void emit_any(struct mux *mux, unsigned origin, const struct hop *hop, uint8_t *ip, uint32_t length,
+		     const struct link_addresses *from)
+{
+	emit(mux, mux->config.link, hop->family, origin, hop, ip, length, from);
 }
 
 /* IDs of the outer headers are as many as there are segments. */
@@ -55,7 +64,7 @@ static void emit_whole(struct mux *mux, unsigned i, const struct hop *hop, const
 {
 	struct packet *packet = &mux->packets[i];
 
-	emit(mux, i, hop, packet->ip, packet->length, from);
+	emit_any(mux, i, hop, packet->ip, packet->length, from);
 	segment_mark_whole(packet, cut, &mux->out[mux->out_count - 1]);
 	if (packet->family == 4 && !(packet->ip[6] & 0x40))
 		mux->ids[(hop - mux->snapshot->hops) & 255] += (uint16_t)(segment_count(packet, cut) - 1);
@@ -74,7 +83,7 @@ static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, co
 
 		if (mux->out_count == BURST_MAX)
 			flush(mux);
-		emit(mux, i, hop, ip, segment_write(packet, cut, n, ip), from);
+		emit_any(mux, i, hop, ip, segment_write(packet, cut, n, ip), from);
 	}
 	flush(mux);
 	if (packet->reason == REASON_FORWARDED)
@@ -119,32 +128,82 @@ static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, 
 	return true;
 }
 
-static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame)
+/* Any packet at all. */
+static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
+			 const struct link_addresses *from)
 {
 	struct packet *packet = &mux->packets[i];
-	const struct passage *passage = &mux->passages[i];
-	const struct hop *hop = &mux->snapshot->hops[backend_hop(passage->backend)];
-	struct link_addresses from;
 
 	if (UNLIKELY(!hop->resolved)) {
 		packet->reason = REASON_NO_NEXT_HOP;
 		return;
 	}
-	if (mux->config.link == MUX_LINK_SWAP)
-		memcpy(&from, frame->data, sizeof(from));
-	if (UNLIKELY(packet->length + encap_overhead(hop->family) > passage->service->mtu || is_train(packet, frame)) &&
-	    encap_super(mux, i, frame, hop, &from))
+	if (UNLIKELY(packet->length + encap_overhead(hop->family) > mux->passages[i].service->mtu ||
+		     is_train(packet, frame)) &&
+	    encap_super(mux, i, frame, hop, from))
 		return;
 	if (UNLIKELY(frame->csum_start || mux->config.detect_partial))
 		packet_complete_checksum(packet, frame, mux->config.detect_partial);
 	packet_decrement_ttl(packet);
-	emit(mux, i, hop, packet->ip, packet->length, &from);
+	emit_any(mux, i, hop, packet->ip, packet->length, from);
+}
+
+/* The common packet, of which encap_packet() would find that none of its questions has to be asked. */
+static ALWAYS_INLINE bool encap_plain(struct mux *mux, enum mux_link link, uint8_t family, unsigned i,
+				      const struct frame *frame, const struct hop *hop, const struct link_addresses *from)
+{
+	struct packet *packet = &mux->packets[i];
+	uint32_t length = packet->length;
+	uint8_t *ip = packet->ip;
+
+	if (UNLIKELY(length + encap_overhead(family) > mux->passages[i].service->mtu) || UNLIKELY(!hop->resolved) ||
+	    UNLIKELY(frame->gso_size | frame->csum_start))
+		return false;
+	if (family == 4)
+		ipv4_decrement_ttl(ip);
+	else
+		ip[7]--;
+	emit(mux, link, family, i, hop, ip, length, from);
+	return true;
+}
+
+static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames, enum mux_link link)
+{
+	const struct hop *hops = mux->snapshot->hops;
+	bool detect = mux->config.detect_partial, plain;
+	unsigned count = mux->count;
+	struct link_addresses from;
+
+	for (unsigned i = 0; i < count; i++) {
+		const struct hop *hop;
+
+		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
+			continue;
+		hop = &hops[backend_hop(mux->passages[i].backend)];
+		if (link == MUX_LINK_SWAP)
+			memcpy(&from, frames[i].data, sizeof(from));
+		if (LIKELY(hop->family == 4))
+			plain = !detect && encap_plain(mux, link, 4, i, &frames[i], hop, &from);
+		else
+			plain = !detect && encap_plain(mux, link, 6, i, &frames[i], hop, &from);
+		if (UNLIKELY(!plain))
+			encap_packet(mux, i, &frames[i], hop, &from);
+	}
 }
 
 void mux_emit_burst(struct mux *mux, const struct frame *frames)
 {
-	for (unsigned i = 0; i < mux->count; i++)
-		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
-			encap_packet(mux, i, &frames[i]);
+	/* A loop for each link, so that what is the same of all packets is not asked again for each. */
+	switch ((enum mux_link)mux->config.link) {
+	case MUX_LINK_NONE:
+		emit_burst(mux, frames, MUX_LINK_NONE);
+		break;
+	case MUX_LINK_NEXT_HOP:
+		emit_burst(mux, frames, MUX_LINK_NEXT_HOP);
+		break;
+	case MUX_LINK_SWAP:
+		emit_burst(mux, frames, MUX_LINK_SWAP);
+		break;
+	}
 	flush(mux);
 }

@@ -23,6 +23,7 @@
 #define VIPMUX_PACKET_H
 
 #include <arpa/inet.h>
+#include <endian.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -145,6 +146,14 @@ static inline uint16_t load16(const uint8_t *p)
 	return v;
 }
 
+static inline uint64_t load64(const uint8_t *p)
+{
+	uint64_t v;
+
+	memcpy(&v, p, 8);
+	return v;
+}
+
 static inline void store16(uint8_t *p, uint16_t v)
 {
 	memcpy(p, &v, 2);
@@ -163,7 +172,8 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 		return false;
 	if (link == LINK_ETHERNET && UNLIKELY(load16(ip - 2) != htons(ETHERTYPE_IPV4)))
 		return false;
-	if (UNLIKELY(ip[0] != 0x45) || UNLIKELY(load16(ip + 6) & htons(0x3fff)))
+	/* Version, no options, no fragment: bytes 0, 6 and 7. */
+	if (UNLIKELY((load64(ip) & htobe64(0xff00000000003fff)) != htobe64(0x4500000000000000)))
 		return false;
 
 	uint32_t length = load_be16(ip + 2);
@@ -177,7 +187,7 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 		return false;
 	if (UNLIKELY(packet_odd_source[ip[12]]) || UNLIKELY(memcmp(ip + 12, ip + 16, 4) == 0))
 		return false;
-	if (UNLIKELY(checksum_header20(ip) != 0xffff))
+	if (UNLIKELY(!checksum_header20_holds(ip)))
 		return false;
 
 	packet->ip = ip;
@@ -225,21 +235,23 @@ static inline bool packet_parse_plain6(struct packet *packet, const struct frame
 	return true;
 }
 
+/* The word that TTL and protocol share becomes one step less (RFC 1624). */
+static inline void ipv4_decrement_ttl(uint8_t *ip)
+{
+	uint32_t check = (uint32_t)load16(ip + 10) + htons(1 << 8);
+
+	ip[8]--;
+	store16(ip + 10, (uint16_t)(check + (check >= 0xffff)));
+}
+
 static inline bool packet_decrement_ttl(struct packet *packet)
 {
-	uint8_t *ttl = packet->ip + (packet->family == 4 ? 8 : 7);
-
-	if (UNLIKELY(*ttl <= 1))
+	if (UNLIKELY(packet->ip[packet->family == 4 ? 8 : 7] <= 1))
 		return false;
-	if (LIKELY(packet->family == 4)) {
-		/* TTL and protocol share a checksum word.  It is read whole: a byte just written would stall that. */
-		uint16_t before = load16(ttl), after = before - htons(1 << 8);
-
-		store16(ttl, after);
-		store16(ttl + 2, checksum_replace(load16(ttl + 2), before, after));
-	} else {
-		--*ttl;
-	}
+	if (LIKELY(packet->family == 4))
+		ipv4_decrement_ttl(packet->ip);
+	else
+		packet->ip[7]--;
 	return true;
 }
 

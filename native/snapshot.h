@@ -12,20 +12,20 @@
 #include "cpu.h"
 #include "vip_map.h"
 
+#define HOP_LINK_BYTES 14u  /* of the Ethernet header that a hop's template begins with */
+#define HOP_BYTES_MAX (HOP_LINK_BYTES + 40u)
+
 /*
- * The way to one backend machine: one cache line.  `header` is the whole outer header with length, ID, DF and DSCP/ECN
- * still zero and, for IPv4, `sum` the unfolded checksum of the rest.
+ * The way to one backend machine: one cache line.  `start` is all that goes before the packet, as it is written there: the
+ * Ethernet header and, at HOP_LINK_BYTES, the outer header of 20 or 40 bytes with length, ID, DF and DSCP/ECN still zero; `sum`
+ * is, for IPv4, the checksum of the rest, folded and not complemented.
  */
 struct hop {
-	uint8_t header[40];
-	uint32_t ifindex;    /* interface to send on; 0: the one received on */
-	uint16_t sum;
-	uint8_t family;      /* 4 or 6 */
+	uint8_t start[HOP_BYTES_MAX];
 	bool resolved;       /* the MAC addresses are known (or the link needs none) */
-	/* the whole Ethernet header: */
-	uint8_t mac[6];      /* of the next hop */
-	uint8_t source_mac[6];
-	uint8_t ethertype[2];
+	uint8_t family;      /* 4 or 6 */
+	uint16_t sum;
+	uint32_t ifindex;    /* interface to send on; 0: the one received on */
 } CACHE_ALIGNED;
 _Static_assert(sizeof(struct hop) == CACHE_LINE, "one hop, one cache line");
 
