@@ -15,6 +15,8 @@ struct parse_counts {
 };
 
 uint64_t probe_parse(uint64_t seed, uint64_t count, struct parse_counts *counts);
+uint64_t probe_decrement(void);
+uint64_t probe_header_sums(uint64_t seed, uint64_t count, uint64_t *right);
 
 static uint64_t state;
 
@@ -149,6 +151,56 @@ uint64_t probe_parse(uint64_t seed, uint64_t count, struct parse_counts *counts)
 		counts->good4 += packet.reason == REASON_FORWARDED && packet.family == 4;
 		counts->good6 += packet.reason == REASON_FORWARDED && packet.family == 6;
 		free(data);
+	}
+	return wrong;
+}
+
+/* Checksums for which a TTL that becomes one less changes them otherwise than RFC 1624 says; of all there are. */
+uint64_t probe_decrement(void)
+{
+	uint64_t wrong = 0;
+	uint8_t ip[20] = { 0x45 };
+	uint16_t check, expected;
+
+	for (uint32_t n = 0; n < 0x20000; n++) {
+		uint16_t before, after;
+
+		ip[8] = n >> 16 ? 2 : 255;
+		ip[9] = 6;
+		check = (uint16_t)n;
+		memcpy(ip + 10, &check, 2);
+		memcpy(&before, ip + 8, 2);
+		ipv4_decrement_ttl(ip);
+		memcpy(&after, ip + 8, 2);
+		expected = checksum_replace(check, before, after);
+		memcpy(&check, ip + 10, 2);
+		wrong += check != expected || ip[8] != (n >> 16 ? 1 : 254) || ip[9] != 6;
+	}
+	return wrong;
+}
+
+/* Headers of which checksum_header20_holds() says other than their sum, many with words that carry; how many are right. */
+uint64_t probe_header_sums(uint64_t seed, uint64_t count, uint64_t *right)
+{
+	uint64_t wrong = 0;
+	uint8_t ip[20];
+
+	state = seed;
+	*right = 0;
+	for (uint64_t n = 0; n < count; n++) {
+		bool holds;
+
+		for (unsigned i = 0; i < 20; i += 2) {
+			uint64_t random = draw();
+
+			write_be16(ip + i, random & 3 ? (random & 4 ? 0xffff : 0xfffe) : (uint16_t)(random >> 8));
+		}
+		ip[0] = 0x45;
+		if (draw() & 1)
+			make_right(ip);
+		holds = checksum_fold(checksum_add(ip, 20, 0)) == 0xffff;
+		*right += holds;
+		wrong += checksum_header20_holds(ip) != holds;
 	}
 	return wrong;
 }

@@ -28,3 +28,17 @@ def test_what_a_short_way_takes_is_what_the_long_way_finds() -> None:
     assert counts.good4 * 0.75 < counts.taken4 <= counts.good4
     assert counts.good6 * 0.75 < counts.taken6 <= counts.good6
     assert min(counts.taken4, counts.taken6) > PACKETS / 20
+
+
+def test_a_ttl_less_changes_every_checksum_as_the_rfc_says() -> None:
+    c = library("parse_probe.c", "packet.c", "checksum.c")
+    c.probe_decrement.restype = c_uint64
+    assert c.probe_decrement() == 0
+
+
+def test_a_header_is_right_when_its_words_add_up_whatever_they_carry() -> None:
+    c = library("parse_probe.c", "packet.c", "checksum.c")
+    c.probe_header_sums.restype = c_uint64
+    right = c_uint64()
+    assert c.probe_header_sums(c_uint64(2), c_uint64(PACKETS), byref(right)) == 0
+    assert PACKETS / 3 < right.value < PACKETS

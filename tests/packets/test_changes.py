@@ -181,6 +181,17 @@ def test_a_draining_backend_loses_its_udp_flows_at_once() -> None:
     assert story.ask() == ("b", "known")
 
 
+@pytest.mark.parametrize("state", [DRAIN, DOWN])
+def test_a_trusted_udp_flow_moves_within_the_tick_of_its_last_packet(state: BackendState) -> None:
+    story = Story(A)
+    story.ask()
+    story.tick()
+    assert story.ask() == ("a", "known")
+    assert story.flow_class() == "udp_trusted"
+    story.publish(replace(A, state=state), B)
+    assert story.ask() == ("b", "new")
+
+
 def test_udp_flows_of_a_draining_backend_stay_where_nobody_else_takes_them() -> None:
     story = Story(A)
     story.ask()
