@@ -120,6 +120,7 @@ class Offloads:
         self._interface = interface
         self._names = _feature_names(interface)
         self._before = self._active()
+        self._of = _of_this_time(interface)
 
     def _blocks(self) -> list[tuple[int, int, int, int]]:
         """Bits of 32 features each: available, requested, active, never changed."""
@@ -143,8 +144,9 @@ class Offloads:
         return [name for bit, name in enumerate(self._names) if off >> bit & 1]
 
     def put_back(self) -> None:
-        """What went off, as far as the interface is there and lets us."""
-        self.switch_on(self.went_off())
+        """What went off, as far as the interface is there, and no other of its name, and lets us."""
+        if _of_this_time(self._interface) == self._of:
+            self.switch_on(self.went_off())
 
     def switch_on(self, names: Iterable[str]) -> None:
         """Those of these names that there are."""

@@ -138,6 +138,13 @@ def test_frames_for_which_there_was_no_chunk_are_missed_and_later_ones_are_not(k
     assert kernel.counts().missed == 50
 
 
+def test_what_is_made_here_finds_a_chunk_however_many_wait_to_be_received(kernel: Kernel) -> None:
+    kernel.deliver(RING)
+    kernel.turn(0)  # all that is free is given to receive into, but for a few
+    kernel.turn(OURS)
+    assert kernel.counts().sent > 0
+
+
 def test_a_frame_that_the_driver_refuses_is_no_sent_one(kernel: Kernel) -> None:
     for _ in range(2):
         kernel.deliver(3)
