@@ -32,7 +32,9 @@ CONNECTIONS = int(os.environ.get("VIPMUX_STRANGERS", "600"))
 SECONDS = float(os.environ.get("VIPMUX_STRANGER_SECONDS", "2"))
 #: What the strangers may cost: of the manager's memory, bytes; of its core; and how late an answer may be, seconds.
 MEMORY, SHARE, LATE = 100 << 20, 0.20, 0.3
-#: One GiB in one MiB.
+#: What the strangers' credit costs when it is whole; in a short test it is a part of its own, CPU seconds.
+BURST = 0.5 if SECONDS < 10 else 0.0
+#: What unpacks to a thousand times as much.
 BOMB = zlib.compress(bytes(64 << 20), 9)
 SERVICE = {
     "name": "web",
@@ -294,7 +296,7 @@ def test_strangers_cost_little_and_keep_nobody_waiting(attacked: Manager, work: 
         f"answers {middle(took) * 1000:.0f} ms, the slowest {max(took) * 1000:.0f} ms; before {quiet * 1000:.0f} ms"
     )
     assert memory <= MEMORY
-    assert cost <= SHARE
+    assert cost <= SHARE + BURST / SECONDS
     # What an answer takes on a machine that works for others as well is not the strangers' doing.
     assert middle(took) <= LATE + allowed(2 * quiet)
 
