@@ -245,6 +245,15 @@ def test_expired_flows_and_those_of_services_that_are_gone_do_not_move() -> None
     assert group.engine.inherit() == 0
 
 
+def test_flows_of_a_backend_that_is_gone_do_not_move() -> None:
+    """Its number may be another's soon."""
+    group = Group()
+    went = group.known()
+    group.publish(services(UP))
+    group.engine.resize(2)
+    assert group.engine.inherit() == went.count("b1") < len(went)
+
+
 def test_numbers_are_not_lent_again_while_a_former_workers_table_remembers_them() -> None:
     group = Group()
     group.known()
