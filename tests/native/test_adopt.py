@@ -36,3 +36,23 @@ def test_a_table_that_had_no_packet_for_hours_takes_flows_that_live_on() -> None
     name = FORWARDING.names(0, next(iter(told.records))[1])[1]
     assert name == WEB.backends[0].name
     assert second.check() is None
+
+
+def test_a_flow_that_had_a_packet_since_it_was_told_is_not_forgotten() -> None:
+    pipeline = Pipeline(1, Link.NONE)
+    for turn, flags in enumerate("SA"):
+        pipeline.process(SNAPSHOT, [(packet(flags, flow), 40, turn * SECOND) for flow in range(500)])
+    now = 10 * SECOND
+    pipeline.process(DRAINED, [(packet("A", 1000), 40, now)])  # the table's clock goes on
+    told = exceptional_flows(pipeline, DRAINED, 1000)
+    assert told.total > 20
+    live = sum(pipeline.counters().flows.live)
+    pipeline.process(DRAINED, [(packet("A", flow), 40, now) for flow in range(0, 500, 2)])
+    forgotten = sum(
+        pipeline.forget(DRAINED, service, backend, records, now_ns=now)
+        for (service, backend), records in told.records.items()
+    )
+    assert 0 < forgotten < told.total
+    assert sum(pipeline.counters().flows.live) == live - forgotten
+    results = pipeline.process(DRAINED, [(packet("A", flow), 40, now + SECOND) for flow in range(0, 500, 2)])
+    assert {result.flow for result in results} == {"known"}

@@ -143,6 +143,16 @@ def test_who_took_a_flow_over_and_lost_it_again_makes_nobody_forget_it() -> None
     assert group.went("A", 0, now=6) == went
 
 
+def test_what_was_taken_over_is_told_also_when_others_are_asked_from_then_on() -> None:
+    group = Group(workers=2)
+    went = group.known(0)
+    group.engine.expect_strangers()
+    assert group.went("A", 1, now=3) == went
+    group.engine._meet()  # as when a table of before is empty
+    group.engine.tend()
+    assert group.live() == [0, len(went)]
+
+
 def test_what_moves_keeps_its_trust_and_its_age() -> None:
     group = Group()
     group.known()
