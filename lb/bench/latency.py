@@ -4,7 +4,8 @@
 Called by ``lb bench latency``. Client, ``lb-mux`` and a host with ``lb-agent`` are on one switch, each in a network
 namespace of its own. The client has one request under way at a time: over a connection that stays, then over a new
 connection for each. Rounds of both ways alternate, so that what disturbs the machine disturbs both; the answer has the
-median of the rounds. Nothing is pinned to a core: where a packet wakes whom is a part of what is measured.
+median of the rounds. All of it goes before others on the machine. Nothing is pinned to a core: where a packet wakes
+whom is a part of what is measured.
 """
 
 from __future__ import annotations
@@ -23,7 +24,17 @@ from typing import Any
 
 from lb import netns
 from lb.bench.machine import commit_name, cpu_name
-from lb.bench.stage import Daemon, Stage, add_namespace, ended_by_signals, needs, ticks, wait
+from lb.bench.stage import (
+    Daemon,
+    Stage,
+    add_namespace,
+    ended_by_signals,
+    first_in_line,
+    lift_session,
+    needs,
+    ticks,
+    wait,
+)
 from lb.config_text import format_config
 from lb.errors import IoError
 from lb.model import (
@@ -105,7 +116,7 @@ def bench_latency(*, io: IoMode, seconds: float) -> LatencyBench:
     needs("lb bench latency", _PROGRAMS)
     netns.reap()
     part = max(seconds / (4 * RUNS), PART_MIN)
-    with ended_by_signals(), _Stage(io) as stage:
+    with ended_by_signals(), first_in_line(), _Stage(io) as stage:
         stage.one_round(PART_MIN)  # neighbours, flows and caches are there from now on
         runs = [stage.one_round(part) for _ in range(RUNS)]
         return _summary(io, runs, stage.mode(), stage.decap())
@@ -239,7 +250,9 @@ class _Stage(Stage):
         netns.batch([f"address add {address}/24 dev eth0", "link set dev eth0 up", "link set dev lo up"], name)
 
     def _start(self, namespace: str, module: str, *arguments: str | Path) -> Daemon:
-        return self._keep(Daemon(namespace, module, arguments, self.directory / f"{module}.log"))
+        daemon = self._keep(Daemon(namespace, module, arguments, self.directory / f"{module}.log"))
+        lift_session(daemon.process.pid)
+        return daemon
 
     def _start_agent(self) -> None:
         settings = AgentSettings(
