@@ -585,6 +585,13 @@ static struct flow_line *other_line(const struct flow_table *table, struct flow_
 	return &table->lines[entry & AWAY_BIT ? home : alternate_of(table, home, entry >> KEY_SHIFT)];
 }
 
+/* Asks for what move_one() reads. */
+static void prefetch_others(const struct flow_table *table, struct flow_line *line)
+{
+	for (unsigned way = 0; way < FLOW_WAYS; way++)
+		prefetch(other_line(table, (struct flow_slot){ line, way }));
+}
+
 /*
  * Moves one flow of a line of trusted ones to its own other line, if that has a way that is free or a flow that has
  * ended; returns the way it left, or -1.  Not for an untrusted flow: it would do to another new one what it saves this
@@ -596,11 +603,8 @@ static int move_one(struct flow_table *table, struct flow_line *line)
 	struct offer best = { 0, 0 };
 	int leaves = -1;
 
-	/* None of these is in a cache: wait for all at once. */
-	for (unsigned way = 0; way < FLOW_WAYS; way++) {
+	for (unsigned way = 0; way < FLOW_WAYS; way++)
 		others[way] = other_line(table, (struct flow_slot){ line, way });
-		__builtin_prefetch(others[way], 1);
-	}
 	for (unsigned way = 0; way < FLOW_WAYS && !best.free; way++) {
 		struct offer offer = offer_of(table, others[way]);
 
@@ -666,6 +670,9 @@ static struct flow_slot room_among_trusted(struct flow_table *table, struct flow
 
 	if (known_full(table, index_of(table, home)))
 		return spare.slot;
+	/* None of a dozen lines is in a cache, and most often all are read: wait for all at once. */
+	prefetch_others(table, home);
+	prefetch_others(table, alternate);
 	way = move_one(table, home);
 	if (way >= 0)
 		return (struct flow_slot){ home, (unsigned)way };
