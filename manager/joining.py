@@ -13,6 +13,7 @@ from typing import Any
 from aiohttp import web
 
 from lb.errors import AccessError
+from manager.door import known
 from manager.trust import Trust
 
 BODY_MAX = 64 * 1024
@@ -30,7 +31,10 @@ def routes(trust: Trust) -> list[web.RouteDef]:
     async def join(request: web.Request) -> web.Response:
         """The only call that changes something and needs no certificate."""
         try:
-            return web.json_response(await trust.join(await _body(request), address_of(request)))
+            body = await _body(request)
+            answer = await trust.join(body, address_of(request))
+            known(request, f"{body['kind']}:{body['name']}")  # a fleet that joins at once waits for nothing
+            return web.json_response(answer)
         except AccessError as error:
             return web.json_response({"error": str(error)}, status=403)
 
