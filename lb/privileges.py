@@ -34,6 +34,7 @@ class Capability(enum.IntEnum):
     NET_BIND_SERVICE = 10
     NET_ADMIN = 12
     NET_RAW = 13
+    IPC_LOCK = 14
     SYS_ADMIN = 21
     SYS_NICE = 23
     SYS_RESOURCE = 24

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -285,6 +286,9 @@ class Daemon:
             keep.append(Capability.NET_BIND_SERVICE)
         if self._plane.mode.io is IoMode.XDP and maps_need_rights(os.uname().release):
             keep.append(Capability.BPF)
+        unlimited = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+        if self._plane.mode.io is IoMode.XDP and not unlimited:
+            keep.append(Capability.IPC_LOCK)  # or an interface that was made anew could not be opened again
         if self._bgp is not None:
             keep += FOR_BGP
         kept = keep_only(keep)

@@ -12,7 +12,7 @@ from lb.model import IoMode
 from tests.lab.netns import ip
 from tests.lab.pace import allowed
 from tests.lab.process import wait_for
-from tests.lb.mux.stage import CLIENT, DNS, READY, VIP, Stage
+from tests.lb.mux.stage import CLIENT, DNS, MUX, READY, VIP, Stage
 
 pytestmark = pytest.mark.lab
 
@@ -121,3 +121,19 @@ def test_a_link_that_goes_down_and_comes_serves_again(stage: Stage) -> None:
     row = stage.row()
     assert row["io"] == "xdp"
     assert row["kernel"] == []
+
+
+def test_an_interface_that_goes_and_comes_is_served_over_xdp_again(stage: Stage) -> None:
+    process = stage.start(DNS)
+    assert serves(stage)
+    ip("-n", stage.mux, "link", "del", "eth0")
+    process.wait_output('event="interface lost"')
+    stage.plug("p9", stage.mux, MUX)
+    ip("-n", stage.client, "neigh", "flush", "all")
+    wait_for(lambda: serves(stage), "packets to flow", seconds=allowed(SOON))
+    wait_for(lambda: stage.row()["state"] == "ready", "it to be seen", seconds=allowed(SOON))
+    assert stage.row()["mode"] == "AF_XDP: native, copying, 1 queue"
+    assert "xdp" in ip("-n", stage.mux, "link", "show", "eth0")
+    assert stage.vips_of_the_kernel() == [VIP]
+    assert process.stop() == 0
+    assert "xdp" not in ip("-n", stage.mux, "link", "show", "eth0")
