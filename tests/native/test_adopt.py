@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
 from lb.dataplane import Link, Pipeline, exceptional_flows
@@ -56,3 +57,18 @@ def test_a_flow_that_had_a_packet_since_it_was_told_is_not_forgotten() -> None:
     assert sum(pipeline.counters().flows.live) == live - forgotten
     results = pipeline.process(DRAINED, [(packet("A", flow), 40, now + SECOND) for flow in range(0, 500, 2)])
     assert {result.flow for result in results} == {"known"}
+
+
+def test_what_was_told_is_told_again_with_the_same_age() -> None:
+    first, second = Pipeline(1, Link.NONE), Pipeline(1, Link.NONE)
+    for turn, flags in enumerate("SA"):
+        first.process(SNAPSHOT, [(packet(flags, flow), 40, turn * SECOND) for flow in range(500)])
+    now = 10 * SECOND
+    for pipeline in (first, second):
+        pipeline.process(DRAINED, [(packet("A", 1000), 40, now)])  # their clocks go on
+    told = exceptional_flows(first, DRAINED, 1000)
+    for (service, backend), records in told.records.items():
+        second.adopt(DRAINED, service, backend, records, now_ns=now)
+    again = exceptional_flows(second, DRAINED, 1000)
+    for owner, records in told.records.items():
+        assert set(struct.iter_unpack("<Q", records)) == set(struct.iter_unpack("<Q", again.records[owner]))
