@@ -175,6 +175,11 @@ class Forwarding:
         item = self._by_name.get(service.name)
         return item.id if item is not None and item.service is service else None
 
+    def id_named(self, name: str) -> int | None:
+        """Of the service of this name."""
+        item = self._by_name.get(name)
+        return item.id if item is not None else None
+
     def names(self, service_id: int | None, number: int | None) -> tuple[str | None, str | None]:
         """Names of a service and of one of its backends, by the data plane's numbers."""
         service = self.service(service_id) if service_id is not None else None

@@ -159,6 +159,11 @@ void mux_counters_read(const struct mux *mux, uint64_t *received, uint64_t *reas
 /* By service id, 32,768 rows; by the backends' counter, 2^20 numbers.  Written by the worker, read by anyone. */
 const struct service_counters *mux_service_counters(const struct mux *mux);
 const uint64_t *mux_backend_counters(const struct mux *mux);
+/*
+ * Services whose packets are dropped while the MUX cannot take all: rules[count], count <= 4, each (service id + 1) << 32 |
+ * share of packets of new flows << 16 | share of those of known ones, shares of 65,536.  From any thread, one at a time.
+ */
+void mux_shed(struct mux *mux, const uint64_t *rules, uint32_t count);
 /* Flows that others remember better, so far; bytes that a table for so many flows takes; what is broken in it, or NULL. */
 uint64_t mux_forgotten(const struct mux *mux);
 uint64_t flow_table_bytes(uint64_t flows);

@@ -49,6 +49,11 @@ struct pipeline *mux_pipeline(struct mux *mux)
 	return &mux->pipeline;
 }
 
+void mux_shed(struct mux *mux, const uint64_t *rules, uint32_t count)
+{
+	shed_set(&mux->shed, rules, count);
+}
+
 const char *mux_vector(const struct mux *mux)
 {
 	return mux->vector->name;

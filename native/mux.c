@@ -103,6 +103,18 @@ uint64_t mux_forgotten(const struct mux *mux)
 	return __atomic_load_n(&mux->forgotten, __ATOMIC_RELAXED);
 }
 
+/* Between choosing and emitting: by then it is known whose packet it is, and the dear part is still to come. */
+static void shed_burst(struct mux *mux)
+{
+	for (unsigned i = 0; i < mux->count; i++) {
+		const struct passage *passage = &mux->passages[i];
+
+		if (mux->packets[i].reason == REASON_FORWARDED &&
+		    shed_takes(&mux->shed, passage->service->id, passage->flow == FLOW_KNOWN))
+			mux->packets[i].reason = REASON_SHED;
+	}
+}
+
 static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot, struct io *io, struct frame *frames,
 		      unsigned count, uint64_t now_ns)
 {
@@ -118,6 +130,8 @@ static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot
 	mux_read_burst(mux, frames);
 	if (LIKELY(mux->onward)) {
 		mux_choose_burst(mux);
+		if (UNLIKELY(shed_first(&mux->shed)))
+			shed_burst(mux);
 		mux_emit_burst(mux, frames);
 	}
 	count_burst(mux);

@@ -19,6 +19,7 @@
 #include "io.h"
 #include "packet.h"
 #include "pipeline.h"
+#include "shed.h"
 #include "snapshot.h"
 #include "stats.h"
 #include "vector.h"
@@ -86,6 +87,7 @@ struct mux {
 	struct mux_counters counters;
 	struct service_counters *service_counters; /* by service id */
 	uint64_t *backend_counters;                /* by counter index */
+	struct shed shed;
 };
 
 /* -ENOMEM; -ENOTSUP: no such vector level here.  The first burst needs a snapshot. */

@@ -36,7 +36,9 @@ enum verdict {
 	X(NO_NEXT_HOP, "no_next_hop", VERDICT_DROP,                                                                    \
 	  "The backend's machine cannot be reached: no route, or its next hop's MAC address is not known.")            \
 	X(TOO_BIG, "too_big", VERDICT_DROP, "With the outer header the packet is larger than the MTU to the backend.") \
-	X(SEND_FAILED, "send_failed", VERDICT_DROP, "The kernel refused to send the encapsulated packet.")
+	X(SEND_FAILED, "send_failed", VERDICT_DROP, "The kernel refused to send the encapsulated packet.")             \
+	X(SHED, "shed", VERDICT_DROP,                                                                                  \
+	  "The MUX gets more packets than it can take, most of them for this service: dropped so that others are served.")
 
 enum reason {
 #define X(NAME, name, verdict, sentence) REASON_##NAME,

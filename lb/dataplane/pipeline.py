@@ -201,6 +201,16 @@ def load(memory: Cdata, data: bytes, wire_length: int, offload: Offload | None) 
         check(c.io_memory_offload(memory, *told), "Cannot tell of a packet's offloads")
 
 
+#: Services whose packets may be shed at once; see native/shed.h.
+SHED_MAX = 4
+_SHED = next(number for number, reason in enumerate(REASONS) if reason.name == "shed")
+
+
+def _share(share: float) -> int:
+    """Of 65,536."""
+    return min(max(round(share * 65536), 0), 65535)
+
+
 class Pipeline:
     """One MUX pipeline with its flow table and counters; a worker runs it, or :meth:`process` does."""
 
@@ -321,6 +331,16 @@ class Pipeline:
         rows = ffi.buffer(c.mux_service_counters(self._c), ids * ffi.sizeof("struct service_counters"))
         numbers = memoryview(rows).cast("B").cast("Q")
         return list(map(add, numbers[0::4].tolist(), numbers[3::4].tolist()))
+
+    def shed(self, rules: Sequence[tuple[int, float, float]]) -> None:
+        """Drops packets of at most SHED_MAX services: of each (service id, share of new flows' packets, share of known
+        flows' packets), shares from 0 to 1. Until it is told otherwise; from any thread, one at a time."""
+        words = [(service + 1) << 32 | _share(fresh) << 16 | _share(known) for service, fresh, known in rules]
+        c.mux_shed(self._c, words, len(words))
+
+    def shed_packets(self) -> int:
+        """So far. From any thread."""
+        return self.counters().reasons[_SHED]
 
     def backend_packets(self, counter: int) -> int:
         """Packets forwarded to a backend, by its counter index."""

@@ -46,6 +46,7 @@ from lb.dataplane.regroup import Member
 from lb.errors import DataplaneError
 from lb.forwarding import Forwarding
 from lb.model import Address, MuxSettings
+from lb.mux.shedding import Rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,6 +474,17 @@ class Engine:
         counted = [pipeline.came_for(forwarding.id_limit) for pipeline in self._pipelines]
         numbers = ((service.name, forwarding.id_of(service)) for service in forwarding.services)
         return {name: sum(row[number] for row in counted) for name, number in numbers if number is not None}
+
+    def shed(self, rules: Sequence[Rule]) -> None:
+        """Drops packets as told, until told otherwise: each service's share on every worker."""
+        found = [(self._forwarding.id_named(rule.service), rule) for rule in rules]
+        words = [(number, rule.new, rule.known) for number, rule in found if number is not None]
+        for pipeline in self._pipelines:
+            pipeline.shed(words)
+
+    def shed_packets(self) -> int:
+        """So far. No worker is asked."""
+        return sum(pipeline.shed_packets() for pipeline in self._pipelines)
 
     def refused(self) -> int:
         """Flows that found no room in their table, so far."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks whether the workers keep up with what comes, and tells when they do not, and when they do again.
+"""Looks whether the workers keep up with what comes; tells when they do not, and when they do again; and has them drop,
+of what they cannot take, packets of the service that has most of them.
 
-:mod:`lb.mux.saturation` decides; this reads the counters, and tells log and manager. Owned by :mod:`lb.mux.daemon`,
-whose event loop runs it; :mod:`lb.mux.status` shows :attr:`OverloadWatch.words`.
+:mod:`lb.mux.saturation` and :mod:`lb.mux.shedding` decide; this reads counters, and tells workers, log and manager.
+Owned by :mod:`lb.mux.daemon`, whose event loop runs it; :mod:`lb.mux.status` shows :attr:`OverloadWatch.words`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from lb.log import get_logger
 from lb.mux.engine import Engine
 from lb.mux.saturation import Ended, Loss, Saturation
+from lb.mux.shedding import Shedding, Traffic
 
 #: Between two looks, seconds.
 INTERVAL = 0.5
@@ -28,6 +30,7 @@ class OverloadWatch:
         self._engine = engine
         self._send_event = send_event
         self._saturation = Saturation()
+        self._shedding = Shedding()
 
     @property
     def words(self) -> str | None:
@@ -48,7 +51,21 @@ class OverloadWatch:
         ios = engine.arrivals()
         # Before the first loss nobody asks whose packets they are: of ten thousand services that is some work.
         services = engine.came_for() if saturation.losing else None
-        self._tell(saturation.look(now, ios, services))
+        self._tell(saturation.look(now, ios, services, engine.shed_packets()))
+        self._shed(engine, saturation.traffic, saturated=saturation.now is not None)
+
+    def _shed(self, engine: Engine, traffic: Traffic | None, *, saturated: bool) -> None:
+        before = {rule.service for rule in self._shedding.rules}
+        rules = self._shedding.look(traffic, saturated=saturated)
+        if rules or before:
+            engine.shed(rules)
+        for rule in rules:
+            if rule.service not in before:
+                log.warning(
+                    "shedding", service=rule.service, reason="it has most of the packets, and others lose theirs"
+                )
+        for service in sorted(before - {rule.service for rule in rules}):
+            log.info("no longer shedding", service=service)
 
     def _tell(self, news: Loss | Ended | None) -> None:
         if isinstance(news, Loss):

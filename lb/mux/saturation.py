@@ -11,10 +11,11 @@ Pure; the daemon's care loop feeds it, and tells what it returns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lb.dataplane import IoStats
+from lb.mux.shedding import Traffic
 
 #: Of all packets that come, the share lost from which on a MUX does not keep up, and for how long; seconds.
 BEGIN_SHARE, BEGIN = 1e-3, 1.5
@@ -32,6 +33,7 @@ class Loss:
     total: int  #: packets, since it began
     workers: tuple[int, ...] = ()  #: those that do not keep up
     of: int = 1  #: so many there are
+    shed: float = 0.0  #: of what is lost, so much by choice
     heaviest: str | None = None  #: the service that most of the packets are for
     part: float = 0.0  #: its part of them
 
@@ -42,7 +44,8 @@ class Loss:
         who = "its worker is saturated" if self.of == 1 else many
         whose = f"; service {self.heaviest} has {self.part:.0%} of the packets" if self.heaviest else ""
         remedy = "add a MUX" if len(self.workers) == self.of else "spread its queues (`workers`), or add a MUX"
-        return f"loses {self.lost:,.0f} of {self.offered:,.0f} packets/s, {who}{whose}; {remedy}"
+        shed = f" ({self.shed:,.0f} of them shed, so that others are served)" if self.shed else ""
+        return f"loses {self.lost:,.0f} of {self.offered:,.0f} packets/s{shed}, {who}{whose}; {remedy}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,58 +61,80 @@ class Saturation:
     """Watches what workers receive and what the kernel drops before them."""
 
     now: Loss | None = None  #: None: it keeps up
+    traffic: Traffic | None = None  #: of the last look, while it was :attr:`losing` before it
     _at: float = 0.0
     _before: Sequence[IoStats] = ()
     _losing: float | None = None  # since when, without a pause
     _fine: float | None = None
     _total: int = 0
     _services: dict[str, int] = field(default_factory=dict)
+    _shed: int = 0
 
     @property
     def losing(self) -> bool:
         """Something was lost at the last look: whose packets they are is worth asking."""
         return self._losing is not None or self.now is not None
 
-    def look(self, at: float, ios: Sequence[IoStats], services: dict[str, int] | None = None) -> Loss | Ended | None:
+    def look(
+        self, at: float, ios: Sequence[IoStats], services: dict[str, int] | None = None, shed: int = 0
+    ) -> Loss | Ended | None:
         """``ios``: each worker's, as counted so far; ``services``: packets that came for each so far, asked for while
-        :attr:`losing`. Returns news: it began, or it ended."""
-        seconds = at - self._at
+        :attr:`losing`; ``shed``: packets dropped by choice so far. Returns news: it began, or it ended."""
+        seconds, self.traffic = at - self._at, None
         if len(ios) != len(self._before) or seconds <= 0:  # other workers: nothing to compare with
-            self._at, self._before = at, ios
+            self._at, self._before, self._shed = at, ios, shed
             return None
-        lost = [max(0, new.missed - old.missed) for new, old in zip(ios, self._before, strict=True)]
-        came = sum(max(0, new.received - old.received) for new, old in zip(ios, self._before, strict=True))
-        heaviest = self._heaviest(services or {})
-        offered = came + sum(lost)
-        share = sum(lost) / offered if offered else 0.0
-        began, self._at, self._before = self._at, at, ios
+        missed = [max(0, new.missed - old.missed) for new, old in zip(ios, self._before, strict=True)]
+        received = sum(max(0, new.received - old.received) for new, old in zip(ios, self._before, strict=True))
+        by_choice = shed - self._shed
+        lost, offered = sum(missed) + by_choice, received + sum(missed)
+        came = self._came(services or {})
+        if came:
+            self.traffic = Traffic(seconds, came, by_choice, sum(missed) > offered * BEGIN_SHARE)
+        began, self._at, self._before, self._shed = self._at, at, ios, shed
+        share = lost / offered if offered else 0.0
         self._losing = (self._losing if self._losing is not None else began) if share > BEGIN_SHARE else None
-        self._total = self._total + sum(lost) if self.losing else 0
+        self._total = self._total + lost if self.losing else 0
         if self.now is None and (self._losing is None or at - self._losing < BEGIN):
             return None
-        if share >= END_SHARE:
-            self._fine = None
-        elif self._fine is None:
-            self._fine = began
+        if self.now is not None and share < END_SHARE:
+            return self._ended(self.now, at, began)
+        self._fine = None
         before = self.now
-        if before is not None and self._fine is not None and at - self._fine >= END:
-            ended = Ended(self._fine - before.since, self._total)
-            self.now, self._total, self._fine = None, 0, None
-            return ended
-        if before is not None and share < END_SHARE:
-            return None
         since = before.since if before is not None else self._losing if self._losing is not None else began
-        name, part = heaviest if heaviest is not None else (before.heaviest, before.part) if before else (None, 0.0)
-        workers = tuple(number for number, one in enumerate(lost) if one)
-        self.now = Loss(since, sum(lost) / seconds, offered / seconds, self._total, workers, len(ios), name, part)
+        workers = tuple(number for number, one in enumerate(missed) if one) or (before.workers if before else ())
+        self.now = Loss(
+            since,
+            lost / seconds,
+            offered / seconds,
+            self._total,
+            workers,
+            len(ios),
+            by_choice / seconds,
+            *heaviest(came),
+        )
         return self.now if before is None else None
 
-    def _heaviest(self, services: dict[str, int]) -> tuple[str, float] | None:
-        """Of those that were there at the last look as well."""
-        before, self._services = self._services, services
-        came = {name: count - before[name] for name, count in services.items() if name in before}
-        total = sum(count for count in came.values() if count > 0)
-        if not total:
+    def _ended(self, now: Loss, at: float, began: float) -> Ended | None:
+        """Nothing was lost from ``began`` on, or earlier."""
+        if self._fine is None:
+            self._fine = began
+        if at - self._fine < END:
             return None
-        name = max(came, key=lambda name: came[name])
-        return name, came[name] / total
+        ended = Ended(self._fine - now.since, self._total)
+        self.now, self._total, self._fine = None, 0, None
+        return ended
+
+    def _came(self, services: dict[str, int]) -> dict[str, int]:
+        """Since the last look, for those that were there then as well."""
+        before, self._services = self._services, services
+        return {name: max(0, count - before[name]) for name, count in services.items() if name in before}
+
+
+def heaviest(came: Mapping[str, int]) -> tuple[str | None, float]:
+    """The service with most of the packets, and its part of them."""
+    total = sum(came.values())
+    if not total:
+        return None, 0.0
+    name = max(came, key=lambda name: came[name])
+    return name, came[name] / total

@@ -52,7 +52,7 @@ RUNS = {
 }
 #: What a run meets whatever its seed, beside packets that are forwarded.
 MEETS = {
-    "checksums to find out": {r.name for r in REASONS} - {"segmented", "send_failed", "no_backend"},
+    "checksums to find out": {r.name for r in REASONS} - {"segmented", "send_failed", "no_backend", "shed"},
     "without a table": {"no_backend"},
     "thousands of services": {"no_service", "not_vip", "fragment"},
     "sending fails": {"send_failed"},
