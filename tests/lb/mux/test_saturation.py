@@ -151,3 +151,24 @@ def test_workers_that_begin_anew_are_compared_with_nothing(workers: int) -> None
 def test_two_looks_at_one_moment_say_nothing() -> None:
     watched = Watched()
     assert watched.saturation.look(watched.at, (IoStats(received=1, missed=1),)) is None
+
+
+def test_what_is_shed_counts_as_lost_so_it_is_not_over_while_it_is_only_by_choice_that_no_ring_is_full() -> None:
+    saturation, news = Saturation(), []
+    for look in range(1, 41):
+        ios = (IoStats(received=100_000 * look, missed=10_000 * min(look, 5)),)
+        news.append(saturation.look(look * INTERVAL, ios, {"web": 100_000 * look}, 50_000 * max(0, look - 5)))
+    (began,) = [one for one in news if one is not None]
+    assert isinstance(began, Loss)
+    assert began.shed == 0
+    assert saturation.now is not None
+    assert (saturation.now.lost, saturation.now.shed, saturation.now.offered) == (100_000, 100_000, 200_000)
+    assert (
+        "loses 100,000 of 200,000 packets/s (100,000 of them shed, so that others are served)" in saturation.now.words
+    )
+    assert saturation.traffic is not None
+    assert (saturation.traffic.shed, saturation.traffic.lost, saturation.traffic.came) == (
+        50_000,
+        False,
+        {"web": 100_000},
+    )
