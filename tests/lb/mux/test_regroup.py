@@ -340,6 +340,20 @@ def test_what_is_told_goes_to_the_worker_that_knows_an_older_tale() -> None:
     assert [goes[number] for number in told] == [went[number] for number in told]
 
 
+def test_of_what_is_told_that_which_nobody_knows_goes_to_one_worker_as_it_was_told() -> None:
+    one, other = Group(), Group(workers=3, flows=3000)
+    went = one.known()
+    other.publish(services(UP, UP, UP, UP))
+    other.went("S", 1, CLIENTS[::2], now=1)
+    other.now = 3 * SECOND
+    _, found = one.engine.exceptional(1000)
+    for (service, backend), records in found.records.items():
+        other.engine.adopt(service, backend, records)
+    fresh = Group.fresh()
+    told = {client for client in CLIENTS if fresh[client - 1] != went[client - 1]}
+    assert sum(other.live()) == len(told | set(CLIENTS[::2]))
+
+
 def test_a_question_is_answered_by_the_youngest_memory() -> None:
     group = Group(workers=2)
     group.engine._workers = [_Answers(5.0, 1), _Answers(0.5, 2)]  # type: ignore[list-item]
