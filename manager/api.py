@@ -260,7 +260,8 @@ class Api:
         return _answer(self._view.rates(since or None, services, request.query.getall("service", [])))
 
     async def audit(self, request: web.Request) -> web.Response:
-        lines = await self._store.audit(_limit(request), AUDIT_MAX)
+        with_changes = _choice(request, "change", ("true", "false")) == "true"
+        lines = await self._store.audit(_limit(request), AUDIT_MAX if with_changes else -1)
         return await asyncio.to_thread(lambda: _answer([asdict(line) for line in lines]))
 
     async def history(self, request: web.Request) -> web.Response:

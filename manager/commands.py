@@ -54,6 +54,11 @@ def _load(path: Path) -> tuple[ManagerSettings, Authority]:
     return settings, Authority.load(Path(settings.state_dir) / CA_DIRECTORY)
 
 
+def _who() -> str:
+    """Whoever runs the command, for the audit."""
+    return f"operator:{getpass.getuser()}"
+
+
 def _operators_directory() -> Path:
     """Where ``lb`` looks for an operator's credentials."""
     return Path.home() / ".config" / "lb"
@@ -94,7 +99,7 @@ def init(path: Path, names: tuple[str, ...], operator: str | None, out: Path | N
     authority = Authority.create(state_dir / CA_DIRECTORY, names)
     authority.server_certificate(settings.name, settings.listen)
     name = operator or getpass.getuser()
-    certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name))
+    certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name, _who()))
     _write_operator(directory, authority, certificate, key)
     click.echo(f"certificate authority: {state_dir / CA_DIRECTORY}; keep a copy of it in a safe place")
     click.echo(f"operator {name}: operator.pem, operator.key and ca.pem in {directory}")
@@ -109,7 +114,7 @@ def operator(path: Path, name: str, out: Path) -> None:
     """Make a certificate for an operator."""
     settings, authority = _load(path)
     _refuse_to_replace(out)
-    certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name))
+    certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name, _who()))
     _write_operator(out, authority, certificate, key)
     click.echo(
         f"operator {name}: operator.pem, operator.key and ca.pem in {out}; they go to ~/.config/lb of whoever it is"
@@ -128,8 +133,7 @@ def token(path: Path, kind: str, name: str | None, ttl: str) -> None:
     """
     seconds = parse_ttl(ttl)
     settings, authority = _load(path)
-    who = f"operator:{getpass.getuser()}"
-    click.echo(_with_trust(settings, authority, lambda trust: trust.make_token(kind, name, seconds, who)))
+    click.echo(_with_trust(settings, authority, lambda trust: trust.make_token(kind, name, seconds, _who())))
 
 
 @click.command("tokens")
@@ -182,9 +186,9 @@ def revoke(path: Path, what: str, reason: str) -> None:
             for row in await trust.certificates()
             if row.revoked_at is None and what in (row.common_name, row.serial)
         ]
-        await trust.revoke([row.serial for row in found], reason)
+        await trust.revoke([row.serial for row in found], reason, _who())
         ended = [row for row in await trust.all_tokens() if what in (row.id, f"{row.kind}:{row.name}")]
-        await trust.end_tokens([row.digest for row in ended])
+        await trust.end_tokens([row.digest for row in ended], _who())
         lines = [f"{row.common_name} {row.serial} is revoked" for row in found]
         return lines + [f"token {row.id} of {row.kind}:{row.name or '*'} is revoked" for row in ended]
 

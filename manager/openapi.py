@@ -241,7 +241,14 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Event": record({"id": COUNT, "at": TIME, "subject": TEXT, "text": TEXT, "bad": FLAG}),
     "AuditLine": record(
-        {**_VERSION, "change": {"description": "null where an answer with it would be too long: ask for fewer lines"}}
+        {
+            **_VERSION,
+            "version": {
+                **COUNT,
+                "description": "of the desired state once it was done: tokens and certificates leave it",
+            },
+            "change": {"description": "null where an answer with it would be too long: ask for fewer lines"},
+        }
     ),
     "Version": record(_VERSION),
     "Top": record(
@@ -640,7 +647,14 @@ ROUTES: tuple[Route, ...] = (
             "service": {"type": "string", "description": "a name, any number of times: these instead of the busiest"},
         },
     ),
-    Route("GET", "/v1/audit", "audit", "Who changed what; the latest first", array(ref("AuditLine")), query=_LIMIT),
+    Route(
+        "GET",
+        "/v1/audit",
+        "audit",
+        "Who changed what, and who let whom take part; the latest first",
+        array(ref("AuditLine")),
+        query={**_LIMIT, "change": {"enum": ["true", "false"], "default": "true", "description": "false: left out"}},
+    ),
     Route("GET", "/v1/openapi.json", "openapi", "This description", ANYTHING),
     Route(
         "POST",

@@ -25,6 +25,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
+from manager import tokens
 from manager.lineage import TERM_MAX, Marks, Standing, lost
 from manager.store import (
     AuditRecord,
@@ -37,7 +38,7 @@ from manager.store import (
     SupersededError,
     VersionLine,
 )
-from manager.tokens import Certificate, JoinRefusal, Token
+from manager.tokens import HERE, Certificate, Deed, JoinRefusal, Token
 
 FILE = "manager.db"
 #: Beside it: how far it has come.
@@ -219,13 +220,14 @@ class SqliteStore:
         return await self._run(self._audit, limit, most)
 
     def _audit(self, limit: int, most: int) -> list[AuditRecord]:
-        columns = "version, at, who, what, why, length(change)"
-        rows = self._db.execute(f"SELECT {columns} FROM audit ORDER BY version DESC LIMIT ?", (limit,))  # noqa: S608
+        versions = "SELECT version, at, who, what, why, length(change), 0 FROM audit ORDER BY version DESC LIMIT :most"
+        deeds = "SELECT version, at, who, what, why, 0, id FROM deed ORDER BY id DESC LIMIT :most"
+        both = f"SELECT * FROM ({versions}) UNION ALL SELECT * FROM ({deeds}) ORDER BY 1 DESC, 7 DESC LIMIT :most"  # noqa: S608
         found = []
-        for version, at, who, what, why, size in rows.fetchall():
+        for version, at, who, what, why, size, deed in self._db.execute(both, {"most": limit}).fetchall():
             most -= size
-            change = None
-            if most >= 0:
+            change: Any = {} if deed else None
+            if most >= 0 and not deed:
                 row = self._db.execute("SELECT change FROM audit WHERE version = ?", (version,)).fetchone()
                 change = json.loads(row[0])
             found.append(AuditRecord(version, at, who, what, change, why))
@@ -369,7 +371,17 @@ class SqliteStore:
     # -- trust --------------------------------------------------------------------------------------------------
 
     async def add_token(self, token: Token) -> None:
-        await self._run(self._execute, "INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
+        await self._run(self._add_token, token)
+
+    def _add_token(self, token: Token) -> None:
+        with self._transaction() as database:
+            database.execute("INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
+            self._note(tokens.made(token))
+
+    def _note(self, deed: Deed) -> None:
+        """A line of the audit; within the transaction of what it tells."""
+        values = (self._counter("version"), deed.at, deed.who, deed.what, deed.why)
+        self._db.execute("INSERT INTO deed (version, at, who, what, why) VALUES (?, ?, ?, ?, ?)", values)
 
     async def token(self, digest: str) -> Token | None:
         return await self._run(self._token, digest)
@@ -385,13 +397,14 @@ class SqliteStore:
         rows = self._db.execute("SELECT * FROM token WHERE expires > ?", (time.time(),))
         return [Token(*row) for row in rows]
 
-    async def end_tokens(self, digests: Collection[str], at: float) -> None:
-        await self._run(self._end_tokens, list(digests), at)
+    async def end_tokens(self, digests: Collection[str], at: float, who: str = HERE) -> None:
+        await self._run(self._end_tokens, list(digests), at, who)
 
-    def _end_tokens(self, digests: list[str], at: float) -> None:
+    def _end_tokens(self, digests: list[str], at: float, who: str) -> None:
         with self._transaction() as database:
-            for digest in digests:
-                database.execute("UPDATE token SET expires = min(expires, ?) WHERE digest = ?", (at, digest))
+            for token in filter(None, map(self._token, digests)):
+                database.execute("UPDATE token SET expires = min(expires, ?) WHERE digest = ?", (at, token.digest))
+                self._note(tokens.ended(token, at, who))
 
     async def join(self, digest: str, certificate: Certificate, *, replaces: bool) -> JoinRefusal | None:
         return await self._run(self._join, digest, certificate, replaces)
@@ -401,8 +414,8 @@ class SqliteStore:
         valid = "kind = ? AND name = ? AND revoked_at IS NULL AND expires > ?"
         values = (certificate.kind, certificate.name, at)
         with self._transaction() as database:
-            used = "SELECT 1 FROM token WHERE digest = ? AND used_at IS NULL AND expires > ?"
-            if database.execute(used, (digest, at)).fetchone() is None:
+            token = self._token(digest)
+            if token is None or token.used_at is not None or token.expires <= at:
                 return JoinRefusal.USED
             if database.execute(f"SELECT 1 FROM certificate WHERE {valid}", values).fetchone() is not None:  # noqa: S608
                 if not replaces:
@@ -412,18 +425,23 @@ class SqliteStore:
                 database.execute(revoke, (at, f"{certificate.name} joined anew", *values))
             database.execute("UPDATE token SET used_at = ?, used_by = ? WHERE digest = ?", (at, node, digest))
             database.execute("INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(certificate))
+            self._note(tokens.joined(token, certificate))
         self._witness()
         return None
 
-    async def add_certificate(self, certificate: Certificate, renews: str | None = None) -> bool:
-        return await self._run(self._add_certificate, certificate, renews)
+    async def add_certificate(
+        self, certificate: Certificate, renews: str | None = None, made_by: str | None = None
+    ) -> bool:
+        return await self._run(self._add_certificate, certificate, renews, made_by)
 
-    def _add_certificate(self, certificate: Certificate, renews: str | None) -> bool:
+    def _add_certificate(self, certificate: Certificate, renews: str | None, made_by: str | None) -> bool:
         with self._transaction() as database:
             gone = "SELECT 1 FROM certificate WHERE serial = ? AND revoked_at IS NOT NULL"
             if renews is not None and database.execute(gone, (renews,)).fetchone() is not None:
                 return False
             database.execute("INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(certificate))
+            if made_by is not None:
+                self._note(tokens.signed(certificate, made_by))
         return True
 
     async def certificates(self) -> list[Certificate]:
@@ -433,17 +451,19 @@ class SqliteStore:
         rows = self._db.execute("SELECT * FROM certificate WHERE expires > ?", (time.time(),))
         return [Certificate(*row) for row in rows]
 
-    async def revoke(self, serials: Collection[str], at: float, why: str) -> None:
-        await self._run(self._revoke, list(serials), at, why)
+    async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None:
+        await self._run(self._revoke, list(serials), at, why, who)
 
-    def _revoke(self, serials: list[str], at: float, why: str) -> None:
+    def _revoke(self, serials: list[str], at: float, why: str, who: str) -> None:
+        valid = "SELECT * FROM certificate WHERE serial = ? AND revoked_at IS NULL"
         with self._transaction() as database:
             self._turn_page()
             for serial in serials:
-                database.execute(
-                    "UPDATE certificate SET revoked_at = ?, revoked_why = ? WHERE serial = ? AND revoked_at IS NULL",
-                    (at, why, serial),
-                )
+                for row in database.execute(valid, (serial,)).fetchall():
+                    database.execute(
+                        "UPDATE certificate SET revoked_at = ?, revoked_why = ? WHERE serial = ?", (at, why, serial)
+                    )
+                    self._note(tokens.revoked(Certificate(*row), at, who, why))
         self._witness()
 
     # -- what all of them use -----------------------------------------------------------------------------------
@@ -571,12 +591,26 @@ def _mark_ends(database: sqlite3.Connection) -> None:
     database.execute("CREATE TABLE ended (term INTEGER PRIMARY KEY, revision INTEGER NOT NULL)")
 
 
+def _keep_deeds(database: sqlite3.Connection) -> None:
+    """Form 6: lines of the audit that make no version, each with the version that there was."""
+    database.execute(
+        "CREATE TABLE deed (id INTEGER PRIMARY KEY, version INTEGER NOT NULL, at REAL NOT NULL, who TEXT NOT NULL, "
+        "what TEXT NOT NULL, why TEXT NOT NULL)"
+    )
+    for verb, words in (("UPDATE", "changed"), ("DELETE", "deleted")):
+        database.execute(
+            f"CREATE TRIGGER deed_is_never_{words} BEFORE {verb} ON deed "
+            "BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END"
+        )
+
+
 #: What makes form 2 of form 1, 3 of 2, and so on.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _keep_what_was_before,
     _keep_events,
     _mark_history,
     _mark_ends,
+    _keep_deeds,
 )
 #: The form that this version writes.
 FORM = 1 + len(MIGRATIONS)

@@ -41,9 +41,9 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """Who changed the desired state, when, and what. Never changed, never deleted."""
+    """Who changed the desired state, or who takes part, when, and what. Never changed, never deleted."""
 
-    version: int
+    version: int  #: of the desired state, once it was done; who takes part changes nothing of it
     at: float  #: Unix time
     who: str
     what: str

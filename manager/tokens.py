@@ -26,10 +26,28 @@ from manager.authority import subject
 #: certificate is an admin's.
 ROLES = ("viewer", "operator", "admin")
 KINDS = ("mux", "agent", *ROLES)
+#: Of what changes something.
+OPERATORS_MAY = frozenset(
+    {
+        ("PUT", "/v1/services"),
+        ("PUT", "/v1/services/{name}"),
+        ("DELETE", "/v1/services/{name}"),
+        ("POST", "/v1/apply"),
+        ("POST", "/v1/confirm"),
+        ("POST", "/v1/rollback"),
+        *(
+            ("POST", f"{what}/{verb}")
+            for what in ("/v1/muxes/{name}", "/v1/backends/{service}/{backend}")
+            for verb in ("drain", "undrain")
+        ),
+    }
+)
 ID_LENGTH = 12
 DEFAULT_TTL = 15 * 60.0
 TTL_MAX = 366 * 86400.0
 _SECRET_BYTES = 24
+#: Who does something where it is not said: whoever runs a program of the manager's on its machine.
+HERE = "lb-manager"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +93,47 @@ class JoinRefusal(enum.Enum):
     THERE = "it has a certificate already"
 
 
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """A line of the audit that changes no service: who decided that somebody takes part, or no more."""
+
+    at: float  #: Unix time
+    who: str
+    what: str
+    why: str = ""
+
+
+def made(token: Token) -> Deed:
+    whom = f"{token.kind} {token.name or 'of any name'} to join once"
+    if token.kind in ROLES:
+        whom = f"operator {token.name} to ask as {token.kind}"
+    return Deed(
+        token.made_at, token.made_by, f"token {token.id} made for {whom}, for {token.expires - token.made_at:g} s"
+    )
+
+
+def ended(token: Token, at: float, who: str) -> Deed:
+    return Deed(at, who, f"token {token.id} of {token.kind} {token.name or 'of any name'} revoked")
+
+
+def joined(token: Token, certificate: Certificate) -> Deed:
+    what = f"joined with token {token.id}, made by {token.made_by}"
+    return Deed(certificate.made_at, certificate.common_name, what)
+
+
+def signed(certificate: Certificate, who: str) -> Deed:
+    what = f"certificate {certificate.serial} made for {certificate.kind} {certificate.name}"
+    return Deed(certificate.made_at, who, f"{what}, for {(certificate.expires - certificate.made_at) / 86400:.0f} days")
+
+
+def revoked(certificate: Certificate, at: float, who: str, why: str) -> Deed:
+    what = f"certificate {certificate.serial} of {certificate.kind} {certificate.name} revoked"
+    return Deed(at, who, what, why)
+
+
 class TrustStore(Protocol):
-    """What :mod:`manager.trust` needs of the store."""
+    """What :mod:`manager.trust` needs of the store. Whoever decides who takes part leaves a line in the audit with it,
+    both or neither."""
 
     async def add_token(self, token: Token) -> None: ...
 
@@ -86,12 +143,15 @@ class TrustStore(Protocol):
         """All that have not expired."""
         ...
 
-    async def end_tokens(self, digests: Collection[str], at: float) -> None:
+    async def end_tokens(self, digests: Collection[str], at: float, who: str = HERE) -> None:
         """They work no more from now on."""
         ...
 
-    async def add_certificate(self, certificate: Certificate, renews: str | None = None) -> bool:
-        """``renews``: the serial of the one that asked; False: that one was revoked, and nothing was added."""
+    async def add_certificate(
+        self, certificate: Certificate, renews: str | None = None, made_by: str | None = None
+    ) -> bool:
+        """``renews``: the serial of the one that asked; False: that one was revoked, and nothing was added.
+        ``made_by``: who made it, where nobody asked for it with a token or with another."""
         ...
 
     async def join(self, digest: str, certificate: Certificate, *, replaces: bool) -> JoinRefusal | None:
@@ -103,7 +163,7 @@ class TrustStore(Protocol):
         """All that have not expired."""
         ...
 
-    async def revoke(self, serials: Collection[str], at: float, why: str) -> None: ...
+    async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None: ...
 
 
 def digest(secret: str) -> str:
@@ -130,12 +190,13 @@ def text(secret: str, fingerprint: str) -> str:
 
 
 def may_ask(role: str, method: str, path: str) -> str | None:
-    """Why one of this role may not use a route; None if it may."""
+    """Why one of this role may not use a route; None if it may. What changes something and is not named here, only
+    an admin may."""
     if role == "admin" or method in ("GET", "HEAD") or path == "/v1/diff":
         return None
     if role == "viewer":
         return "a viewer sees everything and changes nothing; ask with an operator's token"
-    if path == "/v1/tokens" or (method == "DELETE" and path in ("/v1/muxes/{name}", "/v1/agents/{name}")):
+    if (method, path) not in OPERATORS_MAY:
         return "only an admin decides who takes part; ask with an admin's token, or an operator's certificate"
     return None
 

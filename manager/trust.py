@@ -186,20 +186,20 @@ class Trust:
         """All that have not expired."""
         return await self._store.all_tokens()
 
-    async def end_tokens(self, digests: list[str]) -> None:
+    async def end_tokens(self, digests: list[str], who: str = tokens.HERE) -> None:
         """They work no more."""
-        await self._store.end_tokens(digests, self._clock())
+        await self._store.end_tokens(digests, self._clock(), who)
 
-    async def make_operator(self, name: str) -> tuple[str, str]:
+    async def make_operator(self, name: str, made_by: str = tokens.HERE) -> tuple[str, str]:
         """An operator's certificate and key, as PEM."""
         issued, key = self.authority.make_operator(name)
-        await self._record(issued, self._clock())
+        await self._record(issued, self._clock(), made_by=made_by)
         return issued.pem, key
 
-    async def _record(self, issued: Issued, now: float, renews: str | None = None) -> bool:
+    async def _record(self, issued: Issued, now: float, renews: str | None = None, made_by: str | None = None) -> bool:
         whose = issued.subject
         certificate = Certificate(issued.serial, whose.kind, whose.name, now, issued.not_after)
-        return await self._store.add_certificate(certificate, renews)
+        return await self._store.add_certificate(certificate, renews, made_by)
 
     async def certificates(self) -> list[Certificate]:
         """All that have not expired, the revoked ones among them."""
@@ -207,8 +207,8 @@ class Trust:
 
     # -- revocation ---------------------------------------------------------------------------------------------
 
-    async def revoke(self, serials: list[str], why: str) -> None:
-        await self._store.revoke(serials, self._clock(), why)
+    async def revoke(self, serials: list[str], why: str, who: str = tokens.HERE) -> None:
+        await self._store.revoke(serials, self._clock(), why, who)
         await self.refresh()
 
     async def refresh(self) -> None:

@@ -112,7 +112,9 @@ def command(
     if limit or first:
         query["limit"] = limit or first
     # The audit's lines hold all that was changed; a table shows less, and of ten thousand services far less.
-    asked = "history" if what == "audit" and not as_json else what
+    if what == "audit" and not as_json:
+        query["change"] = "false"
+    asked = what
     if as_json:
         click.echo(manager.raw(asked, **query))
     elif what == "status":

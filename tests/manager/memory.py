@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from manager.tokens import Certificate, JoinRefusal, Token
+from manager.tokens import HERE, Certificate, JoinRefusal, Token
 
 
 class MemoryTrust:
@@ -25,7 +25,7 @@ class MemoryTrust:
     async def all_tokens(self) -> list[Token]:
         return list(self.tokens.values())
 
-    async def end_tokens(self, digests: Collection[str], at: float) -> None:
+    async def end_tokens(self, digests: Collection[str], at: float, who: str = HERE) -> None:
         for digest in digests:
             self.tokens[digest] = replace(self.tokens[digest], expires=at)
 
@@ -42,7 +42,9 @@ class MemoryTrust:
         self.signed[certificate.serial] = certificate
         return None
 
-    async def add_certificate(self, certificate: Certificate, renews: str | None = None) -> bool:
+    async def add_certificate(
+        self, certificate: Certificate, renews: str | None = None, made_by: str | None = None
+    ) -> bool:
         if renews is not None and self.signed[renews].revoked_at is not None:
             return False
         self.signed[certificate.serial] = certificate
@@ -51,6 +53,6 @@ class MemoryTrust:
     async def certificates(self) -> list[Certificate]:
         return list(self.signed.values())
 
-    async def revoke(self, serials: Collection[str], at: float, why: str) -> None:
+    async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None:
         for serial in serials:
             self.signed[serial] = replace(self.signed[serial], revoked_at=at, revoked_why=why)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,31 @@ def test_tokens_are_listed_by_an_id_and_revoked(config: Path) -> None:
     id_ = line.split()[0]
     assert run(config, "revoke", id_).output == f"token {id_} of viewer:bob is revoked\n"
     assert run(config, "tokens").output == "there are none\n"
+
+
+def test_who_let_whom_take_part_stands_in_the_audit(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "root")
+    init(config)
+    run(config, "token", "--kind", "viewer", "--name", "bob", "--ttl", "2h")
+    run(config, "operator", "eve", "--out", config.parent / "eve")
+    run(config, "revoke", "operator:eve", "--reason", "left us")
+    run(config, "revoke", "viewer:bob")
+
+    async def lines() -> list[tuple[str, str, str]]:
+        store = await SqliteStore.open(config.parent / "state")
+        try:
+            return [(line.who, line.what, line.why) for line in reversed(await store.audit(10))]
+        finally:
+            await store.close()
+
+    found = [(who, re.sub("[0-9A-Fa-f]{12,}", "ID", what), why) for who, what, why in asyncio.run(lines())]
+    assert found == [
+        ("operator:root", "certificate ID made for operator ada, for 365 days", ""),
+        ("operator:root", "token ID made for operator bob to ask as viewer, for 7200 s", ""),
+        ("operator:root", "certificate ID made for operator eve, for 365 days", ""),
+        ("operator:root", "certificate ID of operator eve revoked", "left us"),
+        ("operator:root", "token ID of viewer bob revoked", ""),
+    ]
 
 
 def test_without_an_authority_the_commands_say_what_to_do(config: Path) -> None:

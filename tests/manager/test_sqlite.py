@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.node.messages import apply
+from manager import tokens
 from manager.sqlite import FILE, SCHEMA, SqliteStore
 from manager.store import ConflictError, NodeRecord, Store, StoreError, SupersededError, VersionLine
 from manager.tokens import Certificate, JoinRefusal, Token
@@ -76,6 +77,51 @@ def refuses_to_change_its_audit(directory: Path) -> None:
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
                 database.execute(statement)
     database.close()
+
+
+async def test_who_lets_whom_take_part_is_a_line_of_the_audit_between_the_changes(tmp_path: Path) -> None:
+    token, secret = tokens.make("admin", "bob", 60, "operator:ada", 2.0)
+    node, _ = tokens.make("mux", None, 900, "operator:bob", time.time())
+    joined = Certificate("AB", "mux", "mux1", time.time(), time.time() + 86400)
+    async with opened(tmp_path) as store:
+        await store.commit(0, setting(a=1), "alice", "first", 1.0)
+        await store.add_token(token)
+        await store.commit(1, setting(a=2), "alice", "second", 3.0)
+        await store.add_token(node)
+        await store.join(node.digest, joined, replaces=False)
+        await store.revoke(["AB", "AB"], 5.0, "sold", "operator:ada")
+        await store.revoke(["AB"], 6.0, "again", "operator:ada")
+        await store.end_tokens([token.digest], 7.0, "operator:ada")
+        lines = [(line.version, line.who, line.what, line.why) for line in await store.audit(10)]
+        assert lines == [
+            (2, "operator:ada", f"token {token.id} of admin bob revoked", ""),
+            (2, "operator:ada", "certificate AB of mux mux1 revoked", "sold"),
+            (2, "mux:mux1", f"joined with token {node.id}, made by operator:bob", ""),
+            (2, "operator:bob", f"token {node.id} made for mux of any name to join once, for 900 s", ""),
+            (2, "alice", "second", ""),
+            (1, "operator:ada", f"token {token.id} made for operator bob to ask as admin, for 60 s", ""),
+            (1, "alice", "first", ""),
+        ]
+        assert secret not in repr(lines)
+        assert [line.what for line in await store.audit(5)] == [what for _, _, what, _ in lines[:5]]
+        assert [line.change for line in await store.audit(7, -1)] == [{}, {}, {}, {}, None, {}, None]
+        assert [line.version for line in await store.history(10)] == [2, 1]  # those are of services alone
+    with sqlite3.connect(tmp_path / FILE) as database:
+        for statement in ("UPDATE deed SET who = 'bob'", "DELETE FROM deed"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                database.execute(statement)
+    database.close()
+
+
+async def test_a_token_without_its_line_is_none(tmp_path: Path) -> None:
+    token, _ = tokens.make("mux", None, 900, "operator:bob", time.time())
+    async with opened(tmp_path) as store:
+        with sqlite3.connect(tmp_path / FILE) as database:
+            database.execute("DROP TABLE deed")
+        database.close()
+        with pytest.raises(StoreError):
+            await store.add_token(token)
+        assert await store.token(token.digest) is None
 
 
 async def test_the_file_is_its_owners_alone_and_synchronised(tmp_path: Path) -> None:
