@@ -294,8 +294,13 @@ class Door:
         if self._pump is None and self.guests.ready:
             self._pump = asyncio.get_running_loop().call_later(ACCEPT_PAUSE, self._pumped)
 
-    def _handshake_over(self, guest: Guest, _: asyncio.Task[None]) -> None:
+    def _handshake_over(self, guest: Guest, task: asyncio.Task[None]) -> None:
         self._inside.pop(guest, None)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # a mistake of ours costs this guest alone, and is said
+            log.error("a connection failed by itself", address=guest.address, exc_info=error)
+            self.guests.left(guest, guest.address)
+            guest.drop()
 
     def _pumped(self) -> None:
         self._pump = None
