@@ -8,7 +8,7 @@ knows. Which probe a backend gets is decided by :func:`checks`, which is pure:
     tcp service without one        TCP connect
     udp service without one        none: taken to be up
     no single port to ask          none: taken to be up; ``probe.port`` would name one
-    a command, not allowed here    none: taken to be up
+    a command, not allowed here    TCP connect instead, where there is a single port of TCP to ask; and said
 
 and where it asks:
 
@@ -40,6 +40,7 @@ from lb.probe.state import Answer, Health
 log = get_logger()
 
 DEFAULT = Probe(ProbeType.TCP)
+FORBIDDEN = "this host runs no commands; `command_probes = true` in [agent] of its own file lets it"
 #: Of a backend that is not well at its VIP it is asked so long whether it answers elsewhere, seconds.
 ELSEWHERE = 0.2
 _UNREACHABLE = os.strerror(errno.ENETUNREACH).lower()
@@ -56,6 +57,7 @@ class LocalCheck:
     port: int
     source: Address | None = None  #: the host's own address, where ``address`` is a VIP
     run_as: RunAs | None = None  #: commands
+    instead: str | None = None  #: why this is asked, and not what the service says
 
     @property
     def host(self) -> bool:
@@ -76,7 +78,7 @@ def checks(
     ``forbidden``: why none can be run now."""
     own = (config.agent.address, config.agent.address6)
     if not config.agent.command_probes:
-        forbidden = "this host runs no commands (agent.command_probes)"
+        forbidden = FORBIDDEN
     return {
         (service.name, backend.name): _check(service, backend, run_as, forbidden)
         for service in config.services
@@ -91,17 +93,21 @@ def _check(service: Service, backend: Backend, run_as: RunAs | None, forbidden: 
         if service.protocol is Protocol.UDP:
             return NotProbed("not probed: a UDP service without a probe")
         probe = DEFAULT
-    if probe.type is ProbeType.COMMAND and forbidden is not None:
-        return NotProbed(f"not probed: {forbidden}")
+    instead = forbidden if probe.type is ProbeType.COMMAND else None
+    if instead is not None:
+        if service.protocol is Protocol.UDP:
+            return NotProbed(f"not probed: {instead}")
+        timing = {"interval": probe.interval, "timeout": probe.timeout, "rise": probe.rise, "fall": probe.fall}
+        probe = Probe(ProbeType.TCP, port=probe.port, **timing)  # type: ignore[arg-type]
     translated = service.backend_port(backend) is not None
     port = probe.port or backend.port or (service.ports.first if service.ports.exact else None)
     if probe.type is ProbeType.COMMAND:
         return LocalCheck(probe, backend.address, port or 0, run_as=run_as)
     if port is None:
-        return NotProbed("not probed: the service has no single port; probe.port would name one")
+        return NotProbed(f"not probed: {instead or 'the service has no single port; probe.port would name one'}")
     if probe.port is not None or translated:
-        return LocalCheck(probe, backend.address, port)
-    return LocalCheck(probe, service.vip.network_address, port, source=backend.address)
+        return LocalCheck(probe, backend.address, port, instead=instead)
+    return LocalCheck(probe, service.vip.network_address, port, source=backend.address, instead=instead)
 
 
 def command_user(settings: AgentSettings, who_am_i: Callable[[], int] = os.geteuid) -> RunAs | None:
@@ -138,14 +144,29 @@ class LocalProbes:
             run_as = command_user(config.agent)
         except ConfigError as error:
             forbidden = "; ".join(error.lines)
-        if forbidden is not None and forbidden != self._forbidden:
-            log.error("commands not run", reason=forbidden, then="backends with such a probe are taken to be up")
-        self._forbidden = forbidden
         wanted = checks(config, run_as, forbidden)
+        self._say_forbidden(config, forbidden)
         self._board.update(wanted)
         if len(wanted) != self._backends:
             self._backends = len(wanted)
             log.info("probing", backends=len(wanted), probes=len(self._board), told=self._told)
+
+    def _say_forbidden(self, config: AgentConfig, reason: str | None) -> None:
+        """Once, where it matters: commands that are wanted here are not run."""
+        if not config.agent.command_probes:
+            own = (config.agent.address, config.agent.address6)
+            commands = any(
+                service.probe is not None
+                and service.probe.type is ProbeType.COMMAND
+                and any(backend.address in own for backend in service.backends)
+                for service in config.services
+            )
+            reason = FORBIDDEN if commands else None
+        if reason is not None and reason != self._forbidden:
+            log.error(
+                "commands not run", reason=reason, then="TCP is asked instead, and UDP backends are taken to be up"
+            )
+        self._forbidden = reason
 
     def known(self) -> dict[Label, Known]:
         """By service and backend. From any thread."""
@@ -163,6 +184,11 @@ class LocalProbes:
 
 
 async def _ask(check: LocalCheck) -> Answer:
+    answer = await _asked(check)
+    return answer if check.instead is None else replace(answer, reason=f"{answer.reason}; {check.instead}")
+
+
+async def _asked(check: LocalCheck) -> Answer:
     answer = await ask(check.probe, check.address, check.port, PlainSockets(check.address, check.source), check.run_as)
     if answer.success or check.source is None:
         return answer

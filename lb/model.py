@@ -270,7 +270,7 @@ class AgentSettings:
     mtu: int = 1500
     metrics: str = "127.0.0.1:9742"
     state_dir: str = "/var/lib/lb"
-    command_probes: bool = True  #: whether probes of type "command" run here
+    command_probes: bool = False  #: whether probes of type "command" run here
     command_user: str = "nobody"  #: as whom they run, where the agent is root
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from agent.probes import LocalCheck, LocalProbes, checks, command_user
+from agent.probes import FORBIDDEN, LocalCheck, LocalProbes, checks, command_user
 from lb.errors import ConfigError
 from lb.model import Probe, ProbeType, Service
 from lb.node.messages import HealthReport
@@ -79,7 +79,7 @@ def probed(given: Service, probe: Probe | None) -> Service:
     ],
 )
 def test_checks(given: Service, check: LocalCheck | NotProbed) -> None:
-    assert checks(config(given, address6=HOST6)) == {("s", "s-1"): check}
+    assert checks(config(given, address6=HOST6, command_probes=True)) == {("s", "s-1"): check}
 
 
 def test_backends_of_other_hosts_are_not_ours_to_probe() -> None:
@@ -233,21 +233,72 @@ def test_a_vip_that_is_no_address_of_this_host_is_said_to_be_none() -> None:
 COMMAND = probed(service("s", VIP, 80), Probe(ProbeType.COMMAND, command=("id", "-u")))
 
 
+ALLOWED = config(command_probes=True)
+
+
 def test_command_runs_as_nobody_unless_the_agents_own_file_says_otherwise() -> None:
     nobody = pwd.getpwnam("nobody")
-    assert command_user(config().agent, lambda: 0) == RunAs("nobody", nobody.pw_uid, nobody.pw_gid)
-    assert command_user(config(command_user="root").agent, lambda: 0) is None
-    assert command_user(config().agent, lambda: 1000) is None  # it is nobody special anyway
+    assert command_user(ALLOWED.agent, lambda: 0) == RunAs("nobody", nobody.pw_uid, nobody.pw_gid)
+    assert command_user(config(command_user="root", command_probes=True).agent, lambda: 0) is None
+    assert command_user(ALLOWED.agent, lambda: 1000) is None  # it is nobody special anyway
 
 
 def test_unknown_user_of_commands_is_a_mistake_of_the_file() -> None:
     with pytest.raises(ConfigError, match=r'agent.command_user: there is no user "checker" on this host'):
-        command_user(config(command_user="checker").agent, lambda: 0)
+        command_user(config(command_user="checker", command_probes=True).agent, lambda: 0)
 
 
-def test_commands_can_be_forbidden() -> None:
-    found = checks(config(COMMAND, command_probes=False))["s", "s-1"]
-    assert found == NotProbed("not probed: this host runs no commands (agent.command_probes)")
+@pytest.mark.parametrize("settings", [{}, {"command_probes": False}])
+def test_commands_are_run_only_where_the_agents_own_file_allows_them(settings: dict[str, bool]) -> None:
+    """A TCP port is asked instead, in the same time; of anything else it is said why nobody asks."""
+    timing = Probe(ProbeType.COMMAND, command=("id", "-u"), interval=7.0, fall=5)
+    found = checks(
+        config(
+            replace(COMMAND, probe=timing),
+            probed(service("any", VIP, ANY_PORT), COMMAND.probe),
+            probed(service("udp", VIP, 53, protocol="udp"), COMMAND.probe),
+            **settings,
+        )
+    )
+    plain = Probe(ProbeType.TCP, interval=7.0, fall=5)
+    assert found == {
+        ("s", "s-1"): LocalCheck(plain, IPv4Address(VIP), 80, HOST, instead=FORBIDDEN),
+        ("any", "any-1"): NotProbed(f"not probed: {FORBIDDEN}"),
+        ("udp", "udp-1"): NotProbed(f"not probed: {FORBIDDEN}"),
+    }
+
+
+def test_where_no_command_is_run_the_server_is_asked_and_it_is_said_once(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    probe = Probe(ProbeType.COMMAND, command=("touch", str(ran)), interval=0.1, timeout=0.1, rise=1, fall=2)
+
+    async def story() -> None:
+        told = Told()
+        async with tcp(says(b"")) as port:
+            given = config(replace(here("s", port), probe=probe), address=LOOPBACK)
+            with capture_logs() as logs:
+                told.probes.update(given)
+                told.probes.update(given)
+            assert [line["reason"] for line in logs if line["event"] == "commands not run"] == [FORBIDDEN]
+            up = await told.next()
+            assert (up.up, up.reason) == (True, f"TCP connects; {FORBIDDEN}")
+        down = await told.next()
+        assert (down.up, down.reason) == (False, f"connection refused; {FORBIDDEN}")
+        await told.probes.close()
+
+    asyncio.run(story())
+    assert not ran.exists()
+
+
+def test_where_nobody_wants_a_command_nothing_is_said_of_them() -> None:
+    async def story() -> None:
+        probes = LocalProbes()
+        with capture_logs() as logs:
+            probes.update(config(probed(service("t", VIP, 81), None), replace(COMMAND, name="elsewhere", backends=())))
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == []
+        await probes.close()
+
+    asyncio.run(story())
 
 
 def test_a_user_of_commands_who_is_gone_costs_the_commands_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +307,12 @@ def test_a_user_of_commands_who_is_gone_costs_the_commands_alone(monkeypatch: py
 
     async def story() -> None:
         probes = LocalProbes()
-        given = config(COMMAND, probed(service("t", VIP, 81), None), command_user="removed")
+        given = config(
+            probed(service("s", VIP, ANY_PORT), COMMAND.probe),
+            probed(service("t", VIP, 81), None),
+            command_user="removed",
+            command_probes=True,
+        )
         with capture_logs() as logs:
             probes.update(given)
             probes.update(given)
@@ -276,7 +332,7 @@ def test_command_has_the_rights_of_its_user_and_no_others(tmp_path: Path) -> Non
     secret = tmp_path / "secret"
     secret.write_text("s")
     secret.chmod(0o600)
-    nobody = command_user(config().agent)
+    nobody = command_user(ALLOWED.agent)
     assert nobody is not None
     script = f"cat {secret} || id -u; id -G; grep CapEff /proc/self/status; exit 1"
 
