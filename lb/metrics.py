@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Thread
-from wsgiref.simple_server import WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -21,6 +20,7 @@ from lb.daemon.keeper import KeptFigures
 from lb.daemon.keeper import metrics as kept_metrics
 from lb.daemon.vitals import VITALS, Vitals
 from lb.errors import IoError
+from lb.scrape import ScrapeServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,17 +241,19 @@ class VitalsCollector(Collector):
 class MetricsServer:
     """The HTTP endpoint, in a thread of its own until closed."""
 
-    def __init__(self, server: WSGIServer, thread: Thread) -> None:
+    def __init__(self, server: ScrapeServer) -> None:
         self._server = server
-        self._thread = thread
+        self._thread = Thread(target=server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
 
     @property
     def port(self) -> int:
-        return int(self._server.server_port)
+        return self._server.port
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        self._server.end()
         self._thread.join()
 
 
@@ -262,8 +264,8 @@ def serve(address: str, collector: Collector, *, key: str) -> MetricsServer:
     registry.register(collector)
     registry.register(VitalsCollector())
     try:
-        server, thread = start_http_server(int(port), addr=host.strip("[]"), registry=registry)
+        server = ScrapeServer(host.strip("[]"), int(port), registry)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise IoError(f"{key} {address} cannot be served: {reason}; choose another address or port") from None
-    return MetricsServer(server, thread)
+    return MetricsServer(server)

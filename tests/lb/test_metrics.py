@@ -3,14 +3,31 @@
 
 from __future__ import annotations
 
+import gzip
+import socket
+import threading
+import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from lb.errors import IoError
-from lb.metrics import BackendFigures, Figures, IoFigures, MuxCollector, ServiceFigures, WorkerMetrics, serve
+from lb.metrics import (
+    BackendFigures,
+    Figures,
+    IoFigures,
+    MetricsServer,
+    MuxCollector,
+    ServiceFigures,
+    WorkerMetrics,
+    serve,
+)
+from lb.scrape import CONNECTIONS_MAX
 
 BACKENDS = (BackendFigures("web-1", True, 60), BackendFigures("web-2", False, 30))
 FIGURES = Figures(
@@ -88,3 +105,104 @@ def test_an_address_in_use_is_one_sentence() -> None:
             serve(f"127.0.0.1:{server.port}", MuxCollector(Figures), key="mux.metrics")
     finally:
         server.close()
+
+
+# --- whoever connects and does nothing -------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(collector: Collector | None = None) -> Iterator[MetricsServer]:
+    server = serve("127.0.0.1:0", collector or MuxCollector(Figures), key="mux.metrics")
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def connected(port: int, address: str = "127.0.0.1") -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), 10, (address, 0))
+
+
+def scraped(port: int) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as reply:
+        return bytes(reply.read())
+
+
+def threads() -> int:
+    return sum("process_request_thread" in thread.name for thread in threading.enumerate())
+
+
+def test_many_that_ask_nothing_keep_nobody_from_the_metrics() -> None:
+    with served() as server, ExitStack() as kept:
+        for number in range(300):
+            kept.enter_context(connected(server.port, f"127.0.0.{number % 3 + 2}"))
+            if number % 100 == 99:
+                assert b"lb_generation" in scraped(server.port)
+        end = time.monotonic() + 20
+        while threads() > CONNECTIONS_MAX and time.monotonic() < end:
+            time.sleep(0.01)
+        assert threads() <= CONNECTIONS_MAX
+
+
+def test_who_does_not_ask_in_time_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lb.scrape.HEAD_TIMEOUT", 0.3)
+    with served() as server, connected(server.port) as silent, connected(server.port) as slow:
+        ended = False
+        began = time.monotonic()
+        while not ended and time.monotonic() - began < 20:  # a byte now and then is no request either
+            try:
+                slow.sendall(b"G")
+                time.sleep(0.05)
+            except OSError:
+                ended = True
+        assert ended
+        assert silent.recv(1) == b""
+
+
+def test_who_does_not_take_the_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lb.scrape.ANSWER_TIMEOUT", 0.5)
+    services = tuple(ServiceFigures("x" * 1000 + str(number), 1, 1) for number in range(20_000))
+    with served(MuxCollector(lambda: Figures(services=services))) as server, connected(server.port) as asked:
+        asked.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert asked.recv(4) == b"HTTP"
+        end = time.monotonic() + 30
+        while threads() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert threads() == 0
+
+
+def test_where_all_have_asked_who_comes_is_sent_away_and_nobody_waits_for_ever() -> None:
+    free = threading.Event()
+
+    def figures() -> Figures:
+        free.wait(20)
+        return Figures()
+
+    with served(MuxCollector(figures)) as server, ExitStack() as kept:
+        asked = [kept.enter_context(connected(server.port)) for _ in range(CONNECTIONS_MAX)]
+        for one in asked:
+            one.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        end = time.monotonic() + 20
+        while (
+            sum(guest.asked for guest in list(server._server._open.values())) < CONNECTIONS_MAX
+            and time.monotonic() < end
+        ):
+            time.sleep(0.01)
+        with connected(server.port) as late:
+            assert late.recv(1) == b""
+        free.set()
+        assert all(one.recv(12).startswith(b"HTTP/1.0 200") for one in asked)
+
+
+def test_of_a_head_without_end_no_more_is_read_than_that() -> None:
+    with served() as server, connected(server.port) as endless:
+        with suppress(OSError):
+            endless.sendall(b"GET /metrics HTTP/1.0\r\n" + b"X: y\r\n" * 100_000)
+        assert b"lb_generation" in scraped(server.port)
+
+
+def test_an_answer_is_packed_for_who_takes_it_packed() -> None:
+    with served() as server:
+        url = f"http://127.0.0.1:{server.port}/metrics"
+        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept-Encoding": "gzip"})) as reply:
+            assert b"lb_flows 0.0" in gzip.decompress(reply.read())
