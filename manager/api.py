@@ -92,6 +92,9 @@ def application(api: Api, authenticate: Authenticate, of_nodes: Iterable[web.Abs
                 _from_no_page(request)
                 request[WHO] = await authenticate(request)
                 known(request, request[WHO])
+                if request.method not in ("GET", "HEAD") and request.can_read_body:
+                    await request.read()
+                    request[WHO] = await authenticate(request)  # who may have been revoked since
             return await handler(request)
         except web.HTTPException as error:
             return _error(error.status, _http_sentence(request, error))
@@ -342,7 +345,7 @@ class Api:
     async def _drain(self, request: web.Request, *, drain: bool) -> web.Response:
         """Of the backend, or of the MUX, that the path names."""
         names, who = request.match_info, request[WHO]
-        why = _why(await _table(request, {"why"}) if request.can_read_body else {})
+        why = _why(await _table(request, {"why"}) if await request.read() else {})
         if "backend" in names:
             done = self._controller.drain_backend(names["service"], names["backend"], who, drain=drain, why=why)
         else:

@@ -46,6 +46,9 @@ KNOWN_EACH = 256
 KNOWN_BURST, KNOWN_RATE = 300.0, 20.0
 #: Whoever reads so slowly that of an answer something is left after so long is let go, seconds.
 UNREAD_MAX = 30.0
+#: Answers that nobody takes may need so much in all, bytes; beyond it whoever has the most of it is let go, unless it
+#: was answered less than so many seconds ago.
+UNREAD_ALL, UNREAD_FRESH = 128 << 20, 2.0
 #: So many are accepted in one go; if there are more, they wait so long for the next, seconds.
 ACCEPTS, ACCEPT_PAUSE = 64, 0.02
 #: Nobody is accepted for so long where the machine has no room for more, seconds.
@@ -134,9 +137,12 @@ class Guest(asyncio.Protocol):
 
     def stuck(self, now: float) -> bool:
         """It does not read what it asked for."""
-        transport = self._transport
-        unread = transport is not None and transport.get_write_buffer_size() > 0
-        return unread and not self.serving and now - self.since > UNREAD_MAX
+        return self.unread > 0 and not self.serving and now - self.since > UNREAD_MAX
+
+    @property
+    def unread(self) -> int:
+        """Bytes of its answers that it has not taken yet."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def drop(self) -> None:
         """At once, whatever it does."""
@@ -386,8 +392,21 @@ class Door:
                     guest.drop()
                 elif not guest.serving and now - guest.since > (IDLE_STRANGER if guest.stranger else IDLE_KNOWN):
                     guest.drop()
+            self._make_room(now)
             if self._away and now - self._said > SAY:
                 self._say()
+
+    def _make_room(self, now: float) -> None:
+        """Many who do not read need memory together, long before each has had its time."""
+        unread = {guest: size for guest in self._open.values() if (size := guest.unread)}
+        total = sum(unread.values())
+        for guest in sorted(unread, key=unread.__getitem__, reverse=True):
+            if total <= UNREAD_ALL:
+                return
+            if not guest.serving and now - guest.since > UNREAD_FRESH:
+                total -= unread[guest]
+                self.turned_away("took nothing of its answer, and others did neither")
+                guest.drop()
 
     # -- every request ------------------------------------------------------------------------------------------
 

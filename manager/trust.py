@@ -22,6 +22,7 @@ from lb.errors import AccessError, IoError, RequestError
 from lb.log import get_logger
 from manager import tokens
 from manager.authority import Authority, Issued, Subject, subject
+from manager.guests import Credit
 from manager.tokens import Certificate, JoinRefusal, Token, TrustStore
 
 log = get_logger()
@@ -29,6 +30,10 @@ log = get_logger()
 #: The peer of the connection that the running handshake belongs to.
 _peer: contextvars.ContextVar[str] = contextvars.ContextVar("peer", default="?")
 
+#: So many renewals of one node at once; later ones come back with its certificate's life.
+RENEWALS = 5
+#: Of so many nodes that is remembered.
+RENEWERS_MAX = 20_000
 #: Connections waiting to be accepted.
 BACKLOG = 512
 
@@ -63,6 +68,7 @@ class Trust:
         self.node_lifetime = node_lifetime
         self._clock = clock
         self._revoked: Mapping[str, str] = {}
+        self._renewals: dict[str, Credit] = {}
 
     # -- who asks -----------------------------------------------------------------------------------------------
 
@@ -156,6 +162,9 @@ class Trust:
 
     async def renew(self, peer: Peer, body: Mapping[str, Any], address: str) -> dict[str, str]:
         """The next certificate of a node that has one."""
+        if not self._renewals_of(str(peer)).take(self._clock()):
+            reason = f"{peer} has renewed its certificate {RENEWALS} times in a short while; one is enough"
+            raise self.refused("renewal", address, reason, who=str(peer))
         try:
             issued = self.authority.sign_request(_text(body, "csr"), Subject(peer.kind, peer.name), self.node_lifetime)
         except AccessError as error:
@@ -165,6 +174,15 @@ class Trust:
             raise self.refused("renewal", address, reason, who=str(peer))
         log.info("renewed", node=str(peer), peer=address, serial=issued.serial)
         return {"certificate": issued.pem, "ca": self.authority.pem}
+
+    def _renewals_of(self, node: str) -> Credit:
+        """A node asks for the next after a third of its certificate's life, and a twentieth later if that failed."""
+        credit = self._renewals.get(node)
+        if credit is None:
+            if len(self._renewals) >= RENEWERS_MAX:
+                self._renewals.clear()
+            credit = self._renewals[node] = Credit(RENEWALS, 20 / self.node_lifetime, self._clock())
+        return credit
 
     async def make_token(
         self, kind: str, name: str | None, ttl: float, made_by: str, expires: float | None = None

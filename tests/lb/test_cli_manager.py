@@ -24,6 +24,7 @@ from lb.cli.main import run
 from lb.cli.tables import TABLES
 from lb.errors import RequestError
 from lb.tabular import columns
+from tests.lab.pace import allowed
 from tests.lb.test_help import ALL, OFFLINE, examples, words
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ class Daemon:
                 stderr=log,
                 text=True,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + allowed(60)
         while time.monotonic() < deadline:
             assert process.poll() is None, self.log()
             with socket.socket() as probe:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from lb.listing import Listing, listed
 from lb.toml import format_tables
 from manager.api import BODY_MAX, MISTAKES_MAX, Api, application
 from manager.controller import Controller
+from manager.daemon import _loopback
 from manager.openapi import ROUTES, SCHEMAS, describe
 from manager.sqlite import SqliteStore
 from manager.view import View
 from tests.manager.fleet import service, with_probe
-from tests.manager.nodes import Site, running, until
+from tests.manager.nodes import Site, running, settings_for, until
 from tests.manager.schema import mistakes
 
 
@@ -466,3 +468,20 @@ async def test_of_a_million_mistakes_some_are_told(tmp_path: Path) -> None:
             mistakes = (await reply.json())["mistakes"]
     assert len(mistakes) == MISTAKES_MAX + 1
     assert "more mistakes" in mistakes[-1]["message"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:9740", "127.0.0.1.evil.example", "192.0.2.1", "[::2]"])
+async def test_without_tls_a_name_that_was_pointed_at_the_loopback_gets_nothing(host: str, tmp_path: Path) -> None:
+    """Rebinding: a page of evil.example asks its own name, which leads here; its browser calls that the same origin."""
+    store = await SqliteStore.open(tmp_path)
+    settings = replace(settings_for(tmp_path), listen="127.0.0.1:9740")
+    async with running(tmp_path, store) as controller:
+        app = application(Api(controller, View(controller), store, "0"), _loopback(settings))
+        async with TestServer(app) as server, ClientSession() as session:
+            url = str(server.make_url("/v1/apply"))
+            for named, expected in ((host, 403), (f"localhost:{server.port}", 200), ("[::1]:1", 200)):
+                headers = {"Host": named, "Origin": f"http://{named}", "Sec-Fetch-Site": "same-origin"}
+                async with session.post(url, json={"services": [service()]}, headers=headers) as reply:
+                    assert reply.status == expected, await reply.text()
+                if expected == 403:
+                    assert controller.desired.version == 0

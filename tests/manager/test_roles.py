@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import ssl
 import time
@@ -62,6 +63,12 @@ class Asker:
 
     async def token(self, role: str, name: str = "bob", ttl: float = 60) -> str:
         return await self.access.make_token(role, name, ttl, "operator:ada", None)
+
+    async def begin(self, token: str, path: str, body: AsyncIterator[bytes]) -> tuple[int, dict[str, str]]:
+        """A request whose body comes as it is made."""
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+        async with self._session.post(self._url + path, data=body, headers=headers) as reply:
+            return reply.status, await reply.json()
 
     async def ask(self, token: str, method: str, path: str, body: object = None) -> tuple[int, dict[str, str]]:
         headers = {"Authorization": f"Bearer {token}"}
@@ -129,3 +136,33 @@ async def test_a_token_that_the_api_made_stands_in_the_audit(tmp_path: Path) -> 
         assert abs(line.at - time.time()) < 60
         # And the change after it goes on from the version that there was.
         assert (await asker.ask(token, "POST", "/v1/backends/web/web-1/drain"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/apply", {"services": [service(name="evil", vip="203.0.113.99")]}),
+        ("/v1/tokens", {"kind": "admin", "name": "eve"}),
+        ("/v1/backends/web/web-1/drain", {"why": "evil"}),
+    ],
+)
+async def test_what_was_begun_before_a_revocation_is_not_done_after_it(
+    path: str, body: dict[str, object], tmp_path: Path
+) -> None:
+    async with manager(tmp_path) as asker:
+        token, begun = await asker.token("admin"), asyncio.Event()
+        before, text = asker.controller.desired.version, json.dumps(body).encode()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield text[:5]
+            while not begun.is_set():  # the manager knows who asks, and waits for the rest
+                begun.set()
+                await asyncio.sleep(0.2)
+            trust = asker.access.trust
+            await trust.end_tokens([one.digest for one in await trust.all_tokens()], "operator:ada")
+            yield text[5:]
+
+        status, answer = await asker.begin(token, path, slowly())
+        assert (status, answer["error"].partition(" expired")[0]) == (403, "the token")
+        assert asker.controller.desired.version == before
+        assert await asker.access.trust.all_tokens() == []

@@ -28,7 +28,7 @@ from manager import authority, joining, tokens
 from manager.authority import Authority, subject
 from manager.openapi import ROUTES
 from manager.tokens import parse_ttl
-from manager.trust import Peer, Trust, listener
+from manager.trust import RENEWALS, Peer, Trust, listener
 from tests.manager.memory import MemoryTrust
 
 
@@ -421,6 +421,23 @@ def test_a_renewal_that_began_before_a_revocation_gives_nothing(tmp_path: Path) 
         with pytest.raises(AccessError, match="was revoked meanwhile"):
             await manager.trust.renew(Peer("mux", "mux1", held.serial, held.expires), {"csr": new_key()[1]}, "test")
         assert [one.serial for one in await manager.trust.certificates() if one.revoked_at is None] == []
+
+    run(tmp_path, test)
+
+
+def test_a_node_in_a_loop_gets_no_more_certificates_than_it_needs(tmp_path: Path) -> None:
+    async def test(manager: Manager) -> None:
+        identities = [Identity(tmp_path / name, "mux", name) for name in ("mux1", "mux2")]
+        for identity in identities:
+            await identity.join(manager.url, await manager.token())
+        for _ in range(RENEWALS):
+            await identities[0].renew(manager.url)
+        with pytest.raises(AccessError, match="one is enough"):
+            await identities[0].renew(manager.url)
+        assert len(await manager.trust.certificates()) == 2 + RENEWALS
+        await identities[1].renew(manager.url)  # which is no other's affair
+        manager.now = manager.trust.node_lifetime / 10
+        await identities[0].renew(manager.url)
 
     run(tmp_path, test)
 
