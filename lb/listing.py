@@ -95,12 +95,33 @@ def service_cells(row: Row) -> tuple[str, ...]:
         f"{row.get('healthy')}/{row.get('backends')}",
         rate(row.get("flows")),
         rate(row.get("packets")),
-        str(len(row.get("announced_by") or ())),
+        _announced(row),
     )
 
 
+def announced_anew(cells: tuple[str, ...], row: Row) -> tuple[str, ...]:
+    """The cells of a service that others announce than before."""
+    return (*cells[:-1], _announced(row))
+
+
+def _announced(row: Row) -> str:
+    """How many MUXes announce it; and of how many that should, where these are others."""
+    by, wanted = row.get("announced_by") or (), row.get("wanted_by")
+    return str(len(by)) if wanted is None or set(by) == set(wanted) else f"{len(by)}/{len(wanted)}"
+
+
+def service_notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """``notes``: what is to be said, and of which services."""
+    return [f"{cell(_some(names))}: {cell(note)}" for note, names in notes.items()]
+
+
 def services(rows: Iterable[Row]) -> Listing:
-    return Listing(SERVICES, _columns([service_cells(row) for row in rows], len(SERVICES)))
+    found = list(rows)
+    notes: dict[str, list[str]] = {}
+    for row in found:
+        if row.get("note"):
+            notes.setdefault(str(row["note"]), []).append(str(row.get("name")))
+    return Listing(SERVICES, _columns([service_cells(row) for row in found], len(SERVICES)), service_notes(notes))
 
 
 # --- backends --------------------------------------------------------------------------------------------------------

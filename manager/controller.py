@@ -25,6 +25,7 @@ from lb.log import get_logger
 from lb.model import Address, ManagerSettings, Protocol
 from lb.node.messages import HealthMessage
 from manager import planner, writer
+from manager.announced import Announced
 from manager.desired import AsTold, Desired, Rules
 from manager.drains import Emptied
 from manager.events import Events, differences
@@ -64,6 +65,7 @@ class Controller:
         self.emptied = Emptied()
         self.rates = Rates()
         self.pools = Pools()
+        self.announced = Announced()
         self.changes = Changes()
         self.tasks = Tasks()
         self.hub: NodeHub
@@ -336,6 +338,7 @@ class Controller:
             self.changes.counted(self.rates.heard(entry.record.name, body, self.clocks.steady()))
             if isinstance(mux := body.get("mux"), dict):
                 self._tell(self.pools.heard(entry.record.name, mux))
+            self._announced_anew(self.announced.told(entry))
             self.changes.tables("muxes", *({"announcements"} & body.keys()))
         else:
             self.changes.tables("agents")
@@ -346,7 +349,14 @@ class Controller:
             self._tell(self.pools.left(entry.record.name))
 
     def looked(self, entry: Entry) -> None:
+        if entry.record.kind == MUX:
+            self._announced_anew(self.announced.told(entry))
         self.changes.tables("muxes" if entry.record.kind == MUX else "agents", "announcements", "status")
+
+    def _announced_anew(self, vips: Iterable[str]) -> None:
+        """Of these VIPs others announce, or something else is to be said."""
+        known = self.desired.by_vip
+        self.changes.services(name for vip in vips for name in known.get(vip, ()))
 
     def keep(self, record: NodeRecord) -> None:
         self.journal.node(record)
@@ -372,6 +382,8 @@ class Controller:
             if vip in plan.vips
             for found in plan.vips[vip].tables
         }
+        if self.announced.planned(old, new, vips):
+            changed |= dict.fromkeys(self.desired.services)
         self.changes.services(changed)
         self.changes.tables("muxes", "agents", "announcements", "status")
         self.changes.forget(self.desired.services, self.desired.retiring)
@@ -425,9 +437,15 @@ class Controller:
             self.hub.tick()
             self.rates.tick(now, wall)
             self._look_at_drains(wall)
+            self._look_at_announcements(now)
             self.planner.tick(now)
             if self.events.tick(wall):
                 self.changes.tables("events")
+
+    def _look_at_announcements(self, now: float) -> None:
+        vips, events = self.announced.look(now, self.plan)
+        self._announced_anew(vips)
+        self._tell(events)
 
     def _look_at_drains(self, wall: float) -> None:
         for (service, backend), empty in self.emptied.look(wall, self.hub.entries.values(), self.plan.drains):

@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from manager.announced import HEARD
 from manager.nodes import Entry, rows
 from manager.world import MUX
 
 #: Service and backend.
 Label = tuple[str, str]
-
-#: States of an announcement by which a router may still send packets.
-HEARD = ("announced", "draining", "leaving")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from manager.announced import bare
 from manager.controller import Controller
 from manager.health import Source
 from manager.nodes import rows
@@ -87,7 +88,7 @@ class ManagerCollector(Collector):
 
     def _announced(self) -> Iterator[Metric]:
         """By peer, as MUXes tell of it; and what they were told to."""
-        announced = GaugeMetricFamily(
+        told = GaugeMetricFamily(
             "lb_announced", "1 if the MUX announces the VIP to the peer.", labels=["vip", "peer", "mux"]
         )
         for entry in list(self._controller.hub.entries.values()):
@@ -95,12 +96,22 @@ class ManagerCollector(Collector):
                 for row in rows(entry.status, "announcements"):
                     if row.get("peer") is not None:
                         said = row.get("state") in ("announced", "draining")
-                        announced.add_metric([str(row.get("vip")), str(row["peer"]), entry.record.name], float(said))
-        yield announced
+                        told.add_metric([str(row.get("vip")), str(row["peer"]), entry.record.name], float(said))
+        yield told
         granted = GaugeMetricFamily("lb_announce_wanted", "How many MUXes shall announce the VIP.", labels=["vip"])
+        by = GaugeMetricFamily("lb_announced_by", "How many MUXes announce the VIP now.", labels=["vip"])
+        lacking = GaugeMetricFamily(
+            "lb_announce_lacking", "VIPs that the MUX should announce and for some seconds does not.", labels=["mux"]
+        )
+        announced = self._controller.announced
         for vip, found in self._controller.plan.vips.items():
-            granted.add_metric([_as_muxes_say(vip)], len(found.granted))
-        yield granted
+            labels = [bare(vip)]
+            granted.add_metric(labels, len(found.granted))
+            by.add_metric(labels, len(announced.by.get(vip, ())))
+        for entry in list(self._controller.hub.entries.values()):
+            if entry.record.kind == MUX:
+                lacking.add_metric([entry.record.name], announced.lacking.get(entry.record.name, 0))
+        yield from (granted, by, lacking)
 
     def _manager(self) -> Iterator[Metric]:
         controller = self._controller
@@ -112,8 +123,3 @@ class ManagerCollector(Collector):
             "1 if a change is taken back soon, unless it is confirmed.",
             value=float(controller.desired.unconfirmed is not None),
         )
-
-
-def _as_muxes_say(vip: str) -> str:
-    """A single address without its length, so that both metrics of a VIP have one label."""
-    return vip.removesuffix("/128" if ":" in vip else "/32")

@@ -200,7 +200,17 @@ SCHEMAS: dict[str, Schema] = {
             "state": {"enum": ["new", "up", "degraded", "PANIC", "down", "retiring"]},
             "backends": COUNT,
             "healthy": COUNT,
-            "announced_by": array(TEXT),
+            "announced_by": {
+                **array(TEXT),
+                "description": "MUXes by which a router was told of the VIP, as they tell now; of one without BGP "
+                "counts what it has live, and of one that is not connected nothing is known",
+            },
+            "wanted_by": {**array(TEXT), "description": "MUXes that shall announce the VIP"},
+            "note": {
+                **MAYBE_TEXT,
+                "description": "what clients may notice: that nobody, one MUX alone or not all that should announce it "
+                "for some seconds, or that no backend takes new flows; and why",
+            },
             "flows_new": MAYBE_COUNT,
             "flows": MAYBE_COUNT,
             "packets": MAYBE_COUNT,

@@ -79,10 +79,11 @@ class Problem:
 
 @dataclass(slots=True)
 class Line:
-    """What is known of one service, for as long as ``service`` and ``vip`` are the same objects."""
+    """What is known of one service, for as long as ``service`` and ``vip`` are the same objects, and ``said`` equal."""
 
     service: Service
     vip: VipPlan | None
+    said: tuple[object, ...]  #: who announces it, and what there is to say of that
     row: Row
     text: str  #: what a search looks at, in small letters
     place: Natural  #: among names: web-2 comes before web-10
@@ -107,10 +108,10 @@ class Overview:
         self._shown: Counter[str] = Counter()  # of backends
         self._hosts: dict[str, Counter[str]] = {}
         self._bad: dict[tuple[str, str, str], BackendPlan] = {}
-        self._silent: dict[str, VipPlan] = {}  # VIPs that nobody may announce
+        self._silent: dict[str, str] = {}  # VIPs that nobody announces, and why
         self._troubles: list[Problem] = []  # of services and their backends, the first of them
         self._worst: dict[str, list[str]] = {}  # state -> names of services
-        self._seen: tuple[object, object] = (None, None)
+        self._seen: tuple[object, object, int] = (None, None, 0)
         self._rates: tuple[float, Mapping[str, Rate] | None] = (0.0, None)
 
     # -- what is kept -------------------------------------------------------------------------------------------
@@ -118,21 +119,24 @@ class Overview:
     @property
     def current(self) -> bool:
         """Whether a refresh would find nothing."""
-        return self._seen[0] is self._controller.desired and self._seen[1] is self._controller.plan
+        controller = self._controller
+        desired, plan, announced = self._seen
+        return desired is controller.desired and plan is controller.plan and announced == controller.announced.version
 
     def refresh(self, most: int | None = None) -> bool:
         """Looks at what is another object than before, ``most`` services at once; False: that was not all."""
-        desired, plan = self._controller.desired, self._controller.plan
+        desired, plan, announced = self._controller.desired, self._controller.plan, self._controller.announced
         if self.current:
             return True
         changed = []
         for name, service in desired.services.items():
             old = self._lines.get(name)
-            vip = plan.vips.get(str(service.vip))
-            if old is None or old.service is not service or old.vip is not vip:
+            place = str(service.vip)
+            vip = plan.vips.get(place)
+            if old is None or old.service is not service or old.vip is not vip or old.said != announced.key(place):
                 changed.append(name)
         whole = most is None or len(changed) <= most
-        self._seen = (desired, plan) if whole else (None, None)
+        self._seen = (desired, plan, announced.version) if whole else (None, None, 0)
         changed = changed[:most]
         gone = self._lines.keys() - desired.services.keys()
         for name in gone:
@@ -154,13 +158,14 @@ class Overview:
         if name in self._lines:
             self._count(self._lines[name], -1)
         row["backend_states"] = dict(sorted(Counter(item.shown for item in backends).items()))
-        line = self._lines[name] = Line(service, vip, row, " ".join(words).lower(), _place(name), backends)
+        said = self._controller.announced.key(str(service.vip))
+        line = self._lines[name] = Line(service, vip, said, row, " ".join(words).lower(), _place(name), backends)
         self._count(line, 1)
 
     def _count(self, line: Line, one: int) -> None:
         self._states[line.row["state"]] += one
-        if one > 0 and line.vip is not None and not line.vip.granted:
-            self._silent[line.row["vip"]] = line.vip
+        if one > 0 and line.vip is not None and (why := self._why_silent(line.vip)) is not None:
+            self._silent[line.row["vip"]] = why
         else:
             self._silent.pop(line.row["vip"], None)
         for item in line.backends:
@@ -170,6 +175,15 @@ class Overview:
                 self._bad[item.key] = item
             else:
                 self._bad.pop(item.key, None)
+
+    def _why_silent(self, vip: VipPlan) -> str | None:
+        note = self._controller.announced.notes.get(vip.vip)
+        if note is not None and note.level == "silent":
+            return note.text
+        if vip.granted:
+            return None
+        why = "; ".join(f"{mux}: {reason}" for mux, reason in sorted(vip.withheld.items()))
+        return f"nobody announces it: {why or 'no MUX has joined'}"
 
     # -- services -----------------------------------------------------------------------------------------------
 
@@ -220,7 +234,7 @@ class Overview:
                         key: row[key]
                         for key in ("name", "state", "address", "address6", "since", "generation", "wanted")
                     },
-                    **{key: row[key] for key in ("refused", "version", "drain", "announces", "differs")},
+                    **{key: row[key] for key in ("refused", "version", "drain", "announces", "announced", "differs")},
                     **{key: _text(told.get(key)) for key in ("io", "mode", "rejected")},
                     "condition": _text(told.get("state")),
                     **{
@@ -259,7 +273,8 @@ class Overview:
 
     def summary(self, muxes: list[Row], hosts: list[Row]) -> Row:
         """One sentence, and what is behind it."""
-        problems = [*self._of_history(), *self._troubles, *_of_nodes(muxes, hosts)]
+        announced = [Problem("warn", *found) for found in self._controller.announced.problems]
+        problems = [*self._of_history(), *self._troubles, *announced, *_of_nodes(muxes, hosts)]
         # Of services and backends there are more than those that have a line.
         services = self._states["PANIC"] + self._states["down"]
         many = services + len(self._silent) + len(self._bad) + len(problems) - len(self._troubles)
@@ -298,6 +313,8 @@ class Overview:
                 yield f"{_names(self._worst[state], self._states[state])} {words}"
         if self._silent:
             yield f"nobody announces {_names(self._silent)}"
+        if alone := self._controller.announced.alone:
+            yield f"one MUX alone announces {_names(alone)}"
         if self._shown["down"]:
             yield f"{_count(self._shown['down'], 'backend')} down"
         for word, nodes in (("", muxes), ("host ", hosts)):
@@ -331,9 +348,8 @@ class Overview:
                 yield Problem("bad", f"service {name}", f"PANIC: {line.vip.panic[name]}", service=name)
             elif line.row["state"] == "down":
                 yield Problem("bad", f"service {name}", _why_down(line), service=name)
-        for vip, found in islice(self._silent.items(), PROBLEMS_MAX):
-            why = "; ".join(f"{mux}: {reason}" for mux, reason in sorted(found.withheld.items()))
-            yield Problem("bad", f"vip {vip}", f"nobody announces it: {why or 'no MUX has joined'}")
+        for vip, why in islice(self._silent.items(), PROBLEMS_MAX):
+            yield Problem("bad", f"vip {vip}", why)
 
     def _of_backends(self) -> Iterator[Problem]:
         for item in heapq.nsmallest(PROBLEMS_MAX, self._bad.values(), key=lambda item: (-item.since, item.key)):
@@ -341,7 +357,7 @@ class Overview:
             yield Problem("warn", where, f"{item.shown}: {item.reason}", item.since, item.service)
 
 
-_OF_MUX = ("goes on with an older", "chooses other", "is degraded", "has a flow table")
+_OF_MUX = ("does not announce", "goes on with an older", "chooses other", "is degraded", "has a flow table")
 
 
 def _of_nodes(muxes: list[Row], hosts: list[Row]) -> Iterator[Problem]:
@@ -384,6 +400,8 @@ def _of_mux(row: Row) -> Iterator[Problem]:
 def _why_down(line: Line) -> str:
     if not line.backends:
         return "it has no backends"
+    if line.row["note"]:
+        return str(line.row["note"])
     states = ", ".join(f"{count} {state}" for state, count in line.row["backend_states"].items())
     return f"no backend takes traffic: {states}"
 

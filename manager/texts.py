@@ -43,7 +43,7 @@ class _Announced:
     """The lines of a VIP's announcements, for as long as the plan of it and what MUXes tell of it are the same."""
 
     plan: VipPlan
-    muxes: tuple[tuple[str, bool], ...]  #: name, and whether it is away
+    muxes: tuple[tuple[str, bool, bool], ...]  #: name, whether it is away, and whether it speaks no BGP
     told: Sequence[object]  #: by each of them
     columns: tuple[str, ...]
     because: listing.Withheld
@@ -51,14 +51,19 @@ class _Announced:
 
 @dataclass(slots=True)
 class _Kept:
-    """What is known of one service, for as long as ``service`` and ``vip`` are the same objects."""
+    """What is known of one service, for as long as ``service`` and ``vip`` are the same objects; who
+    announces it, for as long as ``said`` is equal as well."""
 
     service: Service
     place: str  #: where the plan has its VIP
     vip: VipPlan | None
-    row: str | None = None  #: without its counters
+    said: tuple[object, ...]  #: who announces it, and what there is to say of that
+    row: str | None = None  #: without who announces it, and its counters
+    announced: str | None = None  #: what follows in the row
     backends: Sequence[tuple[str, str]] | None = None  #: name and row of each, likewise
     cells: tuple[str, ...] | None = None  #: of its line in a listing, as if nobody counted anything
+    note: str | None = None  #: below that listing
+    stale: bool = True  #: who announces it, and the note, are to be asked for in the listing
     listed: _Listed | None = None  #: its backends there, likewise
 
 
@@ -137,8 +142,10 @@ class Texts:
         for name in wanted:
             known = self._kept(name)
             if known.row is None:
-                known.row = _open(self._view.plain_service(known.service))
-            found[name] = _closed(known.row, SERVICE_COUNTERS, counters.get((name,), _NOTHING))
+                known.row = _open(self._view.planned_service(known.service))
+            if known.announced is None:
+                known.announced = f", {_open(self._view.announced_service(known.service))[1:]}"
+            found[name] = _closed(known.row + known.announced, SERVICE_COUNTERS, counters.get((name,), _NOTHING))
         found.update((row["name"], _text(row)) for row in self._view.retiring(names))
         return found
 
@@ -172,14 +179,22 @@ class Texts:
         wanted = self._wanted(names)
         counters = self._view.counters_of_services(None if names is None else wanted)
         found = []
+        notes: dict[str, list[str]] = {}
         for name in wanted:
             known = self._kept(name)
             if known.cells is None:
-                known.cells = listing.service_cells(self._view.plain_service(known.service))
+                row = self._view.plain_service(known.service)
+                known.cells, known.note, known.stale = listing.service_cells(row), row["note"], False
+            elif known.stale:
+                row = self._view.announced_service(known.service)
+                known.cells, known.note, known.stale = listing.announced_anew(known.cells, row), row["note"], False
+            if known.note is not None:
+                notes.setdefault(known.note, []).append(name)
             counted = counters.get((name,))
             found.append(known.cells if counted is None else _with_rates(known.cells, listing.SERVICE_NUMBERS, counted))
         found += [listing.service_cells(row) for row in self._view.retiring(names)]
-        return Listing(listing.SERVICES, list(zip(*found, strict=True)) or [()] * len(listing.SERVICES))
+        lines = list(zip(*found, strict=True)) or [()] * len(listing.SERVICES)
+        return Listing(listing.SERVICES, lines, listing.service_notes(notes))
 
     def list_backends(self, names: Iterable[str] | None = None) -> Listing:
         """What :func:`lb.listing.backends` makes of the rows."""
@@ -210,7 +225,7 @@ class Texts:
     def list_announcements(self) -> Listing:
         """What :func:`lb.listing.announcements` makes of the rows."""
         vips, told = self._controller.plan.vips, self._view.told()
-        muxes = tuple((mux.name, mux.away) for mux in told)
+        muxes = tuple((mux.name, mux.away, mux.silent) for mux in told)
         before, self._announced = self._announced, {}
         because: listing.Withheld = {}
         for vip in sorted(vips):
@@ -236,11 +251,14 @@ class Texts:
         known = self._known.get(name)
         place = known.place if known is not None and known.service is service else str(service.vip)
         vip = self._controller.plan.vips.get(place)
+        said = self._controller.announced.key(place)
         if known is None or known.service is not service or known.vip is not vip:
-            known = self._known[name] = _Kept(service, place, vip)
+            known = self._known[name] = _Kept(service, place, vip, said)
             if len(self._known) > len(self._controller.desired.services) + _GONE:
                 services = self._controller.desired.services
                 self._known = {name: kept for name, kept in self._known.items() if name in services}
+        elif known.said != said:  # its backends are the same
+            known.said, known.announced, known.stale = said, None, True
         return known
 
     # -- tables -------------------------------------------------------------------------------------------------

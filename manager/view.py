@@ -7,6 +7,7 @@ Used by :mod:`manager.api`. Packets and flows are what MUXes last told, summed o
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +18,7 @@ from lb.config_text import service_table, vip_text
 from lb.errors import NotFoundError
 from lb.model import Address, AnnouncePolicy, Network, Protocol, Service
 from lb.node.messages import FlowAnswer
+from manager.announced import ToldByVip, silent
 from manager.controller import Controller
 from manager.desired import Change
 from manager.drains import announced, left_of, withdrawn
@@ -38,8 +40,10 @@ SERVICE_COUNTERS = ("flows_new", "flows", "packets", "bytes")
 BACKEND_COUNTERS = ("flows", "packets")
 
 
+#: Said of what a MUX without BGP has live.
+NO_BGP = "it speaks no BGP, so what it has live counts"
+
 _NOTHING: Row = {}
-ToldByVip = Mapping[str, list[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class Told:
 
     name: str
     away: bool
+    silent: bool  #: it speaks no BGP
     by_vip: ToldByVip
 
 
@@ -57,7 +62,6 @@ class View:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
         self._wall, self._steady = controller.clocks.wall, controller.clocks.steady
-        self._heard: dict[str, tuple[object, ToldByVip]] = {}
 
     # -- rows ---------------------------------------------------------------------------------------------------
 
@@ -73,18 +77,32 @@ class View:
         return found + self.retiring(names)
 
     def plain_service(self, service: Service) -> Row:
-        """What hangs on the service and the plan of its VIP alone: without what MUXes count."""
-        vip = self._vip(service)
+        """What hangs on the service, the plan of its VIP and who announces it: without what MUXes count."""
+        return self.planned_service(service) | self.announced_service(service)
+
+    def planned_service(self, service: Service) -> Row:
+        """What hangs on the service and the plan of its VIP alone."""
         backends = self._backends_of(service)
         return {
             "name": service.name,
             "vip": vip_text(service.vip),
             "protocol": service.protocol.value,
             "port": str(service.ports),
-            "state": _state(service, backends, vip),
+            "state": _state(service, backends, self._vip(service)),
             "backends": len(service.backends),
             "healthy": sum(item.healthy for item in backends),
-            "announced_by": sorted(vip.granted) if vip else [],
+        }
+
+    def announced_service(self, service: Service) -> Row:
+        """Who announces it, who should, and in words what clients may notice and its state alone does not tell."""
+        place, announced = str(service.vip), self._controller.announced
+        vip, said = self._vip(service), announced.notes.get(place)
+        idle = _idle(self._backends_of(service)) if vip is not None else None
+        words = [word for word in (idle, said.text if said is not None else None) if word]
+        return {
+            "announced_by": list(announced.by.get(place, ())),
+            "wanted_by": announced.wanted(vip),
+            "note": "; ".join(words) or None,
         }
 
     def retiring(self, names: Iterable[str] | None = None) -> list[Row]:
@@ -104,6 +122,8 @@ class View:
             "backends": len(service.backends),
             "healthy": 0,
             "announced_by": [],
+            "wanted_by": [],
+            "note": None,
             **dict.fromkeys(SERVICE_COUNTERS),
         }
 
@@ -133,7 +153,7 @@ class View:
                 "weight": item.backend.weight,
                 "slow_start": item.ramp.share if item.ramp is not None else None,
                 "state": item.shown,
-                "takes_flows": item.state.value == "up" and item.backend.weight > 0,
+                "takes_flows": _takes(item),
                 "healthy": item.healthy,
                 "agent": item.agent,
                 "since": item.since,
@@ -215,15 +235,18 @@ class View:
 
     def told(self) -> list[Told]:
         """What MUXes tell of their announcements, by name."""
-        return [Told(entry.record.name, entry.connection is None, self._by_vip(entry)) for entry in self._entries(MUX)]
+        return [
+            Told(
+                entry.record.name,
+                entry.connection is None,
+                silent(entry) and "peers" in entry.status,
+                self._by_vip(entry),
+            )
+            for entry in self._entries(MUX)
+        ]
 
     def _by_vip(self, entry: Entry) -> ToldByVip:
-        """Looked through once, for as long as the MUX does not tell it anew."""
-        rows_ = entry.status.get("announcements")
-        known = self._heard.get(entry.id)
-        if known is None or known[0] is not rows_:
-            known = self._heard[entry.id] = rows_, by_vip(rows(entry.status, "announcements"))
-        return known[1]
+        return self._controller.announced.by_vip(entry)
 
     def events(self, limit: int, wanted: Wanted = ANY) -> list[Row]:
         """The oldest first."""
@@ -446,6 +469,9 @@ class View:
         if vip is None or name not in vip.granted:
             reason = vip.withheld.get(name, "it is new") if vip else "it is not planned yet"
             return {"mux": name, "announces": False, "reason": reason, "peers": []}
+        if silent(entry) and entry.connection is not None and "peers" in entry.status:
+            live = vip.vip in (entry.live or {}).get("announcements", {})
+            return {"mux": name, "announces": live, "reason": f"told to; {NO_BGP}", "peers": []}
         told = self._by_vip(entry).get(vip.vip, [])
         peers = [{"name": row.get("peer"), "state": row.get("state"), "why": row.get("why")} for row in told]
         if self._controller.plan.drains.get(name, "") is None:
@@ -572,7 +598,7 @@ def announced_rows(vip: str, found: VipPlan, told: Iterable[Told]) -> Iterator[R
         why = None if wanted else found.withheld.get(mux.name)
         rows_ = mux.by_vip.get(vip)
         if wanted and not rows_:
-            why = "the MUX is not connected" if mux.away else "the MUX has not told of it yet"
+            why = "the MUX is not connected" if mux.away else NO_BGP if mux.silent else "the MUX has not told of it yet"
         for row in rows_ or [_NOTHING]:
             yield {
                 "vip": vip,
@@ -582,17 +608,6 @@ def announced_rows(vip: str, found: VipPlan, told: Iterable[Told]) -> Iterator[R
                 "state": row.get("state"),
                 "reason": why or row.get("why"),
             }
-
-
-def by_vip(told: Iterable[Mapping[str, Any]]) -> ToldByVip:
-    """What a MUX tells of its announcements, by the VIP as the plan writes it."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in told:
-        vip = row.get("vip")
-        if isinstance(vip, str):
-            prefix = vip if "/" in vip else f"{vip}/{128 if ':' in vip else 32}"
-            found.setdefault(prefix, []).append(row)
-    return found
 
 
 def _node_state(entry: Entry) -> str:
@@ -611,9 +626,25 @@ def _state(service: Service, backends: list[BackendPlan], vip: VipPlan | None) -
     if service.name in vip.panic:
         return "PANIC"
     wanted = [item for item in backends if item.shown != "drain"]
-    if not any(item.state.value == "up" for item in backends):
+    if not any(map(_takes, backends)):
         return "down"
     return "up" if all(item.healthy for item in wanted) else "degraded"
+
+
+def _takes(item: BackendPlan) -> bool:
+    """New flows."""
+    return item.state.value == "up" and item.backend.weight > 0
+
+
+def _idle(backends: list[BackendPlan]) -> str | None:
+    """Why a service takes no new flows, though it has backends."""
+    if not backends or any(map(_takes, backends)):
+        return None
+    counts = Counter(
+        "drained" if b.shown == "drain" else "of weight 0" if not b.backend.weight else b.shown for b in backends
+    )
+    kinds = [f"{count} {kind}" for kind, count in sorted(counts.items())]
+    return f"no backend takes new flows: {'all' if len(kinds) == 1 else ''} {', '.join(kinds)}".replace("  ", " ")
 
 
 def _explain(item: BackendPlan, now: float) -> str:

@@ -156,6 +156,8 @@ def vip(answer: dict[str, Any]) -> Iterator[str]:
     for row in answer["services"]:
         healthy = f"{row['healthy']} of {row['backends']} backends healthy"
         yield f"  {cell(row['protocol'])} {cell(row['port'])}  {cell(row['name'])}  {cell(row['state'])}, {healthy}"
+        if row.get("note"):
+            yield from wrapped(cell(row["note"]), "      ", "      ")
     yield ""
     yield "Announcements"
     for item in answer["announcements"]:
@@ -177,6 +179,11 @@ def service(answer: dict[str, Any]) -> Iterator[str]:
         yield f"           {cell(answer['panic'])}"
     yield f"Probe      {cell(answer['probe'])}"
     yield f"Announced  {cell(answer['policy'])}"
+    by, wanted = row.get("announced_by") or [], row.get("wanted_by")
+    should = f" (should be: {', '.join(map(cell, wanted)) or 'nobody'})" if wanted not in (None, by) else ""
+    yield f"           now by {', '.join(map(cell, by)) or 'nobody'}{should}"
+    if row.get("note"):
+        yield from wrapped(cell(row["note"]), "Note       ", "           ")
     yield ""
     yield "Backends"
     for backend, words in zip(answer["backends"], answer["explanation"], strict=True):

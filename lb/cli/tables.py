@@ -32,7 +32,7 @@ _TEXT_AT = 23
 
 def service_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """Exact counters, as wide as they are; for ``--stats``."""
-    return columns(
+    table = columns(
         (
             "Prot",
             "LocalAddress:Port",
@@ -63,6 +63,7 @@ def service_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
         ("Healthy", "Conns", "Live", "InPkts", "InBytes"),
         width,
     )
+    return [*table, *noted(services(rows).notes, width)]
 
 
 def backend_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
@@ -85,7 +86,7 @@ def muxes(rows: Sequence[Row], width: int | None = None) -> list[str]:
                 row.get("state"),
                 ago(row.get("since")),
                 row.get("address") or row.get("address6"),
-                row.get("announces"),
+                _announces(row),
                 rate(row.get("flows")),
                 row.get("io"),
                 _sessions(row),
@@ -96,6 +97,13 @@ def muxes(rows: Sequence[Row], width: int | None = None) -> list[str]:
         width,
     )
     return [*table, *noted((_node_note(row) for row in rows), width)]
+
+
+def _announces(row: Row) -> str:
+    """How many VIPs routers hear of by it; and of how many that they should, where these are others."""
+    wanted, now = row.get("announces"), row.get("announced")
+    drained = row.get("drain") is not None
+    return cell(wanted) if now is None or now == wanted or drained else f"{cell(now)}/{cell(wanted)}"
 
 
 def agents(rows: Sequence[Row], width: int | None = None) -> list[str]:

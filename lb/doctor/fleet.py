@@ -55,6 +55,7 @@ def check_fleet(fleet: Fleet) -> Iterator[Finding]:
             )
     for row in fleet.services:
         yield from check_service(row)
+    yield from check_notes(fleet.services)
     yield from check_backends(fleet.backends)
     yield from check_announcements(fleet.announcements)
     if not fleet.muxes:
@@ -201,6 +202,24 @@ def check_service(row: Row) -> Iterator[Finding]:
         yield fault("service", f"service {name} is down: {of}", f"`lb describe service {name}` says why for each")
     else:
         yield ok("service", f"service {name} is {state}: {of}")
+
+
+def check_notes(rows: Sequence[Row]) -> Iterator[Finding]:
+    """Who announces services, and whether their backends take flows; a finding for each thing that is said."""
+    notes: dict[tuple[str, bool], list[str]] = {}
+    for row in rows:
+        if row.get("note") and row.get("state") != "retiring":
+            unheard = not row.get("announced_by") or row.get("state") == "down"
+            notes.setdefault((str(row["note"]), unheard), []).append(str(row.get("name")))
+    for (note, unheard), names in notes.items():
+        one = len(names) == 1
+        where = f"service{'' if one else 's'} {', '.join(names[:3])}" + (
+            f" and {len(names) - 3:,} more" if len(names) > 3 else ""
+        )
+        say = fault if unheard else warning
+        yield say(
+            "announced", f"{where}: {note}", f"`lb describe service {names[0]}` tells of each MUX and each backend"
+        )
 
 
 def check_backends(rows: Sequence[Row]) -> Iterator[Finding]:

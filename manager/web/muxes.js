@@ -40,7 +40,8 @@ function card(mux) {
       const heard = row.state !== "away" && row.state !== "gone";
       list.show(row.peers.map((peer) => ({ ...peer, heard })));
       sessions.hidden = row.peers.length === 0;
-      say(vips, row.vips.length === 0 ? "announces none" : row.vips.join(", ") + more(row));
+      const told = row.announced === null || row.announced === row.announces ? "" : `; ${number(row.announced)} of ${number(row.announces)} announced`;
+      say(vips, row.vips.length === 0 ? "announces none" : row.vips.join(", ") + more(row) + told);
       const share = row.flow_capacity ? (row.flows ?? 0) / row.flow_capacity : 0;
       mark(meter, "value", share);
       say(fill, row.flow_capacity ? ` ${number(row.flows)} of ${number(row.flow_capacity)} (${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %)` : " not told");

@@ -49,8 +49,9 @@ function make(section, name) {
     if (!detail) return;
     const row = detail.service;
     state.show(row.state);
-    panic.hidden = detail.panic === null;
-    say(panic, detail.panic === null ? "" : `PANIC: ${detail.panic}`);
+    const wrong = [detail.panic && `PANIC: ${detail.panic}`, row.note].filter(Boolean).join("; ");
+    panic.hidden = wrong === "";
+    say(panic, wrong);
     say(facts, `${row.vip} ${row.protocol}/${row.port === "0" ? "any port" : row.port} · ${short(row.pps)} packets/s, ` +
       `${number(row.flows)} flows · Probe: ${detail.probe} · Announced ${detail.policy}`);
     const worst = { down: 0, panic: 1, unknown: 2, installing: 3, drain: 4, drained: 4, up: 5 };

@@ -51,7 +51,9 @@ function line(service) {
       state.show(row.state);
       say(vip, `${row.vip} ${row.protocol}/${row.port === "0" ? "any" : row.port}`);
       say(healthy, `${row.healthy} of ${row.backends}`);
-      say(by, row.announced_by.length > 0 ? names(row.announced_by) : "nobody");
+      const some = row.announced_by.length > 0 ? names(row.announced_by) : "nobody";
+      const all = row.wanted_by.every((mux) => row.announced_by.includes(mux));
+      say(by, all ? some : `${some}; ${names(row.wanted_by)} should`);
       say(pps, short(row.pps));
       say(flows, number(row.flows));
     },

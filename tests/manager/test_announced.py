@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Announced is what MUXes tell, wanted what the plan says; and where they differ, everybody is told in words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.core import Metric
+
+from lb.doctor.findings import Severity
+from lb.doctor.fleet import check_notes
+from manager import announced
+from manager.controller import Controller
+from manager.metrics import ManagerCollector
+from manager.overview import Overview
+from manager.texts import Texts
+from manager.view import View
+from tests.manager.fleet import service
+from tests.manager.nodes import FakeNode, Site, running, until
+
+WHO = "operator:ada"
+VIP = "203.0.113.10"
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(announced, "LATE", 0.3)
+    monkeypatch.setattr(announced, "ANEW", 0.1)
+
+
+def tell(
+    controller: Controller, mux: FakeNode, *vips: str, state: str = "announced", session: str = "established"
+) -> None:
+    """What a MUX with one router tells."""
+    rows = [{"vip": vip, "peer": "r1", "state": state} for vip in vips]
+    controller.hub.status(mux, {"peers": [{"name": "r1", "state": session}], "announcements": rows})
+
+
+class Fleet:
+    def __init__(self, controller: Controller, muxes: int = 2) -> None:
+        self.controller = controller
+        self.site = Site(muxes).connect(controller)
+        self.mux1, self.mux2 = self.site.muxes[:2]
+        self.view = View(controller)
+        self.texts = Texts(controller, self.view)
+        self.overview = Overview(controller, self.view)
+
+    def row(self) -> dict[str, Any]:
+        """As commands and the page have it, from what they kept."""
+        (row,) = self.view.services(["web"])
+        assert f'"announced_by": {row["announced_by"]}'.replace("'", '"') in self.texts.services(["web"])["web"]
+        self.overview.refresh()
+        (shown,) = [line.row for line in self.overview._sorted if line.row["name"] == "web"]
+        assert {key: shown[key] for key in ("announced_by", "wanted_by", "note")} == {
+            key: row[key] for key in ("announced_by", "wanted_by", "note")
+        }
+        return row
+
+    async def noted(self, part: str) -> None:
+        await until(lambda: part in (self.row()["note"] or ""), f"{part!r} in {self.row()['note']!r}")
+
+    async def fine(self) -> None:
+        await until(lambda: self.row()["note"] is None, f"{self.row()['note']!r} is over")
+
+    def events(self, subject: str) -> list[tuple[str, bool]]:
+        return [(event.text, event.bad) for event in self.controller.events.latest(100) if event.subject == subject]
+
+    def summary(self) -> dict[str, Any]:
+        self.overview.refresh()
+        return self.overview.summary(self.overview.muxes(), self.overview.hosts())
+
+    def metric(self, name: str) -> dict[str, float]:
+        found: Iterator[Metric] = iter(ManagerCollector(self.controller).collect())
+        (metric,) = [metric for metric in found if metric.name == name]
+        return {next(iter(sample.labels.values())): sample.value for sample in metric.samples}
+
+
+async def applied(controller: Controller, *tables: dict[str, Any], muxes: int = 2) -> Fleet:
+    fleet = Fleet(controller, muxes)
+    await controller.apply(list(tables) or [service()], WHO)
+    await controller.followed(5)
+    return fleet
+
+
+async def test_announced_is_what_muxes_tell_and_a_mux_without_bgp_counts_by_what_it_has_live(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        fleet = await applied(controller)
+        await until(lambda: fleet.row()["wanted_by"] == ["mux1", "mux2"])
+        await until(lambda: fleet.row()["announced_by"] == ["mux1", "mux2"], "neither tells of BGP")
+        tell(controller, fleet.mux1, VIP)
+        tell(controller, fleet.mux2, VIP, state="waiting", session="idle")
+        assert (fleet.row()["announced_by"], fleet.row()["wanted_by"]) == (["mux1"], ["mux1", "mux2"])
+        controller.hub.status(fleet.mux2, {"peers": [], "announcements": []})
+        assert fleet.row()["announced_by"] == ["mux1", "mux2"]
+        (words,) = [it for it in fleet.view.describe("web")["announcements"] if it["mux"] == "mux2"]
+        assert (words["announces"], words["reason"]) == (True, "told to; it speaks no BGP, so what it has live counts")
+        fleet.mux2.leave()
+        assert fleet.row()["announced_by"] == ["mux1"], "of one that is away nothing is known"
+
+
+async def test_what_differs_for_some_seconds_is_told_everywhere_and_so_is_its_end(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        fleet = await applied(controller, muxes=3)
+        for mux in fleet.site.muxes:
+            tell(controller, mux, VIP)
+        await fleet.fine()
+        cursor = controller.changes.cursor()
+        tell(controller, fleet.mux2, VIP, state="waiting", session="idle")
+        assert fleet.row()["note"] is None, "it may be mended in a moment"
+        news, _ = await controller.changes.wait("services", cursor, 1)
+        assert news.services == {"web"}
+        note = "announced by mux1, mux3; mux2 should and does not: BGP session with r1 is down"
+        await fleet.noted(note)
+        text = f"does not announce {VIP}, which it should: BGP session with r1 is down"
+        await until(lambda: (text, True) in fleet.events("mux mux2"))
+        assert {"level": "warn", "subject": "mux mux2", "text": text, "since": None, "service": None} in (
+            fleet.summary()["problems"]
+        )
+        assert fleet.metric("lb_announce_lacking") == {"mux1": 0, "mux2": 1, "mux3": 0}
+        assert fleet.metric("lb_announced_by") == {VIP: 2}
+        (finding,) = check_notes(fleet.view.services())
+        assert (finding.severity, note in finding.what) == (Severity.WARNING, True)
+        assert fleet.texts.list_services().notes == [f"web: {note}"]
+        tell(controller, fleet.mux2, VIP)
+        await fleet.fine()
+        await until(lambda: ("announces all that it should again", False) in fleet.events("mux mux2"))
+        assert list(check_notes(fleet.view.services())) == []
+        assert fleet.metric("lb_announce_lacking")["mux2"] == 0
+
+
+async def test_nobody_announces_what_two_should(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        fleet = await applied(controller)
+        for mux in fleet.site.muxes:
+            tell(controller, mux, VIP, state="waiting", session="idle")
+        await fleet.noted("nobody announces it: mux1, mux2 should and do not: BGP session with r1 is down")
+        await until(lambda: any(bad and "nobody announces" in text for text, bad in fleet.events(f"vip {VIP}/32")))
+        summary = fleet.summary()
+        assert f"nobody announces {VIP}" in summary["text"]
+        assert any(it["level"] == "bad" and it["subject"] == f"vip {VIP}" for it in summary["problems"])
+        (finding,) = check_notes(fleet.view.services())
+        assert finding.severity is Severity.FAULT
+        assert fleet.metric("lb_announced_by") == {VIP: 0}
+        for mux in fleet.site.muxes:
+            tell(controller, mux, VIP)
+        await until(lambda: ("is announced by mux1, mux2 again", False) in fleet.events(f"vip {VIP}/32"))
+
+
+async def test_one_mux_alone_of_several_is_told_whatever_the_reason(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        fleet = await applied(controller)
+        for mux in fleet.site.muxes:
+            tell(controller, mux, VIP)
+        await controller.drain_mux("mux2", WHO, drain=True)
+        await until(lambda: fleet.row()["wanted_by"] == ["mux1"])
+        assert fleet.row()["announced_by"] == ["mux1", "mux2"], "routers hear of it still"
+        tell(controller, fleet.mux2, VIP, state="held")
+        await fleet.noted("announced by mux1 alone; mux2: it drains")
+        await until(lambda: f"one MUX alone announces {VIP}" in fleet.summary()["text"])
+        assert [text for text, _ in fleet.events(f"vip {VIP}/32")][-1] == "announced by mux1 alone; mux2: it drains"
+        await controller.drain_mux("mux2", WHO, drain=False)
+        tell(controller, fleet.mux2, VIP)
+        await fleet.fine()
+        fleet.mux2.leave()
+        await fleet.noted("announced by mux1 alone; mux2 should, and is not connected")
+
+
+async def test_a_mux_that_announces_what_it_should_not_is_named(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        fleet = await applied(controller)
+        tell(controller, fleet.mux1, VIP)
+        tell(controller, fleet.mux2, VIP)
+        await fleet.fine()
+        fleet.mux2.leaves_out = {"web": "it cannot"}
+        fleet.mux2.again()
+        await fleet.noted("mux2 announces it and should not")
+
+
+async def test_a_pool_of_one_mux_has_nothing_to_say(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = Site(1).connect(controller)
+        await controller.apply([service()], WHO)
+        await controller.followed(5)
+        tell(controller, site.muxes[0], VIP)
+        await until(lambda: View(controller).services()[0]["announced_by"] == ["mux1"])
+        announced_now = controller.announced
+        await until(lambda: announced_now._touched == set() and not announced_now._since)
+        assert View(controller).services()[0]["note"] is None
+
+
+async def test_of_many_vips_a_session_that_goes_is_one_event_and_costs_little(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(announced, "GATHER", 60)  # however slow this machine is
+    count = 3000
+    vips = [f"203.0.{n // 250}.{n % 250 + 1}" for n in range(count)]
+    async with running(tmp_path) as controller:
+        fleet = await applied(controller, *(service(f"s{n:05}", vip) for n, vip in enumerate(vips)))
+        await controller.followed(60)
+        for mux in fleet.site.muxes:
+            tell(controller, mux, *vips)
+        quiet = controller.announced
+        await until(lambda: quiet._touched == set() and not quiet._since, "all is well", seconds=60)
+        began = time.process_time()
+        tell(controller, fleet.mux2, *vips, state="waiting", session="idle")
+        took = time.process_time() - began
+        await until(lambda: len(quiet.notes) == count, seconds=60)
+        await until(lambda: bool(fleet.events("mux mux2")), seconds=60)
+        text = f"does not announce {count:,} VIPs, which it should: BGP session with r1 is down"
+        assert fleet.events("mux mux2")[-1] == (text, True)
+        assert len([it for it in controller.events.latest(500) if "alone" in it.text]) == 1
+        assert len({id(note.text) for note in quiet.notes.values()}) == 1, "one text for all"
+        assert took < 0.5, f"{took:.3f} s of CPU for a status of {count} VIPs"
+        tell(controller, fleet.mux2, *vips)
+        await until(lambda: not quiet.notes, seconds=60)
+        await until(lambda: ("announces all that it should again", False) in fleet.events("mux mux2"), seconds=60)
+
+
+def test_why_names_sessions_that_are_down_and_other_reasons() -> None:
+    peers = [{"name": "r1", "state": "idle"}, {"name": "r2", "state": "established"}]
+    told = [{"peer": "r1", "state": "waiting", "why": "the session is idle"}, {"peer": "r2", "state": "refused"}]
+    assert announced._why(told, peers) == "BGP session with r1 is down; to r2: refused"
+    held: Iterable[dict[str, Any]] = [
+        {"peer": name, "state": "held", "why": "the data plane stands still"} for name in ("r1", "r2")
+    ]
+    assert announced._why(list(held), peers) == "the data plane stands still"
