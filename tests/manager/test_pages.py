@@ -102,6 +102,7 @@ async def page(directory: Path, *, login: bool = True, services: int = 1) -> Asy
                 url = str(server.make_url("")).rstrip("/")
                 reader = Reader(session, url, site, controller, pages, clock)
                 await until(lambda: reader.shown() == "up")
+                await until(lambda: all(row["announced_by"] == ["mux1", "mux2"] for row in View(controller).services()))
                 yield reader
         finally:
             running_pages.cancel()
