@@ -338,7 +338,7 @@ class Controller:
             self.changes.counted(self.rates.heard(entry.record.name, body, self.clocks.steady()))
             if isinstance(mux := body.get("mux"), dict):
                 self._tell(self.pools.heard(entry.record.name, mux))
-            self._announced_anew(self.announced.told(entry))
+            self._hear_announcements(entry)
             self.changes.tables("muxes", *({"announcements"} & body.keys()))
         else:
             self.changes.tables("agents")
@@ -350,8 +350,13 @@ class Controller:
 
     def looked(self, entry: Entry) -> None:
         if entry.record.kind == MUX:
-            self._announced_anew(self.announced.told(entry))
+            self._hear_announcements(entry)
         self.changes.tables("muxes" if entry.record.kind == MUX else "agents", "announcements", "status")
+
+    def _hear_announcements(self, entry: Entry) -> None:
+        if vips := self.announced.told(entry):
+            self._announced_anew(vips)
+            self._look_at_announcements(self.clocks.steady())  # what is well again is so at once
 
     def _announced_anew(self, vips: Iterable[str]) -> None:
         """Of these VIPs others announce, or something else is to be said."""
