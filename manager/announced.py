@@ -235,7 +235,8 @@ class Announced:
         cause = self._causes.get(key)
         if cause is None:
             cause = self._causes[key] = f"{_DOES_NOT}{_why(told, rows(entry.status, 'peers'))}"
-        return _Lack(mux, False, cause)
+        down = _down(rows(entry.status, "peers"))
+        return _Lack(mux, any(row.get("state") == "waiting" and row.get("peer") not in down for row in told), cause)
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -343,7 +344,7 @@ def _lacking_words(found: list[tuple[Vip, str]]) -> str:
 def _why(told: Sequence[Mapping[str, Any]], peers: list[Mapping[str, Any]]) -> str:
     """Why no router was told. The state of a session changes every few seconds while it is down, and is in its own
     row: here it is but down."""
-    down = {str(row.get("name")) for row in peers if row.get("state") != "established"}
+    down = _down(peers)
     without = [str(row["peer"]) for row in told if row.get("peer") in down and row.get("state") == "waiting"]
     words = []
     if without:
@@ -354,6 +355,10 @@ def _why(told: Sequence[Mapping[str, Any]], peers: list[Mapping[str, Any]]) -> s
             text = str(row.get("why") or row.get("state"))[:TEXT]
             words.append(f"to {row['peer']}: {text}" if row.get("peer") and row.get("state") != "held" else text)
     return "; ".join(dict.fromkeys(words))
+
+
+def _down(peers: list[Mapping[str, Any]]) -> set[str]:
+    return {str(row.get("name")) for row in peers if row.get("state") != "established"}
 
 
 def _of(muxes: Sequence[str], text: str) -> str:

@@ -49,6 +49,9 @@ WAIT_MAX = 300.0
 FLOW_WAIT = 2.0
 #: So long may a watcher be kept without news, seconds.
 WATCH_MAX = 60.0
+#: Of a wait for nodes, so long at most is for those that have all and are about to announce, and how often they are
+#: looked at; seconds.
+ANNOUNCE_WAIT, ANNOUNCE_TURN = 10.0, 0.1
 #: A change may wait so long for its confirmation, seconds.
 CONFIRM_MIN, CONFIRM_MAX = 1.0, 86_400.0
 WHY_MAX = 1000
@@ -311,9 +314,22 @@ class Api:
         unconfirmed = None if done.change.empty else confirm
         if not wait:
             return _change(done, confirm=unconfirmed)
+        began = time.monotonic()
         behind = await self._controller.followed(wait)
         why = self._controller.why_behind(behind) | self._controller.without(done.change.names)
-        return _change(done, behind=sorted({*behind, *why}), why=why, confirm=unconfirmed)
+        announced = await self._announced(done, 0.0 if behind else wait - (time.monotonic() - began))
+        return _change(done, behind=sorted({*behind, *why}), why=why, confirm=unconfirmed, announced=announced)
+
+    async def _announced(self, done: Applied, seconds: float) -> list[dict[str, Any]] | None:
+        """Who announces the VIPs of what was changed; waits so long for MUXes that are about to."""
+        services = self._controller.desired.services
+        vips = {str(services[name].vip) for name in done.change.names if name in services}
+        ending = time.monotonic() + min(seconds, ANNOUNCE_WAIT)
+        while True:
+            found, soon = self._view.announced_by(vips)
+            if not soon or time.monotonic() >= ending:
+                return found or None
+            await asyncio.sleep(ANNOUNCE_TURN)
 
     async def replace_services(self, request: web.Request) -> web.Response:
         tables = _array(await _json(request), "the body")
@@ -346,11 +362,13 @@ class Api:
         """Of the backend, or of the MUX, that the path names."""
         names, who = request.match_info, request[WHO]
         why = _why(await _table(request, {"why"}) if await request.read() else {})
+        warnings = None
         if "backend" in names:
+            warnings = self._view.warn_of_drain(names["service"], names["backend"]) if drain else None
             done = self._controller.drain_backend(names["service"], names["backend"], who, drain=drain, why=why)
         else:
             done = self._controller.drain_mux(names["name"], who, drain=drain, why=why)
-        return _change(await done)
+        return _change(await done, warnings=warnings)
 
     async def forget_mux(self, request: web.Request) -> web.Response:
         await self._controller.forget_node(MUX, request.match_info["name"], request[WHO])

@@ -21,7 +21,7 @@ from itertools import islice, takewhile
 from lb.daemon.supervise import describe
 from lb.model import BackendState
 from manager.store import Event
-from manager.world import BackendPlan, Plan, VipPlan
+from manager.world import BackendPlan, Plan, VipPlan, why_idle
 
 KEPT = 5000
 #: Of one object, before others are left out until the minute is over.
@@ -152,6 +152,7 @@ def differences(old: Plan, new: Plan, vips: Iterable[str]) -> Iterator[tuple[str
         if before is not after:
             yield from _backends(before, after)
             yield from _panic(before, after)
+            yield from _idle(before, after)
             yield from _announced(vip, before, after)
     for mux, waits in new.drains.items():
         if old.drains.get(mux, "") != waits:
@@ -193,6 +194,29 @@ def _panic(before: VipPlan | None, after: VipPlan | None) -> Iterator[tuple[str,
     for service in old:
         if service not in new:
             yield f"service {service}", "panic is over", False
+
+
+def _idle(before: VipPlan | None, after: VipPlan | None) -> Iterator[tuple[str, str, bool]]:
+    """Services whose last backend takes no new flows any more: it is down, drained, or of weight 0."""
+    old, new = _by_service(before), _by_service(after)
+    for service in old.keys() & new.keys():
+        idle, was = why_idle(new[service]), why_idle(old[service])
+        if idle is not None and was is None:
+            yield f"service {service}", idle, True
+        elif was is not None and idle is None and any(_took(item) for item in old[service]):
+            yield f"service {service}", "a backend takes new flows again", False
+
+
+def _took(item: BackendPlan) -> bool:
+    """Whether it may have taken flows at some time: a service that is new has nothing again."""
+    return item.shown not in ("installing", "unknown") or not item.backend.weight
+
+
+def _by_service(found: VipPlan | None) -> dict[str, list[BackendPlan]]:
+    services: dict[str, list[BackendPlan]] = {}
+    for item in found.backends if found else ():
+        services.setdefault(item.service, []).append(item)
+    return services
 
 
 def _announced(vip: str, before: VipPlan | None, after: VipPlan | None) -> Iterator[tuple[str, str, bool]]:

@@ -48,7 +48,7 @@ class ManagerCollector(Collector):
             for item in found.backends:
                 labels = [item.service, item.backend.name]
                 up.add_metric(labels, float(item.healthy))
-                taking.add_metric(labels, float(item.state.value == "up" and item.backend.weight > 0))
+                taking.add_metric(labels, float(item.takes_flows))
             for service in found.tables:
                 panic.add_metric([service], float(service in found.panic))
         yield from (up, taking, panic)

@@ -179,6 +179,22 @@ SCHEMAS: dict[str, Schema] = {
             "why": {"type": "object", "description": "with wait: why they did not, by node"},
             "confirm": {**NUMBER, "description": "seconds until it is taken back, unless it is confirmed"},
             "title": {"type": "string", "description": "what was done, where the lines alone do not tell"},
+            "announced": {
+                **array(
+                    record(
+                        {
+                            "count": COUNT,
+                            "vips": {**array(TEXT), "description": "the first of them"},
+                            "announced_by": array(TEXT),
+                            "wanted_by": array(TEXT),
+                            "note": MAYBE_TEXT,
+                        }
+                    )
+                ),
+                "description": "with wait: who announces the VIPs of what was changed, a record for those of which the "
+                "same is to be said",
+            },
+            "warnings": {**array(TEXT), "description": "what else it means, which may not be wanted"},
         },
     ),
     "Preview": record(

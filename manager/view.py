@@ -7,7 +7,6 @@ Used by :mod:`manager.api`. Packets and flows are what MUXes last told, summed o
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from lb.config_text import service_table, vip_text
 from lb.errors import NotFoundError
 from lb.model import Address, AnnouncePolicy, Network, Protocol, Service
 from lb.node.messages import FlowAnswer
-from manager.announced import ToldByVip, silent
+from manager.announced import ToldByVip, bare, silent
 from manager.controller import Controller
 from manager.desired import Change
 from manager.drains import announced, left_of, withdrawn
@@ -27,7 +26,7 @@ from manager.flow_words import Flow, goes_to, mux_words, nearest, taker, togethe
 from manager.nodes import Entry, rows
 from manager.preview import live_flows, preview
 from manager.rates import FIELDS, NONE, MuxRate, Rate
-from manager.world import AGENT, MUX, BackendPlan, VipPlan
+from manager.world import AGENT, MUX, BackendPlan, VipPlan, why_idle
 
 Row = dict[str, Any]
 #: By what names a service or a backend: sums over the MUXes; what none told is not in it.
@@ -42,6 +41,9 @@ BACKEND_COUNTERS = ("flows", "packets")
 
 #: Said of what a MUX without BGP has live.
 NO_BGP = "it speaks no BGP, so what it has live counts"
+
+#: So many groups of VIPs are told of after a change.
+GROUPS = 20
 
 _NOTHING: Row = {}
 
@@ -97,7 +99,7 @@ class View:
         """Who announces it, who should, and in words what clients may notice and its state alone does not tell."""
         place, announced = str(service.vip), self._controller.announced
         vip, said = self._vip(service), announced.notes.get(place)
-        idle = _idle(self._backends_of(service)) if vip is not None else None
+        idle = why_idle(self._backends_of(service)) if vip is not None else None
         words = [word for word in (idle, said.text if said is not None else None) if word]
         return {
             "announced_by": list(announced.by.get(place, ())),
@@ -153,7 +155,7 @@ class View:
                 "weight": item.backend.weight,
                 "slow_start": item.ramp.share if item.ramp is not None else None,
                 "state": item.shown,
-                "takes_flows": _takes(item),
+                "takes_flows": item.takes_flows,
                 "healthy": item.healthy,
                 "agent": item.agent,
                 "since": item.since,
@@ -383,6 +385,44 @@ class View:
         """The last minutes of the total, of the MUXes, and of the services named or else the busiest."""
         history = self._controller.rates.history
         return history.read(since, names or history.services()[:services])
+
+    # -- changes ------------------------------------------------------------------------------------------------
+
+    def announced_by(self, vips: Iterable[str]) -> tuple[list[Row], bool]:
+        """Of these VIPs, those of which the same is to be said together; and whether that may soon be another."""
+        announced, plan = self._controller.announced, self._controller.plan
+        without = {entry.record.name for entry in self._entries(MUX) if silent(entry)}
+        groups: dict[tuple[object, ...], list[str]] = {}
+        later = False
+        for vip in sorted(vips):
+            found = plan.vips.get(vip)
+            if found is None:
+                continue
+            note, soon = announced.words(vip, found)
+            later = later or soon
+            by = announced.by.get(vip, ())
+            told = note.text if note is not None else None
+            if told is None and (some := [mux for mux in by if mux in without]):
+                told = f"{', '.join(some[:4])}: without BGP, what is live counts"
+            groups.setdefault((by, tuple(announced.wanted(found)), told), []).append(bare(vip))
+        rows_: list[Row] = [
+            {"count": len(some), "vips": some[:3], "announced_by": key[0], "wanted_by": key[1], "note": key[2]}
+            for key, some in groups.items()
+        ]
+        return rows_[:GROUPS], later
+
+    def warn_of_drain(self, service: str, backend: str) -> list[str] | None:
+        """What it means to drain this backend, where that is not what one expects."""
+        found = self._controller.desired.services.get(service)
+        if found is None:
+            return None
+        others = [item for item in self._backends_of(found) if item.backend.name != backend]
+        if any(item.takes_flows for item in others):
+            return None
+        return [
+            f"service {service} has no other backend that takes new flows: clients that come from now on are not "
+            f"served; `lb undrain {service}/{backend}` takes it back"
+        ]
 
     # -- one service in words -----------------------------------------------------------------------------------
 
@@ -626,25 +666,9 @@ def _state(service: Service, backends: list[BackendPlan], vip: VipPlan | None) -
     if service.name in vip.panic:
         return "PANIC"
     wanted = [item for item in backends if item.shown != "drain"]
-    if not any(map(_takes, backends)):
+    if not any(item.takes_flows for item in backends):
         return "down"
     return "up" if all(item.healthy for item in wanted) else "degraded"
-
-
-def _takes(item: BackendPlan) -> bool:
-    """New flows."""
-    return item.state.value == "up" and item.backend.weight > 0
-
-
-def _idle(backends: list[BackendPlan]) -> str | None:
-    """Why a service takes no new flows, though it has backends."""
-    if not backends or any(map(_takes, backends)):
-        return None
-    counts = Counter(
-        "drained" if b.shown == "drain" else "of weight 0" if not b.backend.weight else b.shown for b in backends
-    )
-    kinds = [f"{count} {kind}" for kind, count in sorted(counts.items())]
-    return f"no backend takes new flows: {'all' if len(kinds) == 1 else ''} {', '.join(kinds)}".replace("  ", " ")
 
 
 def _explain(item: BackendPlan, now: float) -> str:

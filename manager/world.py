@@ -6,7 +6,8 @@ Values, made and read by :mod:`manager.plan` and its parts, and read by whoever 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -230,6 +231,25 @@ class BackendPlan:
     @property
     def key(self) -> BackendKey:
         return (self.service, self.backend.name, self.address)
+
+    @property
+    def takes_flows(self) -> bool:
+        """New ones."""
+        return self.state is BackendState.UP and self.backend.weight > 0
+
+
+def why_idle(backends: Sequence[BackendPlan]) -> str | None:
+    """Why a service takes no new flows, though it has backends; None: it takes some, or has none."""
+    if not backends or any(item.takes_flows for item in backends):
+        return None
+    counts = Counter(
+        "drained" if item.shown == "drain" else "of weight 0" if not item.backend.weight else item.shown
+        for item in backends
+    )
+    if len(counts) == 1:
+        (kind,) = counts
+        return f"no backend takes new flows: all {len(backends)} {kind}"
+    return f"no backend takes new flows: {', '.join(f'{count} {kind}' for kind, count in sorted(counts.items()))}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from lb.cells import cell
-from lb.cli.output import print_json
+from lb.cli.output import plural, print_json
 from lb.cli.plain import lasting, parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -103,6 +103,8 @@ def lines(answer: dict[str, Any]) -> Iterable[str]:
     if answer["changed"] and not answer["dry_run"]:
         title = f": {cell(answer['title'])}" if answer.get("title") else ""
         yield f"version {answer['version']}{title}"
+    for warning in answer.get("warnings") or ():
+        yield f"warning: {cell(warning)}"
     yield from _waited(answer)
     if answer.get("confirm"):
         yield f"taken back in {lasting(answer['confirm'])}, unless you keep it: lb confirm {answer['version']}"
@@ -116,3 +118,7 @@ def _waited(answer: dict[str, Any]) -> Iterable[str]:
         yield f"not live on {cell(node)}: {cell(why.get(node, 'it did not follow in time'))}"
     if not answer["behind"]:
         yield "live on every node"
+    for row in answer.get("announced") or ():
+        vips = ", ".join(map(cell, row["vips"])) + (f" and {row['count'] - 3:,} more" if row["count"] > 3 else "")
+        of = f"{len(row['announced_by'])} of {plural(len(row['wanted_by']), 'MUX')}"
+        yield f"{vips}: announced by {of}" + (f"; {cell(row['note'])}" if row["note"] else "")

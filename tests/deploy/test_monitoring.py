@@ -58,6 +58,17 @@ CASES = [
         },
     ),
     Case(
+        "LbVipByOneMux",
+        {'lb_announced_by{vip="v"}': "1x40", 'lb_announce_wanted{vip="v"}': "2x40"},
+        {
+            'lb_announced_by{vip="v"}': "2x40",
+            'lb_announce_wanted{vip="v"}': "2x40",
+            'lb_announced_by{vip="of one MUX"}': "1x40",
+            'lb_announce_wanted{vip="of one MUX"}': "1x40",
+        },
+        "7m",
+    ),
+    Case(
         "LbMuxAway",
         {'lb_node_connected{kind="mux",node="m"}': "0x40"},
         {'lb_node_connected{kind="mux",node="m"}': "1x40", 'lb_node_connected{kind="agent",node="h"}': "0x40"},

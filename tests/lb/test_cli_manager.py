@@ -143,6 +143,7 @@ def test_a_service_by_command_line(daemon: Daemon, tmp_path: Path) -> None:
         "service six created: 2001:db8:100::1 udp 53-54, 0 backends",
         "version 1",
         "live on every node",
+        "2001:db8:100::1, 203.0.113.10: announced by 0 of 0 MUXes; nobody announces it: no MUX has joined",
     ]
     assert fine("apply", "-f", path, manager=daemon.url) == "2 unchanged\n"
     path.write_text(SERVICES.replace('name = "web-2"', 'name = "web-2"\nweight = 3'))
