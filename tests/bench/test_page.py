@@ -48,7 +48,7 @@ PIPELINE = {"curves": {name: [point(**of) for of in points] for name, points in 
 def test_page_has_figures_with_spread_and_where_they_come_from() -> None:
     text = page.text({"peers": PEERS})
     assert "| vipmux tun | 41 [37-45] | 74 [67-81] |" in text
-    assert "sudo lb bench peers --part http --rounds 5 --offloads on" in text
+    assert "sudo lb bench peers --part http --rounds 5 --offloads on --realtime" in text
     assert "a processor, Linux 6.1, 2026-01-02; 5 rounds, load average 0.3 before they began." in text
     assert "- ipvs: this kernel has no IPVS." in text
 
