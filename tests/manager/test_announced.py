@@ -197,8 +197,8 @@ async def test_of_many_vips_a_session_that_goes_is_one_event_and_costs_little(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(announced, "GATHER", 60)  # however slow this machine is
-    monkeypatch.setattr(announced, "SLICE", 100)
-    count = 300
+    monkeypatch.setattr(announced, "SLICE", 20)
+    count = 50
     vips = [f"203.0.{n // 250}.{n % 250 + 1}" for n in range(count)]
     async with running(tmp_path) as controller:
         fleet = await applied(controller, *(service(f"s{n:05}", vip) for n, vip in enumerate(vips)))
@@ -211,9 +211,8 @@ async def test_of_many_vips_a_session_that_goes_is_one_event_and_costs_little(
         tell(controller, fleet.mux2, *vips, state="waiting", session="idle")
         took = time.process_time() - began
         await until(lambda: len(quiet.notes) == count, seconds=20)
-        await until(lambda: bool(fleet.events("mux mux2")), seconds=20)
         text = f"does not announce {count:,} VIPs, which it should: BGP session with r1 is down"
-        assert fleet.events("mux mux2")[-1] == (text, True)
+        await until(lambda: (text, True) in fleet.events("mux mux2"), f"{fleet.events('mux mux2')}", seconds=20)
         assert len([it for it in controller.events.latest(500) if "alone" in it.text]) == 1
         assert len({id(note.text) for note in quiet.notes.values()}) == 1, "one text for all"
         assert took < 0.2, f"{took:.3f} s of CPU for a status of {count} VIPs"
