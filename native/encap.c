@@ -18,6 +18,7 @@ void encap_prepare(struct hop *hop, const struct hop_spec *spec)
 	hop->family = spec->family;
 	hop->ifindex = spec->ifindex;
 	hop->resolved = spec->resolved != 0;
+	hop->ready = hop->resolved ? hop->family : 0;
 	memcpy(hop->start, spec->mac, 6);
 	memcpy(hop->start + 6, spec->source_mac, 6);
 	memcpy(hop->start + 12, spec->family == 4 ? "\x08\x00" : "\x86\xdd", 2);
@@ -27,7 +28,7 @@ void encap_prepare(struct hop *hop, const struct hop_spec *spec)
 		outer[9] = PROTOCOL_IPV4;
 		memcpy(outer + 12, spec->source, 4);
 		memcpy(outer + 16, spec->destination, 4);
-		hop->sum = checksum_fold(checksum_add(outer, 20, 0));
+		hop->sum = checksum_fold(checksum_add(outer + 8, 12, 0));
 	} else {
 		outer[0] = 0x60;
 		outer[6] = PROTOCOL_IPV6;

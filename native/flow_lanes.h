@@ -85,13 +85,15 @@ static ALWAYS_INLINE LANES_TARGET void LANES(scramble)(const struct flow_seed *s
 LANES_TARGET void LANES(flow_scramble_burst)(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out,
 					     unsigned count)
 {
-	uint64_t rest[SPECK_LANES] = { 0 };
+	uint64_t rest[SPECK_LANES];
 	unsigned base = 0;
 
 	for (; count - base >= SPECK_LANES; base += SPECK_LANES)
 		LANES(scramble)(seed, keys + base, out + base);
 	if (base == count)
 		return;
+	/* Here and not above: compilers would clear it for those who have no rest as well. */
+	memset(rest, 0, sizeof(rest));
 	memcpy(rest, keys + base, (count - base) * sizeof(uint64_t));
 	LANES(scramble)(seed, rest, rest);
 	memcpy(out + base, rest, (count - base) * sizeof(uint64_t));

@@ -28,28 +28,32 @@ static void count_dropped(struct mux *mux, const struct packet *packet, struct p
 
 static void count_burst(struct mux *mux)
 {
-	unsigned sent = 0, segmented = 0;
+	struct service_counters *services = mux->service_counters;
+	uint64_t *backends = mux->backend_counters;
+	unsigned count = mux->count, dropped = 0, segmented = 0;
 
-	for (unsigned i = 0; i < mux->count; i++) {
+	for (unsigned i = 0; i < count; i++) {
 		const struct packet *packet = &mux->packets[i];
 		struct passage *passage = &mux->passages[i];
 		struct service_counters *service;
 
-		if (UNLIKELY(packet->reason > REASON_SEGMENTED)) {
-			count_dropped(mux, packet, passage);
-			continue;
+		if (UNLIKELY(packet->reason != REASON_FORWARDED)) {
+			if (packet->reason != REASON_SEGMENTED) {
+				count_dropped(mux, packet, passage);
+				dropped++;
+				continue;
+			}
+			segmented++;
 		}
-		segmented += packet->reason == REASON_SEGMENTED;
-		sent++;
-		service = &mux->service_counters[passage->service->id];
+		service = &services[passage->service->id];
 		add(&service->packets, 1);
 		add(&service->bytes, packet->length);
 		if (UNLIKELY(passage->flow == FLOW_NEW))
 			add(&service->flows, 1);
-		add(&mux->backend_counters[passage->backend->counter], 1);
+		add(&backends[passage->backend->counter], 1);
 	}
-	add(&mux->counters.received, mux->count);
-	add(&mux->counters.reasons[REASON_FORWARDED], sent - segmented);
+	add(&mux->counters.received, count);
+	add(&mux->counters.reasons[REASON_FORWARDED], count - dropped - segmented);
 	add(&mux->counters.reasons[REASON_SEGMENTED], segmented);
 }
 

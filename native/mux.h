@@ -76,6 +76,7 @@ struct mux {
 	struct passage passages[BURST_MAX];
 	uint64_t scrambled[BURST_MAX]; /* flow keys, see flow.h */
 	struct flow_slot slots[BURST_MAX];
+	uint64_t entries[BURST_MAX];   /* what was seen there */
 	struct frame out[BURST_MAX];
 	unsigned out_count;
 	uint8_t listed[BURST_MAX]; /* indices of packets that Maglev is asked for */

@@ -73,14 +73,33 @@ static void ask_maglev(struct mux *mux, unsigned count)
 	}
 }
 
-static inline void prefetch_remembered(const struct mux *mux, unsigned i, struct flow_slot slot)
+/*
+ * A flow was found: asks for the backend that its entry names, and says FLOW_KNOWN already where this packet changes nothing of the
+ * entry but its age: of a settled flow that has not expired and that this one does not end.
+ */
+static ALWAYS_INLINE void note_entry(struct mux *mux, unsigned i, struct flow_slot slot, uint16_t now)
 {
-	prefetch(&mux->passages[i].service->backends[flow_slot_backend(slot)]);
+	const struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
+	uint64_t entry = slot.line->entry[slot.way];
+	unsigned number = flow_entry_backend(entry);
+
+	passage->backend = &passage->service->backends[number];
+	prefetch(passage->backend);
+	mux->entries[i] = entry;
+	if (UNLIKELY(!flow_class_is_settled(flow_entry_class(entry))) ||
+	    UNLIKELY((uint16_t)(now - slot.line->stamp[slot.way]) >= passage->service->idle))
+		return;
+	if (UNLIKELY(number >= passage->service->backend_count) || UNLIKELY(packet_ends(packet)))
+		return;
+	passage->backend_number = (uint16_t)number;
+	passage->flow = FLOW_KNOWN;
 }
 
 /* Those listed are not at home: some of them live in their other line, the others are listed again.  Returns how many. */
 static unsigned look_elsewhere(struct mux *mux, unsigned count)
 {
+	uint16_t now = (uint16_t)mux->table->clock;
 	unsigned unknown = 0;
 
 	for (unsigned n = 0; n < count; n++) {
@@ -89,7 +108,7 @@ static unsigned look_elsewhere(struct mux *mux, unsigned count)
 
 		mux->slots[i] = slot;
 		if (LIKELY(slot.line != NULL))
-			prefetch_remembered(mux, i, slot);
+			note_entry(mux, i, slot, now);
 		else
 			mux->listed[unknown++] = i;
 	}
@@ -99,6 +118,7 @@ static unsigned look_elsewhere(struct mux *mux, unsigned count)
 /* First look, without deciding anything: what is in neither line will need its Maglev slot soon. */
 static void look_for_flows(struct mux *mux)
 {
+	uint16_t now = (uint16_t)mux->table->clock;
 	unsigned count = 0;
 
 	flow_table_find_home_burst(mux->table, mux->scrambled, mux->slots, mux->count);
@@ -108,7 +128,7 @@ static void look_for_flows(struct mux *mux)
 		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
 			continue;
 		if (LIKELY(slot.line != NULL)) {
-			prefetch_remembered(mux, i, slot);
+			note_entry(mux, i, slot, now);
 		} else {
 			flow_table_prefetch_alternate(mux->table, mux->scrambled[i]);
 			mux->listed[count++] = (uint8_t)i;
@@ -231,30 +251,20 @@ static inline void prefetch_way_out(const struct mux *mux, const struct backend 
 }
 
 /*
- * The common packet: of a settled flow that had another in this tick, and whose backend is up.  Nothing of its entry changes, and
- * nothing that choose_flow() asks would say otherwise.  Sets the backend if so.
+ * The common packet: the first look said that nothing but the age changes about its flow, no packet since has changed the entry
+ * (where the same bits are, the same flow is), and its backend is up.  Nothing that choose_flow() asks would say otherwise.
  */
-static inline bool goes_on(const struct mux *mux, const struct packet *packet, struct passage *passage,
-			   struct flow_slot slot)
+static inline bool goes_on(const struct mux *mux, unsigned i, bool touched)
 {
-	uint64_t entry = slot.line->entry[slot.way];
-	unsigned number = flow_entry_backend(entry);
-	const struct backend *backend = &passage->service->backends[number];
+	struct flow_slot slot = mux->slots[i];
 
-	if (UNLIKELY(!flow_class_is_settled(flow_entry_class(entry))) || UNLIKELY(flow_slot_age(mux->table, slot)))
-		return false;
-	if (UNLIKELY(number >= passage->service->backend_count) || UNLIKELY(backend_state(backend) != BACKEND_UP))
-		return false;
-	if (UNLIKELY(packet_ends(packet)))
-		return false;
-	passage->backend = backend;
-	passage->backend_number = (uint16_t)number;
-	passage->flow = FLOW_KNOWN;
-	return true;
+	return LIKELY(mux->passages[i].flow == FLOW_KNOWN) &&
+	       (LIKELY(!touched) || slot.line->entry[slot.way] == mux->entries[i]) &&
+	       LIKELY(backend_state(mux->passages[i].backend) == BACKEND_UP);
 }
 
 /* Any packet at all. */
-static enum reason choose_flow(struct mux *mux, unsigned i, struct flow_slot slot, bool stale)
+static NEVER_INLINE enum reason choose_flow(struct mux *mux, unsigned i, struct flow_slot slot, bool stale)
 {
 	struct passage *passage = &mux->passages[i];
 
@@ -272,22 +282,23 @@ static void choose_backends(struct mux *mux)
 	struct flow_table *table = mux->table;
 	uint32_t unchanged = table->changes;
 	unsigned count = mux->count;
+	bool touched = false; /* the table, by an earlier packet that was not of the common kind */
 
 	for (unsigned i = 0; i < count; i++) {
-		struct packet *packet = &mux->packets[i];
-		struct passage *passage = &mux->passages[i];
-		struct flow_slot slot = mux->slots[i];
-		/* An earlier packet of the burst may have made, moved or evicted the entry since the first look. */
-		bool stale = table->changes != unchanged;
+		if (LIKELY(goes_on(mux, i, touched))) {
+			flow_slot_touch(table, mux->slots[i]);
+		} else {
+			struct packet *packet = &mux->packets[i];
 
-		if (UNLIKELY(packet->reason != REASON_FORWARDED))
-			continue;
-		if (UNLIKELY(!slot.line || stale || !goes_on(mux, packet, passage, slot))) {
-			packet->reason = choose_flow(mux, i, slot, stale);
+			if (UNLIKELY(packet->reason != REASON_FORWARDED))
+				continue;
+			touched = true;
+			/* An earlier packet may have made, moved or evicted the entry since the first look. */
+			packet->reason = choose_flow(mux, i, mux->slots[i], table->changes != unchanged);
 			if (UNLIKELY(packet->reason != REASON_FORWARDED))
 				continue;
 		}
-		prefetch_way_out(mux, passage->backend);
+		prefetch_way_out(mux, mux->passages[i].backend);
 	}
 }
 

@@ -24,27 +24,23 @@ struct link_addresses {
 };
 
 /*
- * Puts outer and link header before the packet at ip and queues the result.  `link` is that of the configuration, `family` the
- * hop's: where they are constants, what depends on them is decided once and not for each packet.
+ * Puts outer and link header before the packet at ip and queues the result.  There is room: no more frames wait than packets came
+ * before this one, for emit_segments() leaves none waiting.  `link` is that of the configuration, `family` the hop's: where they
+ * are constants, what depends on them is decided once and not for each packet.
  */
 static ALWAYS_INLINE void emit(struct mux *mux, enum mux_link link, uint8_t family, unsigned origin, const struct hop *hop,
 			       uint8_t *ip, uint32_t length, const struct link_addresses *from)
 {
 	uint32_t before = encap_overhead(family) + (link == MUX_LINK_NONE ? 0 : HOP_LINK_BYTES);
 
-	if (family == 4) {
-		uint16_t *id = &mux->ids[(hop - mux->snapshot->hops) & 255];
-
-		encap_ipv4(hop, ip, length, ip[6] & 0x40 ? 0 : (*id)++);
-	} else {
+	if (family == 4)
+		encap_ipv4(hop, ip, length, &mux->ids[(hop - mux->snapshot->hops) & 255]);
+	else
 		encap_ipv6(hop, ip, length, (uint32_t)(mux->passages[origin].hash >> 32)); /* hashed: it is IPv6 */
-	}
 	if (link == MUX_LINK_SWAP) {
 		memcpy(ip - before, from->source, 6);
 		memcpy(ip - before + 6, from->destination, 6);
 	}
-	if (UNLIKELY(mux->out_count == BURST_MAX))
-		flush(mux);
 	mux->out[mux->out_count++] = (struct frame){ .data = ip - before,
 						     .len = before + length,
 						     .origin = (uint8_t)origin,
@@ -129,8 +125,8 @@ static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, 
 }
 
 /* Any packet at all. */
-static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
-			 const struct link_addresses *from)
+static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
+				      const struct link_addresses *from)
 {
 	struct packet *packet = &mux->packets[i];
 
@@ -148,15 +144,18 @@ static void encap_packet(struct mux *mux, unsigned i, const struct frame *frame,
 	emit_any(mux, i, hop, packet->ip, packet->length, from);
 }
 
-/* The common packet, of which encap_packet() would find that none of its questions has to be asked. */
+/*
+ * The common packet, of which encap_packet() would find that none of its questions has to be asked: they are put as few.  False: one
+ * of them has to be, and nothing was done.
+ */
 static ALWAYS_INLINE bool encap_plain(struct mux *mux, enum mux_link link, uint8_t family, unsigned i,
 				      const struct frame *frame, const struct hop *hop, const struct link_addresses *from)
 {
-	struct packet *packet = &mux->packets[i];
+	const struct packet *packet = &mux->packets[i];
 	uint32_t length = packet->length;
 	uint8_t *ip = packet->ip;
 
-	if (UNLIKELY(length + encap_overhead(family) > mux->passages[i].service->mtu) || UNLIKELY(!hop->resolved) ||
+	if (UNLIKELY(length + encap_overhead(family) > mux->passages[i].service->mtu) ||
 	    UNLIKELY(frame->gso_size | frame->csum_start))
 		return false;
 	if (family == 4)
@@ -170,7 +169,8 @@ static ALWAYS_INLINE bool encap_plain(struct mux *mux, enum mux_link link, uint8
 static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames, enum mux_link link)
 {
 	const struct hop *hops = mux->snapshot->hops;
-	bool detect = mux->config.detect_partial, plain;
+	/* What a hop says that is ready; where checksums have to be looked for, no packet is plain, and no hop says this. */
+	uint8_t four = mux->config.detect_partial ? UINT8_MAX : 4, six = mux->config.detect_partial ? UINT8_MAX : 6;
 	unsigned count = mux->count;
 	struct link_addresses from;
 
@@ -182,12 +182,13 @@ static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames
 		hop = &hops[backend_hop(mux->passages[i].backend)];
 		if (link == MUX_LINK_SWAP)
 			memcpy(&from, frames[i].data, sizeof(from));
-		if (LIKELY(hop->family == 4))
-			plain = !detect && encap_plain(mux, link, 4, i, &frames[i], hop, &from);
-		else
-			plain = !detect && encap_plain(mux, link, 6, i, &frames[i], hop, &from);
-		if (UNLIKELY(!plain))
-			encap_packet(mux, i, &frames[i], hop, &from);
+		if (LIKELY(hop->ready == four)) {
+			if (LIKELY(encap_plain(mux, link, 4, i, &frames[i], hop, &from)))
+				continue;
+		} else if (hop->ready == six && encap_plain(mux, link, 6, i, &frames[i], hop, &from)) {
+			continue;
+		}
+		encap_packet(mux, i, &frames[i], hop, &from);
 	}
 }
 

@@ -93,30 +93,31 @@ static enum reason find_service(const struct mux *mux, struct packet *packet, co
 	return time_to_live(packet) <= 1 ? REASON_TTL_EXPIRED : REASON_FORWARDED;
 }
 
-/* The common packet: all of packet.h's list in one, and the first probe of the VIP map. */
-static inline bool find_service_plain(const struct mux *mux, struct packet *packet, const struct frame *frame,
-				      enum link_type link, struct passage *passage)
+/*
+ * The service of a plain IPv4 packet, wherever it is, and the flow's key; 0 where the packet goes no further.  `row` is where the first
+ * probe looked: an empty one ends the search there.
+ */
+static NEVER_INLINE uint64_t find_service_plain4(const struct mux *mux, struct packet *packet, struct passage *passage,
+						 const struct exact_row *row)
 {
 	const struct vip_map *map = mux->snapshot->map;
-	const struct service *service;
-	const uint8_t *destination;
+	const uint8_t *destination = packet->ip + 16;
+	const struct service *service = NULL;
 	bool is_vip;
 
-	if (UNLIKELY(!packet_parse_plain(packet, frame, link)))
-		return false;
-	destination = packet->ip + 16;
-	service = vip_map_find_exact4(map, destination, packet->protocol, packet->destination_port);
-	if (UNLIKELY(!service))
+	if (row->key)
+		service = vip_map_find_exact4(map, destination, packet->protocol, packet->destination_port);
+	if (!service)
 		service = vip_map_find_other4(map, destination, packet->protocol, packet->destination_port, &is_vip);
-	if (UNLIKELY(!service))
-		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
-	else if (UNLIKELY(packet->ip[8] <= 1))
-		packet->reason = REASON_TTL_EXPIRED;
 	passage->service = service;
-	return true;
+	if (!service)
+		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
+	else if (packet->ip[8] <= 1)
+		packet->reason = REASON_TTL_EXPIRED;
+	return packet->reason == REASON_FORWARDED ? flow_key(mux, packet, passage) : 0;
 }
 
-/* The same for IPv6, whose services are all in the index. */
+/* All of packet.h's list in one, and the service: IPv6, whose services are all in the index. */
 static inline bool find_service_plain6(const struct mux *mux, struct packet *packet, const struct frame *frame,
 				       enum link_type link, struct passage *passage)
 {
@@ -155,19 +156,15 @@ static void hash_sixes(struct mux *mux, unsigned first, const struct sixes *sixe
 	}
 }
 
-/* The flow's key; 0 where the packet goes no further, and where it is of those whose keys hash_sixes() makes. */
-static inline uint64_t read_packet(struct mux *mux, unsigned first, unsigned n, const struct frame *frame,
-				   enum link_type link, struct sixes *sixes)
+/* Any packet that is not plain IPv4.  Its flow's key; 0 also where it is of those whose keys hash_sixes() makes. */
+static NEVER_INLINE uint64_t read_other(struct mux *mux, unsigned first, unsigned n, const struct frame *frame,
+					enum link_type link, struct sixes *sixes)
 {
-	unsigned i = first + n;
-	struct packet *packet = &mux->packets[i];
-	struct passage *passage = &mux->passages[i];
+	struct packet *packet = &mux->packets[first + n];
+	struct passage *passage = &mux->passages[first + n];
 
 	passage->service = NULL;
-	passage->hashed = false;
-	passage->flow = FLOW_NONE;
-	if (!find_service_plain(mux, packet, frame, link, passage) &&
-	    !find_service_plain6(mux, packet, frame, link, passage))
+	if (!find_service_plain6(mux, packet, frame, link, passage))
 		packet->reason = find_service(mux, packet, frame, passage);
 	if (UNLIKELY(packet->reason != REASON_FORWARDED))
 		return 0;
@@ -176,6 +173,55 @@ static inline uint64_t read_packet(struct mux *mux, unsigned first, unsigned n, 
 	mux_packet_tuple(packet, &sixes->tuples[sixes->count]);
 	sixes->at[sixes->count++] = (uint8_t)n;
 	return 0;
+}
+
+/*
+ * A plain IPv4 packet: parsed in one, and the first probe of the VIP map tells the service of most, which has one address and one
+ * port and so narrow keys (service_create()).  False: it is not plain, and nothing is left of it.  *key as above.
+ */
+static ALWAYS_INLINE bool read_plain4(const struct mux *mux, const struct exact_table *exact, const struct frame *frame,
+				      enum link_type link, struct packet *packet, struct passage *passage, uint64_t *key)
+{
+	const struct exact_row *row;
+	struct packet plain;
+	uint32_t address;
+	uint64_t wanted;
+
+	if (UNLIKELY(!packet_parse_plain(&plain, frame, link)))
+		return false;
+	*packet = plain;
+	memcpy(&address, plain.ip + 16, 4);
+	wanted = exact_key(address, plain.protocol, plain.destination_port);
+	row = &exact->rows[exact_place(exact, wanted)];
+	if (UNLIKELY(row->key != wanted) || UNLIKELY(plain.ip[8] <= 1)) {
+		*key = find_service_plain4(mux, packet, passage, row);
+		return true;
+	}
+	passage->service = row->service;
+	memcpy(&address, plain.ip + 12, 4);
+	*key = flow_key_narrow(row->service->id, address, plain.source_port);
+	return true;
+}
+
+/* Packets first to first + n - 1 of the burst: leaves the keys of their flows, 0 where there is none. */
+static ALWAYS_INLINE void read_group(struct mux *mux, const struct frame *frames, unsigned first, unsigned n,
+				     enum link_type link, uint64_t *keys, struct sixes *sixes)
+{
+	/* A copy, so that it need not be read again after each store. */
+	const struct exact_table exact = mux->snapshot->map->exact;
+	const struct frame *frame = frames + first;
+	struct packet *packet = &mux->packets[first];
+	struct passage *passage = &mux->passages[first];
+	unsigned left = mux->count - first;
+
+	for (unsigned i = 0; i < n; i++, frame++, packet++, passage++) {
+		if (i + AHEAD < left)
+			prefetch_headers(frame + AHEAD);
+		passage->hashed = false;
+		passage->flow = FLOW_NONE;
+		if (UNLIKELY(!read_plain4(mux, &exact, frame, link, packet, passage, &keys[i])))
+			keys[i] = read_other(mux, first, i, frame, link, sixes);
+	}
 }
 
 /* Where the service of a packet would be looked for first, were it the plain one that most are; NULL: it is too short. */
@@ -236,11 +282,10 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 		if (UNLIKELY(far))
 			prefetch_services(rows, n);
 		sixes.count = 0;
-		for (unsigned i = 0; i < n; i++) {
-			if (first + i + AHEAD < count)
-				prefetch_headers(&frames[first + i + AHEAD]);
-			keys[i] = read_packet(mux, first, i, &frames[first + i], link, &sixes);
-		}
+		if (link == LINK_ETHERNET)
+			read_group(mux, frames, first, n, LINK_ETHERNET, keys, &sixes);
+		else
+			read_group(mux, frames, first, n, LINK_RAW_IP, keys, &sixes);
 		if (UNLIKELY(far))
 			prefetch_rows(mux, frames + first + n, group_from(first + n, count), link, rows);
 		if (sixes.count)

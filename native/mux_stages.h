@@ -42,7 +42,7 @@ void mux_read_burst(struct mux *mux, const struct frame *frames);
  *	passages[]   backend (of the snapshot at hand), backend_number, flow
  *	packets[]    reason, REASON_NO_BACKEND where none takes the flow
  *
- * slots[], listed[], addresses[], ports[], hashes[] and choices[] are its own scratch.
+ * slots[], entries[], listed[], addresses[], ports[], hashes[] and choices[] are its own scratch.
  */
 void mux_choose_burst(struct mux *mux);
 

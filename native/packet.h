@@ -54,8 +54,8 @@ struct packet {
 	uint16_t destination_port;
 	uint16_t transport;    /* offset of the TCP or UDP header from ip */
 	uint8_t family;        /* 4 or 6 */
-	uint8_t protocol;      /* 6 or 17 once parsed */
 	uint8_t reason;        /* enum reason; REASON_FORWARDED while the packet is on its way */
+	uint8_t protocol;      /* 6 or 17 once parsed */
 };
 
 /*
@@ -154,6 +154,11 @@ static inline uint64_t load64(const uint8_t *p)
 	return v;
 }
 
+static inline void store64(uint8_t *p, uint64_t v)
+{
+	memcpy(p, &v, 8);
+}
+
 static inline void store16(uint8_t *p, uint16_t v)
 {
 	memcpy(p, &v, 2);
@@ -177,11 +182,12 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 		return false;
 
 	uint32_t length = load_be16(ip + 2);
-	bool tcp = ip[9] == PROTOCOL_TCP;
+	uint8_t protocol = ip[9];
+	bool tcp = protocol == PROTOCOL_TCP;
 	/* What the transport header says that it (TCP) or it and its data (UDP) take.  No branch: both come mixed. */
 	uint32_t takes = tcp ? (header[12] >> 4) * 4u : load_be16(header + 4);
 
-	if (UNLIKELY(!tcp && ip[9] != PROTOCOL_UDP) || UNLIKELY(takes < (tcp ? 20 : 8)))
+	if (UNLIKELY(!tcp && protocol != PROTOCOL_UDP) || UNLIKELY(takes < (tcp ? 20 : 8)))
 		return false;
 	if (UNLIKELY(takes + 20 > length) || UNLIKELY(length > room))
 		return false;
@@ -196,8 +202,8 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 	packet->destination_port = load16(header + 2);
 	packet->transport = 20;
 	packet->family = 4;
-	packet->protocol = ip[9];
 	packet->reason = REASON_FORWARDED;
+	packet->protocol = protocol;
 	return true;
 }
 

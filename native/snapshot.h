@@ -18,13 +18,14 @@
 /*
  * The way to one backend machine: one cache line.  `start` is all that goes before the packet, as it is written there: the
  * Ethernet header and, at HOP_LINK_BYTES, the outer header of 20 or 40 bytes with length, ID, DF and DSCP/ECN still zero; `sum`
- * is, for IPv4, the checksum of the rest, folded and not complemented.
+ * is, for IPv4, the checksum of all behind its first eight bytes, folded and not complemented.
  */
 struct hop {
 	uint8_t start[HOP_BYTES_MAX];
 	bool resolved;       /* the MAC addresses are known (or the link needs none) */
 	uint8_t family;      /* 4 or 6 */
 	uint16_t sum;
+	uint8_t ready;       /* the family where resolved, else 0: both questions in one */
 	uint32_t ifindex;    /* interface to send on; 0: the one received on */
 } CACHE_ALIGNED;
 _Static_assert(sizeof(struct hop) == CACHE_LINE, "one hop, one cache line");
