@@ -74,6 +74,12 @@ SILENT_MAX = 2
 #: with ten thousand services says when it connects. Nobody is left unheard for longer than PAUSE_MAX, for then its
 #: pongs would be late.
 SHARE, SAVED, PAUSE_MAX = 0.1, 2.0, 2.0
+#: What each connection, each message and each byte of it costs before it is a message, seconds.
+PER_STREAM, PER_MESSAGE, PER_BYTE = 0.02, 50e-6, 6e-9
+#: A node that is let go has so long to say that it heard why, seconds: what it says meanwhile is read for nothing.
+CLOSING = 0.3
+#: Of so many nodes it is remembered what they spent.
+SPENDERS_MAX = 20_000
 #: Larger states are made text beside the event loop, entries.
 _LARGE = 200
 
@@ -145,8 +151,16 @@ class _Sent:
 class Connection:
     """One node's connection, from its hello to its end."""
 
-    def __init__(self, peer: Peer, address: str, hello: Hello, socket: web.WebSocketResponse) -> None:
+    def __init__(
+        self,
+        peer: Peer,
+        address: str,
+        hello: Hello,
+        socket: web.WebSocketResponse,
+        budget: Budget | None = None,
+    ) -> None:
         self.peer = peer
+        self.budget = budget or _budget()  #: of the time that hearing it may take
         self.address = address  #: where it comes from
         self.settings: Mapping[str, Any] = hello.settings
         self.version = hello.version
@@ -254,8 +268,8 @@ class Connection:
 
     async def _first(self, hub: Hub, hello: Hello, generation: int, state: NodeState) -> ToNode:
         """What answers a hello: the whole state, or word that the node has it already."""
-        total = await asyncio.to_thread(Digest, state)
-        digest = str(total)
+        total, digest, spent = await asyncio.to_thread(_digested, state)
+        self.budget.spend(spent)
         self._under_way = {}
         self._note(generation, state, total)
         if hello.digest == digest and hello.term <= hub.term:
@@ -323,6 +337,7 @@ class Streams:
         self._trust = trust
         self._connections: dict[str, Connection] = {}
         self._silent: Counter[str] = Counter()  #: connections before their hello, of each node
+        self._budgets: dict[str, Budget] = {}  #: of each node, whichever connection it has
         self._endings = Tasks()  #: of connections that another took the place of
 
     @property
@@ -347,15 +362,26 @@ class Streams:
         except AccessError as error:
             self._tell_hub(peer_of(certificate) if certificate else None, address, error)
             return web.json_response({"error": str(error)}, status=403)
+        if self._silent[str(peer)] >= SILENT_MAX:  # as an answer: of what is no stream yet nothing is read
+            reason = f"{SILENT_MAX} connections of {peer} have not said hello yet"
+            self._trust.refused("node stream", address, reason, who=str(peer))
+            return web.json_response({"error": reason}, status=403)
+        self._silent[str(peer)] += 1
+        budget = self._budget_of(str(peer))
+        budget.spend(PER_STREAM)
         socket = web.WebSocketResponse(timeout=2.0, heartbeat=HEARTBEAT, max_msg_size=FROM_NODE_MAX, compress=False)
         try:
             await socket.prepare(request)
+        except asyncio.CancelledError:
+            self._spoke(peer)
+            raise
         except Exception:
+            self._spoke(peer)
             if request.transport is None or request.transport.is_closing():
                 raise ConnectionResetError("the node left while its connection was set up") from None
             raise
         try:
-            await self._serve(socket, peer, address)
+            await self._serve(socket, peer, address, budget)
         except MessageError as error:
             log.warning("node dropped", node=str(peer), peer=address, reason=str(error))
             self._hub.refused_at_door(peer.kind, peer.name, address, str(error), duplicate=False)
@@ -372,22 +398,29 @@ class Streams:
             duplicate = isinstance(error, DuplicateError) or str(error).endswith(f"{peer.name} joined anew")
             self._hub.refused_at_door(peer.kind, peer.name, address, str(error), duplicate=duplicate)
 
-    async def _serve(self, socket: web.WebSocketResponse, peer: Peer, address: str) -> None:
-        if self._silent[str(peer)] >= SILENT_MAX:
-            raise AccessError(f"{SILENT_MAX} connections of {peer} have not said hello yet")
-        self._silent[str(peer)] += 1
+    def _spoke(self, peer: Peer) -> None:
+        """One connection of it said hello, or will not."""
+        self._silent[str(peer)] -= 1
+        if not self._silent[str(peer)]:
+            del self._silent[str(peer)]
+
+    def _budget_of(self, node: str) -> Budget:
+        if len(self._budgets) >= SPENDERS_MAX:
+            self._budgets.clear()
+        return self._budgets.setdefault(node, _budget())
+
+    async def _serve(self, socket: web.WebSocketResponse, peer: Peer, address: str, budget: Budget) -> None:
         try:
+            await asyncio.sleep(min(PAUSE_MAX, budget.wait()))
             hello = await _hello(socket)
         finally:
-            self._silent[str(peer)] -= 1
-            if not self._silent[str(peer)]:
-                del self._silent[str(peer)]
+            self._spoke(peer)
         if hello is None:
             return
         claimed = hello.settings.get("name", peer.name)
         if claimed != peer.name:
             raise AccessError(f"the node calls itself {str(claimed)[:80]!r} and has the certificate of {peer}")
-        connection = Connection(peer, address, hello, socket)
+        connection = Connection(peer, address, hello, socket, budget)
         self._admit(connection)
         try:
             self._hub.arrived(connection)
@@ -405,7 +438,7 @@ class Streams:
                 log.info("node disconnected", node=connection.id, peer=address)
 
     async def _receive(self, socket: web.WebSocketResponse, connection: Connection) -> None:
-        budget = Budget(SHARE, time.monotonic, saved=SAVED)
+        budget = connection.budget
         async for frame in socket:
             if frame.type is WSMsgType.ERROR:
                 log.warning("node dropped", node=connection.id, reason="it does not answer any more")
@@ -414,7 +447,7 @@ class Streams:
                 raise MessageError("a message must be a text frame")
             began = time.monotonic()
             connection.said(self._hub, parse_from_node(frame.data))
-            budget.spend(time.monotonic() - began)
+            budget.spend(time.monotonic() - began + PER_MESSAGE + len(frame.data) * PER_BYTE)
             # It is heard more slowly, then; what it sends meanwhile waits in its own kernel.
             if (pause := min(PAUSE_MAX, budget.wait())) > 0:
                 await asyncio.sleep(pause)
@@ -472,7 +505,20 @@ async def _say_refused(socket: web.WebSocketResponse, reason: str) -> None:
     with contextlib.suppress(ConnectionError, TimeoutError):
         async with asyncio.timeout(2.0):
             await socket.send_str(encode(RefusedMessage(reason[:1000])))
-    await socket.close()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSING):
+            await socket.close()
+
+
+def _digested(state: NodeState) -> tuple[Digest, str, float]:
+    """And the CPU seconds that it took, in a thread of its own: how long it waited there is not the node's doing."""
+    began = time.thread_time()
+    total = Digest(state)
+    return total, str(total), time.thread_time() - began
+
+
+def _budget() -> Budget:
+    return Budget(SHARE, time.monotonic, saved=SAVED)
 
 
 async def _text(message: ToNode) -> str:
