@@ -90,6 +90,7 @@ class Announced:
     _drains: object = None
     _touched: set[Vip] | None = field(default_factory=set)  # None: all
     _since: dict[Vip, float] = field(default_factory=dict)  # of what differs, said or not
+    _place: int = 0  # among those that wait
     _waiting: set[Vip] = field(default_factory=set)  # what differs and is not said yet
     _lacks: dict[Vip, tuple[_Lack, ...]] = field(default_factory=dict)  # where there is a note
     _causes: dict[tuple[object, ...], str] = field(default_factory=dict)
@@ -266,6 +267,9 @@ class Announced:
                 self._since.setdefault(vip, now)
                 self._waiting.add(vip)
         due = [vip for vip in self._waiting if now - self._since[vip] >= LATE]
+        if len(due) > SLICE:  # what has patience stays among them, and must not be in the way of the others
+            self._place = (self._place + SLICE) % len(due)
+            due = due[self._place :] + due[: self._place]
         for vip in due[:SLICE]:
             found = plan.vips.get(vip)
             if found is not None:
