@@ -210,9 +210,9 @@ def test_what_is_left_out_is_acknowledged_and_tried_again_and_said_once(
     monkeypatch.setattr(Connection, "_acknowledged", heard)
     began = Connection.__init__
 
-    def begin(self: Connection, peer: Any, address: str, hello: Hello, socket: Any) -> None:
+    def begin(self: Connection, peer: Any, address: str, hello: Hello, *others: Any) -> None:
         hellos.append(hello)
-        began(self, peer, address, hello, socket)
+        began(self, peer, address, hello, *others)
 
     monkeypatch.setattr(Connection, "__init__", begin)
 
