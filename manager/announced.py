@@ -24,8 +24,8 @@ from manager.world import Plan, Vip, VipPlan, prefix_of
 HEARD = frozenset({"announced", "draining", "leaving"})
 #: What differs for so long is said; a MUX may take longer to tell of a VIP that is new to it; seconds.
 LATE, UNTOLD = 3.0, 15.0
-#: Of many VIPs, so many are judged in one turn.
-SLICE = 2000
+#: Of many VIPs, so many are judged in one turn, some 12 ms: verdicts wait for it.
+SLICE = 500
 #: Words about what differs are made anew at most so often, seconds.
 ANEW = 2.0
 #: What comes together is told together, if it comes within so long, seconds.
