@@ -37,7 +37,7 @@ def command(*, config: str | None, local: bool, show_all: bool, manager: Manager
     Changes nothing. On a MUX, as root, it sends packets of its own through the tunnel to each backend. Exit code 0: no
     fault; 1: faults were found; 2: the request was wrong.
     """
-    from lb.doctor.findings import Severity, count, ordered, verdict  # noqa: PLC0415
+    from lb.doctor.findings import Severity, count, explained, ordered, row, verdict  # noqa: PLC0415
 
     found: list[Finding] = []
     files = [config] if config is not None else _files() if local else []
@@ -56,7 +56,7 @@ def command(*, config: str | None, local: bool, show_all: bool, manager: Manager
             "(LB_MANAGER) for the "
             "fleet"
         )
-    found = ordered(found)
+    found = ordered(explained(found))
     if as_json:
         print_json(
             {
@@ -65,9 +65,7 @@ def command(*, config: str | None, local: bool, show_all: bool, manager: Manager
                 "warnings": count(found, Severity.WARNING),
                 "unknown": count(found, Severity.UNKNOWN),
                 "fine": count(found, Severity.OK),
-                "findings": [
-                    {"check": f.check, "severity": f.severity.value, "what": f.what, "remedy": f.remedy} for f in found
-                ],
+                "findings": [row(finding) for finding in found],
             }
         )
     else:

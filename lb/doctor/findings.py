@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 class Severity(enum.Enum):
@@ -25,22 +26,66 @@ class Finding:
     severity: Severity
     what: str  #: with the exact file, setting, interface or value
     remedy: str | None = None  #: what to do, with the exact command where there is one; None: nothing
+    cause: str | None = None  #: the one thing that is wrong, in snake_case; None: the check says it, or it is a symptom
+    about: tuple[str, ...] = ()  #: what it explains, such as "backend web/web-1", "host 10.0.3.21", "vip 203.0.113.10"
 
 
 def ok(check: str, what: str) -> Finding:
     return Finding(check, Severity.OK, what)
 
 
-def warning(check: str, what: str, remedy: str) -> Finding:
-    return Finding(check, Severity.WARNING, what, remedy)
+def warning(check: str, what: str, remedy: str, *, cause: str | None = None, about: Iterable[str] = ()) -> Finding:
+    return Finding(check, Severity.WARNING, what, remedy, cause, tuple(about))
 
 
-def fault(check: str, what: str, remedy: str) -> Finding:
-    return Finding(check, Severity.FAULT, what, remedy)
+def fault(check: str, what: str, remedy: str, *, cause: str | None = None, about: Iterable[str] = ()) -> Finding:
+    return Finding(check, Severity.FAULT, what, remedy, cause, tuple(about))
 
 
 def unknown(check: str, what: str, remedy: str | None = None) -> Finding:
     return Finding(check, Severity.UNKNOWN, what, remedy)
+
+
+def row(finding: Finding) -> dict[str, Any]:
+    """As JSON has it; :func:`of_row` makes the finding of it again, on another machine."""
+    return {
+        "check": finding.check,
+        "severity": finding.severity.value,
+        "what": finding.what,
+        "remedy": finding.remedy,
+        "cause": finding.cause,
+        "about": list(finding.about),
+    }
+
+
+def of_row(found: Mapping[str, Any]) -> Finding:
+    """Of another version it may know more, or less. Raises ValueError or KeyError where it is no finding."""
+    remedy, cause, about = found.get("remedy"), found.get("cause"), found.get("about")
+    return Finding(
+        str(found["check"]),
+        Severity(found["severity"]),
+        str(found["what"]),
+        None if remedy is None else str(remedy),
+        None if cause is None else str(cause),
+        tuple(map(str, about)) if isinstance(about, list) else (),
+    )
+
+
+def explained(findings: Iterable[Finding]) -> list[Finding]:
+    """Without the symptoms (and what is unseen) that causes explain: faults of which a cause is known for everything
+    that they are about. Of a symptom that is explained in part the rest stays."""
+    found = list(findings)
+    known = {
+        name for finding in found if finding.cause and finding.severity is Severity.FAULT for name in finding.about
+    }
+    return [kept for finding in found if (kept := _unexplained(finding, known)) is not None]
+
+
+def _unexplained(finding: Finding, known: set[str]) -> Finding | None:
+    if finding.cause or not finding.about or finding.severity is Severity.OK:
+        return finding
+    rest = tuple(name for name in finding.about if name not in known)
+    return replace(finding, about=rest) if rest else None
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:
