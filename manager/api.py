@@ -33,7 +33,7 @@ from manager.openapi import ROUTES, describe
 from manager.rates import FIELDS, SERVICES_KEPT
 from manager.store import ConflictError, Store, StoreError
 from manager.texts import Drawer, Texts, array
-from manager.view import View
+from manager.view import View, warn_of_drain
 from manager.watching import BY_SERVICE, TABLES, Cursor, News
 from manager.world import AGENT, MUX
 
@@ -347,28 +347,55 @@ class Api:
         return _change(await self._controller.delete_service(request.match_info["name"], request[WHO], why=why))
 
     async def drain_backend(self, request: web.Request) -> web.Response:
-        return await self._drain(request, drain=True)
+        return await self._drain_backends(request, drain=True)
 
     async def undrain_backend(self, request: web.Request) -> web.Response:
-        return await self._drain(request, drain=False)
+        return await self._drain_backends(request, drain=False)
+
+    async def drain_host(self, request: web.Request) -> web.Response:
+        return await self._drain_backends(request, drain=True)
+
+    async def undrain_host(self, request: web.Request) -> web.Response:
+        return await self._drain_backends(request, drain=False)
+
+    async def _drain_backends(self, request: web.Request, *, drain: bool) -> web.Response:
+        """The backend that the path names, or all of a host."""
+        names, who, controller = request.match_info, request[WHO], self._controller
+        known = {"why", "dry_run", *(["now"] if drain else [])}
+        body = await _table(request, known) if await request.read() else {}
+        how: dict[str, Any] = {"drain": drain, "now": _flag(body, "now"), "dry_run": _flag(body, "dry_run")}
+        if "backend" in names:
+            what = f"{names['service']}/{names['backend']}"
+            done = await controller.drain_backend(names["service"], names["backend"], who, why=_why(body), **how)
+        else:
+            what = f"host {names['name']}"
+            done = await controller.drain_host(names["name"], who, why=_why(body), **how)
+        if not drain:
+            return _change(done, how["dry_run"])
+        left = self._view.left_by(done.change)
+        return _change(done, how["dry_run"], warnings=warn_of_drain(left, what) or None, left=left or None)
 
     async def drain_mux(self, request: web.Request) -> web.Response:
-        return await self._drain(request, drain=True)
+        return await self._drain_mux(request, drain=True)
 
     async def undrain_mux(self, request: web.Request) -> web.Response:
-        return await self._drain(request, drain=False)
+        return await self._drain_mux(request, drain=False)
 
-    async def _drain(self, request: web.Request, *, drain: bool) -> web.Response:
-        """Of the backend, or of the MUX, that the path names."""
-        names, who = request.match_info, request[WHO]
+    async def _drain_mux(self, request: web.Request, *, drain: bool) -> web.Response:
         why = _why(await _table(request, {"why"}) if await request.read() else {})
-        warnings = None
-        if "backend" in names:
-            warnings = self._view.warn_of_drain(names["service"], names["backend"]) if drain else None
-            done = self._controller.drain_backend(names["service"], names["backend"], who, drain=drain, why=why)
-        else:
-            done = self._controller.drain_mux(names["name"], who, drain=drain, why=why)
-        return _change(await done, warnings=warnings)
+        name, who = request.match_info["name"], request[WHO]
+        return _change(await self._controller.drain_mux(name, who, drain=drain, why=why))
+
+    async def set_weight(self, request: web.Request) -> web.Response:
+        body = await _table(request, {"weight", "dry_run", "wait", "why", "confirm"})
+        dry_run, wait, confirm = _flag(body, "dry_run"), _wait(body), _confirm(body)
+        if "weight" not in body:
+            raise RequestError("weight must be given")
+        names = request.match_info["service"], request.match_info["backend"]
+        done = await self._controller.set_weight(
+            *names, body["weight"], request[WHO], dry_run=dry_run, why=_why(body), confirm=confirm
+        )
+        return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
 
     async def forget_mux(self, request: web.Request) -> web.Response:
         await self._controller.forget_node(MUX, request.match_info["name"], request[WHO])

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any, NoReturn
 
 from lb.daemon.clocks import Clocks
@@ -37,6 +38,7 @@ from manager.planner import Planner
 from manager.pools import Pools
 from manager.rates import Rates
 from manager.store import NodeRecord, Store, VersionLine
+from manager.tokens import forgotten
 from manager.watching import Changes
 from manager.world import AGENT, MUX, Plan
 from manager.writer import Applied, Made, Writer
@@ -186,8 +188,28 @@ class Controller:
     async def delete_service(self, name: str, who: str, *, why: str = "") -> Applied:
         return await self.writer.delete_service(name, who, why=why)
 
-    async def drain_backend(self, service: str, backend: str, who: str, *, drain: bool, why: str = "") -> Applied:
-        return await self.writer.drain_backend(service, backend, who, drain=drain, why=why)
+    async def drain_backend(self, service: str, backend: str, who: str, *, drain: bool, **how: Any) -> Applied:
+        """See :meth:`Writer.drain_backend`."""
+        return await self.writer.drain_backend(service, backend, who, drain=drain, **how)
+
+    async def drain_host(self, host: str, who: str, *, drain: bool, **how: Any) -> Applied:
+        """All backends on an agent's host, or at an address. See :meth:`Writer.drain_host`."""
+        return await self.writer.drain_host(host, self.addresses_of(host), who, drain=drain, **how)
+
+    def addresses_of(self, host: str) -> tuple[Address, ...]:
+        """Of an agent's host, or what is an address itself."""
+        agents = self.hub.of(AGENT)
+        if host in agents:
+            return tuple(address for address in (agents[host].address, agents[host].address6) if address is not None)
+        try:
+            return (ip_address(host),)
+        except ValueError:
+            known = f"known are {', '.join(sorted(agents))}" if agents else "none has joined yet"
+            raise NotFoundError(f'there is no agent "{host[:100]}", and it is no address; {known}') from None
+
+    async def set_weight(self, service: str, backend: str, weight: object, who: str, **how: Any) -> Applied:
+        """See :meth:`Writer.set_weight`."""
+        return await self.writer.set_weight(service, backend, weight, who, **how)
 
     async def drain_mux(self, mux: str, who: str, *, drain: bool, why: str = "") -> Applied:
         self._known(MUX, mux)
@@ -199,7 +221,7 @@ class Controller:
         self.hub.may_forget(kind, name)
         self.journal.forget(kind, name)  # else it would be written once more, after it is gone
         # The disk comes first: what is forgotten here alone would be there again after the next start.
-        await self._store.forget_node(kind, name)
+        await self._store.forget_node(kind, name, forgotten(kind, name, self.clocks.wall(), who))
         self.hub.forget(kind, name)
         self.planner.reports.forget(Source.TUNNEL if kind == MUX else Source.AGENT, name)
         self.happened(f"{kind} {name}", f"forgotten by {who}")

@@ -7,7 +7,7 @@ thousand services costs little. In the store and in the audit it is ``{section: 
 
     services    name -> ``[[service]]`` table
     retiring    key -> table of a service that is deleted, or was at another VIP, and is not yet withdrawn everywhere
-    drains      "SERVICE/BACKEND" -> {"who", "at"}; outlives ``lb apply``
+    drains      "SERVICE/BACKEND" -> {"who", "at"}, and "now" where it is to have no packet more; outlives ``lb apply``
     mux_drains  MUX -> {"who", "at"}
     pending     version -> {"who", "at", "until"}; the change that is taken back unless it is confirmed, if there is one
 """
@@ -39,6 +39,12 @@ class Order:
 
     who: str
     at: float
+    now: bool = False  #: of a backend: it is down at once, and does not finish what it has
+
+
+def _plain_order(order: Order) -> dict[str, Any]:
+    """As versions write it that know of no other orders, where it is none."""
+    return asdict(order) if order.now else {"who": order.who, "at": order.at}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,7 @@ class Line:
     """One thing that a change does."""
 
     name: str
-    action: str  #: created, changed, unchanged, deleted, drained, undrained, confirmed, taken back
+    action: str  #: created, changed, unchanged, deleted, drained, taken out, undrained, confirmed, taken back
     details: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -134,8 +140,9 @@ class Change:
         return vips
 
     def drained(self) -> set[str]:
-        """The services of which a backend is drained, or is not any more."""
-        keys = self.old.drains.keys() ^ self.new.drains.keys()
+        """The services of which a backend is drained, or is not any more, or in another way."""
+        before, after = self.old.drains, self.new.drains
+        keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
         found = {_drained(desired.services, key) for key in keys for desired in (self.old, self.new)}
         return {place[0] for place in found if place is not None}
 
@@ -165,8 +172,8 @@ def _touched(old: Mapping[str, Service], new: Mapping[str, Service], names: Iter
 _PLAIN: dict[str, Any] = {
     "services": service_table,
     "retiring": service_table,
-    "drains": asdict,
-    "mux_drains": asdict,
+    "drains": _plain_order,
+    "mux_drains": _plain_order,
     "pending": asdict,
 }
 
@@ -438,11 +445,13 @@ def restore(
     change = apply_tables(desired, tables, rules, delete=gone.get("services", ()), as_told=as_told)
     before = change.new.drains
     drains = {key: order for key, order in before.items() if key not in gone.get("drains", ())}
-    for key, order in given.get("drains", {}).items():
-        if key not in before and _drained(change.new.services, key) is not None:
-            drains[key] = Order(**order)
+    for key, plain in given.get("drains", {}).items():
+        order = Order(**plain)
+        known = before.get(key)
+        if (known is None or known.now != order.now) and _drained(change.new.services, key) is not None:
+            drains[key] = order
     lines = [Line(f"backend {key}", "undrained") for key in before if key not in drains]
-    lines += [Line(f"backend {key}", "drained") for key in drains if key not in before]
+    lines += [Line(f"backend {key}", _done(order)) for key, order in drains.items() if before.get(key) is not order]
     lines = [line for line in change.lines if line.action != "unchanged"] + lines
     return replace(change, new=replace(change.new, drains=drains), lines=tuple(lines), unlisted=0)
 
@@ -483,12 +492,31 @@ def _line(old: Service | None, new: Service) -> Line:
         for f in fields(Service)
         if f.name not in ("backends", "probe", "announce") and getattr(old, f.name) != getattr(new, f.name)
     ]
-    details += [
-        f"{key} {'removed' if getattr(new, key) is None else 'added' if getattr(old, key) is None else 'changed'}"
-        for key in ("probe", "announce")
-        if getattr(old, key) != getattr(new, key)
-    ]
+    if old.probe != new.probe or old.announce != new.announce:
+        before, after = service_table(old), service_table(new)
+        for key in ("probe", "announce"):
+            details += _table_details(key, before.get(key), after.get(key))
     return Line(name, "changed", (*details, *_backend_details(old, new)) or ("order of its backends",))
+
+
+def _table_details(name: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iterator[str]:
+    """What of a table within a service's differs; of one that comes or goes all that it says."""
+    if old is None or new is None:
+        found = old or new or {}
+        said = ", ".join(f"{key} {_value(value)}" for key, value in found.items()) or "with nothing but defaults"
+        if old is not new:
+            yield f"{name} {'added' if old is None else 'removed'} ({said})"
+        return
+    for key in dict.fromkeys((*old, *new)):
+        if old.get(key) != new.get(key):
+            yield f"{name}.{key} {_value(old.get(key))} → {_value(new.get(key))}"
+
+
+def _value(value: object) -> str:
+    """Of a table; what a host is to run stands there as it is."""
+    if isinstance(value, list | tuple):
+        return f"[{' '.join(map(str, value))}]"
+    return _word(value)
 
 
 def _backend_details(old: Service, new: Service) -> list[str]:
@@ -529,7 +557,50 @@ def drain_backend(desired: Desired, service: str, backend: str, order: Order | N
         if key not in desired.drains and found[1].state is BackendState.DRAIN:
             raise RequestError(f'{name} is drained by its table (state = "drain"); change it there and apply')
         return _ordered(desired, "drains", key, None, Line(name, "undrained"))
-    return _ordered(desired, "drains", key, order, Line(name, "drained"))
+    return _ordered(desired, "drains", key, order, Line(name, _done(order)))
+
+
+def drain_host(desired: Desired, host: str, addresses: Collection[Address], order: Order | None) -> Change:
+    """All backends at a host's addresses at once; ``order`` None takes back whatever order there is of each."""
+    places = sorted({(name, address) for address in addresses for name in desired.by_address.get(address, ())}, key=str)
+    keys = {
+        f"{name}/{backend.name}": None
+        for name, address in places
+        for backend in desired.services[name].backends
+        if backend.address == address
+    }
+    if not keys:
+        where = ", ".join(map(str, addresses)) or "no address that is known"
+        raise NotFoundError(f"no backend is on host {show(host)} ({where})")
+    change = Change(desired, desired, ())
+    for key in keys:
+        line = Line(f"backend {key}", "undrained" if order is None else _done(order))
+        one = _ordered(change.new, "drains", key, order, line)
+        change = replace(change, new=one.new, lines=(*change.lines, *one.lines))
+    title = f"host {host} {'undrained' if order is None else _done(order)}"
+    return change if change.empty else replace(change, title=title)
+
+
+def _done(order: Order) -> str:
+    return "taken out" if order.now else "drained"
+
+
+def set_weight(
+    desired: Desired,
+    service: str,
+    backend: str,
+    weight: object,
+    *,
+    rules: Rules,
+    as_told: AsTold = lambda service: service,
+) -> Change:
+    """A backend's weight alone, as if its service had been applied with it."""
+    found = _drained(desired.services, f"{service}/{backend}")
+    if found is None:
+        drain_backend(desired, service, backend, None)  # says what is not there
+    table = service_table(desired.services[service])
+    rows = [{**row, "weight": weight} if row["name"] == backend else row for row in table["backend"]]
+    return apply_tables(desired, [{**table, "backend": rows}], rules, as_told=as_told)
 
 
 def drain_mux(desired: Desired, mux: str, order: Order | None) -> Change:
@@ -539,7 +610,8 @@ def drain_mux(desired: Desired, mux: str, order: Order | None) -> Change:
 
 def _ordered(desired: Desired, section: str, key: str, order: Order | None, line: Line) -> Change:
     orders = dict(getattr(desired, section))
-    if (key in orders) == (order is not None):
+    known = orders.get(key)
+    if known is order or (known is not None and order is not None and known.now == order.now):
         return Change(desired, desired, (Line(line.name, "unchanged"),))
     if order is None:
         del orders[key]

@@ -118,7 +118,7 @@ _VERSION: dict[str, Schema] = {
 }
 
 #: What a line of a change says.
-ACTIONS = ["created", "changed", "unchanged", "deleted", "drained", "undrained", "confirmed", "taken back"]
+ACTIONS = ["created", "changed", "unchanged", "deleted", "drained", "taken out", "undrained", "confirmed", "taken back"]
 
 MAYBE_NUMBER: Schema = {"type": ["number", "null"]}
 
@@ -188,6 +188,7 @@ SCHEMAS: dict[str, Schema] = {
                             "announced_by": array(TEXT),
                             "wanted_by": array(TEXT),
                             "note": MAYBE_TEXT,
+                            "silent": {**FLAG, "description": "there are MUXes, and none announces it"},
                         }
                     )
                 ),
@@ -195,6 +196,11 @@ SCHEMAS: dict[str, Schema] = {
                 "same is to be said",
             },
             "warnings": {**array(TEXT), "description": "what else it means, which may not be wanted"},
+            "left": {
+                **array(record({"service": TEXT, "backends": COUNT, "takes_flows": COUNT, "flows": MAYBE_COUNT})),
+                "description": "of services whose backends are drained: how many backends there are, how many go on "
+                "taking new flows, and the live flows of those that do not",
+            },
         },
     ),
     "Preview": record(
@@ -468,6 +474,15 @@ _TERMS: dict[str, Schema] = {
     **_WAIT,
 }
 _WHY = record({}, {"why": _TERMS["why"]})
+_UNDRAIN = record({}, {"why": _TERMS["why"], "dry_run": FLAG})
+_DRAIN = record(
+    {},
+    {
+        "why": _TERMS["why"],
+        "dry_run": FLAG,
+        "now": {**FLAG, "description": "it does not finish what it has: its connections end at once"},
+    },
+)
 
 
 def _beside_file(keys: Mapping[str, Schema]) -> dict[str, Schema]:
@@ -572,7 +587,7 @@ ROUTES: tuple[Route, ...] = (
         "drain_backend",
         "Keeps its connections and gives it no new ones",
         _CHANGE,
-        _WHY,
+        _DRAIN,
         body_needed=False,
     ),
     Route(
@@ -581,7 +596,33 @@ ROUTES: tuple[Route, ...] = (
         "undrain_backend",
         "Takes the drain back",
         _CHANGE,
-        _WHY,
+        _UNDRAIN,
+        body_needed=False,
+    ),
+    Route(
+        "POST",
+        "/v1/backends/{service}/{backend}/weight",
+        "set_weight",
+        "Changes its weight, as if its service had been applied with it",
+        _CHANGE,
+        record({"weight": COUNT}, _TERMS),
+    ),
+    Route(
+        "POST",
+        "/v1/hosts/{name}/drain",
+        "drain_host",
+        "Drains all backends on an agent's host, or at an address, as one change",
+        _CHANGE,
+        _DRAIN,
+        body_needed=False,
+    ),
+    Route(
+        "POST",
+        "/v1/hosts/{name}/undrain",
+        "undrain_host",
+        "Takes the drains of all backends on a host back",
+        _CHANGE,
+        _UNDRAIN,
         body_needed=False,
     ),
     Route("GET", "/v1/vips/{address}", "vip", "What is at an address, and who announces it", ref("Vip")),

@@ -56,8 +56,11 @@ def _after(name: str, change: Change, plan: Plan) -> dict[str, Any] | None:
     backends = []
     for backend in service.backends:
         item = known.get((backend.name, str(backend.address)))
-        drained = f"{name}/{backend.name}" in change.new.drains
-        backends.append(replace(backend, state=_settled(backend, item, drained=drained)))
+        order = change.new.drains.get(f"{name}/{backend.name}")
+        if order is not None and order.now:
+            backends.append(replace(backend, state=BackendState.DOWN))
+        else:
+            backends.append(replace(backend, state=_settled(backend, item, drained=order is not None)))
         ramps.append(item.ramp if item is not None else None)
     told = tuple(
         replace(backend, weight=weight)

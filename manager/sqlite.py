@@ -233,17 +233,21 @@ class SqliteStore:
             found.append(AuditRecord(version, at, who, what, change, why))
         return found
 
-    async def touched(self, limit: int) -> list[tuple[int, frozenset[str]]]:
+    async def touched(self, limit: int) -> list[tuple[int, frozenset[str], int | None]]:
         return await self._run(self._sections, limit)
 
-    def _sections(self, limit: int) -> list[tuple[int, frozenset[str]]]:
+    def _sections(self, limit: int) -> list[tuple[int, frozenset[str], int | None]]:
         """SQLite looks into the change by itself: of a large one all but the names of sections would be thrown away."""
         rows = self._db.execute(
             "SELECT version, (SELECT group_concat(key) FROM (SELECT key FROM json_each(change, '$.set') UNION "
-            "SELECT key FROM json_each(change, '$.remove'))) FROM audit ORDER BY version DESC LIMIT ?",
+            "SELECT key FROM json_each(change, '$.remove'))), json_extract(change, '$.remove.pending[0]') FROM audit "
+            "ORDER BY version DESC LIMIT ?",
             (limit,),
         )
-        return [(version, frozenset((sections or "").split(","))) for version, sections in rows]
+        return [
+            (version, frozenset((sections or "").split(",")), None if ended is None else int(ended))
+            for version, sections, ended in rows
+        ]
 
     async def history(self, limit: int) -> list[VersionLine]:
         return await self._run(self._history, limit)
@@ -286,8 +290,13 @@ class SqliteStore:
     async def nodes(self) -> list[NodeRecord]:
         return await self._run(lambda: [NodeRecord(*row) for row in self._db.execute("SELECT * FROM node")])
 
-    async def forget_node(self, kind: str, name: str) -> None:
-        await self._run(self._execute, "DELETE FROM node WHERE kind = ? AND name = ?", (kind, name))
+    async def forget_node(self, kind: str, name: str, deed: Deed) -> None:
+        await self._run(self._forget_node, kind, name, deed)
+
+    def _forget_node(self, kind: str, name: str, deed: Deed) -> None:
+        with self._transaction() as database:
+            database.execute("DELETE FROM node WHERE kind = ? AND name = ?", (kind, name))
+            self._note(deed)
 
     async def events(self) -> list[Event]:
         return await self._run(self._events)
@@ -338,6 +347,7 @@ class SqliteStore:
             database.execute("UPDATE counter SET value = ? WHERE name IN ('term', 'floor')", (term,))
             database.execute("UPDATE mark SET value = ? WHERE name = 'lineage'", (secrets.token_hex(16),))
             database.execute("DELETE FROM memory WHERE section = 'behind'")
+            self._note(tokens.taken_over(term, time.time()))
         self._witnessed = None
         self._witness()
         return term

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from lb.errors import VipmuxError
 from manager.lineage import Standing
-from manager.tokens import TrustStore
+from manager.tokens import Deed, TrustStore
 
 #: {section: {key: plain value}}
 Entries = dict[str, dict[str, Any]]
@@ -108,8 +108,9 @@ class Store(TrustStore, Protocol):
         """The latest first; however large the changes were, it is quick."""
         ...
 
-    async def touched(self, limit: int) -> list[tuple[int, frozenset[str]]]:
-        """The latest versions, the last first, and which sections each changed."""
+    async def touched(self, limit: int) -> list[tuple[int, frozenset[str], int | None]]:
+        """The latest versions, the last first, which sections each changed, and which version's wait for a confirmation
+        each ended, if it did."""
         ...
 
     async def undo(self, after: int, last: int) -> dict[str, Any]:
@@ -129,7 +130,9 @@ class Store(TrustStore, Protocol):
 
     async def nodes(self) -> list[NodeRecord]: ...
 
-    async def forget_node(self, kind: str, name: str) -> None: ...
+    async def forget_node(self, kind: str, name: str, deed: Deed) -> None:
+        """``deed`` stands in the audit with it."""
+        ...
 
     async def events(self) -> list[Event]:
         """Those that are kept; the oldest first."""

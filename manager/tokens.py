@@ -37,9 +37,10 @@ OPERATORS_MAY = frozenset(
         ("POST", "/v1/rollback"),
         *(
             ("POST", f"{what}/{verb}")
-            for what in ("/v1/muxes/{name}", "/v1/backends/{service}/{backend}")
+            for what in ("/v1/muxes/{name}", "/v1/backends/{service}/{backend}", "/v1/hosts/{name}")
             for verb in ("drain", "undrain")
         ),
+        ("POST", "/v1/backends/{service}/{backend}/weight"),
     }
 )
 ID_LENGTH = 12
@@ -129,6 +130,16 @@ def signed(certificate: Certificate, who: str) -> Deed:
 def revoked(certificate: Certificate, at: float, who: str, why: str) -> Deed:
     what = f"certificate {certificate.serial} of {certificate.kind} {certificate.name} revoked"
     return Deed(at, who, what, why)
+
+
+def forgotten(kind: str, name: str, at: float, who: str) -> Deed:
+    return Deed(at, who, f"{kind} {name} forgotten")
+
+
+def taken_over(term: int, at: float) -> Deed:
+    return Deed(
+        at, HERE, f"took over: this store counts from now on, above term {term}, whatever newer orders nodes had"
+    )
 
 
 class TrustStore(Protocol):

@@ -51,9 +51,12 @@ def _judge(place: _Place, world: World) -> BackendPlan:
     order = world.desired.drains.get(f"{service.name}/{backend.name}") if world.desired.drains else None
     healthy, shown, reason, refused = _health(place, known, world)
     state = BackendState.UP if healthy else BackendState.DOWN
+    if order is not None and order.now:  # as its table would say it
+        backend = replace(backend, state=BackendState.DOWN)
     if backend.state is BackendState.DOWN:
-        state, shown, reason = BackendState.DOWN, "down", 'its table says state = "down"'
-        healthy = False
+        by_order = order is not None and order.now
+        why = f"taken out by {order.who}" if by_order and order is not None else 'its table says state = "down"'
+        state, shown, reason, healthy = BackendState.DOWN, "down", why, False
     elif order is not None or backend.state is BackendState.DRAIN:
         who = f"drained by {order.who}" if order is not None else 'its table says state = "drain"'
         # A drained backend keeps its flows even where a probe fails: draining ends with them, or with "down".

@@ -389,7 +389,8 @@ class View:
     # -- changes ------------------------------------------------------------------------------------------------
 
     def announced_by(self, vips: Iterable[str]) -> tuple[list[Row], bool]:
-        """Of these VIPs, those of which the same is to be said together; and whether that may soon be another."""
+        """Of these VIPs, those of which the same is to be said together; and whether that may soon be another: a MUX is
+        about to announce, or the policy waits for backends of which nothing is known yet."""
         announced, plan = self._controller.announced, self._controller.plan
         without = {entry.record.name for entry in self._entries(MUX) if silent(entry)}
         groups: dict[tuple[object, ...], list[str]] = {}
@@ -399,30 +400,48 @@ class View:
             if found is None:
                 continue
             note, soon = announced.words(vip, found)
-            later = later or soon
             by = announced.by.get(vip, ())
+            coming = (
+                not by and not found.granted and any(it.shown in ("unknown", "installing") for it in found.backends)
+            )
+            later = later or soon or coming
             told = note.text if note is not None else None
             if told is None and (some := [mux for mux in by if mux in without]):
                 told = f"{', '.join(some[:4])}: without BGP, what is live counts"
-            groups.setdefault((by, tuple(announced.wanted(found)), told), []).append(bare(vip))
+            silent_ = not by and bool(found.granted or found.withheld)
+            groups.setdefault((by, tuple(announced.wanted(found)), told, silent_), []).append(bare(vip))
         rows_: list[Row] = [
-            {"count": len(some), "vips": some[:3], "announced_by": key[0], "wanted_by": key[1], "note": key[2]}
+            {
+                "count": len(some),
+                "vips": some[:3],
+                "announced_by": key[0],
+                "wanted_by": key[1],
+                "note": key[2],
+                "silent": key[3],
+            }
             for key, some in groups.items()
         ]
         return rows_[:GROUPS], later
 
-    def warn_of_drain(self, service: str, backend: str) -> list[str] | None:
-        """What it means to drain this backend, where that is not what one expects."""
-        found = self._controller.desired.services.get(service)
-        if found is None:
-            return None
-        others = [item for item in self._backends_of(found) if item.backend.name != backend]
-        if any(item.takes_flows for item in others):
-            return None
-        return [
-            f"service {service} has no other backend that takes new flows: clients that come from now on are not "
-            f"served; `lb undrain {service}/{backend}` takes it back"
-        ]
+    def left_by(self, change: Change) -> list[Row]:
+        """Of each service of which a backend is drained, what is left of it, and what it has to finish."""
+        controller, orders = self._controller, change.new.drains
+        names = sorted(change.drained() & controller.desired.services.keys())
+        flows = live_flows(list(controller.hub.entries.values()), controller.plan.drains, names)
+        found = []
+        for name in names:
+            items = self._backends_of(controller.desired.services[name])
+            gone = [item.backend.name for item in items if f"{name}/{item.backend.name}" in orders]
+            counts = [flows(name, backend) for backend in gone]
+            found.append(
+                {
+                    "service": name,
+                    "backends": len(items),
+                    "takes_flows": sum(item.takes_flows and item.backend.name not in gone for item in items),
+                    "flows": None if None in counts else sum(count or 0 for count in counts),
+                }
+            )
+        return found
 
     # -- one service in words -----------------------------------------------------------------------------------
 
@@ -597,6 +616,16 @@ class View:
                     if isinstance(value, int):
                         sums[name] = (sums.get(name) or 0) + value
         return total
+
+
+def warn_of_drain(left: Iterable[Row], what: str) -> list[str]:
+    """What it means where a service has no other backend; ``left``: as of :meth:`View.left_by`; ``what`` is drained."""
+    return [
+        f"service {row['service']} has no other backend that takes new flows: clients that come from now on are not "
+        f"served; `lb undrain {what}` takes it back"
+        for row in left
+        if not row["takes_flows"]
+    ]
 
 
 def top_of(rates: list[Rated], sort: str, limit: int) -> list[Callable[[], Row]]:

@@ -14,7 +14,7 @@ boot of the machine only the wall's clock goes on: then it decides, and the time
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from lb.daemon.clocks import Clocks
 from lb.errors import NotFoundError, VipmuxError
 from lb.log import get_logger
+from lb.model import Address
 from manager import desired as changes
 from manager.desired import AsTold, Change, Desired, Line, Order, Pending, Rules
 from manager.given import HEADER, Given
@@ -177,15 +178,15 @@ class Writer:
         waiting = self.desired.unconfirmed
         if waiting is not None and to in (None, waiting[0] - 1):
             return await self._take_back(waiting[0], replace(terms, confirm=None), f"by {terms.who}")
-        if to is None:
-            to = await self._before_latest()
-        if not 0 <= to <= self.desired.version:
-            raise NotFoundError(f"there is no version {to}; the latest is {self.desired.version}")
-        undo = await self._store.undo(to, self.desired.version)
+        after, last = (to, self.desired.version) if to is not None else await self._latest()
+        if not 0 <= after <= self.desired.version:
+            raise NotFoundError(f"there is no version {after}; the latest is {self.desired.version}")
+        undo = await self._store.undo(after, last)
+        title = f"rolled back to version {after}" if last == self.desired.version else f"version {last} taken back"
 
         def change(desired: Desired, rules: Rules, as_told: AsTold) -> Change:
             found = changes.restore(desired, undo, rules, as_told=as_told)
-            return replace(found, title=f"rolled back to version {to}")
+            return replace(found, title=title)
 
         return await self._changed(change, terms, large=_size(undo) > LARGE)
 
@@ -210,12 +211,59 @@ class Writer:
 
         return await self._change(change, Terms(who, why))
 
-    async def drain_backend(self, service: str, backend: str, who: str, *, drain: bool, why: str = "") -> Applied:
+    async def drain_backend(
+        self,
+        service: str,
+        backend: str,
+        who: str,
+        *,
+        drain: bool,
+        now: bool = False,
+        dry_run: bool = False,
+        why: str = "",
+    ) -> Applied:
+        """``now``: it is down at once, and does not finish what it has."""
+
         def change(desired: Desired, _: Rules, __: AsTold) -> Change:
-            order = Order(who, self._clocks.wall()) if drain else None
+            order = Order(who, self._clocks.wall(), now) if drain else None
             return changes.drain_backend(desired, service, backend, order)
 
-        return await self._change(change, Terms(who, why), free=True)
+        return await self._change(change, Terms(who, why, dry_run), free=True)
+
+    async def drain_host(
+        self,
+        host: str,
+        addresses: Collection[Address],
+        who: str,
+        *,
+        drain: bool,
+        now: bool = False,
+        dry_run: bool = False,
+        why: str = "",
+    ) -> Applied:
+        """All backends at these addresses, as one change."""
+
+        def change(desired: Desired, _: Rules, __: AsTold) -> Change:
+            order = Order(who, self._clocks.wall(), now) if drain else None
+            return changes.drain_host(desired, host, addresses, order)
+
+        return await self._change(change, Terms(who, why, dry_run), free=True)
+
+    async def set_weight(
+        self,
+        service: str,
+        backend: str,
+        weight: object,
+        who: str,
+        *,
+        dry_run: bool = False,
+        why: str = "",
+        confirm: float | None = None,
+    ) -> Applied:
+        def change(desired: Desired, rules: Rules, as_told: AsTold) -> Change:
+            return changes.set_weight(desired, service, backend, weight, rules=rules, as_told=as_told)
+
+        return await self._change(change, Terms(who, why, dry_run, confirm))
 
     async def drain_mux(self, mux: str, who: str, *, drain: bool, why: str = "") -> Applied:
         def change(desired: Desired, _: Rules, __: AsTold) -> Change:
@@ -296,11 +344,19 @@ class Writer:
 
     # -- one change ---------------------------------------------------------------------------------------------
 
-    async def _before_latest(self) -> int:
-        """The version before the latest that operators would want to take back."""
-        for version, sections in await self._store.touched(LOOK_BACK):
-            if sections & {"services", "drains"}:
-                return version - 1
+    async def _latest(self) -> tuple[int, int]:
+        """The latest change that operators would want to take back: it, and what came later, goes from the version
+        before it to the last of these. What was not confirmed, or taken back before it was, is none: nothing is left
+        of it, and the version that did so is no change to take back either. A drain that came in between is taken back
+        alone, for the version before it has what was not confirmed."""
+        undone: set[int] = set()
+        for version, sections, ended in await self._store.touched(LOOK_BACK):
+            if not sections & {"services", "drains"} or version in undone:
+                continue
+            if ended is None:
+                between = any(first < version for first in undone)
+                return version - 1, version if between else self.desired.version
+            undone.add(ended)
         raise NotFoundError("none of the latest versions changed services or drains; --to tells where to go back to")
 
     async def _take_back(self, version: int, terms: Terms, why: str) -> Applied:

@@ -64,7 +64,7 @@ def terms_options(function: F) -> F:
             is_flag=False,
             flag_value=WAIT,
             metavar="[SECONDS]",
-            help=f"Until every MUX has it; {WAIT:g} s unless told.",
+            help=f"Until every MUX has it, and VIPs are announced where that can be; {WAIT:g} s unless told.",
         ),
         click.option("--dry-run", is_flag=True, help="Only tell what would change."),
     ):
@@ -73,9 +73,10 @@ def terms_options(function: F) -> F:
 
 
 def finish(answer: dict[str, Any], *, as_json: bool) -> int:
-    """Prints, and returns the exit code."""
+    """Prints, and returns the exit code: a node that did not follow is bad news, and so is a VIP that no MUX announces
+    though there are some."""
     print_json(answer) if as_json else show(answer)
-    return 1 if answer.get("behind") else 0
+    return 1 if answer.get("behind") or any(row.get("silent") for row in answer.get("announced") or ()) else 0
 
 
 def show(answer: dict[str, Any]) -> None:
@@ -103,6 +104,10 @@ def lines(answer: dict[str, Any]) -> Iterable[str]:
     if answer["changed"] and not answer["dry_run"]:
         title = f": {cell(answer['title'])}" if answer.get("title") else ""
         yield f"version {answer['version']}{title}"
+    for row in (answer.get("left") or ()) if answer["dry_run"] or answer.get("title") else ():
+        flows = "an unknown number of" if row["flows"] is None else f"{row['flows']:,}"
+        go_on = f"new flows go to {row['takes_flows']} of {plural(row['backends'], 'backend')}"
+        yield f"service {cell(row['service'])}: {go_on}; {flows} live flow{'s' * (row['flows'] != 1)} on the drained"
     for warning in answer.get("warnings") or ():
         yield f"warning: {cell(warning)}"
     yield from _waited(answer)

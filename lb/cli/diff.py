@@ -39,6 +39,7 @@ _MARKS = {"created": ("+", "green"), "deleted": ("-", "red")}
 @click.option("--to", type=click.IntRange(0), metavar="VERSION", help="What `lb rollback --to VERSION` would change.")
 @click.option("--mux", metavar="FILE", help="A MUX's file, for the pool's seed and its default of slots.")
 @click.option("--all", "whole", is_flag=True, help=f"Count slots also where more than {MANY} services change.")
+@click.option("--exit-code", "tell", is_flag=True, help="Exit 1 where something would change, 0 where nothing would.")
 @manager_options
 @output_option
 def command(
@@ -48,6 +49,7 @@ def command(
     to: int | None,
     mux: str | None,
     whole: bool,
+    tell: bool,
     manager: Manager,
     as_json: bool,
 ) -> int:
@@ -55,7 +57,8 @@ def command(
 
     For each service: the share of its Maglev slots that would move, and the live flows that would break, stay with a
     backend that drains, or stay although their slot moves. Without --mux the tables are those of a pool with another
-    seed, whose shares differ by less than a percent. Exits 0 whether there is a difference or not.
+    seed, whose shares differ by less than a percent. Exits 0 whether there is a difference or not, unless
+    --exit-code is given; and 2 where the file is wrong.
     """
     if bool(paths) == (to is not None):
         raise RequestError("give -f FILE, to compare with a file, or --to VERSION, to compare with an earlier version")
@@ -68,7 +71,7 @@ def command(
     else:
         for line in _lines(answer, effects):
             click.echo(line, color=_coloured())
-    return 0
+    return int(tell and answer["changed"])
 
 
 def _load() -> None:

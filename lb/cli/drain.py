@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb drain`` and ``lb undrain``: a backend, or a whole MUX."""
+"""``lb drain`` and ``lb undrain``: a backend, all of a host, or a whole MUX."""
 
 from __future__ import annotations
 
@@ -14,22 +14,48 @@ from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
 
 
-@click.command("drain", epilog=example("lb drain web/web-1 --wait --timeout 10m", 'lb drain mux mux1 -m "new kernel"'))
-@click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | mux NAME")
+@click.command(
+    "drain",
+    epilog=example(
+        "lb drain web/web-1 --wait --timeout 10m",
+        "lb drain host 10.0.3.21 --dry-run",
+        'lb drain mux mux1 -m "new kernel"',
+    ),
+)
+@click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | host NAME | mux NAME")
+@click.option("--now", is_flag=True, help="Let a backend finish nothing: its connections end at once.")
+@click.option("--dry-run", is_flag=True, help="Only tell what would change, and what would be left. Not of a MUX.")
 @click.option("--wait", is_flag=True, help="Until no flow is left, or no packet comes to the MUX any more.")
 @click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: how long at most.")
 @why_option
 @manager_options
 @output_option
-def command(*, what: tuple[str, ...], wait: bool, timeout: str, why: str, manager: Manager, as_json: bool) -> int:
+def command(
+    *,
+    what: tuple[str, ...],
+    now: bool,
+    dry_run: bool,
+    wait: bool,
+    timeout: str,
+    why: str,
+    manager: Manager,
+    as_json: bool,
+) -> int:
     """Let a backend keep its connections and take no new ones; or let a MUX hand its VIPs to the others.
+
+    A host's backends, of whatever services, are drained as one change; its name is that of its agent, or an address.
+    It says how many others of each service go on, and warns where there is none.
 
     With --wait it shows what is left, over all MUXes, and exits 0 once that is nothing, or 1 when time is over. Waiting
     may be broken off at any time: the drain goes on.
     """
     seconds = parse_duration(timeout)
     path = target("drain", what)
-    answer = order("drain", path, why, manager)
+    if path[0] == "muxes" and (now or dry_run):
+        raise RequestError("--now and --dry-run are of backends and hosts; a MUX hands its VIPs to the others")
+    if wait and (now or dry_run):
+        raise RequestError("--wait has nothing to wait for with --now or --dry-run; leave it out")
+    answer = order("drain", path, why, manager, now=now, dry_run=dry_run)
     if not wait:
         print_json(answer) if as_json else show(answer)
         return 0
@@ -42,7 +68,13 @@ def _wait(path: tuple[str, ...], answer: dict[str, Any], seconds: float, manager
     if not as_json:
         show(answer)
     one = waiting.Wait(manager, seconds, waiting.Line(silent=as_json))
-    left, sentence = waiting.mux(one, path[1]) if path[0] == "muxes" else waiting.backend(one, path[1], path[2])
+    if path[0] == "muxes":
+        left, sentence = waiting.mux(one, path[1])
+    elif path[0] == "hosts":
+        names = [line["name"].removeprefix("backend ") for line in answer["lines"]]
+        left, sentence = waiting.host(one, path[1], names)
+    else:
+        left, sentence = waiting.backend(one, path[1], path[2])
     if as_json:
         print_json({**answer, "left": left})
     if sentence is None:
@@ -51,17 +83,21 @@ def _wait(path: tuple[str, ...], answer: dict[str, Any], seconds: float, manager
     return 1
 
 
-def order(verb: str, path: tuple[str, ...], why: str, manager: Manager) -> dict[str, Any]:
-    """Has the manager drain or undrain it; a reason is sent only where there is one."""
-    answer: dict[str, Any] = manager.post(*path, verb, body={"why": why} if why else None)
+def order(verb: str, path: tuple[str, ...], why: str, manager: Manager, **flags: bool) -> dict[str, Any]:
+    """Has the manager drain or undrain it; only what is not as ever is sent."""
+    body = {key: value for key, value in {"why": why, **flags}.items() if value}
+    answer: dict[str, Any] = manager.post(*path, verb, body=body or None)
     return answer
 
 
 def target(verb: str, what: tuple[str, ...]) -> tuple[str, ...]:
-    """The path of ``web/web-1``, ``web web-1``, ``backend web/web-1``, ``backend web web-1`` or ``mux mux1``."""
+    """The path of ``web/web-1``, ``web web-1``, ``backend web/web-1``, ``backend web web-1``, ``host host1`` or
+    ``mux mux1``."""
     match what:
         case ("mux", name):
             return ("muxes", name)
+        case ("host", name):
+            return ("hosts", name)
         case ("backend", service, backend):
             return ("backends", service, backend)
         case ("backend", both) | (both,) if both.count("/") == 1 and all(both.split("/")):
@@ -69,5 +105,6 @@ def target(verb: str, what: tuple[str, ...]) -> tuple[str, ...]:
         case (service, backend) if service != "backend":
             return ("backends", service, backend)
     raise RequestError(
-        f"what is to {verb}? `lb {verb} SERVICE/BACKEND`, `lb {verb} SERVICE BACKEND` or `lb {verb} mux NAME`"
+        f"what is to {verb}? `lb {verb} SERVICE/BACKEND`, `lb {verb} SERVICE BACKEND`, `lb {verb} host NAME` or "
+        f"`lb {verb} mux NAME`"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from lb.cells import cell
+from lb.cli.choosing import JUDGED, NAMED, SINGULAR, amiss, by_name
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import console, example, output_option, print_json, size, table
 from lb.cli.plain import lasting, parse_duration, terminal_width
@@ -54,9 +55,17 @@ _OF_DAEMON = ("peers",)
 
 @click.command(
     "get",
-    epilog=example("lb get services", "lb get muxes --local", "lb get events --bad --since 2h", "lb get backends -w"),
+    epilog=example(
+        "lb get services",
+        "lb get backends web/web-1",
+        "lb get services --problems",
+        "lb get muxes --local",
+        "lb get events --bad --since 2h",
+        "lb get backends -w",
+    ),
 )
-@click.argument("what", type=click.Choice(WHAT), metavar="WHAT")
+@click.argument("what", type=click.Choice([*WHAT, *SINGULAR]), metavar="WHAT")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-w", "--watch", "follow", is_flag=True, help="Go on showing what changes, until Ctrl-C.")
 @click.option("--service", "services", multiple=True, metavar="NAME", help="Of services and backends: only this one's.")
 @click.option("--stats", is_flag=True, help="Of services and backends: exact counters, in wide tables.")
@@ -69,12 +78,14 @@ _OF_DAEMON = ("peers",)
 @click.option("--subject", metavar="TEXT", help='Events of "backend web/web-1", of "web" and all of it, of "mux".')
 @click.option("--since", metavar="TIME", help="Events since so long ago, such as 90s, 10m or 2h.")
 @click.option("--bad", is_flag=True, help="Only events that are bad news.")
+@click.option("--problems", is_flag=True, help="Only what is not as it should be.")
 @local_options
 @manager_options
 @output_option
 def command(
     *,
     what: str,
+    names: tuple[str, ...],
     follow: bool,
     services: tuple[str, ...],
     stats: bool,
@@ -82,6 +93,7 @@ def command(
     subject: str | None,
     since: str | None,
     bad: bool,
+    problems: bool,
     local: bool,
     socket: str | None,
     config: str | None,
@@ -91,15 +103,19 @@ def command(
     """Show WHAT the manager knows: services, backends, muxes, agents, announcements, events, history, audit or status.
 
     Or what the daemon on this machine knows (--local): services, backends, muxes, agents, announcements, peers, status.
+    Of services, backends, muxes and agents some can be named: `lb get service web`, `lb get backend web/web-1`.
     """
+    what = SINGULAR.get(what, what)
+    if problems and what == "events":
+        problems, bad = False, True
+    _may_choose(what, names, services, problems=problems, follow=follow)
+    if what in ("services", "backends"):
+        services = (*services, *(name.partition("/")[0] if what == "backends" else name for name in names))
     query = _query(what, services, subject, since, bad=bad)
     if local or socket is not None or config is not None:
-        if follow or stats or query:
+        if follow or stats or query or names or problems:
             raise RequestError("a daemon shows all it has, once: leave --local out, or -w and what is to be chosen")
-        if what in _OF_MANAGER:
-            raise RequestError(f"only the manager knows {what}; leave --local out")
-        path = find_socket(socket, config, "agent" if what in _OF_AGENT else "mux")
-        _show_local(what, ask(path, {"op": "get", "what": what}), as_json)
+        _ask_daemon(what, socket, config, as_json=as_json)
         return
     if what in _OF_DAEMON:
         raise RequestError(f"only a MUX knows its {what}: add --local; `lb get muxes` tells of all sessions")
@@ -107,7 +123,21 @@ def command(
         raise RequestError(f"--stats is of services and backends, not of {what}")
     if follow:
         _follow(manager, what, limit, query, _draw_of(what, stats=stats), as_json=as_json)
-        return
+    elif problems or (names and what != "services"):
+        _show_chosen(manager, what, query, names, stats=stats, problems=problems, limit=limit, as_json=as_json)
+    else:
+        _show(manager, what, query, stats=stats, limit=limit, as_json=as_json)
+
+
+def _ask_daemon(what: str, socket: str | None, config: str | None, *, as_json: bool) -> None:
+    if what in _OF_MANAGER:
+        raise RequestError(f"only the manager knows {what}; leave --local out")
+    path = find_socket(socket, config, "agent" if what in _OF_AGENT else "mux")
+    _show_local(what, ask(path, {"op": "get", "what": what}), as_json)
+
+
+def _show(manager: Manager, what: str, query: dict[str, Any], *, stats: bool, limit: int | None, as_json: bool) -> None:
+    """What the manager chooses."""
     first = SHOWN if what in STATS and limit is None and not query and not as_json and sys.stdout.isatty() else None
     if limit or first:
         query["limit"] = limit or first
@@ -129,6 +159,42 @@ def command(
         click.echo(text)
         if first and (text.count("\n") >= first or what == "backends"):  # a service may well have none
             _tell_more(manager.get("status")["services"], first)
+
+
+def _may_choose(what: str, names: tuple[str, ...], services: tuple[str, ...], *, problems: bool, follow: bool) -> None:
+    """Raises RequestError where the table has no names, or none that are amiss."""
+    if names and what not in NAMED:
+        raise RequestError(f"{', '.join(NAMED)} have names; {what} are chosen by options, see `lb get --help`")
+    if names and services:
+        raise RequestError("give either names, or --service")
+    if problems and what not in JUDGED:
+        raise RequestError(f"--problems is of {', '.join(JUDGED)} and events, not of {what}")
+    if follow and (problems or (names and what != "services")):
+        raise RequestError("-w follows a whole table, or services: leave --problems and the names out")
+
+
+def _show_chosen(
+    manager: Manager,
+    what: str,
+    query: dict[str, Any],
+    names: tuple[str, ...],
+    *,
+    stats: bool,
+    problems: bool,
+    limit: int | None,
+    as_json: bool,
+) -> None:
+    """Rows that are chosen here, for the manager does not."""
+    rows = every = manager.get(what, **query)
+    rows = by_name(what, rows, names) if names else rows
+    rows = amiss(what, rows) if problems else rows
+    if as_json:
+        print_json(rows[:limit])
+    elif problems and not rows:
+        click.echo(f"nothing is amiss with {len(every):,} {what}")
+    else:
+        for line in _draw_of(what, stats=stats)(rows[:limit]):
+            click.echo(line)
 
 
 def _drawn(manager: Manager, what: str, query: dict[str, Any], *, stats: bool) -> str:

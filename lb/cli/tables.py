@@ -26,6 +26,8 @@ from lb.tabular import columns, hanging, noted
 
 Row = dict[str, Any]
 
+#: What was done takes some so many lines of a terminal at most, and never less than so many characters.
+DONE_LINES, LEAST = 4, 120
 #: Where an event's subject begins, after date, time and mark.
 _TEXT_AT = 23
 
@@ -175,10 +177,15 @@ def audit(rows: Sequence[Row], width: int | None = None) -> list[str]:
             [(str(row.get("version")), clock(row.get("at")), row.get("who"), _done(row)) for row in rows],
             ("Version",),
         )
-    lines = [
-        f"{row.get('version')!s:>7}  {clock(row.get('at'))}  {cell(row.get('who'))}: {cell(_done(row))}" for row in rows
-    ]
-    return [f"Version  {'Time':<19}  Who: what", *hanging(lines, width, 9)]
+    most = max(LEAST, DONE_LINES * (width - 9) - 40)
+    lines, cut = [], False
+    for row in rows:
+        done = cell(_done(row))
+        cut = cut or len(done) > most
+        done = done if len(done) <= most else f"{done[: most - 2].rstrip()} …"
+        lines.append(f"{row.get('version')!s:>7}  {clock(row.get('at'))}  {cell(row.get('who'))}: {done}")
+    more = ["", "… is cut for the terminal; a pipe, a file or -o json gets all of it"] if cut else []
+    return [f"Version  {'Time':<19}  Who: what", *hanging(lines, width, 9), *more]
 
 
 def _done(row: Row) -> str:

@@ -11,12 +11,15 @@ from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 
 
-@click.command("undrain", epilog=example("lb undrain web/web-1", "lb undrain mux mux1"))
-@click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | mux NAME")
+@click.command("undrain", epilog=example("lb undrain web/web-1", "lb undrain host 10.0.3.21", "lb undrain mux mux1"))
+@click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | host NAME | mux NAME")
 @why_option
 @manager_options
 @output_option
 def command(*, what: tuple[str, ...], why: str, manager: Manager, as_json: bool) -> None:
-    """Take a drain back: a backend takes new connections again, a MUX announces its VIPs again."""
+    """Take a drain back: a backend takes new connections again, a MUX announces its VIPs again.
+
+    Of a host all its backends do, also those that were drained one by one.
+    """
     answer = order("undrain", target("undrain", what), why, manager)
     print_json(answer) if as_json else show(answer)

@@ -123,6 +123,58 @@ def backend_words(row: Row) -> str:
     return "; ".join([text if told else f"{label} drains", *silent])
 
 
+# --- a host ----------------------------------------------------------------------------------------------------------
+
+
+def host(wait: Wait, name: str, labels: list[str]) -> tuple[Row, str | None]:
+    """As of a backend, of all that drain there; ``labels``: as "web/web-1"."""
+    wanted = set(labels)
+    services: list[str] = []  # known once all were asked for: a label alone does not tell where its names end
+
+    def ask() -> Row:
+        rows = wait.manager.get("backends", **({"service": services} if services else {}))
+        found = [row for row in rows if _label(row) in wanted]
+        services[:] = sorted({row["service"] for row in found})
+        return {"rows": found}
+
+    answer, done = wait.until(
+        ask, lambda found: _host_words(name, found["rows"]), lambda found: not any(map(_has_flows, found["rows"]))
+    )
+    left = [
+        {"service": row["service"], "backend": row["name"], "flows": row["flows"]}
+        for row in (answer or {"rows": []})["rows"]
+        if _has_flows(row)
+    ]
+    row = {"flows": sum(item["flows"] or 0 for item in left), "left": left, "done": done}
+    if done:
+        return row, None
+    if answer is None:
+        return row, f"the manager did not answer within {lasting(wait.timeout)}"
+    return row, f"after {lasting(wait.timeout)} {_host_words(name, answer['rows'])}"
+
+
+def _label(row: Row) -> str:
+    return f"{row['service']}/{row['name']}"
+
+
+def _has_flows(row: Row) -> bool:
+    """Whether it drains still; one that is down is not waited for."""
+    return row["state"] == "drain" and row.get("empty_since") is None
+
+
+def _host_words(name: str, rows: list[Row]) -> str:
+    back = next((row for row in rows if row["state"] not in ("drain", "down")), None)
+    if back is not None:
+        raise RequestError(f"{cell(_label(back))} does not drain any more; somebody took the drain back")
+    left = [row for row in rows if _has_flows(row)]
+    if not left:
+        return f"host {cell(name)} is drained: no flow is left"
+    some = [f"{cell(_label(row))} {row['flows'] or 0:,}" for row in sorted(left, key=lambda row: -(row["flows"] or 0))]
+    more = f" and {len(some) - 4:,} more" if len(some) > 4 else ""
+    where = f"({', '.join(some[:4])}{more})"
+    return f"host {cell(name)} drains: {len(left)} of {plural(len(rows), 'backend')} not empty yet {where}"
+
+
 # --- a MUX -----------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lb.cli.tables import TABLES
 from tests.lb.test_cli_manager import SERVICES, SIX, Daemon, fine, lb
 
 
@@ -229,3 +230,74 @@ def on_a_terminal(*arguments: object, manager: str, **environment: str) -> str:
     os.close(ours)
     assert process.wait(30) == 0
     return text.decode()
+
+
+# --- what operators of other load balancers look for -----------------------------------------------------------------
+
+
+def test_some_of_a_table_by_name_and_what_is_amiss(daemon: Daemon, file: Path) -> None:
+    fine("apply", "-f", file, manager=daemon.url)
+    assert [row["name"] for row in asked("get", "service", "web", manager=daemon.url)] == ["web"]
+    assert "web-2" in fine("get", "backend", "web/web-2", manager=daemon.url)
+    assert "web-1" not in fine("get", "backend", "web/web-2", manager=daemon.url)
+    assert [row["name"] for row in asked("get", "backends", "web", manager=daemon.url)] == ["web-1", "web-2"]
+    for words in (["services", "nono"], ["backend", "web/nono"], ["mux", "mux9"]):
+        refused = lb("get", *words, manager=daemon.url)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1), words
+    for words in (["events", "web"], ["status", "--problems"], ["backends", "-w", "--problems"]):
+        refused = lb("get", *words, manager=daemon.url)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), words
+    assert fine("get", "backends", "--problems", manager=daemon.url) == "nothing is amiss with 2 backends\n"
+    fine("drain", "web/web-1", manager=daemon.url)
+    warned = fine("drain", "web/web-2", manager=daemon.url)
+    assert "warning: service web has no other backend that takes new flows" in warned
+    said = fine("get", "services", "--problems", manager=daemon.url)
+    assert "no backend takes new flows: all 2 drained" in said
+
+
+def test_the_exit_code_of_diff_tells_of_a_difference_where_it_is_asked_to(daemon: Daemon, file: Path) -> None:
+    codes = [lb("diff", "-f", file, *more, manager=daemon.url).returncode for more in ([], ["--exit-code"])]
+    assert codes == [0, 1]
+    fine("apply", "-f", file, manager=daemon.url)
+    assert lb("diff", "-f", file, "--exit-code", manager=daemon.url).returncode == 0
+    assert lb("diff", "-f", file.parent / "none", "--exit-code", manager=daemon.url).returncode == 2
+
+
+def test_a_host_out_of_service_by_command_and_back(daemon: Daemon, file: Path) -> None:
+    fine("apply", "-f", file, manager=daemon.url)
+    said = fine("drain", "host", "10.0.3.21", "--dry-run", manager=daemon.url).splitlines()
+    assert said == [
+        "backend web/web-1 would be drained",
+        "service web: new flows go to 1 of 2 backends; an unknown number of live flows on the drained",
+    ]
+    assert "backend web/web-1 drained" in fine("drain", "host", "10.0.3.21", manager=daemon.url)
+    said = fine("drain", "web/web-1", "--now", "-m", "it burns", manager=daemon.url)
+    assert said.startswith("backend web/web-1 taken out\n")
+    assert "taken out by operator:loopback" in fine("get", "backends", "--stats", manager=daemon.url)
+    assert "backend web/web-1 undrained" in fine("undrain", "host", "10.0.3.21", manager=daemon.url)
+    for words in (["mux", "mux1", "--now"], ["web/web-1", "--now", "--wait"]):
+        assert lb("drain", *words, manager=daemon.url).returncode == 2
+
+
+def test_a_weight_by_command(daemon: Daemon, file: Path) -> None:
+    fine("apply", "-f", file, manager=daemon.url)
+    said = fine("set", "weight", "web/web-2", 3, manager=daemon.url)
+    assert said.splitlines()[0] == "service web changed: weight of web-2 1 → 3"
+    assert "weight = 3" in fine("export", manager=daemon.url)
+    for words in (["weight", "web/web-2"], ["weight", "web/web-2", "x"], ["weight", "mux", "mux1", "3"], ["state"]):
+        refused = lb("set", *words, manager=daemon.url)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1), words
+
+
+def test_what_history_says_at_length_is_cut_for_a_terminal_alone() -> None:
+    row = {
+        "version": 1,
+        "at": 0,
+        "who": "ada",
+        "what": "; ".join(f"service web-{n} created" for n in range(60)),
+        "why": "",
+    }
+    shown = TABLES["history"]([row], 80)
+    assert len(shown) < 9
+    assert shown[-1].startswith("… is cut for the terminal")
+    assert "web-59" in "\n".join(TABLES["history"]([row], None))

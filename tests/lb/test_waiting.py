@@ -21,7 +21,7 @@ class Manager:
     def __init__(self, *answers: Any) -> None:
         self._answers = list(answers)
 
-    def get(self, *_: str) -> Any:
+    def get(self, *_: str, **__: Any) -> Any:
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         if isinstance(answer, VipmuxError):
             raise answer
@@ -115,6 +115,33 @@ def test_a_mux_is_empty_once_it_is_withdrawn_and_its_packets_have_stopped(capsys
         f"mux1 is withdrawn; packets still come; {told}",
         f"mux1 is withdrawn; no packet comes any more; {told}",
     ]
+
+
+def on_host(*rows: tuple[str, str, int | None, float | None]) -> list[Row]:
+    return [
+        {"service": "web", "name": name, "state": state, "flows": flows, "empty_since": empty}
+        for name, state, flows, empty in rows
+    ]
+
+
+def test_a_host_is_empty_once_all_of_its_backends_are(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = [
+        on_host(("a", "drain", 12, None), ("b", "drain", 3, None), ("c", "up", 70, None)),
+        on_host(("a", "drain", 7, None), ("b", "drain", 0, 5.0)),
+        on_host(("a", "drain", 0, 9.0), ("b", "down", 0, None)),
+    ]
+    row, sentence = waiting.host(wait(60, *answers), "host1", ["web/a", "web/b"])
+    assert (row, sentence) == ({"flows": 0, "left": [], "done": True}, None)
+    assert capsys.readouterr().out.splitlines() == [
+        "host host1 drains: 2 of 2 backends not empty yet (web/a 12, web/b 3)",
+        "host host1 drains: 1 of 2 backends not empty yet (web/a 7)",
+        "host host1 is drained: no flow is left",
+    ]
+    row, sentence = waiting.host(wait(60, answers[1]), "host1", ["web/a", "web/b"])
+    assert sentence == "after 1 min host host1 drains: 1 of 2 backends not empty yet (web/a 7)"
+    assert row == {"flows": 7, "left": [{"service": "web", "backend": "a", "flows": 7}], "done": False}
+    with pytest.raises(RequestError, match="web/c does not drain any more"):
+        waiting.host(wait(60, answers[0]), "host1", ["web/c"])
 
 
 def growing() -> Iterator[list[Row]]:

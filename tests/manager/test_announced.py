@@ -19,7 +19,7 @@ from manager.controller import Controller
 from manager.metrics import ManagerCollector
 from manager.overview import Overview
 from manager.texts import Texts
-from manager.view import View
+from manager.view import View, warn_of_drain
 from tests.manager.fleet import service
 from tests.manager.nodes import FakeNode, Site, running, until
 
@@ -257,10 +257,16 @@ async def test_the_last_backend_that_drains_is_told_before_and_after(tmp_path: P
     async with running(tmp_path) as controller:
         fleet = await applied(controller)
         await until(lambda: fleet.row()["healthy"] == 2)
-        assert fleet.view.warn_of_drain("web", "web-1") is None
+
+        async def warned(backend: str) -> list[str]:
+            done = await controller.drain_backend("web", backend, WHO, drain=True, dry_run=True)
+            return warn_of_drain(fleet.view.left_by(done.change), f"web/{backend}")
+
+        assert await warned("web-1") == []
         await controller.drain_backend("web", "web-1", WHO, drain=True)
-        await until(lambda: fleet.view.warn_of_drain("web", "web-2") is not None)
-        assert "`lb undrain web/web-2` takes it back" in str(fleet.view.warn_of_drain("web", "web-2"))
+        await until(lambda: controller.plan.vips[f"{VIP}/32"].backends[0].shown == "drain")
+        (warning,) = await warned("web-2")
+        assert "`lb undrain web/web-2` takes it back" in warning
         await controller.drain_backend("web", "web-2", WHO, drain=True)
         await until(lambda: fleet.row()["state"] == "down")
         note = "no backend takes new flows: all 2 drained"

@@ -152,7 +152,7 @@ async def test_a_service_from_its_first_day_to_its_last(tmp_path: Path) -> None:
         assert (await client.ask("POST", "/v1/muxes/mux1/drain", {"who": "me"}))[0] == 400
 
         _, done = await client.ask("PUT", "/v1/services/web", {**service(), "idle": 60})
-        assert done["lines"][0]["details"] == ["idle default → 60", "probe removed"]
+        assert done["lines"][0]["details"] == ["idle default → 60", "probe removed (type tcp)"]
         _, done = await client.ask("DELETE", "/v1/services/web?why=nobody%20asks%20for%20it")
         assert done["lines"][0]["action"] == "deleted"
         assert (await client.get("/v1/audit?limit=1"))[0]["why"] == "nobody asks for it"
@@ -485,3 +485,103 @@ async def test_without_tls_a_name_that_was_pointed_at_the_loopback_gets_nothing(
                     assert reply.status == expected, await reply.text()
                 if expected == 403:
                     assert controller.desired.version == 0
+
+
+# --- machines --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_host_is_drained_in_one_change_and_what_is_left_is_told(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        tables = [service(hosts=(1, 2)), service("dns", "203.0.113.11", (1,))]
+        await client.ask("POST", "/v1/apply", {"services": tables, "wait": 5})
+        mux = client.site.muxes
+        await until(lambda: mux[0].backends("web") == {"web-1": "up", "web-2": "up"})
+        for one, flows in zip(mux, (30, 12), strict=True):
+            rows = [{"service": "web", "name": "web-1", "packets": 1, "flows": flows}]
+            client.controller.hub.status(one, {"backends": rows})
+        status, told = await client.ask("POST", "/v1/hosts/host1/drain", {"dry_run": True})
+        assert (status, told["dry_run"], told["version"]) == (200, True, 1)
+        assert told["left"] == [
+            {"service": "dns", "backends": 1, "takes_flows": 0, "flows": 0},
+            {"service": "web", "backends": 2, "takes_flows": 1, "flows": 42},
+        ]
+        (warning,) = told["warnings"]
+        assert warning.startswith("service dns has no other backend that takes new flows")
+        assert "`lb undrain host host1` takes it back" in warning
+        status, told = await client.ask("POST", "/v1/hosts/host1/drain", {"why": "new disk"})
+        assert {(line["name"], line["action"]) for line in told["lines"]} == {
+            ("backend dns/dns-1", "drained"),
+            ("backend web/web-1", "drained"),
+        }
+        await until(lambda: mux[0].backends("web") == {"web-1": "drain", "web-2": "up"})
+        await until(lambda: mux[0].backends("dns") == {"dns-1": "drain"})
+        assert (await client.get("/v1/history"))[0]["what"].startswith("host host1 drained: ")
+
+        _, told = await client.ask("POST", "/v1/hosts/10.0.3.1/drain", {"now": True})
+        assert {line["action"] for line in told["lines"]} == {"taken out"}
+        await until(lambda: mux[0].backends("web") == {"web-1": "down", "web-2": "up"})
+        row = next(row for row in await client.get("/v1/backends") if row["name"] == "web-1")
+        assert (row["state"], row["reason"]) == ("down", "taken out by operator:alice")
+        client.site.hosts[1].report("web", "web-2", False)  # who was taken out is not kept by a panic
+        await until(lambda: mux[0].backends("web")["web-2"] == "down" or "web-2" in str(client.controller.plan.vips))
+        assert mux[0].backends("web")["web-1"] == "down"
+
+        status, told = await client.ask("POST", "/v1/hosts/host1/undrain")
+        assert {line["action"] for line in told["lines"]} == {"undrained"}
+        await until(lambda: mux[0].backends("dns") == {"dns-1": "up"})
+        assert (await client.ask("POST", "/v1/hosts/host9/drain"))[1]["error"] == (
+            'there is no agent "host9", and it is no address; known are host1, host2, host3'
+        )
+        assert (await client.ask("POST", "/v1/hosts/host3/drain"))[0] == 404, "nothing is there"
+
+
+async def test_a_weight_is_set_live(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        await client.ask("POST", "/v1/apply", {"services": [service()], "wait": 5})
+        status, told = await client.ask("POST", "/v1/backends/web/web-2/weight", {"weight": 5, "wait": 5})
+        assert (status, told["lines"][0]["details"], told["behind"]) == (200, ["weight of web-2 1 → 5"], [])
+        rows = client.site.muxes[0].state["services"]["web"]["backend"]
+        assert {row["name"]: row.get("weight", 1) for row in rows} == {"web-1": 1, "web-2": 5}
+        for body in ({}, {"weight": "5"}, {"weight": -1}, {"weight": True}):
+            assert (await client.ask("POST", "/v1/backends/web/web-2/weight", body))[0] == 400
+        assert (await client.ask("POST", "/v1/backends/web/web-9/weight", {"weight": 1}))[0] == 404
+
+
+async def test_who_forgot_which_node_stands_in_the_audit(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        client.site.muxes[1].leave()
+        await client.ask("DELETE", "/v1/muxes/mux2")
+        (line,) = [line for line in await client.get("/v1/audit") if "forgotten" in line["what"]]
+        assert (line["who"], line["what"], line["version"]) == ("operator:alice", "mux mux2 forgotten", 0)
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+async def test_waiting_for_what_nobody_announces_ends_at_once_and_says_so(tmp_path: Path) -> None:
+    """No session is up, and that does not mend by itself: there is nothing to wait for."""
+    async with api(tmp_path) as client:
+        for mux in client.site.muxes:
+            peers = [{"name": "r1", "state": "active"}]
+            waiting = [{"vip": "203.0.113.10", "peer": "r1", "state": "waiting"}]
+            client.controller.hub.status(mux, {"peers": peers, "announcements": waiting})
+        began = asyncio.get_running_loop().time()
+        _, told = await client.ask("POST", "/v1/apply", {"services": [service()], "wait": 60})
+        assert asyncio.get_running_loop().time() - began < 30
+        (row,) = told["announced"]
+        assert (row["announced_by"], row["wanted_by"], row["silent"]) == ([], ["mux1", "mux2"], True)
+        assert row["note"] == "nobody announces it: mux1, mux2 should and do not: BGP session with r1 is down"
+        assert told["behind"] == []
+
+
+async def test_waiting_includes_a_policy_that_waits_for_backends(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        table = with_probe(service(), policy="any-backend")
+        asking = asyncio.create_task(client.ask("POST", "/v1/apply", {"services": [table], "wait": 60}))
+        await until(lambda: any(mux.states and "web" in mux.state.get("services", ()) for mux in client.site.muxes))
+        await asyncio.sleep(0.3)
+        assert not asking.done(), "its backends may be well in a moment"
+        client.site.hosts[0].report("web", "web-1", True)
+        _, told = await asking
+        assert [row["silent"] for row in told["announced"]] == [False]
+        client.site.hosts[0].report("web", "web-1", False)

@@ -25,9 +25,11 @@ from manager.desired import (
     apply_tables,
     delete_service,
     drain_backend,
+    drain_host,
     drain_mux,
     from_entries,
     purge,
+    set_weight,
 )
 from tests.lb.test_config import services_of
 from tests.manager.fleet import RULES, service
@@ -126,7 +128,7 @@ def test_details_say_what_was_and_what_is() -> None:
     table = service(idle=60, probe={"type": "tcp"})
     table["backend"][0]["weight"] = 5
     line = apply_tables(there, [table], RULES).lines[0]
-    assert str(line) == "service web changed: idle default → 60, probe added, weight of web-1 1 → 5"
+    assert str(line) == "service web changed: idle default → 60, probe added (type tcp), weight of web-1 1 → 5"
 
 
 def test_deleting_keeps_the_service_until_its_vip_is_withdrawn() -> None:
@@ -170,6 +172,48 @@ def test_drains_outlive_applying_but_not_their_backend() -> None:
     assert drain_backend(there, "web", "web-1", ALICE).empty
     assert drain_backend(there, "web", "web-1", None).new.drains == {}
     assert drain_mux(there, "mux1", ALICE).new.mux_drains == {"mux1": ALICE}
+
+
+def test_all_of_a_host_is_drained_in_one_change_and_taken_back_in_another() -> None:
+    there = after(service(hosts=(1, 2)), service("dns", "203.0.113.11", (1,)))
+    host = [IPv4Address("10.0.3.1")]
+    change = drain_host(there, "host1", host, ALICE)
+    assert sorted(change.new.drains) == ["dns/dns-1", "web/web-1"]
+    assert change.what == "host host1 drained: backend dns/dns-1 drained; backend web/web-1 drained"
+    assert drain_host(change.new, "host1", host, ALICE).empty
+    now = drain_host(change.new, "host1", host, replace(ALICE, now=True))
+    assert {line.action for line in now.lines} == {"taken out"}
+    assert now.delta()["set"]["drains"]["web/web-1"] == {"who": "alice", "at": 12.0, "now": True}
+    assert change.delta()["set"]["drains"]["web/web-1"] == {"who": "alice", "at": 12.0}, "as older versions read it"
+    assert from_entries(3, {"drains": now.delta()["set"]["drains"]}).drains == now.new.drains
+    assert now.drained() == {"dns", "web"}
+    assert drain_host(now.new, "host1", host, None).new.drains == {}
+    with pytest.raises(NotFoundError, match=r'no backend is on host "host9" \(10\.0\.3\.9\)'):
+        drain_host(there, "host9", [IPv4Address("10.0.3.9")], ALICE)
+
+
+def test_a_weight_is_set_as_if_its_service_had_been_applied_with_it() -> None:
+    there = after(service())
+    change = set_weight(there, "web", "web-2", 7, rules=RULES)
+    assert [str(line) for line in change.lines] == ["service web changed: weight of web-2 1 → 7"]
+    assert set_weight(change.new, "web", "web-2", 7, rules=RULES).empty
+    with pytest.raises(ConfigError, match="must be 0 to 1000"):
+        set_weight(there, "web", "web-2", 1001, rules=RULES)
+    with pytest.raises(NotFoundError, match='service "web" has no backend "web-9"; its backends are web-1, web-2'):
+        set_weight(there, "web", "web-9", 1, rules=RULES)
+
+
+def test_of_probe_and_announcement_values_are_told() -> None:
+    old = {**service(), "probe": {"type": "http", "path": "/a"}, "announce": {"policy": "any-backend"}}
+    new = {**service(), "probe": {"type": "command", "command": ["/bin/check", "-x"], "interval": 5}}
+    (line,) = apply_tables(after(old), [new], RULES).lines
+    assert line.details == (
+        "probe.type http → command",
+        "probe.path /a → default",
+        "probe.command default → [/bin/check -x]",
+        "probe.interval default → 5.0",
+        "announce removed (policy any-backend)",
+    )
 
 
 def test_what_only_a_table_drains_is_undrained_there() -> None:

@@ -262,6 +262,42 @@ async def test_without_a_version_the_latest_change_is_taken_back_and_twice_is_ba
         assert ports(controller) == {"web": "81"}
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+async def test_what_was_taken_back_already_is_not_offered_again(tmp_path: Path, by_hand: bool) -> None:
+    clock = Clock()
+    async with managing(tmp_path, clock) as controller:
+        Site().connect(controller)
+        await controller.apply([service()], WHO)
+        await controller.apply([service(port=81)], WHO)
+        await controller.apply([service(port=82)], WHO, confirm=60)
+        if by_hand:
+            await controller.rollback(None, WHO)
+        else:
+            clock.skip(60)
+            await until(lambda: ports(controller) == {"web": "81"})
+        shown = await controller.rollback(None, WHO, dry_run=True)
+        assert [str(line) for line in shown.change.lines] == ["service web changed: ports 81 → 80"]
+        await controller.rollback(None, WHO)
+        assert ports(controller) == {"web": "80"}
+        await controller.rollback(None, WHO)
+        assert ports(controller) == {"web": "81"}, "twice is back"
+
+
+async def test_a_drain_ordered_while_a_change_waited_is_taken_back_alone(tmp_path: Path) -> None:
+    clock = Clock()
+    async with managing(tmp_path, clock) as controller:
+        Site().connect(controller)
+        await controller.apply([service()], WHO)
+        await controller.apply([service(port=81)], WHO, confirm=60)
+        await controller.drain_backend("web", "web-1", BOB, drain=True)
+        clock.skip(60)
+        await until(lambda: ports(controller) == {"web": "80"})
+        done = await controller.rollback(None, WHO)
+        assert [str(line) for line in done.change.lines] == ["backend web/web-1 undrained"]
+        assert done.change.title == "version 3 taken back"
+        assert (ports(controller), controller.desired.drains) == ({"web": "80"}, {})
+
+
 async def test_what_was_right_then_is_checked_by_the_rules_of_today(tmp_path: Path) -> None:
     async with managing(tmp_path, Clock()) as controller:
         await controller.apply([service()], WHO)

@@ -24,7 +24,7 @@ from lb.node.messages import apply
 from manager import tokens
 from manager.sqlite import FILE, SCHEMA, SqliteStore
 from manager.store import ConflictError, NodeRecord, Store, StoreError, SupersededError, VersionLine
-from manager.tokens import Certificate, JoinRefusal, Token
+from manager.tokens import Certificate, Deed, JoinRefusal, Token
 
 
 @asynccontextmanager
@@ -139,7 +139,8 @@ async def test_memory_nodes_and_terms_last(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         granted = {"set": {"granted": {"203.0.113.10/32": ["mux1"]}}, "remove": {}}
         await store.keep(granted, [node, NodeRecord("agent", "host1", None, None, 1.0, 2.0)], [], 5)
-        await store.forget_node("agent", "host1")
+        await store.forget_node("agent", "host1", Deed(9.0, "operator:ada", "agent host1 forgotten"))
+        assert [(line.who, line.what) for line in await store.audit(1)] == [("operator:ada", "agent host1 forgotten")]
         assert [await store.next_term(), await store.next_term()] == [1, 2]
     async with opened(tmp_path) as store:
         assert await store.memory() == {"granted": {"203.0.113.10/32": ["mux1"]}}
@@ -395,7 +396,7 @@ async def test_of_a_long_audit_the_latest_changes_are_whole_and_the_rest_is_left
         lines = await store.audit(5, 2500)
         assert [line.version for line in lines] == [5, 4, 3, 2, 1]
         assert [line.change is not None for line in lines] == [True, True, False, False, False]
-        assert await store.touched(2) == [(5, frozenset({"services"})), (4, frozenset({"services"}))]
+        assert await store.touched(2) == [(5, frozenset({"services"}), None), (4, frozenset({"services"}), None)]
     finally:
         await store.close()
 
