@@ -177,15 +177,24 @@ def audit(rows: Sequence[Row], width: int | None = None) -> list[str]:
             [(str(row.get("version")), clock(row.get("at")), row.get("who"), _done(row)) for row in rows],
             ("Version",),
         )
+    lines = [
+        f"{row.get('version')!s:>7}  {clock(row.get('at'))}  {cell(row.get('who'))}: {cell(_done(row))}" for row in rows
+    ]
+    return [f"Version  {'Time':<19}  Who: what", *hanging(lines, width, 9)]
+
+
+def history(rows: Sequence[Row], width: int | None = None) -> list[str]:
+    """As the audit, but on a terminal each version is a few lines: one looks for which, and then at what it did."""
+    if width is None:
+        return audit(rows)
     most = max(LEAST, DONE_LINES * (width - 9) - 40)
-    lines, cut = [], False
-    for row in rows:
-        done = cell(_done(row))
-        cut = cut or len(done) > most
-        done = done if len(done) <= most else f"{done[: most - 2].rstrip()} …"
-        lines.append(f"{row.get('version')!s:>7}  {clock(row.get('at'))}  {cell(row.get('who'))}: {done}")
-    more = ["", "… is cut for the terminal; a pipe, a file or -o json gets all of it"] if cut else []
-    return [f"Version  {'Time':<19}  Who: what", *hanging(lines, width, 9), *more]
+    short = [
+        {**row, "what": f"{what[:most].rstrip()} …"} if len(what := str(row.get("what"))) > most else row
+        for row in rows
+    ]
+    cut = any(one is not row for one, row in zip(short, rows, strict=True))
+    more = hanging(["… is cut: a pipe, -o json and `lb get audit` have all of it"], width) if cut else []
+    return [*audit(short, width), *(["", *more] if more else [])]
 
 
 def _done(row: Row) -> str:
@@ -203,7 +212,7 @@ TABLES: dict[str, Draw] = {
     "agents": agents,
     "announcements": _listed(announcements),
     "events": events,
-    "history": audit,
+    "history": history,
     "audit": audit,
 }
 

@@ -298,6 +298,7 @@ def test_what_history_says_at_length_is_cut_for_a_terminal_alone() -> None:
         "why": "",
     }
     shown = TABLES["history"]([row], 80)
-    assert len(shown) < 9
-    assert shown[-1].startswith("… is cut for the terminal")
+    assert len(shown) < 10
+    assert shown[-1].startswith("… is cut: ")
+    assert not any("is cut" in line for line in TABLES["audit"]([row], 80))
     assert "web-59" in "\n".join(TABLES["history"]([row], None))

@@ -132,7 +132,8 @@ def test_a_table_fits_80_columns(what: str) -> None:
 def test_every_table_fits_a_terminal_of_80_columns(what: str) -> None:
     lines = TABLES[what](NARROW[what], 80)
     assert max(map(len, lines)) <= 80, lines
-    assert _letters(lines) >= _letters(TABLES[what](NARROW[what], None)), "folded, and nothing lost"
+    if what != "history":  # which is cut, and says so
+        assert _letters(lines) >= _letters(TABLES[what](NARROW[what], None)), "folded, and nothing lost"
 
 
 @pytest.mark.parametrize("what", STATS)
