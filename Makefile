@@ -93,10 +93,9 @@ test:
 	@echo 'make test: all passed that needs no root. Not run: the namespace labs; "sudo make test" runs them too.'
 endif
 
-# K=name runs those whose names have it.  Few that failed run once more by themselves, and the output says so.
+# K=name runs those whose names have it; tests/lab/suite.py tells how they run.
 lab: build
-	@rm -f .pytest_cache/v/cache/lastfailed
-	@$(pytest) -m lab $(if $(K),-k '$(K)') || $(PY) -m tests.lab.again $$?
+	@$(PY) -m tests.lab.suite $(if $(K),-k '$(K)')
 
 # A copy of the sources with an extension of its own, so that the ordinary one stays as it is.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1

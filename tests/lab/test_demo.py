@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.pace import allowed
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timed]
 
 
 @pytest.mark.parametrize(

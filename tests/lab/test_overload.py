@@ -24,7 +24,7 @@ from tests.lab.services import DETECT, FILES_VIP, PROBE, probed, web
 from tests.lab.topology import PUBLISHED, Node
 from tests.lab.traffic import KeepAlive
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timed]
 
 FLOODED_VIP, PORT = "203.0.113.66", 80
 #: At least so long, seconds.

@@ -26,7 +26,7 @@ from tests.lab.services import DETECT, FILES_VIP, PROBE, WEB_VIP, probed, web
 from tests.lab.topology import PUBLISHED, Node
 from tests.lab.traffic import KeepAlive, requests
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timed]
 
 #: From the agent's verdict to every MUX, seconds, at the median of so many deaths.
 BUDGET, TRIES = 0.1, 9

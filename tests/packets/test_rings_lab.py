@@ -25,7 +25,7 @@ from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.lab.process import wait_for
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet, ipv4, udp
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timed]
 
 VIP = IPv4Network("203.0.113.10/32")
 BACKEND = IPv4Address("10.0.3.1")

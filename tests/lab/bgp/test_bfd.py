@@ -24,7 +24,7 @@ from tests.lab.routers import HOLD, Routers, missing
 from tests.lab.services import FILES_VIP, WEB_VIP, files, web
 from tests.lab.topology import Node
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timed]
 
 VIPS = (WEB_VIP, FILES_VIP)
 #: From the last frame to the router's kernel, seconds, at the median of so many.

@@ -20,6 +20,7 @@ pytest.importorskip("lb._dataplane")
 from lb import netns
 from tests.lab.process import wait_for
 
+pytestmark = pytest.mark.timed
 ROOT = Path(__file__).parents[3]
 KEYS = {"mpps", "ns_per_packet", "loss", "steal", "runs", "mode", "cpu", "commit"}
 LATENCY_KEYS = {"direct_p50_us", "vip_p50_us", "direct_p99_us", "vip_p99_us", "runs"}

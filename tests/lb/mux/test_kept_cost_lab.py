@@ -20,7 +20,7 @@ from lb.mux.netlink import Netlink
 from lb.mux.tun import ROUTE_PROTOCOL, Tun
 from tests.lab import netns
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.timed]
 
 FIRST = int(IPv4Address("198.18.0.0"))
 VIPS = [IPv4Network((FIRST + 2 * number, 32)) for number in range(10_000)]  # no two are neighbours
