@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a MUX does by itself about dead backends while its manager is away. Pure; called by :mod:`lb.mux.daemon`.
+"""What a MUX does by itself about dead backends while its manager is away. Pure.
+
+Called by :mod:`lb.mux.without_manager`.
 
 Health is the manager's to judge, from agents and all MUXes together. Without it a backend that dies would get new flows
 until it is back. So after a while a MUX goes by what it sees itself: what its tunnel probes find down, or whose

@@ -91,6 +91,7 @@ def test_weight_changes_and_drains_under_wrk_break_nothing(keep_alive: KeepAlive
     assert broken([*keep_alive.stop(), fetch.finish()]) == []
 
 
+@pytest.mark.timed
 def test_sighup_at_100_kpps_moves_no_flow_and_loses_no_more_than_without(all_running: Lab) -> None:
     """Odd windows have a reload with other weights, even ones have none; every lost packet is in some counter.
 

@@ -19,9 +19,10 @@ from lb.daemon.marker import RunMarker
 from lb.dataplane import FlowTuple
 from lb.errors import ControlError, DataplaneError
 from lb.model import IoMode, MuxConfig, MuxSettings, Protocol
-from lb.mux.daemon import Daemon, Plane
+from lb.mux.daemon import Daemon
 from lb.mux.engine import Engine
 from lb.mux.mode import WHOLE, Mode, cut
+from lb.mux.plane import Plane
 from lb.mux.startup import StateDir
 from lb.notify import Supervisor
 
@@ -121,14 +122,19 @@ def made(directory: Path) -> Any:
     )
 
 
+def opened(daemon: Any, port: Any, engine: Any) -> Plane:
+    """What its start would have opened."""
+    mode = Mode(IoMode.PACKET, "asked for", WHOLE)
+    return Plane(port, mode, engine, interface="eth0", workers=1, tasks=daemon._tasks, lost=daemon._port_lost)
+
+
 def test_an_interface_whose_workers_do_not_start_counts_as_lost_whatever_the_reason(tmp_path: Path) -> None:
     """Else it looks open, is never opened again, and nobody forwards."""
 
     async def main() -> None:
         daemon = made(tmp_path)
         port = Reopened()
-        daemon._opened = Opened(port)
-        daemon._opened.engine = Workerless()
+        daemon._opened = opened(daemon, port, Workerless())
         daemon._condition.state = "ready"
         with pytest.raises(RuntimeError):
             await daemon._reopen()
@@ -151,7 +157,7 @@ def test_what_became_of_super_packets_is_said_whenever_the_interface_is_opened_a
     async def main() -> None:
         daemon = made(tmp_path)
         port = Reopened()
-        daemon._opened = Plane(port, Mode(IoMode.PACKET, "asked for", WHOLE), Working())  # type: ignore[arg-type]
+        daemon._opened = opened(daemon, port, Working())
         daemon._watch = SimpleNamespace(links={})
         daemon._links_changed = lambda _: None
         whole, refused = f"AF_PACKET: {WHOLE}", f"AF_PACKET: {cut('in the way')}"

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data plane of one MUX while it is open: the port that packets come and go by, and the engine that forwards them.
+
+It is opened again when the interface is another one (:meth:`Plane.reopen`), and gets other workers while it forwards
+(:meth:`Plane.resize`); flows are remembered over both. Owned by :mod:`lb.mux.daemon`; used in its event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+from lb.daemon.supervise import Tasks
+from lb.errors import DataplaneError, VipmuxError
+from lb.log import get_logger
+from lb.mux.engine import Engine
+from lb.mux.mode import Mode
+from lb.mux.ports import Port
+
+log = get_logger()
+
+
+class Plane:
+    """What forwards packets."""
+
+    def __init__(
+        self,
+        port: Port,
+        mode: Mode,
+        engine: Engine,
+        *,
+        interface: str,
+        workers: int,
+        tasks: Tasks,
+        lost: Callable[[], None],
+    ) -> None:
+        """``lost`` is called when nobody forwards any more, because the port could not be opened again."""
+        self.port = port
+        self.mode = mode  #: what was obtained when the port was opened last
+        self.engine = engine
+        self.workers = workers
+        self._interface = interface
+        self._tasks = tasks
+        self._lost = lost
+        self._opening = asyncio.Lock()  # one who opens and closes ios at a time
+
+    async def reopen(self) -> None:
+        """A new interface of the old name: new isolation, new rings, the same flow tables. Raises VipmuxError."""
+        async with self._opening:
+            self.engine.stop()
+            try:
+                await self.port.reopen()
+                self.engine.start(self.port.ios)
+            except Exception:  # whatever it is: else the port looks open, and nobody forwards
+                self._lose()
+                raise
+            self._opened_again()
+        self._inherit_soon()
+
+    def _lose(self) -> None:
+        """The keeper opens it again."""
+        self.engine.stop()
+        self.port.close_ios()
+        self._lost()
+
+    def _opened_again(self) -> None:
+        """What was had of the port before may not be had now, and what was refused may be."""
+        before, self.mode = self.mode, replace(self.mode, details=self.port.details)
+        say = log.warning if self.mode.cuts and not before.cuts else log.info
+        more = {} if self.mode == before else {"before": before.text}
+        say("interface opened again", interface=self._interface, mode=self.mode.text, **more)
+
+    async def resize(self, workers: int) -> None:
+        """More workers or fewer, and every flow is known to them.
+
+        Raises VipmuxError, with the workers as they were or with the port lost."""
+        before = self.workers
+        if workers == before:
+            return
+        async with self._opening:
+            await asyncio.to_thread(self.engine.inherit)  # what a change before left
+            self.engine.expect_strangers()
+            try:
+                await self.port.resize(workers, self.engine)
+            except VipmuxError as error:
+                if not self.engine.bursts() and self.port.ios:
+                    self._lose()
+                raise DataplaneError(f"mux.workers: {before} did not become {workers}: {error}") from None
+            self.mode = replace(self.mode, details=self.port.details)
+            self.workers = workers
+        self._inherit_soon()
+        log.info("workers changed", before=before, workers=workers, mode=self.mode.text)
+
+    def _inherit_soon(self) -> None:
+        if self.engine.inherits:
+            self._tasks.retried("flows to other workers", self._inherit)
+
+    async def _inherit(self) -> None:
+        flows = await asyncio.to_thread(self.engine.inherit)
+        log.info("flows moved to other workers", flows=flows)
