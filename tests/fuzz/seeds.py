@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.packets.world import MUX
 #: What to do with a record of fuzz_mux.c.
 GROW, OFFLOAD, BURST_ENDS, TIME_PASSES, OTHER_SNAPSHOT = 0x04, 0x08, 0x20, 0x40, 0x80
 LONGEST = 4000
+#: With one of fuzz_gate.c.
+GATE_FIX, GATE_AIM, GATE_TELL = 0x01, 0x02, 0x04
 
 
 def _record(packet: bytes, what: int = 0, how: int = 0) -> bytes:
@@ -81,7 +84,36 @@ def services() -> Iterator[bytes]:
         yield b"".join(bytes([kind[0] | n % 4 << 6]) + kind[1:] for n, kind in enumerate(some))
 
 
+def gate() -> Iterator[bytes]:
+    """Every row as a plain frame and as a super-packet, and TCP rows with more behind them than a segment takes."""
+    told = struct.pack("=BBHHHH", 0, 0, 0, 300, 0, 0)  # a virtio header of which the segments' size counts
+    for row in ROWS:
+        if not row.packet or len(row.packet) >= LONGEST:
+            continue
+        frame = ethernet(row.packet)
+        yield bytes([0]) + _gate_record(frame, 0, bytes(10))
+        for more in (0, 400, 2000):
+            yield bytes([0]) + _gate_record(frame + bytes(more), GATE_FIX | GATE_AIM | GATE_TELL, told)
+
+
+def _gate_record(frame: bytes, what: int, offload: bytes) -> bytes:
+    return bytes([what]) + len(frame).to_bytes(2, "big") + offload + frame
+
+
+def neighbours() -> Iterator[bytes]:
+    """What others know is asked for, of every class, at once and after each jump of a clock."""
+    known = b"".join(bytes([2 | table << 3, n, 7 * n + table]) for n in range(24) for table in (2, 3))
+    ask = b"".join(bytes([0, n, 0]) for n in range(24))
+    own = b"".join(bytes([2, n, n]) for n in range(0, 24, 2))
+    for jump in range(8):
+        for table in (0, 2, 3):
+            later = bytes([6 | table << 3, 0, jump])
+            yield known + later + ask + own + later + ask
+
+
 SEEDS = {
+    "fuzz_gate": gate,
+    "fuzz_neighbours": neighbours,
     "fuzz_mux": mux,
     "fuzz_packet": packet,
     "fuzz_host": host,
