@@ -288,5 +288,7 @@ int redirect_test(const struct redirect *redirect, const uint8_t *frame, uint32_
 		return -ENOMEM;
 	error = bpf_sys_program_test(redirect->program, frame, length, out, &room, &verdict);
 	free(out);
-	return error ? error : verdict == XDP_REDIRECT;
+	if (error)
+		return error;
+	return verdict == XDP_REDIRECT ? 1 : verdict == XDP_PASS ? 0 : -EPROTO;
 }

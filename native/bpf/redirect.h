@@ -40,7 +40,10 @@ int redirect_attach(struct redirect *redirect, int ifindex, bool generic);
 bool redirect_attached(const struct redirect *redirect);
 void redirect_detach(struct redirect *redirect);
 
-/* One frame through the program (BPF_PROG_TEST_RUN), as if received by queue 0.  1: taken, 0: left to the kernel. */
+/*
+ * One frame through the program (BPF_PROG_TEST_RUN), as if received by queue 0.  1: taken, 0: left to the kernel; -EPROTO:
+ * neither, which would be lost.
+ */
 int redirect_test(const struct redirect *redirect, const uint8_t *frame, uint32_t length);
 
 /* Detaches first. */

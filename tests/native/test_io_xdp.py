@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Iterator
 from ctypes import CDLL, c_uint64
@@ -41,6 +42,10 @@ class Kernel:
 
     def close(self) -> None:
         self._c.probe_close()
+
+    def answer(self, kind: int, code: int, times: int) -> None:
+        """What a bind of a kind is answered from now on."""
+        self._c.probe_answer(kind, code, times)
 
     def interface(self, number: int, *, there: bool = True, up: bool = True, mtu: int = 1500) -> None:
         self._c.probe_interface(number, int(there), int(up), mtu)
@@ -254,6 +259,105 @@ def test_every_queue_gets_its_turn() -> None:
         assert kernel.counts().received + kernel.counts().missed == 40 * BURST
         assert kernel.deliver(RING, 0) == kernel.deliver(RING, 1) == RING
     finally:
+        kernel.close()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """How an opening went: binds asked for, of the first socket, of others on its interface and elsewhere."""
+
+    error: int
+    zero_copy: int
+    copying: int
+    queues: int
+    ways: int
+    pauses: int
+    sockets: int
+    without_chunks: int
+    busy: int
+
+
+#: What is answered: a first socket's bind, zero-copy or copying; that of its interface's other queues; of a way out.
+ZERO_COPY, COPYING, QUEUE, WAY = range(4)
+FOREVER = 1 << 20
+
+
+@pytest.fixture
+def driver() -> Iterator[CDLL]:
+    made = library("xdp_probe.c")
+    yield made
+    for kind in (ZERO_COPY, COPYING, QUEUE, WAY):
+        made.probe_answer(kind, 0, 0)
+
+
+def opening(driver: CDLL, queues: int = 1, *, zero_copy: bool, busy: bool = False, no_busy: bool = False) -> Opened:
+    told = (c_uint64 * 8)()
+    error = driver.probe_open_as(queues, int(zero_copy), int(busy), int(no_busy), told)
+    return Opened(int(error), *told)
+
+
+@pytest.mark.parametrize("zero_copy", [True, False], ids=["zero-copy", "copying"])
+def test_a_driver_is_asked_for_what_was_wanted_and_finds_chunks_as_soon_as_it_says_yes(
+    driver: CDLL, zero_copy: bool
+) -> None:
+    made = opening(driver, 3, zero_copy=zero_copy)
+    driver.probe_close()
+    assert (made.error, made.zero_copy, made.copying, made.queues) == (0, int(zero_copy), int(not zero_copy), 2)
+    assert (made.pauses, made.without_chunks) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [ZERO_COPY, QUEUE], ids=["the first queue", "another queue"])
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOBUFS])
+def test_a_driver_that_refuses_is_asked_once_and_all_that_was_opened_is_closed(
+    driver: CDLL, kind: int, code: int
+) -> None:
+    driver.probe_answer(kind, -code, FOREVER)
+    made = opening(driver, 2, zero_copy=True)
+    assert made.error == -code
+    assert (made.zero_copy, made.copying, made.queues) == (1, 0, int(kind == QUEUE))
+    assert (made.pauses, made.sockets) == (0, 0)
+
+
+@pytest.mark.parametrize(("kind", "zero_copy"), [(ZERO_COPY, True), (COPYING, False), (QUEUE, True)])
+def test_a_queue_that_one_who_was_killed_had_a_moment_ago_is_waited_for(
+    driver: CDLL, kind: int, zero_copy: bool
+) -> None:
+    driver.probe_answer(kind, -errno.EBUSY, 7)
+    made = opening(driver, 2, zero_copy=zero_copy)
+    driver.probe_close()
+    assert (made.error, made.pauses) == (0, 7)
+    driver.probe_answer(kind, -errno.EBUSY, FOREVER)
+    made = opening(driver, 2, zero_copy=zero_copy)
+    assert (made.error, made.pauses, made.sockets) == (-errno.EBUSY, 99, 0)
+
+
+def test_a_kernel_that_polls_for_nobody_is_no_reason_to_refuse(driver: CDLL) -> None:
+    for asked, refused, got in ((True, False, 1), (True, True, 0), (False, False, 0)):
+        made = opening(driver, zero_copy=False, busy=asked, no_busy=refused)
+        driver.probe_close()
+        assert (made.error, made.busy) == (0, got)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL, errno.EBUSY])
+def test_an_interface_that_shares_no_memory_is_left_by_a_packet_socket_and_asked_once(code: int) -> None:
+    """Zero-copy in, and no driver for it out."""
+    kernel = Kernel()
+    try:
+        kernel.answer(WAY, -code, FOREVER)
+        for _ in range(3):
+            kernel.deliver(8)
+            kernel.turn(ENCAPSULATE)
+        counts = kernel.counts()
+        assert (counts.sent, counts.by_packet, counts.send_errors) == (24, 24, 0)
+        kernel.answer(WAY, 0, 0)
+        kernel.deliver(8)
+        kernel.turn(ENCAPSULATE)
+        assert kernel.counts().by_packet == 32
+        kernel.deliver(8)
+        kernel.turn(ENCAPSULATE, 3)  # another takes it
+        assert kernel.counts().wired == 8
+    finally:
+        kernel.answer(WAY, 0, 0)
         kernel.close()
 
 

@@ -57,6 +57,15 @@ static uint64_t wired, spoiled, by_packet, refused, beyond_mtu, kernel_lost;
 static uint8_t *memory_base;
 static uint32_t memory_chunk, memory_chunks;
 
+/* What a bind is answered, for so many times: of the first socket, zero-copy or copying; of others on its interface; elsewhere. */
+enum { ANSWER_ZERO_COPY, ANSWER_COPY, ANSWER_QUEUE, ANSWER_WAY, ANSWERS };
+static struct {
+	int error;
+	unsigned times, asked;
+} answers[ANSWERS];
+static unsigned open_sockets, pauses, bound_empty;
+static bool busy_refused;
+
 static struct fake *fake_of(int fd)
 {
 	return &fakes[fd - FIRST_FD];
@@ -106,6 +115,7 @@ int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, bool receives)
 	memset(fake, 0, sizeof(*fake));
 	fake->xsk = xsk;
 	xsk->fd = FIRST_FD + (int)fake_count++;
+	open_sockets++;
 	make_ring(&xsk->fill, fake->numbers, sizeof(uint64_t), receives ? XSK_RECEIVE_RING : 8);
 	make_ring(&xsk->complete, fake->numbers + 3, sizeof(uint64_t), XSK_SEND_RING);
 	make_ring(&xsk->send, fake->numbers + 6, sizeof(struct xdp_desc), XSK_SEND_RING);
@@ -115,20 +125,31 @@ int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, bool receives)
 	return 0;
 }
 
-int xsk_bind(struct xsk *xsk, int ifindex, uint32_t queue, enum xsk_copy copy)
+static int bind_as(struct xsk *xsk, int ifindex, unsigned kind)
 {
-	(void)queue;
-	(void)copy;
+	answers[kind].asked++;
+	if (kind != ANSWER_WAY && *xsk->fill.producer == *xsk->fill.consumer)
+		bound_empty++;
 	if (!interfaces[ifindex].there)
 		return -ENODEV;
+	if (answers[kind].times) {
+		answers[kind].times--;
+		return answers[kind].error;
+	}
 	fake_of(xsk->fd)->ifindex = ifindex;
 	return 0;
 }
 
+int xsk_bind(struct xsk *xsk, int ifindex, uint32_t queue, enum xsk_copy copy)
+{
+	(void)queue;
+	return bind_as(xsk, ifindex, copy == XSK_COPY ? ANSWER_COPY : ANSWER_ZERO_COPY);
+}
+
 int xsk_bind_shared(struct xsk *xsk, int ifindex, uint32_t queue, const struct xsk *first)
 {
-	(void)first;
-	return xsk_bind(xsk, ifindex, queue, XSK_COPY);
+	(void)queue;
+	return bind_as(xsk, ifindex, ifindex == fake_of(first->fd)->ifindex ? ANSWER_QUEUE : ANSWER_WAY);
 }
 
 void xsk_close(struct xsk *xsk)
@@ -137,6 +158,7 @@ void xsk_close(struct xsk *xsk)
 	free(xsk->complete.entries);
 	free(xsk->send.entries);
 	free(xsk->receive.entries);
+	open_sockets -= xsk->fd >= 0;
 	xsk->fd = -1;
 }
 
@@ -148,7 +170,7 @@ bool xsk_raise_send_budget(struct xsk *xsk)
 int xsk_poll_busily(struct xsk *xsk, unsigned microseconds)
 {
 	(void)xsk;
-	return microseconds ? 0 : -EINVAL;
+	return microseconds && !busy_refused ? 0 : -EINVAL;
 }
 
 void xsk_counts(const struct xsk *xsk, uint64_t *missed, uint64_t *invalid)
@@ -263,6 +285,13 @@ static unsigned fake_if_nametoindex(const char *name)
 	return (unsigned)(name[0] - 'a');
 }
 
+static int fake_nanosleep(const struct timespec *time, struct timespec *left)
+{
+	(void)left;
+	pauses += time->tv_nsec > 0;
+	return 0;
+}
+
 struct redirect;
 int redirect_set_socket(struct redirect *redirect, uint32_t queue, int socket);
 int redirect_set_socket(struct redirect *redirect, uint32_t queue, int socket)
@@ -278,6 +307,7 @@ int redirect_set_socket(struct redirect *redirect, uint32_t queue, int socket)
 #define socket fake_socket
 #define setsockopt fake_setsockopt
 #define if_nametoindex fake_if_nametoindex
+#define nanosleep fake_nanosleep
 #include "io_xdp.c"
 
 /* ---- what Python asks for ---- */
@@ -285,6 +315,8 @@ int redirect_set_socket(struct redirect *redirect, uint32_t queue, int socket)
 static struct io *io;
 
 int probe_open(unsigned queues, unsigned frame_max);
+void probe_answer(unsigned kind, int error, unsigned times);
+int probe_open_as(unsigned queues, int zero_copy, int busy_poll, int no_busy_poll, uint64_t *out);
 void probe_close(void);
 void probe_interface(int ifindex, int there, int up, int mtu);
 unsigned probe_deliver(unsigned queue, unsigned count, unsigned length);
@@ -302,10 +334,42 @@ int probe_open(unsigned queues, unsigned frame_max)
 	memset(fakes, 0, sizeof(fakes));
 	memset(interfaces, 0, sizeof(interfaces));
 	fake_count = 0;
+	memset(answers, 0, sizeof(answers));
 	wired = spoiled = by_packet = refused = beyond_mtu = kernel_lost = 0;
 	for (int i = 1; i < INTERFACES; i++)
 		probe_interface(i, 1, 1, 1500);
 	return xdp_io_open("b", NULL, &settings, &io);
+}
+
+/* From the next open on. */
+void probe_answer(unsigned kind, int error, unsigned times)
+{
+	answers[kind].error = error;
+	answers[kind].times = times;
+}
+
+/* As one that may be refused.  out: binds asked for by kind, pauses, sockets open, bound without chunks to receive into, busy. */
+int probe_open_as(unsigned queues, int zero_copy, int busy_poll, int no_busy_poll, uint64_t *out)
+{
+	struct xdp_settings settings = { 0, 1, queues, 1514, zero_copy, busy_poll };
+	int error;
+
+	memset(fakes, 0, sizeof(fakes));
+	fake_count = open_sockets = pauses = bound_empty = 0;
+	busy_refused = no_busy_poll;
+	for (unsigned kind = 0; kind < ANSWERS; kind++)
+		answers[kind].asked = 0;
+	for (int i = 1; i < INTERFACES; i++)
+		probe_interface(i, 1, 1, 1500);
+	error = xdp_io_open("b", NULL, &settings, &io);
+	busy_refused = false;
+	for (unsigned kind = 0; kind < ANSWERS; kind++)
+		out[kind] = answers[kind].asked;
+	out[4] = pauses;
+	out[5] = open_sockets;
+	out[6] = bound_empty;
+	out[7] = !error && settings.busy_poll && io->never_rests;
+	return error;
 }
 
 void probe_close(void)
