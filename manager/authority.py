@@ -167,6 +167,14 @@ class Authority:
         """For the key in the request alone: nothing else of it is believed. Raises AccessError."""
         return self._issue(_requested_key(csr), subject, timedelta(seconds=lifetime))
 
+    @staticmethod
+    def serial_for(pem: str, csr: str) -> str | None:
+        """The serial of a certificate of ours, if it is for the key in the request, which must be signed with it; else
+        None. Raises AccessError for what is no request."""
+        certificate = x509.load_pem_x509_certificate(pem.encode())
+        same = _requested_key(csr) == certificate.public_key()
+        return serial_text(certificate.serial_number) if same else None
+
     def make_operator(self, name: str) -> tuple[Issued, str]:
         """A certificate and its key, both made here, as PEM."""
         key = ec.generate_private_key(ec.SECP256R1())

@@ -37,8 +37,9 @@ IDLE_STRANGER = 10.0
 WAIT_MAX = 10.0
 #: Connections of somebody known stay open between two requests for so long, seconds.
 IDLE_KNOWN = 75
-#: All that a stranger may send over one connection, bytes: some requests of the largest heads there can be.
-STRANGER_BYTES = 256 * 1024
+#: All that a stranger may send over one connection, bytes: some requests of the largest heads there can be. What comes
+#: in little pieces counts as if each were so large, for that is what costs.
+STRANGER_BYTES, PIECE = 256 * 1024, 1024
 #: Of what is read at once, and kept until somebody takes it, bytes.
 READ_SIZE = 32 * 1024
 #: Connections of one operator or node, and handshakes of it that are not counted against its address.
@@ -49,8 +50,9 @@ UNREAD_MAX = 30.0
 #: Answers that nobody takes may need so much in all, bytes; beyond it whoever has the most of it is let go, unless it
 #: was answered less than so many seconds ago.
 UNREAD_ALL, UNREAD_FRESH = 128 << 20, 2.0
-#: So many are accepted in one go; if there are more, they wait so long for the next, seconds.
-ACCEPTS, ACCEPT_PAUSE = 64, 0.02
+#: So many are accepted in one go, others being served between. Whoever opens more than so many at once, and so many a
+#: second after that, is accepted no faster: they wait so long for the next go, seconds.
+ACCEPTS, ACCEPT_BURST, ACCEPT_RATE, ACCEPT_PAUSE = 64, 2048.0, 3500.0, 0.02
 #: Nobody is accepted for so long where the machine has no room for more, seconds.
 FULL_PAUSE = 0.25
 #: How often time is looked at, and what was turned away is said, seconds.
@@ -70,14 +72,16 @@ class Guest(asyncio.Protocol):
     """One connection: aiohttp's protocol, and what is counted beside it."""
 
     __slots__ = (
-        "_door", "_inner", "_spent", "_transport", "address", "left", "serving", "since", "socket", "stranger", "who",
+        "_asked", "_door", "_inner", "_spent", "_transport",
+        "address", "left", "serving", "since", "socket", "stranger", "who",
     )  # fmt: skip
 
     def __init__(self, door: Door, connection: socket.socket, address: str, now: float) -> None:
         self._door = door
         self._inner: web.RequestHandler | None = None
         self._transport: asyncio.Transport | None = None
-        self._spent = 1  #: of its address's credit: the handshake, and requests
+        self._spent = 1  #: of its address's credit: the handshake with a first request, and further ones
+        self._asked = False
         self.socket = connection
         self.address = address
         self.since = now  #: when it came, or the last request ended
@@ -93,7 +97,7 @@ class Guest(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.stranger:
-            self.left -= len(data)
+            self.left -= max(len(data), PIECE)
             if self.left < 0:
                 self._door.turned_away("sent too much before it was known who it is")
                 self.drop()
@@ -128,7 +132,8 @@ class Guest(asyncio.Protocol):
 
     def asks(self) -> bool:
         """One more request; False: too many."""
-        if not self.stranger:
+        first, self._asked = not self._asked, True
+        if first or not self.stranger:
             return True
         if not self._door.guests.asks(self.address):
             return False
@@ -187,6 +192,7 @@ class Door:
         self._credits: dict[str, Credit] = {}
         self._away: Counter[str] = Counter()
         self._said = clock()
+        self._accepts = Credit(ACCEPT_BURST, ACCEPT_RATE, clock())
         self._pump: asyncio.TimerHandle | None = None
         self._resume: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
@@ -230,7 +236,11 @@ class Door:
         self._resume = loop.call_later(seconds, self._accept_again)
 
     def _accept(self) -> None:
+        now = self._clock()
         for _ in range(ACCEPTS):
+            if not self._accepts.take(now):
+                self._pause(ACCEPT_PAUSE)
+                return
             try:
                 connection, address = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -241,8 +251,6 @@ class Door:
                 self._full(error)
                 return
             self._came(connection, str(address[0]))
-        else:
-            self._pause(ACCEPT_PAUSE)
 
     def _full(self, error: OSError) -> None:
         """The machine has no room: whoever waits goes, and the rest is left to the kernel for a moment."""

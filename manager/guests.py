@@ -3,11 +3,12 @@
 
 A *guest* is a connection; it is a stranger until a certificate or a token told who it is, and costs nothing here from
 then on. Strangers are counted for each address (of IPv6: for each /64) and in all. Whoever says nothing waits outside,
-where it is a descriptor and no more; who has spoken waits for its turn. Beginning a handshake, and every
-request, takes one unit of the address's credit and of everybody's; both come back when the stranger turns out to be
-somebody, so a fleet that connects at once waits for nothing, and who only knocks is let in at a slow rate. Where there
-are too many, the address that has most loses its oldest. An address where somebody was known lately is a friend: it has
-more credit, and needs none of everybody's. Used by :mod:`manager.door`, in the event loop.
+where it is a descriptor and no more; who has spoken waits for its turn. A handshake with a first request, and every
+further request, takes one unit of the address's credit and of everybody's; both come back when the stranger turns out
+to be somebody, so a fleet that connects at once waits for nothing, and who only knocks is let in at a slow rate. Where
+all places inside are taken, an address with fewer of them has one of the address with most, at once; among equals only
+who had time to become known loses its place, so that no fleet puts out its own. An address where somebody was known
+lately is a friend: it has more credit, and needs none of everybody's. Used by :mod:`manager.door`, in the event loop.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ ADDRESSES_MAX = 4096
 FRIEND = 24 * 3600.0
 #: A friend's credit is so many times a stranger's.
 FAVOUR = 10
+#: Time for a handshake and a request, seconds: who is inside for longer, and still a stranger, is in the way.
+PATIENCE = 3.0
 
 G = TypeVar("G")
 
@@ -36,10 +39,10 @@ class Limits:
     waiting_each: int = 512  #: of one address
     inside: int = 256  #: at their handshake, or after it: some tens of KiB each
     inside_each: int = 64
-    burst: float = 64.0  #: handshakes and requests of one address at once, and how many a second after that
+    burst: float = 128.0  #: handshakes and requests of one address at once, and how many a second after that
     rate: float = 8.0
-    burst_all: float = 256.0  #: the same of all that are no friends
-    rate_all: float = 50.0
+    burst_all: float = 192.0  #: the same of all that are no friends
+    rate_all: float = 25.0
 
     def for_descriptors(self, limit: int) -> Limits:
         """Of a process that may have so many: the greater part is for those who are known."""
@@ -87,7 +90,7 @@ class _Address(Generic[G]):
         self.friend_until = float("-inf")
         self.waiting: dict[G, None] = {}  # the oldest first; all that are outside
         self.ready: deque[G] = deque()  # those of them that have spoken
-        self.inside: dict[G, None] = {}  # the oldest first
+        self.inside: dict[G, float] = {}  # and since when; the oldest first
 
     @property
     def empty(self) -> bool:
@@ -143,30 +146,40 @@ class Guests(Generic[G]):
         found: _Address[G] | None = None
         best = 1.0
         everybody = self._all.left(now) >= 1.0
+        most = self._most() if self.inside >= self.limits.inside else None
         for at in self._addresses.values():
             if at.ready and (everybody or at.friend_until > now):
                 left = at.credit.left(now)
-                if left >= best and (found is None or left > best):
+                if left >= best and (found is None or left > best) and self._room(at, most, now):
                     found, best = at, left
         if found is None:
             return None
+        loser = self._loser(found, most)
         found.credit.take(now)
         if found.friend_until <= now:
             self._all.take(now)
         guest = found.ready.popleft()
         del found.waiting[guest]
         self.waiting -= 1
-        return guest, self._enter(found, guest)
-
-    def _enter(self, at: _Address[G], guest: G) -> list[G]:
-        out = []
-        if len(at.inside) >= self.limits.inside_each:
-            out.append(self._oldest(at))
-        elif self.inside >= self.limits.inside:
-            out.append(self._oldest(max(self._addresses.values(), key=lambda one: len(one.inside))))
-        at.inside[guest] = None
+        out = [self._oldest(loser)] if loser is not None else []
+        found.inside[guest] = now
         self.inside += 1
-        return out
+        return guest, out
+
+    def _most(self) -> _Address[G]:
+        return max(self._addresses.values(), key=lambda at: len(at.inside))
+
+    def _loser(self, at: _Address[G], most: _Address[G] | None) -> _Address[G] | None:
+        """Of whom one has to go where one more of this address comes in; None: there is a place."""
+        return at if len(at.inside) >= self.limits.inside_each else most
+
+    def _room(self, at: _Address[G], most: _Address[G] | None, now: float) -> bool:
+        loser = self._loser(at, most)
+        if loser is None:
+            return True
+        own = len(at.inside)
+        fewer = own + (1 if own else 0) < len(loser.inside)  # else two that are equal would go on taking from another
+        return fewer or now - next(iter(loser.inside.values())) >= PATIENCE
 
     def _oldest(self, at: _Address[G]) -> G:
         guest = next(iter(at.inside))

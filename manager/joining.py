@@ -7,6 +7,7 @@ Added to the manager's application by :mod:`manager.daemon`; everything is decid
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from typing import Any
 
@@ -32,9 +33,8 @@ def routes(trust: Trust) -> list[web.RouteDef]:
         """The only call that changes something and needs no certificate."""
         try:
             body = await _body(request)
-            answer = await trust.join(body, address_of(request))
-            known(request, f"{body['kind']}:{body['name']}")  # a fleet that joins at once waits for nothing
-            return web.json_response(answer)
+            # Whoever has a good token is no stranger from then on: nobody takes its place while it is joined.
+            return web.json_response(await trust.join(body, address_of(request), functools.partial(known, request)))
         except AccessError as error:
             return web.json_response({"error": str(error)}, status=403)
 

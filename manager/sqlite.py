@@ -385,7 +385,7 @@ class SqliteStore:
 
     def _add_token(self, token: Token) -> None:
         with self._transaction() as database:
-            database.execute("INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
+            database.execute("INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
             self._note(tokens.made(token))
 
     def _note(self, deed: Deed) -> None:
@@ -413,13 +413,14 @@ class SqliteStore:
     def _end_tokens(self, digests: list[str], at: float, who: str) -> None:
         with self._transaction() as database:
             for token in filter(None, map(self._token, digests)):
-                database.execute("UPDATE token SET expires = min(expires, ?) WHERE digest = ?", (at, token.digest))
+                end = "UPDATE token SET expires = min(expires, ?), joined = NULL WHERE digest = ?"
+                database.execute(end, (at, token.digest))
                 self._note(tokens.ended(token, at, who))
 
-    async def join(self, digest: str, certificate: Certificate, *, replaces: bool) -> JoinRefusal | None:
-        return await self._run(self._join, digest, certificate, replaces)
+    async def join(self, digest: str, certificate: Certificate, pem: str, *, replaces: bool) -> JoinRefusal | None:
+        return await self._run(self._join, digest, certificate, pem, replaces)
 
-    def _join(self, digest: str, certificate: Certificate, replaces: bool) -> JoinRefusal | None:
+    def _join(self, digest: str, certificate: Certificate, pem: str, replaces: bool) -> JoinRefusal | None:
         at, node = certificate.made_at, certificate.common_name
         valid = "kind = ? AND name = ? AND revoked_at IS NULL AND expires > ?"
         values = (certificate.kind, certificate.name, at)
@@ -433,7 +434,8 @@ class SqliteStore:
                 self._turn_page()
                 revoke = f"UPDATE certificate SET revoked_at = ?, revoked_why = ? WHERE {valid}"  # noqa: S608  ours
                 database.execute(revoke, (at, f"{certificate.name} joined anew", *values))
-            database.execute("UPDATE token SET used_at = ?, used_by = ? WHERE digest = ?", (at, node, digest))
+            spend = "UPDATE token SET used_at = ?, used_by = ?, joined = ? WHERE digest = ?"
+            database.execute(spend, (at, node, pem, digest))
             database.execute("INSERT INTO certificate VALUES (?, ?, ?, ?, ?, ?, ?)", astuple(certificate))
             self._note(tokens.joined(token, certificate))
         self._witness()
@@ -460,6 +462,13 @@ class SqliteStore:
     def _certificates(self) -> list[Certificate]:
         rows = self._db.execute("SELECT * FROM certificate WHERE expires > ?", (time.time(),))
         return [Certificate(*row) for row in rows]
+
+    async def revoked(self) -> dict[str, str]:
+        return await self._run(self._revoked)
+
+    def _revoked(self) -> dict[str, str]:
+        said = "SELECT serial, coalesce(revoked_why, 'no reason was given') FROM certificate"
+        return dict(self._db.execute(f"{said} WHERE revoked_at IS NOT NULL AND expires > ?", (time.time(),)).fetchall())
 
     async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None:
         await self._run(self._revoke, list(serials), at, why, who)
@@ -614,6 +623,14 @@ def _keep_deeds(database: sqlite3.Connection) -> None:
         )
 
 
+def _keep_what_was_given(database: sqlite3.Connection) -> None:
+    """Form 7: a token keeps the certificate that was given for it. And of what is asked for at each join, and each
+    second, there is an index, for certificates are as many as ever were made."""
+    database.execute("ALTER TABLE token ADD COLUMN joined TEXT")
+    database.execute("CREATE INDEX certificate_whose ON certificate (kind, name)")
+    database.execute("CREATE INDEX certificate_revoked ON certificate (expires) WHERE revoked_at IS NOT NULL")
+
+
 #: What makes form 2 of form 1, 3 of 2, and so on.
 MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _keep_what_was_before,
@@ -621,6 +638,7 @@ MIGRATIONS: tuple[Callable[[sqlite3.Connection], None], ...] = (
     _mark_history,
     _mark_ends,
     _keep_deeds,
+    _keep_what_was_given,
 )
 #: The form that this version writes.
 FORM = 1 + len(MIGRATIONS)

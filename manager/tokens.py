@@ -63,6 +63,7 @@ class Token:
     expires: float
     used_at: float | None = None
     used_by: str | None = None
+    joined: str | None = None  #: the certificate that was given for it, as PEM, to whoever has its key
 
     @property
     def id(self) -> str:
@@ -155,7 +156,7 @@ class TrustStore(Protocol):
         ...
 
     async def end_tokens(self, digests: Collection[str], at: float, who: str = HERE) -> None:
-        """They work no more from now on."""
+        """They work no more from now on, and what was given for them is not given again."""
         ...
 
     async def add_certificate(
@@ -165,13 +166,17 @@ class TrustStore(Protocol):
         ``made_by``: who made it, where nobody asked for it with a token or with another."""
         ...
 
-    async def join(self, digest: str, certificate: Certificate, *, replaces: bool) -> JoinRefusal | None:
+    async def join(self, digest: str, certificate: Certificate, pem: str, *, replaces: bool) -> JoinRefusal | None:
         """In one transaction: spends the token, revokes what the node had (``replaces``; else it may have nothing), and
-        adds its certificate. All of it, or nothing and why."""
+        adds its certificate, which the token keeps as text. All of it, or nothing and why."""
         ...
 
     async def certificates(self) -> list[Certificate]:
         """All that have not expired."""
+        ...
+
+    async def revoked(self) -> dict[str, str]:
+        """Serial and reason of those of them that were revoked: few, and asked for every second."""
         ...
 
     async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None: ...

@@ -34,8 +34,10 @@ _peer: contextvars.ContextVar[str] = contextvars.ContextVar("peer", default="?")
 RENEWALS = 5
 #: Of so many nodes that is remembered.
 RENEWERS_MAX = 20_000
+#: A node that did not get the answer to its joining may ask for it again for so long, seconds.
+JOIN_AGAIN = 3600.0
 #: Connections waiting to be accepted.
-BACKLOG = 512
+BACKLOG = 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,32 +135,63 @@ class Trust:
 
     # -- certificates -------------------------------------------------------------------------------------------
 
-    async def join(self, body: Mapping[str, Any], address: str) -> dict[str, str]:
-        """A first certificate for a node with a token. Raises AccessError."""
+    async def join(
+        self, body: Mapping[str, Any], address: str, good: Callable[[str], None] = lambda who: None
+    ) -> dict[str, str]:
+        """A first certificate for a node with a token. A token is spent with the certificate that it is for; the same
+        node may ask for that again with the same key, for the answer may be lost on its way. ``good`` hears of a token
+        that may be used, before it is. Raises AccessError."""
         kind, name, secret, csr = (_text(body, key) for key in ("kind", "name", "token", "csr"))
-        now = self._clock()
+        whose: Subject | None = None
         try:
             whose = subject(kind, name)
+            token = await self._find(secret)
+            pem = await self._joined_before(token, whose, csr)
+            if pem is None:
+                reason = tokens.refusal(token, kind, name, self._clock())
+                if token is None or reason is not None:
+                    raise AccessError(reason or "no token")
+                good(f"token:{token.id}")
+                pem = await self._joined(token, whose, csr, address)
+            else:
+                good(str(whose))
+                log.info("joined", node=str(whose), peer=address, reason="it asked again for what it had been given")
         except AccessError as error:
-            raise self.refused("join", address, str(error)) from None
-        token = await self._find(secret)
-        reason = tokens.refusal(token, kind, name, now)
-        if token is None or reason is not None:
-            raise self.refused("join", address, reason or "no token", who=str(whose))
-        try:
-            issued = self.authority.sign_request(csr, whose, self.node_lifetime)
-        except AccessError as error:
-            raise self.refused("join", address, str(error), who=str(whose)) from None
-        certificate = Certificate(issued.serial, kind, name, now, issued.not_after)
-        refusal = await self._store.join(token.digest, certificate, replaces=token.name is not None)
+            raise self.refused("join", address, str(error), **({"who": str(whose)} if whose else {})) from None
+        return {"certificate": pem, "ca": self.authority.pem}
+
+    async def _joined(self, token: Token, whose: Subject, csr: str, address: str) -> str:
+        """Its certificate, as PEM, for a token that is good."""
+        now = self._clock()
+        issued = self.authority.sign_request(csr, whose, self.node_lifetime)
+        certificate = Certificate(issued.serial, whose.kind, whose.name, now, issued.not_after)
+        refusal = await self._store.join(token.digest, certificate, issued.pem, replaces=token.name is not None)
         if refusal is JoinRefusal.THERE:
-            reason = f"{name} has a certificate already; to replace it make a token with --name {name}"
-            raise self.refused("join", address, reason, who=str(whose))
-        if refusal is not None:
-            raise self.refused("join", address, refusal.value, who=str(whose))
-        await self.refresh()
+            raise AccessError(
+                f"{whose.name} has a certificate already; to replace it make a token with --name {whose.name}"
+            )
+        if refusal is not None:  # somebody was faster: the same node, may be
+            pem = await self._joined_before(await self._store.token(token.digest), whose, csr)
+            if pem is None:
+                raise AccessError(refusal.value)
+            return pem
+        if token.name is not None:
+            await self.refresh()  # what it had is worth nothing any more
         log.info("joined", node=str(whose), peer=address, serial=issued.serial, token_by=token.made_by)
-        return {"certificate": issued.pem, "ca": self.authority.pem}
+        return issued.pem
+
+    async def _joined_before(self, token: Token | None, whose: Subject, csr: str) -> str | None:
+        """What this node was given for the token, if it asks with the key that it is for. Whoever saw the token gets
+        nothing by it, for the certificate is of use to nobody without the key."""
+        if token is None or token.joined is None or token.used_at is None or token.used_by != str(whose):
+            return None
+        serial = self.authority.serial_for(token.joined, csr)
+        if serial is None or self._clock() - token.used_at > JOIN_AGAIN:
+            return None
+        why = (await self._store.revoked()).get(serial)
+        if why is not None:
+            raise AccessError(f"the certificate that {whose} was given for the token was revoked: {why}")
+        return token.joined
 
     async def renew(self, peer: Peer, body: Mapping[str, Any], address: str) -> dict[str, str]:
         """The next certificate of a node that has one."""
@@ -231,11 +264,7 @@ class Trust:
 
     async def refresh(self) -> None:
         """Reads what is revoked: it may have been another process. The daemon calls this every second or so."""
-        self._revoked = {
-            certificate.serial: certificate.revoked_why or "no reason was given"
-            for certificate in await self._store.certificates()
-            if certificate.revoked_at is not None
-        }
+        self._revoked = await self._store.revoked()
 
     # -- TLS ----------------------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ fetches that certificate, compares, and only then sends the token over a connect
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +31,8 @@ _ANSWER_MAX = 64 * 1024
 #: X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which the module ssl has no name for; and its errors about time.
 _NO_CHECK_TIME = 0x200000
 _NOT_YET_VALID, _EXPIRED = 9, 10
+#: Begins a request to sign a key, after the key.
+_REQUEST = b"-----BEGIN CERTIFICATE REQUEST-----"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,7 @@ class Identity:
         self.kind = kind
         self.name = name
         self.held: Held | None = None
+        self._authority: str | None = None  # PEM of one that a token's fingerprint was compared with
 
     @property
     def common_name(self) -> str:
@@ -82,6 +86,11 @@ class Identity:
     @property
     def ca_file(self) -> Path:
         return self._directory / "ca.pem"
+
+    @property
+    def _asked_file(self) -> Path:
+        """The key that a first certificate was asked for, and the request; for as long as it has not come."""
+        return self._directory / "joining.pem"
 
     # -- what is there ------------------------------------------------------------------------------------------
 
@@ -141,18 +150,55 @@ class Identity:
     # -- getting one --------------------------------------------------------------------------------------------
 
     async def join(self, url: str, token: TokenText) -> None:
-        """Gets a first certificate. Raises AccessError if refused, ManagerUnreachableError if nobody could be asked."""
-        ca = await _ask(url, "/v1/ca", None, unverified_context())
-        pem = ca.get("ca")
-        if not isinstance(pem, str) or _fingerprint(pem) != token.fingerprint:
-            raise AccessError(
-                f"{url} is not the manager that the token is from: the fingerprint of its authority is another. "
-                "Nothing was sent to it"
-            )
-        key, csr = await asyncio.to_thread(new_key)
+        """Gets a first certificate. Raises AccessError if refused, ManagerUnreachableError if nobody could be asked, or
+        the answer did not come: then the token may be spent, and another attempt asks with the same key, also after a
+        restart, for what the manager has given to it."""
+        pem = await self._authority_of(url, token)
+        key, csr = await asyncio.to_thread(self._asking)
         asked = {"token": token.secret, "kind": self.kind, "name": self.name, "csr": csr}
-        answer = await _ask(url, "/v1/join", asked, client_context(pem))
-        await asyncio.to_thread(self._keep, key, answer, pem)
+        try:
+            answer = await _ask(url, "/v1/join", asked, client_context(pem))
+            await asyncio.to_thread(self._keep, key, answer, pem)
+        except AccessError:
+            self._forget_asking()
+            raise
+        self._forget_asking()
+
+    async def _authority_of(self, url: str, token: TokenText) -> str:
+        """The certificate that the token has the fingerprint of; asked for once."""
+        if self._authority is None or _fingerprint(self._authority) != token.fingerprint:
+            pem = (await _ask(url, "/v1/ca", None, unverified_context())).get("ca")
+            if not isinstance(pem, str) or _fingerprint(pem) != token.fingerprint:
+                raise AccessError(
+                    f"{url} is not the manager that the token is from: the fingerprint of its authority is another. "
+                    "Nothing was sent to it"
+                )
+            self._authority = pem
+        return self._authority
+
+    def _asking(self) -> tuple[bytes, str]:
+        """A key and its request: those of an attempt that had no answer, if there was one."""
+        try:
+            key, begin, rest = self._asked_file.read_bytes().partition(_REQUEST)
+            if begin:
+                return key, (begin + rest).decode()
+        except (OSError, ValueError):
+            pass  # a new one is as good, unless there was an answer
+        fresh, csr = new_key()
+        try:
+            make_private_directory(self._directory)
+            write_private(self._asked_file, fresh + csr.encode())
+        except OSError as error:
+            raise self._not_written(error) from None
+        return fresh, csr
+
+    def _forget_asking(self) -> None:
+        with contextlib.suppress(OSError):
+            self._asked_file.unlink()
+            self._directory.rmdir()  # if nothing else was there
+
+    def _not_written(self, error: OSError) -> IoError:
+        return IoError(f"{self._directory}: cannot be written: {(error.strerror or str(error)).lower()}")
 
     async def renew(self, url: str, now: float | None = None) -> None:
         """Gets the next certificate, for a new key; the old ones serve until it is in place. ``now``: as context().
@@ -173,7 +219,7 @@ class Identity:
                 write_private(self.ca_file, ca.encode())
             write_private(self.file, data)
         except OSError as error:
-            raise IoError(f"{self._directory}: cannot be written: {(error.strerror or str(error)).lower()}") from None
+            raise self._not_written(error) from None
         self.held = found
 
 
@@ -218,7 +264,7 @@ async def _ask(url: str, path: str, body: dict[str, Any] | None, context: ssl.SS
         raise ManagerUnreachableError(f"answers {path} with what is not JSON") from None
     if not isinstance(answer, dict):
         raise ManagerUnreachableError(f"answers {path} with what is not a table")
-    if reply.status >= 500:  # a fault there, not a decision
+    if reply.status >= 500 or reply.status == 429:  # a fault there, or no time; not a decision
         raise ManagerUnreachableError(f"answers {reply.status}: {answer.get('error')}")
     if reply.status != 200:
         raise AccessError(f"the manager refused: {answer.get('error')}")

@@ -27,9 +27,9 @@ class MemoryTrust:
 
     async def end_tokens(self, digests: Collection[str], at: float, who: str = HERE) -> None:
         for digest in digests:
-            self.tokens[digest] = replace(self.tokens[digest], expires=at)
+            self.tokens[digest] = replace(self.tokens[digest], expires=at, joined=None)
 
-    async def join(self, digest: str, certificate: Certificate, *, replaces: bool) -> JoinRefusal | None:
+    async def join(self, digest: str, certificate: Certificate, pem: str, *, replaces: bool) -> JoinRefusal | None:
         token = self.tokens[digest]
         if token.used_at is not None:
             return JoinRefusal.USED
@@ -38,7 +38,7 @@ class MemoryTrust:
         if held and not replaces:
             return JoinRefusal.THERE
         await self.revoke(held, certificate.made_at, f"{certificate.name} joined anew")
-        self.tokens[digest] = replace(token, used_at=certificate.made_at, used_by=whose)
+        self.tokens[digest] = replace(token, used_at=certificate.made_at, used_by=whose, joined=pem)
         self.signed[certificate.serial] = certificate
         return None
 
@@ -52,6 +52,10 @@ class MemoryTrust:
 
     async def certificates(self) -> list[Certificate]:
         return list(self.signed.values())
+
+    async def revoked(self) -> dict[str, str]:
+        gone = [one for one in self.signed.values() if one.revoked_at is not None]
+        return {one.serial: one.revoked_why or "no reason was given" for one in gone}
 
     async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None:
         for serial in serials:

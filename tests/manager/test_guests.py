@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from manager.guests import ADDRESSES_MAX, FRIEND, Guests, Limits, group
+from manager.guests import ADDRESSES_MAX, FRIEND, PATIENCE, Guests, Limits, group
 
 LIMITS = Limits(waiting=6, waiting_each=4, inside=4, inside_each=2, burst=3.0, rate=1.0, burst_all=5.0, rate_all=2.0)
 
@@ -42,7 +44,7 @@ def test_whoever_says_nothing_waits_outside_and_costs_no_credit() -> None:
 
 
 def test_an_address_has_so_much_at_once_and_then_so_much_a_second() -> None:
-    door = Door()
+    door = Door(replace(LIMITS, inside_each=4))
     door.come("a/1", "a/2", "a/3", "a/4")
     assert door.enter() == ["a/1", "a/2", "a/3"]
     door.now = 1.0
@@ -55,11 +57,38 @@ def test_who_never_knocked_comes_before_whoever_knocks_all_the_time() -> None:
     assert door.enter()[:3] == ["a/1", "b/1", "a/2"]
 
 
-def test_inside_the_oldest_of_an_address_goes_for_its_newest() -> None:
+def test_inside_the_oldest_of_an_address_goes_for_its_newest_once_it_had_time_to_become_known() -> None:
     door = Door()
     door.come("a/1", "a/2", "a/3")
+    assert (door.enter(), door.out) == (["a/1", "a/2"], [])
+    door.now = PATIENCE
+    assert (door.enter(), door.out) == (["a/3"], ["a/1"])
+
+
+def test_a_fleet_behind_one_address_that_comes_at_once_puts_out_none_of_its_own() -> None:
+    door = Door(Limits())
+    fleet = [f"a/{number}" for number in range(100)]
+    door.come(*fleet)
+    entered = door.enter()
+    assert (len(entered), door.out) == (Limits().inside_each, [])
+    for name in fleet:
+        door.guests.known(name, "a")
+        entered += door.enter()
+    assert (entered, door.out, door.guests.inside) == (fleet, [], 0)
+
+
+def test_two_fleets_of_one_size_put_out_none_of_each_other() -> None:
+    door = Door()
+    door.come("a/1", "a/2", "b/1", "b/2")
     door.enter()
-    assert door.out == ["a/1"]
+    door.guests.left("a/1", "a")
+    door.come("c/1", "c/2", "a/3")
+    door.now = 1.0
+    assert (door.enter(), door.out) == (["c/1"], [])
+    door.now = 2.0
+    assert (door.enter(), door.out) == ([], [])
+    door.guests.left("b/1", "b")
+    assert (len(door.enter()), door.out) == (1, [])
 
 
 def test_where_all_places_are_taken_the_address_with_most_loses_one() -> None:

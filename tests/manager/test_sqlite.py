@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -88,7 +89,7 @@ async def test_who_lets_whom_take_part_is_a_line_of_the_audit_between_the_change
         await store.add_token(token)
         await store.commit(1, setting(a=2), "alice", "second", 3.0)
         await store.add_token(node)
-        await store.join(node.digest, joined, replaces=False)
+        await store.join(node.digest, joined, "PEM", replaces=False)
         await store.revoke(["AB", "AB"], 5.0, "sold", "operator:ada")
         await store.revoke(["AB"], 6.0, "again", "operator:ada")
         await store.end_tokens([token.digest], 7.0, "operator:ada")
@@ -156,12 +157,17 @@ async def test_a_token_is_spent_once(tmp_path: Path) -> None:
         assert await other.token("cd") is None
         signed = [Certificate(str(number), "mux", "mux1", 5.0, 99.0) for number in range(4)]
         stores = (store, other, store, other)
-        spent = await asyncio.gather(*(s.join("ab", c, replaces=True) for s, c in zip(stores, signed, strict=True)))
+        spent = await asyncio.gather(
+            *(s.join("ab", c, f"PEM {c.serial}", replaces=True) for s, c in zip(stores, signed, strict=True))
+        )
         assert spent.count(None) == 1
         assert spent.count(JoinRefusal.USED) == 3
         found = await store.token("ab")
         assert found is not None
         assert (found.used_at, found.used_by) == (5.0, "mux:mux1")
+        assert found.joined == f"PEM {signed[spent.index(None)].serial}"
+        await store.end_tokens(["ab"], 6.0)
+        assert (await store.token("ab")) == replace(found, expires=6.0, joined=None)
 
 
 async def test_certificates_are_listed_until_they_expire_and_revoked_once(tmp_path: Path) -> None:
@@ -172,6 +178,7 @@ async def test_certificates_are_listed_until_they_expire_and_revoked_once(tmp_pa
         await store.revoke(["1"], 7.0, "lost")
         await store.revoke(["1"], 8.0, "again")
         assert await store.certificates() == [Certificate("1", "mux", "mux1", 1.0, later, 7.0, "lost")]
+        assert await store.revoked() == {"1": "lost"}
 
 
 async def test_what_is_no_database_is_said_in_a_sentence(tmp_path: Path) -> None:
@@ -413,17 +420,17 @@ async def test_joining_is_one_transaction_and_a_revoked_certificate_is_renewed_b
             name = "mux1" if number == 3 else None
             await store.add_token(Token(str(number), "mux", name, "operator:ada", now, now + 60))
         done = await asyncio.gather(
-            *(store.join(str(number), certificate(f"A{number}"), replaces=False) for number in range(3))
+            *(store.join(str(number), certificate(f"A{number}"), "PEM", replaces=False) for number in range(3))
         )
         assert (done.count(None), done.count(JoinRefusal.THERE)) == (1, 2)
         (first,) = [one.serial for one in await store.certificates()]
         used = [token.used_at is not None for token in await store.all_tokens()]
         assert used.count(True) == 1  # what joined nobody still works
         assert await store.add_certificate(certificate("B"), renews=first)
-        assert await store.join("3", certificate("C", now + 1), replaces=True) is None
+        assert await store.join("3", certificate("C", now + 1), "PEM", replaces=True) is None
         assert {one.serial for one in await store.certificates() if one.revoked_at is None} == {"C"}
         assert not await store.add_certificate(certificate("D"), renews=first)
-        assert await store.join("3", certificate("E"), replaces=True) is JoinRefusal.USED
+        assert await store.join("3", certificate("E"), "PEM", replaces=True) is JoinRefusal.USED
         await store.end_tokens(["0", "1", "2"], now - 1)
         assert [token.digest for token in await store.all_tokens()] == ["3"]
     finally:
