@@ -314,7 +314,7 @@ int steer_load(char *log, uint32_t log_size);
 int tun_io_steer(struct io *io, int program);
 /*
  * Super-packets that leave whole (bpf/whole.h).  Load returns a descriptor, of a program for a TUN device (place 0) or for the
- * gate of a packet io (1); log: as of decap_load(), -EOPNOTSUPP: this kernel cannot.  gate: before a worker runs; name NULL: none.
+ * gate of a packet or AF_XDP io (1); log: as of decap_load(), -EOPNOTSUPP: this kernel cannot.  gate: before a worker runs; name NULL: none.
  */
 int whole_load(uint32_t place, char *log, uint32_t log_size);
 int packet_io_gate(struct io *io, const char *name, int shared, int program);
@@ -444,3 +444,5 @@ struct xdp_settings {
 };
 /* -EMSGSIZE, -EBUSY, -EOPNOTSUPP (no zero-copy); settings: as asked for, then as obtained. */
 int xdp_io_open(const char *interface, struct redirect *redirect, struct xdp_settings *settings, struct io **out);
+/* As packet_io_gate(); not with zero-copy. */
+int xdp_io_gate(struct io *io, const char *name, int shared, int program);

@@ -16,11 +16,13 @@
 #include "bpf/whole.h"
 #include "packet_frame.h"
 
+#define SEND_RETRIES 16u /* a full queue must not hold the worker */
+
 static_assert(sizeof(uint32_t) == WHOLE_GATE_EXTRA, "the number of the interface is what the program expects");
 
 void gate_init(struct gate *gate)
 {
-	*gate = (struct gate){ .fd = -1, .link = -1 };
+	*gate = (struct gate){ .fd = -1, .link = -1, .merge = NULL };
 }
 
 int gate_open(struct gate *gate, const char *name, bool shared, int program)
@@ -38,7 +40,10 @@ int gate_open(struct gate *gate, const char *name, bool shared, int program)
 	gate->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
 	if (gate->fd < 0)
 		return -errno;
-	if (ioctl(gate->fd, TUNSETIFF, &request))
+	gate->merge = merge_create();
+	if (!gate->merge)
+		error = -ENOMEM;
+	else if (ioctl(gate->fd, TUNSETIFF, &request))
 		error = -errno;
 	if (!error && first) {
 		gate->link = whole_attach(program, if_nametoindex(name));
@@ -60,7 +65,10 @@ int gate_send(const struct gate *gate, const struct frame *frame, uint32_t ifind
 	};
 
 	packet_frame_offload(frame, WHOLE_GATE_EXTRA, &offload);
-	return writev(gate->fd, parts, 4) < 0 ? errno : 0;
+	for (unsigned tries = 0; writev(gate->fd, parts, 4) < 0; tries++)
+		if ((errno != EAGAIN && errno != EINTR && errno != ENOBUFS) || tries == SEND_RETRIES)
+			return errno;
+	return 0;
 }
 
 void gate_close(struct gate *gate)
@@ -69,5 +77,6 @@ void gate_close(struct gate *gate)
 		close(gate->link);
 	if (gate->fd >= 0)
 		close(gate->fd);
+	merge_destroy(gate->merge);
 	gate_init(gate);
 }

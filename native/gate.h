@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The way out of super-packets in packet mode.  A packet socket cannot send one that is encapsulated (bpf/whole.h says why), so
- * it is written into a TAP device of ours; the program there makes it right and passes it on to the interface that it leaves
- * by.  Nobody reads from the device, and no packet gets to the kernel through it.  It is the process's own: nothing of it is
- * on an operator's interface, and all of it is gone when the process is.
+ * The way out of super-packets over packet sockets and AF_XDP.  These cannot send one that is encapsulated (bpf/whole.h says
+ * why), so it is written into a TAP device of ours; the program there makes it right and passes it on to the interface that it
+ * leaves by.  Nobody reads from the device, and no packet gets to the kernel through it.  It is the process's own: nothing of it
+ * is on an operator's interface, and all of it is gone when the process is.
+ *
+ * Where there is a gate, an io puts the segments that it receives together before it hands them on (merge.h).
  *
  * Belongs to the io that opened it, which is used by one thread.
  */
@@ -15,10 +17,12 @@
 #include <stdint.h>
 
 #include "io.h"
+#include "merge.h"
 
 struct gate {
 	int fd;   /* a queue of the device; -1: there is no gate */
 	int link; /* holds the program there; -1: another queue's does */
+	struct merge *merge;
 };
 
 void gate_init(struct gate *gate);

@@ -29,6 +29,7 @@ enum link_type {
  */
 #define FRAME_TOLD 0x01u     /* it knows: a zero means that there is nothing of the kind */
 #define FRAME_VERIFIED 0x02u /* the NIC, or GRO, found the transport's checksum right */
+#define FRAME_MERGED 0x10u   /* it was made of several on their way here (merge.h), and is to leave as several whatever its size */
 /* Of a super-packet to send, which is TCP. */
 #define FRAME_INNER6 0x04u /* in IPv6, not in IPv4 */
 #define FRAME_CWR 0x08u    /* CWR is set: it is the first segment's alone */

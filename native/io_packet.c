@@ -147,7 +147,7 @@ static int packet_receive(struct io *io, struct frame *frames, unsigned max)
 	choose_ring(packet, taken);
 	if (taken) {
 		count(&packet->received, taken);
-		return (int)taken;
+		return (int)(io->sends_whole ? merge_burst(packet->gate.merge, io->link, false, frames, taken) : taken);
 	}
 	packet->error = 0;
 	return -error;
@@ -304,11 +304,8 @@ static void send_burst(struct packet_io *packet, struct frame *frames, unsigned 
 static void send_whole(struct packet_io *packet, struct frame *frame)
 {
 	uint32_t ifindex = frame->ifindex ? frame->ifindex : (uint32_t)packet->ifindex;
-	unsigned retries = 0;
 	int error = gate_send(&packet->gate, frame, ifindex);
 
-	while (passes_soon(error) && retries++ < SEND_RETRIES)
-		error = gate_send(&packet->gate, frame, ifindex);
 	frame->error = (uint16_t)error;
 	count(&packet->sent, !error);
 	count(&packet->send_errors, error != 0);

@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 #include "bpf/whole.h"
+#include "merge.h"
 #include "packet_frame.h"
 
 #ifndef TUN_F_USO4 /* newer than the oldest headers that this builds with */
@@ -47,6 +48,7 @@ struct tun_io {
 	bool whole;   /* each packet has a virtio header */
 	int link;     /* holds the program at the device; -1: another queue's does, or there is none */
 	uint8_t *slots;
+	struct merge *merge; /* where packets may leave whole */
 
 	/* Written by the worker, read by anyone. */
 	_Atomic uint64_t received;
@@ -106,7 +108,9 @@ static int tun_receive(struct io *io, struct frame *frames, unsigned max)
 		larges += frames[taken++].len > TUN_FRAME_MAX;
 	}
 	count(&tun->received, taken);
-	return taken ? (int)taken : -error;
+	if (!taken)
+		return -error;
+	return (int)(tun->io.sends_whole ? merge_burst(tun->merge, LINK_RAW_IP, false, frames, taken) : taken);
 }
 
 static void tun_release(struct io *io)
@@ -193,6 +197,7 @@ static void tun_close(struct io *io)
 {
 	struct tun_io *tun = tun_io(io);
 
+	merge_destroy(tun->merge);
 	if (tun->slots != MAP_FAILED)
 		munmap(tun->slots, (size_t)BURST_MAX * SLOT_BYTES);
 	if (tun->link >= 0)
@@ -224,6 +229,9 @@ static int take_whole(struct tun_io *tun, int program)
 	}
 	if (ioctl(tun->fd, TUNSETOFFLOAD, tcp | TUN_F_USO4 | TUN_F_USO6) && ioctl(tun->fd, TUNSETOFFLOAD, tcp))
 		return -errno;
+	tun->merge = merge_create();
+	if (!tun->merge)
+		return -ENOMEM;
 	tun->io.sends_whole = true;
 	return 0;
 }

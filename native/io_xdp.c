@@ -25,6 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "gate.h"
 #include "xsk.h"
 
 #define SEND_CHUNKS XSK_SEND_RING /* beyond those to receive into */
@@ -72,6 +73,7 @@ struct xdp_io {
 	int by_packet[BY_PACKET_MAX]; /* interfaces that no socket of ours can be bound to */
 	unsigned by_packet_next;
 	int packet_fd;
+	struct gate gate; /* what was put together leaves by it */
 	int ifindex;
 	uint32_t first_queue;
 	int error; /* errno that the next receive() reports */
@@ -164,7 +166,7 @@ static int xdp_receive(struct io *io, struct frame *frames, unsigned max)
 	xdp->turn++;
 	if (taken) {
 		count(&xdp->received, taken);
-		return (int)taken;
+		return (int)(io->sends_whole ? merge_burst(xdp->gate.merge, io->link, true, frames, taken) : taken);
 	}
 	xdp->error = 0;
 	return -error;
@@ -412,19 +414,9 @@ static int send_by_packet(const struct xdp_io *xdp, const struct frame *frame, i
 	return 0;
 }
 
-static void xdp_send(struct io *io, struct frame *frames, unsigned number)
+/* What was queued goes on its way. */
+static void kick_touched(struct xdp_io *xdp)
 {
-	struct xdp_io *xdp = xdp_io(io);
-	unsigned failed = 0;
-
-	for (unsigned i = 0; i < number; i++) {
-		int ifindex = frames[i].ifindex ? (int)frames[i].ifindex : xdp->ifindex;
-		struct way *way = frames[i].len <= xdp->memory.chunk ? way_to(xdp, ifindex) : NULL;
-		int error = way ? queue_frame(xdp, way, &frames[i]) : send_by_packet(xdp, &frames[i], ifindex);
-
-		frames[i].error = (uint16_t)error;
-		failed += error != 0;
-	}
 	for (struct way *way = xdp->ways; way < xdp->ways + WAYS; way++) {
 		if (!way->touched)
 			continue;
@@ -432,6 +424,33 @@ static void xdp_send(struct io *io, struct frame *frames, unsigned number)
 		if (way->ifindex > 0)
 			kick(xdp, way);
 	}
+}
+
+static int send_frame(struct xdp_io *xdp, const struct frame *frame)
+{
+	int ifindex = frame->ifindex ? (int)frame->ifindex : xdp->ifindex;
+	struct way *way;
+
+	if (frame->gso_size) {
+		kick_touched(xdp); /* first what came before it */
+		return gate_send(&xdp->gate, frame, (uint32_t)ifindex);
+	}
+	way = frame->len <= xdp->memory.chunk ? way_to(xdp, ifindex) : NULL;
+	return way ? queue_frame(xdp, way, frame) : send_by_packet(xdp, frame, ifindex);
+}
+
+static void xdp_send(struct io *io, struct frame *frames, unsigned number)
+{
+	struct xdp_io *xdp = xdp_io(io);
+	unsigned failed = 0;
+
+	for (unsigned i = 0; i < number; i++) {
+		int error = send_frame(xdp, &frames[i]);
+
+		frames[i].error = (uint16_t)error;
+		failed += error != 0;
+	}
+	kick_touched(xdp);
 	count(&xdp->sent, number - failed);
 	count(&xdp->send_errors, failed);
 }
@@ -461,6 +480,7 @@ static void xdp_close(struct io *io)
 		xsk_close(&xdp->ways[n].own);
 	for (unsigned n = 0; n < XDP_QUEUES_MAX; n++)
 		xsk_close(&xdp->queues[n]);
+	gate_close(&xdp->gate);
 	if (xdp->packet_fd >= 0)
 		close(xdp->packet_fd);
 	xsk_memory_unmap(&xdp->memory);
@@ -573,6 +593,7 @@ int xdp_io_open(const char *interface, struct redirect *redirect, struct xdp_set
 	xdp->io.link = LINK_ETHERNET;
 	xdp->io.references = 1;
 	xdp->packet_fd = -1;
+	gate_init(&xdp->gate);
 	xdp->first_queue = settings->first_queue;
 	for (unsigned n = 0; n < XDP_QUEUES_MAX; n++)
 		xsk_init(&xdp->queues[n]);
@@ -601,4 +622,16 @@ int xdp_io_open(const char *interface, struct redirect *redirect, struct xdp_set
 	}
 	*out = &xdp->io;
 	return 0;
+}
+
+int xdp_io_gate(struct io *io, const char *name, int shared, int program)
+{
+	struct xdp_io *xdp = xdp_io(io);
+	int error = 0;
+
+	gate_close(&xdp->gate);
+	if (name)
+		error = gate_open(&xdp->gate, name, shared, program);
+	io->sends_whole = xdp->gate.fd >= 0;
+	return error;
 }

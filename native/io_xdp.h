@@ -33,4 +33,10 @@ struct xdp_settings {
  */
 int xdp_io_open(const char *interface, struct redirect *redirect, struct xdp_settings *settings, struct io **out);
 
+/*
+ * Before a worker runs on it: segments that come together leave as a super-packet, by a gate (as packet_io_gate()).  Not with
+ * zero-copy, where frames are on their way for a while after send() and would be overtaken.
+ */
+int xdp_io_gate(struct io *io, const char *name, int shared, int program);
+
 #endif

@@ -135,7 +135,7 @@ static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct 
 		return;
 	}
 	if (UNLIKELY(packet->length + encap_overhead(hop->family) > mux->passages[i].service->mtu ||
-		     is_train(packet, frame)) &&
+		     is_train(packet, frame) || frame->offload & FRAME_MERGED) &&
 	    encap_super(mux, i, frame, hop, from))
 		return;
 	if (UNLIKELY(frame->csum_start || mux->config.detect_partial))

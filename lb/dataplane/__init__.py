@@ -20,7 +20,7 @@ to whoever runs it, and once a worker does, is only read.
 
 from lb.dataplane.census import BackendFlows, Census, Exceptional, exceptional_flows
 from lb.dataplane.host import HOST_REASONS, DecapProgram, HostPipeline, HostReason, RawTunnel
-from lb.dataplane.io import RING_BYTES, Io, IoStats, PacketIo, TunIo
+from lb.dataplane.io import RING_BYTES, GatedIo, Io, IoStats, PacketIo, TunIo
 from lb.dataplane.measure import (
     BENCH_FRAMES,
     BENCH_SEGMENT,
@@ -101,6 +101,7 @@ __all__ = [
     "FlowCounters",
     "FlowEntry",
     "FlowTuple",
+    "GatedIo",
     "Generator",
     "GeneratorKind",
     "Hop",

@@ -58,7 +58,24 @@ class Io(Closable):
         super().close()
 
 
-class PacketIo(Io):
+class GatedIo(Io):
+    """One whose super-packets leave by a device of their own (``native/gate.h``)."""
+
+    def set_gate(self, name: str | None, program: WholeProgram | None = None, *, shared: bool = False) -> None:
+        """Before a worker runs: super-packets leave whole by a TAP device, which is made; None, or an IoError: they are
+        cut.
+
+        ``shared``: other ios have queues of the same device."""
+        device = ffi.NULL if name is None else name.encode()
+        code = self._set_gate(device, int(shared), program.fd if program is not None else -1)
+        if code < 0:
+            raise IoError(f"no device {name} for them: {attach_refusal(-code)}")
+
+    def _set_gate(self, name: Cdata, shared: int, program: int) -> int:
+        raise NotImplementedError
+
+
+class PacketIo(GatedIo):
     """AF_PACKET on one interface; sends by any."""
 
     #: The only ring of the interface, or the first of a group; see native/io_packet.h.
@@ -102,15 +119,8 @@ class PacketIo(Io):
         if code < 0:
             raise IoError(f"cannot let packets into other rings: {os.strerror(-code).lower()}")
 
-    def set_gate(self, name: str | None, program: WholeProgram | None = None, *, shared: bool = False) -> None:
-        """Before a worker runs: super-packets leave whole by a TAP device, which is made; None, or an IoError: they are
-        cut.
-
-        ``shared``: other ios have queues of the same device."""
-        device = ffi.NULL if name is None else name.encode()
-        code = c.packet_io_gate(self._c, device, int(shared), program.fd if program is not None else -1)
-        if code < 0:
-            raise IoError(f"no device {name} for them: {attach_refusal(-code)}")
+    def _set_gate(self, name: Cdata, shared: int, program: int) -> int:
+        return int(c.packet_io_gate(self._c, name, shared, program))
 
 
 class TunIo(Io):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device by which super-packets leave in packet mode (``native/gate.h``): made, kept up, and gone with its ios.
+"""The device by which super-packets leave over AF_PACKET and AF_XDP (``native/gate.h``): made, kept up, and gone with
+its ios.
 
-Owned by :class:`lb.mux.ports.PacketPort`, which opens it anew when it was deleted. Where it cannot be had super-packets
-are cut; :attr:`Gate.refused` says why.
+Owned by :class:`lb.mux.ports.PacketPort` or its AF_XDP kin, which opens it anew when it was deleted. Where it cannot be
+had super-packets are cut; :attr:`Gate.refused` says why.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from lb.daemon import sysctls
 from lb.daemon.kernel_watch import Area
 from lb.daemon.repairs import Difference
-from lb.dataplane import Link, PacketIo, WholeProgram
+from lb.dataplane import GatedIo, Link, WholeProgram
 from lb.errors import IoError
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFTXQLEN = 0x8913, 0x8914, 0x8943
@@ -44,7 +45,7 @@ class Gate:
     def refused(self) -> str | None:
         return self.now[1]
 
-    def open(self, ios: Sequence[PacketIo]) -> None:
+    def open(self, ios: Sequence[GatedIo]) -> None:
         """Super-packets of these leave by it, or are cut. The interface is there; no worker runs these ios.
 
         Where there is one already, it is another beside it, until the ios of that one are closed."""

@@ -22,13 +22,17 @@ RINGS_BOTH = "a ring of slots for few packets, one of blocks for many"
 RINGS_SLOTS = "a ring of slots"
 #: What becomes of super-packets.
 WHOLE = "super-packets stay whole"
-
-
+#: What AF_XDP makes of segments: it is given no super-packets.
+TOGETHER = "segments that come together leave together"
 _CUT = "super-packets are cut"
 
 
 def cut(why: str) -> str:
     return f"{_CUT} ({why})"
+
+
+def apart(why: str) -> str:
+    return f"segments leave one by one ({why})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from lb.errors import IoError, VipmuxError
 from lb.log import get_logger
 from lb.model import MuxSettings, Network
 from lb.mux.ethernet import Facts, Offloads, OffNote, address_of, facts_of, queues_of
+from lb.mux.mode import TOGETHER, apart
 from lb.mux.netlink import Netlink
 from lb.mux.ports import Anchor, Crew, PacketPort, exists
 from lb.mux.startup import Claim
@@ -57,12 +58,15 @@ class XdpPort(PacketPort):
     def details(self) -> str:
         if self._attempt is None:
             return ""
-        return described(
+        words = described(
             self._attempt,
             self._queues,
             busy_asked=self._settings.busy_poll,
             busy=[io.busy_poll for io in self._xdp_ios],
         )
+        if self._attempt.zero_copy:
+            return words  # frames are on their way for a while: others must not overtake them
+        return f"{words}; {TOGETHER if self._gate.refused is None else apart(self._gate.refused)}"
 
     async def open(self, vips: Iterable[Network]) -> None:
         """What speaks against it is found before anything is touched."""
@@ -99,6 +103,8 @@ class XdpPort(PacketPort):
                 refused[f"{attempt.text}: {error}"] = None
                 continue
             self._attempt, self._queues = attempt, queues_of(interface)
+            if not attempt.zero_copy:
+                self._gate.open(self._xdp_ios)
             self._say(facts, list(refused))
             return
         raise IoError("; ".join(refused))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.native.compiled import library
+from tests.native.test_ways_out import GATE
 
 RING, SEND_RING, BURST = 128, 64, 64  #: as in xdp_probe.c
 OWN, OUT = 1, 2  #: interfaces: where frames come from, and one to leave by
@@ -37,7 +38,7 @@ class Counts:
 
 class Kernel:
     def __init__(self, queues: int = 1, frame_max: int = 1514) -> None:
-        self._c: CDLL = library("xdp_probe.c")
+        self._c: CDLL = library("xdp_probe.c", *GATE)
         assert self._c.probe_open(queues, frame_max) == 0
 
     def close(self) -> None:
@@ -284,7 +285,7 @@ FOREVER = 1 << 20
 
 @pytest.fixture
 def driver() -> Iterator[CDLL]:
-    made = library("xdp_probe.c")
+    made = library("xdp_probe.c", *GATE)
     yield made
     for kind in (ZERO_COPY, COPYING, QUEUE, WAY):
         made.probe_answer(kind, 0, 0)

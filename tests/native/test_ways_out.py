@@ -11,7 +11,7 @@ import pytest
 from tests.native.compiled import library
 
 WAYS = 4
-GATE = ("gate.c", "bpf/whole.c", "bpf/sys.c", "bpf/asm.c")
+GATE = ("gate.c", "merge.c", "checksum.c", "bpf/whole.c", "bpf/sys.c", "bpf/asm.c")
 SOURCES = ("ways_probe.c", "block_ring.c", "slot_ring.c", "ring_choice.c", "pace.c", *GATE)
 
 

@@ -20,6 +20,7 @@ from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Snapshot, Whole
 from lb.forwarding import Compiler
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.model.checksum import checksum, ones_complement_sum, pseudo_header
+from tests.model.tunnel import segments
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet, ipv4, ipv6, tcp, udp
 from tests.packets.frames import ROWS as FRAMES
 from tests.packets.frames import SYN, FrameRow
@@ -258,6 +259,26 @@ def test_on_a_link_that_takes_super_packets_nobody_cuts_them(uncut: Wire, row: R
     assert len(frame) == 14 + outer + len(row.packet)
     payload = sent_start - 14 + (row.packet[sent_start - 14 + 12] >> 4) * 4
     assert frame[14 + outer + payload :] == row.packet[payload:]
+
+
+@pytest.mark.parametrize("row", [row for row in WHOLE if "C" not in row.claim], ids=lambda row: row.claim)
+@pytest.mark.parametrize("left", [False, True], ids=["with checksums", "left to a NIC"])
+def test_segments_that_come_together_leave_as_if_each_had_come_alone(cut_by_kernel: Wire, row: Row, left: bool) -> None:
+    """The worker begins when all of them wait: it puts together what may be, and the kernel cuts that again."""
+    wire, offload = cut_by_kernel, offload_of(row)
+    transport, field = struct.unpack("<HH", offload[6:])
+    size = struct.unpack("<H", offload[4:6])[0]
+    parts = list(segments(row.packet, size))
+    told = struct.pack("<BBHHHH", NEEDS_CSUM, GSO_NONE, 0, 0, transport, field) if left else NOTHING_LEFT
+    wire.worker.stop()
+    before = wire.worker.pipeline_counters().received
+    for part in parts:
+        wire.send(ethernet(as_tcp_leaves_it(part) if left else part), told)
+    wire.worker.start()
+    out = [wire.receive_finished() for _ in parts]
+    assert [without_id(frame[14:]) for frame in out] == [without_id(packet) for packet in row.out]
+    if "IP options" not in row.claim:  # these stay by themselves
+        assert wire.worker.pipeline_counters().received - before < len(parts)
 
 
 @pytest.mark.parametrize("count", [2, 5, 40])

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from lb.model import IoMode
+from lb.mux.mode import TOGETHER
 from tests.lab.netns import ip
 from tests.lab.pace import allowed
 from tests.lab.process import wait_for
@@ -66,7 +67,7 @@ def many_flows_arrive(stage: Stage, clients: int = 40) -> None:
 
 def test_a_worker_has_a_socket_for_each_of_its_queues(two_queues: Stage) -> None:
     two_queues.start(DNS)
-    assert two_queues.row()["mode"] == "AF_XDP: native, copying, 2 queues"
+    assert two_queues.row()["mode"] == f"AF_XDP: native, copying, 2 queues; {TOGETHER}"
     many_flows_arrive(two_queues)
 
 
@@ -89,7 +90,7 @@ def test_where_no_driver_runs_the_program_the_kernel_does_and_offloads_are_put_b
     stage.write(DNS)
     process = stage.launch_altered(NO_DRIVER)
     process.wait_output(READY)
-    mode = "AF_XDP: generic (the kernel's code, not the driver's), copying, 1 queue"
+    mode = f"AF_XDP: generic (the kernel's code, not the driver's), copying, 1 queue; {TOGETHER}"
     assert stage.row()["mode"] == mode
     assert stage.metrics()[f'lb_io_info{{io="xdp",mode="{mode}"}}'] == 1
     process.wait_output(
@@ -132,7 +133,7 @@ def test_an_interface_that_goes_and_comes_is_served_over_xdp_again(stage: Stage)
     ip("-n", stage.client, "neigh", "flush", "all")
     wait_for(lambda: serves(stage), "packets to flow", seconds=allowed(SOON))
     wait_for(lambda: stage.row()["state"] == "ready", "it to be seen", seconds=allowed(SOON))
-    assert stage.row()["mode"] == "AF_XDP: native, copying, 1 queue"
+    assert stage.row()["mode"] == f"AF_XDP: native, copying, 1 queue; {TOGETHER}"
     assert "xdp" in ip("-n", stage.mux, "link", "show", "eth0")
     assert stage.vips_of_the_kernel() == [VIP]
     assert process.stop() == 0
