@@ -259,7 +259,7 @@ class Daemon:
             return None
         from lb.node.follower import Follower  # noqa: PLC0415  an agent without a manager starts faster
 
-        return Follower(config.manager, token, "agent", config.agent, self._follow_state)
+        return Follower(config.manager, token, "agent", config.agent, self._follow_state, config=self._file)
 
     def _managed(self, state: NodeState, services: tuple[Service, ...]) -> tuple[AgentConfig, dict[str, str]]:
         """The file, with services and MUXes as the manager says; and what of the MUXes cannot be here, and why."""

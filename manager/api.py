@@ -47,6 +47,8 @@ AUDIT_MAX = 8 * 2**20
 WAIT_MAX = 300.0
 #: MUXes have so long to say what they know of a flow, seconds.
 FLOW_WAIT = 2.0
+#: And nodes so long to have themselves examined: more than one takes at the most, so that each says why it did not.
+EXAMINATION_WAIT = 20.0
 #: So long may a watcher be kept without news, seconds.
 WATCH_MAX = 60.0
 #: Of a wait for nodes, so long at most is for those that have all and are about to announce, and how often they are
@@ -196,6 +198,10 @@ class Api:
             raise RequestError("source_port and destination_port must be given")
         protocol = Protocol(_choice(request, "protocol", ("tcp", "udp")))
         return _answer(await self._view.flow(Flow(protocol, source, ports[0], destination, ports[1]), FLOW_WAIT))
+
+    async def examination(self, _: web.Request) -> web.Response:
+        rows = await self._view.examination(EXAMINATION_WAIT)
+        return await asyncio.to_thread(lambda: _answer(rows))
 
     async def backends(self, request: web.Request) -> web.Response:
         return await self._rows("backends", request)

@@ -32,11 +32,23 @@ from lb.daemon.clocks import Clocks
 from lb.errors import AccessError
 from lb.model import Address
 from lb.node.client import BACKOFF_MAX
-from lb.node.messages import FlowAnswer, FlowQuestion, FlowsFromNode, FlowsToNode, HealthMessage, NodeState
-from manager.handover import Answer, Handovers
+from lb.node.messages import (
+    Answer,
+    Examination,
+    ExamineQuestion,
+    FlowAnswer,
+    FlowQuestion,
+    FlowsFromNode,
+    FlowsToNode,
+    HealthMessage,
+    NodeState,
+    Question,
+)
+from manager.handover import Answer as Passed
+from manager.handover import Handovers
 from manager.lineage import Behind, Marks, Standing, impossible, newer
 from manager.node_status import REMEMBERED, checked
-from manager.questions import Questions
+from manager.questions import Questions, Rounds
 from manager.store import NodeRecord
 from manager.turned_away import DuplicateError, TurnedAway
 from manager.world import AGENT, MUX, Node
@@ -82,7 +94,7 @@ class Connection(Protocol):
 
     def wake(self) -> None: ...
 
-    def tell(self, letter: FlowsToNode | FlowQuestion) -> bool: ...
+    def tell(self, letter: FlowsToNode | Question) -> bool: ...
 
 
 class Listener(Protocol):
@@ -249,7 +261,9 @@ class NodeHub:
         self.agent_at: dict[Address, str] = {}
         self._told: set[str] = set()  # who had orders of ours, also those that were forgotten since
         self.turned_away = TurnedAway()
-        self._questions = Questions()
+        self._questions: Questions[FlowAnswer] = Questions(FlowQuestion)
+        self._examined: Questions[Examination] = Questions(ExamineQuestion)
+        self._rounds = Rounds(self._examined)
 
     @property
     def term(self) -> int:
@@ -526,8 +540,17 @@ class NodeHub:
             seconds,
         )
 
-    def answered(self, connection: Connection, answer: FlowAnswer) -> None:
-        if self._current(connection) is not None:
+    async def examine(self, seconds: float) -> dict[str, Examination | str]:
+        """What each node's own doctor finds, by ``kind:name``, or why it says nothing."""
+        return await self._rounds.ask(lambda: {entry.id: entry.connection for entry in self._entries.values()}, seconds)
+
+    def answered(self, connection: Connection, answer: Answer) -> None:
+        entry = self._current(connection)
+        if entry is None:
+            return
+        if isinstance(answer, Examination):
+            self._examined.answered(entry.id, answer)
+        elif connection.kind == MUX:  # an agent may have a MUX's name
             self._questions.answered(connection.name, answer)
 
     def flows(self, connection: Connection, message: FlowsFromNode) -> None:
@@ -555,7 +578,7 @@ class NodeHub:
             entry.record.name: entry for entry in found if entry.record.kind == MUX and entry.connection is not None
         }
 
-    def _pass_on(self, answer: Answer) -> None:
+    def _pass_on(self, answer: Passed) -> None:
         muxes = self._muxes() if answer.letters else {}
         for name, letter in answer.letters:
             connection = muxes[name].connection if name in muxes else None

@@ -303,6 +303,21 @@ SCHEMAS: dict[str, Schema] = {
             "events": array(ref("Event")),
         }
     ),
+    "Examination": record(
+        {
+            "kind": {"enum": ["mux", "agent"]},
+            "name": TEXT,
+            "findings": array(
+                record(
+                    {"check": TEXT, "severity": {"enum": ["fault", "warning", "unknown"]}, "what": TEXT},
+                    {"remedy": MAYBE_TEXT, "cause": MAYBE_TEXT, "about": array(TEXT)},
+                )
+            ),
+            "fine": {**COUNT, "description": "checks that found nothing wrong"},
+            "left_out": {**COUNT, "description": "findings that were too many to tell"},
+            "error": {**MAYBE_TEXT, "description": "why it was not examined"},
+        }
+    ),
     "Flow": record(
         {
             "flow": TEXT,
@@ -639,6 +654,14 @@ ROUTES: tuple[Route, ...] = (
             "destination": TEXT,
             "destination_port": COUNT,
         },
+    ),
+    Route(
+        "GET",
+        "/v1/examination",
+        "examination",
+        "What each node's own doctor finds wrong; has them all look, and answers after 20 seconds at most (after 40, "
+        "where others asked just before)",
+        array(ref("Examination")),
     ),
     Route("GET", "/v1/muxes", "muxes", "All MUXes", array(ref("Mux"))),
     Route(

@@ -25,11 +25,12 @@ from lb.log import get_logger
 from lb.node.messages import (
     FROM_NODE_MAX,
     Ack,
+    Answer,
     DeltaMessage,
     Digest,
     EventMessage,
+    Examination,
     FlowAnswer,
-    FlowQuestion,
     FlowsFromNode,
     FlowsMessage,
     FlowsTakenMessage,
@@ -39,6 +40,7 @@ from lb.node.messages import (
     HealthMessage,
     Hello,
     NodeState,
+    Question,
     RefusedMessage,
     StateMessage,
     StatusMessage,
@@ -130,7 +132,7 @@ class Hub(Protocol):
 
     def event(self, connection: Connection, text: str) -> None: ...
 
-    def answered(self, connection: Connection, answer: FlowAnswer) -> None:
+    def answered(self, connection: Connection, answer: Answer) -> None:
         """To a question that was told to it."""
         ...
 
@@ -173,7 +175,7 @@ class Connection:
         self._wake = asyncio.Event()
         self._sent: _Sent | None = None
         self._under_way: dict[int, NodeState] = {}
-        self._letters: deque[FlowsToNode | FlowQuestion] = deque()
+        self._letters: deque[FlowsToNode | Question] = deque()
 
     @property
     def kind(self) -> str:
@@ -196,7 +198,7 @@ class Connection:
         """The node should have another state, or may be it should: the hub is asked again."""
         self._wake.set()
 
-    def tell(self, letter: FlowsToNode | FlowQuestion) -> bool:
+    def tell(self, letter: FlowsToNode | Question) -> bool:
         """Passes a letter on, after the state that the node should have; False: too many wait already."""
         if len(self._letters) >= LETTERS_MAX:
             return False
@@ -301,7 +303,7 @@ class Connection:
                 if self.kind != "mux":
                     raise AccessError(f"{self.id} speaks of flows, which only MUXes have")
                 hub.flows(self, message)
-            case FlowAnswer():
+            case FlowAnswer() | Examination():
                 hub.answered(self, message)
             case Hello():
                 self._hello = message

@@ -504,6 +504,19 @@ class View:
             "backends": self.backends([service.name]) if service else [],
         }
 
+    async def examination(self, seconds: float) -> list[Row]:
+        """What each node's own doctor finds, as it says it."""
+        found = []
+        for id_, answer in sorted((await self._controller.hub.examine(seconds)).items()):
+            kind, _, name = id_.partition(":")
+            row: Row = {"kind": kind, "name": name, "findings": [], "fine": 0, "left_out": 0, "error": None}
+            if isinstance(answer, str):
+                row["error"] = answer
+            else:
+                row |= {key: value for key, value in answer.plain().items() if key in row}
+            found.append(row)
+        return found
+
     def vip(self, address: Address) -> Row:
         """What is at one address: services, who announces it and why, and what happened to it."""
         desired = self._controller.desired

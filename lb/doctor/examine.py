@@ -42,16 +42,17 @@ def role_of(config: str) -> Role:
     raise ConfigError([(config, "has neither [mux] nor [agent] nor [manager]; give the file of a daemon")])
 
 
-def machine(config: str, *, fleet_follows: bool = True) -> list[Finding]:
+def machine(config: str, *, fleet_follows: bool = True, manager: str | None = None) -> list[Finding]:
     """This machine, as the one that the file is for. Raises ConfigError if the file is wrong.
 
-    ``fleet_follows``: whoever asks has the manager's fleet examined as well, or does not want it.
+    ``fleet_follows``: whoever asks has the manager's fleet examined as well, or does not want it. ``manager``: the URL
+    that the daemon was given, which goes before the file's.
     """
     role, path = role_of(config), Path(config)
     if role is Role.MUX:
-        return list(_mux(config, load_mux(path)))
+        return list(_mux(config, load_mux(path, manager=manager)))
     if role is Role.AGENT:
-        return list(_host(config, load_agent(path)))
+        return list(_host(config, load_agent(path, manager=manager)))
     found = list(_manager(config, load_manager(path)))
     if not fleet_follows:
         remedy = "as an operator: `lb doctor --manager URL`, or set LB_MANAGER"

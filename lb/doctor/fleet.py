@@ -1,21 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the whole fleet, from what the manager knows: rows of its API in, findings out. Pure."""
+"""The examination of the whole fleet: what the manager knows of it, and what every node's own doctor finds.
+
+Rows of the manager's API in, findings out; :mod:`lb.doctor.merge` makes one of what both say of one cause.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from lb.doctor.facts import Row
-from lb.doctor.findings import Finding, fault, ok, warning
+from lb.doctor.findings import Finding, Severity, fault, of_row, ok, warning
 from lb.doctor.machine import another_name, judge_skew
+from lb.doctor.merge import Said, merged
 from lb.doctor.mux import check_saturation
+from lb.errors import NotFoundError
 
 #: A certificate that ends sooner has missed its renewal: it renews after a third of its life. Seconds.
 CERTIFICATE_ENDS = 86400.0
 #: Refusals are told as long as they go on, seconds.
 RECENT = 15.0
+#: How the reason of a backend begins that is down because an operator wants it so.
+BY_WISH = ("its table says", "taken out by")
+#: States of a node without a connection.
+AWAY = ("away", "gone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,33 +42,89 @@ class Fleet:
     def now(self) -> float:
         return _number(self.status.get("now"))
 
+    @property
+    def nodes(self) -> tuple[tuple[str, Sequence[Row]], ...]:
+        return ("mux", self.muxes), ("agent", self.agents)
+
 
 def examine(ask: Callable[[str], Any]) -> list[Finding]:
-    """All that the manager knows; ``ask`` gets ``/v1/NAME``."""
-    return list(check_fleet(Fleet(**{field.name: ask(field.name) for field in fields(Fleet)})))
+    """All that the manager knows, and what every node finds of itself; ``ask`` gets ``/v1/NAME``."""
+    try:
+        said = [told(row) for row in ask("examination")]
+    except NotFoundError:  # an older manager, which does not ask its nodes
+        said = []
+    fleet = Fleet(**{field.name: ask(field.name) for field in fields(Fleet)})  # afterwards, for looking takes a while
+    away = {(kind, row.get("name")) for kind, rows in fleet.nodes for row in rows if row.get("state") in AWAY}
+    said = [node for node in said if (node.kind, node.name) not in away]
+    return merged(check_fleet(fleet), said, backends_of(fleet))
+
+
+def told(row: Row) -> Said:
+    """What one node said of itself; the manager has checked its form."""
+    return Said(
+        str(row.get("kind")),
+        str(row.get("name")),
+        tuple(map(of_row, row.get("findings") or ())),
+        int(row.get("fine") or 0),
+        int(row.get("left_out") or 0),
+        row.get("error"),
+    )
+
+
+def backends_of(fleet: Fleet) -> dict[str, list[str]]:
+    """By agent its backends, as findings name them."""
+    found: dict[str, list[str]] = {}
+    for row in fleet.backends:
+        if row.get("agent"):
+            found.setdefault(str(row["agent"]), []).append(_name(row))
+    return found
 
 
 def check_fleet(fleet: Fleet) -> Iterator[Finding]:
     """Everything."""
-    for kind, rows in (("mux", fleet.muxes), ("agent", fleet.agents)):
+    hosted = backends_of(fleet)
+    for kind, rows in fleet.nodes:
         for row in rows:
-            yield from check_node(kind, row, fleet.now)
+            node = f"{kind} {row.get('name')}"
+            follows = (node,) if kind == "mux" else tuple(hosted.get(str(row.get("name")), ()))
+            for finding in check_node(kind, row, fleet.now):
+                yield _of_node(node, finding, follows)
     yield from check_history(fleet.status.get("history"))
     yield from check_held(fleet.status.get("held"))
     yield from check_refusals(fleet.status.get("refusals"), fleet.now)
     for row in fleet.muxes:
         yield from check_sessions(row)
-        if row.get("state") not in ("away", "gone"):
-            yield from check_saturation(
-                row, f"MUX {row.get('name')} ({row.get('address') or row.get('address6')})", "lb top"
-            )
+        if row.get("state") not in AWAY:
+            where = f"MUX {row.get('name')} ({row.get('address') or row.get('address6')})"
+            for finding in check_saturation(row, where, "lb top"):
+                yield _of_node(f"mux {row.get('name')}", finding)
+    ill: dict[object, list[str]] = {}
+    for row in filter(is_ill, fleet.backends):
+        ill.setdefault(row.get("service"), []).append(_name(row))
     for row in fleet.services:
-        yield from check_service(row)
-    yield from check_notes(fleet.services)
+        of_it = tuple(ill.get(row.get("name"), ()))
+        if row.get("state") == "down" and row.get("note") and not of_it:
+            continue  # nobody is ill, and its note says why nobody serves
+        for finding in check_service(row):
+            yield replace(finding, about=of_it)
+    yield from check_notes(fleet.services, ill, wishes(fleet))
     yield from check_backends(fleet.backends)
     yield from check_announcements(fleet.announcements)
     if not fleet.muxes:
         yield warning("node", "no MUX has joined", "`lb-manager token --kind mux --name NAME`; see docs/joining.md")
+
+
+#: What comes of these is that the node does nothing of what it should.
+_WHOLE = frozenset({"node", "node_state"})
+
+
+def _of_node(node: str, finding: Finding, follows: tuple[str, ...] = ()) -> Finding:
+    """With what it is about: the node itself and, where it does not follow, all that hangs on it."""
+    if finding.severity is Severity.OK:
+        return finding
+    whole = finding.check in _WHOLE
+    about = (f"{node}: {finding.check}", *(follows if whole else ()))
+    return replace(finding, cause=finding.check if whole else None, about=about)
 
 
 def check_node(kind: str, row: Row, now: float) -> Iterator[Finding]:
@@ -68,7 +133,7 @@ def check_node(kind: str, row: Row, now: float) -> Iterator[Finding]:
     where = f"{word} {name} ({row.get('address') or row.get('address6')})"
     since = _ago(now - _number(row.get("since")))
     expires = row.get("certificate_expires")
-    if state in ("away", "gone"):
+    if state in AWAY:
         if isinstance(expires, int | float) and expires <= now:
             yield fault(
                 "certificate",
@@ -132,7 +197,7 @@ def check_history(history: object) -> Iterator[Finding]:
             "put the right manager.db back; or `lb-manager take-over --config FILE`, restart lb-manager, apply what is "
             "missing, and revoke again what was revoked"
         )
-        yield fault("history", str(history.get("why")), remedy)
+        yield fault("history", str(history.get("why")), remedy, cause="backup_restored", about=("history",))
 
 
 def check_held(held: object) -> Iterator[Finding]:
@@ -180,11 +245,13 @@ def check_sessions(row: Row) -> Iterator[Finding]:
         elif peer.get("error") is None and peer.get("state") in ("connecting", "opening"):
             yield warning("bgp", f"{where} is not up yet: {peer.get('state')}", "ask again in a few seconds")
         else:
-            yield fault(
+            mux = f"mux {row.get('name')}"
+            found = fault(
                 "bgp",
                 f"{where} is {peer.get('state')}: {peer.get('error') or 'no reason yet'}",
                 f"on {row.get('name')}: `lb doctor --config MUX.toml` tries the router's port, also without password",
             )
+            yield replace(found, cause="bgp", about=(f"{mux}: bgp", mux))
 
 
 def check_service(row: Row) -> Iterator[Finding]:
@@ -204,53 +271,112 @@ def check_service(row: Row) -> Iterator[Finding]:
         yield ok("service", f"service {name} is {state}: {of}")
 
 
-def check_notes(rows: Sequence[Row]) -> Iterator[Finding]:
-    """Who announces services, and whether their backends take flows; a finding for each thing that is said."""
+def wishes(fleet: Fleet) -> dict[str, str]:
+    """The command that takes back what an operator wished, where it leaves too little: by service of its backends, and
+    by ``mux NAME`` of a MUX that drains."""
+    found = {f"mux {row.get('name')}": f"`lb undrain mux {row.get('name')}`" for row in fleet.muxes if row.get("drain")}
+    for row in fleet.backends:
+        service, label = str(row.get("service")), _label(row)
+        if row.get("state") == "drain":
+            found.setdefault(service, f"`lb undrain backend {label}`")
+        elif row.get("weight") == 0:
+            found.setdefault(service, f"`lb set weight {label} 1`")
+    return found
+
+
+def check_notes(
+    rows: Sequence[Row], ill: Mapping[object, Sequence[str]] | None = None, wished: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
+    """Who announces services, and whether their backends take flows; a finding for each thing that is said. ``ill``: by
+    service its backends that are; ``wished``: what takes back operators' wishes."""
+    ill, wished = ill or {}, wished or {}
+    drained = [command for name, command in wished.items() if name.startswith("mux ")]
     notes: dict[tuple[str, bool], list[str]] = {}
+    about: dict[tuple[str, bool], set[str]] = {}
     for row in rows:
         if row.get("note") and row.get("state") != "retiring":
-            unheard = not row.get("announced_by") or row.get("state") == "down"
-            notes.setdefault((str(row["note"]), unheard), []).append(str(row.get("name")))
+            name, down = row.get("name"), row.get("state") == "down"
+            key = str(row["note"]), down or not row.get("announced_by")
+            notes.setdefault(key, []).append(str(name))
+            reasons = about.setdefault(key, set())
+            if not down or name in ill:  # else operators want it so, and that is the cause
+                lacking = set(row.get("wanted_by") or ()) - set(row.get("announced_by") or ())
+                reasons |= {f"mux {mux}" for mux in lacking}
+                reasons.update(ill[name] if down else ())
     for (note, unheard), names in notes.items():
         one = len(names) == 1
         where = f"service{'' if one else 's'} {', '.join(names[:3])}" + (
             f" and {len(names) - 3:,} more" if len(names) > 3 else ""
         )
         say = fault if unheard else warning
-        yield say(
-            "announced", f"{where}: {note}", f"`lb describe service {names[0]}` tells of each MUX and each backend"
-        )
+        remedy = f"`lb describe service {names[0]}` tells of each MUX and each backend"
+        if not about[note, unheard]:
+            if unheard and names[0] in wished:
+                remedy = f"{wished[names[0]]}; {remedy}"
+            elif drained:
+                remedy = f"{drained[0]} when its work is done; {remedy}"
+        yield replace(say("announced", f"{where}: {note}", remedy), about=tuple(sorted(about[note, unheard])))
 
 
 def check_backends(rows: Sequence[Row]) -> Iterator[Finding]:
-    ill = [row for row in rows if row.get("state") in ("down", "panic", "unknown")]
+    """One finding for each host and reason: of a host that is away every backend is."""
+    ill = [row for row in rows if is_ill(row)]
+    alike: dict[tuple[object, ...], list[Row]] = {}
     for row in ill:
-        label = f"{row.get('service')}/{row.get('name')}"
+        alike.setdefault((row.get("address"), row.get("state"), str(row.get("reason"))), []).append(row)
+    for same in alike.values():
+        row, label = same[0], _label(same[0])
         say = warning if row.get("state") == "unknown" else fault  # nobody has looked yet, or nobody can
-        yield say(
+        others = ", ".join(_label(one) for one in same[1:4]) + (f" and {len(same) - 4:,} more" if len(same) > 4 else "")
+        found = say(
             "backend",
-            f"backend {label} ({row.get('address')}:{row.get('port')}) is {row.get('state')}: {row.get('reason')}",
+            f"backend {label} ({row.get('address')}:{row.get('port')}) is {row.get('state')}: {row.get('reason')}"
+            + (f"; likewise, on this host, {others}" if others else ""),
             f"`lb doctor` on a MUX tries the way to it; meanwhile `lb drain backend {label}`",
         )
+        yield replace(found, cause="backend", about=tuple(map(_name, same)))
     if rows and not ill:
         yield ok("backend", f"all of {len(rows)} backends are as they should be")
 
 
 def check_announcements(rows: Sequence[Row]) -> Iterator[Finding]:
-    """What was ordered and is not done. A MUX without BGP tells nothing here."""
+    """What was ordered and is not done; one finding for all VIPs of one MUX, peer and reason. A MUX without BGP tells
+    nothing here."""
     lacking = [row for row in rows if row.get("wanted") and row.get("peer") and row.get("state") not in _ANNOUNCED]
+    alike: dict[tuple[object, ...], list[Row]] = {}
     for row in lacking:
-        yield warning(
+        alike.setdefault(tuple(row.get(key) for key in ("mux", "peer", "state", "reason")), []).append(row)
+    for same in alike.values():
+        row = same[0]
+        vips = ", ".join(str(one.get("vip")) for one in same[:3]) + (
+            f" and {len(same) - 3:,} more" if len(same) > 3 else ""
+        )
+        found = warning(
             "announcement",
-            f"MUX {row.get('mux')} does not announce {row.get('vip')} to {row.get('peer')}: {row.get('state')}"
+            f"MUX {row.get('mux')} does not announce {vips} to {row.get('peer')}: {row.get('state')}"
             + (f": {row['reason']}" if row.get("reason") else ""),
             f"`lb get announcements --local` on {row.get('mux')}; see docs/bgp.md",
         )
+        yield replace(found, about=(f"mux {row.get('mux')}",))
     if rows and not lacking:
         yield ok("announcement", "MUXes announce what they were told to")
 
 
 _ANNOUNCED = ("announced", "draining")
+
+
+def is_ill(row: Row) -> bool:
+    """A backend that should serve, and does not, or nobody knows; not one that an operator wants down."""
+    wished = str(row.get("reason")).startswith(BY_WISH)
+    return row.get("state") in ("down", "panic", "unknown") and not wished
+
+
+def _label(row: Row) -> str:
+    return f"{row.get('service')}/{row.get('name')}"
+
+
+def _name(row: Row) -> str:
+    return f"backend {_label(row)}"
 
 
 def _word(kind: str) -> str:

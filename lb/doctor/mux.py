@@ -121,6 +121,7 @@ def check_claims(claims: Sequence[Claim] | str, interface: str, asked: int) -> I
             f"{whose} answers ARP for the VIP {claim.vip} on {interface}: packets for it go there, past every MUX",
             "there: `sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2`, or `ip addr del "
             f"{claim.vip} dev INTERFACE` where it is no host of its service",
+            about=[f"vip {claim.vip}"],
         )
     if not claims and asked:
         yield ok("vip_arp", f"nobody on {interface} answers ARP for a VIP ({asked} asked for)")

@@ -72,7 +72,11 @@ def check_paths(paths: Sequence[Path], source: IPv4Address) -> Iterator[Finding]
         words = [f"{own} more of this host"] if own else []
         if others:
             words.append(", ".join(map(str, others[:4])) + (f" and {len(others) - 4} hosts" if len(others) > 4 else ""))
-        yield replace(finding, what=finding.what + (f"; likewise {' and '.join(words)}" if words else ""))
+        yield replace(
+            finding,
+            what=finding.what + (f"; likewise {' and '.join(words)}" if words else ""),
+            about=tuple(sorted({name for path in found for name in _about(path.target.name)})),
+        )
 
 
 def judge(path: Path, source: IPv4Address) -> Finding:
@@ -101,9 +105,15 @@ def judge(path: Path, source: IPv4Address) -> Finding:
         found = ok(
             "path", f"{target.vip}:{target.port} answers through the tunnel to {where}, with {path.mtu} bytes too"
         )
+    if found.severity is not Severity.OK:
+        found = replace(found, about=_about(target.name))
     if target.told == "down" and found.severity is Severity.FAULT and found.check in ("backend", "unreachable"):
-        return warning(found.check, f"{found.what} (and it is out of service)", found.remedy or "")
+        return replace(found, severity=Severity.WARNING, what=f"{found.what} (and it is out of service)")
     return found
+
+
+def _about(label: str) -> tuple[str, ...]:
+    return (f"backend {label}",)
 
 
 def _silent(path: Path, source: IPv4Address, where: str) -> Finding:
@@ -163,7 +173,9 @@ def check_probes(rows: Sequence[Row]) -> Iterator[Finding]:
     for row in rows:
         label, reason = f"{row.get('service')}/{row.get('name')}", str(row.get("reason"))
         if row.get("health") == "down":
-            yield fault("backend", f"{label} at {row.get('address')}: {reason}", _advice(reason, label))
+            yield fault(
+                "backend", f"{label} at {row.get('address')}: {reason}", _advice(reason, label), about=_about(label)
+            )
         elif row.get("health") == "up":
             yield ok("backend", f"{label}: {reason}")
     untold = [f"{row.get('service')}/{row.get('name')}" for row in rows if row.get("health") not in ("up", "down")]

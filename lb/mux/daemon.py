@@ -464,7 +464,7 @@ class Daemon:
             return None
         from lb.node.follower import Follower  # noqa: PLC0415  a MUX without a manager starts faster
 
-        return Follower(config.manager, token, "mux", config.mux, self._follow_state)
+        return Follower(config.manager, token, "mux", config.mux, self._follow_state, config=self._path)
 
     async def _follow_state(self, state: NodeState, change: Change) -> Mapping[str, str]:
         """A state of the manager: services first, then what is announced of them. Returns what is left out."""

@@ -44,6 +44,8 @@ from lb.node.messages import (
     Delta,
     DeltaMessage,
     Digest,
+    Examination,
+    ExamineQuestion,
     FlowAnswer,
     FlowQuestion,
     FlowsDoneMessage,
@@ -151,6 +153,8 @@ class NodeClient:
         self.letters: Callable[[FlowsToNode], None] | None = None
         #: Answers what the manager asks of a flow; only MUXes are asked.
         self.answer: Callable[[FlowQuestion], FlowAnswer] | None = None
+        #: Is handed the manager's wish to have this node examined; returns at once, see :meth:`send_examination`.
+        self.examine: Callable[[ExamineQuestion], None] | None = None
         self.connected = False
         #: By the loop's clock: since when there is no connection; None while there is one.
         self.away_since: float | None = None
@@ -237,6 +241,11 @@ class NodeClient:
         said = self.connected and self._outbox.letter(letter)
         self._wake.set()
         return said
+
+    def send_examination(self, examination: Examination) -> None:
+        """What this node's own doctor finds, as was asked."""
+        self._outbox.answer(examination)
+        self._wake.set()
 
     async def run(self) -> None:
         """Talks to the manager; returns never, whatever becomes of that."""
@@ -430,6 +439,9 @@ class NodeClient:
                     self.letters(message)
             case FlowQuestion():
                 self._asked(message)
+            case ExamineQuestion():
+                if self.examine is not None:
+                    self.examine(message)
             case StateMessage() | DeltaMessage():
                 if not self.connected:
                     self.connected, self._no_connection, self.away_since = True, None, None

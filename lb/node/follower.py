@@ -24,6 +24,7 @@ from lb.log import get_logger
 from lb.model import AgentSettings, MuxSettings, Service
 from lb.node.cache import Cache, Cached
 from lb.node.client import SMALL, NodeClient
+from lb.node.examiner import Examiner
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText
 from lb.node.messages import Delta, NodeState, keys_of
 
@@ -139,8 +140,11 @@ class Follower:
         kind: str,
         settings: MuxSettings | AgentSettings,
         take: Take,
+        *,
+        config: Path,
     ) -> None:
-        """``token``: as given to ``--token``; raises RequestError if it is none."""
+        """``token``: as given to ``--token``; raises RequestError if it is none. ``config``: the daemon's file, by
+        which its doctor examines this machine."""
         directory = Path(settings.state_dir)
         self._settings = settings
         self._take = take
@@ -152,6 +156,8 @@ class Follower:
         self.status: Callable[[], Mapping[str, Any]] | None = None
         self._cached: Cached | None = None
         self.client = NodeClient(url, self._identity, self._cache, self._apply, self._hello, token=self._token)
+        self._examiner = Examiner.of(config, url, self.client.send_examination)
+        self.client.examine = self._examiner.ask
 
     # -- start ----------------------------------------------------------------------------------------------------
 
@@ -243,6 +249,7 @@ class Follower:
         tasks.restarted("manager", self.client.run)
         tasks.restarted("states of the manager", self.client.obey)
         tasks.restarted("status for the manager", self._statuses)
+        tasks.restarted("examinations for the manager", self._examiner.run)
 
     async def _statuses(self) -> None:
         took = 0.0

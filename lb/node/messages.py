@@ -160,6 +160,12 @@ LEFT_OUT_MAX, LEFT_OUT_REASON_MAX, LEFT_OUT_KEY_MAX = 32_768, 200, 300
 FLOWS_MAX = GROUPS_MAX = 4096
 #: Bytes of one flow; see native/census.h.
 FLOW_BYTES = 8
+#: Findings of one examination, things that one is about, and characters of it all: a thousand nodes are asked at once.
+FINDINGS_MAX, ABOUT_MAX, EXAMINATION_MAX = 100, 64, 1 << 16
+#: Characters of what a finding says, and of its remedy.
+FINDING_MAX = 2000
+#: How grave a finding may be; what is fine is only counted. As in lb.doctor.findings, which this need not import.
+SEVERITIES = frozenset({"fault", "warning", "unknown"})
 #: Terms and generations are counters; nothing of ours counts so far.
 COUNT_MAX = 2**53
 
@@ -417,6 +423,45 @@ class FlowAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ExamineQuestion:
+    """To a node: what does its own doctor find? For ``lb doctor`` of the fleet."""
+
+    serial: int
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "examine", "serial": self.serial}
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFinding:
+    """One of :mod:`lb.doctor.findings`, as a node says it."""
+
+    check: str
+    severity: str
+    what: str
+    remedy: str | None = None
+    cause: str | None = None
+    about: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        return {**_fields(self), "about": list(self.about)}
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """From a node: what its own doctor found wrong, or why it did not look."""
+
+    serial: int
+    findings: tuple[NodeFinding, ...] = ()
+    fine: int = 0  #: checks that found nothing
+    left_out: int = 0  #: findings that were too many to tell
+    error: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return {"type": "examination", **_fields(self), "findings": [finding.plain() for finding in self.findings]}
+
+
+@dataclass(frozen=True, slots=True)
 class UnknownMessage:
     """Of a type that a newer version has: passed over, for while an upgrade lasts versions are mixed."""
 
@@ -428,13 +473,16 @@ class UnknownMessage:
 
 FlowsFromNode = FlowsMessage | FlowsWantedMessage | FlowsTakenMessage
 FlowsToNode = FlowsMessage | FlowsWantedMessage | FlowsDoneMessage
-FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode | FlowAnswer | UnknownMessage
+#: What is asked of a node, and what it answers.
+Question = FlowQuestion | ExamineQuestion
+Answer = FlowAnswer | Examination
+FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode | Answer | UnknownMessage
 Order = StateMessage | DeltaMessage
-ToNode = Order | RefusedMessage | FlowsToNode | FlowQuestion | UnknownMessage
+ToNode = Order | RefusedMessage | FlowsToNode | Question | UnknownMessage
 
 #: Types that only the one side says; from the other they are a mistake, and not of a newer version.
-_NODES_OWN = frozenset({"hello", "ack", "health", "status", "event", "flows_taken", "flow_answer"})
-_MANAGERS_OWN = frozenset({"state", "delta", "refused", "flows_done", "flow_question"})
+_NODES_OWN = frozenset({"hello", "ack", "health", "status", "event", "flows_taken", "flow_answer", "examination"})
+_MANAGERS_OWN = frozenset({"state", "delta", "refused", "flows_done", "flow_question", "examine"})
 
 
 def encode(message: FromNode | ToNode) -> str:
@@ -495,6 +543,8 @@ def parse_from_node(text: str) -> FromNode:  # noqa: PLR0911  one way for each t
                 read.optional_number("age"),
                 read.optional_text("error"),
             )
+        case "examination":
+            return _examination(read, len(text))
         case _:
             return _newer(read.type, _MANAGERS_OWN, "a node")
 
@@ -540,6 +590,8 @@ def parse_to_node(text: str) -> ToNode:  # noqa: PLR0911  one way for each type
                 read.text("destination"),
                 read.count("destination_port"),
             )
+        case "examine":
+            return ExamineQuestion(read.count("serial"))
         case _:
             return _newer(read.type, _NODES_OWN, "a manager")
 
@@ -682,6 +734,43 @@ def _group(raw: object) -> FlowGroup:
     if not records or len(records) % FLOW_BYTES:
         raise MessageError(f"flows of {_show(place)} must be {FLOW_BYTES} bytes each")
     return FlowGroup(place, backend, records)
+
+
+def _examination(read: _Fields, size: int) -> Examination:
+    if size > EXAMINATION_MAX:
+        raise MessageError(f"an examination of {size} characters; none of ours is longer than {EXAMINATION_MAX}")
+    return Examination(
+        read.count("serial"),
+        tuple(_finding(raw) for raw in read.array("findings", FINDINGS_MAX)),
+        read.count("fine"),
+        read.count("left_out"),
+        read.optional_text("error"),
+    )
+
+
+def _finding(raw: object) -> NodeFinding:
+    if not isinstance(raw, dict):
+        raise MessageError(f"a finding must be a table, not {_show(raw)}")
+    read = _Fields(raw)
+    severity = read.text("severity", limit=NAME_MAX)
+    if severity not in SEVERITIES:
+        raise MessageError(f"severity of a finding must be fault, warning or unknown, not {_show(severity)}")
+    about = read.array("about", ABOUT_MAX)
+    if not all(_is_short(one, LEFT_OUT_KEY_MAX) for one in about):
+        raise MessageError("what a finding is about must be names")
+    what, remedy, cause = read.text("what", limit=FINDING_MAX), None, None
+    if raw.get("remedy") is not None:
+        remedy = read.text("remedy", limit=FINDING_MAX)
+    if raw.get("cause") is not None:
+        cause = _word(read, "cause")
+    return NodeFinding(_word(read, "check"), severity, what, remedy, cause, tuple(about))
+
+
+def _word(read: _Fields, key: str) -> str:
+    word = read.text(key, limit=NAME_MAX)
+    if not word.isidentifier() or not word.isascii():
+        raise MessageError(f"{key} of a finding must be a word, not {_show(word)}")
+    return word
 
 
 def _sections(raw: dict[str, Any]) -> NodeState:

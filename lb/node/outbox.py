@@ -15,8 +15,8 @@ from lb.node.messages import (
     REPORTS_MAX,
     TEXT_MAX,
     Ack,
+    Answer,
     EventMessage,
-    FlowAnswer,
     FlowsFromNode,
     FromNode,
     HealthMessage,
@@ -47,7 +47,7 @@ class Outbox:
         self._events: deque[str] = deque(maxlen=EVENTS_MAX)
         self._lost_events = 0
         self._letters: deque[FlowsFromNode] = deque()
-        self._answers: deque[FlowAnswer] = deque(maxlen=ANSWERS_MAX)
+        self._answers: deque[Answer] = deque(maxlen=ANSWERS_MAX)
 
     def begin(self, hello: Hello, reports: Iterable[HealthReport]) -> None:
         """A new connection: the manager may have forgotten everything."""
@@ -81,7 +81,7 @@ class Outbox:
         self._lost_events += len(self._events) == EVENTS_MAX
         self._events.append(text[:TEXT_MAX])
 
-    def answer(self, answer: FlowAnswer) -> None:
+    def answer(self, answer: Answer) -> None:
         """To a question; of too many at once the first go unanswered."""
         self._answers.append(answer)
 

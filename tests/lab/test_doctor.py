@@ -341,7 +341,7 @@ def test_it_finds_a_backend_that_cannot_be_reached(clinic: Clinic) -> None:
         found = clinic.finds(mux, "unreachable", "10.0.3.23", "cannot be reached from 10.0.1.11")
         clinic.note("unreachable backend", found)
         assert "lb drain backend" in found["remedy"]
-        clinic.finds(clinic.manager, "backend", "10.0.3.23")
+        clinic.finds(clinic.manager, "unreachable", "10.0.3.23", "Of it come: ", "agent host3")
     finally:
         netns.batch([f"link set to{host.name} up"], clinic.router)
     clinic.well(mux, clinic.manager)

@@ -13,7 +13,7 @@ from typing import Any
 
 from lb.daemon.clocks import Clocks
 from lb.model import ManagerSettings
-from lb.node.messages import FlowQuestion, FlowsToNode, HealthMessage, HealthReport, NodeState
+from lb.node.messages import FlowsToNode, HealthMessage, HealthReport, NodeState, Question
 from manager.controller import Controller
 from manager.lineage import Marks
 from manager.nodes import NodeHub
@@ -62,7 +62,7 @@ class FakeNode:
         self.marks = Marks()
         self.hub: NodeHub | None = None
         self.answers = True  #: acknowledges at once
-        self.told: Callable[[FlowQuestion], None] = lambda _: None  #: hears questions of flows
+        self.told: Callable[[Question], None] = lambda _: None  #: hears questions
         self.refuses: str | None = None
         self.leaves_out: Mapping[str, str] = {}
         self.generation = 0
@@ -90,8 +90,8 @@ class FakeNode:
         hub, self.hub = self.hub, None
         hub.left(self)
 
-    def tell(self, letter: FlowsToNode | FlowQuestion) -> bool:
-        if isinstance(letter, FlowQuestion):
+    def tell(self, letter: FlowsToNode | Question) -> bool:
+        if isinstance(letter, Question):
             asyncio.get_running_loop().call_soon(self.told, letter)
         else:
             self.letters.append(letter)

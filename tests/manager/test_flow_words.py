@@ -164,7 +164,7 @@ ASKED = {"protocol": "tcp", "source": "1.1.1.1", "source_port": 1, "destination"
 
 
 async def test_every_mux_answers_or_it_is_said_why_not() -> None:
-    questions = Questions()
+    questions: Questions[FlowAnswer] = Questions(FlowQuestion)
     muxes = {"mux1": Mux(questions, "mux1", 2), "mux2": Mux(questions, "mux2", 0), "mux3": None}
     muxes["mux4"] = Mux(questions, "mux4", 0, takes=False)
     found = await questions.ask(muxes, ASKED, 0.1)
@@ -177,7 +177,7 @@ async def test_every_mux_answers_or_it_is_said_why_not() -> None:
 
 
 async def test_only_so_many_questions_are_open() -> None:
-    questions = Questions()
+    questions: Questions[FlowAnswer] = Questions(FlowQuestion)
     silent = {"mux1": Mux(questions, "mux1", 0)}
     asking = [asyncio.create_task(questions.ask(silent, ASKED, 5.0)) for _ in range(OPEN_MAX)]
     await asyncio.sleep(0.01)

@@ -33,6 +33,7 @@ LEAST = {
         [
             "GET /v1/status", "GET /v1/services", "GET /v1/services/{name}", "GET /v1/history", "GET /v1/tables",
             "GET /v1/backends", "GET /v1/backends/{service}/{backend}", "GET /v1/vips/{address}", "GET /v1/flow",
+            "GET /v1/examination",
             "GET /v1/muxes", "GET /v1/agents", "GET /v1/announcements", "GET /v1/events", "GET /v1/top",
             "GET /v1/watch", "GET /v1/rates", "GET /v1/audit", "GET /v1/openapi.json", "POST /v1/diff",
         ],

@@ -28,7 +28,7 @@ from lb.errors import ConfigError
 from lb.forwarding import Compiler
 from lb.model import Address, AgentConfig, AgentSettings, Backend, BackendState, ManagerSettings, MuxSettings, Service
 from lb.node.follower import ServiceTables
-from lb.node.messages import FlowQuestion, FlowsToNode, HealthMessage, HealthReport, NodeState, diff, keys_of
+from lb.node.messages import FlowsToNode, HealthMessage, HealthReport, NodeState, Question, diff, keys_of
 from manager.before import HANDOVER
 from manager.desired import Change, Desired, Rules, apply_tables, purge
 from manager.health import Report, Source
@@ -82,7 +82,7 @@ class Peer:
     def wake(self) -> None:
         """It is asked for what there is when chance wants it."""
 
-    def tell(self, letter: FlowsToNode | FlowQuestion) -> bool:
+    def tell(self, letter: FlowsToNode | Question) -> bool:
         return True
 
     # -- the three legs -----------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_a_fleet_is_examined_by_what_the_manager_answers() -> None:
         return answers.get(what, [])
 
     found = fleet.examine(ask)
-    assert asked == ["status", "muxes", "agents", "services", "backends", "announcements"]
+    assert asked == ["examination", "status", "muxes", "agents", "services", "backends", "announcements"]
     assert [f.what for f in found if f.severity is Severity.WARNING] == ["no MUX has joined"]
 
 

@@ -136,7 +136,9 @@ class Node:
         self.taken: list[Change] = []
         self.error: Exception | None = None
         self.left_out: dict[str, str] = {}
-        self.follower = Follower("https://127.0.0.1:1", token, "mux", settings(str(directory)), self._take)
+        self.follower = Follower(
+            "https://127.0.0.1:1", token, "mux", settings(str(directory)), self._take, config=directory / "mux.toml"
+        )
 
     async def _take(self, state: NodeState, change: Change) -> dict[str, str]:
         if self.error is not None:

@@ -18,6 +18,8 @@ from lb.node.messages import (
     Ack,
     DeltaMessage,
     EventMessage,
+    Examination,
+    ExamineQuestion,
     FlowAnswer,
     FlowGroup,
     FlowQuestion,
@@ -29,6 +31,7 @@ from lb.node.messages import (
     HealthMessage,
     HealthReport,
     Hello,
+    NodeFinding,
     RefusedMessage,
     StateMessage,
     StatusMessage,
@@ -54,6 +57,8 @@ FROM_NODE: list[FromNode] = [
     FlowsTakenMessage(7, "mux2", 41, 1),
     FlowAnswer(7, "web", 4093, "web-1", "web-2", "tcp_trusted", 0.25),
     FlowAnswer(7, error="source must be an IP address"),
+    Examination(7, (NodeFinding("disk", "fault", "is full", "`df -h`", "disk_full", ("web/web-1", "web")),), 12, 3),
+    Examination(7, error="its examination did not end within 15 s"),
 ]
 TO_NODE: list[ToNode] = [
     StateMessage(3, 41, "ab" * 32, {"services": {"web": {"vip": "203.0.113.10"}}}),
@@ -63,6 +68,7 @@ TO_NODE: list[ToNode] = [
     FlowsWantedMessage(7, "mux2"),
     FlowsDoneMessage(7, 1, 0),
     FlowQuestion(7, "tcp", "198.51.100.7", 4711, "203.0.113.10", 80),
+    ExamineQuestion(7),
 ]
 
 
@@ -78,6 +84,11 @@ def test_what_a_manager_says_is_read_back_the_same(message: ToNode) -> None:
 
 def _flows(groups: list[Any]) -> dict[str, Any]:
     return {"type": "flows", "serial": 1, "mux": "", "pool": "ab", "last": True, "left_out": 0, "groups": groups}
+
+
+def _examination(**changed: Any) -> dict[str, Any]:
+    finding = {"check": "disk", "severity": "fault", "what": "full", "remedy": None, "cause": None, "about": []}
+    return {"type": "examination", "serial": 1, "fine": 0, "left_out": 0, "findings": [{**finding, **changed}]}
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -98,6 +109,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"type": "health", "lease": 10, "reports": [{"service": "x", "source": "rumour"}]}, "source"),
     ({"type": "flows_done", "serial": 1, "muxes": 1, "waiting": 0}, "unknown type"),  # only a manager may
     ({"type": "flows_taken", "serial": 1, "mux": "m", "taken": -1, "refused": 0}, "taken"),
+    (_examination(severity="ok"), "severity"),
+    (_examination(check="rm -rf"), "a word"),
+    (_examination(check="\x1b"), "a word"),
+    (_examination(cause=7), "cause"),
+    (_examination(what="x" * 2001), "what"),
+    (_examination(remedy=["x"]), "remedy"),
+    (_examination(about=["x"] * 65), "about"),
+    (_examination(about=[7]), "names"),
+    (_examination() | {"findings": [7]}, "a finding"),
+    (_examination() | {"findings": [{}] * 101}, "at most 100"),
+    (_examination() | {"fine": -1}, "fine"),
+    (_examination() | {"newer": "x" * 70_000}, "none of ours is longer"),
     (_flows(groups=[]) | {"last": 1}, "last"),
     (_flows(groups=[["p", "b"]]), "a service, a backend and flows"),
     (_flows(groups=[["p" * 129, "b", "AAAAAAAAAAA="]]), "service"),
