@@ -15,6 +15,7 @@ from agent.decap import dropped, drops
 from lb.daemon.keeper import KeptFigures
 from lb.daemon.keeper import metrics as kept_metrics
 from lb.errors import RequestError
+from lb.metrics import probe_durations
 from lb.probe.board import Known, Label
 from lb.probe.state import Health
 
@@ -163,6 +164,7 @@ class AgentCollector(Collector):
             if known.health is not Health.UNKNOWN:
                 up.add_metric([service, backend], known.health is Health.UP)
         yield up
+        yield probe_durations({label: known.took for label, known in picture.known.items() if known.took is not None})
         yield GaugeMetricFamily(
             "lb_services_left_out",
             "Services (and other entries) of the manager's state that this node cannot serve.",

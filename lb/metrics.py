@@ -8,8 +8,11 @@ client, so the number of series is bounded by the configuration.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from threading import Thread
 
 from prometheus_client import CollectorRegistry
@@ -41,6 +44,7 @@ class ServiceFigures:
     packets: int
     bytes: int
     backends: tuple[BackendFigures, ...] = ()
+    flows_new: int = 0  #: flows that began
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,7 @@ class Figures:
     left_out: int = 0  #: of what a manager wants, what this MUX alone does not serve
     workers: tuple[WorkerMetrics, ...] = ()
     probes: Mapping[tuple[str, str], bool] = field(default_factory=dict)  #: by service and backend, through the tunnel
+    probe_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)  #: how long the last of each took
     bgp: BgpFigures | None = None  #: None: this MUX speaks no BGP
     kept: KeptFigures = field(default_factory=KeptFigures)  #: what was put back into the kernel
 
@@ -125,21 +130,31 @@ def _packets(figures: Figures) -> Iterator[Metric]:
 def _services(figures: Figures) -> Iterator[Metric]:
     packets = CounterMetricFamily("lb_service_packets", "Packets forwarded for a service.", labels=["service"])
     octets = CounterMetricFamily("lb_service_bytes", "Bytes of the inner packets forwarded.", labels=["service"])
+    begun = CounterMetricFamily("lb_service_flows_new", "Flows of a service that began.", labels=["service"])
     by_backend = CounterMetricFamily(
         "lb_backend_packets", "Packets forwarded to a backend.", labels=["service", "backend"]
     )
-    up = GaugeMetricFamily("lb_backend_up", "1 if the backend takes new flows.", labels=["service", "backend"])
+    up = GaugeMetricFamily(
+        "lb_backend_up",
+        "1 if the backend takes new flows: lb_mux_backend_takes_flows by a name that the manager has as well.",
+        labels=["service", "backend"],
+    )
+    takes = GaugeMetricFamily(
+        "lb_mux_backend_takes_flows", "1 if this MUX gives the backend new flows.", labels=["service", "backend"]
+    )
     flows = GaugeMetricFamily(
         "lb_backend_flows", "Live flows of a backend, at the last count.", labels=["service", "backend"]
     )
     for service in figures.services:
         packets.add_metric([service.name], service.packets)
         octets.add_metric([service.name], service.bytes)
+        begun.add_metric([service.name], service.flows_new)
         for backend in service.backends:
             by_backend.add_metric([service.name, backend.name], backend.packets)
             up.add_metric([service.name, backend.name], float(backend.up))
+            takes.add_metric([service.name, backend.name], float(backend.up))
             flows.add_metric([service.name, backend.name], backend.flows)
-    yield from (packets, octets, by_backend, up, flows)
+    yield from (packets, octets, begun, by_backend, up, takes, flows)
 
 
 def _probes(figures: Figures) -> Iterator[Metric]:
@@ -149,6 +164,19 @@ def _probes(figures: Figures) -> Iterator[Metric]:
     for (service, backend), up in figures.probes.items():
         family.add_metric([service, backend], float(up))
     yield family
+    yield probe_durations(figures.probe_seconds)
+
+
+def probe_durations(seconds: Mapping[tuple[str, str], float]) -> Metric:
+    """Of the last probe of each backend; the same for a MUX and an agent."""
+    family = GaugeMetricFamily(
+        "lb_probe_duration_seconds",
+        "How long the last probe took until its answer or its time-out.",
+        labels=["service", "backend"],
+    )
+    for (service, backend), took in seconds.items():
+        family.add_metric([service, backend], round(took, 6))
+    return family
 
 
 def _flows(figures: Figures) -> Iterator[Metric]:
@@ -235,7 +263,18 @@ class VitalsCollector(Collector):
         lost = CounterMetricFamily(
             "lb_log_lines_lost", "Lines of the log that could not be written.", value=self._vitals.lines_lost
         )
-        yield from (crashes, restarts, unasked, lost)
+        build = GaugeMetricFamily("lb_build_info", "1; which version runs.", labels=["version", "python"])
+        build.add_metric([program_version(), platform.python_version()], 1)
+        yield from (crashes, restarts, unasked, lost, build)
+
+
+@cache
+def program_version() -> str:
+    """Of the installed package."""
+    try:
+        return version("vipmux")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 class MetricsServer:

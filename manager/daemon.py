@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from lb.doctor.facts import Role
 from lb.errors import AccessError, ConfigError, IoError, RequestError, VipmuxError
 from lb.log import get_logger
 from lb.memory import tame_allocator
-from lb.metrics import serve
+from lb.metrics import program_version, serve
 from lb.model import ManagerSettings
 from lb.notify import Supervisor
 from manager.access import Access
@@ -76,13 +75,6 @@ def state_directory(path: str) -> Iterator[Path]:
         yield directory
     finally:
         os.close(handle)
-
-
-def program_version() -> str:
-    try:
-        return version("vipmux")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 async def run_manager(settings: ManagerSettings, *, insecure_loopback: bool) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from lb.model import BackendState
 from manager.announced import bare
 from manager.controller import Controller
 from manager.health import Source
@@ -36,7 +37,17 @@ class ManagerCollector(Collector):
         yield from self._manager()
 
     def _backends(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("lb_backend_up", "1 if the backend is healthy.", labels=["service", "backend"])
+        up = GaugeMetricFamily(
+            "lb_backend_up",
+            "1 if the backend is healthy; the same as lb_backend_healthy, for a MUX's means another thing.",
+            labels=["service", "backend"],
+        )
+        healthy = GaugeMetricFamily("lb_backend_healthy", "1 if the backend is healthy.", labels=["service", "backend"])
+        drained = GaugeMetricFamily(
+            "lb_backend_drained",
+            "1 if operators drain the backend or took it out, by command or by its table.",
+            labels=["service", "backend"],
+        )
         taking = GaugeMetricFamily(
             "lb_backend_takes_flows", "1 if MUXes give it new flows, healthy or not.", labels=["service", "backend"]
         )
@@ -48,10 +59,12 @@ class ManagerCollector(Collector):
             for item in found.backends:
                 labels = [item.service, item.backend.name]
                 up.add_metric(labels, float(item.healthy))
+                healthy.add_metric(labels, float(item.healthy))
                 taking.add_metric(labels, float(item.takes_flows))
+                drained.add_metric(labels, float(item.shown == "drain" or item.backend.state is not BackendState.UP))
             for service in found.tables:
                 panic.add_metric([service], float(service in found.panic))
-        yield from (up, taking, panic)
+        yield from (up, healthy, taking, drained, panic)
 
     def _nodes(self) -> Iterator[Metric]:
         labels = ["kind", "node"]
@@ -69,14 +82,26 @@ class ManagerCollector(Collector):
             "lb_node_clock_skew_seconds", "How far the node's clock is ahead of the manager's.", labels=labels
         )
         expires = GaugeMetricFamily(
-            "lb_node_certificate_expires_seconds", "When the node's certificate ends, Unix time.", labels=labels
+            "lb_node_certificate_expires_seconds",
+            "When the node's certificate ends, Unix time; the same as lb_node_certificate_expires_timestamp_seconds.",
+            labels=labels,
         )
+        ends = GaugeMetricFamily(
+            "lb_node_certificate_expires_timestamp_seconds",
+            "When the node's certificate ends, Unix time.",
+            labels=labels,
+        )
+        draining = GaugeMetricFamily("lb_mux_drained", "1 if operators drain the MUX.", labels=["mux"])
+        drains = self._controller.plan.drains
         for entry in list(self._controller.hub.entries.values()):
             names = [entry.record.kind, entry.record.name]
             if entry.clock_skew is not None:
                 skew.add_metric(names, entry.clock_skew)
             if entry.expires is not None:
                 expires.add_metric(names, entry.expires)
+                ends.add_metric(names, entry.expires)
+            if entry.record.kind == MUX:
+                draining.add_metric([entry.record.name], float(entry.record.name in drains))
             connected.add_metric(names, float(entry.connection is not None))
             live.add_metric(names, entry.live_generation)
             wanted.add_metric(names, entry.generation)
@@ -84,7 +109,7 @@ class ManagerCollector(Collector):
             without.add_metric(names, len(entry.left_out))
             source = Source.TUNNEL if entry.record.kind == MUX else Source.AGENT
             passed_over.add_metric(names, self._controller.planner.reports.passed_over(source, entry.record.name))
-        yield from (connected, live, wanted, refused, without, passed_over, skew, expires)
+        yield from (connected, live, wanted, refused, without, passed_over, skew, expires, ends, draining)
 
     def _announced(self) -> Iterator[Metric]:
         """By peer, as MUXes tell of it; and what they were told to."""

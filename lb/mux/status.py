@@ -240,6 +240,7 @@ class Status:
                 for label, known in self._probed().items()
                 if known.health is not Health.UNKNOWN
             },
+            probe_seconds={label: known.took for label, known in self._probed().items() if known.took is not None},
             left_out=len(self._manager()["left_out"]) if self._manager is not None else 0,
             bgp=self._announcer.figures() if self._announcer is not None else None,
             saturated=self._overload is not None and self._overload.words is not None,
@@ -258,7 +259,7 @@ class Status:
                 )
                 for backend in service.backends
             )
-            yield ServiceFigures(service.name, counters.packets, counters.bytes, backends)
+            yield ServiceFigures(service.name, counters.packets, counters.bytes, backends, counters.flows)
 
     def _takes_flows(self, backend: Backend) -> bool:
         return backend.state is BackendState.UP and backend.weight > 0 and backend.address in self._engine.reachable

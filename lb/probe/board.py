@@ -62,6 +62,7 @@ class Known:
     reason: str
     since: float  #: Unix time
     refused: bool = False  #: down, and its machine itself says that nobody listens there
+    took: float | None = None  #: the last probe, until its answer or its time-out, seconds; None: there was none
 
 
 CheckT = TypeVar("CheckT", bound=Check)
@@ -146,7 +147,8 @@ class Board(Generic[CheckT]):
             return Known(self._unprobed, check.reason, self._rested.get(label, 0.0))
         state, unmade = self._scheduler.state(check), self._scheduler.unmade(check)
         reason = state.reason if unmade is None else f"{state.reason}; not asked just now: {unmade}"
-        return Known(state.health, reason, self._scheduler.since(check), state.refused)
+        took = self._scheduler.took(check)
+        return Known(state.health, reason, self._scheduler.since(check), state.refused, took)
 
     def _reports(self, labels: Sequence[Label]) -> list[HealthReport]:
         found = []

@@ -58,6 +58,7 @@ class _Entry(Generic[KeyT]):
     asked: bool = False
     gone: bool = False
     unmade: str | None = None  #: why it could not be asked the last time
+    took: float | None = None  #: the last that was made, until its answer or its time-out, seconds
     task: asyncio.Task[None] | None = None  #: while it runs
 
 
@@ -151,6 +152,11 @@ class Scheduler(Generic[KeyT]):
         entry = self._entries.get(key)
         return entry.unmade if entry else None
 
+    def took(self, key: KeyT) -> float | None:
+        """How long the last that was made took until its answer, or its time-out; seconds. From any thread."""
+        entry = self._entries.get(key)
+        return entry.took if entry else None
+
     async def failed(self) -> None:
         """Returns never; raises what ended the starting of probes, which is a programming error. Called again it begins
         to start them anew."""
@@ -216,6 +222,8 @@ class Scheduler(Generic[KeyT]):
         if entry.gone:
             return
         self._note_made(entry, None if answer.made else answer.reason)
+        if answer.made:
+            entry.took = loop.time() - began
         # This process stood still: the answer may have been there, and all that is probed would seem to fail at once.
         late = answer.silent and loop.time() - began > entry.probe.timeout + LATE
         if answer.made and answer.news and not late:

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -24,6 +25,7 @@ from lb.metrics import (
     MetricsServer,
     MuxCollector,
     ServiceFigures,
+    VitalsCollector,
     WorkerMetrics,
     serve,
 )
@@ -32,9 +34,7 @@ from lb.scrape import CONNECTIONS_MAX
 BACKENDS = (BackendFigures("web-1", True, 60), BackendFigures("web-2", False, 30))
 FIGURES = Figures(
     packets={("forward", "forwarded"): 90, ("drop", "no_backend"): 10},
-    services=(
-        ServiceFigures("web", 90, 9000, (BackendFigures("web-1", True, 60), BackendFigures("web-2", False, 30))),
-    ),
+    services=(ServiceFigures("web", 90, 9000, BACKENDS, flows_new=12),),
     flows=5,
     flow_capacity=1000,
     evictions={"untrusted": 3},
@@ -44,6 +44,7 @@ FIGURES = Figures(
     unreachable=1,
     rejected=True,
     saturated=True,
+    probe_seconds={("web", "web-1"): 0.0123},
     workers=(WorkerMetrics(11, 5, 2, 1), WorkerMetrics(12, 7, 3, 0)),
 )
 
@@ -64,6 +65,9 @@ def registry() -> CollectorRegistry:
         ("lb_backend_packets_total", {"service": "web", "backend": "web-1"}, 60),
         ("lb_backend_up", {"service": "web", "backend": "web-1"}, 1),
         ("lb_backend_up", {"service": "web", "backend": "web-2"}, 0),
+        ("lb_service_flows_new_total", {"service": "web"}, 12),
+        ("lb_mux_backend_takes_flows", {"service": "web", "backend": "web-2"}, 0),
+        ("lb_probe_duration_seconds", {"service": "web", "backend": "web-1"}, 0.0123),
         ("lb_flows", {}, 5),
         ("lb_flow_capacity", {}, 1000),
         ("lb_flow_evictions_total", {"class": "untrusted"}, 3),
@@ -96,6 +100,13 @@ def test_the_endpoint_serves_what_the_figures_are_at_the_scrape() -> None:
             assert families["lb_generation"].samples[0].value == expected
     finally:
         server.close()
+
+
+def test_every_daemon_says_which_version_it_is() -> None:
+    families = {metric.name: metric for metric in VitalsCollector().collect()}
+    (sample,) = families["lb_build_info"].samples
+    assert sample.labels["version"] == version("vipmux")
+    assert sample.value == 1
 
 
 def test_an_address_in_use_is_one_sentence() -> None:

@@ -363,6 +363,27 @@ async def test_status_of_muxes_is_summed_and_sessions_are_events(tmp_path: Path)
         assert found["lb_panic", ("web",)] == 0
 
 
+async def test_what_operators_drain_is_a_figure_and_clear_names_stand_beside_the_old_ones(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller, with_probe(service()))
+        site.muxes[0].expires = 2e9
+        site.muxes[0].leave()
+        site.muxes[0].connect(controller)
+        await controller.drain_mux("mux1", WHO, drain=True)
+        await controller.drain_backend("web", "web-1", WHO, drain=True)
+        await controller.drain_backend("web", "web-2", WHO, drain=True, now=True)
+        await until(lambda: [b.shown for b in controller.plan.vips["203.0.113.10/32"].backends] == ["drain", "down"])
+        found = figures(controller)
+        assert [found["lb_backend_drained", ("web", f"web-{n}")] for n in (1, 2)] == [1, 1]
+        assert [found["lb_backend_takes_flows", ("web", f"web-{n}")] for n in (1, 2)] == [0, 0]
+        assert [found["lb_backend_healthy", ("web", f"web-{n}")] for n in (1, 2)] == [1, 0]
+        assert {n: found["lb_mux_drained", (f"mux{n}",)] for n in (1, 2)} == {1: 1, 2: 0}
+        ends = [found[f"lb_node_certificate_expires_{name}seconds", ("mux", "mux1")] for name in ("", "timestamp_")]
+        assert ends == [2e9, 2e9]
+        await controller.drain_backend("web", "web-1", WHO, drain=False)
+        await until(lambda: figures(controller)["lb_backend_drained", ("web", "web-1")] == 0)
+
+
 def figures(controller: Controller) -> dict[tuple[str, tuple[str, ...]], float]:
     """All samples, by name and the values of their labels."""
     return {

@@ -175,6 +175,22 @@ def test_a_probe_never_runs_twice_at_a_time_and_a_slow_one_delays_only_itself() 
     play(story)
 
 
+def test_how_long_the_last_one_took_is_known_of_those_that_were_made() -> None:
+    async def story() -> None:
+        target = Target(takes=0.25)
+        probes = target.scheduler()
+        assert probes.took("a") is None
+        want(probes, "a")
+        await asyncio.sleep(1)
+        assert probes.took("a") == pytest.approx(0.25)
+        target.made, target.takes = False, 0.1
+        await asyncio.sleep(4)
+        assert probes.took("a") == pytest.approx(0.25), "one that could not be made took nothing"
+        await probes.close()
+
+    play(story)
+
+
 def test_no_more_start_than_the_rate_and_no_more_run_than_allowed() -> None:
     async def story() -> None:
         target = Target(takes=0.9)
