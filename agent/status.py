@@ -12,12 +12,16 @@ from prometheus_client.registry import Collector
 
 from agent.agent import Applied
 from agent.decap import dropped, drops
+from agent.own import OwnService
 from lb.daemon.keeper import KeptFigures
 from lb.daemon.keeper import metrics as kept_metrics
 from lb.errors import RequestError
 from lb.metrics import probe_durations
+from lb.model import AgentConfig
 from lb.probe.board import Known, Label
 from lb.probe.state import Health
+
+_NOTHING: Mapping[Label, Known] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,12 @@ def for_manager(picture: Picture) -> dict[str, Any]:
 
 def services(picture: Picture) -> list[dict[str, Any]]:
     """The services with a backend on this host. (Packets of each are counted by the MUXes.)"""
-    backends_of = {service.name: len(service.backends) for service in picture.applied.config.services}
+    return service_rows(picture.applied.config, picture.applied.services)
+
+
+def service_rows(config: AgentConfig, served: Sequence[OwnService]) -> list[dict[str, Any]]:
+    """Also for whoever asks after an agent that does not run."""
+    backends_of = {service.name: len(service.backends) for service in config.services}
     return [
         {
             "name": own.name,
@@ -101,14 +110,20 @@ def services(picture: Picture) -> list[dict[str, Any]]:
             "port": str(own.ports),
             "backends": backends_of[own.name],
             "translated_to": own.port,
+            "track": own.track,
         }
-        for own in picture.applied.services
+        for own in served
     ]
 
 
 def backends(picture: Picture) -> list[dict[str, Any]]:
     """The backends on this host."""
-    settings = picture.applied.config.agent
+    return backend_rows(picture.applied.config, picture.known)
+
+
+def backend_rows(config: AgentConfig, known: Mapping[Label, Known] = _NOTHING) -> list[dict[str, Any]]:
+    """``known``: what probes know of them."""
+    settings = config.agent
     return [
         {
             "service": service.name,
@@ -117,9 +132,9 @@ def backends(picture: Picture) -> list[dict[str, Any]]:
             "port": str(backend.port or service.ports),
             "weight": backend.weight,
             "state": backend.state.value,
-            **_health(picture.known.get((service.name, backend.name))),
+            **_health(known.get((service.name, backend.name))),
         }
-        for service in picture.applied.config.services
+        for service in config.services
         for backend in service.backends
         if backend.address in (settings.address, settings.address6)
     ]

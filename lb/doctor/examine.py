@@ -4,18 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, ip_network
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 from lb.config import load_agent, load_manager, load_mux
-from lb.doctor import bgp, host, look, paths, reach
+from lb.doctor import bgp, host, kernel, look, paths, reach, reception
 from lb.doctor import machine as machines
 from lb.doctor import mux as muxes
-from lb.doctor.facts import Claim, Daemon, Rights, Role, Row
-from lb.doctor.findings import Finding, fault, ok, unknown
+from lb.doctor.facts import Claim, Daemon, Network, Own, Rights, Role, Row
+from lb.doctor.findings import Finding, Severity, fault, ok, unknown
+from lb.doctor.firewall import Ruleset
 from lb.errors import ConfigError, IoError
-from lb.model import AgentConfig, AgentSettings, BgpSettings, ManagerSettings, MuxConfig, MuxSettings
+from lb.model import Address, AgentConfig, AgentSettings, BgpSettings, ManagerSettings, MuxConfig, MuxSettings
 from lb.privileges import Capability
 
 #: VIPs that are asked for by ARP.
@@ -73,11 +75,15 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     vips = sorted({str(row.get("vip")) for row in daemon.services} | {_short(str(s.vip)) for s in file.services})
     needed = _NET + (_FOR_BGP if file.bgp is not None else ())
     yield from machines.check_daemon(Role.MUX, config, daemon)
+    secret = file.bgp is not None and any(peer.password for peer in file.bgp.peers)
+    yield from _private(Role.MUX, settings.state_dir, daemon, config if secret else None)
+    hurt = "sessions of this machine's own (BGP, the manager) are lost"
+    yield from machines.check_conntrack(kernel.conntrack(), hurt)
     yield from machines.check_rights(Role.MUX, config, needed, daemon, rights)
     yield from machines.check_kernel(look.kernel(), needs_tun=settings.io.value == "tun")
     yield from machines.check_interface(network.interface, settings.mtu, "mux", config)
     yield from machines.check_own_address(network.addresses, settings.address, "mux", config)
-    yield from machines.check_twins(Role.MUX, settings.name, twins)
+    yield from machines.check_twins(Role.MUX, settings.name, twins, interface=settings.interface)
     others = {table_name(twin.name) for twin in twins if twin.name is not None}
     tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
     yield from muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips)
@@ -157,25 +163,79 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     daemon = look.daemon(Role.AGENT, settings.state_dir)
     network = look.network(settings.interface, filters=(FILTER_PRIORITY, FILTER_NAME))
     twins = look.twins(Role.AGENT)
-    yield from machines.check_daemon(Role.AGENT, config, daemon)
+    services, backends = (daemon.services, daemon.backends) if daemon.answers else _last_known(file)
+    own = reception.owns(services, backends)
+    ruleset = kernel.ruleset() if rights.capabilities & 1 << Capability.NET_ADMIN else None
+    tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
+    lost = host.lost(network, tables, own, TABLE) if not daemon.answers and daemon.may_ask else {}
+    about = sorted({one.about for found in lost.values() for one in found})
+    yield from machines.check_daemon(Role.AGENT, config, daemon, list(lost), about)
+    yield from _private(Role.AGENT, settings.state_dir, daemon, None)
+    hurt = "new connections to services that are translated are dropped"
+    tracked = [one.about for one in own if one.tracked]
+    yield from machines.check_conntrack(kernel.conntrack(), hurt, tracked)
     yield from machines.check_rights(Role.AGENT, config, _NET, daemon, rights)
     yield from machines.check_kernel(look.kernel(), needs_tun=settings.decap.value == "tun")
     yield from machines.check_interface(network.interface, settings.mtu, "agent", config)
     yield from machines.check_own_address(network.addresses, settings.address, "agent", config)
     yield from machines.check_twins(Role.AGENT, settings.name, twins)
-    mode = daemon.status.get("mode")
-    yield from host.check_rp_filter(network, str(mode) if mode is not None else None)
+    whole = [one for one in own if one.about not in about]
+    yield from _reception(daemon, file, network, whole, ruleset)
     yield from host.check_arp(network)
     yield from _arp(settings.interface, sorted({str(row.get("vip")) for row in daemon.services}), rights)
-    yield from host.check_decapsulation(network, daemon)
+    yield from host.check_decapsulation(network, daemon, own)
     yield from host.check_filters_ahead(network, daemon)
     yield from host.check_strangers(daemon)
-    tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
-    yield from host.check_translation(tables, daemon, TABLE)
+    lacking = reception.untranslated(own, ruleset, TABLE, settings.interface) if ruleset is not None else []
+    yield from host.check_translation(tables, daemon, TABLE, lacking)
     yield from _stale_tables(tables)
     yield from host.check_settings(*_raised(settings.state_dir))
     yield from host.check_backends(daemon)
     yield from _kept(Role.AGENT, config, settings, file.manager, daemon)
+
+
+def _reception(
+    daemon: Daemon, file: AgentConfig, network: Network, own: list[Own], ruleset: Ruleset | None
+) -> Iterator[Finding]:
+    """What becomes of packets once they are out of their tunnels."""
+    from agent.nat import TABLE  # noqa: PLC0415
+
+    interface = file.agent.interface
+    mode = str(daemon.status["mode"]) if daemon.status.get("mode") else None
+    muxes = _addresses(daemon.status.get("muxes")) if daemon.answers else list(file.agent.muxes)
+    filtered, arrived = list(host.check_rp_filter(network, mode, own)), []
+    if mode in (None, "bpf"):
+        asked = kernel.arrivals(interface, reception.questions(own, muxes))
+        arrived = list(reception.check_arrivals(own, asked, network, host.effective(network, "rp_filter")))
+    yield from without_twice(filtered, arrived)
+    yield from reception.check_firewall(own, ruleset, interface=interface, muxes=muxes, mode=mode)
+    yield from reception.check_listeners(own, kernel.listeners(), ruleset, TABLE, interface)
+
+
+def without_twice(filtered: list[Finding], arrived: list[Finding]) -> Iterator[Finding]:
+    """What the settings say of the reverse path filter, and what the kernel does by them: the graver alone."""
+    settings = {finding.cause for finding in filtered} - {None}
+    seen = {finding.cause for finding in arrived} & {"rp_filter", "no_route_back"}
+    yield from (finding for finding in filtered if not seen or finding.severity is Severity.FAULT)
+    yield from (finding for finding in arrived if finding.cause not in settings)
+
+
+def _addresses(texts: object) -> list[Address]:
+    return [ip_address(str(text)) for text in texts] if isinstance(texts, list) else []
+
+
+def _last_known(file: AgentConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Services and backends of an agent that does not run: by its file, or by the last state that a manager gave it."""
+    from agent.own import serve  # noqa: PLC0415
+    from agent.status import backend_rows, service_rows  # noqa: PLC0415
+    from lb.node.follower import last_services  # noqa: PLC0415
+
+    services = file.services
+    if file.manager is not None:
+        services = last_services("agent", file.agent)
+    config = replace(file, services=services)
+    served = serve(config).services
+    return tuple(service_rows(config, served)), tuple(backend_rows(config))
 
 
 def _raised(state_dir: str) -> tuple[dict[str, int] | None, dict[str, int]]:
@@ -246,6 +306,11 @@ def _kept(
         yield from machines.check_certificate(role, name, config, held, clock.now)
     yield from machines.check_clock(clock)
     yield from machines.check_manager(role, name, config, daemon.manager)
+
+
+def _private(role: Role, state_dir: str, daemon: Daemon, secret: str | None) -> Iterator[Finding]:
+    config = look.private(Path(secret)) if secret is not None else None
+    yield from machines.check_private(role, look.user_of(daemon.pid), look.private_in(Path(state_dir)), config)
 
 
 def _arp(interface: str, vips: list[str], rights: Rights) -> Iterator[Finding]:

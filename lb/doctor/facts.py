@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Any
 
 from lb.model import Address
@@ -75,6 +75,7 @@ class Twin:
     pid: int
     config: str
     name: str | None  #: None: the file cannot be read
+    interface: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,73 @@ class Network:
     sysctls: Mapping[str, int] = field(default_factory=dict)  #: by path below /proc/sys/net
     filter: bool | None = None  #: the agent's BPF program is at the interface's ingress
     ahead: tuple[int, ...] = ()  #: priorities of filters of others before it
+    local_rule: bool | None = None  #: a rule leads to the table of local addresses
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A backend on this host, and what is done with its service's packets."""
+
+    label: str  #: service/backend
+    vip: IPv4Network | IPv6Network
+    protocol: str  #: tcp or udp
+    ports: tuple[int, int]  #: of the service, the first and the last
+    address: Address  #: the host's
+    port: int | None = None  #: what VIP and port are translated to, at that address; None: nothing is
+    tracked: bool = False  #: conntrack knows its connections
+    health: str = "unknown"  #: the agent's word
+    reason: str = ""
+
+    @property
+    def place(self) -> tuple[Address, int | None]:
+        """Where packets are for when the host's processes get them; a port of several is None."""
+        if self.port is not None:
+            return self.address, self.port
+        return self.vip.network_address, self.ports[0] if self.ports[0] == self.ports[1] else None
+
+    @property
+    def about(self) -> str:
+        return f"backend {self.label}"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that takes connections, or datagrams of anybody."""
+
+    protocol: str  #: tcp or udp
+    address: Address  #: the unspecified one of IPv6 takes IPv4 as well
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What the kernel would do with a packet that comes in by our interface."""
+
+    source: IPv4Address
+    destination: IPv4Address
+    local: bool  #: it is for this host, and taken in
+    back: str | None = None  #: the interface by which an answer to its source would leave; None: none would
+
+
+@dataclass(frozen=True, slots=True)
+class Conntrack:
+    """The table of connections, and what it did not take between two looks."""
+
+    count: int
+    maximum: int
+    dropped: int = 0  #: packets that found no room
+    early: int = 0  #: connections that were thrown out for others
+    seconds: float = 0.0  #: between the looks
+
+
+@dataclass(frozen=True, slots=True)
+class Private:
+    """A file or directory that not everybody should have to do with."""
+
+    path: str
+    owner: int  #: user's number
+    mode: int
+    link: str | None = None  #: where a symbolic link leads
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from lb.doctor.facts import Daemon, Network, Table
+from lb.doctor.facts import Daemon, Network, Own, Table
 from lb.doctor.findings import Finding, fault, ok, unknown, warning
 
 #: A path below /proc/sys/net in the form of sysctl(8), where a dot in an interface's name is written as a slash.
@@ -13,11 +13,11 @@ _DOTS = str.maketrans("/.", "./")
 ARP = (("arp_ignore", 1), ("arp_announce", 2))
 
 
-def check_rp_filter(network: Network, mode: str | None) -> Iterator[Finding]:
+def check_rp_filter(network: Network, mode: str | None, own: Collection[Own] = ()) -> Iterator[Finding]:
     """Clients' packets come out of the tunnel on our interface; a strict filter wants their route to lead by it too."""
     name = network.interface.name
     setting = f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
-    value = _effective(network, "rp_filter")
+    value = effective(network, "rp_filter")
     if mode not in (None, "bpf"):
         yield ok("rp_filter", f"packets come out of a device of lb-agent's own ({mode}), with a loose filter")
     elif value is None:
@@ -30,6 +30,8 @@ def check_rp_filter(network: Network, mode: str | None) -> Iterator[Finding]:
             "the tunnel "
             f"on {name}, are dropped without a word",
             f"`sysctl -w {setting}=2`, and keep it in /etc/sysctl.d/",
+            cause="rp_filter",
+            about=sorted({one.about for one in own}),
         )
     elif value == 1 and network.other_routes:
         others = ", ".join(sorted(network.other_routes))
@@ -55,11 +57,11 @@ def check_arp(network: Network) -> Iterator[Finding]:
     if not vips:
         yield ok("vip_arp", "no VIP is an address of this host")
         return
-    wrong = [(key, least) for key, least in ARP if (_effective(network, key) or 0) < least]
+    wrong = [(key, least) for key, least in ARP if (effective(network, key) or 0) < least]
     if not wrong:
         yield ok("vip_arp", "this host does not answer ARP for its VIPs")
         return
-    is_now = ", ".join(f"{key} is {_effective(network, key) or 0}" for key, _ in wrong)
+    is_now = ", ".join(f"{key} is {effective(network, key) or 0}" for key, _ in wrong)
     does = "answers ARP for" if wrong[0][0] == "arp_ignore" else "asks ARP in the name of"
     yield fault(
         "vip_arp",
@@ -67,17 +69,19 @@ def check_arp(network: Network) -> Iterator[Finding]:
         f"{network.interface.name} ({is_now}): packets for it go here, past every MUX",
         "`sysctl -w " + " ".join(f"net.ipv4.conf.all.{key}={least}" for key, least in wrong) + "`; keep it in "
         "/etc/sysctl.d/",
+        cause="answers_arp",
+        about=[f"vip {vip}" for vip in vips],
     )
 
 
-def _effective(network: Network, key: str) -> int | None:
+def effective(network: Network, key: str) -> int | None:
     """The larger of "all" and the interface's decides, for all three settings."""
     found = [network.sysctls.get(f"ipv4/conf/{name}/{key}") for name in ("all", network.interface.name)]
     seen = [value for value in found if value is not None]
     return max(seen) if seen else None
 
 
-def check_decapsulation(network: Network, daemon: Daemon) -> Iterator[Finding]:
+def check_decapsulation(network: Network, daemon: Daemon, own: Collection[Own] = ()) -> Iterator[Finding]:
     """The way that the agent took is there, and is the good one."""
     mode, name = daemon.status.get("mode"), network.interface.name
     if mode is None:
@@ -92,6 +96,8 @@ def check_decapsulation(network: Network, daemon: Daemon) -> Iterator[Finding]:
                 "decapsulation",
                 f"lb-agent's BPF filter is gone from the ingress of {name}: packets in tunnels are refused",
                 "lb-agent puts it back by itself, unless somebody removes it again and again: who runs tc there?",
+                cause="filter_gone",
+                about=sorted({one.about for one in own}),
             )
         return
     if mode == "tun":
@@ -173,21 +179,48 @@ def check_settings(raised: Mapping[str, int] | None, now: Mapping[str, int]) -> 
         yield ok("settings", f"the settings that lb-agent raised are as it left them ({len(raised)})")
 
 
-def check_translation(tables: Collection[Table] | None, daemon: Daemon, own: str) -> Iterator[Finding]:
-    """The agent's own nftables table."""
+def check_translation(
+    tables: Collection[Table] | None, daemon: Daemon, own: str, lacking: Collection[Own] = ()
+) -> Iterator[Finding]:
+    """The agent's own nftables table, ``own``; ``lacking``: those that it does not translate, and should."""
     if not daemon.answers or not daemon.status.get("services"):
         return
     if tables is None:
         yield unknown("translation", "nftables was not looked at: needs root", "run `lb doctor` as root")
     elif any(table.family == "inet" and table.name == own for table in tables):
-        yield ok("translation", f"the nftables table inet {own} is there")
+        if not lacking:
+            yield ok("translation", f"the nftables table inet {own} is there")
+            return
+        yield fault(
+            "translation",
+            f"the nftables table inet {own} was changed: it does not translate what is for "
+            f"{', '.join(sorted({one.label for one in lacking})[:4])} any more",
+            f"`nft delete table inet {own}`, upon which lb-agent makes it anew; find who changed it",
+            cause="table_changed",
+            about=sorted({one.about for one in lacking}),
+        )
     else:
         yield fault(
             "translation",
             f"the nftables table inet {own} is gone: ports are not translated and large segments are lost",
             "lb-agent puts it back by itself, unless another program removes it again and again: does one run `nft "
             "flush ruleset` (nftables.service, firewalld)?",
+            cause="table_gone",
+            about=sorted({one.about for one in lacking}),
         )
+
+
+def lost(network: Network, tables: Collection[Table] | None, own: Collection[Own], table: str) -> dict[str, list[Own]]:
+    """What a host lacks of all that an agent who does not run left in its kernel, and who needs that."""
+    found: dict[str, list[Own]] = {}
+    if tables is not None and not any((one.family, one.name) == ("inet", table) for one in tables):
+        found[f"the nftables table inet {table}"] = [one for one in own if one.port is not None]
+    if network.filter is False:
+        found[f"the BPF filter at the ingress of {network.interface.name}"] = list(own)
+    for one in own:
+        if one.port is None and one.vip.prefixlen == 32 and one.vip.network_address not in network.addresses:
+            found.setdefault(f"the VIP {one.vip.network_address} on lo", []).append(one)
+    return found if own else {}
 
 
 def check_backends(daemon: Daemon) -> Iterator[Finding]:
@@ -200,6 +233,7 @@ def check_backends(daemon: Daemon) -> Iterator[Finding]:
                 "backend",
                 f"{label} at {where} does not answer its probe: {row.get('reason')}",
                 f"is the process running? `ss -lnp` shows who listens; meanwhile `lb drain backend {label}`",
+                about=[f"backend {label}"],
             )
         elif row.get("health") == "up":
             yield ok("backend", f"{label} at {where} answers its probe")

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import struct
 import subprocess
 import time
@@ -33,6 +34,7 @@ from lb.doctor.facts import (
     Interface,
     Kernel,
     Network,
+    Private,
     Rights,
     Role,
     Row,
@@ -46,6 +48,8 @@ from lb.privileges import effective
 #: Until a manager that does not answer is given up, seconds.
 MANAGER_TIMEOUT = 3.0
 NFT_TIMEOUT = 10.0
+#: Of a state directory so many files are looked at.
+PRIVATE_MAX = 200
 #: Tables of ours begin with this.
 TABLE_PREFIX = "vipmux_"
 #: Settings that matter, by the name of the interface they may be of.
@@ -56,7 +60,7 @@ _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCETHTOOL = 0x8913, 0x8921, 0x8946
 _ETHTOOL_GFLAGS, _FLAG_LRO = 0x25, 1 << 15
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _LOOPBACK = 1
-_RT_TABLE_MAIN = 254
+_RT_TABLE_MAIN, _RT_TABLE_LOCAL = 254, 255
 _STA_UNSYNC = 0x40
 
 
@@ -94,6 +98,37 @@ def disk(directory: str) -> Disk:
         found.f_files,
         bool(found.f_flag & os.ST_RDONLY),
     )
+
+
+def private(path: Path) -> Private | None:
+    """A file or directory as it lies there, no link followed; None: it is not there, or may not be seen."""
+    try:
+        found = path.lstat()
+        link = str(path.readlink()) if path.is_symlink() else None
+    except OSError:
+        return None
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) or link is not None):
+        return None  # sockets have rights of their own
+    return Private(str(path), found.st_uid, found.st_mode & 0o7777, link)
+
+
+def private_in(directory: Path) -> list[Private]:
+    """A state directory and what lies in it, two levels deep."""
+    paths = [directory]
+    try:
+        for entry in sorted(directory.iterdir()):
+            paths += [entry, *(sorted(entry.iterdir()) if entry.is_dir() and not entry.is_symlink() else ())]
+    except OSError:
+        pass  # what is seen is told
+    return [found for path in paths[:PRIVATE_MAX] if (found := private(path)) is not None]
+
+
+def user_of(pid: int | None) -> int:
+    """Whom a process runs as; of none, whoever asks."""
+    try:
+        return Path(f"/proc/{pid}").stat().st_uid if pid else os.geteuid()
+    except OSError:
+        return os.geteuid()
 
 
 def certificate(file: Path) -> Certificate:
@@ -216,7 +251,16 @@ def twins(role: Role) -> list[Twin]:
             continue
         config = _config_of(entry, role.program)
         if config is not None and _namespace(entry.name) == own:
-            found.append(Twin(int(entry.name), str(config), _name_in(config, role)))
+            table = _table_in(config, role)
+            name, interface = (table.get(key) for key in ("name", "interface"))
+            found.append(
+                Twin(
+                    int(entry.name),
+                    str(config),
+                    name if isinstance(name, str) else None,
+                    interface if isinstance(interface, str) else None,
+                )
+            )
     return sorted(found, key=lambda twin: twin.pid)
 
 
@@ -237,16 +281,15 @@ def _config_of(process: Path, program: str) -> Path | None:
     return None
 
 
-def _name_in(config: Path, role: Role) -> str | None:
+def _table_in(config: Path, role: Role) -> Row:
     import tomllib  # noqa: PLC0415
 
     try:
         with config.open("rb") as file:
             table = tomllib.load(file).get(role.value)
     except (OSError, ValueError, RecursionError):
-        return None
-    name = table.get("name") if isinstance(table, dict) else None
-    return name if isinstance(name, str) else None
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def _namespace(pid: str) -> str | None:
@@ -274,9 +317,12 @@ def network(interface: str, *, filters: tuple[int, str] | None = None) -> Networ
                 labels.add(address)
         ways = list(_ways(netlink, names))
         found, ahead = _filters(netlink, interface, names, filters) if filters else (None, ())
+        local_rule = any(rule.get_attr("FRA_TABLE") == _RT_TABLE_LOCAL for rule in netlink.get_rules(family=2))
     default = next((by for prefix, by in ways if prefix is None), None)
     others = frozenset(by for _, by in ways if by not in (interface, "lo"))
-    return Network(link(interface), addresses, frozenset(labels), default, others, sysctls(interface), found, ahead)
+    return Network(
+        link(interface), addresses, frozenset(labels), default, others, sysctls(interface), found, ahead, local_rule
+    )
 
 
 def _ways(netlink: Any, names: dict[int, str]) -> Iterator[tuple[str | None, str]]:

@@ -8,7 +8,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from lb.cells import ago
-from lb.doctor.facts import Certificate, Clock, Daemon, Disk, Interface, Kernel, Rights, Role, Row, Twin
+from lb.doctor.facts import (
+    Certificate,
+    Clock,
+    Conntrack,
+    Daemon,
+    Disk,
+    Interface,
+    Kernel,
+    Private,
+    Rights,
+    Role,
+    Row,
+    Twin,
+)
 from lb.doctor.findings import Finding, fault, ok, unknown, warning
 from lb.privileges import Capability
 
@@ -33,8 +46,10 @@ def start(role: Role, config: str) -> str:
     return f"`systemctl start {role.program}`, or as root `{run} --config {config}`"
 
 
-def check_daemon(role: Role, config: str, daemon: Daemon) -> Iterator[Finding]:
-    """It runs, and answers."""
+def check_daemon(
+    role: Role, config: str, daemon: Daemon, lost: Sequence[str] = (), about: Collection[str] = ()
+) -> Iterator[Finding]:
+    """It runs, and answers. ``lost``: what is gone of what it left in the kernel; ``about``: what needs that."""
     if daemon.answers:
         yield ok("daemon", f"{role.program} runs" + (f" (pid {daemon.pid})" if daemon.pid else ""))
     elif not daemon.may_ask:
@@ -42,8 +57,11 @@ def check_daemon(role: Role, config: str, daemon: Daemon) -> Iterator[Finding]:
     else:
         yield fault(
             "daemon",
-            f"{role.program} does not run here: {daemon.error}",
+            f"{role.program} does not run here: {daemon.error}"
+            + (f"; and of what it left in the kernel is gone: {' and '.join(lost)}" if lost else ""),
             f"start it: {start(role, config)}; `journalctl -u {role.program} -n 20` says why it ended",
+            cause="daemon_down",
+            about=about if lost else (),
         )
     if daemon.answers:
         rejected = daemon.status.get("rejected")
@@ -347,6 +365,14 @@ def check_manager(role: Role, name: str, config: str, connection: Row | None) ->
             f"another machine goes by this node's name or address: {text}",
             another_name(role.value, name, config),
         )
+    elif "take-over" in text:
+        yield fault(
+            "history",
+            f"does not take orders of {url}: {text}",
+            "put the right manager.db back; or there `lb-manager take-over --config MANAGER.toml`, and restart "
+            "lb-manager",
+            cause="backup_restored",
+        )
     elif "expired" in text or "no certificate" in text:
         yield fault("manager", f"does not follow {url}: {text}", join_again(role, name, config))
     elif "state not kept" in text or "cannot be written" in text:
@@ -419,8 +445,74 @@ def _times(row: Row, now: float) -> str:
     return f"{often}, the last time {ago(last, now)} ago" if last else often
 
 
-def check_twins(role: Role, name: str, twins: Sequence[Twin]) -> Iterator[Finding]:
-    """Two daemons of one name on one machine take each other's nftables table, socket and probes."""
+#: From here on the table of connections is nearly full.
+CONNTRACK_WARNING, CONNTRACK_FAULT = 0.85, 0.97
+
+
+def check_conntrack(found: Conntrack | None, hurt: str, about: Collection[str] = ()) -> Iterator[Finding]:
+    """``hurt``: who suffers where it is full."""
+    if found is None or not found.maximum:
+        return
+    part = found.count / found.maximum
+    held = f"conntrack holds {found.count:,} of {found.maximum:,} connections"
+    remedy = f"`sysctl -w net.netfilter.nf_conntrack_max={found.maximum * 2}`, and keep it in /etc/sysctl.d/"
+    if part > CONNTRACK_FAULT or (found.dropped and part > CONNTRACK_WARNING):
+        lost = f", and refused {found.dropped:,} packets within {found.seconds:.1f} s" if found.dropped else ""
+        yield fault("conntrack", f"{held}{lost}: {hurt}", remedy, cause="conntrack_full", about=about)
+    elif part > CONNTRACK_WARNING:
+        yield warning("conntrack", f"{held}; once it is full, {hurt}", remedy, cause="conntrack_full", about=about)
+    else:
+        yield ok("conntrack", held)
+
+
+def check_private(role: Role, daemon_user: int, state: Sequence[Private], config: Private | None) -> Iterator[Finding]:
+    """Who else may read or change what is this daemon's alone. ``config``: its file, where that holds passwords."""
+    if config is not None and config.link is None and config.mode & 0o004:
+        yield warning(
+            "secrets",
+            f"{config.path} holds passwords, and everybody on this machine may read it (mode {config.mode:04o})",
+            f"`chmod o-rwx {config.path}`",
+            cause="config_readable",
+        )
+    wrong = 0
+    for one in state:
+        if one.link is not None and one.owner not in (0, daemon_user):
+            what, remedy = f"is a symbolic link to {one.link}", f"`rm {one.path}`, and have {role.program} make it anew"
+        elif one.link is not None:
+            continue  # an administrator's
+        elif one.owner not in (0, daemon_user):
+            what = f"belongs to user {one.owner}, and {role.program} runs as user {daemon_user}"
+            remedy = f"`chown -R {daemon_user} {one.path}`"
+        elif one.mode & 0o022:
+            what, remedy = f"may be changed by others (mode {one.mode:04o})", f"`chmod go-w {one.path}`"
+        elif one.mode & 0o004 and one.path.endswith("node.pem"):
+            what, remedy = f"may be read by everybody (mode {one.mode:04o})", f"`chmod 600 {one.path}`"
+        else:
+            continue
+        wrong += 1
+        if wrong <= PRIVATE_SHOWN:
+            whose = f"{one.path} {what}: whoever that is can become this node, or lead it"
+            yield fault("state_dir", whose, remedy, cause="state_dir")
+    if state and not wrong:
+        yield ok("state_dir", f"{state[0].path} is {role.program}'s alone")
+
+
+#: Of files that others may change, so many are named.
+PRIVATE_SHOWN = 3
+
+
+def check_twins(role: Role, name: str, twins: Sequence[Twin], *, interface: str | None = None) -> Iterator[Finding]:
+    """Two daemons of one name on one machine take each other's nftables table, socket and probes; two MUXes on one
+    interface send every packet twice."""
+    beside = [twin for twin in twins if interface is not None and twin.name != name and twin.interface == interface]
+    if role is Role.MUX and beside and any(twin.name == name for twin in twins):
+        yield fault(
+            "duplicate_mux",
+            f"a second lb-mux runs on {interface}: pid {beside[0].pid} ({beside[0].config}); both forward what comes "
+            "there, so backends get every packet twice",
+            f"stop one: `kill {beside[0].pid}`; or give it another interface",
+            cause="interface_shared",
+        )
     same = [twin for twin in twins if twin.name == name]
     if len(same) > 1:
         who = " and ".join(f"pid {twin.pid} ({twin.config})" for twin in same)

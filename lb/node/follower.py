@@ -130,6 +130,13 @@ def _named(name: str, table: object) -> object:
     return {**table, "name": name} if isinstance(table, dict) and table.get("name") != name else table
 
 
+def last_services(kind: str, settings: MuxSettings | AgentSettings) -> tuple[Service, ...]:
+    """What a node that does not run would begin with, for whoever examines it."""
+    cached = Cache(Path(settings.state_dir) / "node", f"{kind}:{settings.name}").load()
+    tables = cached.state.get("services", {}) if cached is not None else {}
+    return ServiceTables(settings).read(tables).change.services
+
+
 class Follower:
     """One node's life with a manager."""
 

@@ -10,7 +10,19 @@ from pathlib import Path
 import pytest
 
 from lb.doctor import machine
-from lb.doctor.facts import Certificate, Clock, Daemon, Disk, Interface, Kernel, Rights, Role, Twin
+from lb.doctor.facts import (
+    Certificate,
+    Clock,
+    Conntrack,
+    Daemon,
+    Disk,
+    Interface,
+    Kernel,
+    Private,
+    Rights,
+    Role,
+    Twin,
+)
 from lb.doctor.findings import Finding, Severity, ordered, verdict
 from lb.privileges import Capability
 
@@ -294,3 +306,80 @@ def test_two_daemons_of_one_name_on_a_machine_are_named_with_pid_and_file() -> N
     assert "pid 7 (/a.toml) and pid 9 (/b.toml)" in found.what
     (found,) = machine.check_twins(Role.MUX, "mux2", twins)
     assert found.severity is OK
+
+
+@pytest.mark.parametrize(
+    ("found", "severity"),
+    [
+        (Conntrack(100, 262144), OK),
+        (Conntrack(230_000, 262144), WARNING),
+        (Conntrack(230_000, 262144, dropped=3, seconds=0.5), FAULT),
+        (Conntrack(262_144, 262144), FAULT),
+        (Conntrack(90, 100_000, dropped=3), OK),  # a helper's doing, or a race
+    ],
+)
+def test_a_full_table_of_connections_is_told_with_the_setting_that_makes_room(
+    found: Conntrack, severity: Severity
+) -> None:
+    (finding,) = machine.check_conntrack(found, "new connections are dropped")
+    assert finding.severity is severity
+    if severity is not OK:
+        assert finding.cause == "conntrack_full"
+        assert (finding.remedy or "").startswith("`sysctl -w net.netfilter.nf_conntrack_max=524288`")
+
+
+def test_without_conntrack_there_is_nothing_to_say_of_it() -> None:
+    assert list(machine.check_conntrack(None, "")) == []
+
+
+STATE = Private("/var/lib/vipmux", 0, 0o700)
+
+
+@pytest.mark.parametrize(
+    ("one", "command"),
+    [
+        (Private("/var/lib/vipmux/identity", 1001, 0o700), "chown -R 990 /var/lib/vipmux/identity"),
+        (Private("/var/lib/vipmux/node", 990, 0o777), "chmod go-w /var/lib/vipmux/node"),
+        (Private("/var/lib/vipmux/identity/node.pem", 990, 0o644), "chmod 600 /var/lib/vipmux/identity/node.pem"),
+        (Private("/var/lib/vipmux/node", 1001, 0o777, "/tmp/x"), "rm /var/lib/vipmux/node"),
+        (Private("/var/lib/vipmux/node", 0, 0o777, "/data/vipmux"), None),
+        (Private("/var/lib/vipmux/node/state", 990, 0o644), None),
+    ],
+)
+def test_what_others_may_change_of_a_state_directory_is_named(one: Private, command: str | None) -> None:
+    found = [f for f in machine.check_private(Role.MUX, 990, [STATE, one], None) if f.severity is not OK]
+    assert [(f.cause, (f.remedy or "").split("`")[1]) for f in found] == ([("state_dir", command)] if command else [])
+
+
+def test_passwords_that_everybody_may_read_are_named() -> None:
+    def said(mode: int) -> list[str | None]:
+        file = Private("/etc/vipmux/mux.toml", 0, mode)
+        return [f.remedy for f in machine.check_private(Role.MUX, 0, [STATE], file) if f.check == "secrets"]
+
+    assert said(0o644) == ["`chmod o-rwx /etc/vipmux/mux.toml`"]
+    assert said(0o640) == []
+
+
+def test_two_muxes_on_one_interface_are_told() -> None:
+    own, other = Twin(1, "one.toml", "mux1", "eth0"), Twin(2, "two.toml", "mux2", "eth0")
+    found = [f for f in machine.check_twins(Role.MUX, "mux1", [own, other], interface="eth0") if f.severity is FAULT]
+    assert [(f.cause, f.remedy) for f in found] == [
+        ("interface_shared", "stop one: `kill 2`; or give it another interface")
+    ]
+    apart = [own, replace(other, interface="eth1")]
+    assert [f.severity for f in machine.check_twins(Role.MUX, "mux1", apart, interface="eth0")] == [OK]
+
+
+def test_a_manager_whose_store_is_older_is_told_with_what_leads_out() -> None:
+    problem = "the store is older than it was (see lb-manager take-over)"
+    row = {"url": "https://m:9740", "connected": False, "problem": problem}
+    (found,) = machine.check_manager(Role.MUX, "mux1", "mux.toml", row)
+    assert (found.check, found.cause) == ("history", "backup_restored")
+    assert "`lb-manager take-over" in (found.remedy or "")
+
+
+def test_a_daemon_that_is_down_tells_what_of_its_own_is_gone() -> None:
+    daemon = Daemon("/s", False, error="is not there")
+    (found,) = machine.check_daemon(Role.AGENT, "agent.toml", daemon, ["the nftables table"], ["backend web/a"])
+    assert (found.cause, found.about) == ("daemon_down", ("backend web/a",))
+    assert "what it left in the kernel is gone: the nftables table" in found.what
