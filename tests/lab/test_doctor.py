@@ -82,7 +82,7 @@ class Clinic(Fleet):
 
     def _build(self) -> None:
         super()._build()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", self.hosts[2].state_dir], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", self.hosts[2].state_dir], check=True)
 
     def _remove(self) -> None:
         subprocess.run(["umount", "-l", self.hosts[2].state_dir], check=False, capture_output=True)

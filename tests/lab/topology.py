@@ -358,6 +358,7 @@ class Lab:
         self.services = tuple(services)
         for node in self.nodes if nodes is None else nodes:
             node.config.write_text(format_config(self.configuration(node)))
+            node.config.chmod(0o640)  # of a MUX it may hold passwords of BGP
 
     def bgp_settings(self, mux: Node) -> BgpSettings | None:
         """One session to the router, where that speaks BGP."""
