@@ -133,6 +133,11 @@ class Sidecar:
         """Ends ExaBGP; a new one begins at once, and with it what waits ever longer between attempts to connect."""
         self._kill()
 
+    def begin_anew(self, speaks: Speaks) -> None:
+        """As :meth:`restart`, with other settings for the new one."""
+        self._speaks = speaks
+        self._kill()
+
     async def run(self) -> None:
         """Keeps ExaBGP running; the caller's cancellation kills it."""
         loop = asyncio.get_running_loop()

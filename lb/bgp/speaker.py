@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lb.bgp import session as sessions
@@ -129,6 +130,13 @@ class Speaker:
         if self._running and not any(session.up for session in self.sessions):
             log.info("ExaBGP begins anew", reason="the interface is back, and no router has a session with us")
             self._sidecar.restart()
+
+    def change_passwords(self, speaks: Speaks) -> None:
+        """The same peers with other passwords. ExaBGP takes them at its start only, so it begins anew: routers lose
+        what they were told, and are told it again once their sessions are up."""
+        peers = {str(peer.address): peer for peer in speaks.settings.peers}
+        self._sessions = {name: replace(session, peer=peers[name]) for name, session in self._sessions.items()}
+        self._sidecar.begin_anew(speaks)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:

@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -103,6 +103,12 @@ class Announcer:
         self._speaker: Speaker | None = None
         self._heart: Heart | None = None
         self._tasks = Tasks()
+
+    def change_passwords(self, bgp: BgpSettings) -> None:
+        """The same settings with other passwords: the sessions are opened anew."""
+        self._speaks = replace(self._speaks, settings=bgp)
+        if self._speaker is not None:
+            self._speaker.change_passwords(self._speaks)
 
     # -- life ---------------------------------------------------------------------------------------------------
 

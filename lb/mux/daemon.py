@@ -47,7 +47,7 @@ from lb.forwarding import Compiler
 from lb.log import get_logger
 from lb.memory import give_back, tame_allocator
 from lb.metrics import MetricsServer, MuxCollector, serve
-from lb.model import Address, IoMode, MuxConfig, Service
+from lb.model import Address, BgpSettings, IoMode, MuxConfig, Service
 from lb.mux.announcer import Announcer
 from lb.mux.care import Care
 from lb.mux.census import FlowCensus
@@ -61,7 +61,7 @@ from lb.mux.open_port import open_port
 from lb.mux.overload import OverloadWatch
 from lb.mux.plane import Plane
 from lb.mux.ports import Port
-from lb.mux.reload import check_bgp, check_settings
+from lb.mux.reload import changed_passwords, check_bgp, check_settings
 from lb.mux.requests import answer, handlers
 from lb.mux.startup import StateDir, check_outer_source, find_interface
 from lb.mux.status import Condition, Status
@@ -441,11 +441,24 @@ class Daemon:
                 await self._live.take(config.services)
                 self._condition.rejected = None
             await self._change_workers(config.mux.workers)
+            self._change_passwords(config.bgp)
         del config
         give_back()
         if self._follower is not None:
             log.info("configuration read", reason="services come from the manager")
             self._follower.client.retry()
+
+    def _change_passwords(self, bgp: BgpSettings | None) -> None:
+        """All sessions are opened anew, if a password is another one."""
+        peers = changed_passwords(self._bgp, bgp)
+        self._bgp = bgp
+        if peers and bgp is not None and self._announcer is not None:
+            log.warning(
+                "BGP passwords changed",
+                peers=" ".join(peers),
+                then="all sessions are opened anew; until they are up, routers send this MUX nothing",
+            )
+            self._announcer.change_passwords(bgp)
 
     def _check_workers(self, workers: int) -> None:
         """Raises ConfigError where their number cannot change now."""

@@ -3,13 +3,14 @@
 
 Services and backends may change in any way, and so may the number of workers where the I/O mode can (see
 :meth:`lb.mux.ports.Port.keeps_workers`); no flow is forgotten. The rest of the ``[mux]`` table is what the flow table
-and the tunnel were built from, so it must stay as it is until a restart.
+and the tunnel were built from, so it must stay as it is until a restart. Of ``[bgp]`` passwords may change, for which
+sessions are opened anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from lb.errors import ConfigError
 from lb.model import Address, BgpSettings, Idle, MuxSettings, Service
@@ -41,9 +42,24 @@ def check_settings(old: MuxSettings, new: MuxSettings) -> None:
 
 
 def check_bgp(old: BgpSettings | None, new: BgpSettings | None) -> None:
-    """Raises ConfigError if sessions would have to be opened anew."""
-    if old != new:
-        raise ConfigError([("bgp", "cannot change while the MUX runs: restart lb-mux, or put it back")])
+    """Raises ConfigError for whatever else than passwords is different."""
+    if _without_passwords(old) != _without_passwords(new):
+        message = "nothing of it but passwords can change while the MUX runs: systemctl restart lb-mux, or put it back"
+        raise ConfigError([("bgp", message)])
+
+
+def changed_passwords(old: BgpSettings | None, new: BgpSettings | None) -> list[str]:
+    """The names of the peers that have another password, or one for the first time, or none any more."""
+    if old is None or new is None:
+        return []
+    before = {peer.name: peer.password for peer in old.peers}
+    return [peer.name for peer in new.peers if peer.password != before.get(peer.name)]
+
+
+def _without_passwords(bgp: BgpSettings | None) -> BgpSettings | None:
+    if bgp is None:
+        return None
+    return replace(bgp, peers=tuple(replace(peer, password=None) for peer in bgp.peers))
 
 
 def check_vips(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -84,6 +85,19 @@ def test_silence_ends_the_session_after_the_hold_time_and_routes_return(disagree
     back = time.monotonic() - healed
     print(f"\n{lab.routers.value}: silence: withdrawn after {took:.1f} s, back {back:.1f} s after it ended")
     assert took <= HOLD + allowed(1.5)
+
+
+def test_a_password_that_was_mended_is_taken_by_a_reload(disagreeing: BgpLab) -> None:
+    """The MUX forwards on meanwhile, with the same ExaBGP user and the same process of ours."""
+    lab, mux = disagreeing, disagreeing.muxes[1]
+    process = mux.processes["mux"]
+    lab.peer_changes[mux.name] = {"password": lab.peer_changes["mux1"]["password"]}
+    lab.write_files(lab.services, [mux])
+    process.signal(signal.SIGHUP)
+    lab.wait_peer(mux, lambda row: row["state"] == "established", "the session with the new password")
+    lab.wait_hops(WEB_VIP, lab.muxes[0], mux)
+    assert process.running
+    assert 'event="BGP passwords changed"' in process.output()
 
 
 def test_a_link_that_was_away_for_long_has_its_session_and_routes_back_at_once(routers: Routers) -> None:

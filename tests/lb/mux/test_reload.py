@@ -9,8 +9,8 @@ from ipaddress import IPv4Address, ip_address, ip_network
 import pytest
 
 from lb.errors import ConfigError
-from lb.model import Idle, MuxSettings, PortRange, Protocol, Service
-from lb.mux.reload import changed_keys, check_settings, check_vips
+from lb.model import BgpFamily, BgpPeer, BgpSettings, Idle, MuxSettings, PortRange, Protocol, Service
+from lb.mux.reload import changed_keys, changed_passwords, check_bgp, check_settings, check_vips
 
 SETTINGS = MuxSettings(name="mux1", address=IPv4Address("10.0.1.11"), seed=bytes(16), interface="eth0")
 WEB = Service("web", ip_network("203.0.113.0/25"), Protocol.TCP, PortRange(80, 80))
@@ -31,6 +31,22 @@ def test_every_changed_key_is_named() -> None:
 
 def test_the_number_of_workers_may_change() -> None:
     check_settings(SETTINGS, replace(SETTINGS, workers=2))
+
+
+def peer(number: int, password: str | None = "old") -> BgpPeer:  # noqa: S107  not a secret of anybody
+    return BgpPeer(f"router{number}", IPv4Address(f"10.0.1.{number}"), 65000, (BgpFamily.IPV4,), password)
+
+
+def test_of_bgp_passwords_may_change_and_nothing_else() -> None:
+    before = BgpSettings(65001, (peer(1), peer(2), peer(3, None)))
+    after = replace(before, peers=(peer(1, "new"), peer(2), peer(3, "first")))
+    check_bgp(before, after)
+    assert changed_passwords(before, after) == ["router1", "router3"]
+    assert changed_passwords(before, before) == []
+    for other in (None, replace(before, hold=30), replace(before, peers=before.peers[:2])):
+        with pytest.raises(ConfigError, match=r"bgp: nothing of it but passwords .* systemctl restart lb-mux"):
+            check_bgp(before, other)
+    assert changed_passwords(None, None) == []
 
 
 def test_a_vip_that_is_an_address_of_the_mux_is_refused() -> None:
