@@ -41,12 +41,14 @@ def command(*, config: str | None, local: bool, show_all: bool, manager: Manager
 
     found: list[Finding] = []
     files = [config] if config is not None else _files() if local else []
+    # The manager of this machine is asked where nothing was named.
+    fleet = bool(manager.url) and not local and (manager.named or not files)
     if files:
         from lb.doctor.examine import machine  # noqa: PLC0415  brings much
 
         for file in files:
-            found += machine(file, fleet_follows=bool(manager.url) or local)
-    if manager.url and not local:
+            found += machine(file, fleet_follows=fleet or local)
+    if fleet:
         from lb.doctor.fleet import examine  # noqa: PLC0415
 
         found += examine(manager.get)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks the manager over HTTPS; used by every subcommand that is not ``--local``.
 
-Which manager: ``--manager`` or ``LB_MANAGER``. Who asks: a client certificate (``--cert``, ``--key``; ``LB_CERT``,
-``LB_KEY``) or a bearer token (``LB_TOKEN``); whom to believe: ``--ca`` or ``LB_CA``. What is not given is looked for
-in ``~/.config/lb``: operator.pem, operator.key, ca.pem. Plain HTTP goes to loopback only. Starts fast: what a question
-needs is imported when there is one.
+Which manager: ``--manager`` or ``LB_MANAGER``, else the one that has its file on this machine. Who asks: a client
+certificate (``--cert``, ``--key``; ``LB_CERT``, ``LB_KEY``) or a bearer token (``LB_TOKEN``); whom to believe: ``--ca``
+or ``LB_CA``. What is not given is looked for in ``~/.config/lb``: operator.pem, operator.key, ca.pem. Plain HTTP goes
+to loopback only. Starts fast: what a question needs is imported when there is one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -33,12 +33,20 @@ JSON, TOML = "application/json", "application/toml"
 #: What is answered when it is asked ``as`` this.
 _KINDS: dict[object, str] = {"toml": TOML, "columns": "text/plain", "text": "text/plain"}
 _DIRECTORY = "~/.config/lb"
+#: The manager of this machine, where there is one.
+LOCAL_FILE = Path("/etc/vipmux/manager.toml")
 
 
 def manager_options(function: F) -> F:
     """``--manager`` and the credentials; the command gets ``manager``, a :class:`Manager` (asked nothing yet)."""
     options = [
-        click.option("--manager", "url", metavar="URL", envvar="LB_MANAGER", help="The manager (LB_MANAGER)."),
+        click.option(
+            "--manager",
+            "url",
+            metavar="URL",
+            envvar="LB_MANAGER",
+            help=f"The manager (LB_MANAGER); without it the one of {LOCAL_FILE}, if that is here.",
+        ),
         click.option("--cert", metavar="FILE", envvar="LB_CERT", help="The operator's certificate (LB_CERT)."),
         click.option("--key", metavar="FILE", envvar="LB_KEY", help="Its key (LB_KEY)."),
         click.option("--ca", metavar="FILE", envvar="LB_CA", help="The manager's authority (LB_CA)."),
@@ -49,7 +57,9 @@ def manager_options(function: F) -> F:
     def command(
         *arguments: Any, url: str | None, cert: str | None, key: str | None, ca: str | None, **others: Any
     ) -> Any:
-        return function(*arguments, manager=Manager(url, cert, key, ca, os.environ.get("LB_TOKEN") or None), **others)
+        where = url or local_manager(LOCAL_FILE)
+        token = os.environ.get("LB_TOKEN") or None
+        return function(*arguments, manager=Manager(where, cert, key, ca, token, named=bool(url)), **others)
 
     wrapped: Any = command
     for option in reversed(options):
@@ -66,6 +76,7 @@ class Manager:
     key: str | None = None
     ca: str | None = None
     token: str | None = None
+    named: bool = field(default=True, kw_only=True)  #: somebody said which; else it is the one of this machine
 
     def get(self, *path: str, **query: object) -> Any:
         return self._loaded(self.raw(*path, **query))
@@ -177,6 +188,28 @@ class Manager:
             reason = (error.strerror or str(error)).lower()
             raise AccessError(f"the certificate, its key or the authority cannot be used: {reason}") from None
         return context
+
+
+def local_manager(file: Path) -> str | None:
+    """Where the manager of this file is asked from this machine; None where there is no such file, or none to be read.
+
+    Only ``listen`` is needed, so that a file with mistakes, which `lb check` tells, is no hindrance to asking.
+    """
+    if not file.exists():
+        return None
+    import tomllib  # noqa: PLC0415  6 ms
+    from ipaddress import ip_address  # noqa: PLC0415
+
+    try:
+        with file.open("rb") as opened:
+            listen = tomllib.load(opened)["manager"].get("listen", f"0.0.0.0:{PORT}")
+        host, _, port = str(listen).rpartition(":")
+        address, number = ip_address(host.strip("[]")), int(port)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return None
+    if address.is_unspecified:
+        return f"https://127.0.0.1:{number}" if address.version == 4 else f"https://[::1]:{number}"
+    return f"https://{host}:{number}"
 
 
 def _file(given: str | None, name: str, option: str, what: str) -> Path:

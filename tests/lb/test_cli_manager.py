@@ -16,11 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from lb.cells import ago, endpoint
+from lb.cli import remote
 from lb.cli.drain import target
 from lb.cli.main import run
+from lb.cli.remote import local_manager
 from lb.cli.tables import TABLES
 from lb.errors import RequestError
 from lb.tabular import columns
@@ -255,6 +258,48 @@ def test_which_manager_and_who_asks(daemon: Daemon, tmp_path: Path) -> None:
     for url in ("ftp://x", "https://", "https://a:b", "https://a/b"):
         done = lb("get", "services", "--manager", url, **home)
         assert (done.returncode, "--manager must be such as https://10.0.1.9:9740" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("[manager]\n", "https://127.0.0.1:9740"),
+        ('[manager]\nlisten = "0.0.0.0:8443"\n', "https://127.0.0.1:8443"),
+        ('[manager]\nlisten = "[::]:9740"\n', "https://[::1]:9740"),
+        ('[manager]\nlisten = "10.0.1.9:9740"\nunknown = 1\n', "https://10.0.1.9:9740"),
+        ("[manager]\nlisten = 7\n", None),
+        ("[mux]\n", None),
+        ("[manager", None),
+        (None, None),
+    ],
+)
+def test_the_manager_of_this_machine_is_found_by_its_file(tmp_path: Path, text: str | None, url: str | None) -> None:
+    file = tmp_path / "manager.toml"
+    if text is not None:
+        file.write_text(text)
+    assert local_manager(file) == url
+
+
+def test_the_manager_of_this_machine_is_asked_where_none_is_named(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "manager.toml"
+    file.write_text(f'[manager]\nlisten = "0.0.0.0:{daemon.port}"\n')
+    monkeypatch.setattr(remote, "LOCAL_FILE", file)
+    monkeypatch.delenv("LB_MANAGER", raising=False)
+    asked: list[remote.Manager] = []
+
+    @click.command()
+    @remote.manager_options
+    def ask(manager: remote.Manager) -> None:
+        asked.append(manager)
+
+    ask.main([], standalone_mode=False)
+    ask.main(["--manager", "https://10.0.1.9"], standalone_mode=False)
+    assert [(one.url, one.named) for one in asked] == [
+        (f"https://127.0.0.1:{daemon.port}", False),
+        ("https://10.0.1.9", True),
+    ]
 
 
 def test_a_second_manager_is_refused(daemon: Daemon) -> None:
