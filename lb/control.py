@@ -27,8 +27,10 @@ from lb.log import get_logger
 
 #: Longest request, bytes; far more than any of ours.
 REQUEST_MAX = 64 * 1024
-#: Connections served at once; more wait in the kernel's queue.
-CONNECTIONS_MAX = 32
+#: Open connections; one more ends the one that has been silent longest.
+CONNECTIONS_MAX = 128
+#: Questions answered at once; more wait.
+ANSWERS_MAX = 32
 #: A connection that asks nothing for so long is closed, seconds.
 IDLE_TIMEOUT = 60.0
 #: A socket's name must fit into ``struct sockaddr_un``.
@@ -49,7 +51,8 @@ class ControlServer:
         self._handlers = dict(handlers)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
+        self._slots = asyncio.Semaphore(ANSWERS_MAX)
+        self._silent: dict[asyncio.Task[None], None] = {}  # those that ask nothing just now, the longest first
 
     async def start(self) -> None:
         """Takes the place of a socket that a dead process left behind, never that of a living one."""
@@ -70,18 +73,25 @@ class ControlServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  asyncio runs connections as tasks
+        if len(self._tasks) >= CONNECTIONS_MAX and self._silent:
+            longest = next(iter(self._silent))
+            del self._silent[longest]
+            longest.cancel()
         self._tasks.add(task)
         try:
-            async with self._slots:
-                await self._serve(reader, writer)
+            await self._serve(task, reader, writer)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
             pass  # the asker went away, or we are closing
         finally:
             self._tasks.discard(task)
+            self._silent.pop(task, None)
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, task: asyncio.Task[None], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         while True:
+            self._silent[task] = None
             try:
                 async with asyncio.timeout(IDLE_TIMEOUT):
                     line = await reader.readline()
@@ -90,8 +100,10 @@ class ControlServer:
                 return
             if not line:
                 return
+            self._silent.pop(task, None)
             if line.strip():
-                await _reply(writer, await self._answer(line))
+                async with self._slots:
+                    await _reply(writer, await self._answer(line))
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:

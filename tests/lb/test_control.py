@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import stat
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lb.control import REQUEST_MAX, ControlServer, request
+from lb.control import CONNECTIONS_MAX, REQUEST_MAX, ControlServer, request
 from lb.errors import ControlError, RequestError
 
 
@@ -92,6 +93,22 @@ def test_several_requests_share_a_connection_and_keep_their_order(path: Path) ->
 def test_a_request_beyond_the_bound_ends_the_connection(path: Path) -> None:
     answers = serving(path, lambda: raw(path, b"x" * (REQUEST_MAX + 1000)))
     assert answers == [{"ok": False, "error": f"a request must fit into {REQUEST_MAX} bytes"}]
+
+
+def test_connections_that_say_nothing_keep_nobody_out(path: Path) -> None:
+    """The one that is silent longest goes; what was asked over the others is answered."""
+
+    def ask() -> tuple[object, list[bytes]]:
+        with contextlib.ExitStack() as stack:
+            idle = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2 * CONNECTIONS_MAX)]
+            for connection in idle:
+                connection.connect(str(path))
+                connection.settimeout(10)
+            idle[-1].sendall(b'{"op":"lookup"}\n')
+            heard = [idle[0].recv(1), idle[-1].recv(1)]
+            return request(path, {"op": "lookup"}), heard
+
+    assert serving(path, ask) == ({"backend": None}, [b"", b"{"])
 
 
 def test_only_the_owner_may_open_the_socket(path: Path) -> None:
