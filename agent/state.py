@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from lb.daemon.state_dir import check_private
 from lb.errors import IoError
 from lb.node.files import write_private
 
@@ -119,6 +120,7 @@ class Lock:
         directory = Path(state_dir)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_private(directory, "agent.state_dir")
             self._file = os.open(directory / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()

@@ -18,6 +18,7 @@ from typing import TypeVar
 import click
 
 from lb.config import load_manager
+from lb.daemon.state_dir import check_private
 from lb.errors import IoError, RequestError
 from lb.log import only_warnings
 from lb.model import ManagerSettings
@@ -51,6 +52,9 @@ def _with_trust(settings: ManagerSettings, authority: Authority, work: Callable[
 
 def _load(path: Path) -> tuple[ManagerSettings, Authority]:
     settings = load_manager(path)
+    state_dir = Path(settings.state_dir)
+    if state_dir.exists():
+        check_private(state_dir, "manager.state_dir")
     return settings, Authority.load(Path(settings.state_dir) / CA_DIRECTORY)
 
 
@@ -92,6 +96,8 @@ def init(path: Path, names: tuple[str, ...], operator: str | None, out: Path | N
     directory = out or _operators_directory()
     _refuse_to_replace(directory)
     state_dir = Path(settings.state_dir)
+    if state_dir.exists():
+        check_private(state_dir, "manager.state_dir")
     try:
         make_private_directory(state_dir)
     except OSError as error:

@@ -25,6 +25,7 @@ from aiohttp import web
 
 from lb import log as log_setup
 from lb.config import load_manager
+from lb.daemon.state_dir import check_private
 from lb.daemon.supervise import until
 from lb.doctor import startup
 from lb.doctor.facts import Role
@@ -34,6 +35,7 @@ from lb.memory import tame_allocator
 from lb.metrics import program_version, serve
 from lb.model import ManagerSettings
 from lb.notify import Supervisor
+from lb.privileges import Capability, keep_only
 from manager.access import Access
 from manager.api import Api, Authenticate, application
 from manager.commands import COMMANDS
@@ -53,6 +55,9 @@ GRACE = 1.0
 #: How often the status is looked at where nobody waits for signs of life, seconds.
 STATUS_INTERVAL = 5.0
 
+#: Of root's rights, where it is started with them: ports below 1024.
+KEPT = (Capability.NET_BIND_SERVICE,)
+
 log = get_logger()
 
 
@@ -62,6 +67,7 @@ def state_directory(path: str) -> Iterator[Path]:
     directory = Path(path)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(directory, "manager.state_dir")
         handle = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
@@ -237,6 +243,7 @@ def run(path: Path, insecure_loopback: bool) -> None:
     """Serve until SIGTERM."""
     log_setup.configure(PROGRAM)
     tame_allocator()
+    keep_only(KEPT)
     asyncio.run(run_manager(load_manager(path), insecure_loopback=insecure_loopback))
 
 

@@ -15,6 +15,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lb.daemon.state_dir import check_private
 from lb.errors import IoError
 from lb.log import get_logger
 from lb.model import Address, MuxSettings
@@ -32,6 +33,7 @@ class StateDir:
         self.path = Path(path)
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_private(self.path, "mux.state_dir")
             self._lock = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
