@@ -23,7 +23,7 @@ unexport SECONDS PYTHONPATH PYTHONHOME
 
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help build test unit lab sanitize demo demo-standalone screenshots check bench dist fuzz clean distclean packages
+.PHONY: help build test unit lab sanitize demo demo-standalone screenshots check bench dist bundle fuzz clean distclean packages
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
@@ -163,6 +163,11 @@ dist: build
 	@rm -rf dist
 	@$(PY) -m build --no-isolation > $(BUILD)/dist.log 2>&1 || { tail -30 $(BUILD)/dist.log >&2; exit 1; }
 	@ls -sh1 dist
+
+# One archive that installs without a network: the wheel, all that it needs, units and examples.  PYTHON_VERSION=3.13 makes it
+# for another Python than Debian 12's.
+bundle: dist
+	@$(PY) deploy/bundle.py dist/*.whl --out dist $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION))
 
 clean:
 	rm -rf $(BUILD) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.environments import keep
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 WHEELS = ROOT / ".build" / "wheels"
@@ -49,6 +51,7 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("dist")
     environment = {**os.environ, "PIP_NO_INDEX": "1"}
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, ROOT, env=environment, seconds=300)
+    keep(next(directory.glob("*.whl")))  # the labs need one as well
     return directory
 
 
@@ -117,7 +120,7 @@ def test_the_wheel_brings_what_an_operator_needs_beside_the_programs(wheel: Path
     wanted = {
         name.removeprefix("deploy/")
         for name in tracked()
-        if re.match(r"deploy/(systemd|sysctl|routers)/|deploy/\w+\.toml$", name)
+        if re.match(r"deploy/(systemd|sysctl|routers|prometheus|grafana)/|deploy/\w+\.toml$", name)
     }
     wanted |= {name for name in tracked() if re.match(r"docs/\w[\w-]*\.md$", name)} | {"LICENSE", "CHANGELOG.md"}
     assert found == wanted

@@ -6,6 +6,7 @@ The dependencies are those of the development environment; the program itself is
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -31,8 +32,43 @@ def previous() -> str | None:
     return done.stdout.strip() or None
 
 
+#: Wheels of this tree as it was, by what was in it: the compiler needs half a minute.
+BUILT = ROOT / ".build" / "built"
+_SOURCES = ("native", "lb", "agent", "manager", "deploy", "docs")
+_FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md")
+
+
+def kept() -> Path:
+    """Where a wheel of exactly this tree is kept, or would be."""
+    digest = hashlib.sha256()
+    paths = [path for folder in _SOURCES for path in (ROOT / folder).rglob("*")]
+    for path in sorted([*paths, *(ROOT / name for name in _FILES)]):
+        if path.is_file() and path.suffix not in (".so", ".o", ".pyc") and path.name != "_dataplane.c":
+            digest.update(f"{path.relative_to(ROOT)}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return BUILT / digest.hexdigest()[:16]
+
+
+def keep(wheel: Path) -> None:
+    """For the next who wants one of this tree; those of other trees go."""
+    place = kept()
+    if place.exists():
+        return
+    shutil.rmtree(BUILT, ignore_errors=True)
+    BUILT.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(dir=BUILT))
+    shutil.copy(wheel, fresh)
+    try:
+        fresh.rename(place)
+    except OSError:  # somebody else was faster
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
 def build_wheel(directory: Path, ref: str | None = None) -> Path:
     """A wheel of this tree, or of a commit."""
+    if ref is None and (found := next(kept().glob("*.whl"), None)):
+        directory.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(found, directory))
     source = ROOT
     if ref is not None:
         source = directory / "source"
@@ -42,6 +78,8 @@ def build_wheel(directory: Path, ref: str | None = None) -> Path:
     # By way of the source archive, so that nothing is compiled within the tree.
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", directory, source)
     (wheel,) = directory.glob("*.whl")
+    if ref is None:
+        keep(wheel)
     return wheel
 
 
