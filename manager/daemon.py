@@ -35,7 +35,7 @@ from lb.memory import tame_allocator
 from lb.metrics import program_version, serve
 from lb.model import ManagerSettings
 from lb.notify import Supervisor
-from lb.privileges import Capability, keep_only
+from lb.privileges import Capability, effective, keep_only
 from manager.access import Access
 from manager.api import Api, Authenticate, application
 from manager.commands import COMMANDS
@@ -243,7 +243,8 @@ def run(path: Path, insecure_loopback: bool) -> None:
     """Serve until SIGTERM."""
     log_setup.configure(PROGRAM)
     tame_allocator()
-    keep_only(KEPT)
+    if effective():  # by its unit it has none, and may not even ask for less
+        keep_only(KEPT)
     asyncio.run(run_manager(load_manager(path), insecure_loopback=insecure_loopback))
 
 

@@ -302,6 +302,13 @@ def test_the_manager_of_this_machine_is_asked_where_none_is_named(
     ]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")
+def test_a_manager_that_root_starts_keeps_no_right_but_that_to_low_ports(daemon: Daemon) -> None:
+    lines = dict(line.split(":\t") for line in Path(f"/proc/{daemon.process.pid}/status").read_text().splitlines())
+    assert {lines[name].strip().lstrip("0") for name in ("CapEff", "CapPrm", "CapBnd")} <= {"", "400"}
+    assert lines["NoNewPrivs"].strip() == "1"
+
+
 def test_a_second_manager_is_refused(daemon: Daemon) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "manager.daemon", "run", "--config", daemon.config, "--insecure-loopback"],
