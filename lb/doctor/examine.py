@@ -183,7 +183,7 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     yield from _reception(daemon, file, network, whole, ruleset)
     yield from host.check_arp(network)
     yield from _arp(settings.interface, sorted({str(row.get("vip")) for row in daemon.services}), rights)
-    yield from host.check_decapsulation(network, daemon, own)
+    yield from host.check_decapsulation(network, daemon, own, asked=settings.decap.value)
     yield from host.check_filters_ahead(network, daemon)
     yield from host.check_strangers(daemon)
     lacking = reception.untranslated(own, ruleset, TABLE, settings.interface) if ruleset is not None else []

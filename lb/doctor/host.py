@@ -81,8 +81,10 @@ def effective(network: Network, key: str) -> int | None:
     return max(seen) if seen else None
 
 
-def check_decapsulation(network: Network, daemon: Daemon, own: Collection[Own] = ()) -> Iterator[Finding]:
-    """The way that the agent took is there, and is the good one."""
+def check_decapsulation(
+    network: Network, daemon: Daemon, own: Collection[Own] = (), *, asked: str = "auto"
+) -> Iterator[Finding]:
+    """The way that the agent took is there, and is the good one, or that which its file asks for."""
     mode, name = daemon.status.get("mode"), network.interface.name
     if mode is None:
         return
@@ -100,7 +102,7 @@ def check_decapsulation(network: Network, daemon: Daemon, own: Collection[Own] =
                 about=sorted({one.about for one in own}),
             )
         return
-    if mode == "tun":
+    if mode == "tun" and asked != "tun":
         yield warning(
             "decapsulation",
             f"packets are taken out of tunnels by lb-agent itself (tun), slower, and only while it runs: "

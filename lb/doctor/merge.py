@@ -14,6 +14,7 @@ of it in the manager's view. Nothing is lost: a finding that explains others nam
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +29,9 @@ WHOLE_HOST = frozenset(
     {"decapsulation", "translation", "filter_ahead", "rp_filter", "interface", "mtu", "address", "stale_table"}
 )
 #: Checks of a MUX by which a whole host is away, and with it its agent.
-WHOLE_WAY = frozenset({"unreachable", "no_agent", "no_next_hop"})
+WHOLE_WAY = frozenset({"unreachable", "no_next_hop"})
+#: What a MUX takes for the reason while the agent is away: that it is away comes first.
+WITHOUT_AGENT = frozenset({"protocol_4", "no_agent", "path"})
 #: Checks of a MUX by which it announces nothing.
 WHOLE_MUX = frozenset({"bgp", "bgp_password", "bgp_refused", "interface", "address", "manager_state"})
 #: What a node calls otherwise than the manager.
@@ -57,12 +60,22 @@ class Said:
         return f"{self.kind} {self.name}"
 
 
+class _Depth(enum.IntEnum):
+    """Who goes before whom in naming a cause."""
+
+    VIEW = 0  #: the manager's
+    MUX = 1
+    AWAY = 2  #: an agent that is not there, by the manager's view
+    UNREACHED = 3  #: a host, by a MUX's word
+    HOST = 4  #: of itself
+
+
 @dataclass(slots=True)
 class _Found:
     """One finding that will be shown, unless another explains it."""
 
     finding: Finding
-    depth: int  #: 2: a host of itself; 1: a MUX; 0: the manager's view
+    depth: _Depth
     about: frozenset[str]
     by: list[str]  #: nodes that say so; none: the manager
     explains: list[Finding] = field(default_factory=list)
@@ -71,7 +84,7 @@ class _Found:
 def merged(own: Iterable[Finding], said: Sequence[Said], backends_of: Mapping[str, Sequence[str]]) -> list[Finding]:
     """``own``: the manager's view; ``backends_of``: by agent its backends, ``backend SERVICE/NAME``."""
     view = list(own)
-    found = [_Found(finding, 0, frozenset(finding.about), []) for finding in view if _is_wrong(finding)]
+    found = [_Found(finding, _depth(finding), frozenset(finding.about), []) for finding in view if _is_wrong(finding)]
     for node in said:
         found += [_attributed(node, finding, backends_of) for finding in node.findings if _is_wrong(finding)]
     found = _grouped(found)
@@ -102,9 +115,16 @@ def _attributed(node: Said, finding: Finding, backends_of: Mapping[str, Sequence
     elif finding.check in WHOLE_WAY:
         about |= {f"agent {name}: node" for name, labels in backends_of.items() if about.intersection(labels)}
     if finding.check in OF_ALL:
-        return _Found(replace(finding, cause=None), 0, frozenset({finding.check}), [node.id])
+        return _Found(replace(finding, cause=None), _Depth.VIEW, frozenset({finding.check}), [node.id])
     about.add(f"{node.id}: {SAME.get(finding.check, finding.check)}")
-    return _Found(finding, 2 if agent else 1, frozenset(about), [node.id])
+    depth = _Depth.HOST if agent else _Depth.UNREACHED if finding.check in WHOLE_WAY else _Depth.MUX
+    return _Found(finding, depth, frozenset(about), [node.id])
+
+
+def _depth(finding: Finding) -> _Depth:
+    """Of the manager's view."""
+    of_agent = finding.check == "node" and any(name.startswith("agent ") for name in finding.about)
+    return _Depth.AWAY if of_agent else _Depth.VIEW
 
 
 def _is_of_node(name: str) -> bool:
@@ -146,14 +166,16 @@ def _explains(cause: _Found, other: _Found) -> bool:
         return False
     if cause.depth == other.depth and not (cause.finding.cause and other.finding.cause is None):
         return False
-    if other.depth == 1 and other.finding.check not in OUTSIDE:
-        return False  # a host knows nothing of what a MUX is by itself
+    if other.depth is _Depth.MUX:
+        known = WITHOUT_AGENT if cause.depth is _Depth.AWAY else OUTSIDE
+        if other.finding.check not in known:
+            return False  # nobody else knows what a MUX is by itself
     return _topics(other) <= cause.about
 
 
 def _together(kept: Sequence[_Found], other: _Found) -> _Found | None:
     """A fault of which several causes are each the reason of a part: the first of them tells of it."""
-    if other.depth or len(other.about) < 2:
+    if other.depth is not _Depth.VIEW or len(other.about) < 2:
         return None
     reasons = [one for one in kept if one.finding.severity is Severity.FAULT and one.about & other.about]
     covered: frozenset[str] = frozenset().union(*(one.about for one in reasons))
@@ -163,7 +185,7 @@ def _together(kept: Sequence[_Found], other: _Found) -> _Found | None:
 def _topics(one: _Found) -> frozenset[str]:
     """What a MUX says of a way is about the way, and not about the MUX."""
     topics = frozenset(name for name in one.about if not _is_of_node(name))
-    return topics or one.about if one.depth else one.about
+    return topics or one.about if one.by else one.about
 
 
 def _shown(one: _Found) -> Finding:

@@ -100,6 +100,12 @@ AWAY = fault("node", "agent host1 is away", "start it", cause="node", about=("ag
             id="but not of one whose processes do not listen",
         ),
         pytest.param(
+            [AWAY, down(*HOSTED["host1"])],
+            [Said("mux", "mux1", [way("protocol_4", *WEB1)])],
+            ["node"],
+            id="while an agent is away it is not protocol 4 that is dropped",
+        ),
+        pytest.param(
             [fault("clock", "of host1", "ntp", about=("agent host1: clock",))],
             [Said("agent", "host1", [fault("clock", "10 min ahead", "ntp")])],
             ["clock"],
