@@ -12,14 +12,14 @@ from ipaddress import ip_network
 import pytest
 
 from lb.doctor.findings import Severity
-from lb.model import Backend, Service
+from lb.model import Backend, IoMode, Service
 from lb.probe.scheduler import spread
 from tests.lab.accounts import unbalanced
 from tests.lab.fleet import Fleet
 from tests.lab.flood import Flood
 from tests.lab.pace import allowed
 from tests.lab.process import wait_for
-from tests.lab.routers import HOLD
+from tests.lab.routers import HOLD, Routers
 from tests.lab.services import DETECT, FILES_VIP, PROBE, probed, web
 from tests.lab.topology import PUBLISHED, Node
 from tests.lab.traffic import KeepAlive
@@ -38,9 +38,14 @@ def flooded(hosts: list[Node]) -> Service:
     return replace(web(hosts), name="flooded", vip=ip_network(FLOODED_VIP), backends=backends)
 
 
-@pytest.fixture(scope="module")
-def fleet() -> Iterator[Fleet]:
-    with Fleet(muxes=1, hosts=3) as started:
+@pytest.fixture(
+    scope="module",
+    params=[(Routers.BIRD, IoMode.PACKET), (Routers.FRR, IoMode.XDP), (Routers.FRR, IoMode.TUN)],
+    ids=lambda param: f"{param[0].value}-{param[1].value}",
+)
+def fleet(request: pytest.FixtureRequest) -> Iterator[Fleet]:
+    routers, io = request.param
+    with Fleet(routers, muxes=1, hosts=3, io=io) as started:
         started.start([*probed(started.hosts), flooded(started.hosts)])
         started.wait_in_service()
         yield started
