@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -120,17 +121,36 @@ def _ways(daemon: Daemon, source: IPv4Address, mtu: int, rights: Rights, file: M
         else:
             yield from paths.check_paths(found, source)
     tried = {target.name for target in targets}
+    questions = paths.questions(rows, services, managed=file.manager is not None) if _may_send(rights) else []
+    with contextlib.suppress(OSError):  # it was told above
+        answers = reach.datagrams(questions, source) if questions else []
+        yield from paths.check_datagrams(answers)
+        tried |= {datagram.target.name for datagram in answers if datagram.answered_by is not None}
     yield from paths.check_probes([row for row in rows if f"{row.get('service')}/{row.get('name')}" not in tried])
 
 
 def _rows(file: MuxConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Backends and services of the file, as a running MUX would tell of them."""
+    from lb.mux.status import udp_request  # noqa: PLC0415
+
     services = tuple(
-        {"name": s.name, "vip": _short(str(s.vip)), "protocol": s.protocol.value, "port": str(s.ports)}
+        {
+            "name": s.name,
+            "vip": _short(str(s.vip)),
+            "protocol": s.protocol.value,
+            "port": str(s.ports),
+            "request": udp_request(s),
+        }
         for s in file.services
     )
     backends = tuple(
-        {"service": s.name, "name": b.name, "address": str(b.address), "state": b.state.value}
+        {
+            "service": s.name,
+            "name": b.name,
+            "address": str(b.address),
+            "port": b.port or (s.ports.first if s.ports.exact else None),
+            "state": b.state.value,
+        }
         for s in file.services
         for b in s.backends
     )

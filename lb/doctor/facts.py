@@ -234,6 +234,8 @@ class Target:
     port: int
     exact: bool = True  #: the service has this port alone, so something must listen there
     told: str = "up"  #: its state: up, drain or down
+    inside: int | None = None  #: the backend's port at the host's own address, where it has one
+    request: bytes | None = None  #: of UDP: what is asked, and answered by whoever is well
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +252,15 @@ class Path:
     tunnel_full: Answer | None = None  #: to one that fills ``mtu``
     said: str | None = None  #: what ICMP said of tunnel packets
     said_mtu: int | None = None  #: the MTU that ICMP told
+    direct: Answer | None = None  #: to a plain connection to the port at the host's own address; None: not tried
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """Who answered a UDP service's request that went through a tunnel."""
+
+    target: Target
+    answered_by: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,20 @@ from lb.doctor.findings import Finding, Severity, ok, unknown
 
 #: Checks of a MUX that judge others from outside: the way to a backend, and who answers for a VIP.
 OUTSIDE = frozenset(
-    {"vip_arp", "unreachable", "no_agent", "protocol_4", "mtu_path", "backend", "path", "no_next_hop", "probes_off"}
+    {
+        "host_firewall",
+        "host_silent",
+        "udp_answer",
+        "vip_arp",
+        "unreachable",
+        "no_agent",
+        "protocol_4",
+        "mtu_path",
+        "backend",
+        "path",
+        "no_next_hop",
+        "probes_off",
+    }
 )
 #: Checks of a host by which none of its backends is served.
 WHOLE_HOST = frozenset(

@@ -4,10 +4,13 @@
 plain  small in a tunnel  full in a tunnel    then
 no     no                 -                   the host cannot be reached
 yes    no, ICMP said why  -                   no agent there, or a firewall that says so
-yes    no                 -                   protocol 4 is dropped on the way (or at the host: not its MUX)
+yes    no                 -                   by what else is known:
+                                                the backend's own port is silent beside the tunnel too: a firewall there
+                                                another service of this host answers: the host, not the way
+                                                neither: protocol 4 is dropped on the way (or at the host: not its MUX)
 any    RST                -                   the process does not listen
 any    yes                no                  the MTU of the way is smaller than the file says
-any    yes                yes                 fine
+any    yes                yes                 fine; or the MTU of the way back is smaller, as full pings tell
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from lb.doctor.facts import Answer, Path, Row, Target
+from lb.doctor.facts import Answer, Datagram, Path, Row, Target
 from lb.doctor.findings import Finding, Severity, fault, ok, unknown, warning
 
 #: Bytes of an outer IPv4 header.
@@ -31,11 +34,21 @@ def targets(rows: Iterable[Row], services: Iterable[Row], *, managed: bool = Fal
 
     ``managed``: "down" is what the manager makes of probes; otherwise an operator wants it so.
     """
+    return _targets(rows, services, "tcp", managed=managed)
+
+
+def questions(rows: Iterable[Row], services: Iterable[Row], *, managed: bool = False) -> list[Target]:
+    """UDP services that answer to what their probe asks."""
+    asked = [service for service in services if service.get("request") is not None]
+    return [target for target in _targets(rows, asked, "udp", managed=managed) if target.exact]
+
+
+def _targets(rows: Iterable[Row], services: Iterable[Row], protocol: str, *, managed: bool) -> list[Target]:
     known = {row.get("name"): row for row in services}
     found: list[Target] = []
     for row in rows:
         service = known.get(row.get("service"))
-        if service is None or service.get("protocol") != "tcp":
+        if service is None or service.get("protocol") != protocol:
             continue
         target = _target(row, service, "up" if managed else str(row.get("state", "up")))
         if target is not None:
@@ -54,14 +67,25 @@ def _target(row: Row, service: Row, told: str) -> Target | None:
     first = str(service.get("port")).partition("-")[0]
     exact = str(service.get("port")) == first and first != "0"
     port = max(1, int(first)) if first.isdecimal() else 1
-    return Target(f"{row.get('service')}/{row.get('name')}", address, vip, port, exact, told)
+    inside, request = row.get("port"), service.get("request")
+    return Target(
+        f"{row.get('service')}/{row.get('name')}",
+        address,
+        vip,
+        port,
+        exact,
+        told,
+        inside if isinstance(inside, int) and inside > 0 else None,
+        request.encode() if isinstance(request, str) else None,
+    )
 
 
 def check_paths(paths: Sequence[Path], source: IPv4Address) -> Iterator[Finding]:
     """One finding for each cause, however many hosts and services have it; what does not listen is told for each."""
     alike: dict[tuple[str, Severity], tuple[Finding, Path, list[Path]]] = {}
+    taken = {path.target.address for path in paths if path.tunnel is not Answer.SILENT}
     for path in paths:
-        finding = judge(path, source)
+        finding = judge(path, source, takes_others=path.target.address in taken)
         if finding.check == "backend" or finding.severity is Severity.OK:
             yield finding
         else:
@@ -79,12 +103,12 @@ def check_paths(paths: Sequence[Path], source: IPv4Address) -> Iterator[Finding]
         )
 
 
-def judge(path: Path, source: IPv4Address) -> Finding:
-    """The one thing to say of a way."""
+def judge(path: Path, source: IPv4Address, *, takes_others: bool = False) -> Finding:
+    """The one thing to say of a way. ``takes_others``: the host answers for another service through its tunnel."""
     target = path.target
     where = f"{target.address} ({target.name})"
     if path.tunnel is Answer.SILENT:
-        found = _silent(path, source, where)
+        found = _silent(path, source, where, takes_others=takes_others)
     elif path.tunnel_full is Answer.SILENT and path.tunnel_some is not Answer.SILENT:
         found = _too_small(path, where)
     elif path.tunnel is Answer.REFUSED and target.exact:
@@ -101,6 +125,8 @@ def judge(path: Path, source: IPv4Address) -> Finding:
             "mtu_path",
             f"whether {path.mtu} bytes reach {where} is not known: connections that begin with data are filtered",
         )
+    elif path.plain_full is Answer.SILENT and path.largest is not None:
+        found = _too_small_back(path, where)
     else:
         found = ok(
             "path", f"{target.vip}:{target.port} answers through the tunnel to {where}, with {path.mtu} bytes too"
@@ -116,7 +142,7 @@ def _about(label: str) -> tuple[str, ...]:
     return (f"backend {label}",)
 
 
-def _silent(path: Path, source: IPv4Address, where: str) -> Finding:
+def _silent(path: Path, source: IPv4Address, where: str, *, takes_others: bool) -> Finding:
     target = path.target
     if path.plain is Answer.SILENT:
         return fault(
@@ -140,6 +166,21 @@ def _silent(path: Path, source: IPv4Address, where: str) -> Finding:
             "protocol_4",
             f"IP-in-IP (protocol 4) from {source} to {where} is refused on the way: {path.said}",
             "allow protocol 4 (not TCP port 4) from MUXes to hosts in that machine's firewall",
+        )
+    if path.direct is Answer.SILENT:
+        return fault(
+            "host_firewall",
+            f"TCP port {target.inside} of the host {where} answers neither in a tunnel nor beside it, and the host "
+            "answers ping: a packet filter drops it there",
+            f"on {target.address}: `lb doctor --config AGENT.toml` names the rule and what lets it in",
+        )
+    if takes_others:
+        return fault(
+            "host_silent",
+            f"nothing comes back for {target.vip}:{target.port} from the host {where}, which answers for other "
+            "services through its tunnel: it is not the way, but the host (its packet filter, its routes, the VIP on "
+            "lo, lb-agent's table)",
+            f"on {target.address}: `lb doctor --config AGENT.toml` says which",
         )
     return fault(
         "protocol_4",
@@ -166,6 +207,40 @@ def _too_small(path: Path, where: str) -> Finding:
         "`tracepath -n "
         f"{path.target.address}` shows where), or set {lower} in [mux] of every MUX and [agent] of every host",
     )
+
+
+def _too_small_back(path: Path, where: str) -> Finding:
+    """Full ones arrive, and full answers do not come back."""
+    passes = path.said_mtu or path.largest
+    return fault(
+        "mtu_path",
+        f"packets of {path.mtu} bytes reach {where}, and answers of that size do not come back; up to {passes} bytes "
+        "do: a link on the way from the host to this MUX is smaller, and clients behind it see transfers hang",
+        f"raise its MTU to {path.mtu} (`ip link set dev INTERFACE mtu {path.mtu}`; on {path.target.address} `tracepath "
+        f"-n` to this MUX shows where), or set mtu = {passes} in [agent] of every host",
+    )
+
+
+def check_datagrams(found: Sequence[Datagram]) -> Iterator[Finding]:
+    """Clients throw away what comes from another address than they asked; nothing is said of who did not answer."""
+    wrong: dict[IPv4Address, list[Target]] = {}
+    for datagram in found:
+        target = datagram.target
+        if datagram.answered_by == target.vip:
+            yield ok("path", f"{target.vip}:{target.port} answers through the tunnel to {target.address}, over UDP")
+        elif datagram.answered_by is not None:
+            wrong.setdefault(datagram.answered_by, []).append(target)
+    for address, targets_ in wrong.items():
+        first = targets_[0]
+        yield fault(
+            "udp_answer",
+            f"{', '.join(target.name for target in targets_[:4])}: the server on {address} takes what comes for "
+            f"{first.vip}:{first.port} and answers from {address}: clients throw that away",
+            f"`port = {first.port}` in the backend and `lb apply`, so that packets are translated; or have it listen "
+            f"on {first.vip} itself",
+            cause="udp_answer_source",
+            about=sorted(f"backend {target.name}" for target in targets_),
+        )
 
 
 def check_probes(rows: Sequence[Row]) -> Iterator[Finding]:

@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from lb.doctor.facts import Answer, Claim, Dialled, Path, Target
+from lb.doctor.facts import Answer, Claim, Datagram, Dialled, Path, Target
 from lb.doctor.paths import TUNNEL
 from lb.model import Address
 
@@ -46,6 +46,7 @@ _TCP_MD5SIG = 14
 _IP = struct.Struct("!BBHHHBBH4s4s")
 _TCP = struct.Struct("!HHIIBBHHH")
 _ICMP = struct.Struct("!BBHHH")
+_UDP = struct.Struct("!HHHH")
 _DONT_FRAGMENT = 0x4000
 _UNREACHABLE = {
     0: "network unreachable", 1: "host unreachable", 2: "protocol unreachable", 3: "port unreachable",
@@ -62,6 +63,7 @@ class _Way:
     tunnels: dict[int, Answer] = field(default_factory=dict)  #: by size
     said: str | None = None
     said_mtu: int | None = None
+    answered_by: IPv4Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +86,35 @@ def paths(targets: Sequence[Target], source: IPv4Address, mtu: int) -> list[Path
         prober.run([_Try(way, mtu, False) for way in plain])
         short = [way for way in plain if mtu not in way.pings or (way in reached and mtu not in way.tunnels)]
         prober.run([_Try(way, size, False) for way in short for size in SIZES if size < mtu])
-    mute = [way for way in ways if not way.pings and way not in reached]
+    silent = [way for way in ways if way not in reached]
     with ThreadPoolExecutor(32) as dialling:
-        dialled = dialling.map(lambda way: _dial(str(way.target.address), way.target.port, None, None, 1.0), mute)
-        plain_of = {id(way): answer for way, answer in zip(mute, dialled, strict=True)}
-    return [_path(way, mtu, plain_of.get(id(way), Answer.ACCEPTED), reached=way in reached) for way in ways]
+        inside = dict(zip(map(id, silent), dialling.map(_dial_inside, silent), strict=True))
+        mute = [way for way in silent if not way.pings and inside[id(way)] in (None, Answer.SILENT)]
+        other = dict(zip(map(id, mute), dialling.map(_dial_other, mute), strict=True))
+    return [_path(way, mtu, inside.get(id(way)), other.get(id(way), Answer.ACCEPTED), way in reached) for way in ways]
 
 
-def _path(way: _Way, mtu: int, plain: Answer, *, reached: bool) -> Path:
+def datagrams(targets: Sequence[Target], source: IPv4Address) -> list[Datagram]:
+    """Has each UDP service asked what its probe asks, through the tunnel. Raises PermissionError without
+    CAP_NET_RAW."""
+    ways = [_Way(target) for target in targets]
+    with contextlib.closing(_Prober(source)) as prober:
+        prober.run([_Try(way, SMALL, True) for way in ways])
+    return [Datagram(way.target, way.answered_by) for way in ways]
+
+
+def _dial_inside(way: _Way) -> Answer | None:
+    """To the backend's own port, beside the tunnel."""
+    port = way.target.inside
+    return _dial(str(way.target.address), port, None, None, 1.0) if port is not None else None
+
+
+def _dial_other(way: _Way) -> Answer:
+    """To some port: whoever refuses is there."""
+    return _dial(str(way.target.address), way.target.port, None, None, 1.0)
+
+
+def _path(way: _Way, mtu: int, inside: Answer | None, plain: Answer, reached: bool) -> Path:
     target = way.target
     below = [size for size in way.pings if SMALL < size < mtu]
     return Path(
@@ -105,6 +128,7 @@ def _path(way: _Way, mtu: int, plain: Answer, *, reached: bool) -> Path:
         way.tunnels.get(mtu, Answer.SILENT) if reached else None,
         way.said,
         way.said_mtu,
+        inside,
     )
 
 
@@ -164,8 +188,9 @@ class _Prober:
         try:
             if item.tunnel:
                 port = next(self._ports)
-                self._waiting["tcp", port] = item
-                packet = tunnel_packet(self._source, target, port, item.size)
+                self._waiting["tunnel", port] = item
+                make = tunnel_packet if target.request is None else tunnel_datagram
+                packet = make(self._source, target, port, item.size)
                 self._raw.sendto(packet, (str(target.address), 0))
             else:
                 sequence = next(self._sequence) & 0xFFFF
@@ -183,13 +208,17 @@ class _Prober:
             for opened in ready:
                 with contextlib.suppress(BlockingIOError):
                     data = opened.recv(65535)
-                    (self._heard_icmp if opened is self._icmp else self._heard_tcp)(data)
+                    (self._heard_icmp if opened is self._icmp else self._heard_answer)(data)
 
-    def _heard_tcp(self, packet: bytes) -> None:
-        heard = read_tcp(packet)
-        item = self._waiting.get(("tcp", heard.port)) if heard is not None else None
-        if heard is not None and item is not None and heard.source == item.way.target.vip:
+    def _heard_answer(self, packet: bytes) -> None:
+        heard = read_answer(packet)
+        item = self._waiting.get(("tunnel", heard.port)) if heard is not None else None
+        if heard is None or item is None:
+            return
+        target = item.way.target
+        if heard.source == target.vip or (target.request is not None and heard.source == target.address):
             item.way.tunnels[item.size] = heard.answer
+            item.way.answered_by = heard.source
 
     def _heard_icmp(self, packet: bytes) -> None:
         heard = read_icmp(packet)
@@ -228,6 +257,17 @@ def tunnel_packet(source: IPv4Address, target: Target, port: int, size: int) -> 
     return _header(source, target.address, 4, len(inner)) + inner
 
 
+def tunnel_datagram(source: IPv4Address, target: Target, port: int, size: int) -> bytes:
+    """A UDP service's request in a tunnel to the backend; ``size`` says nothing here."""
+    data = target.request or b""
+    length = _UDP.size + len(data)
+    datagram = _UDP.pack(port, target.port, length, 0) + data
+    pseudo = source.packed + target.vip.packed + struct.pack("!BBH", 0, socket.IPPROTO_UDP, length)
+    datagram = datagram[:6] + struct.pack("!H", checksum(pseudo + datagram) or 0xFFFF) + datagram[8:]
+    inner = _header(source, target.vip, socket.IPPROTO_UDP, length) + datagram
+    return _header(source, target.address, 4, len(inner)) + inner
+
+
 def _header(source: IPv4Address, destination: IPv4Address, protocol: int, length: int) -> bytes:
     whole = _IP.pack(
         0x45, 0, _IP.size + length, random.getrandbits(16), _DONT_FRAGMENT, 64, protocol, 0,
@@ -245,7 +285,7 @@ def echo(identifier: int, sequence: int, size: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A TCP segment to a port of ours."""
+    """A TCP segment, or a datagram, to a port of ours."""
 
     source: IPv4Address
     port: int
@@ -269,9 +309,11 @@ class Complaint:
     protocol: int
 
 
-def read_tcp(packet: bytes) -> Segment | None:
-    """Of a packet that begins with its IP header; None for whatever else it may be."""
+def read_answer(packet: bytes) -> Segment | None:
+    """Of a packet that begins with its IP header, TCP or UDP; None for whatever else it may be."""
     header = (packet[0] & 0x0F) * 4 if packet else 0
+    if header >= _IP.size and len(packet) >= header + _UDP.size and packet[9] == socket.IPPROTO_UDP:
+        return Segment(IPv4Address(packet[12:16]), _UDP.unpack_from(packet, header)[1], Answer.ACCEPTED)
     if header < _IP.size or len(packet) < header + _TCP.size:
         return None
     _, port, _, _, _, flags, _, _, _ = _TCP.unpack_from(packet, header)
@@ -311,10 +353,11 @@ def checksum(data: bytes) -> int:
 
 
 def _answers_to(source: IPv4Address, ports: range) -> list[tuple[int, int, int, int]]:
-    """Classic BPF for a socket that begins at the IP header: TCP to our address and one of our ports."""
+    """Classic BPF for a socket that begins at the IP header: TCP or UDP to our address and one of our ports."""
     return [
         (0x30, 0, 0, 9),  # A = protocol
-        (0x15, 0, 7, socket.IPPROTO_TCP),
+        (0x15, 1, 0, socket.IPPROTO_TCP),
+        (0x15, 0, 7, socket.IPPROTO_UDP),
         (0x20, 0, 0, 16),  # A = destination
         (0x15, 0, 5, int(source)),
         (0xB1, 0, 0, 0),  # X = length of the IP header

@@ -357,6 +357,7 @@ def _judge(members: Sequence[Own], listeners: Collection[Listener]) -> Iterator[
     first = members[0]
     address, port = first.place
     same = [one.address for one in listeners if (one.protocol, one.port) == (first.protocol, port)]
+    datagrams = first.protocol == "udp" and first.port is None  # on 0.0.0.0 its answers would leave from elsewhere
     where, label = f"{first.protocol.upper()} {address}:{port}", _labels(members)
     # Translated to there, whatever address of the host it listens at is found.
     by_port = f"`port = {port}` in the backend and `lb apply`, so that packets are translated to {first.address}:{port}"
@@ -374,8 +375,8 @@ def _judge(members: Sequence[Own], listeners: Collection[Listener]) -> Iterator[
         yield fault(
             "listens",
             f"what {label} is for listens on {same[0]}:{port} alone: packets for {address} are refused",
-            f"have it listen on {address if first.port is not None else first.address}:{port} or 0.0.0.0 and restart "
-            f"it: `ss -ln{first.protocol[0]}p sport = :{port}` names it",
+            f"have it listen on {address}{'' if datagrams else ' or 0.0.0.0'} and restart it: "
+            f"`ss -ln{first.protocol[0]}p sport = :{port}` names it",
             cause="listens_on_loopback",
             about=_about(members),
         )
@@ -384,7 +385,7 @@ def _judge(members: Sequence[Own], listeners: Collection[Listener]) -> Iterator[
         yield fault(
             "listens",
             f"what {label} is for listens on {others}, and packets are for {where}: nobody takes them",
-            f"{by_port}; or have it listen on {address} or 0.0.0.0",
+            f"{by_port}; or have it listen on {address}{'' if datagrams else ' or 0.0.0.0'}",
             cause="listens_elsewhere",
             about=_about(members),
         )

@@ -196,7 +196,7 @@ ANY, ANY6, LOCAL = ip_address("0.0.0.0"), ip_address("::"), ip_address("127.0.0.
         (WEB, [("tcp", HOST, 8080)], None, ""),
         (WEB, [("tcp", ANY, 8080)], None, ""),
         (WEB, [("tcp", ANY6, 8080)], None, ""),  # of IPv4 as well
-        (WEB, [("tcp", LOCAL, 8080)], "listens_on_loopback", "have it listen on 10.0.3.21:8080"),
+        (WEB, [("tcp", LOCAL, 8080)], "listens_on_loopback", "have it listen on 10.0.3.21 or 0.0.0.0"),
         (WEB, [("udp", ANY, 8080)], "nobody_listens", "ss -lntp"),
         (WEB, [("tcp", ANY, 80), ("tcp", ANY, 22)], "nobody_listens", "what listens here: 22, 80"),
         (WEB, [("tcp", VIP, 8080)], "listens_elsewhere", "listens on 203.0.113.20"),
@@ -206,6 +206,7 @@ ANY, ANY6, LOCAL = ip_address("0.0.0.0"), ip_address("::"), ip_address("127.0.0.
         (FILES, [("tcp", ANY, 8080)], "nobody_listens", "203.0.113.20:80"),
         (DNS, [("udp", ANY, 53)], None, ""),
         (DNS, [], "nobody_listens", "ss -lnup"),
+        (DNS, [("udp", LOCAL, 53)], "listens_on_loopback", "have it listen on 203.0.113.53 and restart it"),
         (replace(DNS, health="up", reason="not probed: a UDP service without a probe"), [], "nobody_listens", ""),
         (replace(WEB, health="up", reason="TCP connects"), [], None, ""),
         (replace(WEB, port=None, ports=(8000, 8100)), [], None, ""),  # one of these may do

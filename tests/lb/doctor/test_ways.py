@@ -8,11 +8,11 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
 from lb.doctor import bgp, paths, reach
-from lb.doctor.facts import Answer, Dialled, Path, Target
+from lb.doctor.facts import Answer, Datagram, Dialled, Path, Target
 from lb.doctor.findings import Severity
 from lb.model import BgpFamily, BgpPeer
 
@@ -32,6 +32,11 @@ WELL = Path(TARGET, 1500, YES, YES, None, YES, YES, YES)
         (replace(WELL, tunnel=NO), "protocol_4", FAULT, "plain packets arrive"),
         (replace(WELL, tunnel=NO, said=f"{HOST} says: protocol unreachable"), "no_agent", FAULT, ""),
         (replace(WELL, tunnel=NO, said="10.0.1.1 says: prohibited"), "protocol_4", FAULT, "10.0.1.1 says: prohibited"),
+        (replace(WELL, tunnel=NO, direct=YES), "protocol_4", FAULT, "plain packets arrive"),
+        (replace(WELL, tunnel=NO, direct=RST), "protocol_4", FAULT, ""),
+        (replace(WELL, tunnel=NO, direct=NO), "host_firewall", FAULT, "neither in a tunnel nor beside it"),
+        (replace(WELL, plain_full=NO, largest=1400), "mtu_path", FAULT, "answers of that size do not come back"),
+        (replace(WELL, plain_full=NO), "path", OK, ""),  # large pings are filtered; who cares
         (replace(WELL, tunnel_full=NO, largest=1400), "mtu_path", FAULT, "up to 1400 bytes arrive"),
         (replace(WELL, tunnel_full=NO, said_mtu=1380, largest=1360), "mtu_path", FAULT, "up to 1380 bytes arrive"),
         (replace(WELL, tunnel_full=NO, tunnel_some=NO), "mtu_path", UNKNOWN, "begin with data are filtered"),
@@ -47,6 +52,52 @@ def test_the_answers_tell_host_tunnel_mtu_and_process_apart(
     assert (found.check, found.severity) == (check, severity)
     assert words in found.what
     assert bool(found.remedy) is (severity is FAULT)
+
+
+def test_a_host_that_answers_for_another_service_is_not_behind_a_firewall_that_drops_protocol_4() -> None:
+    silent = replace(WELL, tunnel=NO, direct=YES, target=replace(TARGET, name="files/a"))
+    (fine, found) = paths.check_paths([WELL, silent], MUX)
+    assert (fine.check, found.check, found.about) == ("path", "host_silent", ("backend files/a",))
+    elsewhere = replace(silent, target=replace(silent.target, address=HOST + 1))
+    assert [finding.check for finding in paths.check_paths([WELL, elsewhere], MUX)] == ["path", "protocol_4"]
+
+
+DNS = Target("dns/a", HOST, IPv4Address("203.0.113.53"), 53, request=b"?")
+
+
+def test_a_udp_answer_from_the_hosts_own_address_is_told_once() -> None:
+    other = replace(DNS, name="dns2/a")
+    (found,) = paths.check_datagrams([Datagram(DNS, HOST), Datagram(other, HOST), Datagram(replace(DNS, name="x/y"))])
+    assert (found.severity, found.cause) == (FAULT, "udp_answer_source")
+    assert found.about == ("backend dns/a", "backend dns2/a")
+    assert (found.remedy or "").startswith("`port = 53` in the backend")
+    assert [f.severity for f in paths.check_datagrams([Datagram(DNS, DNS.vip)])] == [OK]
+
+
+def test_udp_services_are_asked_what_their_probe_asks() -> None:
+    rows = [{"service": "dns", "name": "a", "address": str(HOST), "port": 53}]
+    service = {"name": "dns", "vip": "203.0.113.53", "protocol": "udp", "port": 53, "request": "?"}
+    assert paths.questions(rows, [service]) == [replace(DNS, inside=53)]
+    assert paths.questions(rows, [{**service, "request": None}]) == []
+    assert paths.questions(rows, [{**service, "protocol": "tcp"}]) == []
+
+
+def test_a_request_in_a_tunnel_is_as_a_client_would_send_it() -> None:
+    outer = IP(reach.tunnel_datagram(MUX, DNS, 61001, 0))
+    inner = outer[IP:2]
+    assert (outer.dst, outer.proto, inner.dst, inner[UDP].dport, bytes(inner[UDP].payload)) == (
+        str(HOST),
+        4,
+        str(DNS.vip),
+        53,
+        b"?",
+    )
+    again = IP(bytes(outer))
+    for layer in (again, again[IP:2], again[UDP]):
+        del layer.chksum
+    assert IP(bytes(again)) == outer
+    answer = IP(src=str(HOST), dst=str(MUX)) / UDP(sport=53, dport=61001) / b"!"
+    assert reach.read_answer(bytes(answer)) == reach.Segment(HOST, 61001, YES)
 
 
 def test_a_backend_that_the_operator_took_out_is_no_fault() -> None:
@@ -151,9 +202,9 @@ def test_an_echo_request_has_the_size_that_was_asked_for(size: int) -> None:
 
 def test_answers_are_read_and_anything_else_is_nothing() -> None:
     answer = IP(src=str(VIP), dst=str(MUX)) / TCP(sport=80, dport=61001, flags="SA")
-    assert reach.read_tcp(bytes(answer)) == reach.Segment(VIP, 61001, YES)
+    assert reach.read_answer(bytes(answer)) == reach.Segment(VIP, 61001, YES)
     answer[TCP].flags = "RA"
-    assert reach.read_tcp(bytes(answer)) == reach.Segment(VIP, 61001, RST)
+    assert reach.read_answer(bytes(answer)) == reach.Segment(VIP, 61001, RST)
     ours = IP(src=str(MUX), dst=str(HOST), proto=4) / (b"x" * 20)
     said = IP(src="10.0.1.1", dst=str(MUX)) / ICMP(type=3, code=4, nexthopmtu=1400) / bytes(ours)[:28]
     assert reach.read_icmp(bytes(said)) == reach.Complaint(IPv4Address("10.0.1.1"), 4, 1400, HOST, 4)
@@ -174,6 +225,6 @@ def test_garbage_and_what_is_cut_short_is_read_without_harm(seed: int) -> None:
     for _ in range(200):
         garbage = chosen.randbytes(chosen.randrange(120))
         for data in (garbage, whole[: chosen.randrange(len(whole))], bytes([0x45 + chosen.randrange(11)]) + garbage):
-            reach.read_tcp(data)
+            reach.read_answer(data)
             reach.read_icmp(data)
             reach.read_arp(data)
