@@ -46,6 +46,8 @@ NO_BGP = "it speaks no BGP, so what it has live counts"
 GROUPS = 20
 
 _NOTHING: Row = {}
+#: Backends of which nothing is known yet.
+_COMING = ("unknown", "installing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +392,7 @@ class View:
 
     def announced_by(self, vips: Iterable[str]) -> tuple[list[Row], bool]:
         """Of these VIPs, those of which the same is to be said together; and whether that may soon be another: a MUX is
-        about to announce, or the policy waits for backends of which nothing is known yet."""
+        about to announce; where none does yet, one should, or backends are new, for which the policy may wait."""
         announced, plan = self._controller.announced, self._controller.plan
         without = {entry.record.name for entry in self._entries(MUX) if silent(entry)}
         groups: dict[tuple[object, ...], list[str]] = {}
@@ -401,10 +403,9 @@ class View:
                 continue
             note, soon = announced.words(vip, found)
             by = announced.by.get(vip, ())
-            coming = (
-                not by and not found.granted and any(it.shown in ("unknown", "installing") for it in found.backends)
-            )
-            later = later or soon or coming
+            # A session that is down may be up in a moment, as after a start; and backends may be well.
+            coming = found.granted - announced.drained or any(it.shown in _COMING for it in found.backends)
+            later = later or soon or bool(not by and coming)
             told = note.text if note is not None else None
             if told is None and (some := [mux for mux in by if mux in without]):
                 told = f"{', '.join(some[:4])}: without BGP, what is live counts"

@@ -558,16 +558,17 @@ async def test_who_forgot_which_node_stands_in_the_audit(tmp_path: Path) -> None
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 
-async def test_waiting_for_what_nobody_announces_ends_at_once_and_says_so(tmp_path: Path) -> None:
-    """No session is up, and that does not mend by itself: there is nothing to wait for."""
+async def test_waiting_for_what_nobody_announces_ends_soon_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No session is up: it may be in a moment, and perhaps never."""
+    monkeypatch.setattr("manager.api.ANNOUNCE_WAIT", 0.5)
     async with api(tmp_path) as client:
         for mux in client.site.muxes:
             peers = [{"name": "r1", "state": "active"}]
             waiting = [{"vip": "203.0.113.10", "peer": "r1", "state": "waiting"}]
             client.controller.hub.status(mux, {"peers": peers, "announcements": waiting})
-        began = asyncio.get_running_loop().time()
         _, told = await client.ask("POST", "/v1/apply", {"services": [service()], "wait": 60})
-        assert asyncio.get_running_loop().time() - began < 30
         (row,) = told["announced"]
         assert (row["announced_by"], row["wanted_by"], row["silent"]) == ([], ["mux1", "mux2"], True)
         assert row["note"] == "nobody announces it: mux1, mux2 should and do not: BGP session with r1 is down"
