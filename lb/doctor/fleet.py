@@ -89,6 +89,7 @@ def check_fleet(fleet: Fleet) -> Iterator[Finding]:
             follows = (node,) if kind == "mux" else tuple(hosted.get(str(row.get("name")), ()))
             for finding in check_node(kind, row, fleet.now):
                 yield _of_node(node, finding, follows)
+    yield from check_pool(fleet.muxes)
     yield from check_history(fleet.status.get("history"))
     yield from check_held(fleet.status.get("held"))
     yield from check_refusals(fleet.status.get("refusals"), fleet.now)
@@ -122,6 +123,8 @@ def _of_node(node: str, finding: Finding, follows: tuple[str, ...] = ()) -> Find
     """With what it is about: the node itself and, where it does not follow, all that hangs on it."""
     if finding.severity is Severity.OK:
         return finding
+    if finding.check == "node_state" and "take-over" in finding.what:
+        return replace(finding, about=("history",))  # of all nodes one, where the manager knows of it
     whole = finding.check in _WHOLE
     about = (f"{node}: {finding.check}", *(follows if whole else ()))
     return replace(finding, cause=finding.check if whole else None, about=about)
@@ -163,12 +166,6 @@ def check_node(kind: str, row: Row, now: float) -> Iterator[Finding]:
         )
     else:
         yield ok("node", f"{where} is connected and {state}")
-    if row.get("differs"):
-        yield fault(
-            "pool",
-            f"{where} chooses other backends than the others: {row['differs']}",
-            f"drain it (`lb drain mux {name}`), put the pool's `seed` and `slots` into its file, restart lb-mux there",
-        )
     if row.get("repaired"):
         yield warning(
             "kernel_kept",
@@ -188,6 +185,22 @@ def check_node(kind: str, row: Row, now: float) -> Iterator[Finding]:
             )
         else:
             yield ok("certificate", f"the certificate of {where} is valid for another {_ago(expires - now)}")
+
+
+def check_pool(rows: Sequence[Row]) -> Iterator[Finding]:
+    """MUXes that choose other backends than the rest. Of two nobody knows which is right; the one that came last has to
+    be looked at first."""
+    found = [row for row in rows if row.get("differs") and row.get("state") not in AWAY]
+    if found:
+        last = max(found, key=lambda row: _number(row.get("since")))
+        name, others = last.get("name"), sorted(str(row.get("name")) for row in found if row is not last)
+        likewise = f" (and so {'does' if len(others) == 1 else 'do'} {', '.join(others[:4])})" if others else ""
+        yield fault(
+            "pool",
+            f"MUX {name} ({last.get('address') or last.get('address6')}) chooses other backends than the others"
+            f"{likewise}: {last['differs']}",
+            f"drain it (`lb drain mux {name}`), put the pool's `seed` and `slots` into its file, restart lb-mux there",
+        )
 
 
 def check_history(history: object) -> Iterator[Finding]:

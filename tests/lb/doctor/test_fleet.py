@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lb.doctor.fleet import (
     check_announcements,
     check_fleet,
     check_node,
+    check_pool,
     check_refusals,
     check_service,
     check_sessions,
@@ -63,6 +65,39 @@ def test_a_mux_that_does_not_keep_up_is_named_and_one_that_is_away_is_not_asked(
         for row in ({"state": "away", "saturated": words}, {"saturated": None}, {})
     ]
     assert [f.severity for findings in quiet for f in findings if f.check == "saturated"] == [OK]
+
+
+def test_muxes_of_another_seed_are_one_finding_and_the_last_that_came_is_looked_at_first() -> None:
+    why = "its seed differs from that of mux1"
+    three = [{**NODE, "name": f"mux{n}", "since": NOW - n} for n in (3, 2, 1)]
+    assert wrong(check_pool(three)) == []
+    three[0]["differs"] = why
+    (found,) = check_pool(three)
+    assert (found.severity, found.what) == (
+        FAULT,
+        f"MUX mux3 (10.0.1.11) chooses other backends than the others: {why}",
+    )
+    three[1]["differs"] = three[2]["differs"] = why
+    (found,) = check_pool(three)
+    assert found.what.startswith("MUX mux1 (10.0.1.11) chooses other backends than the others (and so do mux2, mux3): ")
+    assert "`lb drain mux mux1`" in (found.remedy or "")
+    assert wrong(check_pool([{**row, "state": "away"} for row in three])) == []
+
+
+def test_what_operators_wished_is_taken_back_by_the_remedy() -> None:
+    row = {"name": "web", "state": "down", "announced_by": ["mux1"], "wanted_by": ["mux1"]}
+    note = {**row, "note": "no backend takes new flows: all 1 drained"}
+    backend = {"service": "web", "name": "a", "state": "drain", "weight": 1}
+    fleet = Fleet({"now": NOW}, [NODE], [], [note], [backend], [])
+    (found,) = [one for one in check_fleet(fleet) if one.severity is FAULT]
+    assert (found.remedy or "").startswith("`lb undrain backend web/a`; ")
+    none = replace(fleet, backends=[{**backend, "state": "up", "weight": 0}])
+    (found,) = [one for one in check_fleet(none) if one.severity is FAULT]
+    assert (found.remedy or "").startswith("`lb set weight web/a 1`; ")
+    alone = {**row, "state": "up", "note": "announced by mux1 alone; mux2: it drains"}
+    drained = replace(fleet, muxes=[NODE, {**NODE, "name": "mux2", "drain": "told to drain"}], services=[alone])
+    (found,) = [one for one in check_fleet(drained) if one.severity is WARNING]
+    assert (found.remedy or "").startswith("`lb undrain mux mux2` when its work is done; ")
 
 
 def refusal(**changed: Any) -> dict[str, Any]:
