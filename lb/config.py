@@ -16,6 +16,7 @@ import gc
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +67,12 @@ _DEFAULT_SLOTS = 65537  # as MuxSettings.slots
 _PROBE = Probe(ProbeType.TCP)
 
 _TOP = ("mux", "bgp", "agent", "manager", "service")
+
+#: What of ``announce`` belongs to the VIP rather than to the service.
+ANNOUNCED = ("communities", "med", "prepend", "peers")
+#: Where a manager listens unless its file says so.
+_LISTENERS = {item.name: str(item.default) for item in fields(ManagerSettings) if item.name in ("listen", "metrics")}
+_EVERYWHERE = {"0.0.0.0", "[::]"}  # noqa: S104  nothing is bound to it here
 
 #: Which types of probe use a key; the others suit every type.
 _PROBE_KEYS: dict[str, tuple[ProbeType, ...]] = {
@@ -331,6 +338,8 @@ class _Reader:
             owner = self._table(tables.ManagerTable, document.pop("manager"), ("manager",))
         if kind is Kind.MANAGER or isinstance(owner, tables.ManagerTable):
             self._check_no_services(raw_services, "a manager's file; `lb apply -f FILE` brings services")
+            if isinstance(owner, tables.ManagerTable):
+                self._check_listeners(owner)
             return None if self.mistakes else ManagerSettings(**_given(owner))
         if self._manager is not None:
             self._check_no_services(raw_services, "a file with a manager; services come from the manager")
@@ -343,12 +352,41 @@ class _Reader:
             return MuxConfig(MuxSettings(**given, idle=Idle(**_given(idle))), services, bgp, self._manager)
         if isinstance(owner, tables.AgentTable):
             return AgentConfig(AgentSettings(**{"muxes": (), **_given(owner)}), services, self._manager)
-        return services
+        self._check_announcements(services)
+        return None if self.mistakes else services
 
     def services(self, array: Iterable[object], owner: Owner) -> tuple[Service, ...] | None:
         """Services alone, or None if there were mistakes."""
         services = self._services(iter(array), owner)
         return None if self.mistakes else services
+
+    def _check_listeners(self, manager: tables.ManagerTable) -> None:
+        """Two cannot listen at one address and port; what is not given is the default."""
+        taken: dict[str, tuple[str, str]] = {}
+        for key in ("listen", "metrics", "web"):
+            address = getattr(manager, key) or _LISTENERS.get(key)
+            if address is None:
+                continue
+            host, _, port = address.rpartition(":")
+            for other, (its_host, its_port) in taken.items():
+                same = host == its_host or _EVERYWHERE & {host, its_host}
+                if port == its_port != "0" and same:
+                    words = f"is where manager.{other} listens already, {address}; choose another port"
+                    self.mistake(("manager", key), words)
+                    break
+            taken[key] = host, port
+
+    def _check_announcements(self, services: tuple[Service, ...]) -> None:
+        """A VIP has one announcement, so services that share it must not want different ones: a manager refuses it."""
+        first: dict[Network, Service] = {}
+        for i, service in enumerate(services):
+            if service.announce is None:
+                continue
+            other = first.setdefault(service.vip, service)
+            differing = [key for key in ANNOUNCED if getattr(other.announce, key) != getattr(service.announce, key)]
+            if differing:
+                words = f"must agree with that of service {show(other.name)} at the same VIP in {', '.join(differing)}"
+                self.mistake(("service", i, "announce"), f"{words} (service {show(service.name)})")
 
     def _check_top(self, document: dict[str, Any], kind: Kind) -> None:
         for key in document:

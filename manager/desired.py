@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
-from lb.config import parse_service_tables, service_table
+from lb.config import ANNOUNCED, parse_service_tables, service_table
 from lb.config_tables import NAME_MAX, parse_address, parse_ports, parse_vip, show
 from lb.config_text import vip_text
 from lb.errors import ConfigError, NotFoundError, RequestError
@@ -770,10 +770,6 @@ class _Neighbours:
                 if name in self._others:
                     message = f"must be outside the VIP of service {show(name)}, {vip_text(vip)}; {address} is not"
                     self._say(path, message, table)
-
-
-#: What of ``announce`` belongs to the VIP rather than to the service.
-ANNOUNCED = ("communities", "med", "prepend", "peers")
 
 
 def _announce(table: Mapping[str, Any]) -> Announce | None:

@@ -10,7 +10,9 @@ import json
 import os
 import string
 import time
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+import tomllib
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 
 import pytest
@@ -18,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lb.config
+from lb.cli.main import run
 from lb.config import (
     Kind,
     load_agent,
     load_any,
+    load_manager,
     load_mux,
     load_services,
     parse,
@@ -48,6 +52,7 @@ from lb.model import (
     Protocol,
     Service,
 )
+from manager.desired import Desired, Rules, apply_tables
 
 HERE = Path(__file__).parent
 CASES = sorted((HERE / "config").glob("*.toml"))
@@ -138,6 +143,102 @@ def test_each_program_takes_only_its_own_file(tmp_path: Path) -> None:
     assert isinstance(load_mux(tmp_path / "mux"), MuxConfig)
     with pytest.raises(ConfigError):
         load_agent(tmp_path / "mux")
+
+
+AGENT = '[agent]\nname = "h"\naddress = "10.0.3.21"\ninterface = "eth0"\nmuxes = ["10.0.1.11"]\n'
+MANAGER = '[manager]\nname = "m"\nvip_prefixes = ["203.0.113.0/24"]\n'
+BGP = '[bgp]\nasn = 65001\n[[bgp.peer]]\nname = "r"\naddress = "10.0.1.1"\nasn = 65000\n'
+HERE_TRANSLATED = '[[service.backend]]\nname = "b"\naddress = "10.0.3.21"\nport = 8080\n'
+#: Files that a daemon does not start with: one mistake of each kind in each.
+ODD = {
+    load_mux: [
+        MUX + 'encap = "gue"\n',
+        MUX + 'io = "tun"\nbusy_poll = true\n',
+        MUX + "workers = 1000\n",
+        MUX + "mtu = 68\n",
+        MUX + 'metrics = "127.0.0.1:99999"\n',
+        MUX + '[manager]\nurl = "http://10.0.1.9:9740"\n',
+        MUX + '[manager]\nurl = "https://10.0.1.9:9740"\n' + SERVICE,
+        MUX + BGP.replace("10.0.1.1", "10.0.1.11"),
+        MUX + BGP + f'password = "{"x" * 100}"\n',
+        MUX + SERVICE.replace("203.0.113.1", "10.0.1.11"),
+        MUX + SERVICE.replace("203.0.113.1", "2001:db8::1"),
+        MUX + SERVICE + '[service.announce]\ncommunities = ["99999:1"]\n',
+    ],
+    load_agent: [
+        AGENT.replace('"10.0.1.11"', ""),
+        AGENT.replace("10.0.3.21", "0.0.0.0"),
+        AGENT.replace("10.0.3.21", "127.0.0.1"),
+        AGENT + "mtu = 100\n",
+        AGENT + 'decap = "gre"\n',
+        AGENT + 'metrics = "9742"\n',
+        AGENT + 'command_user = ""\n',
+        AGENT + SERVICE.replace("203.0.113.1", "10.0.3.21"),
+        AGENT + SERVICE + '[service.probe]\ntype = "tcp"\ninterval = 1.0\ntimeout = 2.0\n',
+        AGENT + SERVICE + '[service.probe]\ntype = "http"\npath = "/a b"\n',
+        AGENT
+        + SERVICE.replace("80", '"80-90"')
+        + '[[service.backend]]\nname = "b"\naddress = "10.0.3.21"\nport = 8080\n',
+    ],
+    load_manager: [
+        MANAGER + 'listen = "9740"\n',
+        MANAGER + 'listen = "m1.example.net:9740"\n',
+        MANAGER + 'metrics = "0.0.0.0:9740"\n',
+        MANAGER + 'web = "10.0.1.9:9740"\n',
+        MANAGER + 'web = "127.0.0.1:9743"\n',
+        MANAGER + "withdraw_cap = 1.5\n",
+        MANAGER + "hold = -1\n",
+        MANAGER + "node_lifetime = 1\n",
+        MANAGER.replace('"203.0.113.0/24"', ""),
+        MANAGER.replace("203.0.113.0/24", "203.0.113.1/24"),
+        MANAGER + SERVICE,
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("load", "text"), [(load, text) for load, texts in ODD.items() for text in texts], ids=range(34)
+)
+def test_what_a_daemon_refuses_at_its_start_is_refused_by_check_in_the_same_words(
+    load: Callable[[Path], object], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load(path)
+    assert refused.value.mistakes
+    assert run(["check", str(path)]) == 2
+    assert capsys.readouterr().out.splitlines() == refused.value.lines
+
+
+PAIR = [
+    "port = 80\n[service.announce]\nmed = 5\n",
+    "port = 81\n[service.announce]\nmed = 6\n",
+]
+ODD_SERVICES = [
+    [SERVICE, SERVICE],
+    [SERVICE, SERVICE.replace('"s"', '"t"')],
+    [SERVICE.replace("port = 80\n", part).replace('"s"', f'"{i}"') for i, part in enumerate(PAIR)],
+    [SERVICE + "slots = 100\n"],
+    [SERVICE + "panic = 1.5\n"],
+    [SERVICE + "idle = 0\n"],
+    [SERVICE + '[service.announce]\npolicy = "min-healthy"\n'],
+    [SERVICE + '[service.announce]\npolicy = "min-healthy"\nn = 5\n'],
+    [SERVICE + '[[service.backend]]\nname = "b"\naddress = "203.0.113.1"\n'],
+    [SERVICE + '[[service.backend]]\nname = "b"\naddress = "2001:db8::1"\n'],
+    [SERVICE + "".join(f'[[service.backend]]\nname = "{n}"\naddress = "10.0.3.1"\nport = {n}\n' for n in (80, 81))],
+]
+
+
+@pytest.mark.parametrize("text", ["".join(parts) for parts in ODD_SERVICES], ids=range(len(ODD_SERVICES)))
+def test_what_a_manager_refuses_to_apply_is_refused_by_check_in_the_same_words(text: str) -> None:
+    """But for what only it knows: its prefixes, its nodes, and the services that are there."""
+    everywhere = Rules((ip_network("0.0.0.0/0"), ip_network("::/0")))
+    with pytest.raises(ConfigError) as checked:
+        parse(text)
+    with pytest.raises(ConfigError) as applied:
+        apply_tables(Desired(), tomllib.loads(text)["service"], everywhere)
+    assert checked.value.lines == applied.value.lines
 
 
 def test_offline_tools_need_no_interface(tmp_path: Path) -> None:
