@@ -48,7 +48,7 @@ WAIT_MAX = 300.0
 #: MUXes have so long to say what they know of a flow, seconds.
 FLOW_WAIT = 2.0
 #: And nodes so long to have themselves examined: more than one takes at the most, so that each says why it did not.
-EXAMINATION_WAIT = 20.0
+EXAMINATION_WAIT = 30.0
 #: So long may a watcher be kept without news, seconds.
 WATCH_MAX = 60.0
 #: Of a wait for nodes, so long at most is for those that have all and are about to announce, and how often they are

@@ -659,7 +659,7 @@ ROUTES: tuple[Route, ...] = (
         "GET",
         "/v1/examination",
         "examination",
-        "What each node's own doctor finds wrong; has them all look, and answers after 20 seconds at most (after 40, "
+        "What each node's own doctor finds wrong; has them all look, and answers after 30 seconds at most (after 60, "
         "where others asked just before)",
         array(ref("Examination")),
     ),

@@ -33,6 +33,8 @@ JSON, TOML = "application/json", "application/toml"
 #: What is answered when it is asked ``as`` this.
 _KINDS: dict[object, str] = {"toml": TOML, "columns": "text/plain", "text": "text/plain"}
 _DIRECTORY = "~/.config/lb"
+#: Answers for which others have to look first, and how much longer they may take, seconds.
+_SLOW = {"examination": 60.0}
 #: The manager of this machine, where there is one.
 LOCAL_FILE = Path("/etc/vipmux/manager.toml")
 
@@ -83,7 +85,7 @@ class Manager:
 
     def raw(self, *path: str, **query: object) -> bytes:
         """The answer as it is, for who would write it as it was read."""
-        return self._ask("GET", path, query, kind=_KINDS.get(query.get("as"), JSON))
+        return self._ask("GET", path, query, kind=_KINDS.get(query.get("as"), JSON), wait=_SLOW.get(path[0], 0.0))
 
     def listing(self, *path: str, **query: object) -> Listing:
         """A table of which the manager makes the cells."""

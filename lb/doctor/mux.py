@@ -104,6 +104,8 @@ def check_vips_not_local(vips: Collection[str], addresses: Mapping[Address, str]
             "local_vip",
             f"the VIP {vip} is an address of this MUX, on {local[vip]}: its kernel takes the packets for itself",
             f"`ip addr del {vip} dev {local[vip]}`",
+            cause="local_vip",
+            about=[f"vip {vip}"],
         )
     if not set(vips) & local.keys():
         yield ok("local_vip", "no VIP is an address of this machine")

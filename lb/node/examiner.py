@@ -24,7 +24,7 @@ from lb.log import get_logger
 from lb.node.messages import EXAMINATION_MAX, TEXT_MAX, Examination, ExamineQuestion, FromNode, parse_from_node
 
 #: An examination may take so long; after it there is none for a while; seconds.
-EXAMINATION_TIME, PAUSE = 15.0, 0.5
+EXAMINATION_TIME, PAUSE = 25.0, 0.5
 #: Questions that may wait; of more the first are not answered.
 WAITING_MAX = 8
 

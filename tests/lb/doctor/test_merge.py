@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 import pytest
 
 from lb.doctor.findings import Finding, Severity, fault, ok, unknown, warning
 from lb.doctor.merge import Said, merged
+from lb.doctor.mux import check_vips_not_local
 
 HOSTED = {
     "host1": ["backend web/web-1", "backend files/files-1"],
@@ -98,6 +100,15 @@ AWAY = fault("node", "agent host1 is away", "start it", cause="node", about=("ag
             [Said("mux", "mux1", [way("backend", *HOSTED["host1"])])],
             ["backend", "node"],
             id="but not of one whose processes do not listen",
+        ),
+        pytest.param(
+            [],
+            [
+                Said("mux", "mux1", [fault("vip_arp", "a machine answers", "there", about=("vip 203.0.113.30",))]),
+                Said("mux", "mux2", list(check_vips_not_local(["203.0.113.30"], {ip_address("203.0.113.30"): "lo"}))),
+            ],
+            ["local_vip"],
+            id="a MUX that has a VIP answers ARP for it",
         ),
         pytest.param(
             [AWAY, down(*HOSTED["host1"])],
