@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -87,12 +88,14 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from machines.check_twins(Role.MUX, settings.name, twins, interface=settings.interface)
     others = {table_name(twin.name) for twin in twins if twin.name is not None}
     tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
-    yield from muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips)
+    forwards = bool(look.values(["ipv4/ip_forward"]).get("ipv4/ip_forward"))
+    yield from muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips, forwards=forwards)
     yield from muxes.check_vips_not_local(vips, network.addresses)
     yield from _arp(settings.interface, vips, rights)
     yield from muxes.check_io(daemon.status, settings.io, settings.interface, config)
     yield from muxes.check_flows(daemon.status)
     yield from muxes.check_saturation(daemon.status, "this MUX", "lb top --local")
+    yield from machines.check_repairs(Role.MUX, daemon, time.time(), [f"vip {vip}" for vip in vips])
     yield from _kept(Role.MUX, config, settings, file.manager, daemon)
     yield from _bgp(file.bgp, settings.address, config, daemon, rights)
     yield from _ways(daemon, settings.address, settings.mtu, rights, file)
@@ -211,6 +214,7 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     yield from _stale_tables(tables)
     yield from host.check_settings(*_raised(settings.state_dir))
     yield from host.check_backends(daemon)
+    yield from machines.check_repairs(Role.AGENT, daemon, time.time(), sorted({one.about for one in own}))
     yield from _kept(Role.AGENT, config, settings, file.manager, daemon)
 
 
@@ -319,7 +323,6 @@ def _kept(
     """What is in the kernel, disk, certificate, clock, and the connection to the manager."""
     name, state_dir = settings.name, settings.state_dir
     clock = look.clock(manager)
-    yield from machines.check_repairs(role, daemon, clock.now)
     yield from machines.check_disk(look.disk(state_dir))
     if manager is not None:
         held = look.certificate(Path(state_dir) / "identity" / "node.pem")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +86,12 @@ def _unexplained(finding: Finding, known: set[str]) -> Finding | None:
         return finding
     rest = tuple(name for name in finding.about if name not in known)
     return replace(finding, about=rest) if rest else None
+
+
+def few(names: Sequence[object], most: int = 4) -> str:
+    """The first of them, and how many more."""
+    shown = ", ".join(map(str, names[:most]))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def ordered(findings: Iterable[Finding]) -> list[Finding]:

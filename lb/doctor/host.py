@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from lb.doctor.facts import Daemon, Network, Own, Table
-from lb.doctor.findings import Finding, fault, ok, unknown, warning
+from lb.doctor.findings import Finding, fault, few, ok, unknown, warning
 
 #: A path below /proc/sys/net in the form of sysctl(8), where a dot in an interface's name is written as a slash.
 _DOTS = str.maketrans("/.", "./")
@@ -98,7 +98,6 @@ def check_decapsulation(
                 "decapsulation",
                 f"lb-agent's BPF filter is gone from the ingress of {name}: packets in tunnels are refused",
                 "lb-agent puts it back by itself, unless somebody removes it again and again: who runs tc there?",
-                cause="filter_gone",
                 about=sorted({one.about for one in own}),
             )
         return
@@ -207,7 +206,6 @@ def check_translation(
             f"the nftables table inet {own} is gone: ports are not translated and large segments are lost",
             "lb-agent puts it back by itself, unless another program removes it again and again: does one run `nft "
             "flush ruleset` (nftables.service, firewalld)?",
-            cause="table_gone",
             about=sorted({one.about for one in lacking}),
         )
 
@@ -227,15 +225,19 @@ def lost(network: Network, tables: Collection[Table] | None, own: Collection[Own
 
 def check_backends(daemon: Daemon) -> Iterator[Finding]:
     """What the agent's probes say of this host's processes."""
+    down: dict[tuple[str, str], list[str]] = {}
     for row in daemon.backends:
         label = f"{row.get('service')}/{row.get('name')}"
         where = f"{row.get('address')}:{row.get('port')}"
         if row.get("health") == "down":
-            yield fault(
-                "backend",
-                f"{label} at {where} does not answer its probe: {row.get('reason')}",
-                f"is the process running? `ss -lnp` shows who listens; meanwhile `lb drain backend {label}`",
-                about=[f"backend {label}"],
-            )
+            down.setdefault((where, str(row.get("reason"))), []).append(label)
         elif row.get("health") == "up":
             yield ok("backend", f"{label} at {where} answers its probe")
+    for (where, reason), labels in down.items():
+        does = "does not answer its probe" if len(labels) == 1 else "do not answer their probes"
+        yield fault(
+            "backend",
+            f"{few(labels)} at {where} {does}: {reason}",
+            f"is the process running? `ss -lnp` shows who listens; meanwhile `lb drain backend {labels[0]}`",
+            about=[f"backend {label}" for label in labels],
+        )

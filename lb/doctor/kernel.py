@@ -24,7 +24,7 @@ from lb.doctor.look import NFT_TIMEOUT, values
 
 #: Between two looks at counters, seconds.
 PAUSE = 0.5
-_NET = Path("/proc/self/net")
+_NET = Path("/proc/thread-self/net")
 _LISTENS, _UNCONNECTED = "0A", "07"  # states of TCP and UDP sockets
 _PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 
 from lb.cells import ago
@@ -394,8 +395,9 @@ def another_name(kind: str, name: str, config: str = "its file") -> str:
     )
 
 
-def check_repairs(role: Role, daemon: Daemon, now: float) -> Iterator[Finding]:
-    """What the daemon has put into the kernel, and what other programs did to it. ``now`` is Unix time."""
+def check_repairs(role: Role, daemon: Daemon, now: float, about: Collection[str] = ()) -> Iterator[Finding]:
+    """What the daemon has put into the kernel, and what other programs did to it. ``now`` is Unix time; ``about``: what
+    all of that is for."""
     rows = daemon.status.get("kernel")
     if not isinstance(rows, list):
         return
@@ -403,7 +405,7 @@ def check_repairs(role: Role, daemon: Daemon, now: float) -> Iterator[Finding]:
     wrong = [row for row in found if row.get("failed") or row.get("fight") or row.get("amiss")]
     lately = [row for row in found if row not in wrong and now - (row.get("last") or 0) < REPAIRED_LATELY]
     for row in wrong[:REPAIRS_SHOWN]:
-        yield _unrepaired(role, row, now)
+        yield replace(_unrepaired(role, row, now), cause=_undone(row), about=tuple(about))
     for row in lately[:REPAIRS_SHOWN]:
         yield warning(
             "kernel_kept",
@@ -414,6 +416,10 @@ def check_repairs(role: Role, daemon: Daemon, now: float) -> Iterator[Finding]:
         count = sum(row.get("count") or 0 for row in found)
         rest = f", after {count} repairs since its start" if count else ""
         yield ok("kernel_kept", f"what {role.program} put into the kernel is there{rest}")
+
+
+def _undone(row: Row) -> str | None:
+    return "repair_fails" if row.get("failed") else "repair_fight" if row.get("fight") else None
 
 
 def _unrepaired(role: Role, row: Row, now: float) -> Finding:

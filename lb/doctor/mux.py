@@ -17,9 +17,19 @@ FLOWS_WARNING = 0.9
 
 
 def check_isolation(
-    tables: Sequence[Table] | None, own: str, daemon: Daemon, others: Collection[str], vips: Collection[str]
+    tables: Sequence[Table] | None,
+    own: str,
+    daemon: Daemon,
+    others: Collection[str],
+    vips: Collection[str],
+    *,
+    forwards: bool = False,
 ) -> Iterator[Finding]:
-    """``own``: the table of this MUX; ``others``: those of other MUXes that run on this machine."""
+    """``own``: the table of this MUX; ``others``: those of other MUXes that run on this machine. ``forwards``: this
+    machine's kernel is a router (``ip_forward``)."""
+    does = "answers clients with resets"
+    if forwards:
+        does = "sends their packets back to the router, which sends them here again (net.ipv4.ip_forward is 1)"
     if tables is None:
         yield unknown("isolation", "nftables was not looked at: needs root", "run `lb doctor` as root")
         return
@@ -41,17 +51,19 @@ def check_isolation(
     elif mine is None:
         yield fault(
             "isolation",
-            f"the table inet {own} is missing: this machine's own kernel answers clients with resets",
+            f"the table inet {own} is missing: this machine's own kernel {does}",
             "lb-mux puts it back by itself, unless another program removes it again and again: does one run `nft flush "
             "ruleset` (nftables.service, firewalld)? `journalctl -u lb-mux -n 20` may name it",
+            about=[f"vip {vip}" for vip in vips],
         )
     else:
         open_ = uncovered(vips, mine.addresses)
         if open_:
             yield fault(
                 "isolation",
-                f"the table inet {own} does not hold {_few(open_)}: the kernel answers their clients with resets",
+                f"the table inet {own} does not hold {_few(open_)}: the kernel {does}",
                 "lb-mux puts it back by itself: what says its log? `journalctl -u lb-mux -n 20`",
+                about=[f"vip {vip}" for vip in open_],
             )
         else:
             yield ok("isolation", f"the table inet {own} keeps the kernel from {_many(len(set(vips)), 'VIP')}")

@@ -21,7 +21,7 @@ from ipaddress import IPv4Address
 from typing import Any
 
 from lb.doctor.facts import Answer, Datagram, Path, Row, Target
-from lb.doctor.findings import Finding, Severity, fault, ok, unknown, warning
+from lb.doctor.findings import Finding, Severity, fault, few, ok, unknown, warning
 
 #: Bytes of an outer IPv4 header.
 TUNNEL = 20
@@ -81,15 +81,16 @@ def _target(row: Row, service: Row, told: str) -> Target | None:
 
 
 def check_paths(paths: Sequence[Path], source: IPv4Address) -> Iterator[Finding]:
-    """One finding for each cause, however many hosts and services have it; what does not listen is told for each."""
-    alike: dict[tuple[str, Severity], tuple[Finding, Path, list[Path]]] = {}
+    """One finding for each cause, however many hosts and services have it; of what does not listen one a place."""
+    alike: dict[tuple[object, ...], tuple[Finding, Path, list[Path]]] = {}
     taken = {path.target.address for path in paths if path.tunnel is not Answer.SILENT}
     for path in paths:
         finding = judge(path, source, takes_others=path.target.address in taken)
-        if finding.check == "backend" or finding.severity is Severity.OK:
+        if finding.severity is Severity.OK:
             yield finding
-        else:
-            alike.setdefault((finding.check, finding.severity), (finding, path, []))[2].append(path)
+            continue
+        place = (path.target.address, path.target.inside) if finding.check == "backend" else ()
+        alike.setdefault((finding.check, finding.severity, *place), (finding, path, []))[2].append(path)
     for finding, first, found in alike.values():
         own = sum(path.target.address == first.target.address for path in found) - 1
         others = sorted({path.target.address for path in found} - {first.target.address})
@@ -245,20 +246,21 @@ def check_datagrams(found: Sequence[Datagram]) -> Iterator[Finding]:
 
 def check_probes(rows: Sequence[Row]) -> Iterator[Finding]:
     """Where no packet of our own may be sent: what the daemon's own tunnel probes found last."""
+    down: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         label, reason = f"{row.get('service')}/{row.get('name')}", str(row.get("reason"))
         if row.get("health") == "down":
-            yield fault(
-                "backend", f"{label} at {row.get('address')}: {reason}", _advice(reason, label), about=_about(label)
-            )
+            down.setdefault((str(row.get("address")), reason), []).append(label)
         elif row.get("health") == "up":
             yield ok("backend", f"{label}: {reason}")
+    for (address, reason), labels in down.items():
+        about = [name for label in labels for name in _about(label)]
+        yield fault("backend", f"{few(labels)} at {address}: {reason}", _advice(reason, labels[0]), about=about)
     untold = [f"{row.get('service')}/{row.get('name')}" for row in rows if row.get("health") not in ("up", "down")]
     if untold:
-        names = ", ".join(untold[:4]) + (f" and {len(untold) - 4} more" if len(untold) > 4 else "")
         yield unknown(
             "path",
-            f"whether packets reach {names} is not known: there is no TCP over IPv4 to be tried, and no probe "
+            f"whether packets reach {few(untold)} is not known: there is no TCP over IPv4 to be tried, and no probe "
             "through the "
             "tunnel",
             "give the service a probe with request and expect; see docs/health.md",

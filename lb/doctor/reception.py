@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from lb.doctor import firewall
 from lb.doctor.facts import Arrival, Listener, Network, Own, Row
-from lb.doctor.findings import Finding, fault, ok, unknown
+from lb.doctor.findings import Finding, fault, few, ok, unknown
 from lb.doctor.firewall import Packet, Place, Ruleset
 from lb.model import Address
 
@@ -107,7 +107,7 @@ def _kind(arrival: Arrival, network: Network, strict: int | None) -> str:
 
 
 def _no_way_back(own: Collection[Own], refused: Sequence[Arrival], name: str, strict: int | None) -> Finding:
-    sources = _some(sorted({str(arrival.source) for arrival in refused}))
+    sources = few(sorted({str(arrival.source) for arrival in refused}))
     setting = f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
     places = {arrival.destination for arrival in refused}
     about = _about(one for one in own if one.place[0] in places)
@@ -281,7 +281,7 @@ def _drop(
     out = hook == "output"
     ports = sorted({port for one in members if (port := one.place[1]) is not None})
     exact = all(one.place[1] is not None for one in members)
-    at = f"port{'s' if len(ports) > 1 else ''} {_some(ports)}" if exact else f"ports of {_some(_vips(members))}"
+    at = f"port{'s' if len(ports) > 1 else ''} {few(ports)}" if exact else f"ports of {few(_vips(members))}"
     what = f"the answers from {protocol.upper()} {at}" if out else f"what comes for {protocol.upper()} {at}"
     whose = f" from {source} (a MUX, for its probes)" if source is not None else ""
     words = f"{place.words} drops {what}{whose} on this host"
@@ -381,7 +381,7 @@ def _judge(members: Sequence[Own], listeners: Collection[Listener]) -> Iterator[
             about=_about(members),
         )
     elif same:
-        others = _some(sorted(str(each) for each in same if not each.is_loopback))
+        others = few(sorted(str(each) for each in same if not each.is_loopback))
         yield fault(
             "listens",
             f"what {label} is for listens on {others}, and packets are for {where}: nobody takes them",
@@ -397,7 +397,7 @@ def _nobody(members: Sequence[Own], listeners: Collection[Listener]) -> Finding:
     first = members[0]
     address, port = first.place
     other = sorted({one.port for one in listeners if one.protocol == first.protocol and not one.address.is_loopback})
-    at = f"; what listens here: {_some(other, SHOWN)}" if other else ""
+    at = f"; what listens here: {few(other, SHOWN)}" if other else ""
     return fault(
         "listens",
         f"nothing listens on {first.protocol.upper()} {address}:{port}, where packets of {_labels(members)} go{at}",
@@ -421,7 +421,7 @@ def _about(own: Iterable[Own]) -> list[str]:
 
 
 def _labels(own: Iterable[Own]) -> str:
-    return _some(sorted({one.label for one in own}))
+    return few(sorted({one.label for one in own}))
 
 
 def _vips(own: Iterable[Own]) -> list[str]:
@@ -430,8 +430,3 @@ def _vips(own: Iterable[Own]) -> list[str]:
 
 def _short(vip: object) -> str:
     return str(vip).removesuffix("/32").removesuffix("/128")
-
-
-def _some(values: Sequence[object], most: int = 4) -> str:
-    shown = ", ".join(map(str, values[:most]))
-    return shown + (f" and {len(values) - most} more" if len(values) > most else "")

@@ -378,6 +378,14 @@ def test_a_manager_whose_store_is_older_is_told_with_what_leads_out() -> None:
     assert "`lb-manager take-over" in (found.remedy or "")
 
 
+@pytest.mark.parametrize(("word", "cause"), [("fight", "repair_fight"), ("failed", "repair_fails")])
+def test_who_undoes_what_is_kept_is_the_cause_of_what_follows(word: str, cause: str) -> None:
+    row = {"name": "table inet vipmux_agent", "became": "was gone", "count": 9, word: "yes", "last": 1000.0}
+    daemon = replace(RUNS, status={"kernel": [row]})
+    (found,) = machine.check_repairs(Role.AGENT, daemon, 1010.0, ["backend web/a"])
+    assert (found.severity, found.cause, found.about) == (FAULT, cause, ("backend web/a",))
+
+
 def test_a_daemon_that_is_down_tells_what_of_its_own_is_gone() -> None:
     daemon = Daemon("/s", False, error="is not there")
     (found,) = machine.check_daemon(Role.AGENT, "agent.toml", daemon, ["the nftables table"], ["backend web/a"])

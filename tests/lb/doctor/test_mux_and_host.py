@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
 from lb.dataplane.xdp import ATTACH_REFUSALS, SOCKET_REFUSALS
 from lb.doctor import host, mux
-from lb.doctor.facts import Claim, Daemon, Interface, Network, Table
+from lb.doctor.facts import Claim, Daemon, Interface, Network, Own, Table
 from lb.doctor.findings import Severity
 from lb.model import IoMode
 from lb.mux.ethernet import Facts
@@ -236,7 +236,7 @@ def test_tunnels_from_strangers_and_silent_processes_are_told() -> None:
     )
     daemon = replace(RUNS, status={"drops": {"untrusted_source": 3}, "muxes": ["10.0.1.11"]}, backends=rows)
     assert [f.severity for f in host.check_strangers(daemon)] == [WARNING]
-    down, up = host.check_backends(daemon)
+    up, down = host.check_backends(daemon)
     assert (down.severity, up.severity) == (FAULT, OK)
     assert "`lb drain backend web/a`" in (down.remedy or "")
 
@@ -268,3 +268,45 @@ def test_settings_that_the_agent_raised_must_stay(
 def test_the_agents_own_table_must_be_there(tables: list[Table] | None, severity: Severity) -> None:
     daemon = replace(RUNS, status={"services": 1})
     assert [f.severity for f in host.check_translation(tables, daemon, "vipmux_agent")] == [severity]
+
+
+def test_twelve_services_of_a_dead_process_are_one_finding() -> None:
+    rows = [
+        {"service": f"s{n}", "name": "a", "address": "10.0.3.21", "port": "80", "health": "down", "reason": "refused"}
+        for n in range(12)
+    ]
+    (found,) = host.check_backends(replace(RUNS, backends=tuple(rows)))
+    assert found.what == "s0/a, s1/a, s2/a, s3/a and 8 more at 10.0.3.21:80 do not answer their probes: refused"
+    assert len(found.about) == 12
+
+
+def test_without_its_table_a_mux_that_forwards_sends_packets_round() -> None:
+    found = [
+        f for f in mux.check_isolation([], "vipmux_mux1", RUNS, (), {str(VIP)}, forwards=True) if f.check == "isolation"
+    ]
+    assert [f.about for f in found] == [(f"vip {VIP}",)]
+    assert "net.ipv4.ip_forward is 1" in found[0].what
+
+
+def test_what_an_agent_that_is_down_left_undone_is_found_by_who_needs_it() -> None:
+    web = Own("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), ip_address("10.0.3.21"), 8080)
+    files = Own("files/a", ip_network(VIP), "tcp", (80, 80), ip_address("10.0.3.21"))
+    agent = Table("inet", "vipmux_agent")
+    whole = Network(ETH0, {VIP: "lo"}, frozenset({VIP}), "eth0", filter=True)
+    assert host.lost(whole, [agent], [web, files], "vipmux_agent") == {}
+    assert host.lost(whole, [], [web, files], "vipmux_agent") == {"the nftables table inet vipmux_agent": [web]}
+    assert host.lost(replace(whole, filter=False), [agent], [web], "vipmux_agent") == {
+        "the BPF filter at the ingress of eth0": [web]
+    }
+    assert host.lost(replace(whole, addresses={}), [agent], [web, files], "vipmux_agent") == {
+        f"the VIP {VIP} on lo": [files]
+    }
+    assert host.lost(replace(whole, filter=False), [], [], "vipmux_agent") == {}  # it serves nothing
+
+
+def test_a_table_that_was_changed_is_told_with_what_makes_it_anew() -> None:
+    web = Own("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), ip_address("10.0.3.21"), 8080)
+    daemon = replace(RUNS, status={"services": 1})
+    (found,) = host.check_translation([Table("inet", "vipmux_agent")], daemon, "vipmux_agent", [web])
+    assert (found.cause, found.about) == ("table_changed", ("backend web/a",))
+    assert (found.remedy or "").startswith("`nft delete table inet vipmux_agent`")
