@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from lb.dataplane import SHED_MAX
-from lb.mux.shedding import DOWN, HEAVY, MOST, NEW_ONLY, Rule, Shedding, Traffic
+from lb.mux.shedding import DOWN, HEAVY, MOST, NEW_ONLY, REMEMBERED, Rule, Shedding, Traffic
 
 FLOOD = {"flooded": 90_000, "web": 9_000, "files": 1_000}
 
@@ -64,6 +64,21 @@ def test_known_flows_of_the_only_service_that_gets_packets_are_left_to_the_ring(
     rules = looks(Shedding(), 10, {"flooded": 90_000, "idle": 0}, lost=True)
     assert all(rule.known == 0 for found in rules for rule in found)
     assert rules[-1][0].new > 0.9
+
+
+def test_a_service_of_which_everything_is_lost_in_the_ring_gets_packets_for_some_time_yet() -> None:
+    """Its clients wait longer and longer before they try again; the flood makes room for when they do."""
+    shedding = Shedding()
+    shedding.look(Traffic(1.0, FLOOD, 0, True), saturated=False)
+    silent = looks(shedding, REMEMBERED - 2, {"flooded": 90_000, "web": 0, "files": 0}, lost=True)
+    assert silent[1][0].known > 0.4
+    assert silent[-1][0].known > 0.9
+    alone = Shedding()
+    alone.look(Traffic(1.0, FLOOD, 0, True), saturated=False)
+    for _ in range(REMEMBERED):
+        alone.look(Traffic(1.0, {"flooded": 90_000}, 0, True), saturated=False)
+    rules = looks(alone, 5, {"flooded": 90_000}, lost=True)
+    assert all(rule.known == 0 for found in rules for rule in found), "it is over at last"
 
 
 def test_a_second_flood_is_shed_once_the_first_is_as_far_as_it_may_be() -> None:
