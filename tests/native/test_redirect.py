@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lb.dataplane import Redirect
 from lb.errors import IoError
 from lb.model import Network
+from lb.netns import batch, inside, ip, unique_prefix
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
 from tests.packets.frames import ROWS as FRAMES
 from tests.packets.frames import SYN, SYN6
@@ -144,6 +145,44 @@ def test_a_link_that_got_another_address_is_known_by_it(taker: int) -> None:
                 mac == MUX_MAC,
                 mac == ROUTER_MAC,
             ]
+
+
+@pytest.fixture
+def link() -> Iterator[str]:
+    """A namespace with one end of a link, ``one``, in it."""
+    space = unique_prefix() + "-xdp"
+    ip("netns", "add", space)
+    try:
+        batch(["link add name one type veth peer name two", "link set dev one up", "link set dev two up"], space)
+        yield space
+    finally:
+        ip("netns", "del", space)
+
+
+def attach(program: Redirect, space: str, *, generic: bool) -> None:
+    inside(space, lambda: program.attach(socket.if_nametoindex("one"), generic=generic))
+
+
+def kinds(space: str) -> list[str]:
+    """Of programs on the link, as ip(8) shows them."""
+    return [word for word in ip("-n", space, "link", "show", "one").split() if word.startswith("xdp")]
+
+
+@pytest.mark.lab
+def test_a_program_is_where_it_was_attached_until_it_is_told_to_leave_or_its_interface_goes(link: str) -> None:
+    """By the driver and by the kernel, in turns: the kernel takes one program at a time."""
+    with closing(loaded(VIPS)) as program, closing(loaded(VIPS)) as other:
+        for generic in (False, True, False):
+            attach(program, link, generic=generic)
+            assert (program.attached, kinds(link)) == (True, ["xdpgeneric" if generic else "xdp"])
+            with pytest.raises(IoError, match="another XDP program is on it"):
+                attach(other, link, generic=False)
+            assert (program.attached, other.attached) == (True, False)
+            program.detach()
+            assert (program.attached, kinds(link)) == (False, [])
+        attach(program, link, generic=False)
+        ip("-n", link, "link", "del", "one")
+        assert (program.attached, other.attached) == (False, False)
 
 
 def networks(version: int, width: int) -> st.SearchStrategy[Network]:
