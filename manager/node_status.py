@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a node says of itself, checked once where it comes in, so that nobody who reads it later need doubt it. Pure.
 
-Called by :class:`manager.nodes.NodeHub` for each status. Names are text, counters are counts, numbers are finite, and
-nothing is deeper or longer than any of ours; sections and keys that a newer version has are let through within the same
-bounds. A node that says anything else is no node of ours, or is broken: :func:`checked` raises, and its connection ends
-with a line in the log. What each section means is in :mod:`manager.nodes`.
+Called by :mod:`manager.stream`, for long messages beside the event loop. Names are text, counters are counts, numbers
+are finite, and nothing is deeper or longer than any of ours; sections and keys that a newer version has are let through
+within the same bounds. A node that says anything else is no node of ours, or is broken: :func:`read` raises, and its
+connection ends with a line in the log. What each section means is in :mod:`manager.nodes`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lb.errors import MessageError
+from lb.node.messages import FromNode, StatusMessage, parse_from_node
 
 #: Sections of a status, keys of a row, and how deep a value may be.
 SECTIONS_MAX, KEYS_MAX, DEPTH_MAX = 64, 64, 4
@@ -48,6 +49,14 @@ _MUX_COUNTS = (
     "slots",
 )
 _MUX_TEXTS = ("name", "state", "io", "mode", "reason", "rejected", "saturated", "pool")
+
+
+def read(text: str) -> FromNode:
+    """A node's message, a status of it checked as well; raises MessageError."""
+    message = parse_from_node(text)
+    if isinstance(message, StatusMessage):
+        checked(message.body)
+    return message
 
 
 def checked(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -47,7 +47,7 @@ from lb.node.messages import (
 from manager.handover import Answer as Passed
 from manager.handover import Handovers
 from manager.lineage import Behind, Marks, Standing, impossible, newer
-from manager.node_status import REMEMBERED, checked
+from manager.node_status import REMEMBERED
 from manager.questions import Questions, Rounds
 from manager.store import NodeRecord
 from manager.turned_away import DuplicateError, TurnedAway
@@ -518,10 +518,8 @@ class NodeHub:
             self._listener.heard(connection.kind, connection.name, message)
 
     def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
-        """Raises MessageError for what no node of ours says."""
         entry = self._current(connection)
         if entry is not None:
-            body = checked(body)
             if "peers" in body:
                 self._say_sessions(entry, body)
             entry.status = {**entry.status, **{name: body[name] for name in body.keys() & REMEMBERED}}

@@ -48,10 +48,10 @@ from lb.node.messages import (
     UnknownMessage,
     diff,
     encode,
-    parse_from_node,
 )
 from manager.joining import address_of, certificate_of
 from manager.lineage import Marks
+from manager.node_status import read
 from manager.trust import Peer, Trust, peer_of
 from manager.turned_away import DuplicateError
 from manager.watching import Budget
@@ -78,6 +78,13 @@ SILENT_MAX = 2
 SHARE, SAVED, PAUSE_MAX = 0.1, 2.0, 2.0
 #: What each connection, each message and each byte of it costs before it is a message, seconds.
 PER_STREAM, PER_MESSAGE, PER_BYTE = 0.02, 50e-6, 6e-9
+#: And each hello, to answer it, beside the digest of the state that it gets.
+PER_STATE = 2e-3
+#: After so much of it others have a turn, of the same length at least, seconds: no node has more than half of the core,
+#: at first neither.
+TURN = 0.005
+#: Longer messages are read beside the event loop, characters.
+LONG = 64 * 1024
 #: A node that is let go has so long to say that it heard why, seconds: what it says meanwhile is read for nothing.
 CLOSING = 0.3
 #: Of so many nodes it is remembered what they spent.
@@ -127,7 +134,7 @@ class Hub(Protocol):
     def health(self, connection: Connection, message: HealthMessage) -> None: ...
 
     def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
-        """May raise MessageError: its connection ends."""
+        """As :func:`manager.node_status.checked` lets it through."""
         ...
 
     def event(self, connection: Connection, text: str) -> None: ...
@@ -271,7 +278,7 @@ class Connection:
     async def _first(self, hub: Hub, hello: Hello, generation: int, state: NodeState) -> ToNode:
         """What answers a hello: the whole state, or word that the node has it already."""
         total, digest, spent = await asyncio.to_thread(_digested, state)
-        self.budget.spend(spent)
+        self.budget.spend(spent + PER_STATE)
         self._under_way = {}
         self._note(generation, state, total)
         if hello.digest == digest and hello.term <= hub.term:
@@ -382,16 +389,19 @@ class Streams:
             if request.transport is None or request.transport.is_closing():
                 raise ConnectionResetError("the node left while its connection was set up") from None
             raise
+        refused = None
         try:
             await self._serve(socket, peer, address, budget)
         except MessageError as error:
-            log.warning("node dropped", node=str(peer), peer=address, reason=str(error))
-            self._hub.refused_at_door(peer.kind, peer.name, address, str(error), duplicate=False)
-            await _say_refused(socket, str(error))
+            refused = str(error)
+            log.warning("node dropped", node=str(peer), peer=address, reason=refused)
+            self._hub.refused_at_door(peer.kind, peer.name, address, refused, duplicate=False)
         except AccessError as error:
-            self._trust.refused("node stream", address, str(error), who=str(peer))
+            refused = str(error)
+            self._trust.refused("node stream", address, refused, who=str(peer))
             self._tell_hub(peer, address, error)
-            await _say_refused(socket, str(error))
+        if refused is not None:  # by now nothing holds what it said
+            await _say_refused(socket, refused)
         return socket
 
     def _tell_hub(self, peer: Peer | None, address: str, error: AccessError) -> None:
@@ -414,7 +424,7 @@ class Streams:
     async def _serve(self, socket: web.WebSocketResponse, peer: Peer, address: str, budget: Budget) -> None:
         try:
             await asyncio.sleep(min(PAUSE_MAX, budget.wait()))
-            hello = await _hello(socket)
+            hello = await _hello(socket, budget)
         finally:
             self._spoke(peer)
         if hello is None:
@@ -440,19 +450,24 @@ class Streams:
                 log.info("node disconnected", node=connection.id, peer=address)
 
     async def _receive(self, socket: web.WebSocketResponse, connection: Connection) -> None:
-        budget = connection.budget
+        budget, owed = connection.budget, 0.0
         async for frame in socket:
             if frame.type is WSMsgType.ERROR:
                 log.warning("node dropped", node=connection.id, reason="it does not answer any more")
                 return
             if frame.type is not WSMsgType.TEXT:
                 raise MessageError("a message must be a text frame")
+            spent = budget.spent
+            message = await _read(frame.data, budget)
             began = time.monotonic()
-            connection.said(self._hub, parse_from_node(frame.data))
-            budget.spend(time.monotonic() - began + PER_MESSAGE + len(frame.data) * PER_BYTE)
+            connection.said(self._hub, message)
+            budget.spend(time.monotonic() - began)
+            owed += budget.spent - spent
             # It is heard more slowly, then; what it sends meanwhile waits in its own kernel.
-            if (pause := min(PAUSE_MAX, budget.wait())) > 0:
-                await asyncio.sleep(pause)
+            pause = budget.wait()
+            if pause > 0 or owed > TURN:
+                await asyncio.sleep(min(PAUSE_MAX, max(pause, owed)))
+                owed = 0.0
 
     def _admit(self, connection: Connection) -> None:
         """One connection for each name: the newer is refused, unless the older is dead, or was its own."""
@@ -488,7 +503,7 @@ class Streams:
         await asyncio.gather(*(connection.end() for connection in self._connections.values()), return_exceptions=True)
 
 
-async def _hello(socket: web.WebSocketResponse) -> Hello | None:
+async def _hello(socket: web.WebSocketResponse, budget: Budget) -> Hello | None:
     """The first message; None if the node left."""
     try:
         async with asyncio.timeout(HELLO_TIMEOUT):
@@ -497,10 +512,29 @@ async def _hello(socket: web.WebSocketResponse) -> Hello | None:
         raise MessageError(f"no hello within {HELLO_TIMEOUT:.0f} s") from None
     if frame.type is not WSMsgType.TEXT:
         return None
-    message = parse_from_node(frame.data)
+    message = await _read(frame.data, budget)
     if not isinstance(message, Hello):
         raise MessageError("the first message must be hello")
     return message
+
+
+async def _read(text: str, budget: Budget) -> FromNode:
+    """What a node says, checked; raises MessageError. It pays for either."""
+    message, spent = await asyncio.to_thread(_parsed, text) if len(text) > LONG else _parsed(text)
+    budget.spend(spent + PER_MESSAGE + len(text) * PER_BYTE)
+    if isinstance(message, MessageError):
+        raise message
+    return message
+
+
+def _parsed(text: str) -> tuple[FromNode | MessageError, float]:
+    began = time.thread_time()
+    message: FromNode | MessageError
+    try:
+        message = read(text)
+    except MessageError as error:
+        message = MessageError(str(error))  # without the frames, which hold the text
+    return message, time.thread_time() - began
 
 
 async def _say_refused(socket: web.WebSocketResponse, reason: str) -> None:

@@ -68,6 +68,7 @@ class Budget:
         self._saved = saved  #: so much of it at once, at most
         self._left = saved
         self._at = clock()
+        self.spent = 0.0  #: in all
 
     def wait(self) -> float:
         """Seconds until something may be spent again."""
@@ -79,6 +80,7 @@ class Budget:
     def spend(self, seconds: float) -> None:
         self.wait()
         self._left -= seconds
+        self.spent += seconds
 
 
 class Changes:

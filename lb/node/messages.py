@@ -149,6 +149,8 @@ def digest(state: Mapping[str, Mapping[str, Any]]) -> str:
 
 #: Largest message from a node, characters: a status with thousands of rows. Reports are cut into several messages.
 FROM_NODE_MAX = 16 * 2**20
+#: And of so many values at most, for what is short as text may be long in memory: four tables of 20,000 rows are half.
+VALUES_MAX = 800_000
 #: Largest message to a node: the whole state of 30,000 services with many backends.
 TO_NODE_MAX = 256 * 2**20
 REPORTS_MAX = 1000
@@ -602,6 +604,11 @@ def _newer(kind: object, others: frozenset[str], whose: str) -> UnknownMessage:
     raise MessageError(f"unknown type of message from {whose}: {_show(kind)}")
 
 
+def _values(text: str) -> int:
+    """No fewer than there are values in a JSON text: quick to count, long before each is made."""
+    return text.count(",") + text.count("{") + text.count("[")
+
+
 class _Fields:
     """One message's fields, each checked as it is read. Unknown fields are of a newer version, and left alone."""
 
@@ -609,6 +616,8 @@ class _Fields:
         if isinstance(source, str):
             if len(source) > limit:
                 raise MessageError(f"a message of {len(source)} characters; none of ours is longer than {limit}")
+            if limit == FROM_NODE_MAX and len(source) > VALUES_MAX and (values := _values(source)) > VALUES_MAX:
+                raise MessageError(f"a message of {values} values; none of ours has more than {VALUES_MAX}")
             try:
                 source = json.loads(source, parse_constant=_no_constant)
             except (ValueError, RecursionError):

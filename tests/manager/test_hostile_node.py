@@ -17,8 +17,9 @@ from typing import Any, cast
 import pytest
 
 from lb.errors import AccessError, MessageError
-from lb.node.messages import Hello, parse_from_node
+from lb.node.messages import Hello
 from manager.controller import TICK
+from manager.node_status import read
 from manager.stream import Connection
 from manager.trust import Peer
 from tests.manager.fleet import service
@@ -125,7 +126,7 @@ async def test_whatever_a_node_says_nobody_else_notices(kind: str, tmp_path: Pat
         hostile, hub = site.muxes[0], cast("Any", controller.hub)
         for number, text in enumerate(messages(kind, MESSAGES)):
             try:
-                message = parse_from_node(text)
+                message = read(text)
                 peer = Peer("mux", hostile.name)
                 if isinstance(message, Hello):
                     connection = Connection(peer, "10.0.1.11", message, cast("Any", None))

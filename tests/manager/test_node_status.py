@@ -6,15 +6,17 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lb.errors import MessageError
+from lb.node.messages import StatusMessage, encode
 from manager.controller import TICK, Controller
 from manager.metrics import ManagerCollector
-from manager.node_status import DEPTH_MAX, ROWS_MAX, SECTIONS_MAX, TEXT_MAX, checked
+from manager.node_status import DEPTH_MAX, ROWS_MAX, SECTIONS_MAX, TEXT_MAX, checked, read
 from manager.overview import Overview
 from manager.rates import Rate, Ring
 from manager.texts import Texts
@@ -94,7 +96,7 @@ async def test_one_that_says_it_breaks_nobodys_answer_and_ends_no_task(
         for mux in site.muxes:
             controller.hub.status(mux, good)
         with pytest.raises(MessageError):
-            controller.hub.status(site.muxes[0], body)
+            controller.hub.status(site.muxes[0], status_of(body))
         await asyncio.sleep(2 * TICK)
         await asyncio.wait_for(controller.heartbeat(), 5)
         assert every_answer(controller)["services"][0]["packets"] == 2
@@ -108,6 +110,13 @@ async def test_what_nobody_reads_is_not_remembered(tmp_path: Path) -> None:
         for number in range(1000):
             controller.hub.status(mux, {f"newer{number}": ["x"] * 10, "mux": {"flows": number}, "agent": {"a": 1}})
         assert controller.hub.entries[mux.id].status == {"mux": {"flows": 999}, "agent": {"a": 1}}
+
+
+def status_of(body: dict[str, Any]) -> Mapping[str, Any]:
+    """As it comes in."""
+    message = read(encode(StatusMessage(body)))
+    assert isinstance(message, StatusMessage)
+    return message.body
 
 
 def every_answer(controller: Controller) -> dict[str, Any]:

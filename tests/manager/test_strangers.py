@@ -13,145 +13,33 @@ import os
 import selectors
 import socket
 import ssl
-import subprocess
-import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.lab.pace import allowed
-from tests.manager.test_supervised import free_port
+from tests.manager.attacks import Attack, Manager, attacked, cost_of, manager
 
 CONNECTIONS = int(os.environ.get("VIPMUX_STRANGERS", "600"))
 SECONDS = float(os.environ.get("VIPMUX_STRANGER_SECONDS", "2"))
-#: What the strangers may cost: of the manager's memory, bytes; of its core; and how late an answer may be, seconds.
-MEMORY, SHARE, LATE = 100 << 20, 0.20, 0.3
 #: What the strangers' credit costs when it is whole; in a short test it is a part of its own, CPU seconds.
 BURST = 0.5 if SECONDS < 10 else 0.0
 #: What unpacks to a thousand times as much.
 BOMB = zlib.compress(bytes(64 << 20), 9)
-SERVICE = {
-    "name": "web",
-    "vip": "203.0.113.10",
-    "protocol": "tcp",
-    "port": 80,
-    "backend": [{"name": "web-1", "address": "10.0.3.21", "port": 8080}],
-}
 
 
-class Manager:
-    """The process, and its operator."""
-
-    def __init__(self, directory: Path, descriptors: int | None = None) -> None:
-        self.port, self.web, metrics = free_port(), free_port(), free_port()
-        self.config = directory / "manager.toml"
-        self.config.write_text(
-            f'[manager]\nname = "m"\nvip_prefixes = ["203.0.113.0/24"]\nlisten = "127.0.0.1:{self.port}"\n'
-            f'web = "127.0.0.1:{self.web}"\nmetrics = "127.0.0.1:{metrics}"\nstate_dir = "{directory / "state"}"\n'
-        )
-        self.out = directory / "operator"
-        self.run("init", "--out", str(self.out), "--operator", "ada")
-        self.log = directory / "log"
-        limit = f"ulimit -n {descriptors}; " if descriptors else ""
-        command = f'{limit}exec "$0" -m manager.daemon run --config "$1"'
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(["/bin/sh", "-c", command, sys.executable, self.config], stderr=log)
-        self.tls = ssl.create_default_context(cafile=str(self.out / "ca.pem"))
-        self.tls.load_cert_chain(self.out / "operator.pem", self.out / "operator.key")
-        end = time.monotonic() + allowed(60)
-        while not self.answers():
-            assert time.monotonic() < end
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.05)
-
-    def timed(self, *question: Any) -> float:
-        began = time.monotonic()
-        self.ask(*question)
-        return time.monotonic() - began
-
-    def run(self, command: str, *arguments: str) -> str:
-        done = [sys.executable, "-m", "manager.daemon", command, "--config", str(self.config), *arguments]
-        return subprocess.run(done, check=True, capture_output=True, text=True).stdout
-
-    def answers(self) -> bool:
-        try:
-            self.ask("GET", "/v1/status")
-        except OSError:
-            return False
-        return True
-
-    def ask(self, method: str, path: str, body: object = None) -> Any:
-        """What an operator gets, over a connection of its own."""
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=20, context=self.tls)
-        try:
-            text = None if body is None else json.dumps(body)
-            connection.request(method, path, text, {"Content-Type": "application/json"} if text else {})
-            reply = connection.getresponse()
-            found = json.loads(reply.read())
-            assert reply.status == 200, found
-            return found
-        finally:
-            connection.close()
-
-    @property
-    def memory(self) -> int:
-        (line,) = [
-            line for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if "VmRSS" in line
-        ]
-        return int(line.split()[1]) << 10
-
-    @property
-    def spent(self) -> float:
-        """CPU seconds."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def stop(self) -> None:
-        self.process.terminate()
-        assert self.process.wait(20) == 0, self.log.read_text()
-
-
-def middle(values: list[float]) -> float:
-    return sorted(values)[len(values) // 2]
-
-
-@contextmanager
-def manager(directory: Path, descriptors: int | None = None) -> Iterator[Manager]:
-    running = Manager(directory, descriptors)
-    try:
-        yield running
-        running.stop()
-    finally:
-        if running.process.poll() is None:
-            running.process.kill()
-            running.process.wait()
-
-
-class Strangers:
-    """Who attacks, in a thread, until left."""
+class Strangers(Attack):
+    """Without a certificate, from addresses of their own."""
 
     def __init__(self, port: int, work: Callable[[Strangers], None]) -> None:
+        super().__init__(work)
         self.port = port
         self.net = 1 + ATTACKS.index(work) if work in ATTACKS else 100
-        self.ended = threading.Event()
-        self.done = 0
-        self._thread = threading.Thread(target=work, args=(self,), daemon=True)
         self.tls = ssl.create_default_context()
         self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
-
-    def __enter__(self) -> Strangers:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self._thread.join(30)
 
     def connect(self, number: int, seconds: float = 5) -> socket.socket:
         """From one of eight addresses."""
@@ -269,36 +157,15 @@ ATTACKS = [bombs, guesses, heads, readers, idle]
 
 
 @pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
-    with manager(tmp_path_factory.mktemp("strangers")) as running:
-        for number in range(3):  # what it needs for the first time
-            running.ask("POST", "/v1/apply", {"services": [SERVICE], "why": str(number)})
-        yield running
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Manager]:
+    with attacked(tmp_path_factory.mktemp("strangers")) as found:
+        yield found
 
 
 @pytest.mark.parametrize("work", ATTACKS, ids=lambda work: work.__name__)
-def test_strangers_cost_little_and_keep_nobody_waiting(attacked: Manager, work: Callable[[Strangers], None]) -> None:
-    before = attacked.memory
-    quiet = middle([attacked.timed("GET", "/v1/status") for _ in range(5)])
-    took: list[float] = []
-    with Strangers(attacked.web if work is readers else attacked.port, work) as strangers:
-        time.sleep(0.2)
-        began, spent = time.monotonic(), attacked.spent
-        while time.monotonic() - began < SECONDS:
-            time.sleep(0.1)
-            took.append(attacked.timed("GET", "/v1/status"))
-        cost = (attacked.spent - spent) / (time.monotonic() - began)
-        took.append(attacked.timed("POST", "/v1/apply", {"services": [SERVICE], "why": "once more"}))
-        memory = attacked.memory - before
-        done = strangers.done
-    print(
-        f"{work.__name__}: {done:,} tries, {memory / 2**20:.0f} MiB, {cost:.1%} of a core, "
-        f"answers {middle(took) * 1000:.0f} ms, the slowest {max(took) * 1000:.0f} ms; before {quiet * 1000:.0f} ms"
-    )
-    assert memory <= MEMORY
-    assert cost <= SHARE + BURST / SECONDS
-    # What an answer takes on a machine that works for others as well is not the strangers' doing.
-    assert middle(took) <= LATE + allowed(2 * quiet)
+def test_strangers_cost_little_and_keep_nobody_waiting(running: Manager, work: Callable[[Strangers], None]) -> None:
+    strangers = Strangers(running.web if work is readers else running.port, work)
+    cost_of(running, strangers, SECONDS, before=0.2).check(BURST / SECONDS)
 
 
 def test_with_few_descriptors_the_operator_is_answered_and_the_log_stays_short(tmp_path: Path) -> None:
@@ -310,19 +177,19 @@ def test_with_few_descriptors_the_operator_is_answered_and_the_log_stays_short(t
     assert len(lines) < 100
 
 
-def test_wrong_tokens_from_many_addresses_shut_the_page_for_nobody(attacked: Manager) -> None:
+def test_wrong_tokens_from_many_addresses_shut_the_page_for_nobody(running: Manager) -> None:
     def login(address: str, token: str) -> int:
         connection = http.client.HTTPSConnection(
-            "127.0.0.1", attacked.web, timeout=20, context=page, source_address=(address, 0)
+            "127.0.0.1", running.web, timeout=20, context=page, source_address=(address, 0)
         )
-        origin = {"Origin": f"https://127.0.0.1:{attacked.web}", "Content-Type": "application/json"}
+        origin = {"Origin": f"https://127.0.0.1:{running.web}", "Content-Type": "application/json"}
         connection.request("POST", "/v1/page/login", json.dumps({"token": token}), origin)
         status = connection.getresponse().status
         connection.close()
         return status
 
-    page = ssl.create_default_context(cafile=str(attacked.out / "ca.pem"))
-    token = attacked.run("token", "--kind", "operator", "--name", "bob").strip()
+    page = ssl.create_default_context(cafile=str(running.out / "ca.pem"))
+    token = running.run("token", "--kind", "operator", "--name", "bob").strip()
     said = [login(f"127.0.50.{number % 28 + 1}", "wrong") for number in range(140)]
     assert set(said) <= {403, 429}
     assert login("127.0.60.1", token) == 200

@@ -4,22 +4,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
 import aiohttp
 import pytest
-from aiohttp import web
+from aiohttp import WSMsgType, web
 from structlog.testing import capture_logs
 
+from lb.errors import MessageError
 from lb.node import client as client_module
 from lb.node.cache import Cached
-from lb.node.messages import Ack, FlowGroup, FlowsMessage, HealthReport, Hello, NodeState, digest, encode
+from lb.node.messages import Ack, FlowGroup, FlowsMessage, HealthReport, Hello, NodeState, StatusMessage, digest, encode
 from manager import stream as stream_module
 from manager.stream import Connection
 from manager.trust import Peer
@@ -189,11 +191,10 @@ def test_health_status_and_events_arrive_and_the_newest_wins(tmp_path: Path) -> 
         async with manager.serving():
             await node.identity.join(manager.url, await manager.token())
             async with node.running():
-                await until(lambda: manager.hub.statuses, "the status")
+                await until(lambda: manager.hub.events[-1:] == ["event 999"], "what was said last")
                 assert manager.hub.statuses == [{"n": 999}]
                 assert manager.hub.reports["mux:mux1"] == [report(True)]
                 assert manager.hub.events[0] == "800 events before these were too many to keep"
-                assert manager.hub.events[-1] == "event 999"
                 assert len(manager.hub.events) == 201
                 node.client.send_status({"n": 999})
                 node.client.send_status({"n": 1000})
@@ -505,3 +506,47 @@ async def test_a_node_that_leaves_while_its_connection_is_set_up_is_no_error_of_
     request.transport.is_closing.return_value = False
     with pytest.raises(AssertionError):
         await manager.streams.handle(request)
+
+
+@pytest.mark.parametrize("size", [1, 2 * stream_module.LONG])
+async def test_others_have_half_of_the_time_while_a_node_is_heard_that_never_stops(tmp_path: Path, size: int) -> None:
+    """Its messages are there already, so nothing of them would be waited for."""
+    frame = Mock(type=WSMsgType.TEXT, data=encode(StatusMessage({"at": 1.0, "newer": ["x" * 1000] * (size // 1000)})))
+    heard: list[float] = []
+
+    class Socket:
+        async def __aiter__(self) -> AsyncIterator[Mock]:
+            for _ in range(20):
+                yield frame
+
+    def status(connection: Connection, body: Mapping[str, Any]) -> None:
+        assert "newer" in body
+        time.sleep(0.01)  # as long as it takes
+        heard.append(time.monotonic())
+
+    manager = StageManager(tmp_path)
+    manager.hub.status = status  # type: ignore[method-assign]
+    peer = Peer("mux", "mux1", "1", time.time() + 60)
+    connection = Connection(peer, "test", Hello(0, 0, "", {}), Socket())  # type: ignore[arg-type]
+    turns: list[float] = []
+
+    async def others() -> None:
+        while True:
+            turns.append(time.monotonic())
+            await asyncio.sleep(0.001)
+
+    beside = asyncio.create_task(others())
+    await manager.streams._receive(Socket(), connection)  # type: ignore[arg-type]
+    beside.cancel()
+    assert len(heard) == 20
+    between = [sum(first < turn < second for turn in turns) for first, second in itertools.pairwise(heard)]
+    assert min(between) >= 1
+    assert heard[-1] - heard[0] >= 19 * 2 * 0.01
+
+
+async def test_a_status_that_no_node_of_ours_says_is_refused_before_anybody_hears_it() -> None:
+    budget = stream_module._budget()
+    for rows in ([{"name": []}], [{"name": "web", "more": "x" * 100_000}]):
+        with pytest.raises(MessageError):
+            await stream_module._read(encode(StatusMessage({"services": rows})), budget)
+    assert budget.spent >= 100_000 * stream_module.PER_BYTE  # and is paid for

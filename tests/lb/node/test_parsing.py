@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.errors import MessageError
+from lb.mux import status
 from lb.node import messages
 from lb.node.messages import (
     Ack,
@@ -151,6 +152,24 @@ def test_what_is_no_message_is_refused_in_words(text: str) -> None:
 def test_a_message_longer_than_any_of_ours_is_not_even_parsed() -> None:
     with pytest.raises(MessageError, match="longer"):
         parse_from_node(" " * (messages.FROM_NODE_MAX + 1))
+
+
+@pytest.mark.parametrize("value", ["{},", "[],", "1,", '"",'])
+def test_a_message_of_more_values_than_any_of_ours_is_not_even_parsed(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "VALUES_MAX", 1000)
+    few, many = (f'{{"type": "newer", "x": [{value * number}0]}}' for number in (400, 1001))
+    parse_from_node(few)
+    monkeypatch.setattr(json, "loads", None)
+    with pytest.raises(MessageError, match="values; none of ours"):
+        parse_from_node(many)
+
+
+def test_as_many_rows_as_a_mux_ever_tells_of_are_a_message() -> None:
+    row = {"service": "web", "name": "web-1", "peer": "r1", "state": "announced", "why": "", "more": 1}
+    body = {f"section{number}": [row] * status.ROWS_MAX for number in range(4)}
+    assert messages._values(json.dumps(body)) < messages.VALUES_MAX
 
 
 def test_the_words_of_a_refusal_hold_no_control_characters() -> None:
