@@ -67,6 +67,7 @@ class _Mux:
     entry: Entry
     told: object = None  #: its rows of announcements, as they came last
     sessions: object = None  #: those of its BGP sessions
+    down: frozenset[str] = frozenset()  #: which of these are
     live: object = None  #: the announcements that it has made live
     heard: frozenset[str] = frozenset()  #: VIPs, as the MUX writes them
 
@@ -123,6 +124,8 @@ class Announced:
             return set()
         if mux.told is not told or _states(mux.sessions) != _states(sessions):
             self._stale = True
+        if mux.sessions is not sessions:
+            mux.down = _down(rows(entry.status, "peers"))
         mux.told, mux.sessions, mux.live = told, sessions, live
         before, mux.heard = mux.heard, frozenset(live or ()) if silent(entry) else _heard_of(entry)
         return self._hear(name, before, mux.heard)
@@ -235,9 +238,9 @@ class Announced:
         key = (mux, *((row.get("peer"), row.get("state"), row.get("why")) for row in told))
         cause = self._causes.get(key)
         if cause is None:
-            cause = self._causes[key] = f"{_DOES_NOT}{_why(told, rows(entry.status, 'peers'))}"
-        down = _down(rows(entry.status, "peers"))
-        return _Lack(mux, any(row.get("state") == "waiting" and row.get("peer") not in down for row in told), cause)
+            cause = self._causes[key] = f"{_DOES_NOT}{_why(told, known.down)}"
+        soon = any(row.get("state") == "waiting" and row.get("peer") not in known.down for row in told)
+        return _Lack(mux, soon, cause)
 
     # -- time ---------------------------------------------------------------------------------------------------
 
@@ -345,10 +348,9 @@ def _lacking_words(found: list[tuple[Vip, str]]) -> str:
     return f"does not announce {what}, which it should: {why}" + ("; and for other reasons" if others else "")
 
 
-def _why(told: Sequence[Mapping[str, Any]], peers: list[Mapping[str, Any]]) -> str:
+def _why(told: Sequence[Mapping[str, Any]], down: Collection[str]) -> str:
     """Why no router was told. The state of a session changes every few seconds while it is down, and is in its own
     row: here it is but down."""
-    down = _down(peers)
     without = [str(row["peer"]) for row in told if row.get("peer") in down and row.get("state") == "waiting"]
     words = []
     if without:
@@ -361,8 +363,8 @@ def _why(told: Sequence[Mapping[str, Any]], peers: list[Mapping[str, Any]]) -> s
     return "; ".join(dict.fromkeys(words))
 
 
-def _down(peers: list[Mapping[str, Any]]) -> set[str]:
-    return {str(row.get("name")) for row in peers if row.get("state") != "established"}
+def _down(peers: list[Mapping[str, Any]]) -> frozenset[str]:
+    return frozenset(str(row.get("name")) for row in peers if row.get("state") != "established")
 
 
 def _of(muxes: Sequence[str], text: str) -> str:
@@ -400,9 +402,13 @@ def _heard_of(entry: Entry) -> frozenset[str]:
 
 def by_vip(told: Iterable[Mapping[str, Any]]) -> ToldByVip:
     """What a MUX tells of its announcements, by the VIP as the plan writes it."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    written: dict[str, list[Mapping[str, Any]]] = {}  # as the MUX does: a VIP has as many rows as there are routers
     for row in told:
         vip = row.get("vip")
         if isinstance(vip, str):
-            found.setdefault(prefix_of(vip), []).append(row)
-    return found
+            of_it = written.get(vip)
+            if of_it is None:
+                written[vip] = [row]
+            else:
+                of_it.append(row)
+    return {prefix_of(vip): of_it for vip, of_it in written.items()}

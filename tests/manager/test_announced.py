@@ -224,11 +224,11 @@ async def test_of_many_vips_a_session_that_goes_is_one_event_and_costs_little(
 def test_why_names_sessions_that_are_down_and_other_reasons() -> None:
     peers = [{"name": "r1", "state": "idle"}, {"name": "r2", "state": "established"}]
     told = [{"peer": "r1", "state": "waiting", "why": "the session is idle"}, {"peer": "r2", "state": "refused"}]
-    assert announced._why(told, peers) == "BGP session with r1 is down; to r2: refused"
+    assert announced._why(told, announced._down(peers)) == "BGP session with r1 is down; to r2: refused"
     held: Iterable[dict[str, Any]] = [
         {"peer": name, "state": "held", "why": "the data plane stands still"} for name in ("r1", "r2")
     ]
-    assert announced._why(list(held), peers) == "the data plane stands still"
+    assert announced._why(list(held), announced._down(peers)) == "the data plane stands still"
 
 
 async def test_a_wait_says_what_is_announced_beside_what_is_live(tmp_path: Path) -> None:
