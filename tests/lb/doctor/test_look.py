@@ -42,11 +42,12 @@ def running(*configs: Path) -> Iterator[list[int]]:
 
 def test_daemons_of_this_machine_are_found_with_the_names_in_their_files(tmp_path: Path) -> None:
     one, two = tmp_path / "one.toml", tmp_path / "two.toml"
-    one.write_text('[mux]\nname = "mux1"\n')
+    one.write_text('[mux]\nname = "mux1"\ninterface = "eth0"\n')
     two.write_text("[mux")
     with running(one, two) as pids:
-        found = {twin.pid: (twin.config, twin.name) for twin in look.twins(Role.MUX) if twin.pid in pids}
-        assert found == {pids[0]: (str(one), "mux1"), pids[1]: (str(two), None)}
+        twins = [twin for twin in look.twins(Role.MUX) if twin.pid in pids]
+        found = {twin.pid: (twin.config, twin.name, twin.interface) for twin in twins}
+        assert found == {pids[0]: (str(one), "mux1", "eth0"), pids[1]: (str(two), None, None)}
         assert not {twin.pid for twin in look.twins(Role.AGENT)} & set(pids)
     assert not {twin.pid for twin in look.twins(Role.MUX)} & set(pids)
 
@@ -129,3 +130,17 @@ def test_a_manager_that_is_no_manager_tells_no_time() -> None:
     found = look.clock("https://127.0.0.1:9")
     assert found.ahead is None
     assert found.error == "connection refused"
+
+
+def test_a_state_directory_is_seen_with_owners_rights_and_links(tmp_path: Path) -> None:
+    directory = tmp_path / "state"
+    (directory / "identity").mkdir(parents=True)
+    key = directory / "identity" / "node.pem"
+    key.write_text("secret")
+    key.chmod(0o644)
+    (directory / "node").symlink_to("/nowhere")
+    found = {one.path: one for one in look.private_in(directory)}
+    assert found.keys() == {str(directory), str(directory / "identity"), str(key), str(directory / "node")}
+    assert (found[str(key)].mode, found[str(key)].owner) == (0o644, os.geteuid())
+    assert found[str(directory / "node")].link == "/nowhere"
+    assert look.private_in(tmp_path / "not there") == []
