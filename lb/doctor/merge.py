@@ -174,25 +174,31 @@ def _explained(found: list[_Found]) -> list[_Found]:
 
 
 def _explains(cause: _Found, other: _Found) -> bool:
-    """Whether all of the other is what the cause is about. A warning is no reason for a fault."""
-    if not other.about or cause is other or _RANK[cause.finding.severity] > _RANK[other.finding.severity]:
+    """Whether all of the other is what the cause is about."""
+    return bool(other.about) and _may_explain(cause, other) and _topics(other) <= cause.about
+
+
+def _may_explain(cause: _Found, other: _Found) -> bool:
+    """A warning is no reason for a fault, and nobody else knows what a MUX is by itself."""
+    if _RANK[cause.finding.severity] > _RANK[other.finding.severity]:
         return False
     if cause.depth == other.depth and not (cause.finding.cause and other.finding.cause is None):
         return False
     if other.depth is _Depth.MUX:
-        known = WITHOUT_AGENT if cause.depth is _Depth.AWAY else OUTSIDE
-        if other.finding.check not in known:
-            return False  # nobody else knows what a MUX is by itself
-    return _topics(other) <= cause.about
+        return other.finding.check in (WITHOUT_AGENT if cause.depth is _Depth.AWAY else OUTSIDE)
+    return True
 
 
 def _together(kept: Sequence[_Found], other: _Found) -> _Found | None:
     """A fault of which several causes are each the reason of a part: the first of them tells of it."""
-    if other.depth is not _Depth.VIEW or len(other.about) < 2:
+    topics = _topics(other)
+    if other.depth not in (_Depth.VIEW, _Depth.MUX) or len(topics) < 2:
         return None
-    reasons = [one for one in kept if one.finding.severity is Severity.FAULT and one.about & other.about]
+    reasons = [one for one in kept if one.finding.severity is Severity.FAULT and one.about & topics]
+    if other.depth is _Depth.MUX:
+        reasons = [one for one in reasons if _may_explain(one, other)]
     covered: frozenset[str] = frozenset().union(*(one.about for one in reasons))
-    return reasons[0] if reasons and other.about <= covered else None
+    return reasons[0] if reasons and topics <= covered else None
 
 
 def _topics(one: _Found) -> frozenset[str]:

@@ -66,6 +66,25 @@ AWAY = fault("node", "agent host1 is away", "start it", cause="node", about=("ag
         ),
         pytest.param(
             [],
+            [
+                Said("agent", "host1", [firewall(*WEB1)]),
+                Said("agent", "host2", [firewall("backend web/web-2")]),
+                Said("mux", "mux1", [way("protocol_4", *WEB1, "backend web/web-2")]),
+            ],
+            ["host_firewall", "host_firewall"],
+            id="what a MUX says of two hosts, each of which knows better",
+        ),
+        pytest.param(
+            [],
+            [
+                Said("agent", "host1", [firewall(*WEB1)]),
+                Said("mux", "mux1", [way("protocol_4", *WEB1, "backend web/web-2")]),
+            ],
+            ["host_firewall", "protocol_4"],
+            id="and of two of which one is well by its own word",
+        ),
+        pytest.param(
+            [],
             [Said("mux", "mux1", [way("unreachable")]), Said("mux", "mux2", [way("unreachable", "backend web/web-2")])],
             ["unreachable", "unreachable"],
             id="and of two ways it is two",
