@@ -29,10 +29,10 @@ static inline unsigned encap_overhead(uint8_t family)
 /* Fills a hop's header with all that does not depend on the packet. */
 void encap_prepare(struct hop *hop, const struct hop_spec *spec);
 
-/* The first eight bytes of an IPv4 header, as a number. */
-#define ENCAP_VERSION 0x4500000000000000u
-#define ENCAP_TOS 0x00ff000000000000u
-#define ENCAP_DF 0x4000u
+/* Of the first eight bytes of an IPv4 header, as they lie in memory. */
+#define ENCAP_VERSION htobe64(0x4500000000000000u)
+#define ENCAP_TOS htobe64(0x00ff000000000000u)
+#define ENCAP_DF htobe64(0x4000u)
 
 /* Ethernet and IPv4 header but for two of the eight bytes that are to be written over: two pieces are enough. */
 static inline void encap_copy34(uint8_t *to, const uint8_t *from)
@@ -45,13 +45,12 @@ static inline void encap_copy34(uint8_t *to, const uint8_t *from)
 static inline void encap_ipv4(const struct hop *hop, uint8_t *ip, uint32_t length, uint16_t *id)
 {
 	uint8_t *outer = ip - 20;
-	uint64_t inner = be64toh(load64(ip)), first = (inner & (ENCAP_TOS | ENCAP_DF)) | ENCAP_VERSION;
+	uint64_t inner = load64(ip), first = (inner & (ENCAP_TOS | ENCAP_DF)) | ENCAP_VERSION;
 	uint16_t check;
 
-	first |= (uint64_t)(uint16_t)(length + 20) << 32;
+	first |= htobe64((uint64_t)(uint16_t)(length + 20) << 32);
 	if (!(inner & ENCAP_DF))
-		first |= (uint64_t)(*id)++ << 16;
-	first = htobe64(first);
+		first |= htobe64((uint64_t)(*id)++ << 16);
 	/* No carry is lost: the word with DF (or the version, on the other byte order) is far from full. */
 	check = (uint16_t)~checksum_fold64(first + hop->sum);
 	encap_copy34(outer - HOP_LINK_BYTES, hop->start);

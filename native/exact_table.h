@@ -64,16 +64,6 @@ static inline const struct service *exact_table_find(const struct exact_table *t
 	return exact_row_at(table, exact_key(address, protocol, port))->service;
 }
 
-/* Where the first probe for it looks. */
-static inline const struct exact_row *exact_table_first_row(const struct exact_table *table, const uint8_t *destination,
-							    uint8_t protocol, uint16_t port)
-{
-	uint32_t address;
-
-	memcpy(&address, destination, 4);
-	return &table->rows[exact_place(table, exact_key(address, protocol, port))];
-}
-
 /* Of a table of addresses: whether a service has this one. */
 static inline bool exact_addresses_contain(const struct exact_table *addresses, const uint8_t *address)
 {
@@ -81,6 +71,12 @@ static inline bool exact_addresses_contain(const struct exact_table *addresses, 
 
 	memcpy(&word, address, 4);
 	return exact_row_at(addresses, exact_key(word, 0, 0))->key != 0;
+}
+
+/* Of a table of addresses: the first probe says that no service has that of this exact_key().  False says nothing. */
+static inline bool exact_address_is_strange(const struct exact_table *addresses, uint64_t key)
+{
+	return !addresses->rows[exact_place(addresses, exact_key((uint32_t)(key >> 32), 0, 0))].key;
 }
 
 /* Makes `table` one with what `from` has.  -ENOMEM. */

@@ -363,7 +363,6 @@ static void clear_way(struct flow_table *table, struct flow_slot slot)
 		owe(table, &table->lines[home_of(table, slot)], flow_away_shift(entry >> KEY_SHIFT));
 	count(&table->counters.live[class_of(entry)], -1ULL);
 	FLOW_STORE(slot.line->entry[slot.way], 0);
-	table->changes++;
 }
 
 void flow_table_remove(struct flow_table *table, struct flow_slot slot)
@@ -393,7 +392,6 @@ static void fill_way(struct flow_table *table, struct flow_slot slot, uint64_t e
 	count(&table->counters.live[class_of(entry)], 1);
 	if (entry & AWAY_BIT)
 		count_away(&table->lines[home_of(table, slot)], flow_away_shift(entry >> KEY_SHIFT));
-	table->changes++;
 }
 
 /* ---- room ---- */
@@ -742,7 +740,6 @@ void flow_slot_rewrite(struct flow_table *table, struct flow_slot slot, unsigned
 	count(&table->counters.live[class], 1);
 	FLOW_STORE(slot.line->entry[slot.way], (entry & KEY_MASK) | (uint64_t)class << CLASS_SHIFT | (backend + 1));
 	FLOW_STORE(slot.line->stamp[slot.way], (uint16_t)table->clock);
-	table->changes++;
 }
 
 /* ---- age ---- */

@@ -108,7 +108,6 @@ struct flow_table {
 	uint64_t line_count;
 	unsigned remainder_bits;
 	uint64_t clock;    /* current tick */
-	uint32_t changes;  /* goes up whenever an entry is written, moved or removed; wraps */
 	uint16_t idle[FLOW_CLASSES]; /* ticks; the longest of any service, see flow_table_set_idle() */
 	flow_judge *judge;           /* NULL: all are cheap */
 	const void *owner;

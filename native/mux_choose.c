@@ -263,15 +263,46 @@ static inline bool goes_on(const struct mux *mux, unsigned i, bool touched)
 	       LIKELY(backend_state(mux->passages[i].backend) == BACKEND_UP);
 }
 
-/* Any packet at all. */
-static NEVER_INLINE enum reason choose_flow(struct mux *mux, unsigned i, struct flow_slot slot, bool stale)
-{
-	struct passage *passage = &mux->passages[i];
+/*
+ * Flows that this burst began, as bits by their scrambled keys: a flow that the first look did not find is in the table only if its
+ * bit is set.
+ */
+struct begun {
+	uint64_t bits[4];
+};
 
-	if (stale)
-		slot = flow_table_find(mux->table, mux->scrambled[i]);
+static inline uint64_t begun_bit(uint64_t scrambled)
+{
+	return 1ULL << (scrambled & 63);
+}
+
+static inline uint64_t *begun_word(struct begun *begun, uint64_t scrambled)
+{
+	return &begun->bits[scrambled >> 6 & 3];
+}
+
+/* Where the flow is now: an earlier packet may have made, moved or evicted its entry since the first look. */
+static inline struct flow_slot look_again(struct mux *mux, unsigned i, struct begun *begun)
+{
+	struct flow_slot slot = mux->slots[i];
+	uint64_t scrambled = mux->scrambled[i];
+
+	if (slot.line ? slot.line->entry[slot.way] == mux->entries[i] :
+			!(*begun_word(begun, scrambled) & begun_bit(scrambled)))
+		return slot;
+	return flow_table_find(mux->table, scrambled);
+}
+
+/* Any packet at all. */
+static NEVER_INLINE enum reason choose_flow(struct mux *mux, unsigned i, struct begun *begun)
+{
+	struct flow_slot slot = look_again(mux, i, begun);
+	struct passage *passage = &mux->passages[i];
+	uint64_t scrambled = mux->scrambled[i];
+
 	if (UNLIKELY(mux->neighbours != NULL) && is_strange(mux, passage, slot))
-		slot = neighbours_take(mux->neighbours, mux->table, mux->scrambled[i], slot);
+		slot = neighbours_take(mux->neighbours, mux->table, scrambled, slot);
+	*begun_word(begun, scrambled) |= begun_bit(scrambled);
 	if (LIKELY(slot.line != NULL) && use_entry(mux, &mux->packets[i], passage, slot))
 		return REASON_FORWARDED;
 	return start_flow(mux, i, slot);
@@ -280,8 +311,8 @@ static NEVER_INLINE enum reason choose_flow(struct mux *mux, unsigned i, struct 
 static void choose_backends(struct mux *mux)
 {
 	struct flow_table *table = mux->table;
-	uint32_t unchanged = table->changes;
 	unsigned count = mux->count;
+	struct begun begun = { { 0 } };
 	bool touched = false; /* the table, by an earlier packet that was not of the common kind */
 
 	for (unsigned i = 0; i < count; i++) {
@@ -293,8 +324,7 @@ static void choose_backends(struct mux *mux)
 			if (UNLIKELY(packet->reason != REASON_FORWARDED))
 				continue;
 			touched = true;
-			/* An earlier packet may have made, moved or evicted the entry since the first look. */
-			packet->reason = choose_flow(mux, i, mux->slots[i], table->changes != unchanged);
+			packet->reason = choose_flow(mux, i, &begun);
 			if (UNLIKELY(packet->reason != REASON_FORWARDED))
 				continue;
 		}

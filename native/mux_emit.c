@@ -17,57 +17,76 @@ static void flush(struct mux *mux)
 	mux->out_count = 0;
 }
 
-/* The link addresses that a packet came with: the outer header overwrites them, so they are kept aside. */
+/* Ethernet addresses of a frame, the other way round.  In the sizes that they are stored in: others would wait for each other. */
 struct link_addresses {
-	uint8_t destination[6];
-	uint8_t source[6];
+	uint32_t destination, source;
+	uint16_t destination_end, source_end;
 };
 
+static inline struct link_addresses link_addresses_swapped(const uint8_t *ethernet)
+{
+	struct link_addresses swapped;
+
+	memcpy(&swapped.destination, ethernet + 6, 4);
+	memcpy(&swapped.destination_end, ethernet + 10, 2);
+	memcpy(&swapped.source, ethernet, 4);
+	memcpy(&swapped.source_end, ethernet + 4, 2);
+	return swapped;
+}
+
+static inline void link_addresses_write(uint8_t *ethernet, struct link_addresses addresses)
+{
+	memcpy(ethernet, &addresses.destination, 4);
+	memcpy(ethernet + 4, &addresses.destination_end, 2);
+	memcpy(ethernet + 6, &addresses.source, 4);
+	memcpy(ethernet + 10, &addresses.source_end, 2);
+}
+
 /*
- * Puts outer and link header before the packet at ip and queues the result.  There is room: no more frames wait than packets came
- * before this one, for emit_segments() leaves none waiting.  `link` is that of the configuration, `family` the hop's: where they
- * are constants, what depends on them is decided once and not for each packet.
+ * Puts outer and link header before the packet at ip, which is that in `frame` or was made of it; *out is the result.  `link` is
+ * that of the configuration, `family` the hop's: where they are constants, what depends on them is decided once and not for each
+ * packet.
  */
-static ALWAYS_INLINE void emit(struct mux *mux, enum mux_link link, uint8_t family, unsigned origin, const struct hop *hop,
-			       uint8_t *ip, uint32_t length, const struct link_addresses *from)
+static ALWAYS_INLINE void emit(struct mux *mux, enum mux_link link, uint8_t family, unsigned origin,
+			       const struct frame *frame, const struct hop *hop, uint8_t *ip, uint32_t length,
+			       struct frame *out)
 {
 	uint32_t before = encap_overhead(family) + (link == MUX_LINK_NONE ? 0 : HOP_LINK_BYTES);
+	struct link_addresses swapped;
+
+	/* Before the outer header overwrites them. */
+	if (link == MUX_LINK_SWAP)
+		swapped = link_addresses_swapped(frame->data);
 
 	if (family == 4)
 		encap_ipv4(hop, ip, length, &mux->ids[(hop - mux->snapshot->hops) & 255]);
 	else
 		encap_ipv6(hop, ip, length, (uint32_t)(mux->passages[origin].hash >> 32)); /* hashed: it is IPv6 */
-	if (link == MUX_LINK_SWAP) {
-		memcpy(ip - before, from->source, 6);
-		memcpy(ip - before + 6, from->destination, 6);
-	}
-	mux->out[mux->out_count++] = (struct frame){ .data = ip - before,
-						     .len = before + length,
-						     .origin = (uint8_t)origin,
-						     .ifindex = hop->ifindex };
+	if (link == MUX_LINK_SWAP)
+		link_addresses_write(ip - before, swapped);
+	*out = (struct frame){ .data = ip - before, .len = before + length, .origin = (uint8_t)origin, .ifindex = hop->ifindex };
 }
 
-/* The same where it is not known before. */
-static void emit_any(struct mux *mux, unsigned origin, const struct hop *hop, uint8_t *ip, uint32_t length,
-		     const struct link_addresses *from)
+/* The same where it is not known before, queued.  There is room: see emit_burst(); emit_segments() leaves none waiting. */
+static void emit_any(struct mux *mux, unsigned origin, const struct frame *frame, const struct hop *hop, uint8_t *ip,
+		     uint32_t length)
 {
-	emit(mux, mux->config.link, hop->family, origin, hop, ip, length, from);
+	emit(mux, mux->config.link, hop->family, origin, frame, hop, ip, length, &mux->out[mux->out_count++]);
 }
 
 /* IDs of the outer headers are as many as there are segments. */
-static void emit_whole(struct mux *mux, unsigned i, const struct hop *hop, const struct cut *cut,
-		       const struct link_addresses *from)
+static void emit_whole(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop, const struct cut *cut)
 {
 	struct packet *packet = &mux->packets[i];
 
-	emit_any(mux, i, hop, packet->ip, packet->length, from);
+	emit_any(mux, i, frame, hop, packet->ip, packet->length);
 	segment_mark_whole(packet, cut, &mux->out[mux->out_count - 1]);
 	if (packet->family == 4 && !(packet->ip[6] & 0x40))
 		mux->ids[(hop - mux->snapshot->hops) & 255] += (uint16_t)(segment_count(packet, cut) - 1);
 }
 
-static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, const struct cut *cut,
-			  const struct link_addresses *from)
+static void emit_segments(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
+			  const struct cut *cut)
 {
 	struct packet *packet = &mux->packets[i];
 	uint32_t count = segment_count(packet, cut);
@@ -79,7 +98,7 @@ static void emit_segments(struct mux *mux, unsigned i, const struct hop *hop, co
 
 		if (mux->out_count == BURST_MAX)
 			flush(mux);
-		emit_any(mux, i, hop, ip, segment_write(packet, cut, n, ip), from);
+		emit_any(mux, i, frame, hop, ip, segment_write(packet, cut, n, ip));
 	}
 	flush(mux);
 	if (packet->reason == REASON_FORWARDED)
@@ -96,8 +115,7 @@ static bool is_train(const struct packet *packet, const struct frame *frame)
 }
 
 /* A packet that is too large, or stands for several.  True: it has been seen to; else it leaves as it is. */
-static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
-			const struct link_addresses *from)
+static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop)
 {
 	struct packet *packet = &mux->packets[i];
 	uint32_t mtu = mux->passages[i].service->mtu, overhead = encap_overhead(hop->family);
@@ -108,9 +126,9 @@ static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, 
 	case SEGMENTS_SEVERAL:
 		packet_decrement_ttl(packet);
 		if (mux->io->sends_whole && segment_stays_whole(packet, frame, &cut, overhead))
-			emit_whole(mux, i, hop, &cut, from);
+			emit_whole(mux, i, frame, hop, &cut);
 		else
-			emit_segments(mux, i, hop, &cut, from);
+			emit_segments(mux, i, frame, hop, &cut);
 		packet->length = came; /* with what a jumbo option took: so it is counted */
 		return true;
 	case SEGMENTS_ONE:
@@ -125,8 +143,7 @@ static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, 
 }
 
 /* Any packet at all. */
-static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
-				      const struct link_addresses *from)
+static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop)
 {
 	struct packet *packet = &mux->packets[i];
 
@@ -136,12 +153,12 @@ static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct 
 	}
 	if (UNLIKELY(packet->length + encap_overhead(hop->family) > mux->passages[i].service->mtu ||
 		     is_train(packet, frame) || frame->offload & FRAME_MERGED) &&
-	    encap_super(mux, i, frame, hop, from))
+	    encap_super(mux, i, frame, hop))
 		return;
 	if (UNLIKELY(frame->csum_start || mux->config.detect_partial))
 		packet_complete_checksum(packet, frame, mux->config.detect_partial);
 	packet_decrement_ttl(packet);
-	emit_any(mux, i, hop, packet->ip, packet->length, from);
+	emit_any(mux, i, frame, hop, packet->ip, packet->length);
 }
 
 /*
@@ -149,7 +166,7 @@ static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct 
  * of them has to be, and nothing was done.
  */
 static ALWAYS_INLINE bool encap_plain(struct mux *mux, enum mux_link link, uint8_t family, unsigned i,
-				      const struct frame *frame, const struct hop *hop, const struct link_addresses *from)
+				      const struct frame *frame, const struct hop *hop, struct frame *out)
 {
 	const struct packet *packet = &mux->packets[i];
 	uint32_t length = packet->length;
@@ -162,17 +179,18 @@ static ALWAYS_INLINE bool encap_plain(struct mux *mux, enum mux_link link, uint8
 		ipv4_decrement_ttl(ip);
 	else
 		ip[7]--;
-	emit(mux, link, family, i, hop, ip, length, from);
+	emit(mux, link, family, i, frame, hop, ip, length, out);
 	return true;
 }
 
+/* No more frames wait than packets came before, so there is room for one more. */
 static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames, enum mux_link link)
 {
 	const struct hop *hops = mux->snapshot->hops;
 	/* What a hop says that is ready; where checksums have to be looked for, no packet is plain, and no hop says this. */
 	uint8_t four = mux->config.detect_partial ? UINT8_MAX : 4, six = mux->config.detect_partial ? UINT8_MAX : 6;
 	unsigned count = mux->count;
-	struct link_addresses from;
+	struct frame *out = mux->out; /* the next to be queued */
 
 	for (unsigned i = 0; i < count; i++) {
 		const struct hop *hop;
@@ -180,16 +198,19 @@ static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames
 		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
 			continue;
 		hop = &hops[backend_hop(mux->passages[i].backend)];
-		if (link == MUX_LINK_SWAP)
-			memcpy(&from, frames[i].data, sizeof(from));
-		if (LIKELY(hop->ready == four)) {
-			if (LIKELY(encap_plain(mux, link, 4, i, &frames[i], hop, &from)))
-				continue;
-		} else if (hop->ready == six && encap_plain(mux, link, 6, i, &frames[i], hop, &from)) {
+		if (LIKELY(hop->ready == four) && LIKELY(encap_plain(mux, link, 4, i, &frames[i], hop, out))) {
+			out++;
 			continue;
 		}
-		encap_packet(mux, i, &frames[i], hop, &from);
+		if (hop->ready == six && encap_plain(mux, link, 6, i, &frames[i], hop, out)) {
+			out++;
+			continue;
+		}
+		mux->out_count = (unsigned)(out - mux->out);
+		encap_packet(mux, i, &frames[i], hop);
+		out = &mux->out[mux->out_count];
 	}
+	mux->out_count = (unsigned)(out - mux->out);
 }
 
 void mux_emit_burst(struct mux *mux, const struct frame *frames)

@@ -93,28 +93,17 @@ static enum reason find_service(const struct mux *mux, struct packet *packet, co
 	return time_to_live(packet) <= 1 ? REASON_TTL_EXPIRED : REASON_FORWARDED;
 }
 
-/*
- * The service of a plain IPv4 packet, wherever it is, and the flow's key; 0 where the packet goes no further.  `row` is where the first
- * probe looked: an empty one ends the search there.
- */
-static NEVER_INLINE uint64_t find_service_plain4(const struct mux *mux, struct packet *packet, struct passage *passage,
-						 const struct exact_row *row)
+/* A plain IPv4 packet whose service is not where the first probe looked, wherever it is; its flow's key, 0 if it goes no further. */
+static NEVER_INLINE uint64_t find_service_plain4(const struct mux *mux, struct packet *packet, struct passage *passage)
 {
-	const struct vip_map *map = mux->snapshot->map;
-	const uint8_t *destination = packet->ip + 16;
-	const struct service *service = NULL;
 	bool is_vip;
 
-	if (row->key)
-		service = vip_map_find_exact4(map, destination, packet->protocol, packet->destination_port);
-	if (!service)
-		service = vip_map_find_other4(map, destination, packet->protocol, packet->destination_port, &is_vip);
-	passage->service = service;
-	if (!service)
-		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
-	else if (packet->ip[8] <= 1)
-		packet->reason = REASON_TTL_EXPIRED;
-	return packet->reason == REASON_FORWARDED ? flow_key(mux, packet, passage) : 0;
+	passage->service = vip_map_find(mux->snapshot->map, 4, packet->ip + 16, packet->protocol, packet->destination_port,
+					&is_vip);
+	if (LIKELY(passage->service != NULL))
+		return flow_key(mux, packet, passage);
+	packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
+	return 0;
 }
 
 /* All of packet.h's list in one, and the service: IPv6, whose services are all in the index. */
@@ -129,8 +118,6 @@ static inline bool find_service_plain6(const struct mux *mux, struct packet *pac
 	service = vip_map_find(mux->snapshot->map, 6, packet->ip + 24, packet->protocol, packet->destination_port, &is_vip);
 	if (UNLIKELY(!service))
 		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
-	else if (UNLIKELY(packet->ip[7] <= 1))
-		packet->reason = REASON_TTL_EXPIRED;
 	passage->service = service;
 	return true;
 }
@@ -175,132 +162,114 @@ static NEVER_INLINE uint64_t read_other(struct mux *mux, unsigned first, unsigne
 	return 0;
 }
 
-/*
- * A plain IPv4 packet: parsed in one, and the first probe of the VIP map tells the service of most, which has one address and one
- * port and so narrow keys (service_create()).  False: it is not plain, and nothing is left of it.  *key as above.
- */
-static ALWAYS_INLINE bool read_plain4(const struct mux *mux, const struct exact_table *exact, const struct frame *frame,
-				      enum link_type link, struct packet *packet, struct passage *passage, uint64_t *key)
-{
-	const struct exact_row *row;
-	struct packet plain;
-	uint32_t address;
-	uint64_t wanted;
+/* ---- a burst ---- */
 
-	if (UNLIKELY(!packet_parse_plain(&plain, frame, link)))
-		return false;
-	*packet = plain;
-	memcpy(&address, plain.ip + 16, 4);
-	wanted = exact_key(address, plain.protocol, plain.destination_port);
-	row = &exact->rows[exact_place(exact, wanted)];
-	if (UNLIKELY(row->key != wanted) || UNLIKELY(plain.ip[8] <= 1)) {
-		*key = find_service_plain4(mux, packet, passage, row);
-		return true;
-	}
-	passage->service = row->service;
-	memcpy(&address, plain.ip + 12, 4);
-	*key = flow_key_narrow(row->service->id, address, plain.source_port);
-	return true;
-}
+/* The plain IPv4 packets of a burst: a bit for each, the name of what it asks for, and that of its flow but for the service. */
+struct plain {
+	uint64_t is;
+	uint64_t services[BURST_MAX]; /* exact_key() */
+	uint64_t keys[BURST_MAX];     /* flow_key_narrow(); find_services() leaves those of all packets here */
+};
 
-/* Packets first to first + n - 1 of the burst: leaves the keys of their flows, 0 where there is none. */
-static ALWAYS_INLINE void read_group(struct mux *mux, const struct frame *frames, unsigned first, unsigned n,
-				     enum link_type link, uint64_t *keys, struct sixes *sixes)
-{
-	/* A copy, so that it need not be read again after each store. */
-	const struct exact_table exact = mux->snapshot->map->exact;
-	const struct frame *frame = frames + first;
-	struct packet *packet = &mux->packets[first];
-	struct passage *passage = &mux->passages[first];
-	unsigned left = mux->count - first;
-
-	for (unsigned i = 0; i < n; i++, frame++, packet++, passage++) {
-		if (i + AHEAD < left)
-			prefetch_headers(frame + AHEAD);
-		passage->hashed = false;
-		passage->flow = FLOW_NONE;
-		if (UNLIKELY(!read_plain4(mux, &exact, frame, link, packet, passage, &keys[i])))
-			keys[i] = read_other(mux, first, i, frame, link, sixes);
-	}
-}
-
-/* Where the service of a packet would be looked for first, were it the plain one that most are; NULL: it is too short. */
-static inline const struct exact_row *likely_row(const struct mux *mux, const struct frame *frame, enum link_type link)
-{
-	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
-	const uint8_t *ip = frame->data + before;
-
-	if (UNLIKELY(frame->len < before + 24))
-		return NULL;
-	return vip_map_first_row4(mux->snapshot->map, ip + 16, ip[9], load16(ip + 22));
-}
-
-/*
- * Asks for the rows of a group's services once the group before it has been read, by when their headers are there, and for
- * the services that the rows name before the group is read itself: all together instead of one after the other.
- */
-static inline void prefetch_rows(const struct mux *mux, const struct frame *frames, unsigned count, enum link_type link,
-				 const struct exact_row **rows)
-{
-	for (unsigned i = 0; i < count; i++) {
-		rows[i] = likely_row(mux, &frames[i], link);
-		prefetch(rows[i]);
-	}
-}
-
-static inline void prefetch_services(const struct exact_row *const *rows, unsigned count)
-{
-	for (unsigned i = 0; i < count; i++)
-		if (LIKELY(rows[i] != NULL))
-			prefetch(rows[i]->service);
-}
-
-static inline unsigned group_from(unsigned first, unsigned count)
-{
-	return first >= count ? 0 : count - first < GROUP ? count - first : GROUP;
-}
-
-/* Reads the packets, scrambles keys together so that one vector instruction does many, and asks for their lines. */
-void mux_read_burst(struct mux *mux, const struct frame *frames)
+/* Reads all of them, see plain4.h, and asks for headers ahead. */
+static void read_plain4(struct mux *mux, const struct frame *frames, enum link_type link, struct plain *plain)
 {
 	unsigned count = mux->count;
-	enum link_type link = mux->io->link;
-	bool far = vip_map_is_far(mux->snapshot->map);
-	const struct exact_row *rows[GROUP];
-	uint64_t keys[GROUP];
-	struct sixes sixes;
 
-	mux->onward = false;
+	plain->is = 0;
 	for (unsigned i = 0; i < count && i < AHEAD; i++)
 		prefetch_headers(&frames[i]);
-	if (far)
-		prefetch_rows(mux, frames, group_from(0, count), link, rows);
 	for (unsigned first = 0; first < count; first += GROUP) {
-		unsigned n = group_from(first, count);
-		uint64_t any = 0;
+		unsigned left = count - first, n = left < GROUP ? left : GROUP;
 
-		if (UNLIKELY(far))
-			prefetch_services(rows, n);
-		sixes.count = 0;
-		if (link == LINK_ETHERNET)
-			read_group(mux, frames, first, n, LINK_ETHERNET, keys, &sixes);
-		else
-			read_group(mux, frames, first, n, LINK_RAW_IP, keys, &sixes);
-		if (UNLIKELY(far))
-			prefetch_rows(mux, frames + first + n, group_from(first + n, count), link, rows);
-		if (sixes.count)
-			hash_sixes(mux, first, &sixes, keys);
-		for (unsigned i = 0; i < n; i++)
-			any |= keys[i];
-		mux->onward |= any != 0;
+		for (unsigned i = AHEAD; i < AHEAD + GROUP && i < left; i++)
+			prefetch_headers(&frames[first + i]);
+		plain->is |= mux->vector->read4(frames + first, n, link, &mux->packets[first], &plain->services[first],
+						&plain->keys[first])
+			     << first;
+	}
+}
+
+/* Where there are many services, their rows are in no near cache, nor is what these name: all of a burst are asked for together. */
+static NEVER_INLINE void prefetch_services(const struct exact_table *exact, const struct plain *plain)
+{
+	for (uint64_t left = plain->is; left; left &= left - 1)
+		prefetch(&exact->rows[exact_place(exact, plain->services[__builtin_ctzll(left)])]);
+	for (uint64_t left = plain->is; left; left &= left - 1)
+		prefetch(exact->rows[exact_place(exact, plain->services[__builtin_ctzll(left)])].service);
+}
+
+/*
+ * Finds the services of packets first to first + n - 1 and leaves the keys of their flows, 0 where there is none.  The first probe of
+ * the VIP map tells the service of most plain packets, which has one address and one port and so narrow keys
+ * (service_create()), and tells those that are not ours.  False: none of them goes on.
+ */
+static ALWAYS_INLINE bool find_services(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first,
+					unsigned n, struct plain *plain)
+{
+	const struct vip_map *map = mux->snapshot->map;
+	/* Copies, so that they need not be read again after each store. */
+	const struct exact_table exact = map->exact, addresses = map->addresses;
+	bool exact_alone = vip_map_is_exact4(map);
+	struct passage *passage = &mux->passages[first];
+	struct packet *packet = &mux->packets[first];
+	uint64_t *key = &plain->keys[first], is = plain->is >> first, any = 0;
+	struct sixes sixes;
+
+	sixes.count = 0;
+	for (unsigned i = 0; i < n; i++, is >>= 1, passage++, packet++, key++) {
+		uint64_t wanted = plain->services[first + i];
+		const struct exact_row *row = &exact.rows[exact_place(&exact, wanted)];
+
+		passage->hashed = false;
+		passage->flow = FLOW_NONE;
+		if (UNLIKELY(!(is & 1))) {
+			*key = read_other(mux, first, i, &frames[first + i], link, &sixes);
+		} else if (LIKELY(row->key == wanted)) {
+			passage->service = row->service;
+			*key |= flow_key_narrow(row->service->id, 0, 0);
+		} else if (exact_alone && !row->key && exact_address_is_strange(&addresses, wanted)) {
+			passage->service = NULL;
+			packet->reason = REASON_NOT_VIP;
+			*key = 0;
+		} else {
+			*key = find_service_plain4(mux, packet, passage);
+		}
+		any |= *key;
+	}
+	if (sixes.count)
+		hash_sixes(mux, first, &sixes, &plain->keys[first]);
+	return any || sixes.count;
+}
+
+/* Scrambles keys together, so that one vector instruction does many, and asks for their lines. */
+static inline void name_flows(struct mux *mux, const uint64_t *keys, uint64_t *scrambled, unsigned n)
+{
+	mux->vector->scramble(&mux->snapshot->map->seed, keys, scrambled, n);
+	for (unsigned i = 0; i < n; i++)
+		flow_table_prefetch(mux->table, scrambled[i]);
+}
+
+void mux_read_burst(struct mux *mux, const struct frame *frames)
+{
+	enum link_type link = mux->io->link;
+	unsigned count = mux->count;
+	struct plain plain;
+
+	read_plain4(mux, frames, link, &plain);
+	if (UNLIKELY(vip_map_is_far(mux->snapshot->map)))
+		prefetch_services(&mux->snapshot->map->exact, &plain);
+	mux->onward = false;
+	for (unsigned first = 0; first < count; first += GROUP) {
+		unsigned n = count - first < GROUP ? count - first : GROUP;
+		bool onward = find_services(mux, frames, link, first, n, &plain);
+
+		mux->onward |= onward;
 		if (!mux->table)
 			continue;
-		if (UNLIKELY(!any)) {
+		if (LIKELY(onward))
+			name_flows(mux, &plain.keys[first], &mux->scrambled[first], n);
+		else
 			memset(&mux->scrambled[first], 0, n * sizeof(mux->scrambled[0]));
-			continue;
-		}
-		mux->vector->scramble(&mux->snapshot->map->seed, keys, &mux->scrambled[first], n);
-		for (unsigned i = 0; i < n; i++)
-			flow_table_prefetch(mux->table, mux->scrambled[first + i]);
 	}
 }

@@ -172,6 +172,7 @@ static enum reason check_transport(struct packet *packet)
 	}
 	packet->source_port = load16(header);
 	packet->destination_port = load16(header + 2);
+	packet->flags = packet->protocol == PROTOCOL_TCP ? header[13] : 0;
 	return REASON_FORWARDED;
 }
 

@@ -56,6 +56,7 @@ struct packet {
 	uint8_t family;        /* 4 or 6 */
 	uint8_t reason;        /* enum reason; REASON_FORWARDED while the packet is on its way */
 	uint8_t protocol;      /* 6 or 17 once parsed */
+	uint8_t flags;         /* of TCP, once parsed; UDP has none */
 };
 
 /*
@@ -68,7 +69,8 @@ void packet_parse_network(struct packet *packet, const struct frame *frame, enum
 void packet_parse_transport(struct packet *packet, const struct frame *frame);
 
 /*
- * Both halves at once for the packet that nothing is the matter with: IPv4 without options, not a fragment, TCP or UDP.
+ * Both halves at once for the packet that nothing is the matter with: IPv4 without options, not a fragment, TCP or UDP, and not
+ * at the end of its hops.
  * All of the table above is one verdict here; a packet that gets false goes the long way, which alone says what is wrong
  * (and finds many in order that are only unusual).
  */
@@ -87,22 +89,16 @@ static inline const uint8_t *packet_destination(const struct packet *packet)
 	return packet->ip + (packet->family == 4 ? 16 : 24);
 }
 
-static inline uint8_t packet_tcp_flags(const struct packet *packet)
-{
-	return packet->ip[packet->transport + 13];
-}
-
 /* A packet that opens a conversation: SYN without ACK, FIN or RST. */
 static inline bool packet_opens(const struct packet *packet)
 {
-	return packet->protocol == 6 &&
-	       (packet_tcp_flags(packet) & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
+	return (packet->flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
 /* A packet by which the client ends a conversation. */
 static inline bool packet_ends(const struct packet *packet)
 {
-	return packet->protocol == 6 && packet_tcp_flags(packet) & (TCP_FIN | TCP_RST);
+	return packet->flags & (TCP_FIN | TCP_RST);
 }
 
 /* A TCP packet that carries data, or asks for a new conversation: whatever was said before, this one goes on. */
@@ -191,7 +187,7 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 		return false;
 	if (UNLIKELY(takes + 20 > length) || UNLIKELY(length > room))
 		return false;
-	if (UNLIKELY(packet_odd_source[ip[12]]) || UNLIKELY(memcmp(ip + 12, ip + 16, 4) == 0))
+	if (UNLIKELY(packet_odd_source[ip[12]]) || UNLIKELY(memcmp(ip + 12, ip + 16, 4) == 0) || UNLIKELY(ip[8] <= 1))
 		return false;
 	if (UNLIKELY(!checksum_header20_holds(ip)))
 		return false;
@@ -204,6 +200,7 @@ static inline bool packet_parse_plain(struct packet *packet, const struct frame 
 	packet->family = 4;
 	packet->reason = REASON_FORWARDED;
 	packet->protocol = protocol;
+	packet->flags = tcp ? header[13] : 0;
 	return true;
 }
 
@@ -227,7 +224,7 @@ static inline bool packet_parse_plain6(struct packet *packet, const struct frame
 	if (UNLIKELY(takes + 40 > length) || UNLIKELY(length > room))
 		return false;
 	/* Multicast, and whatever begins as :: and ::1 do. */
-	if (UNLIKELY(ip[8] == 0 || ip[8] == 0xff) || UNLIKELY(memcmp(ip + 8, ip + 24, 16) == 0))
+	if (UNLIKELY(ip[8] == 0 || ip[8] == 0xff) || UNLIKELY(memcmp(ip + 8, ip + 24, 16) == 0) || UNLIKELY(ip[7] <= 1))
 		return false;
 
 	packet->ip = ip;
@@ -237,17 +234,24 @@ static inline bool packet_parse_plain6(struct packet *packet, const struct frame
 	packet->transport = 40;
 	packet->family = 6;
 	packet->protocol = ip[6];
+	packet->flags = tcp ? header[13] : 0;
 	packet->reason = REASON_FORWARDED;
 	return true;
 }
 
-/* The word that TTL and protocol share becomes one step less (RFC 1624). */
+/*
+ * The word that TTL and protocol share becomes one step less, and the checksum behind it one more (RFC 1624), with the carry that
+ * comes back.  Both at once: TTL, protocol and checksum are one number.
+ */
 static inline void ipv4_decrement_ttl(uint8_t *ip)
 {
-	uint32_t check = (uint32_t)load16(ip + 10) + htons(1 << 8);
+	uint32_t word;
 
-	ip[8]--;
-	store16(ip + 10, (uint16_t)(check + (check >= 0xffff)));
+	memcpy(&word, ip + 8, 4);
+	word = le32toh(word);
+	word = word - 1 + 0x10000 + (word >= 0xfffe0000 ? 0x10000 : 0);
+	word = htole32(word);
+	memcpy(ip + 8, &word, 4);
 }
 
 static inline bool packet_decrement_ttl(struct packet *packet)

@@ -15,6 +15,7 @@
 
 #include "flow.h"
 #include "flow_table.h"
+#include "plain4.h"
 
 enum vector_level {
 	VECTOR_BEST = 0, /* whatever of the others is best here */
@@ -36,6 +37,7 @@ struct vector {
 	flow_hash4_many *hash4;
 	flow_hash6_many *hash6;
 	flow_find_burst *find;
+	plain4_read *read4;
 };
 
 /* NULL: there is no such level, this is another architecture, or the processor lacks what it needs. */

@@ -18,10 +18,9 @@
 #include "flow.h"
 #include "flow_table.h"
 #include "service.h"
+#include "vip_index.h"
 
 #define VIP_MAP_FAR 2048u /* services that a second level cache no longer holds beside all else */
-
-struct vip_index;
 
 struct vip_map {
 	uint32_t references; /* atomic */
@@ -80,10 +79,10 @@ static inline bool vip_map_is_far(const struct vip_map *map)
 	return map->service_count >= VIP_MAP_FAR;
 }
 
-static inline const struct exact_row *vip_map_first_row4(const struct vip_map *map, const uint8_t *destination,
-							 uint8_t protocol, uint16_t port)
+/* Whether all services of IPv4 are in the exact table: what that and its addresses do not know is nobody's. */
+static inline bool vip_map_is_exact4(const struct vip_map *map)
 {
-	return exact_table_first_row(&map->exact, destination, protocol, port);
+	return vip_index_is_empty(map->index, 4);
 }
 
 /* vip_map_find() for IPv4, where vip_map_find_exact4() found nothing. */

@@ -7,7 +7,10 @@
 #include <string.h>
 
 #include "checksum.h"
+#include "exact_table.h"
+#include "flow.h"
 #include "packet.h"
+#include "vector.h"
 
 struct parse_counts {
 	uint64_t taken4, taken6; /* by a short way */
@@ -15,6 +18,7 @@ struct parse_counts {
 };
 
 uint64_t probe_parse(uint64_t seed, uint64_t count, struct parse_counts *counts);
+uint64_t probe_bursts(uint32_t level, uint64_t seed, uint64_t count, uint64_t *taken);
 uint64_t probe_decrement(void);
 uint64_t probe_header_sums(uint64_t seed, uint64_t count, uint64_t *right);
 
@@ -104,7 +108,39 @@ static bool same(const struct packet *a, const struct packet *b)
 {
 	return a->ip == b->ip && a->length == b->length && a->transport == b->transport && a->family == b->family &&
 	       a->protocol == b->protocol && a->source_port == b->source_port &&
-	       a->destination_port == b->destination_port && a->reason == b->reason;
+	       a->destination_port == b->destination_port && a->reason == b->reason && a->flags == b->flags;
+}
+
+/* A nearly right packet in a buffer of exactly its size behind the headroom: a sanitizer sees a byte too much.  free_frame(). */
+static struct frame make_frame(enum link_type link, unsigned family, unsigned spoils)
+{
+	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
+	bool tcp = draw() & 1;
+	uint32_t header = family == 4 ? 20 : 40, least = header + (tcp ? 20 : 8);
+	uint32_t length = least + (uint32_t)(draw() % 40), len = before + length + (draw() % 4 ? 0 : (uint32_t)(draw() % 8));
+	uint8_t *buffer = calloc(1, IO_HEADROOM + len), *data = buffer + IO_HEADROOM;
+
+	write_be16(data + (before ? 12 : 0), family == 4 ? 0x0800 : 0x86dd);
+	write_packet(data + before, family, length, tcp);
+	for (unsigned n = spoils; n; n--)
+		spoil(data + before, length);
+	if (spoils && draw() % 6 == 0)
+		spoil_source(data + before, family);
+	if (spoils && before && draw() % 24 == 0)
+		data[12 + draw() % 2] ^= (uint8_t)draw();
+	if (family == 4 && draw() % 16)
+		make_right(data + before);
+	if (draw() % (spoils ? 12 : 200) == 0) { /* the frame ends before the packet does, in a buffer that does too */
+		len = (uint32_t)(draw() % (len + 1));
+		buffer = realloc(buffer, IO_HEADROOM + len);
+	}
+	return (struct frame){ .data = buffer + IO_HEADROOM, .len = len, .wire_len = len + (draw() % 32 == 0),
+			       .headroom = IO_HEADROOM };
+}
+
+static void free_frame(const struct frame *frame)
+{
+	free(frame->data - IO_HEADROOM);
 }
 
 /* Packets of which a short way says other than the long one; 0 if there is none. */
@@ -116,41 +152,73 @@ uint64_t probe_parse(uint64_t seed, uint64_t count, struct parse_counts *counts)
 	memset(counts, 0, sizeof(*counts));
 	for (uint64_t n = 0; n < count; n++) {
 		enum link_type link = draw() & 1 ? LINK_ETHERNET : LINK_RAW_IP;
-		uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
-		unsigned family = draw() & 1 ? 4 : 6;
-		bool tcp = draw() & 1, taken4, taken6;
-		uint32_t header = family == 4 ? 20 : 40, least = header + (tcp ? 20 : 8);
-		uint32_t length = least + (uint32_t)(draw() % 40), len = before + length + (draw() % 4 ? 0 : (uint32_t)(draw() % 8));
-		uint8_t *data = calloc(1, len); /* of exactly its size: a sanitizer sees a byte too much */
+		struct frame frame = make_frame(link, draw() & 1 ? 4 : 6, (unsigned)(draw() % 3));
 		struct packet plain = { 0 }, plain6 = { 0 }, packet;
-		struct frame frame;
+		bool taken4, taken6;
 
-		write_be16(data + (before ? 12 : 0), family == 4 ? 0x0800 : 0x86dd);
-		write_packet(data + before, family, length, tcp);
-		for (unsigned spoils = (unsigned)(draw() % 3); spoils--;)
-			spoil(data + before, length);
-		if (draw() % 8 == 0)
-			spoil_source(data + before, family);
-		if (before && draw() % 32 == 0)
-			data[12 + draw() % 2] ^= (uint8_t)draw();
-		if (family == 4 && draw() % 16)
-			make_right(data + before);
-		if (draw() % 16 == 0) { /* the frame ends before the packet does, in a buffer that does too */
-			len = (uint32_t)(draw() % (len + 1));
-			data = realloc(data, len ? len : 1);
-		}
-		frame = (struct frame){ .data = data, .len = len, .wire_len = len + (draw() % 32 == 0) };
 		packet_parse_network(&packet, &frame, link);
 		if (packet.reason == REASON_FORWARDED)
 			packet_parse_transport(&packet, &frame);
 		taken4 = packet_parse_plain(&plain, &frame, link);
 		taken6 = packet_parse_plain6(&plain6, &frame, link);
 		wrong += (taken4 && !same(&plain, &packet)) || (taken6 && !same(&plain6, &packet)) || (taken4 && taken6);
+		/* At the end of its hops a packet is in order for the parser, and nothing for a short way. */
+		wrong += (taken4 && plain.ip[8] <= 1) || (taken6 && plain6.ip[7] <= 1);
 		counts->taken4 += taken4;
 		counts->taken6 += taken6;
 		counts->good4 += packet.reason == REASON_FORWARDED && packet.family == 4;
 		counts->good6 += packet.reason == REASON_FORWARDED && packet.family == 6;
-		free(data);
+		free_frame(&frame);
+	}
+	return wrong;
+}
+
+/* What one packet is to say and its names do. */
+static bool named(const struct packet *packet, uint64_t service, uint64_t flow)
+{
+	uint32_t source, destination;
+
+	memcpy(&source, packet->ip + 12, 4);
+	memcpy(&destination, packet->ip + 16, 4);
+	return service == exact_key(destination, packet->protocol, packet->destination_port) &&
+	       flow == flow_key_narrow(0, source, packet->source_port);
+}
+
+/*
+ * Packets in bursts of 0 to 64, mostly right, of which a level says other than the parser of one; 0 if there is none.  What lies
+ * behind the last of a burst is to stay as it is.
+ */
+uint64_t probe_bursts(uint32_t level, uint64_t seed, uint64_t count, uint64_t *taken)
+{
+	plain4_read *read = vector_get(level)->read4;
+	struct packet packets[BURST_MAX + 1], packet = { 0 };
+	uint64_t services[BURST_MAX + 1], flows[BURST_MAX + 1], wrong = 0;
+	struct frame frames[BURST_MAX];
+
+	state = seed;
+	*taken = 0;
+	for (uint64_t n = 0; n < count;) {
+		enum link_type link = draw() & 1 ? LINK_ETHERNET : LINK_RAW_IP;
+		unsigned size = (unsigned)(draw() % (BURST_MAX + 1)), strange = 1 + (unsigned)(draw() % 16);
+		uint64_t is;
+
+		for (unsigned i = 0; i < size; i++)
+			frames[i] = make_frame(link, draw() % strange ? 4 : 6, draw() % strange ? 0 : (unsigned)(draw() % 3));
+		memset(&packets[size], 0xa5, sizeof(packets[size]));
+		services[size] = flows[size] = 7;
+		is = read(frames, size, link, packets, services, flows);
+		wrong += services[size] != 7 || flows[size] != 7 || (size < 64 && is >> size);
+		for (unsigned i = 0; i < sizeof(packets[size]); i++)
+			wrong += ((uint8_t *)&packets[size])[i] != 0xa5;
+		for (unsigned i = 0; i < size; i++) {
+			bool plain = packet_parse_plain(&packet, &frames[i], link);
+
+			wrong += plain != (is >> i & 1);
+			wrong += plain && (is >> i & 1) && (!same(&packet, &packets[i]) || !named(&packet, services[i], flows[i]));
+			*taken += plain;
+			free_frame(&frames[i]);
+		}
+		n += size;
 	}
 	return wrong;
 }
