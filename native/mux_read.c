@@ -106,19 +106,23 @@ static NEVER_INLINE uint64_t find_service_plain4(const struct mux *mux, struct p
 	return 0;
 }
 
-/* All of packet.h's list in one, and the service: IPv6, whose services are all in the index. */
+/* All of packet.h's list in one, and the service: IPv6, of which most have one address and one port. */
 static inline bool find_service_plain6(const struct mux *mux, struct packet *packet, const struct frame *frame,
 				       enum link_type link, struct passage *passage)
 {
-	const struct service *service;
+	const struct vip_map *map = mux->snapshot->map;
+	const uint8_t *destination;
 	bool is_vip;
 
 	if (!packet_parse_plain6(packet, frame, link))
 		return false;
-	service = vip_map_find(mux->snapshot->map, 6, packet->ip + 24, packet->protocol, packet->destination_port, &is_vip);
-	if (UNLIKELY(!service))
+	destination = packet->ip + 24;
+	passage->service = vip_map_find_exact6(map, destination, packet->protocol, packet->destination_port);
+	if (LIKELY(passage->service != NULL))
+		return true;
+	passage->service = vip_map_find_other6(map, destination, packet->protocol, packet->destination_port, &is_vip);
+	if (!passage->service)
 		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
-	passage->service = service;
 	return true;
 }
 
@@ -128,6 +132,20 @@ struct sixes {
 	uint8_t at[GROUP]; /* index of each in the group */
 	unsigned count;
 };
+
+/* mux_packet_tuple() of an IPv6 packet: its addresses lie there as they do in the header. */
+static inline void add_six(struct sixes *sixes, unsigned at, const struct packet *packet)
+{
+	struct flow_tuple *tuple = &sixes->tuples[sixes->count];
+
+	memcpy(tuple, packet->ip + 8, offsetof(struct flow_tuple, source_port));
+	tuple->source_port = packet->source_port;
+	tuple->destination_port = packet->destination_port;
+	tuple->protocol = packet->protocol;
+	tuple->family = 6;
+	tuple->zero = 0;
+	sixes->at[sixes->count++] = (uint8_t)at;
+}
 
 static void hash_sixes(struct mux *mux, unsigned first, const struct sixes *sixes, uint64_t *keys)
 {
@@ -150,15 +168,15 @@ static NEVER_INLINE uint64_t read_other(struct mux *mux, unsigned first, unsigne
 	struct packet *packet = &mux->packets[first + n];
 	struct passage *passage = &mux->passages[first + n];
 
-	passage->service = NULL;
-	if (!find_service_plain6(mux, packet, frame, link, passage))
+	if (!find_service_plain6(mux, packet, frame, link, passage)) {
+		passage->service = NULL;
 		packet->reason = find_service(mux, packet, frame, passage);
+	}
 	if (UNLIKELY(packet->reason != REASON_FORWARDED))
 		return 0;
 	if (packet->family == 4)
 		return flow_key(mux, packet, passage);
-	mux_packet_tuple(packet, &sixes->tuples[sixes->count]);
-	sixes->at[sixes->count++] = (uint8_t)n;
+	add_six(sixes, n, packet);
 	return 0;
 }
 

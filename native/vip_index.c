@@ -250,21 +250,13 @@ static inline struct row_key masked_key(const uint64_t address[2], const struct 
 	return (struct row_key){ .address = { address[0] & length->mask[0], address[1] & length->mask[1] } };
 }
 
-const struct service *vip_index_find(const struct vip_index *index, uint8_t family, const uint8_t *destination,
-				     uint8_t protocol, uint16_t port, bool *is_vip)
+const struct service *vip_index_find_other(const struct vip_index *index, uint8_t family, const uint8_t *destination,
+					   uint8_t protocol, uint16_t port, bool *is_vip)
 {
 	const struct vip_length *length = index->lengths[family_index(family)];
 	const struct vip_length *end = length + index->length_count[family_index(family)];
 	uint64_t address[2];
 
-	if (family == 6) {
-		const struct service *service = exact6_table_find(&index->exact6, destination, protocol, port);
-
-		if (LIKELY(service != NULL)) {
-			*is_vip = true;
-			return service;
-		}
-	}
 	address_load(family, destination, address);
 	for (; length < end; length++) {
 		struct row_key key = masked_key(address, length);

@@ -52,12 +52,20 @@ static inline bool vip_index_is_empty(const struct vip_index *index, uint8_t fam
 	return !index->length_count[family_index(family)];
 }
 
+/* The IPv6 service of exactly this address and port; NULL says nothing about the others. */
+static inline const struct service *vip_index_find_exact6(const struct vip_index *index, const uint8_t *destination,
+							  uint8_t protocol, uint16_t port)
+{
+	return exact6_table_find(&index->exact6, destination, protocol, port);
+}
+
 /*
- * The service of a packet, NULL: none.  Address and port as they lie in memory.  *is_vip becomes true where the address
- * belongs to a VIP that is here, whatever the port; where it is true already it stays so.
+ * The service of a packet, NULL: none; for IPv6 where vip_index_find_exact6() found nothing.  Address and port as they lie in
+ * memory.  *is_vip becomes true where the address belongs to a VIP that is here, whatever the port; where it is true already
+ * it stays so.
  */
-const struct service *vip_index_find(const struct vip_index *index, uint8_t family, const uint8_t *destination,
-				     uint8_t protocol, uint16_t port, bool *is_vip);
+const struct service *vip_index_find_other(const struct vip_index *index, uint8_t family, const uint8_t *destination,
+					   uint8_t protocol, uint16_t port, bool *is_vip);
 
 /* Whether the address belongs to a VIP that is here. */
 bool vip_index_contains(const struct vip_index *index, uint8_t family, const uint8_t *address);

@@ -217,7 +217,14 @@ const struct service *vip_map_find_other4(const struct vip_map *map, const uint8
 	*is_vip = exact_addresses_contain(&map->addresses, destination);
 	if (LIKELY(vip_index_is_empty(map->index, 4)))
 		return NULL;
-	return vip_index_find(map->index, 4, destination, protocol, port, is_vip);
+	return vip_index_find_other(map->index, 4, destination, protocol, port, is_vip);
+}
+
+const struct service *vip_map_find_other6(const struct vip_map *map, const uint8_t *destination, uint8_t protocol,
+					  uint16_t port, bool *is_vip)
+{
+	*is_vip = false;
+	return vip_index_find_other(map->index, 6, destination, protocol, port, is_vip);
 }
 
 const struct service *vip_map_find(const struct vip_map *map, uint8_t family, const uint8_t *destination,
@@ -225,13 +232,13 @@ const struct service *vip_map_find(const struct vip_map *map, uint8_t family, co
 {
 	const struct service *service;
 
+	*is_vip = true;
 	if (family == 4) {
 		service = vip_map_find_exact4(map, destination, protocol, port);
-		*is_vip = true;
 		return service ? service : vip_map_find_other4(map, destination, protocol, port, is_vip);
 	}
-	*is_vip = false;
-	return vip_index_find(map->index, family, destination, protocol, port, is_vip);
+	service = vip_map_find_exact6(map, destination, protocol, port);
+	return service ? service : vip_map_find_other6(map, destination, protocol, port, is_vip);
 }
 
 bool vip_map_contains(const struct vip_map *map, uint8_t family, const uint8_t *address)

@@ -70,6 +70,13 @@ static inline const struct service *vip_map_find_exact4(const struct vip_map *ma
 	return exact_table_find(&map->exact, destination, protocol, port);
 }
 
+/* The IPv6 service of exactly this address and port; NULL says nothing about the others that vip_map_find() knows. */
+static inline const struct service *vip_map_find_exact6(const struct vip_map *map, const uint8_t *destination,
+							uint8_t protocol, uint16_t port)
+{
+	return vip_index_find_exact6(map->index, destination, protocol, port);
+}
+
 /*
  * With many services row and service are in no near cache.  Whoever has several packets asks for the rows of all, then for
  * the services that these name, and finds both there: vip_map_is_far() says whether that is worth while.
@@ -87,6 +94,10 @@ static inline bool vip_map_is_exact4(const struct vip_map *map)
 
 /* vip_map_find() for IPv4, where vip_map_find_exact4() found nothing. */
 const struct service *vip_map_find_other4(const struct vip_map *map, const uint8_t *destination, uint8_t protocol,
+					  uint16_t port, bool *is_vip);
+
+/* The same for IPv6, where vip_map_find_exact6() found nothing. */
+const struct service *vip_map_find_other6(const struct vip_map *map, const uint8_t *destination, uint8_t protocol,
 					  uint16_t port, bool *is_vip);
 
 static inline uint64_t vip_map_serial(const struct vip_map *map)
