@@ -64,13 +64,16 @@ static void write_packet(uint8_t *ip, unsigned family, uint32_t length, bool tcp
 		write_be16(ip + header + 4, length - header);
 }
 
-/* One of a header's bytes to anything, or to what is likelier to matter. */
+/* One of a header's bytes to anything, or one of those that are looked at to what is likelier to matter. */
 static void spoil(uint8_t *ip, uint32_t length)
 {
-	static const uint8_t odd[] = { 0, 1, 5, 6, 8, 17, 0x40, 0x44, 0x45, 0x46, 0x4f, 0x60, 127, 224, 255 };
+	static const uint8_t odd[] = { 0, 1, 2, 5, 6, 7, 8, 17, 0x40, 0x44, 0x45, 0x46, 0x4f, 0x60, 127, 224, 255 };
+	static const uint8_t at[] = { 0, 2, 3, 6, 7, 8, 9, 12, 24, 25, 32, 44, 45, 52 };
 	uint64_t random = draw();
+	uint32_t place = random & 1 ? at[(random >> 8) % sizeof(at)] : (random >> 8) % 56;
 
-	ip[random % (length < 56 ? length : 56)] = random >> 32 & 1 ? (uint8_t)(random >> 40) : odd[(random >> 40) % sizeof(odd)];
+	if (place < length)
+		ip[place] = random & 2 ? (uint8_t)(random >> 40) : odd[(random >> 40) % sizeof(odd)];
 }
 
 static void spoil_source(uint8_t *ip, unsigned family)

@@ -26,7 +26,10 @@ class Setup(Structure):
     _fields_ = [
         ("seed", c_uint64),
         ("packets", c_uint64),
-        *((name, c_uint32) for name in ("link", "flows", "partial", "whole", "fails", "crowded", "flood", "supers")),
+        *(
+            (name, c_uint32)
+            for name in ("link", "flows", "partial", "whole", "fails", "crowded", "flood", "supers", "exact")
+        ),
     ]
 
 
@@ -41,7 +44,8 @@ class Seen(Structure):
 
 #: Each with its share of all packets; super-packets are many packets each.
 RUNS = {
-    "over raw IP": (24, {"link": NONE, "flows": 1}),
+    "over raw IP": (18, {"link": NONE, "flows": 1}),
+    "one address and port each": (6, {"link": SWAP, "flows": 1, "exact": 1}),
     "sending fails": (14, {"link": NEXT_HOP, "flows": 1, "fails": 7, "whole": 1}),
     "checksums to find out": (14, {"link": SWAP, "flows": 1, "partial": 1}),
     "without a table": (14, {"link": NEXT_HOP}),
@@ -55,6 +59,7 @@ MEETS = {
     "checksums to find out": {r.name for r in REASONS} - {"segmented", "send_failed", "no_backend", "shed"},
     "without a table": {"no_backend"},
     "thousands of services": {"no_service", "not_vip", "fragment"},
+    "one address and port each": {"no_service", "not_vip"},
     "sending fails": {"send_failed"},
     "super-packets, cut": {"segmented", "too_big", "send_failed"},
 }

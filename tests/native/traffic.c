@@ -86,7 +86,7 @@ static void crowd_service(struct plain_service *service, uint32_t n)
 	}
 }
 
-static void shaped_service(struct plain_service *service, uint32_t n)
+static void shaped_service(const struct traffic *traffic, struct plain_service *service, uint32_t n)
 {
 	service->family = shapes[n].family;
 	service->prefix = shapes[n].prefix;
@@ -96,6 +96,10 @@ static void shaped_service(struct plain_service *service, uint32_t n)
 	service->hash_source = shapes[n].by_source;
 	service->idle = flow_ticks(shapes[n].idle);
 	service->mtu = shapes[n].mtu;
+	if (traffic->exact && service->family == 4) {
+		service->prefix = 32;
+		service->last = service->first;
+	}
 	if (service->family == 4) {
 		memcpy(service->vip, (uint8_t[]){ 203, 0, shapes[n].ends[0], shapes[n].ends[1] }, 4);
 	} else {
@@ -197,7 +201,7 @@ void traffic_make_world(struct traffic *traffic, struct plain_world *world, stru
 
 		service->id = id;
 		if (id < SHAPES)
-			shaped_service(service, id);
+			shaped_service(traffic, service, id);
 		else
 			crowd_service(service, id - SHAPES);
 		service->present = id >= SHAPES || id == 0 || !one_in(traffic, 12);

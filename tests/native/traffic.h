@@ -18,6 +18,7 @@ struct traffic {
 	bool crowded; /* 2,400 services more */
 	bool flood;   /* mostly SYNs to service 0, half of them of new clients; a few lines of the flow table have them all */
 	bool supers;  /* many super-packets */
+	bool exact;   /* IPv4 services have one address and one port each */
 	struct flow_seed seed; /* of its world */
 	struct traffic_flow {
 		uint8_t family, protocol; /* 0: none yet */

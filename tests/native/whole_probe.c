@@ -25,7 +25,7 @@ struct whole_setup {
 	uint64_t packets;
 	uint32_t link;        /* enum mux_link */
 	uint32_t flows;       /* 0: no table */
-	uint32_t partial, whole, fails, crowded, flood, supers;
+	uint32_t partial, whole, fails, crowded, flood, supers, exact;
 };
 
 /* What was met: the caller sees to it that everything was. */
@@ -323,7 +323,8 @@ static void start(struct run *run)
 					 .link = setup->link == MUX_LINK_NONE ? LINK_RAW_IP : LINK_ETHERNET,
 					 .crowded = setup->crowded,
 					 .flood = setup->flood,
-					 .supers = setup->supers };
+					 .supers = setup->supers,
+					 .exact = setup->exact };
 	traffic_make_world(&run->traffic, &run->world, &run->snapshot);
 	run->plain.config = (struct mux_config){ .flows = setup->flows,
 						 .link = setup->link,
