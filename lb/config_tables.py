@@ -597,6 +597,7 @@ class ManagerTable(Table):
     health_lease: Annotated[float | None, PlainValidator(seconds(1, 300))] = None
     node_lifetime: Annotated[float | None, PlainValidator(seconds(5, 366 * 86400))] = None
     hold: Annotated[float | None, PlainValidator(seconds(0.1, 600))] = None
+    path_interval: Annotated[float | None, PlainValidator(seconds(1, 3600))] = None
 
 
 class BackendTable(Table):

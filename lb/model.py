@@ -288,6 +288,7 @@ class ManagerSettings:
     node_lifetime: float = 2_592_000.0  #: seconds that a node's certificate is valid; it renews after a third of it
     web: str | None = None  #: where the web page is served; None: nowhere
     hold: float = 9.0  #: a MUX that is gone for so long announces nothing any more: the routers' hold time
+    path_interval: float | None = None  #: it connects to each VIP once in so many seconds, as a client; None: never
 
 
 @dataclass(frozen=True, slots=True)

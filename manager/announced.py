@@ -47,7 +47,9 @@ _NOBODY: tuple[str, ...] = ()
 class Note:
     """What is to be said of a VIP."""
 
-    level: str  #: "silent": nobody announces it; "alone": one MUX of several; "differs": some do not, or should not
+    #: "silent": nobody announces it; "unreached": it is announced, and no client gets through (manager.path); "alone":
+    #: one MUX of several announces it; "differs": some do not, or should not.
+    level: str
     text: str
 
 
@@ -84,6 +86,7 @@ class Announced:
         default_factory=dict
     )  #: connected MUX -> VIPs that it should announce, and does not
     problems: tuple[tuple[str, str], ...] = ()  #: subject and text, of MUXes, and of VIPs that one MUX alone announces
+    unreached: dict[Vip, str] = field(default_factory=dict)  #: why no client gets through
     alone: tuple[str, ...] = ()  #: VIPs that one MUX of several announces, as operators write them
     version: int = 0  #: another one whenever anything of this is
     _muxes: dict[str, _Mux] = field(default_factory=dict)  # those that are connected
@@ -159,6 +162,15 @@ class Announced:
         self._touch(None)
         return True
 
+    def path(self, vip: Vip, why: str | None) -> None:
+        """Whether clients get through is another thing now; ``why`` they do not."""
+        if why is None:
+            self.unreached.pop(vip, None)
+        else:
+            self.unreached[vip] = why
+        self.version += 1
+        self._touch({vip})
+
     def _touch(self, vips: Collection[Vip] | None) -> None:
         if vips is None:
             self._touched = None
@@ -192,6 +204,8 @@ class Announced:
 
     def _fine(self, vip: Vip, found: VipPlan) -> bool:
         by, wanted = self.by.get(vip, _NOBODY), found.granted
+        if vip in self.unreached:
+            return False
         if self.drained:
             wanted -= self.drained
         if len(by) != len(wanted) or not wanted.issuperset(by):
@@ -220,6 +234,9 @@ class Announced:
             return Note("silent", f"nobody announces it: {'; '.join(words) or 'no MUX has joined'}"), tuple(lacks)
         alone = len(by) == 1 and len(found.granted) + len(found.withheld) > 1
         head = f"announced by {_names(by)}{' alone' if alone else ''}"
+        if vip in self.unreached:
+            head = f"{head}, but {NO_WAY}: {self.unreached[vip]}"
+            return Note("unreached", "; ".join([head, *words])), tuple(lacks)
         return Note("alone" if alone else "differs", "; ".join([head, *words])), tuple(lacks)
 
     def _lack(self, mux: str, vip: Vip) -> _Lack:
@@ -307,6 +324,7 @@ class Announced:
         begun |= {
             vip: note for vip, note in few.items() if vip not in begun and note.level != self._said_vips[vip].level
         }
+        said = self._said_vips
         ended = [vip for vip in self._said_vips if vip not in few and vip in plan.vips and vip in self.by]
         events = [(f"mux {mux}", text, True) for mux, text in lines.items() if mux not in self._said_muxes]
         events += [
@@ -316,7 +334,8 @@ class Announced:
         ]
         events += [(*line, True) for line in _together(begun)]
         events += [
-            (subject, text, False) for subject, text in _together({vip: Note("", self._again(vip)) for vip in ended})
+            (subject, text, False)
+            for subject, text in _together({vip: Note("", self._again(vip, said[vip])) for vip in ended})
         ]
         self._said_muxes, self._said_vips = frozenset(lines), few
         self.lacking = {mux: len(found) for mux, found in lacking.items()}
@@ -325,10 +344,14 @@ class Announced:
         self.problems = (*((f"mux {mux}", text) for mux, text in lines.items()), *_together(alone))
         return events
 
-    def _again(self, vip: Vip) -> str:
+    def _again(self, vip: Vip, before: Note) -> str:
+        if before.level == "unreached":
+            return "clients get through again"
         return f"is announced by {_names(self.by.get(vip, _NOBODY))} again"
 
 
+#: Said where a VIP is announced and nobody comes through.
+NO_WAY = "no client gets through"
 _DOES_NOT = " should and does not: "
 _NOT_THERE = ("is not connected: what it announces", "are not connected: what they announce")
 

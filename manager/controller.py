@@ -34,6 +34,7 @@ from manager.health import Report, Source
 from manager.journal import Journal, generation_of, memory_of
 from manager.lineage import behind_of, kept
 from manager.nodes import Entry, NodeHub
+from manager.path import Paths, targets
 from manager.planner import Planner
 from manager.pools import Pools
 from manager.rates import Rates
@@ -68,6 +69,7 @@ class Controller:
         self.rates = Rates()
         self.pools = Pools()
         self.announced = Announced()
+        self.paths: Paths | None = None
         self.changes = Changes()
         self.tasks = Tasks()
         self.hub: NodeHub
@@ -123,6 +125,11 @@ class Controller:
         self.tasks.restarted("confirmations", self.writer.confirmations)
         self.tasks.restarted("journal", self.journal.run)
         self.tasks.restarted("revisions", self._revisions)
+        if self.settings.path_interval is not None:
+            self.paths = Paths(
+                self.settings.path_interval, lambda: targets(self.plan, self.announced.by.keys()), self.announced.path
+            )
+            self.tasks.restarted("paths to VIPs", self.paths.run)
 
     async def stop(self) -> None:
         await self.tasks.close()

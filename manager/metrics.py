@@ -136,7 +136,14 @@ class ManagerCollector(Collector):
         for entry in list(self._controller.hub.entries.values()):
             if entry.record.kind == MUX:
                 lacking.add_metric([entry.record.name], announced.lacking.get(entry.record.name, 0))
-        yield from (granted, by, lacking)
+        reached = GaugeMetricFamily(
+            "lb_vip_reached",
+            "1 if the manager's own connections to the VIP get through, as clients' do.",
+            labels=["vip"],
+        )
+        for vip, through in (self._controller.paths.reached if self._controller.paths is not None else {}).items():
+            reached.add_metric([bare(vip)], float(through))
+        yield from (granted, by, lacking, reached)
 
     def _manager(self) -> Iterator[Metric]:
         controller = self._controller

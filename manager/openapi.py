@@ -228,6 +228,10 @@ SCHEMAS: dict[str, Schema] = {
                 "counts what it has live, and of one that is not connected nothing is known",
             },
             "wanted_by": {**array(TEXT), "description": "MUXes that shall announce the VIP"},
+            "unreached": {
+                **FLAG,
+                "description": "it is announced, and the manager's own connections do not get through",
+            },
             "note": {
                 **MAYBE_TEXT,
                 "description": "what clients may notice: that nobody, one MUX alone or not all that should announce it "

@@ -18,6 +18,7 @@ from itertools import islice
 from typing import Any
 
 from lb.model import Service
+from manager.announced import NO_WAY
 from manager.controller import Controller
 from manager.nodes import Entry, rows
 from manager.pools import CHOOSES
@@ -29,6 +30,8 @@ from manager.world import AGENT, MUX, BackendPlan, VipPlan
 PAGE_MAX = 200
 #: Lines of what is wrong.
 PROBLEMS_MAX = 30
+#: Of so many bad backends those that are alike are told in one line.
+GROUPED_MAX = 2000
 #: Names in one sentence of the verdict.
 NAMES_MAX = 3
 #: VIPs that the row of a MUX names.
@@ -109,6 +112,7 @@ class Overview:
         self._hosts: dict[str, Counter[str]] = {}
         self._bad: dict[tuple[str, str, str], BackendPlan] = {}
         self._silent: dict[str, str] = {}  # VIPs that nobody announces, and why
+        self._alike = 0  # bad backends that have no line of their own, for another on their host has the same to say
         self._troubles: list[Problem] = []  # of services and their backends, the first of them
         self._worst: dict[str, list[str]] = {}  # state -> names of services
         self._seen: tuple[object, object, int] = (None, None, 0)
@@ -178,7 +182,7 @@ class Overview:
 
     def _why_silent(self, vip: VipPlan) -> str | None:
         note = self._controller.announced.notes.get(vip.vip)
-        if note is not None and note.level == "silent":
+        if note is not None and note.level in ("silent", "unreached"):
             return note.text
         if vip.granted:
             return None
@@ -277,7 +281,7 @@ class Overview:
         problems = [*self._of_history(), *self._troubles, *announced, *_of_nodes(muxes, hosts)]
         # Of services and backends there are more than those that have a line.
         services = self._states["PANIC"] + self._states["down"]
-        many = services + len(self._silent) + len(self._bad) + len(problems) - len(self._troubles)
+        many = services + len(self._silent) + len(self._bad) - self._alike + len(problems) - len(self._troubles)
         bad = any(problem.level == "bad" for problem in problems)
         level = "bad" if bad else "warn" if problems else "well"
         parts = list(self._phrases(muxes, hosts, problems))
@@ -286,7 +290,9 @@ class Overview:
         size = ", ".join(
             (_count(len(self._lines), "service"), _count(len(muxes), "MUX", "MUXes"), _count(len(hosts), "host"))
         )
-        text = "; ".join(parts) if parts else f"All well: {size}"
+        drained = [row["name"] for row in muxes if row["drain"] is not None]
+        parts += [f"{_names(drained)} drained"] if drained and parts else []
+        text = "; ".join(parts) if parts else f"All well: {size}" + (f"; {_names(drained)} drained" if drained else "")
         if not self._lines and not problems:
             level, text = "idle", f"Nothing to serve yet: {size}"
         return {
@@ -311,8 +317,11 @@ class Overview:
         for state, words in (("PANIC", "in PANIC"), ("down", "down")):
             if self._states[state]:
                 yield f"{_names(self._worst[state], self._states[state])} {words}"
-        if self._silent:
-            yield f"nobody announces {_names(self._silent)}"
+        silent = [vip for vip, why in self._silent.items() if why.startswith("nobody")]
+        if silent:
+            yield f"nobody announces {_names(silent)}"
+        if len(silent) < len(self._silent):
+            yield f"{NO_WAY} to {_names([vip for vip in self._silent if vip not in silent])}"
         if alone := self._controller.announced.alone:
             yield f"one MUX alone announces {_names(alone)}"
         if self._shown["down"]:
@@ -352,9 +361,20 @@ class Overview:
             yield Problem("bad", f"vip {vip}", why)
 
     def _of_backends(self) -> Iterator[Problem]:
-        for item in heapq.nsmallest(PROBLEMS_MAX, self._bad.values(), key=lambda item: (-item.since, item.key)):
-            where = f"backend {item.service}/{item.backend.name}"
-            yield Problem("warn", where, f"{item.shown}: {item.reason}", item.since, item.service)
+        """The newest first; what befell a host is one line, however many backends are there."""
+        newest = heapq.nsmallest(GROUPED_MAX, self._bad.values(), key=lambda item: (-item.since, item.key))
+        alike: dict[tuple[str, str, str], list[BackendPlan]] = {}
+        for item in newest:
+            alike.setdefault((item.agent or item.address, item.shown, item.reason), []).append(item)
+        self._alike = len(newest) - len(alike)
+        for (host, shown, reason), items in islice(alike.items(), PROBLEMS_MAX):
+            first, *others = items
+            label = f"{first.service}/{first.backend.name}"
+            if not others:
+                yield Problem("warn", f"backend {label}", f"{shown}: {reason}", first.since, first.service)
+            else:
+                names = _names([f"{item.service}/{item.backend.name}" for item in items])
+                yield Problem("warn", f"host {host}", f"{len(items)} backends {shown}: {reason} ({names})", first.since)
 
 
 _OF_MUX = ("does not announce", "goes on with an older", "chooses other", "is degraded", "has a flow table")

@@ -106,6 +106,7 @@ class View:
         return {
             "announced_by": list(announced.by.get(place, ())),
             "wanted_by": announced.wanted(vip),
+            "unreached": said is not None and said.level == "unreached",
             "note": "; ".join(words) or None,
         }
 
@@ -127,6 +128,7 @@ class View:
             "healthy": 0,
             "announced_by": [],
             "wanted_by": [],
+            "unreached": False,
             "note": None,
             **dict.fromkeys(SERVICE_COUNTERS),
         }

@@ -309,7 +309,7 @@ def check_notes(
     for row in rows:
         if row.get("note") and row.get("state") != "retiring":
             name, down = row.get("name"), row.get("state") == "down"
-            key = str(row["note"]), down or not row.get("announced_by")
+            key = str(row["note"]), down or not row.get("announced_by") or bool(row.get("unreached"))
             notes.setdefault(key, []).append(str(name))
             reasons = about.setdefault(key, set())
             if not down or name in ill:  # else operators want it so, and that is the cause
@@ -323,6 +323,8 @@ def check_notes(
         )
         say = fault if unheard else warning
         remedy = f"`lb describe service {names[0]}` tells of each MUX and each backend"
+        if any(row.get("unreached") for row in rows if row.get("name") in names):
+            remedy = "see whether the router takes the route: its import filter, and `ip route get` with the VIP on it"
         if not about[note, unheard]:
             if unheard and names[0] in wished:
                 remedy = f"{wished[names[0]]}; {remedy}"

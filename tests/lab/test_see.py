@@ -7,11 +7,15 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
+from lb.config_text import format_config
 from lb.control import request
+from lb.doctor.findings import Severity
 from tests.lab import netns
 from tests.lab.fleet import Fleet
 from tests.lab.process import wait_for
@@ -116,3 +120,34 @@ def test_a_flow_that_nobody_remembers_is_told_what_a_new_one_gets(fleet: Fleet) 
         flow = {"source": "198.51.100.250", "source_port": 1, "destination": WEB_VIP, "destination_port": 80}
         local = request(mux.state_dir / "mux.sock", {"op": "lookup", "protocol": "tcp", **flow})
         assert (local["backend"], local["slot"]) == (found["muxes"][0]["new"], found["muxes"][0]["slot"])
+
+
+def test_a_router_that_does_not_use_the_route_is_seen_by_a_manager_that_looks(fleet: Fleet) -> None:
+    """Every MUX is content: its router was told. Another route there is better, and leads nowhere."""
+    fleet.manager.processes["manager"].stop()
+    fleet.manager.config.write_text(format_config(replace(fleet.manager_settings(), path_interval=1.0)))
+    fleet.start_manager()
+    wait_for(lambda: fleet.connected() == 5, "all nodes to be back", 60)
+
+    def row() -> dict[str, Any]:
+        return fleet.ask("services")[0]
+
+    def metric() -> str:
+        scraped = "http://127.0.0.1:9743/metrics"
+        with netns.inside(fleet.manager.namespace, lambda: urlopen(scraped, timeout=10)) as answer:
+            text: str = answer.read().decode()
+        return text
+
+    wait_for(lambda: 'lb_vip_reached{vip="203.0.113.10"} 1.0' in metric(), "the manager to get through", 60)
+    netns.batch([f"route add blackhole {WEB_VIP} metric 1"], fleet.router)
+    try:
+        wait_for(lambda: row()["unreached"], "the manager to see that it does not any more", 60)
+        wait_for(lambda: row()["announced_by"] == ["mux1", "mux2"], "both MUXes to say that they announce it", 30)
+        assert "announced by mux1, mux2, but no client gets through" in fleet.lb("get", "services")
+        said = "but no client gets through: connections from the manager to 203.0.113.10:80 fail"
+        wait_for(lambda: said in fleet.lb("get", "events", "--bad", "--subject", f"vip {WEB_VIP}/32"), "the event", 30)
+        assert 'lb_vip_reached{vip="203.0.113.10"} 0.0' in metric()
+        assert any(found.severity is Severity.FAULT and said in found.what for found in fleet.examine())
+    finally:
+        netns.batch([f"route del blackhole {WEB_VIP} metric 1"], fleet.router)
+    wait_for(lambda: not row()["unreached"], "the manager to get through again", 60)

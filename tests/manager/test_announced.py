@@ -133,6 +133,31 @@ async def test_what_differs_for_some_seconds_is_told_everywhere_and_so_is_its_en
         assert fleet.metric("lb_announce_lacking")["mux2"] == 0
 
 
+async def test_a_router_that_does_not_take_the_route_is_told_everywhere_and_so_is_its_end(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        fleet = await applied(controller)
+        for mux in fleet.site.muxes:
+            tell(controller, mux, VIP)
+        await fleet.fine()
+        why = f"connections from the manager to {VIP}:80 fail: no answer within 2 s"
+        controller.announced.path(f"{VIP}/32", why)
+        note = f"announced by mux1, mux2, but no client gets through: {why}"
+        await fleet.noted(note)
+        assert fleet.row()["unreached"]
+        await until(lambda: (note, True) in fleet.events(f"vip {VIP}/32"))
+        summary = fleet.summary()
+        assert (summary["level"], f"no client gets through to {VIP}" in summary["text"]) == ("bad", True)
+        assert "nobody announces" not in summary["text"]
+        assert any(it["level"] == "bad" and it["text"] == note for it in summary["problems"])
+        (finding,) = check_notes(fleet.view.services())
+        assert (finding.severity, note in finding.what) == (Severity.FAULT, True)
+        assert "router" in finding.remedy
+        assert fleet.texts.list_services().notes == [f"web: {note}"]
+        controller.announced.path(f"{VIP}/32", None)
+        await fleet.fine()
+        await until(lambda: ("clients get through again", False) in fleet.events(f"vip {VIP}/32"))
+
+
 async def test_nobody_announces_what_two_should(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         fleet = await applied(controller)
@@ -295,3 +320,29 @@ async def test_weights_of_nothing_take_a_service_down_in_words(tmp_path: Path) -
         assert "web down" in fleet.summary()["text"]
         await controller.apply([service()], WHO)
         await until(lambda: ("a backend takes new flows again", False) in fleet.events("service web"))
+
+
+async def test_a_drained_mux_is_in_the_pages_verdict(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        fleet = await applied(controller, muxes=3)
+        await until(lambda: fleet.row()["healthy"] == 2)
+        await fleet.fine()
+        await controller.drain_mux("mux2", WHO, drain=True)
+        await until(lambda: controller.announced.drained == {"mux2"})
+        summary = fleet.summary()
+        assert (summary["level"], summary["text"]) == ("well", "All well: 1 service, 3 MUXes, 3 hosts; mux2 drained")
+
+
+async def test_what_befell_a_host_is_one_line_of_the_page(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        names = [f"web{n}" for n in range(12)]
+        fleet = await applied(controller, *(service(name, f"203.0.113.{20 + n}") for n, name in enumerate(names)))
+        await until(lambda: all(row["healthy"] == 2 for row in fleet.view.services()))
+        host = fleet.site.hosts[0]
+        for name in names:
+            host.report(name, f"{name}-1", False, "connect timed out")
+        await until(lambda: all(row["healthy"] == 1 for row in fleet.view.services()))
+        problems = [it for it in fleet.summary()["problems"] if "timed out" in it["text"]]
+        assert [it["subject"] for it in problems] == ["host host1"]
+        assert problems[0]["text"].startswith("12 backends down: its agent says: connect timed out (")
+        assert fleet.summary()["more_problems"] == 0
