@@ -23,7 +23,7 @@ unexport SECONDS PYTHONPATH PYTHONHOME
 
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help build test unit lab sanitize demo demo-standalone screenshots check bench dist bundle fuzz clean distclean packages
+.PHONY: help build test unit lab sanitize demo demo-standalone screenshots check bench dist bundle fuzz fuzz-node clean distclean packages
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
@@ -36,6 +36,7 @@ help:
 	@echo 'make bench     how fast all is here, beside peers, into docs/benchmarks.md: 12 minutes; ONLY=peers: one part (root)'
 	@echo 'make dist      wheel and source archive, in dist/'
 	@echo 'make fuzz      random packets for SECONDS=60, or as long as you say'
+	@echo 'make fuzz-node  random and mutated messages of a node to a manager, MESSAGES=10000 of each type'
 	@echo 'make screenshots  the pictures of the web page in docs/images (root)'
 	@echo 'make clean     removes what was built (distclean: .venv as well)'
 
@@ -123,6 +124,13 @@ fuzz: build $(FUZZERS)
 	@$(PY) -m tests.fuzz.seeds $(BUILD)/fuzz
 	@echo '$(SECONDS) s of random packets each: $(notdir $(FUZZERS))'
 	@printf '%s\n' $(FUZZERS) | xargs -P "$$(nproc)" -I{} tests/fuzz/run {} $(SECONDS)
+
+# What a node may say is read in Python. The seed is another each time, and is printed: SEED=N does the same again.
+fuzz-node: MESSAGES ?= 10000
+fuzz-node: SEED ?= $(shell date +%s)
+fuzz-node: build
+	@echo '$(MESSAGES) messages of each type, SEED=$(SEED)'
+	@VIPMUX_MESSAGES=$(MESSAGES) VIPMUX_SEED=$(SEED) $(PY) -m pytest --quiet -n 0 tests/manager/test_hostile_node.py
 
 demo:
 	@deploy/packages.sh demo

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random and mutated messages of every type from a node: none breaks an answer to others, and none ends a task.
 
-``VIPMUX_MESSAGES`` is how many of each type are said; the default is for every day, 10000 is the whole.
+``VIPMUX_MESSAGES`` is how many of each type are said; the default is for every day, 10000 is the whole, and ``make
+fuzz-node`` says them with another ``VIPMUX_SEED`` each time.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, cast
 import pytest
 
 from lb.errors import AccessError, MessageError
-from lb.node.messages import Hello
+from lb.node.messages import Examination, Hello, NodeFinding
 from manager.controller import TICK
 from manager.node_status import read
 from manager.stream import Connection
@@ -68,6 +69,9 @@ VALID: Mapping[str, dict[str, Any]] = {
     "flows_wanted": {"serial": 1, "mux": ""},
     "flows_taken": {"serial": 1, "mux": "mux2", "taken": 1, "refused": 0},
     "flow_answer": {"serial": 1, "service": "web", "slot": 1, "new": "web-1", "age": 1.0, "error": None},
+    "examination": Examination(
+        1, (NodeFinding("table", "fault", "it is flushed", "systemctl reload lb-mux", "table", ("web",)),), 20, 1
+    ).plain(),
     "of_a_newer_version": {"anything": [1]},
 }
 
