@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -353,26 +355,35 @@ def test_all_backends_failing_at_once_keeps_the_last_good_set_and_the_vip_of_pol
     assert fleet.announced() == {VIP}
 
 
-#: Weights, what became of each backend (d: it times out, r: it refuses), the service's own ``panic``; what MUXes are
-#: told. The table of docs/health.md.
-PANIC_CASES = [
-    ((3, 1), "d.", None, ("down", "up")),  # by number half is left
-    ((3, 1), ".d", None, ("up", "down")),
-    ((1, 1, 1), "d..", None, ("down", "up", "up")),
-    ((1, 1, 1), "dd.", None, ("up", "up", "up")),  # too few: probes are not believed
-    ((1, 1, 1), "rr.", None, ("down", "down", "up")),  # but who refuses is dead beyond doubt
-    ((1, 1, 1), "rd.", None, ("down", "up", "up")),
-    ((1, 1, 1), "ddd", None, ("up", "up", "up")),
-    ((1, 1, 1), "rrr", None, ("up", "up", "up")),
-    ((1, 1, 1), "dd.", 0.0, ("down", "down", "up")),  # never
-    ((1, 1, 1), "ddd", 0.0, ("down", "down", "down")),
-    ((1, 1, 1), "d..", 0.9, ("up", "up", "up")),
-    ((10, 1, 1), "dd.", None, ("up", "up", "up")),
-    ((1, 1, 1), "dd.", 0.3, ("down", "down", "up")),
-]
+#: By the names of docs/health.md's table: weights, what became of each backend (d: it times out, r: it refuses), the
+#: service's own ``panic``; what MUXes are told.
+PANIC_CASES: dict[str, tuple[tuple[int, ...], str, float | None, tuple[str, ...]]] = {
+    "3:1 heavy silent": ((3, 1), "d.", None, ("down", "up")),  # by number half is left
+    "3:1 heavy refuses": ((3, 1), "r.", None, ("down", "up")),
+    "3:1 light silent": ((3, 1), ".d", None, ("up", "down")),
+    "3:1 both silent": ((3, 1), "dd", None, ("up", "up")),
+    "1:1:1 one silent": ((1, 1, 1), "d..", None, ("down", "up", "up")),
+    "1:1:1 one refuses": ((1, 1, 1), "r..", None, ("down", "up", "up")),
+    "1:1:1 two silent": ((1, 1, 1), "dd.", None, ("up", "up", "up")),  # too few: probes are not believed
+    "1:1:1 two refuse": ((1, 1, 1), "rr.", None, ("down", "down", "up")),  # but who refuses is dead beyond doubt
+    "1:1:1 one refuses, one silent": ((1, 1, 1), "rd.", None, ("down", "up", "up")),
+    "1:1:1 all silent": ((1, 1, 1), "ddd", None, ("up", "up", "up")),
+    "1:1:1 all refuse": ((1, 1, 1), "rrr", None, ("up", "up", "up")),
+    "1:1:1 two silent, panic 0": ((1, 1, 1), "dd.", 0.0, ("down", "down", "up")),  # never
+    "1:1:1 all silent, panic 0": ((1, 1, 1), "ddd", 0.0, ("down", "down", "down")),
+    "1:1:1 one silent, panic 0.9": ((1, 1, 1), "d..", 0.9, ("up", "up", "up")),
+    "10:1:1 all but a light one silent": ((10, 1, 1), "dd.", None, ("up", "up", "up")),
+    "1:1:1 two silent, panic 0.3": ((1, 1, 1), "dd.", 0.3, ("down", "down", "up")),
+}
 
 
-@pytest.mark.parametrize(("weights", "fates", "panic", "told"), PANIC_CASES)
+def test_the_table_of_the_health_page_has_each_of_these_cases_and_no_other() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "health.md").read_text()
+    named = re.findall(r"^\| `([\d:]+ [^`]*)` \|", page, re.MULTILINE)
+    assert named == list(PANIC_CASES)
+
+
+@pytest.mark.parametrize(("weights", "fates", "panic", "told"), PANIC_CASES.values(), ids=PANIC_CASES)
 def test_what_is_taken_out_and_when_too_few_are_left(
     weights: tuple[int, ...], fates: str, panic: float | None, told: tuple[str, ...]
 ) -> None:
