@@ -38,6 +38,7 @@ from manager.path import Paths, targets
 from manager.planner import Planner
 from manager.pools import Pools
 from manager.rates import Rates
+from manager.skews import Skews
 from manager.store import NodeRecord, Store, VersionLine
 from manager.tokens import forgotten
 from manager.watching import Changes
@@ -68,6 +69,7 @@ class Controller:
         self.emptied = Emptied()
         self.rates = Rates()
         self.pools = Pools()
+        self.skews = Skews()
         self.announced = Announced()
         self.paths: Paths | None = None
         self.changes = Changes()
@@ -472,9 +474,16 @@ class Controller:
             self.rates.tick(now, wall)
             self._look_at_drains(wall)
             self._look_at_announcements(now)
+            self._look_at_clocks()
             self.planner.tick(now)
             if self.events.tick(wall):
                 self.changes.tables("events")
+
+    def _look_at_clocks(self) -> None:
+        before = self.skews.differs
+        self._tell(self.skews.look(self.hub.entries.values()))
+        if self.skews.differs is not before:
+            self.changes.tables("muxes", "agents")
 
     def _look_at_announcements(self, now: float) -> None:
         vips, events = self.announced.look(now, self.plan)

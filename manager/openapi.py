@@ -81,6 +81,7 @@ _NODE = {
         "description": "services that it alone does not serve, and why; it serves the rest",
     },
     "version": TEXT,
+    "clock": {**MAYBE_TEXT, "description": "that its clock is not the manager's, in words"},
     "clock_skew": {"type": ["number", "null"], "description": "seconds by which its clock is ahead of the manager's"},
     "certificate_expires": {"type": ["number", "null"], "description": "Unix time, seconds"},
 }

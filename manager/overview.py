@@ -236,7 +236,7 @@ class Overview:
                 {
                     **{
                         key: row[key]
-                        for key in ("name", "state", "address", "address6", "since", "generation", "wanted")
+                        for key in ("name", "state", "address", "address6", "since", "generation", "wanted", "clock")
                     },
                     **{key: row[key] for key in ("refused", "version", "drain", "announces", "announced", "differs")},
                     **{key: _text(told.get(key)) for key in ("io", "mode", "rejected")},
@@ -256,7 +256,7 @@ class Overview:
         known = {entry.record.name: entry for entry in self._entries(AGENT)}
         found = [
             {
-                **{key: row[key] for key in ("name", "state", "address", "since", "refused")},
+                **{key: row[key] for key in ("name", "state", "address", "since", "refused", "clock")},
                 "backends": dict(+self._hosts.get(row["name"], Counter())),
             }
             for row in self._view.agents()
@@ -341,6 +341,9 @@ class Overview:
             yield f"BGP {_names(sessions)} not established"
         others = [p for p in problems if p.subject.startswith("mux ") and p.text.startswith(_OF_MUX)]
         yield from (f"{p.subject.removeprefix('mux ')} {p.text.partition(':')[0]}" for p in others[:NAMES_MAX])
+        clocks = [row["name"] for row in (*muxes, *hosts) if row.get("clock")]
+        if clocks:
+            yield f"{'clock' if len(clocks) == 1 else 'clocks'} of {_names(clocks)} not the manager's"
         without = [row["name"] for row in hosts if row["state"] == "no agent"]
         if without:
             yield f"no agent on {_names(without)}"
@@ -392,6 +395,8 @@ def _of_nodes(muxes: list[Row], hosts: list[Row]) -> Iterator[Problem]:
 
 
 def _of_node(kind: str, row: Row) -> Iterator[Problem]:
+    if row.get("clock"):
+        yield Problem("warn", f"{kind} {row['name']}", str(row["clock"]))
     words = _TROUBLE.get(row["state"])
     if words is None:
         return

@@ -227,6 +227,7 @@ class View:
             "refused": entry.refused,
             "left_out": dict(entry.left_out),
             "repaired": self._repaired(entry),
+            "clock": self._controller.skews.differs.get(entry.id),
             "version": entry.record.version,
             "clock_skew": None if entry.clock_skew is None else round(entry.clock_skew, 1),
             "certificate_expires": entry.expires,

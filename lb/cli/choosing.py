@@ -55,7 +55,7 @@ def _backend(row: Row) -> bool:
 
 
 def _node(row: Row) -> bool:
-    return row.get("state") != "ready" or bool(row.get("refused") or row.get("left_out") or row.get("repaired"))
+    return row.get("state") != "ready" or any(row.get(key) for key in ("refused", "left_out", "repaired", "clock"))
 
 
 def _mux(row: Row) -> bool:

@@ -136,6 +136,7 @@ def _node_note(row: Row) -> str | None:
         *(f"leaves out {cell(name)}: {cell(why)}" for name, why in (row.get("left_out") or {}).items()),
         cell(row["repaired"]) if row.get("repaired") else None,
         cell(row["differs"]) if row.get("differs") else None,
+        cell(row["clock"]) if row.get("clock") else None,
         cell(row["saturated"]) if row.get("saturated") else None,
         cell(row["drain"]) if row.get("drain") else None,
         cell(row["handover"]) if row.get("handover") else None,

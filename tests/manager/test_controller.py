@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from lb.cli import describe
+from lb.cli.tables import TABLES
 from lb.errors import AccessError, ConfigError, NotFoundError
 from lb.node.messages import HealthMessage, StatusMessage
 from manager.controller import Controller
+from manager.events import about
 from manager.metrics import ManagerCollector
+from manager.overview import Overview
 from manager.sqlite import SqliteStore
 from manager.store import StoreError
 from manager.view import View
@@ -382,6 +385,33 @@ async def test_what_operators_drain_is_a_figure_and_clear_names_stand_beside_the
         assert ends == [2e9, 2e9]
         await controller.drain_backend("web", "web-1", WHO, drain=False)
         await until(lambda: figures(controller)["lb_backend_drained", ("web", "web-1")] == 0)
+
+
+async def test_a_clock_that_differs_is_said_everywhere_and_so_is_its_end(tmp_path: Path) -> None:
+    async with running(tmp_path) as controller:
+        site = await served(controller, service())
+        view = View(controller)
+        entry = controller.hub.entries["agent:host1"]
+        said = "its clock is 3,600 s ahead of the manager's"
+        entry.clocks.extend([3600.0] * 30)
+        await until(lambda: controller.skews.differs == {"agent:host1": said})
+        (row,) = [row for row in view.agents() if row["name"] == "host1"]
+        assert row["clock"] == said
+        assert any(said in line for line in TABLES["agents"]([row], 80))
+        assert (said, True) in [
+            (event.text, event.bad) for event in controller.events.latest(9, about(["agent host1"]))
+        ]
+        overview = Overview(controller, view)
+        overview.refresh()
+        summary = overview.summary(overview.muxes(), overview.hosts())
+        assert "clock of host1 not the manager's" in summary["text"]
+        assert any((it["subject"], it["text"]) == ("agent host1", said) for it in summary["problems"])
+        assert figures(controller)["lb_node_clock_skew_seconds", ("agent", "host1")] == 3600
+        entry.clocks.extend([0.1] * 30)
+        await until(lambda: not controller.skews.differs)
+        texts = [event.text for event in controller.events.latest(9, about(["agent host1"]))]
+        assert "its clock agrees with the manager's again" in texts
+        assert len(site.hosts) == 3
 
 
 def figures(controller: Controller) -> dict[tuple[str, tuple[str, ...]], float]:
