@@ -435,3 +435,17 @@ async def test_joining_is_one_transaction_and_a_revoked_certificate_is_renewed_b
         assert [token.digest for token in await store.all_tokens()] == ["3"]
     finally:
         await store.close()
+
+
+async def test_who_took_over_stands_in_the_audit(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path)
+    try:
+        term = await store.take_over(7)
+        (line,) = await store.audit(9)
+    finally:
+        await store.close()
+    assert (line.who, line.what.startswith("took over: "), f"above term {term}" in line.what) == (
+        "lb-manager",
+        True,
+        True,
+    )
