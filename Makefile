@@ -33,7 +33,7 @@ help:
 	@echo 'make unit      the fast tests, no privilege needed'
 	@echo 'make sanitize  the native tests under the address and undefined-behaviour sanitizers'
 	@echo 'make check     format, lint, types, C warnings, who imports whom'
-	@echo 'make bench     how fast all is here, beside peers, into docs/benchmarks.md: 12 minutes; ONLY=peers: one part (root)'
+	@echo 'make bench     how fast all is here, beside peers, into docs/benchmarks.md: 15 minutes; ONLY=peers: one part (root)'
 	@echo 'make dist      wheel and source archive, in dist/'
 	@echo 'make fuzz      random packets for SECONDS=60, or as long as you say'
 	@echo 'make fuzz-node  random and mutated messages of a node to a manager, MESSAGES=10000 of each type'

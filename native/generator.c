@@ -18,7 +18,7 @@
 #define BATCH 64u       /* frames a system call when it goes as fast as it can */
 #define PACED_BATCH 16u /* at a steady rate: small bursts, as a NIC that moderates its interrupts makes them */
 #define LIVE_MIN (1u << 14) /* frames in one call, to begin with */
-#define LIVE_MAX (1u << 20)
+#define LIVE_MAX (1u << 22)
 #define LIVE_CALL_NS 150000000u /* a shorter call makes twice as many the next time */
 #define FRAME_MAX 2048u
 #define SOURCE_PORT 34u /* of the frame: behind 14 bytes of Ethernet and 20 of IPv4 */
@@ -143,10 +143,10 @@ static int send_frames(struct generator *generator, unsigned count, struct gener
 }
 
 /* A call waits for some RCU grace periods before it begins and after it ended: it should be long, but end in time. */
-static int run_live(struct generator *generator, double seconds, struct generator_result *out)
+static int run_live(struct generator *generator, double seconds, double rate, struct generator_result *out)
 {
 	uint64_t start = now_ns(), end = start + (uint64_t)(seconds * 1e9), before = live_frames_made(&generator->live);
-	int error = 0;
+	int error = live_frames_pace(&generator->live, rate);
 
 	for (uint64_t now = start; now < end && !error;) {
 		uint64_t called = now;
@@ -172,7 +172,7 @@ int generator_run(struct generator *generator, double seconds, double rate, stru
 
 	*out = (struct generator_result){ .sent = 0 };
 	if (generator->kind == GENERATOR_LIVE)
-		return rate > 0 ? -EINVAL : run_live(generator, seconds, out);
+		return run_live(generator, seconds, rate, out);
 	for (; now < end && !error; now = now_ns()) {
 		if ((double)now < due)
 			continue;

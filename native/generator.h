@@ -6,7 +6,8 @@
  *
  * GENERATOR_SOCKET: an AF_PACKET socket that passes by the queueing discipline, 64 frames a system call.  The receiver's
  * share of the work runs inside our calls and holds it below a million a second.
- * GENERATOR_LIVE: the kernel makes the frames (bpf/live_frames.h), several times as many.  Knows no rates.
+ * GENERATOR_LIVE: the kernel makes the frames (bpf/live_frames.h), several times as many.  There are pauses of some
+ * milliseconds, which a rate does not make up for.
  */
 #ifndef VIPMUX_GENERATOR_H
 #define VIPMUX_GENERATOR_H

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The routers of ``lb bench control``: BIRD 2, each in a namespace of its own and with a BGP session to every MUX.
+"""The routers of ``lb bench control`` and ``lb bench overload``: BIRD 2, with a BGP session to every MUX.
 
-Owned by :class:`lb.bench.control_fleet.Fleet`, which makes the namespaces and the processes. What counts as announced
-is what BIRD says of each session, prefix by prefix; nothing is written to a kernel, whose routes nobody would ask for.
+Each is in a namespace of its own; whoever uses one makes namespace and process. What counts as announced is what BIRD
+says of each session, prefix by prefix; nothing is written to a kernel, whose routes nobody would ask for.
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ def programs() -> tuple[str, str] | None:
     return (bird, birdc) if bird is not None and birdc is not None else None
 
 
-def bgp_settings() -> BgpSettings:
+def bgp_settings(names: Collection[str] = tuple(ROUTERS), hold: int = HOLD) -> BgpSettings:
     """Of each MUX. Its stop is no part of the measurement, so it waits for nobody."""
-    peers = (BgpPeer(name, IPv4Address(address), ROUTER_ASN, (BgpFamily.IPV4,)) for name, address in ROUTERS.items())
-    return BgpSettings(MUX_ASN, tuple(peers), hold=HOLD, shutdown=0.0)
+    peers = (BgpPeer(name, IPv4Address(ROUTERS[name]), ROUTER_ASN, (BgpFamily.IPV4,)) for name in names)
+    return BgpSettings(MUX_ASN, tuple(peers), hold=hold, shutdown=0.0)
 
 
 class Router:
     """One BIRD: what it is told and asked. ``muxes``: addresses by name."""
 
-    def __init__(self, name: str, directory: Path, muxes: Mapping[str, str], vips: IPv4Network) -> None:
+    def __init__(
+        self, name: str, directory: Path, muxes: Mapping[str, str], vips: IPv4Network, hold: int = HOLD
+    ) -> None:
         found = programs()
         if found is None:
             raise IoError(ABSENT)
@@ -53,6 +55,7 @@ class Router:
         self._directory = directory
         self._muxes = muxes
         self._vips = vips
+        self._hold = hold
 
     def command(self) -> list[str | Path]:
         """What runs in the router's namespace."""
@@ -77,7 +80,7 @@ class Router:
                 f"protocol bgp {mux} {{",
                 f"  local {own} as {ROUTER_ASN};",
                 f"  neighbor {address} as {MUX_ASN};",
-                f"  passive on; hold time {HOLD};",
+                f"  passive on; hold time {self._hold};",
                 "  ipv4 { import filter vips; export none; };",
                 "}",
             ]

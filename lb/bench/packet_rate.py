@@ -27,21 +27,18 @@ from lb import netns
 from lb.bench.machine import commit_name, cpu_name
 from lb.bench.stage import (
     NICE,
-    Daemon,
+    MuxDaemon,
     Stage,
     add_namespace,
     ended_by_signals,
     first_in_line,
-    lift_session,
     load_rules,
     needs,
     ticks,
-    wait,
 )
-from lb.config_text import format_config
 from lb.dataplane import Generator, GeneratorKind, Sent
 from lb.errors import DataplaneError, IoError
-from lb.model import Backend, IoMode, MuxConfig, MuxSettings, PortRange, Protocol, Service
+from lb.model import Backend, IoMode, MuxSettings, PortRange, Protocol, Service
 
 T = TypeVar("T")
 
@@ -246,9 +243,7 @@ class RateStage(Stage):
         self._wire()
         self._arrivals = self._resources.enter_context(netns.inside(self._sink_ns, open_counters))
         self._thread = self._resources.enter_context(
-            ThreadPoolExecutor(
-                1, "generator", initializer=_settle_thread, initargs=(self._generator_ns, self._cores[0])
-            )
+            ThreadPoolExecutor(1, "generator", initializer=settle_thread, initargs=(self._generator_ns, self._cores[0]))
         )
         self._steady = self._open_generator(GeneratorKind.SOCKET)
         self._fastest, self.source = self._open_fastest()
@@ -367,22 +362,13 @@ class MuxStage(RateStage):
         )
 
     def _start(self) -> None:
-        path = self.directory / "mux.toml"
-        path.write_text(format_config(MuxConfig(self._settings, (_service(),))))
         cpus = ",".join(map(str, _cpus_of_workers(self._cores, self._settings.workers)))
         prefix = ("taskset", "-c", cpus, "nice", "-n", str(NICE))
-        log = self.directory / "log"
-        self._mux = self._keep(Daemon(self._middle, "lb.mux.daemon", ["--config", path], log, prefix))
-        lift_session(self._mux.process.pid, NICE)
-        wait(lambda: self._row().get("state") == "ready", "lb-mux to be ready")
-
-    def _row(self) -> dict[str, Any]:
-        """What ``lb get muxes`` shows of it; empty while it is not there."""
-        return self._mux.row(Path(self._settings.state_dir) / "mux.sock", "muxes")
+        self._mux = self._keep(MuxDaemon(self._middle, self._settings, (_service(),), prefix=prefix))
+        self._mux.wait_ready()
 
     def mode(self) -> str:
-        """The I/O mode obtained, in words."""
-        return str(self._row()["mode"])
+        return self._mux.mode
 
     def last_words(self) -> str:
         return self._mux.last_words()
@@ -429,13 +415,18 @@ def rules_addresses() -> tuple[str, str]:
 
 def _frame() -> bytes:
     """From the client to the VIP, as its router would hand it to the MUX."""
+    return udp_frame((_CLIENT_MAC, _MUX_IN_MAC), (_CLIENT, _VIP), _PORT)
+
+
+def udp_frame(macs: tuple[str, str], addresses: tuple[str, str], port: int) -> bytes:
+    """Of :data:`FRAME_BYTES`; addresses are source and destination, the generator writes the source port."""
     length = FRAME_BYTES - 14
-    udp = struct.pack("!HHHH", 0, _PORT, length - 20, 0)
-    addresses = IPv4Address(_CLIENT).packed + IPv4Address(_VIP).packed
-    header = struct.pack("!BBHHHBBH", 0x45, 0, length, 0, 0x4000, 64, 17, 0) + addresses
+    udp = struct.pack("!HHHH", 0, port, length - 20, 0)
+    packed = b"".join(IPv4Address(address).packed for address in addresses)
+    header = struct.pack("!BBHHHBBH", 0x45, 0, length, 0, 0x4000, 64, 17, 0) + packed
     total: int = sum(struct.unpack("!10H", header))
     checksum = ~(total + (total >> 16)) & 0xFFFF
-    ethernet = bytes.fromhex((_MUX_IN_MAC + _CLIENT_MAC).replace(":", "")) + b"\x08\x00"
+    ethernet = bytes.fromhex((macs[1] + macs[0]).replace(":", "")) + b"\x08\x00"
     return (ethernet + header[:10] + checksum.to_bytes(2) + header[12:] + udp).ljust(FRAME_BYTES, b"\0")
 
 
@@ -451,7 +442,7 @@ def merge_received(interface: str) -> None:
         fcntl.ioctl(any_socket, _SIOCETHTOOL, struct.pack("16sP16x", interface.encode(), ctypes.addressof(value)))
 
 
-def _settle_thread(namespace: str, cpu: int) -> None:
+def settle_thread(namespace: str, cpu: int) -> None:
     """Of the generator: namespace, core and priority are the thread's own."""
     netns.enter(namespace)
     os.sched_setaffinity(0, {cpu})

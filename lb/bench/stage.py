@@ -21,8 +21,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from lb import netns
+from lb.config_text import format_config
 from lb.control import request
 from lb.errors import ControlError, FeatureError, IoError, PrivilegeError
+from lb.model import BgpSettings, MuxConfig, MuxSettings, Service
 from lb.privileges import Capability, missing
 
 ProgramT = TypeVar("ProgramT", bound="Program")
@@ -197,6 +199,41 @@ class Daemon(Program):
         except ControlError:
             return {}
         return found
+
+
+class MuxDaemon(Daemon):
+    """A real ``lb-mux``, on a file of its own beside its state directory."""
+
+    def __init__(
+        self,
+        namespace: str,
+        settings: MuxSettings,
+        services: Iterable[Service],
+        *,
+        bgp: BgpSettings | None = None,
+        prefix: Iterable[str] = (),
+    ) -> None:
+        state = Path(settings.state_dir)
+        path = state.with_suffix(".toml")
+        path.write_text(format_config(MuxConfig(settings, tuple(services), bgp=bgp)))
+        super().__init__(namespace, "lb.mux.daemon", ["--config", path], state.with_suffix(".log"), prefix)
+        lift_session(self.process.pid)
+        self._socket = state / "mux.sock"
+
+    def wait_ready(self) -> None:
+        wait(lambda: self.status().get("state") == "ready", "lb-mux to be ready")
+
+    def status(self) -> dict[str, Any]:
+        """What ``lb get muxes`` shows of it; empty while it is not there."""
+        return self.row(self._socket, "muxes")
+
+    @property
+    def mode(self) -> str:
+        """The I/O mode obtained, in words."""
+        return str(self.status()["mode"])
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
 
 
 def memory_directory(prefix: str) -> tempfile.TemporaryDirectory[str]:

@@ -271,6 +271,35 @@ def latency(*, io: str, seconds: float, as_json: bool) -> None:
     click.echo(f"{result.cpu}, commit {result.commit}")
 
 
+@command.command("overload", epilog=example("lb bench overload --io tun --seconds 5"))
+@_io_option
+@click.option(
+    "--times",
+    type=click.FloatRange(0.1, 100),
+    multiple=True,
+    default=(1.0, 2.0, 4.0),
+    show_default=True,
+    help="Of what it can take, a step each; may be repeated.",
+)
+@_seconds(8.0, 1, "Of each step.")
+@output_option
+def overload(*, io: str, times: tuple[float, ...], seconds: float, as_json: bool) -> int:
+    """Measure what a MUX loses when more comes than it can take, where, and what it does not lose. Needs root.
+
+    One VIP is flooded while a client asks another, and a router (BIRD, where it is installed) has a BGP session.
+    Exits 1 if the session fell.
+    """
+    from lb.bench.overload import bench_overload, lines  # noqa: PLC0415  brings the extension
+    from lb.model import IoMode  # noqa: PLC0415
+
+    result = bench_overload(io=IoMode(io), seconds=seconds, factors=times)
+    if as_json:
+        print_json(result.as_dict())
+    else:
+        click.echo("\n".join(lines(result)))
+    return 0 if result.sound else 1
+
+
 @command.command("peers", epilog=example("lb bench peers --only direct --only nft-dnat --only vipmux-packet"))
 @click.option("--only", multiple=True, metavar="WAY", help="Not all ways, but this one; may be repeated.")
 @click.option(

@@ -148,7 +148,7 @@ class Generator(Closable):
         )
 
     def run(self, seconds: float, rate: float = 0.0) -> Sent:
-        """Takes this thread's core for so long; ``rate`` in packets per second (SOCKET alone), 0: as many as go."""
+        """Takes this thread's core for so long; ``rate`` in packets per second, 0: as many as go."""
         raw = ffi.new("struct generator_result *")
         check(c.generator_run(self._c, seconds, rate, raw), "The packet generator cannot send")
         return Sent(raw.sent, raw.refused, raw.elapsed_ns / 1e9)

@@ -21,7 +21,9 @@ struct live_frames {
  */
 int live_frames_open(struct live_frames *live, int ifindex, const uint8_t *frame, uint32_t length, uint16_t first_port,
 		     uint32_t flows);
-/* Makes so many frames, in the caller's network namespace, which must be the interface's. */
+/* Frames per second from now on, 0: as many as go.  None runs meanwhile. */
+int live_frames_pace(struct live_frames *live, double rate);
+/* Makes so many frames, or fewer where a rate holds it back, in the caller's network namespace, which must be the interface's. */
 int live_frames_run(struct live_frames *live, uint32_t count);
 /* How many were made; a receiver that was full dropped some of them. */
 uint64_t live_frames_made(const struct live_frames *live);

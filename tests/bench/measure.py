@@ -15,6 +15,8 @@ ANSWERS = ROOT / "docs" / "benchmarks"
 LB = Path(sys.executable).parent / "lb"
 
 Answer = dict[str, Any]
+#: No command takes so long, seconds; the longest, of all ways beside peers, some five minutes.
+LONGEST = 1200
 
 #: Of the sections, with what is compared in the shorter ones.
 SHORT = ("direct", "nft-dnat", "haproxy", "vipmux-xdp", "vipmux-packet", "vipmux-tun")
@@ -51,19 +53,25 @@ def peers_words(*, part: str, rounds: int, offloads: str = "on", only: tuple[str
     return ["peers", "--part", part, "--rounds", str(rounds), "--offloads", offloads, *realtime, *chosen]
 
 
-#: Section -> words of its command; "pipeline" has one command for each point.
+#: Section -> words of its command; "overload" and "pipeline" have several.
 PEERS: dict[str, list[str]] = {
     "peers": peers_words(part="http", rounds=5),
     "peers-offloads-off": peers_words(part="http", rounds=3, offloads="off", only=SHORT),
     "packets": peers_words(part="packets", rounds=5),
     "load": peers_words(part="load", rounds=3, only=SHORT),
 }
-SECTIONS = (*PEERS, "pipeline")
+#: Of overload, one command for each I/O mode.
+MODES = ("packet", "xdp", "tun")
+SECTIONS = (*PEERS, "overload", "pipeline")
 
 
 def run(words: list[str]) -> Answer:
     """The answer of a command; what it says meanwhile goes to the terminal."""
-    done = subprocess.run([LB, "bench", *words, "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    argv: list[str | Path] = [LB, "bench", *words, "--json"]
+    try:
+        done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=False, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        raise SystemExit(f"{command(*words)} did not end within {LONGEST} s") from None
     if not done.stdout:
         raise SystemExit(f"{command(*words)} failed with {done.returncode}")
     answer: Answer = json.loads(done.stdout)
@@ -90,10 +98,25 @@ def pipeline(say: Callable[[str], None]) -> Answer:
     return {"curves": curves}
 
 
+def overload_words(io: str) -> list[str]:
+    return ["overload", "--io", io, "--seconds", "8"]
+
+
+def overload(say: Callable[[str], None]) -> Answer:
+    """Of every I/O mode."""
+    modes: dict[str, Answer] = {}
+    for io in MODES:
+        say(command(*overload_words(io)))
+        modes[io] = run(overload_words(io))
+    return {"modes": modes}
+
+
 def section(name: str, say: Callable[[str], None]) -> None:
     """Measures it and keeps the answer."""
-    answer = pipeline(say) if name == "pipeline" else run(PEERS[name])
-    for part in (answer, *(point for points in answer.get("curves", {}).values() for point in points)):
+    several = {"pipeline": pipeline, "overload": overload}.get(name)
+    answer = several(say) if several is not None else run(PEERS[name])
+    points = [point for points in answer.get("curves", {}).values() for point in points]
+    for part in (answer, *points, *answer.get("modes", {}).values()):
         part.pop("commit", None)  # the page's own commit would make it wrong at once
     ANSWERS.mkdir(exist_ok=True)
     (ANSWERS / f"{name}.json").write_text(json.dumps(answer, indent=1) + "\n")

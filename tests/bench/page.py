@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lb.bench.peers import TABLES, Figure, cell
-from tests.bench.measure import CURVES, PEERS, ROOT, Answer, command, pipeline_words
+from tests.bench.measure import CURVES, PEERS, ROOT, Answer, command, overload_words, pipeline_words
 from tests.bench.plots import NAMES
 
 PAGE = ROOT / "docs" / "benchmarks.md"
@@ -14,7 +14,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
 
-Made by `sudo make bench` (about twelve minutes on two cores), which writes this page, its plots and the
+Made by `sudo make bench` (about fifteen minutes on two cores), which writes this page, its plots and the
 [answers](benchmarks/) that both are drawn from. `sudo make bench ONLY=peers` measures one section anew:
 {sections}. What each figure means and how it is taken stands in [performance](performance.md).
 
@@ -28,6 +28,7 @@ TITLES = {
     "peers-offloads-off": "Beside peers, offloads of the links off",
     "packets": "Packets per second",
     "load": "Latency by load",
+    "overload": "More than it can take",
     "pipeline": "The pipeline alone",
 }
 TEXTS = {
@@ -36,6 +37,10 @@ TEXTS = {
     "packets": "Frames of 60 bytes from a generator on one core; the load balancer on another, except what forwards in"
     "\nthe kernel, which does so on the generator's.",
     "load": "Requests over kept connections by wrk, each with one request under way.",
+    "overload": "One VIP is flooded at the rate that the MUX forwards at most, twice and four times that, while a"
+    "\nclient asks another VIP and a router has a BGP session with the MUX (hold time 3 s). MUX and its BGP have one"
+    "\ncore, the generator and the links' receive side the other, which is why not all that is wanted always comes."
+    "\n*Ring*: lost before a worker saw them; *shed*: dropped by choice, of the VIP that is flooded.",
     "pipeline": "Packets in memory, on one core: no system call, no interface. `hit`: known flows; `flood`: a SYN of a"
     "\nnew flow each; `stateless`: no flow table. Curves over services and backends have 100,000 flows.",
 }
@@ -46,6 +51,9 @@ PLOTS = {
         ("transfers", "Downloads and uploads, by way"),
     ),
     "packets": (("packets", "Packets per second and CPU for each, by way"),),
+    "overload": (
+        ("overload", "What becomes of packets at one, two and four times of what a MUX can take, by I/O mode"),
+    ),
     "load": (("load", "Median and 99th percentile of a request by number of connections"),),
     "pipeline": (("pipeline", "Nanoseconds per packet by flows, services and backends"),),
 }
@@ -61,7 +69,8 @@ def text(answers: dict[str, Answer]) -> str:
         if name not in answers:
             parts.append(f"## {title}\n\nNot measured yet: `sudo make bench ONLY={name}`.\n")
             continue
-        body = _pipeline(answers[name]) if name == "pipeline" else _peers(name, answers[name])
+        several = {"pipeline": _pipeline, "overload": _overload}.get(name)
+        body = several(answers[name]) if several is not None else _peers(name, answers[name])
         plots = "\n\n".join(f"![{words}](images/bench-{plot}.svg)" for plot, words in PLOTS.get(name, ()))
         parts.append("\n\n".join(filter(None, (f"## {title}", TEXTS[name], plots, body))) + "\n")
     return "\n".join(parts)
@@ -87,6 +96,40 @@ def _peers(name: str, answer: Answer) -> str:
     )
     said.append(f"{answer['cpu']}, {answer['kernel']}, {answer['date']}; {answer['rounds']} rounds, {others}.")
     # What whoever measured has to say of it by hand; it goes with the answer when that is measured anew.
+    if "remark" in answer:
+        said.append(answer["remark"])
+    return "\n\n".join(said)
+
+
+def _overload(answer: Answer) -> str:
+    modes: dict[str, Answer] = answer["modes"]
+    said = ["```\n" + "\n".join(f"sudo {command(*overload_words(io))}" for io in modes) + "\n```"]
+    rates = [["thousand packets per second", "offered", "came", "forwarded", "ring", "shed", "first lost"]]
+    rest = [
+        ["beside it", "answers, median ms", "slowest", "on a new connection", "failed", "control's CPU", "BGP session"]
+    ]
+    for io, measured in modes.items():
+        for step in measured["steps"]:
+            name = f"{io}, {step['factor']:g} times"
+            figures = (step[key] / 1e3 for key in ("offered", "arrived", "forwarded", "ring", "shed"))
+            rates.append([name, *(f"{figure:,.0f}" for figure in figures), ", ".join(step["first"]) or "-"])
+            asked = (step["kept_p50_ms"], step["kept_slowest_ms"], step["new_slowest_ms"])
+            failed = f"{step['failed']} of {step['requests'] + step['failed']}"
+            rest.append(
+                [
+                    name,
+                    *(f"{ms:,.0f}" if ms >= 10 else f"{ms:.2f}" for ms in asked),
+                    failed,
+                    f"{step['control_cpu']:.1%}",
+                    step["session"],
+                ]
+            )
+    first, *_ = modes.values()
+    takes = ", ".join(f"{io} {measured['capacity'] / 1e3:,.0f}" for io, measured in modes.items())
+    said += [markdown(rates), f"At most they forward, in thousand packets per second: {takes}.", markdown(rest)]
+    steal = max(step["steal"] for measured in modes.values() for step in measured["steps"])
+    taken = f"steps of {first['seconds']:g} s; {first['router']}; steal up to {steal:.1%}"
+    said.append(f"{first['cpu']}, {first['kernel']}; {taken}.")
     if "remark" in answer:
         said.append(answer["remark"])
     return "\n\n".join(said)

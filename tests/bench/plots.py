@@ -193,6 +193,34 @@ def packets(answers: dict[str, Answer]) -> Figure:
     return figure
 
 
+def overload(answers: dict[str, Answer]) -> Figure:
+    """Of what was offered: forwarded, shed, lost in the ring, and before the MUX."""
+    steps = [(io, step) for io, one in answers["overload"]["modes"].items() for step in one["steps"]]
+    figure, (axes,) = panels(1, len(steps), 8.4)
+    names = [f"{io}, {step['factor']:g} x" for io, step in steps]
+    rows(axes, names, named=True)
+    for label in axes.get_yticklabels():
+        label.set_color(INK)
+    left = [0.0] * len(steps)
+    for what, words, shade in (
+        ("forwarded", "forwarded", OURS),
+        ("shed", "shed by choice", "#b8860b"),
+        ("ring", "lost in the ring", OTHERS),
+    ):
+        widths = [step[what] / 1e6 for _, step in steps]
+        axes.barh(range(len(steps)), widths, left=left, height=0.58, color=shade, alpha=0.85, linewidth=0, label=words)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    most = max(left)
+    for at, (_, step) in enumerate(steps):
+        slowest = max(step["kept_slowest_ms"], step["new_slowest_ms"])
+        axes.text(left[at] + most * 0.02, at, f"{slowest:,.0f} ms", va="center", fontsize=9.5)
+    axes.set_xlim(0, most * 1.16)
+    axes.set_title("More than a MUX can take; beside it the slowest answer of another VIP", pad=26)
+    axes.set_xlabel("million packets per second that came to the MUX")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, frameon=False, fontsize=9.5, borderaxespad=0.2)
+    return figure
+
+
 # ---- curves ----
 
 
@@ -291,5 +319,6 @@ PLOTS: tuple[tuple[str, str, Callable[[dict[str, Answer]], Figure]], ...] = (
     ("peers", "transfers", transfers),
     ("packets", "packets", packets),
     ("load", "load", load),
+    ("overload", "overload", overload),
     ("pipeline", "pipeline", pipeline),
 )

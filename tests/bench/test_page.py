@@ -70,9 +70,50 @@ def test_every_curve_is_a_table() -> None:
     assert "| hit, IPv6 | 40 [38-45] |" in text
 
 
+STEP: dict[str, Any] = {
+    "factor": 2.0,
+    "offered": 2e6,
+    "arrived": 1.9e6,
+    "forwarded": 9e5,
+    "ring": 1e5,
+    "shed": 9e5,
+    "steal": 0.01,
+    "kept_p50_ms": 1.25,
+    "kept_slowest_ms": 412.0,
+    "new_slowest_ms": 1033.0,
+    "requests": 320,
+    "failed": 1,
+    "first": ["ring after 0.1 s"],
+    "worker_cpu": 0.9,
+    "control_cpu": 0.023,
+    "session": "stayed",
+}
+OVERLOAD: dict[str, Any] = {
+    "modes": {
+        io: {
+            "capacity": 1e6,
+            "steps": [STEP],
+            "seconds": 8.0,
+            "cpu": "a processor",
+            "kernel": "Linux 6.1",
+            "router": "BIRD",
+        }
+        for io in measure.MODES
+    }
+}
+
+
+def test_overload_says_what_was_lost_where_and_what_was_not() -> None:
+    text = page.text({"overload": OVERLOAD})
+    assert "| tun, 2 times | 2,000 | 1,900 | 900 | 100 | 900 | ring after 0.1 s |" in text
+    assert "| xdp, 2 times | 1.25 | 412 | 1,033 | 1 of 321 | 2.3% | stayed |" in text
+    assert "sudo lb bench overload --io packet --seconds 8" in text
+
+
 def test_plots_are_of_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr(plots, "IMAGES", tmp_path)
-    assert plots.draw({"peers": PEERS, "pipeline": PIPELINE}) == ["peers", "cpu", "transfers", "pipeline"]
+    answers = {"peers": PEERS, "overload": OVERLOAD, "pipeline": PIPELINE}
+    assert plots.draw(answers) == ["peers", "cpu", "transfers", "overload", "pipeline"]
     drawn = (tmp_path / "bench-peers.svg").read_text()
     assert re.search(r">\s*vipmux tun\s*<", drawn)
     assert plots.draw({}) == []

@@ -95,6 +95,21 @@ def test_latency_answers_as_the_contract_says_and_no_request_waits_for_a_timer(i
 
 
 @pytest.mark.lab
+def test_overload_tells_what_is_lost_where_and_that_the_session_is_not() -> None:
+    process = start("overload", "--io", "tun", "--times", "3", "--seconds", "4", "--json")
+    out, error = finish(process)
+    assert process.returncode == 0, error
+    answer: dict[str, Any] = json.loads(out)
+    assert answer["capacity"] > 1000
+    (step,) = answer["steps"]
+    assert (step["factor"], step["session"]) == (3, "stayed")
+    assert step["offered"] >= step["arrived"] * 0.9 > 0
+    assert step["requests"] > 0
+    assert 0 < step["control_cpu"] < step["worker_cpu"] < 1.1
+    assert left_by(process.pid) == []
+
+
+@pytest.mark.lab
 def test_all_measurements_come_in_one_table() -> None:
     out, error = finish(start("all", "--flows", "10000", "--seconds", "1"))
     first, *rows = out.splitlines()
