@@ -14,17 +14,28 @@ from pathlib import Path
 
 import pytest
 
+from lb.model import IoMode
 from tests.lab import netns
 from tests.lab.pace import allowed
 from tests.lab.prediction import choices
 from tests.lab.process import Process, wait_for
-from tests.lab.services import FILES_VIP, LOAD_PORT, LOAD_VIP, WEB_VIP
+from tests.lab.services import FILES_VIP, LOAD_PORT, LOAD_VIP, WEB_VIP, files, load, web
 from tests.lab.topology import PROGRAMS, Lab, Node
 from tests.lab.traffic import Capture, KeepAlive, checksum, download, requests
 
 pytestmark = pytest.mark.lab
 
 VIPS = (WEB_VIP, FILES_VIP, LOAD_VIP)
+#: Tests in which nothing depends on how packets come in.
+ONE_MODE = pytest.mark.parametrize("lab", [IoMode.PACKET], ids=["packet"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=[IoMode.PACKET, IoMode.XDP, IoMode.TUN], ids=lambda io: io.value)
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Two MUXes, three hosts, every service on every host, over each I/O mode."""
+    with Lab(io=request.param) as started:
+        started.start((web(started.hosts), files(started.hosts), load(started.hosts)))
+        yield started
 
 
 def received_packets(namespace: str) -> int:
@@ -126,6 +137,7 @@ def test_planned_stop_of_a_mux_loses_no_request(all_running: Lab) -> None:
     assert [flow for flow in keep_alive.stop() if flow.broken] == []
 
 
+@ONE_MODE
 def test_mux_own_port_works_while_lb_mux_starts_reloads_dies_and_returns(all_running: Lab) -> None:
     """A listener on the MUX's own address stands in for its SSH and BGP."""
     lab = all_running
@@ -155,6 +167,7 @@ def test_mux_own_port_works_while_lb_mux_starts_reloads_dies_and_returns(all_run
     listener.stop()
 
 
+@ONE_MODE
 def test_clean_stop_of_a_mux_leaves_nothing(all_running: Lab) -> None:
     lab = all_running
     mux = lab.muxes[0]
@@ -168,6 +181,7 @@ def test_clean_stop_of_a_mux_leaves_nothing(all_running: Lab) -> None:
     lab.start_mux(mux)
 
 
+@ONE_MODE
 def test_stopping_killing_and_starting_an_agent_cuts_no_connection(all_running: Lab) -> None:
     lab = all_running
     translated = KeepAlive(lab, WEB_VIP, 80, count=30).start()
@@ -182,6 +196,7 @@ def test_stopping_killing_and_starting_an_agent_cuts_no_connection(all_running: 
     assert [flow for flow in [*translated.stop(), *plain.stop()] if flow.broken] == []
 
 
+@ONE_MODE
 def test_agent_cleanup_leaves_the_host_as_it_was(all_running: Lab) -> None:
     lab = all_running
     host = lab.hosts[2]
@@ -204,5 +219,6 @@ def test_agent_cleanup_leaves_the_host_as_it_was(all_running: Lab) -> None:
     assert requests(lab, f"http://{WEB_VIP}/", 100)["failed"] == 0
 
 
+@ONE_MODE
 def test_everything_serves_after_all_this(all_running: Lab) -> None:
     assert download(all_running, f"http://{FILES_VIP}/big") == checksum(all_running.big_file)

@@ -193,6 +193,22 @@ class Stage:
         with inside(self.host, _open_tap) as opened:
             yield Tap(opened)
 
+    def many_flows_arrive(self, clients: int = 40) -> dict[str, Any]:
+        """Five datagrams of each of so many clients to the VIP: all arrive, and each flow is known to one worker alone.
+        Returns the row."""
+        with self.tap() as tap:
+            for number in range(clients):
+                with self.udp_client() as client:
+                    client.bind((CLIENT, 20_000 + number))
+                    for _ in range(5):
+                        client.sendto(b"question", (VIP, 53))
+            assert len(tap.take(clients * 5)) == clients * 5
+        row = self.row()
+        assert row["forwarded"] == clients * 5
+        assert row["flows"] == clients
+        assert row["received"] == row["forwarded"] + row["passed"] + row["replied"] + row["dropped"]
+        return row
+
     def mac(self, name: str) -> bytes:
         return bytes.fromhex(json.loads(ip("-j", "-n", name, "link", "show", "eth0"))[0]["address"].replace(":", ""))
 

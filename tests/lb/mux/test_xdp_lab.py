@@ -13,7 +13,7 @@ from lb.mux.mode import TOGETHER
 from tests.lab.netns import ip
 from tests.lab.pace import allowed
 from tests.lab.process import wait_for
-from tests.lb.mux.stage import CLIENT, DNS, MUX, READY, VIP, Stage
+from tests.lb.mux.stage import DNS, MUX, READY, VIP, Stage
 
 pytestmark = pytest.mark.lab
 
@@ -51,32 +51,18 @@ def serves(stage: Stage) -> bool:
         return len(tap.take(1, seconds=0.5)) == 1
 
 
-def many_flows_arrive(stage: Stage, clients: int = 40) -> None:
-    with stage.tap() as tap:
-        for number in range(clients):
-            with stage.udp_client() as client:
-                client.bind((CLIENT, 20_000 + number))
-                for _ in range(5):
-                    client.sendto(b"question", (VIP, 53))
-        assert len(tap.take(clients * 5)) == clients * 5
-    row = stage.row()
-    assert row["forwarded"] == clients * 5
-    assert row["flows"] == clients
-    assert row["received"] == row["forwarded"] + row["passed"] + row["replied"] + row["dropped"]
-
-
 def test_a_worker_has_a_socket_for_each_of_its_queues(two_queues: Stage) -> None:
     two_queues.start(DNS)
     assert two_queues.row()["mode"] == f"AF_XDP: native, copying, 2 queues; {TOGETHER}"
-    many_flows_arrive(two_queues)
+    two_queues.many_flows_arrive()
 
 
 def test_each_of_two_workers_has_a_queue_of_its_own(two_queues: Stage) -> None:
     two_queues.settings = replace(two_queues.settings, workers=2)
     two_queues.start(DNS)
     assert two_queues.row()["io"] == "xdp"
-    many_flows_arrive(two_queues)
-    assert all(worker["received"] for worker in two_queues.row()["workers"])
+    row = two_queues.many_flows_arrive()
+    assert all(worker["received"] for worker in row["workers"])
 
 
 def receive_offload(stage: Stage) -> bool:
