@@ -164,10 +164,14 @@ def _explained(found: list[_Found]) -> list[_Found]:
     """Without those that others explain, which tell of them instead. The deepest explains first."""
     deep = sorted(found, key=lambda one: (-one.depth, _RANK[one.finding.severity], one.finding.cause is None))
     kept: list[_Found] = []
+    concerned: dict[str, list[_Found]] = {}  # those kept, by what they are about: of many few have to do with one
     for one in deep:
-        reason = next((other for other in kept if _explains(other, one)), None) or _together(kept, one)
+        near = list({id(other): other for name in _topics(one) for other in concerned.get(name, ())}.values())
+        reason = next((other for other in near if _explains(other, one)), None) or _together(near, one)
         if reason is None:
             kept.append(one)
+            for name in one.about:
+                concerned.setdefault(name, []).append(one)
         else:
             reason.explains.append(one.finding)
     return kept
@@ -189,12 +193,12 @@ def _may_explain(cause: _Found, other: _Found) -> bool:
     return True
 
 
-def _together(kept: Sequence[_Found], other: _Found) -> _Found | None:
+def _together(near: Sequence[_Found], other: _Found) -> _Found | None:
     """A fault of which several causes are each the reason of a part: the first of them tells of it."""
     topics = _topics(other)
     if other.depth not in (_Depth.VIEW, _Depth.MUX) or len(topics) < 2:
         return None
-    reasons = [one for one in kept if one.finding.severity is Severity.FAULT and one.about & topics]
+    reasons = [one for one in near if one.finding.severity is Severity.FAULT]
     if other.depth is _Depth.MUX:
         reasons = [one for one in reasons if _may_explain(one, other)]
     covered: frozenset[str] = frozenset().union(*(one.about for one in reasons))
