@@ -49,6 +49,13 @@ def test_every_check_has_its_line_in_the_documentation() -> None:
     assert checks - set(re.findall(r"`(\w+)`", page)) == set()
 
 
+def test_every_cause_stands_in_the_documentation() -> None:
+    files = [path.read_text() for path in (ROOT / "lb" / "doctor").glob("*.py")]
+    causes = {name for text in files for name in re.findall(r'\bcause="(\w+)"', text)}
+    assert {"vip_missing", "daemon_down"} <= causes
+    assert causes - set(re.findall(r"`(\w+)`", (ROOT / "docs" / "doctor.md").read_text())) == set()
+
+
 def test_the_verdict_counts_and_the_worst_comes_first() -> None:
     found = [Finding("a", severity, "x") for severity in (OK, WARNING, FAULT, OK, UNKNOWN, FAULT)]
     assert verdict(found) == "2 faults, 1 warning, 1 not looked at, 2 checks fine"
