@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy import bundle
 from tests.lab.environments import keep
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -132,6 +133,24 @@ def test_the_source_archive_holds_every_file_of_the_project(sdist: Path) -> None
     left_out = {name for name in tracked() if not name.startswith((".ci/", ".git"))} - found
     assert left_out == set()
     assert {name for name in found if name.endswith((".so", ".o", ".pyc"))} == set()
+
+
+def test_the_bundle_installs_with_nothing_else_and_its_checksums_are_right(wheel: Path, tmp_path: Path) -> None:
+    """Here for the Python that the tests run in."""
+    archive = bundle.make(wheel, tmp_path / "out", f"{sys.version_info[0]}.{sys.version_info[1]}")
+    run("sha256sum", "--check", f"{archive.name}.sha256", cwd=archive.parent)
+    run("tar", "-xf", archive, "-C", tmp_path)
+    top = tmp_path / f"vipmux-{version('vipmux')}"
+    run("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=top)
+    listed = {line.split("  ", 1)[1] for line in (top / "SHA256SUMS").read_text().splitlines()}
+    assert listed == {str(path.relative_to(top)) for path in top.rglob("*") if path.is_file()} - {"SHA256SUMS"}
+    assert {"routers/frr.conf", "prometheus/vipmux-alerts.yml", "grafana/vipmux.json", "docs/install.md"} <= listed
+    venv.create(tmp_path / "env", with_pip=True)
+    pip = [tmp_path / "env" / "bin" / "python", "-m", "pip", "--isolated", "--disable-pip-version-check"]
+    run(
+        *pip, "install", "-q", "--no-compile", "--no-index", "--find-links", top / "wheels", "vipmux", env=BARE, cwd=top
+    )
+    run(*pip, "check", env=BARE, cwd=top)
 
 
 def test_nothing_is_compiled_for_the_builders_processor_alone() -> None:
