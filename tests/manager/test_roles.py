@@ -106,7 +106,10 @@ def test_each_route_has_a_role_here() -> None:
 
 
 @pytest.mark.parametrize("role", tokens.ROLES)
-async def test_a_token_may_what_its_role_may_and_nothing_else(role: str, tmp_path: Path) -> None:
+async def test_a_token_may_what_its_role_may_and_nothing_else(
+    role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("manager.api.EXAMINATION_WAIT", 0.1)  # no node here answers
     async with manager(tmp_path) as asker:
         token = await asker.token(role)
         before = asker.controller.desired.version
