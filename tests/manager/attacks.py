@@ -157,15 +157,16 @@ class Cost:
         assert middle(self.took) <= LATE + allowed(2 * self.quiet)
 
 
-def cost_of(running: Manager, attack: Attack, seconds: float, before: float) -> Cost:
-    """Measured for so long; ``before``: after so much of it."""
+def cost_of(running: Manager, attack: Attack, seconds: float, before: float, least: int = 0) -> Cost:
+    """Measured for so long, and until so many tries were made; ``before``: after so much of it."""
     memory = running.memory
     quiet = middle([running.timed("GET", "/v1/status") for _ in range(5)])
     took: list[float] = []
     with attack:
         time.sleep(before)
         began, spent = time.monotonic(), running.spent
-        while time.monotonic() - began < seconds:
+        end = began + seconds + allowed(20)
+        while time.monotonic() - began < seconds or (attack.done < least and time.monotonic() < end):
             time.sleep(0.1)
             took.append(running.timed("GET", "/v1/status"))
         share = (running.spent - spent) / (time.monotonic() - began)
