@@ -137,6 +137,8 @@ static unsigned take(struct xdp_io *xdp, struct xsk *queue, struct frame *frames
 		const struct xdp_desc *entry = &entries[(queue->receive.next + i) & (queue->receive.size - 1)];
 		uint32_t chunk = chunk_of(xdp, entry->addr);
 
+		/* An outer header will be written before what another core has just written. */
+		__builtin_prefetch(xdp->memory.base + entry->addr - 1, 1);
 		xdp->state[chunk] = HELD;
 		xdp->burst[xdp->burst_count++] = chunk;
 		frames[i] = (struct frame){
@@ -499,10 +501,20 @@ static const struct io_ops xdp_ops = {
 	.close = xdp_close,
 };
 
+/* Of each queue. */
+static uint32_t receive_ring(const struct xdp_io *xdp)
+{
+	uint32_t entries = XSK_RECEIVE_RING;
+
+	while (entries > XSK_RECEIVE_LEAST && (uint64_t)entries * xdp->queue_count > XSK_RECEIVE_RING)
+		entries /= 2;
+	return entries;
+}
+
 static int open_memory(struct xdp_io *xdp, uint32_t frame_max)
 {
 	uint32_t chunk = frame_max > CHUNK_SMALL - XSK_HEADROOM ? CHUNK_LARGE : CHUNK_SMALL;
-	uint32_t chunks = xdp->queue_count * XSK_RECEIVE_RING + SEND_CHUNKS;
+	uint32_t chunks = xdp->queue_count * receive_ring(xdp) + SEND_CHUNKS;
 	int error;
 
 	if (frame_max > XDP_FRAME_MAX)
@@ -552,7 +564,7 @@ static int open_queues(struct xdp_io *xdp, struct redirect *redirect, struct xdp
 	for (unsigned n = 0; n < xdp->queue_count && !error; n++) {
 		uint32_t queue = settings->first_queue + n * settings->every;
 
-		error = xsk_open(&xdp->queues[n], n ? NULL : &xdp->memory, true);
+		error = xsk_open(&xdp->queues[n], n ? NULL : &xdp->memory, receive_ring(xdp));
 		if (error)
 			break;
 		fill(xdp, &xdp->queues[n]); /* some drivers look for chunks as soon as they are bound */
@@ -577,7 +589,7 @@ static int open_ways(struct xdp_io *xdp)
 	xdp->ways[0].frame_max = longest_for(xdp, xdp->ifindex);
 	for (unsigned n = 1; n < WAYS && !error; n++) {
 		xdp->ways[n].xsk = &xdp->ways[n].own;
-		error = xsk_open(&xdp->ways[n].own, NULL, false);
+		error = xsk_open(&xdp->ways[n].own, NULL, 0);
 	}
 	return error;
 }

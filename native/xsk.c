@@ -13,6 +13,8 @@
 
 #define FILL_LITTLE 64u /* of a socket that only sends: it must have one */
 #define SEND_BUDGET 256
+#define PAGE 4096u           /* at least */
+#define HUGE_PAGE (2u << 20)
 #define BUSY_BUDGET 64
 
 /* Newer than the oldest headers this builds with. */
@@ -28,22 +30,35 @@
 
 int xsk_memory_map(struct xsk_memory *memory, uint32_t chunk, uint32_t chunks)
 {
-	void *base = mmap(NULL, (size_t)chunk * chunks, PROT_READ | PROT_WRITE,
-			  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	size_t bytes = (size_t)chunk * chunks, map_bytes = bytes + HUGE_PAGE;
+	uint8_t *map = mmap(NULL, map_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *base;
 
-	if (base == MAP_FAILED)
+	if (map == MAP_FAILED)
 		return -errno;
+	base = (uint8_t *)(((uintptr_t)map + HUGE_PAGE - 1) & ~(uintptr_t)(HUGE_PAGE - 1));
+	/* Packets are spread over all of it: where there are huge pages, each is found without a walk through page tables. */
+	madvise(base, bytes, MADV_HUGEPAGE);
 	/* A child of ours that runs another program would else make us copy pages that the kernel writes to. */
-	madvise(base, (size_t)chunk * chunks, MADV_DONTFORK);
-	*memory = (struct xsk_memory){ base, chunk, (uint32_t)__builtin_ctz(chunk), chunks };
+	madvise(base, bytes, MADV_DONTFORK);
+	for (size_t at = 0; at < bytes; at += PAGE)
+		*(volatile uint8_t *)(base + at) = 0;
+	*memory = (struct xsk_memory){
+		.base = base,
+		.chunk = chunk,
+		.shift = (uint32_t)__builtin_ctz(chunk),
+		.chunks = chunks,
+		.map = map,
+		.map_bytes = map_bytes,
+	};
 	return 0;
 }
 
 void xsk_memory_unmap(struct xsk_memory *memory)
 {
-	if (memory->base)
-		munmap(memory->base, (size_t)memory->chunk * memory->chunks);
+	if (memory->map)
+		munmap(memory->map, memory->map_bytes);
 	memory->base = NULL;
+	memory->map = NULL;
 }
 
 /* ---- a socket ---- */
@@ -79,7 +94,7 @@ static int map_ring(int fd, const struct xdp_ring_offset *at, uint64_t page, siz
 	return 0;
 }
 
-static int map_rings(struct xsk *xsk, uint32_t fill, bool receives)
+static int map_rings(struct xsk *xsk, uint32_t receive)
 {
 	struct xdp_mmap_offsets at;
 	socklen_t length = sizeof(at);
@@ -89,16 +104,16 @@ static int map_rings(struct xsk *xsk, uint32_t fill, bool receives)
 		return -errno;
 	if (length != sizeof(at)) /* kernels before 5.4 have no flags in them */
 		return -EOPNOTSUPP;
-	error = map_ring(xsk->fd, &at.fr, XDP_UMEM_PGOFF_FILL_RING, sizeof(uint64_t), fill, &xsk->fill);
+	error = map_ring(xsk->fd, &at.fr, XDP_UMEM_PGOFF_FILL_RING, sizeof(uint64_t), receive ? receive : FILL_LITTLE,
+			 &xsk->fill);
 	if (!error)
 		error = map_ring(xsk->fd, &at.cr, XDP_UMEM_PGOFF_COMPLETION_RING, sizeof(uint64_t), XSK_SEND_RING,
 				 &xsk->complete);
 	if (!error)
 		error = map_ring(xsk->fd, &at.tx, (uint64_t)XDP_PGOFF_TX_RING, sizeof(struct xdp_desc), XSK_SEND_RING,
 				 &xsk->send);
-	if (!error && receives)
-		error = map_ring(xsk->fd, &at.rx, XDP_PGOFF_RX_RING, sizeof(struct xdp_desc), XSK_RECEIVE_RING,
-				 &xsk->receive);
+	if (!error && receive)
+		error = map_ring(xsk->fd, &at.rx, XDP_PGOFF_RX_RING, sizeof(struct xdp_desc), receive, &xsk->receive);
 	return error;
 }
 
@@ -115,9 +130,8 @@ static int register_memory(int fd, const struct xsk_memory *memory)
 	return setsockopt(fd, SOL_XDP, XDP_UMEM_REG, &umem, sizeof(umem)) ? -errno : 0;
 }
 
-int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, bool receives)
+int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, uint32_t receive)
 {
-	uint32_t fill = receives ? XSK_RECEIVE_RING : FILL_LITTLE;
 	int error;
 
 	xsk->fd = socket(AF_XDP, SOCK_RAW | SOCK_CLOEXEC, 0);
@@ -125,14 +139,14 @@ int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, bool receives)
 		return -errno;
 	error = memory ? register_memory(xsk->fd, memory) : 0;
 	if (!error)
-		error = set_option(xsk->fd, XDP_UMEM_FILL_RING, fill);
+		error = set_option(xsk->fd, XDP_UMEM_FILL_RING, receive ? receive : FILL_LITTLE);
 	if (!error)
 		error = set_option(xsk->fd, XDP_UMEM_COMPLETION_RING, XSK_SEND_RING);
 	if (!error)
 		error = set_option(xsk->fd, XDP_TX_RING, XSK_SEND_RING);
-	if (!error && receives)
-		error = set_option(xsk->fd, XDP_RX_RING, XSK_RECEIVE_RING);
-	return error ? error : map_rings(xsk, fill, receives);
+	if (!error && receive)
+		error = set_option(xsk->fd, XDP_RX_RING, receive);
+	return error ? error : map_rings(xsk, receive);
 }
 
 static int bind_to(struct xsk *xsk, int ifindex, uint32_t queue, uint16_t flags, int first)

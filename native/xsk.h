@@ -13,7 +13,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define XSK_RECEIVE_RING 8192u /* 6 ms at 1.3 million packets a second: rides out a worker that lost its CPU */
+/*
+ * Of all queues of an io together, and of each at least: a worker that lost its CPU finds what came meanwhile.  8,192 are 6 ms of
+ * 1.3 million packets a second.
+ */
+#define XSK_RECEIVE_RING 32768u
+#define XSK_RECEIVE_LEAST 8192u
 #define XSK_SEND_RING 4096u
 #define XSK_HEADROOM 256u      /* of the kernel's, before each frame that is received */
 
@@ -22,6 +27,8 @@ struct xsk_memory {
 	uint32_t chunk;  /* bytes of each: 2,048 or 4,096 */
 	uint32_t shift;  /* the same as a power of two */
 	uint32_t chunks;
+	void *map; /* it lies in */
+	size_t map_bytes;
 };
 
 struct xsk_ring {
@@ -54,9 +61,9 @@ void xsk_memory_unmap(struct xsk_memory *memory);
 
 /* Before xsk_open(); xsk_close() may follow then. */
 void xsk_init(struct xsk *xsk);
-/* A socket with rings, bound to nothing.  memory: registered with it; NULL: it will share that of another.  receives: not only
- * sends. */
-int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, bool receives);
+/* A socket with rings, bound to nothing.  memory: registered with it; NULL: it will share that of another.  receive: entries of
+ * its rings to receive by, a power of two; 0: it only sends. */
+int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, uint32_t receive);
 /* The first socket of a memory.  -EBUSY: another has the queue, or had it a moment ago; -EOPNOTSUPP: no zero-copy. */
 int xsk_bind(struct xsk *xsk, int ifindex, uint32_t queue, enum xsk_copy copy);
 /* The others, in the way of the first, to another queue or interface. */

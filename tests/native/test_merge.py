@@ -243,9 +243,10 @@ def test_a_checksum_that_is_to_be_made_elsewhere_keeps_it_apart(bad: int, start:
     assert merge(frames) == frames
 
 
-def test_push_ends_a_packet() -> None:
-    first = stream(count=3, flags="PA")
-    second = stream(count=3, flags="PA", seq=1000 + 3 * 1448, ident=0x1234 + 3)
+@pytest.mark.parametrize("count", [1, 3])
+def test_push_ends_a_packet(count: int) -> None:
+    first = stream(count=count, flags="PA")
+    second = stream(count=3, flags="PA", seq=1000 + count * 1448, ident=0x1234 + count)
     made = merge(plain(first + second))
     assert [cut(one, 0) for one in made] == [first, second]
 
@@ -255,6 +256,14 @@ def test_a_shorter_segment_ends_a_packet_and_a_longer_begins_one() -> None:
     then = stream(count=2, seq=1000 + 2 * 1448 + 600, ident=0x1234 + 3)
     made = merge(plain(short + then))
     assert [cut(one, 0) for one in made] == [short, then]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_longer_segment_begins_a_packet(count: int) -> None:
+    small = stream(count=count, size=700)
+    large = stream(count=2, seq=1000 + count * 700, ident=0x1234 + count)
+    made = merge(plain(small + large))
+    assert [cut(one, 0) for one in made] == [small, large]
 
 
 def test_streams_do_not_mix_and_keep_their_order() -> None:
@@ -290,6 +299,42 @@ def test_all_else_stays_as_it_came(frames: list[Frame], link: bool) -> None:
             if f.wire_length is None
         ]
     assert merge(frames, link=link) == frames
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        name
+        for name in APART
+        if name.endswith(" fragment") or name in ("reserved bits", "URG", "ECE", "CWR", "no ACK", "RST")
+    ],
+)
+def test_what_all_of_them_have_keeps_them_apart_as_well(what: str) -> None:
+    _, at, value = APART[what]
+    frames = plain([changed(p, at, value) for p in stream(count=3)])
+    assert merge(frames) == frames
+
+
+@pytest.mark.parametrize("kind", [b"\x81\0", b"\x86\xdd", b"\x08\x06"], ids=["VLAN", "IPv6", "ARP"])
+def test_what_is_said_to_be_of_another_protocol_stays_apart(kind: bytes) -> None:
+    frames = plain([bytes(12) + kind + p for p in stream(count=3)])
+    assert merge(frames, link=True) == frames
+
+
+@pytest.mark.parametrize("at", [10, 36], ids=["header", "TCP"])
+def test_a_checksum_that_nobody_would_write_again_keeps_it_apart(at: int) -> None:
+    """All ones are as right as zero, and whoever cuts writes zero."""
+    first, second = stream(count=2)
+    if at == 10:  # what makes up the sum: the ID
+        first = changed(first, 4, changed(first, 4, b"\0\0")[10:12])
+        second = changed(second, 4, (int.from_bytes(first[4:6]) + 1).to_bytes(2))
+    else:  # the window
+        window = changed(first, 34, b"\0\0")[36:38]
+        first, second = changed(first, 34, window), changed(second, 34, window)
+    assert first[at : at + 2] == b"\0\0"
+    assert len(merge(plain([first, second]))) == 1
+    frames = plain([changed(first, at, b"\xff\xff", sums=False), second])
+    assert merge(frames) == frames
 
 
 @pytest.mark.parametrize("what", ["addresses", "type"])

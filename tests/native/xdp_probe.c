@@ -19,8 +19,10 @@
 #include "xsk.h"
 
 #undef XSK_RECEIVE_RING
+#undef XSK_RECEIVE_LEAST
 #undef XSK_SEND_RING
 #define XSK_RECEIVE_RING 128u
+#define XSK_RECEIVE_LEAST 128u
 #define XSK_SEND_RING 64u
 
 #define INTERFACES 16
@@ -87,7 +89,7 @@ int xsk_memory_map(struct xsk_memory *memory, uint32_t chunk, uint32_t chunks)
 	memory_base = calloc(chunks, chunk);
 	memory_chunk = chunk;
 	memory_chunks = chunks;
-	*memory = (struct xsk_memory){ memory_base, chunk, (uint32_t)__builtin_ctz(chunk), chunks };
+	*memory = (struct xsk_memory){ .base = memory_base, .chunk = chunk, .shift = (uint32_t)__builtin_ctz(chunk), .chunks = chunks };
 	return 0;
 }
 
@@ -107,7 +109,7 @@ static void make_ring(struct xsk_ring *ring, uint32_t *numbers, size_t entry, ui
 	*ring = (struct xsk_ring){ numbers, numbers + 1, numbers + 2, calloc(size, entry), size, 0, 0, NULL, 0 };
 }
 
-int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, bool receives)
+int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, uint32_t receive)
 {
 	struct fake *fake = &fakes[fake_count];
 
@@ -116,12 +118,12 @@ int xsk_open(struct xsk *xsk, const struct xsk_memory *memory, bool receives)
 	fake->xsk = xsk;
 	xsk->fd = FIRST_FD + (int)fake_count++;
 	open_sockets++;
-	make_ring(&xsk->fill, fake->numbers, sizeof(uint64_t), receives ? XSK_RECEIVE_RING : 8);
+	make_ring(&xsk->fill, fake->numbers, sizeof(uint64_t), receive ? receive : 8);
 	make_ring(&xsk->complete, fake->numbers + 3, sizeof(uint64_t), XSK_SEND_RING);
 	make_ring(&xsk->send, fake->numbers + 6, sizeof(struct xdp_desc), XSK_SEND_RING);
 	fake->numbers[8] = XDP_RING_NEED_WAKEUP;
-	if (receives)
-		make_ring(&xsk->receive, fake->numbers + 9, sizeof(struct xdp_desc), XSK_RECEIVE_RING);
+	if (receive)
+		make_ring(&xsk->receive, fake->numbers + 9, sizeof(struct xdp_desc), receive);
 	return 0;
 }
 
