@@ -35,6 +35,7 @@
 #include "packet_frame.h"
 #include "ring_choice.h"
 #include "slot_ring.h"
+#include "xsk_out.h"
 
 #define SLOTS_PART 4u   /* of a ring's bytes, more for the slots */
 #define BLOCKS_EVERY 8u /* bursts: even while slots are full, blocks are looked at */
@@ -62,6 +63,7 @@ struct packet_io {
 	struct ring_choice choice;
 	unsigned turns; /* at the slots */
 	int send_fd; /* bound to no interface, each message names one */
+	struct xsk_out *quick; /* sends by one interface for less than a socket; NULL: there is none */
 	struct way_out ways[WAYS_OUT];
 	unsigned wayless; /* times that an interface found none free */
 	struct gate gate; /* super-packets leave by it, in all directions */
@@ -273,7 +275,26 @@ static bool came_loose(int error)
 	return error == ENXIO || error == ENODEV || error == ENETDOWN;
 }
 
-static void send_burst(struct packet_io *packet, struct frame *frames, unsigned number)
+/* Returns how many were sent, or refused for good. */
+static unsigned send_quickly(struct packet_io *packet, struct frame *frames, unsigned number)
+{
+	uint32_t ifindex = frames[0].ifindex;
+	unsigned sent, failed = 0;
+
+	if (!packet->quick)
+		return 0;
+	for (unsigned i = 1; i < number; i++)
+		if (frames[i].ifindex != ifindex)
+			return 0;
+	sent = xsk_out_send(packet->quick, frames, number, ifindex ? (int)ifindex : packet->ifindex);
+	for (unsigned i = 0; i < sent; i++)
+		failed += frames[i].error != 0;
+	count(&packet->sent, sent - failed);
+	count(&packet->send_errors, failed);
+	return sent;
+}
+
+static void send_by_socket(struct packet_io *packet, struct frame *frames, unsigned number)
 {
 	unsigned next = 0, retries = 0, rebinds = 0, failed = 0;
 	struct way_out *way = prepare_messages(packet, frames, number);
@@ -299,6 +320,14 @@ static void send_burst(struct packet_io *packet, struct frame *frames, unsigned 
 	}
 	count(&packet->sent, number - failed);
 	count(&packet->send_errors, failed);
+}
+
+static void send_burst(struct packet_io *packet, struct frame *frames, unsigned number)
+{
+	unsigned sent = send_quickly(packet, frames, number);
+
+	if (sent < number)
+		send_by_socket(packet, frames + sent, number - sent);
 }
 
 static void send_whole(struct packet_io *packet, struct frame *frame)
@@ -368,6 +397,7 @@ static void packet_close(struct io *io)
 	slot_ring_close(&packet->slots);
 	block_ring_close(&packet->blocks);
 	gate_close(&packet->gate);
+	xsk_out_close(packet->quick);
 	if (packet->send_fd >= 0)
 		close(packet->send_fd);
 	for (unsigned i = 0; i < WAYS_OUT; i++)
@@ -595,6 +625,8 @@ int packet_io_open(const char *interface, uint32_t ring_bytes, int group, const 
 		error = open_senders(packet);
 	if (!error)
 		error = open_rings(packet, interface, ring_bytes, group == PACKET_IO_ALONE);
+	if (!error && group == PACKET_IO_ALONE) /* a queue has one such socket, and there may be one queue */
+		packet->quick = xsk_out_open();
 	if (!error)
 		error = bind_rings(packet, group);
 	if (!error)

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* See xsk_out.h. */
+#define _GNU_SOURCE
+#include "xsk_out.h"
+
+#include <errno.h>
+#include <linux/ethtool.h>
+#include <linux/if_ether.h>
+#include <linux/if_xdp.h>
+#include <linux/sockios.h>
+#include <net/if.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "xsk.h"
+
+#define CHUNK 2048u
+#define CHUNKS 1024u /* far more than a burst: what a neighbour keeps for a while is not waited for */
+#define KICKS 16u
+#define LOOK_EVERY 1024u /* bursts: at the MTU, and whether the queue is to be had */
+
+struct xsk_out {
+	struct xsk xsk;
+	struct xsk_memory memory;
+	uint32_t free[CHUNKS]; /* offsets of chunks that nobody has */
+	uint32_t free_count;
+	int questions;    /* a socket to ask about interfaces by */
+	int ifindex;      /* bound to; 0: nothing yet, -1: given up */
+	uint32_t longest; /* frame that may leave */
+	unsigned bursts;
+};
+
+struct xsk_out *xsk_out_open(void)
+{
+	struct xsk_out *out = calloc(1, sizeof(*out));
+	int error;
+
+	if (!out)
+		return NULL;
+	xsk_init(&out->xsk);
+	out->questions = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	error = out->questions < 0 ? -errno : xsk_memory_map(&out->memory, CHUNK, CHUNKS);
+	if (!error)
+		error = xsk_open(&out->xsk, &out->memory, 0);
+	if (error) {
+		xsk_out_close(out);
+		return NULL;
+	}
+	for (uint32_t i = 0; i < CHUNKS; i++)
+		out->free[out->free_count++] = i * CHUNK;
+	return out;
+}
+
+void xsk_out_close(struct xsk_out *out)
+{
+	if (!out)
+		return;
+	xsk_close(&out->xsk);
+	xsk_memory_unmap(&out->memory);
+	if (out->questions >= 0)
+		close(out->questions);
+	free(out);
+}
+
+/* Frames that it took and the kernel did not are not sent: the socket goes, and takes them along. */
+static void give_up(struct xsk_out *out)
+{
+	xsk_close(&out->xsk);
+	xsk_memory_unmap(&out->memory);
+	out->ifindex = -1;
+}
+
+static bool is_veth(const struct xsk_out *out, struct ifreq *request)
+{
+	struct ethtool_drvinfo driver = { .cmd = ETHTOOL_GDRVINFO };
+
+	request->ifr_data = (void *)&driver;
+	return !ioctl(out->questions, SIOCETHTOOL, request) && !strcmp(driver.driver, "veth");
+}
+
+static uint32_t longest_for(const struct xsk_out *out, int ifindex)
+{
+	struct ifreq request = { .ifr_ifindex = ifindex };
+
+	if (ioctl(out->questions, SIOCGIFNAME, &request) || ioctl(out->questions, SIOCGIFMTU, &request))
+		return 0;
+	return (uint32_t)request.ifr_mtu + ETH_HLEN;
+}
+
+static bool bind_to(struct xsk_out *out, int ifindex)
+{
+	struct ifreq request = { .ifr_ifindex = ifindex };
+
+	int error = ioctl(out->questions, SIOCGIFNAME, &request) || !is_veth(out, &request) ? -ENODEV : 0;
+
+	if (!error)
+		error = xsk_bind(&out->xsk, ifindex, 0, XSK_COPY);
+	if (error && error != -EBUSY) /* somebody has the queue, or had it a moment ago */
+		give_up(out);
+	if (error)
+		return false;
+	(void)xsk_raise_send_budget(&out->xsk);
+	out->ifindex = ifindex;
+	return true;
+}
+
+/* Whether it may send all of these. */
+static bool takes(struct xsk_out *out, const struct frame *frames, unsigned number, int ifindex)
+{
+	bool looks = out->bursts++ % LOOK_EVERY == 0;
+
+	if (out->ifindex != ifindex && (out->ifindex || !looks || !bind_to(out, ifindex)))
+		return false;
+	if (looks)
+		out->longest = longest_for(out, ifindex);
+	for (unsigned i = 0; i < number; i++)
+		if (frames[i].len > CHUNK || frames[i].len > out->longest || frames[i].gso_size)
+			return false;
+	return number <= out->free_count && xsk_room(&out->xsk.send, number) == number;
+}
+
+static unsigned reap(struct xsk_out *out)
+{
+	struct xsk_ring *ring = &out->xsk.complete;
+	uint32_t waiting = xsk_waiting(ring, ring->size);
+	const uint64_t *entries = ring->entries;
+
+	for (uint32_t i = 0; i < waiting; i++)
+		out->free[out->free_count++] = (uint32_t)entries[(ring->next + i) & (ring->size - 1)];
+	if (waiting)
+		xsk_read(ring, waiting);
+	return waiting;
+}
+
+unsigned xsk_out_send(struct xsk_out *out, struct frame *frames, unsigned number, int ifindex)
+{
+	struct xsk_ring *ring = &out->xsk.send;
+	struct xdp_desc *entries = ring->entries;
+	uint32_t first = ring->next, sent = first;
+
+	if (out->ifindex < 0)
+		return 0;
+	reap(out);
+	if (!takes(out, frames, number, ifindex))
+		return 0;
+	for (unsigned i = 0; i < number; i++) {
+		uint32_t chunk = out->free[--out->free_count];
+
+		memcpy(out->memory.base + chunk, frames[i].data, frames[i].len);
+		entries[ring->next++ & (ring->size - 1)] = (struct xdp_desc){ .addr = chunk, .len = frames[i].len };
+		frames[i].error = 0;
+	}
+	xsk_written(ring);
+	for (unsigned kicks = 0; kicks < KICKS && sent != ring->next; kicks++) {
+		int error = sendto(out->xsk.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 ? errno : 0;
+		uint32_t now = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE);
+
+		if (error == EBUSY && now != first) /* the last one that it took was dropped by the link */
+			frames[now - first - 1].error = ENOBUFS;
+		if (now == sent && !reap(out) && error != EINTR)
+			break;
+		sent = now;
+	}
+	if (sent != ring->next)
+		give_up(out);
+	return sent - first;
+}
