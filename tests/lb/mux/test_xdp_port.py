@@ -28,7 +28,7 @@ from lb.model import IoMode, MuxSettings, Network
 from lb.mux import open_port as opening
 from lb.mux import ports, xdp_port
 from lb.mux.ethernet import Facts
-from lb.mux.mode import Mode
+from lb.mux.mode import TOGETHER, Mode
 from lb.mux.open_port import open_port
 from lb.mux.startup import Claim
 from lb.mux.xdp import LINK_HEADER
@@ -138,6 +138,10 @@ class Calls:
         out[0] = ffi.cast("struct io *", len(machine.sockets))
         return 0
 
+    def xdp_io_gate(self, _io: Any, _name: bytes, _shared: int, _program: int) -> int:
+        self._machine.done.append("gate")
+        return 0
+
     def io_close(self, _io: Any) -> None:
         self._machine.sockets.pop()
 
@@ -223,6 +227,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(ports, "PacketIo", PacketIo)
     monkeypatch.setattr(ports, "exists", lambda _: made.there)
     monkeypatch.setattr("lb.mux.gate.WholeProgram", lambda _: None)
+    for act in ("_silence", "_set_up"):
+        monkeypatch.setattr(f"lb.mux.gate.{act}", lambda _: None)
+    monkeypatch.setattr("lb.mux.gate._exists", lambda _: made.there)
     monkeypatch.setattr(xdp_port, "Anchor", Anchor)
     monkeypatch.setattr(xdp_port, "Offloads", Offloads)
     monkeypatch.setattr(xdp_port, "facts_of", lambda _: made.facts)
@@ -318,10 +325,12 @@ def test_the_best_that_driver_and_kernel_give_is_taken(machine: Machine, tmp_pat
         port, mode = opened(settings(tmp_path))
     assert machine.tried("bind") == case.tried
     assert (mode.io, mode.reason) == (IoMode.XDP, "asked for by the configuration")
-    assert mode.text == f"AF_XDP: {case.mode}, 2 queues"
+    words = f"{case.mode}, 2 queues" + ("" if case.mode == ZERO_COPY else f"; {TOGETHER}")
+    assert mode.text == f"AF_XDP: {words}"
+    assert machine.done.count("gate") == (case.mode != ZERO_COPY), "others must not overtake what zero-copy sends"
     assert machine.attached == case.mode.split()[0].rstrip(",")
     (line,) = (line for line in logs if line["event"] == "XDP program attached")
-    assert line["mode"] == f"{case.mode}, 2 queues"
+    assert line["mode"] == words
     assert line["refused"] == ("; ".join(case.said) or "nothing")
     assert line["offloads_off"] == ("rx-gro" if case.mode == GENERIC else "none")
     assert machine.sockets == [(0, 1, 2, 1500 + LINK_HEADER)], "those of attempts that failed are closed"
