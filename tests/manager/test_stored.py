@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from lb.doctor.fleet import check_held
-from manager.daemon import lb_manager
 from manager.sqlite import FILE
 from manager.store import ConflictError, StoreError
 from manager.stored import read, salvaged
@@ -173,6 +173,8 @@ def test_the_command_says_it_without_a_traceback(tmp_path: Path) -> None:
         f'[manager]\nname = "m"\nvip_prefixes = ["203.0.113.0/24"]\nlisten = "127.0.0.1:0"\n'
         f'metrics = "127.0.0.1:0"\nstate_dir = "{tmp_path}"\n'
     )
-    done = CliRunner().invoke(lb_manager, ["run", "--config", str(config), "--insecure-loopback"])
-    assert isinstance(done.exception, StoreError)
-    assert "restore it from a backup" in str(done.exception)
+    command = [sys.executable, "-m", "manager.daemon", "run", "--config", str(config), "--insecure-loopback"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == StoreError.exit_code
+    (line,) = done.stderr.splitlines()
+    assert "restore it from a backup" in line
