@@ -5,10 +5,10 @@
 #include "mux_stages.h"
 
 /*
- * Headers are asked for so many packets before they are read, and flows in groups as soon as their keys are known, so
- * that memory works while packets are parsed.
+ * Headers are asked for so many packets before their group is read, at least one group, and flows in groups as soon as their keys
+ * are known, so that memory works while packets are parsed.
  */
-#define AHEAD 24u
+#define AHEAD 32u
 #define GROUP 16u
 
 /* ---- names of a flow ---- */
@@ -189,23 +189,13 @@ struct plain {
 	uint64_t keys[BURST_MAX];     /* flow_key_narrow(); find_services() leaves those of all packets here */
 };
 
-/* Reads all of them, see plain4.h, and asks for headers ahead. */
-static void read_plain4(struct mux *mux, const struct frame *frames, enum link_type link, struct plain *plain)
+/* Reads packets first to first + n - 1, see plain4.h. */
+static inline void read_plain4(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first, unsigned n,
+			       struct plain *plain)
 {
-	unsigned count = mux->count;
-
-	plain->is = 0;
-	for (unsigned i = 0; i < count && i < AHEAD; i++)
-		prefetch_headers(&frames[i]);
-	for (unsigned first = 0; first < count; first += GROUP) {
-		unsigned left = count - first, n = left < GROUP ? left : GROUP;
-
-		for (unsigned i = AHEAD; i < AHEAD + GROUP && i < left; i++)
-			prefetch_headers(&frames[first + i]);
-		plain->is |= mux->vector->read4(frames + first, n, link, &mux->packets[first], &plain->services[first],
-						&plain->keys[first])
-			     << first;
-	}
+	plain->is |= mux->vector->read4(frames + first, n, link, &mux->packets[first], &plain->services[first],
+					&plain->keys[first])
+		     << first;
 }
 
 /* Where there are many services, their rows are in no near cache, nor is what these name: all of a burst are asked for together. */
@@ -239,6 +229,9 @@ static ALWAYS_INLINE bool find_services(struct mux *mux, const struct frame *fra
 		uint64_t wanted = plain->services[first + i];
 		const struct exact_row *row = &exact.rows[exact_place(&exact, wanted)];
 
+		/* One at a time, so that memory works while others are looked at. */
+		if (first + i + AHEAD < mux->count)
+			prefetch_headers(&frames[first + i + AHEAD]);
 		passage->hashed = false;
 		passage->flow = FLOW_NONE;
 		if (UNLIKELY(!(is & 1))) {
@@ -272,16 +265,24 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 {
 	enum link_type link = mux->io->link;
 	unsigned count = mux->count;
+	bool far = vip_map_is_far(mux->snapshot->map);
 	struct plain plain;
 
-	read_plain4(mux, frames, link, &plain);
-	if (UNLIKELY(vip_map_is_far(mux->snapshot->map)))
+	plain.is = 0;
+	for (unsigned i = 0; i < count && (i < AHEAD || far); i++)
+		prefetch_headers(&frames[i]);
+	if (UNLIKELY(far)) { /* all of them, so that their services can be asked for together */
+		read_plain4(mux, frames, link, 0, count, &plain);
 		prefetch_services(&mux->snapshot->map->exact, &plain);
+	}
 	mux->onward = false;
 	for (unsigned first = 0; first < count; first += GROUP) {
 		unsigned n = count - first < GROUP ? count - first : GROUP;
-		bool onward = find_services(mux, frames, link, first, n, &plain);
+		bool onward;
 
+		if (LIKELY(!far))
+			read_plain4(mux, frames, link, first, n, &plain);
+		onward = find_services(mux, frames, link, first, n, &plain);
 		mux->onward |= onward;
 		if (!mux->table)
 			continue;
