@@ -60,14 +60,14 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_in_line() -> Iterator[None]:
+def first_in_line(nice: int = NICE) -> Iterator[None]:
     """Where the kernel shares the CPU among sessions first, ``nice`` counts only within one: lifts our session."""
     try:
         before = Path("/proc/self/autogroup").read_text().split()[-1]
     except (OSError, IndexError):
         yield
         return
-    lift_session(os.getpid(), NICE)
+    lift_session(os.getpid(), nice)
     try:
         yield
     finally:
