@@ -24,7 +24,7 @@ ADDRESSES_MAX = 4096
 #: An address is a friend for so long after somebody was known there, seconds.
 FRIEND = 24 * 3600.0
 #: A friend's credit is so many times a stranger's.
-FAVOUR = 10
+FAVOUR = 5
 #: Time for a handshake and a request, seconds: who is inside for longer, and still a stranger, is in the way.
 PATIENCE = 3.0
 

@@ -458,7 +458,9 @@ class Streams:
             if frame.type is not WSMsgType.TEXT:
                 raise MessageError("a message must be a text frame")
             spent = budget.spent
-            message = await _read(frame.data, budget)
+            reading = _read(frame.data, budget)
+            del frame  # of a long message nothing is kept, not by the traceback of its refusal either
+            message = await reading
             began = time.monotonic()
             connection.said(self._hub, message)
             budget.spend(time.monotonic() - began)
@@ -512,7 +514,9 @@ async def _hello(socket: web.WebSocketResponse, budget: Budget) -> Hello | None:
         raise MessageError(f"no hello within {HELLO_TIMEOUT:.0f} s") from None
     if frame.type is not WSMsgType.TEXT:
         return None
-    message = await _read(frame.data, budget)
+    reading = _read(frame.data, budget)
+    del frame
+    message = await reading
     if not isinstance(message, Hello):
         raise MessageError("the first message must be hello")
     return message
@@ -522,6 +526,7 @@ async def _read(text: str, budget: Budget) -> FromNode:
     """What a node says, checked; raises MessageError. It pays for either."""
     message, spent = await asyncio.to_thread(_parsed, text) if len(text) > LONG else _parsed(text)
     budget.spend(spent + PER_MESSAGE + len(text) * PER_BYTE)
+    del text
     if isinstance(message, MessageError):
         raise message
     return message
