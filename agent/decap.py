@@ -191,8 +191,12 @@ def found_filter(host: Host, interface: str, wanted: DecapProgram | None) -> tup
         state = FilterState.ABSENT
     elif ingress.program is None:
         state = FilterState.FOREIGN
-    elif program is not None and wanted is not None and same_program(program, wanted):
-        state = FilterState.CURRENT
+    elif wanted is not None and (
+        same_program(program, wanted) if program is not None else ingress.program == wanted.number
+    ):
+        state = (
+            FilterState.CURRENT
+        )  # without CAP_SYS_ADMIN, as by the unit, no program can be opened, but ours is known
     else:
         state = FilterState.STALE
     return FoundFilter(state, ingress.qdisc, ingress.others), program

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 
 from lb.binding import Cdata, Closable, c, check, ffi, make, text
 from lb.dataplane.io import Io
@@ -116,6 +117,15 @@ class DecapProgram(Closable):
     def fd(self) -> int:
         """For attaching; stays this object's."""
         return int(c.decap_program_fd(self._c))
+
+    @property
+    def number(self) -> int | None:
+        """By which the kernel names it; None where it does not tell. Needs no rights."""
+        try:
+            lines = Path(f"/proc/self/fdinfo/{self.fd}").read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) for line in lines if line.startswith("prog_id:")), None)
 
     @property
     def tag(self) -> bytes:
