@@ -44,7 +44,7 @@ WHOLE_HOST = frozenset(
 #: Checks of a MUX by which a whole host is away, and with it its agent.
 WHOLE_WAY = frozenset({"unreachable", "no_next_hop"})
 #: What a MUX takes for the reason while the agent is away: that it is away comes first.
-WITHOUT_AGENT = frozenset({"protocol_4", "no_agent", "path"})
+WITHOUT_AGENT = frozenset({"protocol_4", "no_agent", "host_silent", "path"})
 #: Checks of a MUX by which it announces nothing.
 WHOLE_MUX = frozenset({"bgp", "bgp_password", "bgp_refused", "interface", "address", "manager_state"})
 #: What a node calls otherwise than the manager.
