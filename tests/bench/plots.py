@@ -253,7 +253,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[str, float, float, str]], gap: fl
 
 def load(answers: dict[str, Answer]) -> Figure:
     measured = answers["load"]["load"]
-    figure, axes = plt.subplots(1, 2, figsize=(10.4, 3.9))
+    figure, axes = plt.subplots(1, 2, figsize=(10.8, 3.9))
     figure.subplots_adjust(wspace=0.5)
     for panel, part, title in ((axes[0], "p50", "Median"), (axes[1], "p99", "99th percentile")):
         ends = []
@@ -270,7 +270,8 @@ def load(answers: dict[str, Answer]) -> Figure:
         panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         panel.set_title(f"{title} of a request by load")
         panel.set_xlabel("connections with a request under way")
-        panel.set_ylabel("microseconds")
+        if part == "p50":
+            panel.set_ylabel("microseconds")
         panel.grid(axis="y", color=QUIET, alpha=0.25)
         name_ends(panel, ends, 0.06)
     return figure
