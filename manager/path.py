@@ -118,15 +118,13 @@ class Paths:
         places = asyncio.Semaphore(AT_ONCE)
         while True:
             began = loop.time()
-            asking = []
             wanted = self.wanted()
             self.keep(wanted)
-            for vip, target in wanted.items():
-                await places.acquire()
-                asking.append(asyncio.create_task(self._ask(vip, target, places), name=f"path to {vip}"))
-                await asyncio.sleep(PACE)
-            for task in asking:
-                await task
+            async with asyncio.TaskGroup() as group:
+                for vip, target in wanted.items():
+                    await places.acquire()
+                    group.create_task(self._ask(vip, target, places), name=f"path to {vip}")
+                    await asyncio.sleep(PACE)
             await asyncio.sleep(max(0.0, began + self.interval - loop.time()))
 
     def keep(self, wanted: Mapping[Vip, Target]) -> None:
