@@ -68,6 +68,8 @@ class _Mux:
 
     entry: Entry
     told: object = None  #: its rows of announcements, as they came last
+    since: object = None  #: those that came later, of a few VIPs
+    whole: frozenset[str] = frozenset()  #: VIPs of which a router was told, by the former alone
     sessions: object = None  #: those of its BGP sessions
     down: frozenset[str] = frozenset()  #: which of these are
     live: object = None  #: the announcements that it has made live
@@ -105,6 +107,7 @@ class Announced:
     _stale: bool = False  # why something is not announced may be something else by now
     _anew: float = 0.0  # when that was looked at
     _heard: dict[str, tuple[object, ToldByVip]] = field(default_factory=dict)
+    _heard_by_now: dict[str, tuple[object, object, ToldByVip]] = field(default_factory=dict)
 
     # -- what MUXes say -----------------------------------------------------------------------------------------
 
@@ -122,15 +125,18 @@ class Announced:
             mux = self._muxes[name] = _Mux(entry)
             self._touch(None)
         told, sessions = entry.status.get("announcements"), entry.status.get("peers")
+        since = entry.status.get("announcements_since")
         live = (entry.live or {}).get("announcements")
-        if mux.told is told and mux.live is live and mux.sessions is sessions:
+        if mux.told is told and mux.since is since and mux.live is live and mux.sessions is sessions:
             return set()
-        if mux.told is not told or _states(mux.sessions) != _states(sessions):
+        if mux.told is not told:
+            mux.whole = _heard_of(rows(entry.status, "announcements"))
+        if mux.told is not told or mux.since is not since or _states(mux.sessions) != _states(sessions):
             self._stale = True
         if mux.sessions is not sessions:
             mux.down = _down(rows(entry.status, "peers"))
-        mux.told, mux.sessions, mux.live = told, sessions, live
-        before, mux.heard = mux.heard, frozenset(live or ()) if silent(entry) else _heard_of(entry)
+        mux.told, mux.since, mux.sessions, mux.live = told, since, sessions, live
+        before, mux.heard = mux.heard, frozenset(live or ()) if silent(entry) else _heard_since(mux.whole, entry)
         return self._hear(name, before, mux.heard)
 
     def _hear(self, name: str, before: frozenset[str], now: frozenset[str]) -> set[Vip]:
@@ -179,11 +185,15 @@ class Announced:
 
     def by_vip(self, entry: Entry) -> ToldByVip:
         """What it tells, looked through once for as long as the MUX does not tell it anew."""
-        told = entry.status.get("announcements")
-        known = self._heard.get(entry.id)
-        if known is None or known[0] is not told:
-            known = self._heard[entry.id] = told, by_vip(rows(entry.status, "announcements"))
-        return known[1]
+        told, since = entry.status.get("announcements"), entry.status.get("announcements_since")
+        whole = self._heard.get(entry.id)
+        if whole is None or whole[0] is not told:
+            whole = self._heard[entry.id] = told, by_vip(rows(entry.status, "announcements"))
+        known = self._heard_by_now.get(entry.id)
+        if known is None or known[0] is not told or known[1] is not since:
+            later = by_vip(rows(entry.status, "announcements_since"))
+            known = self._heard_by_now[entry.id] = told, since, {**whole[1], **later} if later else whole[1]
+        return known[2]
 
     # -- who should ---------------------------------------------------------------------------------------------
 
@@ -419,8 +429,14 @@ def silent(entry: Entry) -> bool:
     return not entry.status.get("peers")
 
 
-def _heard_of(entry: Entry) -> frozenset[str]:
-    return frozenset(row["vip"] for row in rows(entry.status, "announcements") if row.get("state") in HEARD)
+def _heard_of(told: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    return frozenset(row["vip"] for row in told if row.get("state") in HEARD)
+
+
+def _heard_since(whole: frozenset[str], entry: Entry) -> frozenset[str]:
+    """``whole``, but for the VIPs that were told of later."""
+    since = rows(entry.status, "announcements_since")
+    return (whole - {row["vip"] for row in since}) | _heard_of(since) if since else whole
 
 
 def by_vip(told: Iterable[Mapping[str, Any]]) -> ToldByVip:

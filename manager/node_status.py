@@ -33,6 +33,7 @@ _ROWS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = 
     "drains": (("service", "name"), (), ("flows",)),
     "peers": (("name",), ("address", "state", "error"), ("announced",)),
     "announcements": (("vip",), ("peer", "state", "why"), ()),
+    "announcements_since": (("vip",), ("peer", "state", "why"), ()),
 }
 #: Sections that somebody reads; what is newer is let through and not remembered, or a node could say ever new ones.
 REMEMBERED = frozenset(_ROWS) | {"at", "mux", "agent", "handover"}

@@ -14,7 +14,8 @@ The body of a node's status, as far as commands and metrics read it (everything 
     handover        in words: what became of the flows that only this MUX knew, when it last went or came
     drains          rows: service, name, flows; of backends that drain, counted when they got no new flow any more
     peers           rows of BGP sessions: name, address, state, error, ...
-    announcements   rows: vip, peer, state ("announced", ...), why
+    announcements   rows: vip, peer, state ("announced", ...), why; those of many VIPs are told seldom
+    announcements_since  the same of a few VIPs of which another is to be told by now, in the place of those above
 
 A node says all of it when it has connected, and then what changed. It is checked as it comes in
 (:mod:`manager.node_status`): one that says anything of another form is let go.

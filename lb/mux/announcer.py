@@ -45,6 +45,8 @@ SLICE, SMALL = 500, 20
 #: So many services are tested again at once, and the pause before the next, seconds: 10,000 in some two minutes, for
 #: one percent of a CPU.
 SWEEP, REST = 20, 0.25
+#: VIPs whose rows are told by themselves, beside those of all that were told before.
+FEW = 1000
 
 log = get_logger()
 Row = dict[str, Any]
@@ -397,6 +399,17 @@ class Announcer:
         """
         return self._rows.all(chain(self._wanted, self._declined)) if self._speaker is not None else ()
 
+    def told_all(self) -> None:
+        """The manager has all of these rows."""
+        self._rows.mark()
+
+    def announced_since(self) -> Sequence[Row]:
+        """Rows of VIPs of which another is to be told than when the manager was told all; none where these are many."""
+        if self._speaker is None:
+            return ()
+        self.announced()
+        return self._rows.since_mark(lambda vip: _row(_text(vip), None, "withdrawn", None))
+
     def _rows_of(self, vip: Network) -> tuple[Row, ...]:
         text, route = _text(vip), self._wanted.get(vip)
         if route is None:
@@ -433,9 +446,10 @@ class Rows:
         self._by_vip: dict[Network, tuple[Row, ...]] = {}
         self._stale: set[Network] | None = None  # None: all
         self._all: list[Row] = []
+        self._others: set[Network] = set()  # those whose rows are others than at the mark
 
     def spoil(self, vips: Iterable[Network] | None) -> None:
-        """Something else is to be told of these VIPs; None: of any."""
+        """Something else may have to be told of these VIPs; None: of any."""
         if vips is None:
             self._stale = None
         elif self._stale is not None:
@@ -443,19 +457,35 @@ class Rows:
 
     def all(self, vips: Iterable[Network]) -> Sequence[Row]:
         """Those of all VIPs, which ``vips`` are. The same list as before if nothing changed."""
-        if self._stale is None:
-            found = ((vip, self._make(vip)) for vip in vips)
-            self._by_vip = {vip: rows for vip, rows in found if rows}
-        elif self._stale:
-            for vip in self._stale:
-                self._by_vip[vip] = self._make(vip)
-                if not self._by_vip[vip]:
-                    del self._by_vip[vip]
-        else:
-            return self._all
+        stale = {*self._by_vip, *vips} if self._stale is None else self._stale
         self._stale = set()
-        self._all = list(chain.from_iterable(self._by_vip.values()))
+        changed = [vip for vip in stale if self._renew(vip)]
+        if changed:
+            self._others.update(changed)
+            self._all = list(chain.from_iterable(self._by_vip.values()))
         return self._all
+
+    def _renew(self, vip: Network) -> bool:
+        """Whether its rows are others now."""
+        now = self._make(vip)
+        if now == self._by_vip.get(vip, ()):
+            return False
+        if now:
+            self._by_vip[vip] = now
+        else:
+            del self._by_vip[vip]
+        return True
+
+    def mark(self) -> None:
+        """From now on what becomes another is counted."""
+        self._others = set()
+
+    def since_mark(self, gone: Callable[[Network], Row]) -> list[Row]:
+        """Rows of VIPs whose rows are others than at the mark; ``gone``: of one without. None where they are more than
+        :data:`FEW`."""
+        if len(self._others) > FEW:
+            return []
+        return [row for vip in self._others for row in self._by_vip.get(vip) or (gone(vip),)]
 
 
 def _all_later(before: tuple[int, ...], now: tuple[int, ...]) -> bool:

@@ -26,8 +26,8 @@ from lb.probe.state import Health
 
 Row = dict[str, Any]
 
-#: Rows of one kind that a manager is told.
-ROWS_MAX = 20_000
+#: Rows of one kind that a manager is told; of announcements, of which each VIP has one for each router.
+ROWS_MAX, ANNOUNCED_MAX = 20_000, 100_000
 #: Of announcements a manager reads all rows when one of them is another: so many a second, on average.
 ROWS_RATE = 4000
 
@@ -145,6 +145,7 @@ class Status:
             "mux": mux,
             "peers": self.peers(),
             "announcements": self._announced(at),
+            "announcements_since": self._announcer.announced_since() if self._announcer is not None else (),
             "services": services[:ROWS_MAX],
             "backends": backends[:ROWS_MAX],
             "handover": self._handover(),
@@ -155,12 +156,14 @@ class Status:
         }
 
     def _announced(self, at: float) -> Sequence[Row]:
-        """Those of ten thousand VIPs are told anew every five seconds at most, those of a hundred at once."""
+        """Those of ten thousand VIPs are told anew every five seconds at most, those of a hundred at once. Meanwhile a
+        few that are others are told by themselves."""
         if self._announcer is not None and at >= self._tell_again:
             rows = self._announcer.announced()
             if rows is not self._told:
                 self._told, self._tell_again = rows, at + len(rows) / ROWS_RATE
-        return self._told[:ROWS_MAX]
+                self._announcer.told_all()
+        return self._told[:ANNOUNCED_MAX]
 
     def peers(self) -> list[Row]:
         """BGP sessions."""

@@ -41,6 +41,31 @@ def tell(
     controller.hub.status(mux, {"peers": [{"name": "r1", "state": session}], "announcements": rows})
 
 
+async def test_what_is_told_of_a_few_vips_later_goes_before_what_was_told_of_all(tmp_path: Path) -> None:
+    """Of ten thousand VIPs not all are told whenever one is another."""
+    async with running(tmp_path) as controller:
+        fleet, vip = Fleet(controller), f"{VIP}/32"
+        for mux in (fleet.mux1, fleet.mux2):
+            tell(controller, mux, "203.0.113.99")
+
+        def later(mux: FakeNode, *rows: dict[str, Any]) -> list[Any]:
+            controller.hub.status(mux, {"announcements_since": list(rows)})
+            words = [
+                fleet.controller.announced.by_vip(entry).get(vip)
+                for entry in controller.hub.entries.values()
+                if entry.record.kind == "mux"
+            ]
+            return [controller.announced.by.get(vip), *(row[0]["state"] for row in words if row)]
+
+        row = {"vip": VIP, "peer": "r1", "state": "announced"}
+        assert later(fleet.mux1, row) == [("mux1",), "announced"]
+        assert later(fleet.mux2, row) == [("mux1", "mux2"), "announced", "announced"]
+        assert later(fleet.mux2, {**row, "state": "withdrawn"}) == [("mux1",), "announced", "withdrawn"]
+        tell(controller, fleet.mux2, "203.0.113.99", VIP)
+        assert later(fleet.mux2) == [("mux1", "mux2"), "announced", "announced"]
+        assert controller.announced.by["203.0.113.99/32"] == ("mux1", "mux2"), "told of once, and never again"
+
+
 class Fleet:
     def __init__(self, controller: Controller, muxes: int = 2) -> None:
         self.controller = controller

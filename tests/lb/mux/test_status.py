@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network
 from typing import Any, cast
 
-from lb.mux.announcer import Announcer
-from lb.mux.status import ROWS_MAX, ROWS_RATE, Condition, Status
+from lb.mux.announcer import FEW, Announcer, Rows
+from lb.mux.status import ANNOUNCED_MAX, ROWS_RATE, Condition, Status
 
 
 class Announced:
@@ -19,6 +20,9 @@ class Announced:
     def announced(self) -> list[dict[str, Any]]:
         self.asked += 1
         return self.rows
+
+    def told_all(self) -> None:
+        pass
 
 
 def status_of(announced: Announced | None) -> Status:
@@ -56,5 +60,31 @@ def test_a_change_after_long_quiet_is_told_at_once() -> None:
 
 
 def test_announcements_told_are_bounded_and_none_without_bgp() -> None:
-    assert len(status_of(Announced(ROWS_MAX + 1))._announced(100.0)) == ROWS_MAX
+    assert len(status_of(Announced(ANNOUNCED_MAX + 1))._announced(100.0)) == ANNOUNCED_MAX
     assert list(status_of(None)._announced(100.0)) == []
+
+
+def test_few_announcements_that_are_others_are_told_by_themselves() -> None:
+    vips = [IPv4Network(("10.0.0.0", 32)), *(IPv4Network((f"10.0.1.{number}", 32)) for number in range(3))]
+    states = dict.fromkeys(vips, "announced")
+    rows = Rows(lambda vip: ({"vip": str(vip), "state": states[vip]},) if vip in states else ())
+
+    def since() -> dict[str, str]:
+        rows.all(states)
+        return {row["vip"]: row["state"] for row in rows.since_mark(lambda vip: {"vip": str(vip), "state": "gone"})}
+
+    whole = rows.all(states)
+    rows.mark()
+    rows.spoil(vips)
+    assert since() == {}
+    assert rows.all(states) is whole, "nothing that was looked at again is another"
+    states[vips[1]] = "held"
+    del states[vips[2]]
+    rows.spoil(vips)
+    assert since() == {"10.0.1.0/32": "held", "10.0.1.1/32": "gone"}
+    rows.mark()
+    assert since() == {}
+    many = [IPv4Network((number, 32)) for number in range(FEW + 1)]
+    states |= dict.fromkeys(many, "announced")
+    rows.spoil(many)
+    assert since() == {}, "all are told soon, and a few by themselves"
