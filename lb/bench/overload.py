@@ -206,18 +206,19 @@ def first_losses(looks: Sequence[Moment]) -> list[str]:
     return [f"{what} after {seconds:.1f} s" for what, seconds in sorted(found.items(), key=lambda item: item[1])]
 
 
-def cpu_of(pid: int) -> tuple[float, float]:
-    """CPU seconds of a process's workers, and of all else of it and its children."""
+def cpu_of(pid: int, proc: Path = Path("/proc")) -> tuple[float, float]:
+    """CPU seconds of a process's workers, and of all else of it and its children; a thread that ended is left out."""
     worker = control = 0.0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        used = _cpu(task)
-        if (task / "comm").read_text().strip() == "lb-worker":
-            worker += used
-        else:
-            control += used
-        for child in (task / "children").read_text().split():
-            with contextlib.suppress(OSError):
-                control += _cpu(Path(f"/proc/{child}"))
+    for task in (proc / str(pid) / "task").iterdir():
+        with contextlib.suppress(OSError):
+            used, children = _cpu(task), (task / "children").read_text().split()
+            if (task / "comm").read_text().strip() == "lb-worker":
+                worker += used
+            else:
+                control += used
+            for child in children:
+                with contextlib.suppress(OSError):
+                    control += _cpu(proc / child)
     return worker, control
 
 

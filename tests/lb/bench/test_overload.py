@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,16 @@ def test_cpu_of_what_is_no_worker_is_controls() -> None:
         pass
     assert worker == 0.0
     assert cpu_of(os.getpid())[1] - before > 0.1
+
+
+def test_a_thread_that_ends_while_it_is_looked_at_is_left_out(tmp_path: Path) -> None:
+    stat = "7 (lb-mux) S " + " ".join(["0"] * 10) + " 300 100 " + " ".join(["0"] * 10)
+    for task, comm in ("7", "lb-mux"), ("8", "lb-worker"), ("9", None):
+        there = tmp_path / "7" / "task" / task
+        there.mkdir(parents=True)
+        if comm:
+            (there / "stat").write_text(stat)
+            (there / "comm").write_text(comm + "\n")
+            (there / "children").write_text("")
+    worker, control = cpu_of(7, tmp_path)
+    assert worker == control > 0
