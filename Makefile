@@ -23,7 +23,7 @@ unexport SECONDS PYTHONPATH PYTHONHOME
 
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help build test unit lab sanitize demo demo-standalone screenshots check bench dist bundle fuzz fuzz-node clean distclean packages
+.PHONY: help build test unit lab sanitize demo demo-standalone screenshots docs check bench dist bundle fuzz fuzz-node clean distclean packages
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
@@ -38,6 +38,7 @@ help:
 	@echo 'make fuzz      random packets for SECONDS=60, or as long as you say'
 	@echo 'make fuzz-node  random and mutated messages of a node to a manager, MESSAGES=10000 of each type'
 	@echo 'make screenshots  the pictures of the web page in docs/images (root)'
+	@echo 'make docs      docs/reference.md, every key of every configuration file, from the models'
 	@echo 'make clean     removes what was built (distclean: .venv as well)'
 
 # The environment. A stamp each for what pip installed and for the compiled extension, so that a second "make build"
@@ -147,6 +148,10 @@ screenshots:
 	@deploy/packages.sh test
 	@$(MAKE) build
 	@deploy/as-root.sh $(PY) -m tests.lab.screenshots
+
+# The configuration reference, from the models that read the files; tests/deploy/test_reference.py says whether it is current.
+docs: build
+	@$(PY) deploy/reference.py
 
 # Static checks. clang, where it is installed, reads the same C with its own warnings, and a cross compiler that for aarch64.
 

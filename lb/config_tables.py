@@ -4,7 +4,8 @@
 Used only by :mod:`lb.config`, which reads a file into these, checks what spans several values, and turns
 them into the values of :mod:`lb.model`. Every key is optional here and ``None`` where it is absent or was
 wrong, so that one mistake hides no other; ``REQUIRED`` says what must be there. A validator raises
-``ValueError`` with the end of a sentence that begins with the key's path.
+``ValueError`` with the end of a sentence that begins with the key's path. :func:`key` says what a key means;
+docs/reference.md is made of that, of what the validators say, and of the defaults in :mod:`lb.model`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, 
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from lb.model import (
     Address,
@@ -474,6 +475,11 @@ def _check_panic(value: object) -> float:
     return float(value)
 
 
+def key(meaning: str) -> Any:
+    """A key that may be absent, and what it means to an operator: a sentence or two, for the reference."""
+    return Field(default=None, description=meaning)
+
+
 class Table(BaseModel):
     """A table of the file."""
 
@@ -486,9 +492,12 @@ class Table(BaseModel):
 class IdleTable(Table):
     """``[mux.idle]``"""
 
-    tcp: _Idle = None
-    tcp_untrusted: _Idle = None
-    udp: _Idle = None
+    tcp: _Idle = key("Seconds without a packet after which a trusted TCP flow is forgotten.")
+    tcp_untrusted: _Idle = key(
+        "The same for a TCP flow that was seen only once, and for one whose client said FIN or RST once room is "
+        "needed."
+    )
+    udp: _Idle = key("The same for a UDP flow.")
 
 
 class MuxTable(Table):
@@ -501,21 +510,36 @@ class MuxTable(Table):
         "seed": "32 hex digits, the same on every MUX of the pool",
     }
 
-    name: _Name = None
-    address: _Address4 = None
-    address6: _Address6 = None
-    interface: _Interface = None
-    io: Annotated[IoMode | None, PlainValidator(word(IoMode))] = None
-    busy_poll: Annotated[bool | None, PlainValidator(check_bool)] = None
-    workers: Annotated[int | None, PlainValidator(between(1, 64))] = None
-    flows: Annotated[int | None, PlainValidator(between(1, MAX_FLOWS))] = None
-    encap: Annotated[Encap | None, PlainValidator(check_encap)] = None
-    seed: Annotated[bytes | None, PlainValidator(check_seed)] = None
-    mtu: _Mtu = None
-    slots: _Slots = None
-    metrics: _Listen = None
-    state_dir: _Directory = None
-    idle: Any = None  # an IdleTable, read by itself
+    name: _Name = key("The MUX's name: in metrics, in commands, and in its certificate. Two MUXes must not share one.")
+    address: _Address4 = key("Tunnels come from this IPv4 address. It must be one of this machine's.")
+    address6: _Address6 = key("The same for IPv6 services, which need it.")
+    interface: _Interface = key("Clients' packets arrive on this interface.")
+    io: Annotated[IoMode | None, PlainValidator(word(IoMode))] = key(
+        "How packets come in and go out. `auto` takes the fastest mode that works, and says which and why."
+    )
+    busy_poll: Annotated[bool | None, PlainValidator(check_bool)] = key(
+        "With `xdp`: workers never sleep. Less latency, and a whole core for each worker all the time."
+    )
+    workers: Annotated[int | None, PlainValidator(between(1, 64))] = key(
+        "Data-plane threads. May change with SIGHUP in `packet` and `tun` mode."
+    )
+    flows: Annotated[int | None, PlainValidator(between(1, MAX_FLOWS))] = key(
+        "How many flows are remembered, over all workers. `lb check` prints the memory."
+    )
+    encap: Annotated[Encap | None, PlainValidator(check_encap)] = key(
+        "The tunnel to the hosts. `gue` is refused: it is not built yet."
+    )
+    seed: Annotated[bytes | None, PlainValidator(check_seed)] = key(
+        "The hash seed, the same on every MUX of the pool. Make one with `openssl rand -hex 16`."
+    )
+    mtu: _Mtu = key("MTU of the network between MUXes and hosts, in bytes. Raise it there rather than lower it here.")
+    slots: _Slots = key(
+        "Size of a service's Maglev table, a prime; at least 100 for each backend. The same on every MUX of the pool."
+    )
+    metrics: _Listen = key("Where Prometheus asks.")
+    state_dir: _Directory = key("Local socket, certificate, last good state.")
+    # An IdleTable, read by itself.
+    idle: Any = key("Idle timeouts of flows: [`[mux.idle]`](#muxidle).")
 
 
 class BgpTable(Table):
@@ -523,11 +547,18 @@ class BgpTable(Table):
 
     REQUIRED = {"asn": "this MUX's AS number", "peer": "at least one router, in a table [[bgp.peer]]"}
 
-    asn: Annotated[int | None, PlainValidator(check_asn)] = None
-    router_id: Annotated[IPv4Address | None, PlainValidator(check_router_id)] = None
-    hold: Annotated[int | None, PlainValidator(between(3, 65535, " s"))] = None
-    shutdown: Annotated[float | None, PlainValidator(seconds(0, 300))] = None
-    peer: Any = None  # PeerTables, read by themselves
+    asn: Annotated[int | None, PlainValidator(check_asn)] = key("The MUX's AS number.")
+    router_id: Annotated[IPv4Address | None, PlainValidator(check_router_id)] = key(
+        "BGP identifier. Default: `mux.address`."
+    )
+    hold: Annotated[int | None, PlainValidator(between(3, 65535, " s"))] = key(
+        "Hold time in seconds: a router gives up a MUX that was silent for so long."
+    )
+    shutdown: Annotated[float | None, PlainValidator(seconds(0, 300))] = key(
+        "Seconds that routers get at a planned stop, after GRACEFUL_SHUTDOWN and again after the withdrawal."
+    )
+    # PeerTables, read by themselves.
+    peer: Any = key("The routers: [`[[bgp.peer]]`](#bgppeer).")
 
 
 class PeerTable(Table):
@@ -539,13 +570,23 @@ class PeerTable(Table):
         "asn": "the router's AS number",
     }
 
-    name: _Name = None
-    address: Annotated[Address | None, PlainValidator(parse_address)] = None
-    asn: Annotated[int | None, PlainValidator(check_asn)] = None
-    password: Annotated[str | None, PlainValidator(check_password)] = None
-    kind: Annotated[PeerKind | None, PlainValidator(word(PeerKind))] = None
-    families: Annotated[tuple[BgpFamily, ...] | None, PlainValidator(check_families)] = None
-    gtsm: Annotated[bool | None, PlainValidator(check_bool)] = None
+    name: _Name = key("The router's name in `lb get peers` and in metrics.")
+    address: Annotated[Address | None, PlainValidator(parse_address)] = key(
+        "The router's address. Sessions come from `mux.address` or `mux.address6`."
+    )
+    asn: Annotated[int | None, PlainValidator(check_asn)] = key("The router's AS number.")
+    password: Annotated[str | None, PlainValidator(check_password)] = key(
+        "TCP MD5 password (RFC 2385). Default: none. FRR takes none with a space."
+    )
+    kind: Annotated[PeerKind | None, PlainValidator(word(PeerKind))] = key(
+        "Who is behind the router. A service's `announce.peers` may choose one kind."
+    )
+    families: Annotated[tuple[BgpFamily, ...] | None, PlainValidator(check_families)] = key(
+        "Which prefixes the session carries. Default: the family of the address."
+    )
+    gtsm: Annotated[bool | None, PlainValidator(check_bool)] = key(
+        "TTL security (RFC 5082): both ends send TTL 255 and accept nothing less."
+    )
 
 
 class AgentTable(Table):
@@ -558,17 +599,28 @@ class AgentTable(Table):
         "muxes": "the addresses that tunnels are accepted from",
     }
 
-    name: _Name = None
-    address: _Address4 = None
-    address6: _Address6 = None
-    interface: _Interface = None
-    muxes: Annotated[tuple[Address, ...] | None, PlainValidator(_check_muxes)] = None
-    decap: Annotated[DecapMode | None, PlainValidator(word(DecapMode))] = None
-    mtu: _Mtu = None
-    metrics: _Listen = None
-    state_dir: _Directory = None
-    command_probes: Annotated[bool | None, PlainValidator(check_bool)] = None
-    command_user: Annotated[str | None, PlainValidator(check_user)] = None
+    name: _Name = key("The host's name: in metrics, in commands, and in its certificate.")
+    address: _Address4 = key("The host's own IPv4 address (DIP). Backends with this address are its own.")
+    address6: _Address6 = key("The same for IPv6.")
+    interface: _Interface = key("Tunnels arrive on this interface.")
+    muxes: Annotated[tuple[Address, ...] | None, PlainValidator(_check_muxes)] = key(
+        "Tunnels are accepted from these addresses only. Needed without a manager; refused with one, which knows the "
+        "MUXes."
+    )
+    decap: Annotated[DecapMode | None, PlainValidator(word(DecapMode))] = key(
+        "How the outer header is taken off. `auto` takes the fastest that works, and says which and why."
+    )
+    mtu: _Mtu = key("MTU of the network from the MUXes, in bytes. TCP's segment size is clamped to fit.")
+    metrics: _Listen = key("Where Prometheus asks.")
+    state_dir: _Directory = key(
+        "Local socket, certificate, last good state, and the record of what the agent changed on the host."
+    )
+    command_probes: Annotated[bool | None, PlainValidator(check_bool)] = key(
+        "Whether this host runs probes of type `command`. Without it TCP is asked in their place."
+    )
+    command_user: Annotated[str | None, PlainValidator(check_user)] = key(
+        "The account that runs them. `root` is possible."
+    )
 
 
 class FollowTable(Table):
@@ -576,7 +628,9 @@ class FollowTable(Table):
 
     REQUIRED = {"url": 'the manager\'s address, such as "https://10.0.1.9:9740"'}
 
-    url: Annotated[str | None, PlainValidator(check_url)] = None
+    url: Annotated[str | None, PlainValidator(check_url)] = key(
+        "Where the manager is. The port is 9740 unless it is given."
+    )
 
 
 class ManagerTable(Table):
@@ -587,17 +641,31 @@ class ManagerTable(Table):
         "vip_prefixes": 'the prefixes that VIPs must be in, such as ["203.0.113.0/24"]',
     }
 
-    name: _Name = None
-    vip_prefixes: Annotated[tuple[Network, ...] | None, PlainValidator(_check_prefixes)] = None
-    listen: _Listen = None
-    metrics: _Listen = None
-    web: _Listen = None
-    state_dir: _Directory = None
-    withdraw_cap: Annotated[float | None, PlainValidator(_check_share)] = None
-    health_lease: Annotated[float | None, PlainValidator(seconds(1, 300))] = None
-    node_lifetime: Annotated[float | None, PlainValidator(seconds(5, 366 * 86400))] = None
-    hold: Annotated[float | None, PlainValidator(seconds(0.1, 600))] = None
-    path_interval: Annotated[float | None, PlainValidator(seconds(1, 3600))] = None
+    name: _Name = key("The manager's name.")
+    vip_prefixes: Annotated[tuple[Network, ...] | None, PlainValidator(_check_prefixes)] = key(
+        "VIPs must be inside one of these prefixes."
+    )
+    listen: _Listen = key("Where operators and nodes connect, over mutual TLS.")
+    metrics: _Listen = key("Where Prometheus asks.")
+    web: _Listen = key("Where the web page is served. Default: nowhere.")
+    state_dir: _Directory = key("The store (`manager.db`) and the CA. [Back it up](backup.md).")
+    withdraw_cap: Annotated[float | None, PlainValidator(_check_share)] = key(
+        "The largest share of MUXes that may withdraw a VIP at once for reasons of their own."
+    )
+    health_lease: Annotated[float | None, PlainValidator(seconds(1, 300))] = key(
+        "Seconds for which a node's health reports count after its last message."
+    )
+    node_lifetime: Annotated[float | None, PlainValidator(seconds(5, 366 * 86400))] = key(
+        "Seconds for which a node's certificate is valid. The node renews it after a third of that."
+    )
+    hold: Annotated[float | None, PlainValidator(seconds(0.1, 600))] = key(
+        "Seconds after which a disconnected MUX counts as expired and announces nothing any more: the hold time of "
+        "its BGP sessions."
+    )
+    path_interval: Annotated[float | None, PlainValidator(seconds(1, 3600))] = key(
+        "Connect to each VIP as a client does, once in so many seconds. Default: never. Only where this machine "
+        "reaches VIPs as clients do."
+    )
 
 
 class BackendTable(Table):
@@ -605,11 +673,22 @@ class BackendTable(Table):
 
     REQUIRED = {"name": 'a name that is unique in the service, such as "web-1"', "address": "the backend's address"}
 
-    name: _Name = None
-    address: Annotated[Address | None, PlainValidator(parse_address)] = None
-    port: _Port = None
-    weight: Annotated[int | None, PlainValidator(between(0, 1000))] = None
-    state: Annotated[BackendState | None, PlainValidator(word(BackendState))] = None
+    name: _Name = key(
+        "The backend's name, unique in the service. Names decide the places in the Maglev table, so keep them."
+    )
+    address: Annotated[Address | None, PlainValidator(parse_address)] = key(
+        "The backend's own address (DIP); the tunnel leads there."
+    )
+    port: _Port = key(
+        "Where the server listens. The agent translates VIP and port to this; give it to UDP servers also where it is "
+        "the service's own. Default: not translated. Refused with a range or any port."
+    )
+    weight: Annotated[int | None, PlainValidator(between(0, 1000))] = key(
+        "Share of new flows, relative to the other backends. 0 takes none."
+    )
+    state: Annotated[BackendState | None, PlainValidator(word(BackendState))] = key(
+        "`drain` keeps TCP flows and takes no new ones; `down` takes nothing."
+    )
 
 
 class ProbeTable(Table):
@@ -617,28 +696,44 @@ class ProbeTable(Table):
 
     REQUIRED = {"type": '"tcp", "http", "udp" or "command"'}
 
-    type: Annotated[ProbeType | None, PlainValidator(word(ProbeType))] = None
-    port: _Port = None
-    path: Annotated[str | None, PlainValidator(check_http_path)] = None
-    status: Annotated[tuple[int, int] | None, PlainValidator(parse_status)] = None
-    request: _Payload = None
-    expect: _Payload = None
-    command: Annotated[tuple[str, ...] | None, PlainValidator(check_command)] = None
-    interval: Annotated[float | None, PlainValidator(seconds(0.1, 300))] = None
-    timeout: Annotated[float | None, PlainValidator(seconds(0.05, 60))] = None
-    rise: _Count = None
-    fall: _Count = None
+    type: Annotated[ProbeType | None, PlainValidator(word(ProbeType))] = key("How the backend is asked.")
+    port: _Port = key("Where to ask. Default: the backend's own port. Not for `command`.")
+    path: Annotated[str | None, PlainValidator(check_http_path)] = key("`http`: what to get.")
+    status: Annotated[tuple[int, int] | None, PlainValidator(parse_status)] = key(
+        "`http`: which status counts as success, a number or a range."
+    )
+    request: _Payload = key("`tcp`, `udp`: text that is sent first. Default: nothing.")
+    expect: _Payload = key("`tcp`, `udp`, `http`: text that the answer must contain. Default: any answer.")
+    command: Annotated[tuple[str, ...] | None, PlainValidator(check_command)] = key(
+        "`command`: the program and its arguments, without a shell. Exit code 0 is success."
+    )
+    interval: Annotated[float | None, PlainValidator(seconds(0.1, 300))] = key("Seconds between probes.")
+    timeout: Annotated[float | None, PlainValidator(seconds(0.05, 60))] = key(
+        "Seconds until a probe has failed; at most `interval`."
+    )
+    rise: _Count = key("Successes in a row that bring the backend up.")
+    fall: _Count = key("Failures in a row that take it down.")
 
 
 class AnnounceTable(Table):
     """``[service.announce]``"""
 
-    policy: Annotated[AnnouncePolicy | None, PlainValidator(word(AnnouncePolicy))] = None
-    n: Annotated[int | None, PlainValidator(between(1, 4095))] = None
-    communities: Annotated[tuple[str, ...] | None, PlainValidator(check_communities)] = None
-    med: Annotated[int | None, PlainValidator(between(0, 0xFFFFFFFF))] = None
-    prepend: Annotated[int | None, PlainValidator(between(0, 16))] = None
-    peers: Annotated[AnnouncePeers | None, PlainValidator(word(AnnouncePeers))] = None
+    policy: Annotated[AnnouncePolicy | None, PlainValidator(word(AnnouncePolicy))] = key(
+        "When the VIP is announced: always, while any backend can take flows, or while at least `n` can."
+    )
+    n: Annotated[int | None, PlainValidator(between(1, 4095))] = key(
+        "`min-healthy`: how many backends; at most as many as there are. Required there, refused elsewhere."
+    )
+    communities: Annotated[tuple[str, ...] | None, PlainValidator(check_communities)] = key(
+        "BGP communities, plain (`65000:100`) or large (`65000:1:2`)."
+    )
+    med: Annotated[int | None, PlainValidator(between(0, 0xFFFFFFFF))] = key("Multi-exit discriminator. Default: none.")
+    prepend: Annotated[int | None, PlainValidator(between(0, 16))] = key(
+        "How often the own AS is put in front, towards other ASes."
+    )
+    peers: Annotated[AnnouncePeers | None, PlainValidator(word(AnnouncePeers))] = key(
+        "Which kind of BGP peers hear of the VIP."
+    )
 
 
 class ServiceTable(Table):
@@ -651,18 +746,32 @@ class ServiceTable(Table):
         "port": 'a number, a range such as "8000-8099", or 0 for any port',
     }
 
-    name: _Name = None
-    vip: Annotated[Network | None, PlainValidator(parse_vip)] = None
-    protocol: Annotated[Protocol | None, PlainValidator(word(Protocol))] = None
-    port: Annotated[PortRange | None, PlainValidator(parse_ports)] = None
-    slots: _Slots = None
-    hash: Annotated[HashMode | None, PlainValidator(word(HashMode))] = None
-    mtu: _Mtu = None
-    track: Annotated[bool | None, PlainValidator(check_bool)] = None
-    idle: _Idle = None
-    slow_start: Annotated[float | None, PlainValidator(seconds(1, 3600))] = None
-    panic: Annotated[float | None, PlainValidator(_check_panic)] = None
+    name: _Name = key("The service's name, unique in the file.")
+    vip: Annotated[Network | None, PlainValidator(parse_vip)] = key("The address that clients connect to, or a prefix.")
+    protocol: Annotated[Protocol | None, PlainValidator(word(Protocol))] = key("The protocol.")
+    port: Annotated[PortRange | None, PlainValidator(parse_ports)] = key(
+        "The port that clients connect to. The most specific service gets a packet: exact port, then range, then any."
+    )
+    slots: _Slots = key("Size of the Maglev table, a prime; at least the number of backends. Default: the MUX's.")
+    hash: Annotated[HashMode | None, PlainValidator(word(HashMode))] = key(
+        "What chooses the backend of a new flow: the whole 5-tuple, or the client's address alone."
+    )
+    mtu: _Mtu = key("MTU towards these backends, in bytes. Default: the MUX's.")
+    track: Annotated[bool | None, PlainValidator(check_bool)] = key(
+        "Hosts track these connections, for a stateful firewall or published containers."
+    )
+    idle: _Idle = key("Seconds without a packet after which a trusted flow is forgotten. Default: the MUX's.")
+    slow_start: Annotated[float | None, PlainValidator(seconds(1, 3600))] = key(
+        "Seconds in which a backend that returns gets its weight back, in ten steps. Needs a manager. Default: at "
+        "once."
+    )
+    panic: Annotated[float | None, PlainValidator(_check_panic)] = key(
+        "Below this share of healthy backends, by weight and by number, probes take none out; 0: they may take out "
+        "all. Default: 0.5."
+    )
     # Tables of their own, read by themselves.
-    probe: Any = None
-    announce: Any = None
-    backend: Any = None
+    probe: Any = key(
+        "How backends are probed: [`[service.probe]`](#serviceprobe). Default: TCP connect, or nothing for UDP."
+    )
+    announce: Any = key("How the VIP is announced: [`[service.announce]`](#serviceannounce).")
+    backend: Any = key("The backends: [`[[service.backend]]`](#servicebackend).")

@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make screenshots``: pictures of the web page for ``docs/images``: a real fleet, traffic, a dead backend."""
+"""``make screenshots``: pictures for ``docs/images``: of the web page (a real fleet, traffic, a dead backend), and of what
+``make demo`` prints."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 from lb.model import Probe, ProbeType, Service
 from tests.lab.browser import browser, missing_browser
@@ -33,6 +37,10 @@ def main() -> None:
     if why is not None:
         raise SystemExit(f"no screenshots: {why}")
     IMAGES.mkdir(exist_ok=True)
+    demo = subprocess.run(
+        [sys.executable, "-m", "tests.lab.demo_fleet"], stdout=subprocess.PIPE, text=True, check=True, timeout=280
+    )
+    (IMAGES / "demo.svg").write_text(terminal(demo.stdout))
     with Fleet(Routers.BIRD, say=print) as fleet, tempfile.TemporaryDirectory() as directory:
         services = _services(fleet)
         fleet.start(services)
@@ -43,6 +51,25 @@ def main() -> None:
             _pictures(fleet, Path(directory))
         finally:
             load.close()
+
+
+def terminal(text: str) -> str:
+    """A terminal with this text, as SVG: titles bold, the last sentence green."""
+    lines = text.strip().splitlines()
+    column, row, margin = 7.83, 17, 18
+    width = round(max(map(len, lines)) * column + 2 * margin)
+    height = len(lines) * row + 2 * margin
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
+        f'<rect width="{width}" height="{height}" rx="8" fill="#14181d"/>',
+        '<g font-family="ui-monospace, DejaVu Sans Mono, Menlo, Consolas, monospace" font-size="13" fill="#d6dde4">',
+    ]
+    for number, line in enumerate(lines):
+        title = line != "" and not line.startswith(" ")
+        style = ' fill="#57c27d" font-weight="bold"' if number == len(lines) - 1 else ' font-weight="bold"' * title
+        y = margin + (number + 0.75) * row
+        parts.append(f'<text x="{margin}" y="{y:g}" xml:space="preserve"{style}>{escape(line)}</text>')
+    return "\n".join([*parts, "</g>", "</svg>", ""])
 
 
 def _pictures(fleet: Fleet, directory: Path) -> None:
