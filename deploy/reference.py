@@ -24,6 +24,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 
 #: No key takes the first; one that takes any text refuses the second.
 WRONG = ("\t", "")
+#: An address of one family, for who takes the other alone.
+FAMILIES = ("2001:db8::1", "192.0.2.1")
 #: Four is no prime.
 NO_PRIME = 4
 
@@ -43,7 +45,7 @@ its path, such as `service[2].backend[0].weight`. Annotated examples are in `dep
 | of services, for `lb apply` | [`[[service]]`](#service), [`[[service.backend]]`](#servicebackend), [`[service.probe]`](#serviceprobe), [`[service.announce]`](#serviceannounce) |
 
 A file has at most {services:,} services, and a service at most {backends:,} backends.
-"""
+"""  # noqa: E501  rows of a table
 
 
 class Section(NamedTuple):
@@ -81,7 +83,7 @@ def page() -> str:
 def _section(section: Section) -> Iterator[str]:
     defaults = {} if section.values is None else {item.name: item for item in fields(section.values)}
     title = section.title if " of " in section.title else f"`{section.title}`"
-    yield f"\n## {title}\n\n{section.about}\n\n| key | must be | default | meaning |\n| --- | --- | --- | --- |\n"
+    yield f"\n## {title}\n\n{section.about}\n\n| key | value | default | meaning |\n| --- | --- | --- | --- |\n"
     for name, info in section.table.model_fields.items():
         if name in section.table.REQUIRED:
             default = "required"
@@ -96,22 +98,29 @@ def must_be(metadata: Iterable[object]) -> str:
     """What the key's own validator says that a value must be; a table has none."""
     for item in metadata:
         if isinstance(item, PlainValidator):
-            said = [_complaint(item.func, wrong) for wrong in (*WRONG, NO_PRIME)]
-            prime = said[2] is not None and said[2].startswith("a prime")
-            text = next(words for words in said if words is not None)
-            return text.replace("a whole number", "a prime number") if prime else text
+            return _what(item.func)
     return "a table"
 
 
+def _what(check: Any) -> str:
+    text = next(said for wrong in WRONG if (said := _complaint(check, wrong)) is not None)
+    if text == "an IP address":
+        text = next((said for wrong in FAMILIES if (said := _complaint(check, wrong)) is not None), text)
+    if (_complaint(check, NO_PRIME) or "").startswith("a prime"):
+        text = text.replace("a whole number", "a prime number")
+    return text
+
+
 def _complaint(check: Any, wrong: object) -> str | None:
+    """Without what the value is instead; None: it is right."""
     try:
         check(wrong)
     except ValueError as error:
-        return str(error).removeprefix("must be ").rpartition(", not ")[0] or str(error).removeprefix("must be ")
+        return str(error).partition(", not ")[0].removeprefix("must be ")
     return None
 
 
-def _shown(value: object) -> str:
+def _shown(value: object) -> str:  # noqa: PLR0911  one way for each type
     """As it would stand in the file; nothing where the meaning says what happens without."""
     if value is None or value == () or isinstance(value, model.Idle):
         return ""

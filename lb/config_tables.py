@@ -494,8 +494,7 @@ class IdleTable(Table):
 
     tcp: _Idle = key("Seconds without a packet after which a trusted TCP flow is forgotten.")
     tcp_untrusted: _Idle = key(
-        "The same for a TCP flow that was seen only once, and for one whose client said FIN or RST once room is "
-        "needed."
+        "The same for a TCP flow that was seen only once, and for one whose client said FIN or RST once room is needed."
     )
     udp: _Idle = key("The same for a UDP flow.")
 
@@ -762,8 +761,7 @@ class ServiceTable(Table):
     )
     idle: _Idle = key("Seconds without a packet after which a trusted flow is forgotten. Default: the MUX's.")
     slow_start: Annotated[float | None, PlainValidator(seconds(1, 3600))] = key(
-        "Seconds in which a backend that returns gets its weight back, in ten steps. Needs a manager. Default: at "
-        "once."
+        "Seconds in which a backend that returns gets its weight back, in ten steps. Needs a manager. Default: at once."
     )
     panic: Annotated[float | None, PlainValidator(_check_panic)] = key(
         "Below this share of healthy backends, by weight and by number, probes take none out; 0: they may take out "

@@ -61,3 +61,12 @@ def test_make_help_names_every_target_of_the_readme() -> None:
 def test_every_command_line_shown_can_be_typed(page: Path) -> None:
     for line in re.findall(r"^(?:\.venv/bin/)?(lb [a-z]+(?: .*)?)$", page.read_text(), re.MULTILINE):
         parse_line(words(line)[1:])
+
+
+def test_the_figures_of_the_comparison_are_those_of_the_benchmarks() -> None:
+    """After ``make bench`` the table of docs/compare.md is brought up to date by hand."""
+    section = (ROOT / "docs" / "compare.md").read_text().partition("## Figures")[2]
+    figures = set(re.findall(r"\b\d+,\d{3}\b|\b\d\.\d{3}\b", section)) - {"1,000"}
+    measured = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert len(figures) == 11
+    assert {figure for figure in figures if f"| {figure} [" not in measured} == set()

@@ -25,7 +25,9 @@ def test_every_key_of_the_models_is_on_the_page() -> None:
     from lb import config_tables
 
     shown = {section.table for section in reference.SECTIONS}
-    known = {kind for kind in vars(config_tables).values() if isinstance(kind, type) and kind.__base__ is config_tables.Table}
+    known = {
+        kind for kind in vars(config_tables).values() if isinstance(kind, type) and kind.__base__ is config_tables.Table
+    }
     assert known == shown
 
 

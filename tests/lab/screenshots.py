@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make screenshots``: pictures for ``docs/images``: of the web page (a real fleet, traffic, a dead backend), and of what
+"""``make screenshots``: pictures for docs/images of the web page (a real fleet, traffic, a dead backend), and of what
 ``make demo`` prints."""
 
 from __future__ import annotations
