@@ -23,7 +23,7 @@ from manager import joining
 from manager.api import TOKEN_ENDS
 from manager.authority import Authority
 from manager.joining import address_of, certificate_of
-from manager.store import Store
+from manager.store import Store, StoreError
 from manager.stream import Hub, Streams
 from manager.tokens import may_ask
 from manager.trust import Trust, peer_of
@@ -95,6 +95,10 @@ class Access:
 
     async def _upkeep(self) -> None:
         while True:
+            try:
+                await self.trust.forget_expired()
+            except StoreError as error:  # the next time, then
+                log.error("expired certificates not forgotten", reason=str(error))
             await asyncio.sleep(UPKEEP_INTERVAL)
             for context in (self.context, self.page_context):
                 await asyncio.to_thread(

@@ -71,6 +71,9 @@ _NO_UPDATE = """
 CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
 """
 
+#: Expired certificates and tokens that one transaction deletes.
+_FORGOTTEN_AT_ONCE = 1000
+
 T = TypeVar("T")
 
 
@@ -84,6 +87,8 @@ class SqliteStore:
         self._term: int | None = None  #: that we lead by; None: we do not, as a command that only looks after tokens
         self._witnessed: Marks | None = None  #: what the file beside it said when it was opened
         self._ends: Mapping[int, int] = {}  #: of the terms before ours
+        self._revocations = 0  #: times that this process revoked something
+        self._revoked_last: tuple[object, dict[str, str]] = (None, {})
 
     @classmethod
     async def open(cls, state_dir: Path) -> SqliteStore:
@@ -432,6 +437,7 @@ class SqliteStore:
                 if not replaces:
                     return JoinRefusal.THERE
                 self._turn_page()
+                self._revocations += 1
                 revoke = f"UPDATE certificate SET revoked_at = ?, revoked_why = ? WHERE {valid}"  # noqa: S608  ours
                 database.execute(revoke, (at, f"{certificate.name} joined anew", *values))
             spend = "UPDATE token SET used_at = ?, used_by = ?, joined = ? WHERE digest = ?"
@@ -467,6 +473,13 @@ class SqliteStore:
         return await self._run(self._revoked)
 
     def _revoked(self) -> dict[str, str]:
+        """Read again only where a command has written to the file since, or this process has revoked something."""
+        seen = self._db.execute("PRAGMA data_version").fetchone()[0], self._revocations
+        if self._revoked_last[0] != seen:
+            self._revoked_last = seen, self._read_revoked()
+        return self._revoked_last[1]
+
+    def _read_revoked(self) -> dict[str, str]:
         said = "SELECT serial, coalesce(revoked_why, 'no reason was given') FROM certificate"
         return dict(self._db.execute(f"{said} WHERE revoked_at IS NOT NULL AND expires > ?", (time.time(),)).fetchall())
 
@@ -475,6 +488,7 @@ class SqliteStore:
 
     def _revoke(self, serials: list[str], at: float, why: str, who: str) -> None:
         valid = "SELECT * FROM certificate WHERE serial = ? AND revoked_at IS NULL"
+        self._revocations += 1
         with self._transaction() as database:
             self._turn_page()
             for serial in serials:
@@ -484,6 +498,20 @@ class SqliteStore:
                     )
                     self._note(tokens.revoked(Certificate(*row), at, who, why))
         self._witness()
+
+    async def forget_expired(self, before: float) -> int:
+        total = 0
+        while (number := await self._run(self._forget_expired, before)) > 0:
+            total += number
+        return total
+
+    def _forget_expired(self, before: float) -> int:
+        """Some of them, so that whoever waits for the store waits for no more."""
+        forgotten = 0
+        for table, key in (("certificate", "serial"), ("token", "digest")):
+            some = f"SELECT {key} FROM {table} WHERE expires < ? LIMIT {_FORGOTTEN_AT_ONCE}"  # noqa: S608  ours
+            forgotten += self._execute(f"DELETE FROM {table} WHERE {key} IN ({some})", (before,))  # noqa: S608  ours
+        return forgotten
 
     # -- what all of them use -----------------------------------------------------------------------------------
 

@@ -176,10 +176,16 @@ class TrustStore(Protocol):
         ...
 
     async def revoked(self) -> dict[str, str]:
-        """Serial and reason of those of them that were revoked: few, and asked for every second."""
+        """Serial and reason of those of them that were revoked, may be of some that expired since; asked for every
+        second."""
         ...
 
     async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None: ...
+
+    async def forget_expired(self, before: float) -> int:
+        """Certificates and tokens that expired before this time, their revocations with them; what was done with them
+        stays in the audit. Returns how many."""
+        ...
 
 
 def digest(secret: str) -> str:

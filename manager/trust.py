@@ -36,6 +36,9 @@ RENEWALS = 5
 RENEWERS_MAX = 20_000
 #: A node that did not get the answer to its joining may ask for it again for so long, seconds.
 JOIN_AGAIN = 3600.0
+#: An expired certificate or token is kept for so long, seconds: longer than a clock is set back that went wrong, after
+#: which what was revoked must not be good again.
+FORGOTTEN_AFTER = 30 * 86400.0
 #: Connections waiting to be accepted.
 BACKLOG = 768
 
@@ -266,6 +269,15 @@ class Trust:
         """Reads what is revoked: it may have been another process. The daemon calls this every second or so."""
         self._revoked = await self._store.revoked()
 
+    async def forget_expired(self) -> None:
+        """What expired long ago is forgotten, and that it was revoked with it: it opens nothing. The daemon calls this
+        every hour."""
+        forgotten = await self._store.forget_expired(self._clock() - FORGOTTEN_AFTER)
+        if forgotten:
+            log.info(
+                "forgot certificates and tokens", number=forgotten, expired_for=f"{FORGOTTEN_AFTER / 86400:g} days"
+            )
+
     # -- TLS ----------------------------------------------------------------------------------------------------
 
     def server_context(self, manager: str, *listens: str) -> ssl.SSLContext:
@@ -293,7 +305,14 @@ class Trust:
 
 
 class _LoggedTls(ssl.SSLObject):
-    """A handshake that fails on the client's certificate is worth a line; asyncio would only drop the connection."""
+    """A handshake that fails on the client's certificate is worth a line; asyncio would only drop the connection. And
+    what is read is counted by its records, for it is they that cost."""
+
+    reads = 0  #: records, and attempts to read another
+
+    def read(self, len: int = 1024, buffer: Any = None) -> Any:
+        self.reads += 1
+        return super().read(len, buffer)
 
     def do_handshake(self) -> None:
         try:

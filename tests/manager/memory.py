@@ -60,3 +60,9 @@ class MemoryTrust:
     async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None:
         for serial in serials:
             self.signed[serial] = replace(self.signed[serial], revoked_at=at, revoked_why=why)
+
+    async def forget_expired(self, before: float) -> int:
+        old = [serial for serial, one in self.signed.items() if one.expires < before]
+        for serial in old:
+            del self.signed[serial]
+        return len(old)

@@ -181,6 +181,51 @@ async def test_certificates_are_listed_until_they_expire_and_revoked_once(tmp_pa
         assert await store.revoked() == {"1": "lost"}
 
 
+async def test_revocations_are_read_again_only_where_somebody_wrote(tmp_path: Path) -> None:
+    later = time.time() + 1000
+    async with opened(tmp_path) as store, opened(tmp_path) as command:
+        await store.add_certificate(Certificate("1", "mux", "mux1", 1.0, later))
+        await store.add_certificate(Certificate("2", "mux", "mux2", 1.0, later))
+        assert await store.revoked() == {}
+        read: list[str] = []
+        store._db.set_trace_callback(lambda text: read.append(text) if "FROM certificate" in text else None)
+        for _ in range(5):
+            assert await store.revoked() == {}
+        assert not read
+        await command.revoke(["1"], 7.0, "lost")
+        assert await store.revoked() == {"1": "lost"}
+        await store.revoke(["2"], 8.0, "sold")
+        assert await store.revoked() == {"1": "lost", "2": "sold"}
+        read.clear()
+        assert await store.revoked() == {"1": "lost", "2": "sold"}
+        assert not read
+
+
+async def test_what_expired_long_ago_is_forgotten_and_no_revocation_that_matters(tmp_path: Path) -> None:
+    now = time.time()
+    async with opened(tmp_path) as store:
+        for number in range(2500):
+            store._db.execute(
+                "INSERT INTO certificate VALUES (?, 'mux', 'mux1', 1, ?, NULL, NULL)", (f"old{number}", now - 50)
+            )
+        await store.add_certificate(Certificate("late", "mux", "mux2", 1.0, now - 5))
+        await store.add_certificate(Certificate("good", "mux", "mux3", 1.0, now + 1000))
+        await store.revoke(["old7", "late", "good"], now - 100, "lost")
+        await store.add_token(Token("ab", "mux", None, "ada", now - 100, now - 50))
+        await store.add_token(Token("cd", "mux", None, "ada", now - 100, now + 50))
+        assert await store.forget_expired(now - 10) == 2501
+        assert [row[0] for row in store._db.execute("SELECT serial FROM certificate ORDER BY serial")] == [
+            "good",
+            "late",
+        ]
+        assert await store.revoked() == {"good": "lost"}
+        assert [token.digest for token in await store.all_tokens()] == ["cd"]
+        assert await store.token("ab") is None
+        assert await store.forget_expired(now - 10) == 0
+        whys = [line.what for line in await store.audit(100)]
+        assert any("old7" in what for what in whys)
+
+
 async def test_what_is_no_database_is_said_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("this is not a database at all, but it is long enough" * 100)
     with pytest.raises(StoreError, match="file is not a database"):
