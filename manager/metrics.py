@@ -92,7 +92,12 @@ class ManagerCollector(Collector):
             labels=labels,
         )
         draining = GaugeMetricFamily("lb_mux_drained", "1 if operators drain the MUX.", labels=["mux"])
-        drains = self._controller.plan.drains
+        differing = GaugeMetricFamily(
+            "lb_mux_differs",
+            "1 if the MUX has another seed or default of slots than the others, and so chooses other backends.",
+            labels=["mux"],
+        )
+        drains, differs = self._controller.plan.drains, self._controller.pools.differs
         for entry in list(self._controller.hub.entries.values()):
             names = [entry.record.kind, entry.record.name]
             if entry.clock_skew is not None:
@@ -102,6 +107,7 @@ class ManagerCollector(Collector):
                 ends.add_metric(names, entry.expires)
             if entry.record.kind == MUX:
                 draining.add_metric([entry.record.name], float(entry.record.name in drains))
+                differing.add_metric([entry.record.name], float(entry.record.name in differs))
             connected.add_metric(names, float(entry.connection is not None))
             live.add_metric(names, entry.live_generation)
             wanted.add_metric(names, entry.generation)
@@ -109,7 +115,7 @@ class ManagerCollector(Collector):
             without.add_metric(names, len(entry.left_out))
             source = Source.TUNNEL if entry.record.kind == MUX else Source.AGENT
             passed_over.add_metric(names, self._controller.planner.reports.passed_over(source, entry.record.name))
-        yield from (connected, live, wanted, refused, without, passed_over, skew, expires, ends, draining)
+        yield from (connected, live, wanted, refused, without, passed_over, skew, expires, ends, draining, differing)
 
     def _announced(self) -> Iterator[Metric]:
         """By peer, as MUXes tell of it; and what they were told to."""

@@ -38,6 +38,13 @@ FLAG: Schema = {"type": "boolean"}
 MAYBE_FLAG: Schema = {"type": ["boolean", "null"]}
 TIME: Schema = {"type": "number", "description": "Unix time, seconds"}
 ANYTHING: Schema = {"type": "object"}
+#: Of a row: always text, for it may be a range.
+PORT: Schema = {
+    "type": "string",
+    "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$",
+    "description": 'a number, a range such as "8000-8099", or "0" for any',
+    "examples": ["80", "8000-8099", "0"],
+}
 
 #: What ``[[service]]`` tables hold; see deploy/services.toml for every key.
 SERVICE_TABLE = record(
@@ -90,10 +97,10 @@ _BACKEND: dict[str, Schema] = {
     "service": TEXT,
     "vip": TEXT,
     "protocol": TEXT,
-    "service_port": TEXT,
+    "service_port": PORT,
     "name": TEXT,
     "address": TEXT,
-    "port": TEXT,
+    "port": PORT,
     "weight": COUNT,
     "slow_start": {
         "type": ["number", "null"],
@@ -219,7 +226,7 @@ SCHEMAS: dict[str, Schema] = {
             "name": TEXT,
             "vip": TEXT,
             "protocol": TEXT,
-            "port": TEXT,
+            "port": PORT,
             "state": {"enum": ["new", "up", "degraded", "PANIC", "down", "retiring"]},
             "backends": COUNT,
             "healthy": COUNT,
@@ -359,7 +366,7 @@ SCHEMAS: dict[str, Schema] = {
         }
     ),
     "TopService": record(
-        {"service": TEXT, "vip": TEXT, "protocol": TEXT, "port": TEXT, "state": TEXT, **_RATES},
+        {"service": TEXT, "vip": TEXT, "protocol": TEXT, "port": PORT, "state": TEXT, **_RATES},
     ),
     "TopBackend": record(
         {

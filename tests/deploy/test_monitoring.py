@@ -73,6 +73,7 @@ CASES = [
         {'lb_node_connected{kind="mux",node="m"}': "0x40"},
         {'lb_node_connected{kind="mux",node="m"}': "1x40", 'lb_node_connected{kind="agent",node="h"}': "0x40"},
     ),
+    Case("LbMuxDiffers", {'lb_mux_differs{mux="m"}': "1x40"}, {'lb_mux_differs{mux="m"}': "0x40"}, "45s"),
     Case(
         "LbAgentAway",
         {'lb_node_connected{kind="agent",node="h"}': "0x40"},

@@ -4,6 +4,7 @@ what is not described must not be there."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ def mistakes(value: Any, schema: Mapping[str, Any], known: Mapping[str, Any], pa
     if allowed and not any(_is(value, name) for name in allowed):
         yield f"{path}: {value!r} is not of type {names}"
         return
+    if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
+        yield f"{path}: {value!r} is not like {schema['pattern']}"
     if isinstance(value, list):
         for i, item in enumerate(value):
             yield from mistakes(item, schema.get("items", {}), known, f"{path}[{i}]")

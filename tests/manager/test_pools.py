@@ -8,6 +8,7 @@ from typing import Any
 
 from lb.doctor.findings import Severity
 from lb.doctor.fleet import check_pool
+from manager.metrics import ManagerCollector
 from manager.overview import Overview
 from manager.pools import Pools, disagreements
 from manager.view import View
@@ -60,6 +61,8 @@ async def test_commands_page_and_doctor_tell_of_it(tmp_path: Path) -> None:
         assert any(
             "chooses other backends than the others: its seed differs from that of mux1, mux2" in it for it in bad
         )
+        (family,) = [found for found in ManagerCollector(controller).collect() if found.name == "lb_mux_differs"]
+        assert {s.labels["mux"]: s.value for s in family.samples} == {"mux1": 0, "mux2": 0, "mux3": 1}
         (finding,) = check_pool(view.muxes())
         assert finding.severity is Severity.FAULT
         assert finding.what.startswith("MUX mux3 ")
