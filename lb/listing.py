@@ -194,6 +194,21 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown
 
 
+# --- nodes -----------------------------------------------------------------------------------------------------------
+
+
+def node_words(row: Row) -> list[str]:
+    """What of a MUX or an agent is not as it should be, or worth knowing."""
+    live, wanted = row.get("generation"), row.get("wanted")
+    words = [
+        f"has generation {cell(live)} of {cell(wanted)}" if live != wanted else None,
+        f"refused its state: {cell(row['refused'])}" if row.get("refused") else None,
+        *(f"leaves out {cell(name)}: {cell(why)}" for name, why in (row.get("left_out") or {}).items()),
+        *(cell(row[key]) for key in ("repaired", "differs", "clock", "saturated", "drain", "handover") if row.get(key)),
+    ]
+    return [word for word in words if word]
+
+
 # --- announcements ---------------------------------------------------------------------------------------------------
 
 ANNOUNCEMENTS = ("VIP", "MUX", "Wanted", "Peer", "State")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from lb.listing import node_words
 from lb.model import Service
 from manager.announced import NO_WAY
 from manager.controller import Controller
@@ -36,6 +37,8 @@ GROUPED_MAX = 2000
 NAMES_MAX = 3
 #: VIPs that the row of a MUX names.
 VIPS_MAX = 8
+#: Reasons of a service's backends that its row names.
+REASONS_MAX = 3
 #: Text of a node's that is shown.
 TEXT_MAX = 300
 #: Rates of services are looked up anew after so long, seconds.
@@ -162,6 +165,7 @@ class Overview:
         if name in self._lines:
             self._count(self._lines[name], -1)
         row["backend_states"] = dict(sorted(Counter(item.shown for item in backends).items()))
+        row["why"] = _why(row, vip, backends)
         said = self._controller.announced.key(str(service.vip))
         line = self._lines[name] = Line(service, vip, said, row, " ".join(words).lower(), _place(name), backends)
         self._count(line, 1)
@@ -239,6 +243,7 @@ class Overview:
                         for key in ("name", "state", "address", "address6", "since", "generation", "wanted", "clock")
                     },
                     **{key: row[key] for key in ("refused", "version", "drain", "announces", "announced", "differs")},
+                    "why": _why_of_node(row, told),
                     **{key: _text(told.get(key)) for key in ("io", "mode", "rejected")},
                     "condition": _text(told.get("state")),
                     **{
@@ -257,6 +262,7 @@ class Overview:
         found = [
             {
                 **{key: row[key] for key in ("name", "state", "address", "since", "refused", "clock")},
+                "why": _why_of_node(row, {}),
                 "backends": dict(+self._hosts.get(row["name"], Counter())),
             }
             for row in self._view.agents()
@@ -265,7 +271,7 @@ class Overview:
             if name not in known and +states:
                 found.append(
                     {"name": name, "state": "no agent", "address": name, "since": None, "refused": None}
-                    | {"backends": dict(+states)}
+                    | {"why": "no agent has joined with this address", "backends": dict(+states)}
                 )
         return found
 
@@ -420,6 +426,34 @@ def _of_mux(row: Row) -> Iterator[Problem]:
         if peer["state"] != "established":
             why = f": {peer['error']}" if peer["error"] else ""
             yield Problem("warn", subject, f"BGP session with {peer['name']} is {peer['state'] or 'not known'}{why}")
+
+
+def _why(row: Row, vip: VipPlan | None, backends: list[BackendPlan]) -> str | None:
+    """Why a service is in its state, and whatever else `lb get` tells of it and of its backends; None: all is well."""
+    panic = vip.panic.get(row["name"]) if vip is not None else None
+    unwell: dict[tuple[str, str], list[str]] = {}
+    for item in backends:
+        if item.shown != "up" or not item.healthy:
+            unwell.setdefault((item.shown, item.reason), []).append(item.backend.name)
+    words = [
+        f"PANIC: {panic}" if panic else None,
+        row["note"],
+        None if backends else "it has no backends" if vip is not None else "it is planned in a moment",
+        *(f"{_names(names)} {shown}: {reason}" for (shown, reason), names in islice(unwell.items(), REASONS_MAX)),
+        f"{len(unwell) - REASONS_MAX} more reasons" if len(unwell) > REASONS_MAX else None,
+    ]
+    return _text("; ".join(word for word in words if word)) or None
+
+
+def _why_of_node(row: Row, told: Mapping[str, Any]) -> str | None:
+    """As `lb get` tells it below its table, and why it is in its state."""
+    rejected = _text(told.get("rejected"))
+    words = [
+        f"{_TROUBLE[row['state']]}; it goes on with what it has" if row["state"] in ("away", "gone", "late") else None,
+        f"goes on with an older configuration: {rejected}" if rejected else None,
+        *node_words(row),
+    ]
+    return _text("; ".join(word for word in words if word)) or None
 
 
 def _why_down(line: Line) -> str:

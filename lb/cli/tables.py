@@ -19,6 +19,7 @@ from lb.listing import (
     backends,
     by_service,
     listed,
+    node_words,
     reason,
     services,
 )
@@ -128,20 +129,7 @@ def agents(rows: Sequence[Row], width: int | None = None) -> list[str]:
 
 
 def _node_note(row: Row) -> str | None:
-    """What of a node is not as it should be, or worth knowing."""
-    behind = row.get("generation") != row.get("wanted")
-    words = [
-        f"has generation {_generation(row)}" if behind else None,
-        f"refused its state: {cell(row['refused'])}" if row.get("refused") else None,
-        *(f"leaves out {cell(name)}: {cell(why)}" for name, why in (row.get("left_out") or {}).items()),
-        cell(row["repaired"]) if row.get("repaired") else None,
-        cell(row["differs"]) if row.get("differs") else None,
-        cell(row["clock"]) if row.get("clock") else None,
-        cell(row["saturated"]) if row.get("saturated") else None,
-        cell(row["drain"]) if row.get("drain") else None,
-        cell(row["handover"]) if row.get("handover") else None,
-    ]
-    said = "; ".join(word for word in words if word)
+    said = "; ".join(node_words(row))
     return f"{cell(row.get('name'))}: {said}" if said else None
 
 
@@ -227,11 +215,6 @@ STATS: dict[str, Draw] = {"services": service_stats, "backends": backend_stats}
 
 def _bytes(value: Any) -> str | None:
     return size(value) if isinstance(value, int) else None
-
-
-def _generation(row: Row) -> str:
-    live, wanted = row.get("generation"), row.get("wanted")
-    return cell(live) if live == wanted else f"{cell(live)} of {cell(wanted)}"
 
 
 def _sessions(row: Row) -> str | None:

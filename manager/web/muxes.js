@@ -18,7 +18,7 @@ export function muxes(container) {
 function card(mux) {
   const state = badge();
   const age = since();
-  const trouble = el("p", { class: "notice bad", hidden: true });
+  const why = el("p", { class: "notice", hidden: true });
   const [generation, counts, io, vips, fill] = [1, 2, 3, 4, 5].map(() => el("span"));
   const meter = el("meter", { min: 0, max: 1, high: 0.9, "aria-label": `Flow table of ${mux.name}` });
   const sessions = el("ul", { class: "peers" });
@@ -30,13 +30,13 @@ function card(mux) {
     ...fact("BGP", sessions), ...fact("VIPs", vips), ...fact("Flow table", meter, fill),
     ...fact("Generation", generation), ...fact("Packets", counts), ...fact("I/O", io));
   return {
-    element: el("article", { class: "card" }, title, trouble, facts),
+    element: el("article", { class: "card" }, title, why, facts),
     update(row) {
       state.show(row.drain && row.state === "ready" ? "drain" : row.state, row.drain && row.state === "ready" ? row.drain : row.state);
       age.show(row.since);
-      const words = row.refused ?? row.rejected;
-      trouble.hidden = !words;
-      say(trouble, words ? `Goes on with an older configuration: ${words}` : "");
+      why.hidden = !row.why;
+      why.classList.toggle("bad", row.state !== "ready" || Boolean(row.rejected ?? row.differs));
+      say(why, row.why ? row.why[0].toUpperCase() + row.why.slice(1) : "");
       const heard = row.state !== "away" && row.state !== "gone";
       list.show(row.peers.map((peer) => ({ ...peer, heard })));
       sessions.hidden = row.peers.length === 0;

@@ -4,7 +4,7 @@
 import { cell, el, List, say, table } from "./dom.js";
 import { badge, number, short } from "./words.js";
 
-const COLUMNS = [["State", "state"], ["Service", "name"], ["VIP"], ["Healthy", "number"], ["Announced by", "extra"], ["Packets/s", "number"], ["Flows", "number"]];
+const COLUMNS = [["State", "state"], ["Service", "name"], ["VIP"], ["Healthy", "number"], ["Announced by", "extra"], ["Why", "reason"], ["Packets/s", "number"], ["Flows", "number"]];
 export const LIMIT = 25;
 
 const find = (id) => document.getElementById(id);
@@ -42,9 +42,9 @@ export function services(ask) {
 
 function line(service) {
   const state = badge();
-  const [vip, healthy, by, pps, flows] = [1, 2, 3, 4, 5].map(() => el("span"));
+  const [vip, healthy, by, why, pps, flows] = [1, 2, 3, 4, 5, 6].map(() => el("span"));
   const link = el("a", { href: `#/service/${encodeURIComponent(service.name)}` }, service.name);
-  const contents = [state.element, link, vip, healthy, by, pps, flows];
+  const contents = [state.element, link, vip, healthy, by, why, pps, flows];
   return {
     element: el("tr", { role: "row" }, ...contents.map((item, index) => cell(COLUMNS[index], item))),
     update(row) {
@@ -54,6 +54,7 @@ function line(service) {
       const some = row.announced_by.length > 0 ? names(row.announced_by) : "nobody";
       const all = row.wanted_by.every((mux) => row.announced_by.includes(mux));
       say(by, all ? some : `${some}; ${names(row.wanted_by)} should`);
+      say(why, row.why ?? "");
       say(pps, short(row.pps));
       say(flows, number(row.flows));
     },

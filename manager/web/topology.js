@@ -15,7 +15,7 @@ export function topology(container) {
   new ResizeObserver(() => draw()).observe(container);
   return (page) => {
     const next = { routers: routersOf(page.muxes), muxes: page.muxes, hosts: hostsOf(page.hosts) };
-    const key = JSON.stringify([next.routers, next.muxes.map((mux) => [mux.name, stateOf(mux), mux.announces, mux.peers.map((peer) => peer.state)]), next.hosts]);
+    const key = JSON.stringify([next.routers, next.muxes.map((mux) => [mux.name, stateOf(mux), mux.why, mux.announces, mux.peers.map((peer) => peer.state)]), next.hosts]);
     latest = next;
     if (key !== shown) {
       shown = key;
@@ -50,7 +50,7 @@ function hostsOf(hosts) {
       if (state === "ready" && host.backends.down) state = "down";
       else if (state === "ready" && host.backends.panic) state = "panic";
       else if (state === "ready" && up < count) state = host.backends.drain ? "drain" : "unknown";
-      return { name: host.name, state, text: count === 0 ? "no backends" : `${up} of ${count} up` };
+      return { name: host.name, state, text: count === 0 ? "no backends" : `${up} of ${count} up`, why: host.why ? `; ${host.why}` : "" };
     })
     .sort((a, b) => rank[levelOf(a.state)] - rank[levelOf(b.state)] || a.name.localeCompare(b.name, "en", { numeric: true }));
 }
@@ -99,7 +99,7 @@ function picture(found, width) {
     });
   });
   found.muxes.forEach((mux, m) => {
-    boxes.append(box(muxAt(m), mux.name, `${stateOf(mux)}, ${mux.announces} VIPs`, stateOf(mux)));
+    boxes.append(box(muxAt(m), mux.name, `${stateOf(mux)}, ${mux.announces} VIPs`, stateOf(mux), mux.why ? `; ${mux.why}` : ""));
     const [x, y] = muxAt(m);
     const target = wide ? [hostsAt[0], hostsAt[1] + hosts.height / 2 - NODE.height / 2] : [width / 2 - NODE.width / 2, hostsAt[1]];
     if (found.hosts.length > 0) lines.append(line([x, y], target, wide, !["away", "gone"].includes(mux.state)));
@@ -115,7 +115,7 @@ function line([x1, y1], [x2, y2], wide, up) {
   return svg("path", { d: `M${from} C${bend} ${to}`, class: up ? "edge" : "edge cut" });
 }
 
-function box([x, y], name, text, state, width = NODE.width) {
+function box([x, y], name, text, state, why = "", width = NODE.width) {
   const shape = icon(state);
   shape.setAttribute("x", 10);
   shape.setAttribute("y", 10);
@@ -123,7 +123,7 @@ function box([x, y], name, text, state, width = NODE.width) {
   const title = name.length > fits ? `${name.slice(0, fits - 1)}…` : name;
   return svg(
     "g", { transform: `translate(${x} ${y})`, class: "node", "data-level": levelOf(state) },
-    svg("title", {}, `${name}: ${state}, ${text}`),
+    svg("title", {}, `${name}: ${state}, ${text}${why}`),
     svg("rect", { width, height: NODE.height, rx: 6 }), shape,
     svg("text", { x: 28, y: 20, class: "name" }, title), svg("text", { x: 10, y: 36, class: "text" }, text),
   );
@@ -135,7 +135,7 @@ function hostCells(hosts, width) {
   const named = hosts.length <= NAMED ? hosts : hosts.filter((host) => levelOf(host.state) !== "well").slice(0, NAMED);
   const others = hosts.slice(named.length);
   const perRow = Math.max(1, Math.floor((width + 8) / (NODE.width + 8)));
-  const parts = named.map((host, n) => box([(n % perRow) * (NODE.width + 8), Math.floor(n / perRow) * (NODE.height + 8)], host.name, host.text, host.state));
+  const parts = named.map((host, n) => box([(n % perRow) * (NODE.width + 8), Math.floor(n / perRow) * (NODE.height + 8)], host.name, host.text, host.state, host.why));
   let y = Math.ceil(named.length / perRow) * (NODE.height + 8);
   if (others.length > 0) {
     const cells = Math.max(1, Math.floor(width / 20));
@@ -145,7 +145,7 @@ function hostCells(hosts, width) {
       const shape = icon(host.state);
       shape.setAttribute("x", (n % cells) * 20 + 2);
       shape.setAttribute("y", y + Math.floor(n / cells) * 20 + 2);
-      parts.push(svg("g", { class: "node small", "data-level": levelOf(host.state) }, svg("title", {}, `${host.name}: ${host.state}, ${host.text}`), shape));
+      parts.push(svg("g", { class: "node small", "data-level": levelOf(host.state) }, svg("title", {}, `${host.name}: ${host.state}, ${host.text}${host.why}`), shape));
     });
     y += Math.ceil(others.length / cells) * 20 + 4;
   }
@@ -161,6 +161,6 @@ function words(found) {
     ...found.routers.map((router) => item(`Router ${router.name}: ${router.up} of ${router.of} sessions established`)),
     ...found.muxes.map((mux) => item(`MUX ${mux.name}: ${stateOf(mux)}, ${mux.announces} VIPs`)),
     item(`${found.hosts.length} hosts, ${found.hosts.filter((host) => levelOf(host.state) === "well").length} of them well`),
-    ...trouble.map((host) => item(`Host ${host.name}: ${host.state}, ${host.text}`)),
+    ...trouble.map((host) => item(`Host ${host.name}: ${host.state}, ${host.text}${host.why}`)),
   );
 }

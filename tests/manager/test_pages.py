@@ -17,6 +17,7 @@ from aiohttp import ClientResponse, ClientSession, CookieJar
 from aiohttp.test_utils import TestServer
 
 from lb.errors import AccessError
+from lb.listing import backends, node_words
 from manager import pages as pages_module
 from manager.controller import Controller
 from manager.pages import Pages, changes
@@ -147,6 +148,30 @@ async def test_the_verdict_names_what_is_wrong_the_worst_first(tmp_path: Path) -
         assert ("mux mux1", "BGP session with tor1 is active: hold timer expired") in problems
         assert problems[0] == ("mux mux2", "is not connected: it goes on with what it has")
         assert [row["name"] for row in body["services"]] == ["web", "web1"]
+
+
+async def test_every_row_says_why_it_is_as_it_is_in_the_words_of_lb_get(tmp_path: Path) -> None:
+    async with page(tmp_path, services=2) as reader:
+        _, body = await reader.get("/v1/page")
+        assert [row["why"] for row in (*body["services"], *body["muxes"])] == [None] * 4
+        reader.site.hosts[0].report("web", "web-1", False, "connection refused")
+        told = {"rejected": "port: must be 1 to 65535", "saturated": "loses packets of web"}
+        reader.controller.hub.status(reader.site.muxes[0], {"mux": told})
+        reader.site.muxes[1].leave()
+        reader.site.hosts[1].leave()
+        await until(lambda: reader.shown() == "down")
+        _, body = await reader.get("/v1/page")
+        whys = {row["name"]: row["why"] for key in ("services", "muxes", "hosts") for row in body[key]}
+        assert "web-1 down: its agent says: connection refused" in whys["web"]
+        assert "loses packets of web" in whys["mux1"]
+        assert "goes on with an older configuration: port: must be 1 to 65535" in whys["mux1"]
+        assert whys["mux2"].startswith("is not connected; it goes on with what it has")
+        assert whys["host2"].startswith("is not connected; it goes on with what it has")
+        view = View(reader.controller)
+        for row in view.muxes():  # the same sentences
+            assert all(word in whys[row["name"]] for word in node_words(row))
+        (note,) = [note for note in backends(view.backends()).notes if "web/web-1" in note]
+        assert note.replace("web/", "") in whys["web"]
 
 
 async def test_services_are_searched_filtered_and_paged_by_the_manager(tmp_path: Path) -> None:
