@@ -57,12 +57,19 @@ ACCEPTS, ACCEPT_BURST, ACCEPT_RATE, ACCEPT_PAUSE = 64, 2048.0, 3500.0, 0.02
 FULL_PAUSE = 0.25
 #: How often time is looked at, and what was turned away is said, seconds.
 SWEEP, SAY = 0.5, 10.0
+#: Connections and requests of one node, at once and a second. One more request is refused; one more connection costs
+#: its address so much more credit, for a handshake is dear, and nobody is known before it.
+NODE_BURST, NODE_RATE, NODE_OVERDRAWN = 30.0, 1.0, 7.0
 #: After an answer nobody's body is read on for longer, seconds.
 LINGER = 1.0
+_TOO_OFTEN = "asked too often before it was known who it is"
 _FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 #: Who a client's certificate is of, as verified; None: of nobody who may come in.
 Recognise = Callable[[Mapping[str, Any]], str | None]
+#: Is told how many bytes were read of a connection, in how many pieces, and the CPU seconds that the HTTP library took
+#: for them; says for how long no more is to be read.
+Meter = Callable[[int, int, float], float]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = get_logger()
@@ -72,8 +79,8 @@ class Guest(asyncio.Protocol):
     """One connection: aiohttp's protocol, and what is counted beside it."""
 
     __slots__ = (
-        "_asked", "_door", "_inner", "_spent", "_transport",
-        "address", "left", "serving", "since", "socket", "stranger", "who",
+        "_asked", "_door", "_held", "_inner", "_inner_full", "_pieces", "_spent", "_tls", "_transport",
+        "address", "left", "meter", "serving", "since", "socket", "stranger", "who",
     )  # fmt: skip
 
     def __init__(self, door: Door, connection: socket.socket, address: str, now: float) -> None:
@@ -82,6 +89,10 @@ class Guest(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._spent = 1  #: of its address's credit: the handshake with a first request, and further ones
         self._asked = False
+        self._held = self._inner_full = False  # why nothing is read: it owes, or what was read waits for its turn
+        self._tls: object = None  # counts its records (manager.trust), of which so many were told
+        self._pieces = 0
+        self.meter: Meter | None = None
         self.socket = connection
         self.address = address
         self.since = now  #: when it came, or the last request ended
@@ -92,8 +103,9 @@ class Guest(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        self._tls = transport.get_extra_info("ssl_object")
         self._inner = self._door.opened(self, self._transport)
-        self._inner.connection_made(transport)
+        self._inner.connection_made(cast("asyncio.Transport", _Reins(self, self._transport)))
 
     def data_received(self, data: bytes) -> None:
         if self.stranger:
@@ -102,8 +114,38 @@ class Guest(asyncio.Protocol):
                 self._door.turned_away("sent too much before it was known who it is")
                 self.drop()
                 return
-        if self._inner is not None:
+        if self._inner is None:
+            return
+        if self.meter is None:
             self._inner.data_received(data)
+            return
+        began = time.thread_time()
+        self._inner.data_received(data)
+        seconds = time.thread_time() - began
+        before, self._pieces = self._pieces, getattr(self._tls, "reads", self._pieces + 1)
+        self._hold(self.meter(len(data), self._pieces - before, seconds))
+
+    def _hold(self, seconds: float) -> None:
+        """Nothing more is read for so long: what it sends meanwhile waits in its own kernel."""
+        if seconds > 0 and not self._held and self._transport is not None:
+            self._held = True
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(seconds, self._release)
+
+    def _release(self) -> None:
+        self._held = False
+        self._read_on()
+
+    def inner_is(self, *, full: bool) -> None:
+        """The HTTP library has as much as it can take, or no more."""
+        self._inner_full = full
+        if full and self._transport is not None:
+            self._transport.pause_reading()
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if not self._held and not self._inner_full and self._transport is not None:
+            self._transport.resume_reading()
 
     def eof_received(self) -> bool | None:
         if self._inner is not None:
@@ -119,7 +161,7 @@ class Guest(asyncio.Protocol):
             self._inner.resume_writing()
 
     def connection_lost(self, error: Exception | None) -> None:
-        inner, self._inner, self._transport = self._inner, None, None
+        inner, self._inner, self._transport, self._tls = self._inner, None, None, None
         if inner is not None:
             self._door.closed(self, inner)
             inner.connection_lost(error)
@@ -133,12 +175,17 @@ class Guest(asyncio.Protocol):
     def asks(self) -> bool:
         """One more request; False: too many."""
         first, self._asked = not self._asked, True
-        if first or not self.stranger:
+        if first:
             return True
+        if not self.stranger:
+            return self._door.may_ask(self.who or "")
         if not self._door.guests.asks(self.address):
             return False
         self._spent += 1
         return True
+
+    def turned_away(self, reason: str) -> None:
+        self._door.turned_away(reason)
 
     def stuck(self, now: float) -> bool:
         """It does not read what it asked for."""
@@ -157,6 +204,25 @@ class Guest(asyncio.Protocol):
             self.socket.shutdown(socket.SHUT_RDWR)
 
 
+class _Reins:
+    """The transport as the HTTP library sees it: reading goes on when its guest is not held either."""
+
+    __slots__ = ("_guest", "_transport")
+
+    def __init__(self, guest: Guest, transport: asyncio.Transport) -> None:
+        self._guest = guest
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def pause_reading(self) -> None:
+        self._guest.inner_is(full=True)
+
+    def resume_reading(self) -> None:
+        self._guest.inner_is(full=False)
+
+
 #: Where a request keeps its connection.
 GUEST: web.RequestKey[Guest] = web.RequestKey("guest", Guest)
 
@@ -166,6 +232,20 @@ def known(request: web.Request, who: str) -> None:
     guest = request.get(GUEST)
     if guest is not None:
         guest.known(who)
+
+
+def metered(request: web.Request, meter: Meter) -> None:
+    """Whatever is read of the request's connection from now on is told to ``meter``."""
+    guest = request.get(GUEST)
+    if guest is not None:
+        guest.meter = meter
+
+
+def turned_away(request: web.Request, reason: str) -> None:
+    """A line of the log for many of these, a few seconds later."""
+    guest = request.get(GUEST)
+    if guest is not None:
+        guest.turned_away(reason)
 
 
 class Door:
@@ -363,16 +443,27 @@ class Door:
     def known(self, guest: Guest, spent: int) -> None:
         who = guest.who or ""
         self._identities[who] += 1
-        credit = self._credits.get(who)
-        if credit is None:
-            if len(self._credits) > 20_000:
-                self._credits.clear()
-            credit = self._credits[who] = Credit(KNOWN_BURST, KNOWN_RATE, self._clock())
-        self.guests.known(guest, guest.address, spent if credit.take(self._clock()) else 0)
+        if self._credit_of(who).take(self._clock()):
+            self.guests.known(guest, guest.address, spent)
+        else:
+            self.guests.known(guest, guest.address, -NODE_OVERDRAWN if _is_node(who) else 0)
         if self._identities[who] > KNOWN_EACH:
             self.turned_away(f"{who} has {KNOWN_EACH} connections already")
             guest.drop()
         self._let_in()
+
+    def may_ask(self, who: str) -> bool:
+        """One more request over a connection of somebody known. A node asks for little but its stream."""
+        return not _is_node(who) or self._credit_of(who).take(self._clock())
+
+    def _credit_of(self, who: str) -> Credit:
+        credit = self._credits.get(who)
+        if credit is None:
+            if len(self._credits) > 20_000:
+                self._credits.clear()
+            limits = (NODE_BURST, NODE_RATE) if _is_node(who) else (KNOWN_BURST, KNOWN_RATE)
+            credit = self._credits[who] = Credit(*limits, self._clock())
+        return credit
 
     def turned_away(self, reason: str) -> None:
         """Counted, and said now and then: whoever is in a hurry must not fill the log."""
@@ -426,9 +517,9 @@ class Door:
             return await handler(request)
         request[GUEST] = guest
         if not guest.asks():
-            self.turned_away("asked too often before it was known who it is")
+            self.turned_away(f"{guest.who} asked too often" if guest.who else _TOO_OFTEN)
             answer = web.json_response(
-                {"error": "too many requests from this address; wait a moment"},
+                {"error": f"too many requests from {'you' if guest.who else 'this address'}; wait a moment"},
                 status=429,
                 headers={"Retry-After": "1"},
             )
@@ -446,6 +537,10 @@ class Door:
 
 def _not_begun() -> web.RequestHandler:
     raise RuntimeError("Door.start() was not called")
+
+
+def _is_node(who: str) -> bool:
+    return who.startswith(("mux:", "agent:"))
 
 
 def nobody(_: Mapping[str, Any]) -> str | None:

@@ -196,8 +196,8 @@ class Guests(Generic[G]):
             return at.credit.take(now)
         return self._all.left(now) >= 1.0 and at.credit.take(now) and self._all.take(now)
 
-    def known(self, guest: G, address: str, spent: int = 1) -> None:
-        """It is somebody: a stranger no more, and what it ``spent`` comes back."""
+    def known(self, guest: G, address: str, spent: float = 1) -> None:
+        """It is somebody: a stranger no more, and what it ``spent`` comes back; less than nothing is taken as well."""
         now, at = self._clock(), self._address(address)
         if at.friend_until <= now:
             self._all.give_back(spent)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -49,12 +50,13 @@ from lb.node.messages import (
     diff,
     encode,
 )
+from manager import door
+from manager.dues import PAUSE_MAX, PER_BYTE, PER_MESSAGE, PER_STATE, PER_STREAM, Dues, Ledger
 from manager.joining import address_of, certificate_of
 from manager.lineage import Marks
 from manager.node_status import read
 from manager.trust import Peer, Trust, peer_of
 from manager.turned_away import DuplicateError
-from manager.watching import Budget
 
 #: A connection that says nothing for so long is asked whether it lives, and given up after half of it again, seconds.
 HEARTBEAT = 10.0
@@ -72,14 +74,6 @@ CHECK_INTERVAL = 1.0
 LETTERS_MAX = 128
 #: Connections of one node that have not said hello yet.
 SILENT_MAX = 2
-#: The share of the manager's core that hearing one node may take, and so many seconds of it at once: all that a MUX
-#: with ten thousand services says when it connects. Nobody is left unheard for longer than PAUSE_MAX, for then its
-#: pongs would be late.
-SHARE, SAVED, PAUSE_MAX = 0.1, 2.0, 2.0
-#: What each connection, each message and each byte of it costs before it is a message, seconds.
-PER_STREAM, PER_MESSAGE, PER_BYTE = 0.02, 50e-6, 6e-9
-#: And each hello, to answer it, beside the digest of the state that it gets.
-PER_STATE = 2e-3
 #: After so much of it others have a turn, of the same length at least, seconds: no node has more than half of the core,
 #: at first neither.
 TURN = 0.005
@@ -87,8 +81,6 @@ TURN = 0.005
 LONG = 64 * 1024
 #: A node that is let go has so long to say that it heard why, seconds: what it says meanwhile is read for nothing.
 CLOSING = 0.3
-#: Of so many nodes it is remembered what they spent.
-SPENDERS_MAX = 20_000
 #: Larger states are made text beside the event loop, entries.
 _LARGE = 200
 
@@ -166,10 +158,10 @@ class Connection:
         address: str,
         hello: Hello,
         socket: web.WebSocketResponse,
-        budget: Budget | None = None,
+        dues: Dues | None = None,
     ) -> None:
         self.peer = peer
-        self.budget = budget or _budget()  #: of the time that hearing it may take
+        self.dues = dues or Dues(time.monotonic)  #: what hearing it costs
         self.address = address  #: where it comes from
         self.settings: Mapping[str, Any] = hello.settings
         self.version = hello.version
@@ -241,7 +233,9 @@ class Connection:
 
     async def _send(self, message: ToNode) -> bool:
         """False: the node takes nothing."""
-        text = await _text(message)
+        text, spent = await _text(message)
+        if isinstance(message, StateMessage):  # it asked for that; of changes it is told by us
+            self.dues.spend(spent + len(text) * PER_BYTE)
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
                 await self._socket.send_str(text)
@@ -278,7 +272,7 @@ class Connection:
     async def _first(self, hub: Hub, hello: Hello, generation: int, state: NodeState) -> ToNode:
         """What answers a hello: the whole state, or word that the node has it already."""
         total, digest, spent = await asyncio.to_thread(_digested, state)
-        self.budget.spend(spent + PER_STATE)
+        self.dues.spend(spent + PER_STATE)
         self._under_way = {}
         self._note(generation, state, total)
         if hello.digest == digest and hello.term <= hub.term:
@@ -346,7 +340,7 @@ class Streams:
         self._trust = trust
         self._connections: dict[str, Connection] = {}
         self._silent: Counter[str] = Counter()  #: connections before their hello, of each node
-        self._budgets: dict[str, Budget] = {}  #: of each node, whichever connection it has
+        self._ledger = Ledger(time.monotonic)
         self._endings = Tasks()  #: of connections that another took the place of
 
     @property
@@ -371,13 +365,14 @@ class Streams:
         except AccessError as error:
             self._tell_hub(peer_of(certificate) if certificate else None, address, error)
             return web.json_response({"error": str(error)}, status=403)
+        dues = self._ledger.of(str(peer))
+        dues.spend(PER_STREAM)
         if self._silent[str(peer)] >= SILENT_MAX:  # as an answer: of what is no stream yet nothing is read
-            reason = f"{SILENT_MAX} connections of {peer} have not said hello yet"
-            self._trust.refused("node stream", address, reason, who=str(peer))
-            return web.json_response({"error": reason}, status=403)
+            return _not_now(request, f"{SILENT_MAX} connections of {peer} have not said hello yet", 2.0)
+        if (wait := dues.barred()) > 0:
+            return _not_now(request, f"{peer} has to wait, for what it said before", wait)
         self._silent[str(peer)] += 1
-        budget = self._budget_of(str(peer))
-        budget.spend(PER_STREAM)
+        door.metered(request, dues.read)
         socket = web.WebSocketResponse(timeout=2.0, heartbeat=HEARTBEAT, max_msg_size=FROM_NODE_MAX, compress=False)
         try:
             await socket.prepare(request)
@@ -391,13 +386,16 @@ class Streams:
             raise
         refused = None
         try:
-            await self._serve(socket, peer, address, budget)
+            await self._serve(socket, peer, address, dues)
         except MessageError as error:
             refused = str(error)
-            log.warning("node dropped", node=str(peer), peer=address, reason=refused)
+            wait = dues.let_go()
+            log.warning("node dropped", node=str(peer), peer=address, reason=refused, not_again_for=f"{wait:g} s")
             self._hub.refused_at_door(peer.kind, peer.name, address, refused, duplicate=False)
         except AccessError as error:
             refused = str(error)
+            if not isinstance(error, DuplicateError):  # then it may be another machine's doing
+                dues.let_go()
             self._trust.refused("node stream", address, refused, who=str(peer))
             self._tell_hub(peer, address, error)
         if refused is not None:  # by now nothing holds what it said
@@ -416,15 +414,10 @@ class Streams:
         if not self._silent[str(peer)]:
             del self._silent[str(peer)]
 
-    def _budget_of(self, node: str) -> Budget:
-        if len(self._budgets) >= SPENDERS_MAX:
-            self._budgets.clear()
-        return self._budgets.setdefault(node, _budget())
-
-    async def _serve(self, socket: web.WebSocketResponse, peer: Peer, address: str, budget: Budget) -> None:
+    async def _serve(self, socket: web.WebSocketResponse, peer: Peer, address: str, dues: Dues) -> None:
         try:
-            await asyncio.sleep(min(PAUSE_MAX, budget.wait()))
-            hello = await _hello(socket, budget)
+            await asyncio.sleep(dues.pause())
+            hello = await _hello(socket, dues)
         finally:
             self._spoke(peer)
         if hello is None:
@@ -432,10 +425,11 @@ class Streams:
         claimed = hello.settings.get("name", peer.name)
         if claimed != peer.name:
             raise AccessError(f"the node calls itself {str(claimed)[:80]!r} and has the certificate of {peer}")
-        connection = Connection(peer, address, hello, socket, budget)
+        connection = Connection(peer, address, hello, socket, dues)
         self._admit(connection)
         try:
-            self._hub.arrived(connection)
+            with _paid(dues):
+                self._hub.arrived(connection)
         except AccessError:
             del self._connections[connection.id]
             raise
@@ -446,27 +440,30 @@ class Streams:
         finally:
             if self._connections.get(connection.id) is connection:
                 del self._connections[connection.id]
-                self._hub.left(connection)
+                with _paid(dues):
+                    self._hub.left(connection)
                 log.info("node disconnected", node=connection.id, peer=address)
 
     async def _receive(self, socket: web.WebSocketResponse, connection: Connection) -> None:
-        budget, owed = connection.budget, 0.0
+        dues, owed, slow = connection.dues, 0.0, False
         async for frame in socket:
             if frame.type is WSMsgType.ERROR:
                 log.warning("node dropped", node=connection.id, reason="it does not answer any more")
                 return
             if frame.type is not WSMsgType.TEXT:
                 raise MessageError("a message must be a text frame")
-            spent = budget.spent
-            reading = _read(frame.data, budget)
+            spent = dues.spent
+            reading = _read(frame.data, dues)
             del frame  # of a long message nothing is kept, not by the traceback of its refusal either
             message = await reading
-            began = time.monotonic()
-            connection.said(self._hub, message)
-            budget.spend(time.monotonic() - began)
-            owed += budget.spent - spent
+            with _paid(dues):
+                connection.said(self._hub, message)
+            owed += dues.spent - spent
             # It is heard more slowly, then; what it sends meanwhile waits in its own kernel.
-            pause = budget.wait()
+            pause = dues.pause()
+            if pause >= PAUSE_MAX and not slow:
+                slow = True
+                self._hub.event(connection, "says so much that it is heard slowly")
             if pause > 0 or owed > TURN:
                 await asyncio.sleep(min(PAUSE_MAX, max(pause, owed)))
                 owed = 0.0
@@ -505,7 +502,23 @@ class Streams:
         await asyncio.gather(*(connection.end() for connection in self._connections.values()), return_exceptions=True)
 
 
-async def _hello(socket: web.WebSocketResponse, budget: Budget) -> Hello | None:
+@contextlib.contextmanager
+def _paid(dues: Dues) -> Iterator[None]:
+    """What is done here at once is the node's doing."""
+    began = time.thread_time()
+    try:
+        yield
+    finally:
+        dues.spend(time.thread_time() - began)
+
+
+def _not_now(request: web.Request, reason: str, seconds: float) -> web.Response:
+    """As an answer before there is a stream; one that goes on asking does not fill the log."""
+    door.turned_away(request, reason)
+    return web.json_response({"error": reason}, status=429, headers={"Retry-After": str(math.ceil(seconds))})
+
+
+async def _hello(socket: web.WebSocketResponse, dues: Dues) -> Hello | None:
     """The first message; None if the node left."""
     try:
         async with asyncio.timeout(HELLO_TIMEOUT):
@@ -514,7 +527,7 @@ async def _hello(socket: web.WebSocketResponse, budget: Budget) -> Hello | None:
         raise MessageError(f"no hello within {HELLO_TIMEOUT:.0f} s") from None
     if frame.type is not WSMsgType.TEXT:
         return None
-    reading = _read(frame.data, budget)
+    reading = _read(frame.data, dues)
     del frame
     message = await reading
     if not isinstance(message, Hello):
@@ -522,10 +535,10 @@ async def _hello(socket: web.WebSocketResponse, budget: Budget) -> Hello | None:
     return message
 
 
-async def _read(text: str, budget: Budget) -> FromNode:
+async def _read(text: str, dues: Dues) -> FromNode:
     """What a node says, checked; raises MessageError. It pays for either."""
     message, spent = await asyncio.to_thread(_parsed, text) if len(text) > LONG else _parsed(text)
-    budget.spend(spent + PER_MESSAGE + len(text) * PER_BYTE)
+    dues.spend(spent + PER_MESSAGE)  # its bytes were paid for as they came
     del text
     if isinstance(message, MessageError):
         raise message
@@ -558,12 +571,15 @@ def _digested(state: NodeState) -> tuple[Digest, str, float]:
     return total, str(total), time.thread_time() - began
 
 
-def _budget() -> Budget:
-    return Budget(SHARE, time.monotonic, saved=SAVED)
-
-
-async def _text(message: ToNode) -> str:
+async def _text(message: ToNode) -> tuple[str, float]:
+    """And the CPU seconds that it took."""
     size = 0
     if isinstance(message, StateMessage):
         size = sum(len(entries) for entries in message.body.values())
-    return await asyncio.to_thread(encode, message) if size > _LARGE else encode(message)
+    return await asyncio.to_thread(_encoded, message) if size > _LARGE else _encoded(message)
+
+
+def _encoded(message: ToNode) -> tuple[str, float]:
+    began = time.thread_time()
+    text = encode(message)
+    return text, time.thread_time() - began

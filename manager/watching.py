@@ -62,10 +62,13 @@ class News:
 class Budget:
     """So many seconds may be spent in each second."""
 
-    def __init__(self, share: float, clock: Callable[[], float], saved: float = SAVED) -> None:
+    def __init__(
+        self, share: float, clock: Callable[[], float], saved: float = SAVED, owed: float = float("inf")
+    ) -> None:
         self._share = share
         self._clock = clock
         self._saved = saved  #: so much of it at once, at most
+        self._owed = owed  #: what is spent beyond so much is forgiven
         self._left = saved
         self._at = clock()
         self.spent = 0.0  #: in all
@@ -79,7 +82,7 @@ class Budget:
 
     def spend(self, seconds: float) -> None:
         self.wait()
-        self._left -= seconds
+        self._left = max(-self._owed, self._left - seconds)
         self.spent += seconds
 
 

@@ -132,20 +132,24 @@ class Attack:
         self._thread = threading.Thread(target=work, args=(self,), daemon=True)
 
     def __enter__(self) -> Self:
+        self._switch = sys.getswitchinterval()
+        sys.setswitchinterval(0.0002)  # the operator asks in this process as well, and must not wait for its own attack
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.ended.set()
         self._thread.join(30)
+        sys.setswitchinterval(self._switch)
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
     """Of an attack."""
 
-    memory: int  #: bytes
+    memory: int  #: bytes, at most
     share: float  #: of the manager's core
+    idle: float  #: the same before, with the operator's questions alone
     took: list[float]  #: what the operator's questions took, seconds
     quiet: float  #: the same before
 
@@ -160,8 +164,14 @@ class Cost:
 def cost_of(running: Manager, attack: Attack, seconds: float, before: float, least: int = 0) -> Cost:
     """Measured for so long, and until so many tries were made; ``before``: after so much of it."""
     memory = running.memory
-    quiet = middle([running.timed("GET", "/v1/status") for _ in range(5)])
+    began, spent = time.monotonic(), running.spent
+    before_it = [running.timed("GET", "/v1/status")]
+    while len(before_it) < 5 or time.monotonic() - began < seconds / 3:
+        time.sleep(0.1)
+        before_it.append(running.timed("GET", "/v1/status"))
+    idle, quiet = (running.spent - spent) / (time.monotonic() - began), middle(before_it)
     took: list[float] = []
+    most = memory
     with attack:
         time.sleep(before)
         began, spent = time.monotonic(), running.spent
@@ -169,12 +179,14 @@ def cost_of(running: Manager, attack: Attack, seconds: float, before: float, lea
         while time.monotonic() - began < seconds or (attack.done < least and time.monotonic() < end):
             time.sleep(0.1)
             took.append(running.timed("GET", "/v1/status"))
+            most = max(most, running.memory)
         share = (running.spent - spent) / (time.monotonic() - began)
         took.append(running.timed("POST", "/v1/apply", {"services": [SERVICE], "why": "once more"}))
-        found = Cost(running.memory - memory, share, took, quiet)
+        found = Cost(max(most, running.memory) - memory, share, idle, took, quiet)
     print(
-        f"{attack.name}: {attack.done:,} tries, {found.memory / 2**20:.0f} MiB, {share:.1%} of a core, answers "
-        f"{middle(took) * 1000:.0f} ms, the slowest {max(took) * 1000:.0f} ms; before {quiet * 1000:.0f} ms"
+        f"{attack.name}: {attack.done:,} tries, {found.memory / 2**20:.0f} MiB, {share:.1%} of a core ({idle:.1%} "
+        f"before), answers {middle(took) * 1000:.0f} ms, the slowest {max(took) * 1000:.0f} ms; before "
+        f"{quiet * 1000:.0f} ms"
     )
     return found
 

@@ -23,21 +23,13 @@ import pytest
 
 from lb.node.identity import Identity, TokenText
 from lb.node.messages import FLOWS_MAX, FROM_NODE_MAX, REPORTS_MAX
+from manager.node_status import ROWS_MAX
 from tests.manager.attacks import MEMORY, Attack, Manager, attacked, cost_of
 
 MEASURED = "VIPMUX_FLOOD_SECONDS" in os.environ
 SECONDS = float(os.environ.get("VIPMUX_FLOOD_SECONDS", "0.7"))
 #: What a node may spend at once is a part of its own in a short test, CPU seconds; in a long one it is spent before.
 BURST, BEFORE = (2.5, 0.2) if SECONDS < 10 else (0.0, 10.0)
-NAME = "mux1"
-HELLO = {
-    "type": "hello",
-    "term": 0,
-    "generation": 0,
-    "digest": "",
-    "settings": {"name": NAME, "address": "10.0.1.11"},
-    "version": "0",
-}
 
 
 class Flood(Attack):
@@ -46,20 +38,35 @@ class Flood(Attack):
     def __init__(self, running: Manager, directory: Path, work: Callable[[Flood], None]) -> None:
         super().__init__(work)
         self._port = running.port
-        identity = Identity(directory / "identity", "mux", NAME)
+        number = ATTACKS.index(work) + 1
+        name = f"mux{number}"
+        self._from = f"127.0.0.{100 + number}"  # a machine of its own
+        self.hello = {
+            "type": "hello",
+            "term": 0,
+            "generation": 0,
+            "digest": "",
+            "settings": {"name": name, "address": f"10.0.1.{number}"},
+            "version": "0",
+        }
+        identity = Identity(directory / name, "mux", name)
         if not identity.load():
-            token = TokenText.parse(running.run("token", "--kind", "mux", "--name", NAME).strip())
+            token = TokenText.parse(running.run("token", "--kind", "mux", "--name", name).strip())
             asyncio.run(identity.join(f"https://127.0.0.1:{running.port}", token))
         self._tls = identity.context()
 
-    def stream(self) -> ssl.SSLSocket:
-        """A node stream, before its hello."""
-        plain = socket.create_connection(("127.0.0.1", self._port), 5)
+    def connection(self) -> ssl.SSLSocket:
+        """After its handshake."""
+        plain = socket.create_connection(("127.0.0.1", self._port), 5, (self._from, 0))
         try:
-            found = self._tls.wrap_socket(plain, server_hostname="127.0.0.1")
+            return self._tls.wrap_socket(plain, server_hostname="127.0.0.1")
         except BaseException:
             plain.close()
             raise
+
+    def stream(self) -> ssl.SSLSocket:
+        """A node stream, before its hello."""
+        found = self.connection()
         key = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
         key += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
         found.sendall(f"GET /v1/stream HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n{key}\r\n".encode())
@@ -74,7 +81,7 @@ class Flood(Attack):
         while not self.ended.is_set():
             try:
                 with self.stream() as stream:
-                    stream.sendall(frame(HELLO))
+                    stream.sendall(frame(self.hello))
                     while not self.ended.is_set():
                         stream.sendall(frame(message(next(numbers))))
                         self.done += 1
@@ -139,7 +146,7 @@ def flows(flood: Flood) -> None:
 
 def hellos(flood: Flood) -> None:
     """Each asks for the whole state again."""
-    flood.says(lambda number: HELLO | {"generation": number})
+    flood.says(lambda number: flood.hello | {"generation": number})
 
 
 def lies(flood: Flood) -> None:
@@ -180,7 +187,7 @@ def many(flood: Flood) -> None:
     while not flood.ended.is_set():
         try:
             with flood.stream() as stream:
-                stream.sendall(frame(HELLO))
+                stream.sendall(frame(flood.hello))
                 while not flood.ended.is_set():
                     stream.sendall(message)
                     flood.done += 1
@@ -188,7 +195,45 @@ def many(flood: Flood) -> None:
             flood.ended.wait(0.001)
 
 
-ATTACKS = [statuses, events, reports, flows, hellos, lies, greatest, many, silent]
+def asks(flood: Flood) -> None:
+    """Requests that it may not make, as fast as they are answered over one connection."""
+    request = b"GET /v1/status HTTP/1.1\r\nHost: m\r\n\r\n" * 20
+    while not flood.ended.is_set():
+        try:
+            with flood.connection() as connection:
+                while not flood.ended.is_set():
+                    connection.sendall(request)
+                    if not connection.recv(1 << 16):
+                        break
+                    flood.done += 20
+        except OSError:
+            flood.ended.wait(0.001)
+
+
+def pieces(flood: Flood) -> None:
+    """A message of one byte in each record."""
+    while not flood.ended.is_set():
+        try:
+            with flood.stream() as stream:
+                stream.sendall(frame(flood.hello) + head(FROM_NODE_MAX - 1))
+                while not flood.ended.is_set():
+                    stream.sendall(b"x")
+                    flood.done += 1
+        except OSError:
+            flood.ended.wait(0.001)
+
+
+def widest(flood: Flood) -> None:
+    """Statuses of as many rows as a message may have, others each time."""
+
+    def message(number: int) -> dict[str, Any]:
+        rows = [{"name": f"{number}-{row}"} for row in range(ROWS_MAX)]
+        return {"type": "status", "body": {"at": float(number), "services": rows}}
+
+    flood.says(message)
+
+
+ATTACKS = [statuses, events, reports, flows, hellos, lies, greatest, many, silent, asks, pieces, widest]
 
 
 @pytest.fixture(scope="module")
