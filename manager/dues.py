@@ -25,6 +25,9 @@ OWED_MAX = 6.0
 PER_STREAM, PER_READ, PER_PIECE, PER_BYTE, PER_MESSAGE = 0.02, 60e-6, 4e-6, 6e-9, 50e-6
 #: And each hello, to answer it, beside the digest and the text of the state that it gets.
 PER_STATE = 2e-3
+#: To plan anew what a node has to do with, when it comes and when it leaves, for each service of it: beside all else it
+#: may make so much of that at once, and as large a share of it after; what it owes of this is less, seconds.
+PER_SERVICE, COMINGS_SAVED, COMINGS_OWED = 2e-4, 10.0, 2.0
 #: So often a node may be let go before it waits; then so long, doubled each time, and never longer; all is forgiven
 #: after so long without, seconds.
 FAULTS, WAIT_FIRST, WAIT_MAX, FORGIVEN = 3, 1.0, 60.0, 600.0
@@ -38,6 +41,7 @@ class Dues:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._budget = Budget(SHARE, clock, saved=SAVED, owed=OWED_MAX)
+        self._comings = Budget(SHARE, clock, saved=COMINGS_SAVED, owed=COMINGS_OWED)
         self._faults = 0
         self._again = float("-inf")  # when it may come again
         self._last = float("-inf")  # when it was let go
@@ -60,6 +64,10 @@ class Dues:
         """Seconds until it may be heard again; a part of that where it is long."""
         return min(PAUSE_MAX, self._budget.wait())
 
+    def came(self, services: int) -> None:
+        """It was let in, and has so many services."""
+        self._comings.spend(services * PER_SERVICE)
+
     def let_go(self) -> float:
         """Its connection was ended for what it said; returns for how long it is not let in."""
         now = self._clock()
@@ -72,7 +80,7 @@ class Dues:
 
     def barred(self) -> float:
         """Seconds until it may connect."""
-        owing = self._budget.wait()
+        owing = max(self._budget.wait(), self._comings.wait())
         return max(self._again - self._clock(), owing if owing > PAUSE_MAX else 0.0, 0.0)
 
 

@@ -433,6 +433,7 @@ class Streams:
         except AccessError:
             del self._connections[connection.id]
             raise
+        dues.came(len(self._hub.wanted(peer.kind, peer.name)[1].get("services", ())))
         log.info("node connected", node=connection.id, peer=address, generation=hello.generation, term=hello.term)
         try:
             with contextlib.suppress(ConnectionError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from manager.dues import (
+    COMINGS_OWED,
     FAULTS,
     FORGIVEN,
     NODES_MAX,
@@ -14,6 +15,7 @@ from manager.dues import (
     PER_BYTE,
     PER_PIECE,
     PER_READ,
+    PER_SERVICE,
     SAVED,
     SHARE,
     WAIT_FIRST,
@@ -93,6 +95,29 @@ def test_who_is_let_go_again_and_again_waits_twice_as_long_each_time() -> None:
     assert waits[-1] == WAIT_MAX
     clock.now += FORGIVEN + 1
     assert dues.let_go() == 0
+
+
+def test_who_comes_and_goes_makes_no_more_work_than_a_share_of_the_core() -> None:
+    """A MUX of ten thousand services may be started five times in a row; then it has to wait for some seconds."""
+    clock = Clock()
+    dues, small = Dues(clock), Dues(clock)
+    for _ in range(5):
+        assert dues.barred() == 0
+        dues.came(10_000)
+    dues.came(10_000)
+    assert 10 < dues.barred() <= COMINGS_OWED / SHARE
+    clock.now += dues.barred()
+    assert dues.barred() == 0
+    came, began = 0, clock.now
+    while clock.now - began < 400:
+        if dues.barred() == 0:
+            dues.came(10_000)
+            came += 1
+        clock.now += 0.1
+    assert came * 10_000 * PER_SERVICE == pytest.approx(SHARE * 400, rel=0.2)
+    for _ in range(100):
+        small.came(100)
+    assert small.barred() == 0
 
 
 def test_of_nodes_that_are_too_many_none_is_remembered() -> None:
