@@ -41,6 +41,7 @@ from manager.rates import Rates
 from manager.skews import Skews
 from manager.store import NodeRecord, Store, VersionLine
 from manager.tokens import forgotten
+from manager.undone import Undone
 from manager.watching import Changes
 from manager.world import AGENT, MUX, Plan
 from manager.writer import Applied, Made, Writer
@@ -69,6 +70,7 @@ class Controller:
         self.emptied = Emptied()
         self.rates = Rates()
         self.pools = Pools()
+        self.undone = Undone()
         self.skews = Skews()
         self.announced = Announced()
         self.paths: Paths | None = None
@@ -365,6 +367,8 @@ class Controller:
             self.happened(subject, text, bad=bad)
 
     def told(self, entry: Entry, body: Mapping[str, Any]) -> None:
+        if isinstance(row := body.get(entry.record.kind), dict):
+            self._tell(self.undone.heard(f"{entry.record.kind} {entry.record.name}", row.get("repaired")))
         if entry.record.kind == MUX:
             self.changes.counted(self.rates.heard(entry.record.name, body, self.clocks.steady()))
             if isinstance(mux := body.get("mux"), dict):

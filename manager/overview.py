@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from lb.daemon.repairs import goes_on
 from lb.listing import node_words
 from lb.model import Service
 from manager.announced import NO_WAY
@@ -246,6 +247,7 @@ class Overview:
                     "why": _why_of_node(row, told),
                     **{key: _text(told.get(key)) for key in ("io", "mode", "rejected")},
                     "condition": _text(told.get("state")),
+                    "repaired": _text(row["repaired"]),
                     **{
                         key: _number(told.get(key))
                         for key in ("flows", "flow_capacity", "forwarded", "dropped", "missed")
@@ -263,6 +265,7 @@ class Overview:
             {
                 **{key: row[key] for key in ("name", "state", "address", "since", "refused", "clock")},
                 "why": _why_of_node(row, {}),
+                "repaired": _text(row["repaired"]),
                 "backends": dict(+self._hosts.get(row["name"], Counter())),
             }
             for row in self._view.agents()
@@ -347,9 +350,7 @@ class Overview:
             yield f"BGP {_names(sessions)} not established"
         others = [p for p in problems if p.subject.startswith("mux ") and p.text.startswith(_OF_MUX)]
         yield from (f"{p.subject.removeprefix('mux ')} {p.text.partition(':')[0]}" for p in others[:NAMES_MAX])
-        clocks = [row["name"] for row in (*muxes, *hosts) if row.get("clock")]
-        if clocks:
-            yield f"{'clock' if len(clocks) == 1 else 'clocks'} of {_names(clocks)} not the manager's"
+        yield from _told_by(muxes, hosts)
         without = [row["name"] for row in hosts if row["state"] == "no agent"]
         if without:
             yield f"no agent on {_names(without)}"
@@ -386,6 +387,16 @@ class Overview:
                 yield Problem("warn", f"host {host}", f"{len(items)} backends {shown}: {reason} ({names})", first.since)
 
 
+def _told_by(muxes: list[Row], hosts: list[Row]) -> Iterator[str]:
+    """Parts of the sentence, of what nodes tell of themselves."""
+    clocks = [row["name"] for row in (*muxes, *hosts) if row.get("clock")]
+    if clocks:
+        yield f"{'clock' if len(clocks) == 1 else 'clocks'} of {_names(clocks)} not the manager's"
+    undone = [row["name"] for row in (*muxes, *hosts) if goes_on(row.get("repaired"))]
+    if undone:
+        yield f"what {_names(undone)} {'keeps' if len(undone) == 1 else 'keep'} in the kernel is undone"
+
+
 _OF_MUX = ("does not announce", "goes on with an older", "chooses other", "is degraded", "has a flow table")
 
 
@@ -403,6 +414,8 @@ def _of_nodes(muxes: list[Row], hosts: list[Row]) -> Iterator[Problem]:
 def _of_node(kind: str, row: Row) -> Iterator[Problem]:
     if row.get("clock"):
         yield Problem("warn", f"{kind} {row['name']}", str(row["clock"]))
+    if goes_on(repaired := row.get("repaired")):
+        yield Problem("warn", f"{kind} {row['name']}", repaired)
     words = _TROUBLE.get(row["state"])
     if words is None:
         return

@@ -20,7 +20,7 @@ import enum
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 #: More repairs of one thing than this within the window are a fight, seconds.
 FIGHT_REPAIRS = 5
@@ -221,12 +221,20 @@ class Repairs:
 def words(rows: Iterable[Mapping[str, Any]], wall: float) -> str | None:
     """A sentence about the rows of :meth:`Repairs.rows`, for a table of nodes; None where nothing happened lately."""
     rows = list(rows)
-    fights = [f"another program undoes {row['name']} again and again{_by(row)}" for row in rows if row["fight"]]
-    broken = [f"cannot put back {row['name']}: {row['failed']}" for row in rows if row["failed"]]
+    fights = [f"{_FIGHT} {row['name']} again and again{_by(row)}" for row in rows if row["fight"]]
+    broken = [f"{_BROKEN} {row['name']}: {row['failed']}" for row in rows if row["failed"]]
     lately = [row for row in rows if row["count"] and not row["fight"] and wall - row["last"] < LATELY]
     done = [f"put back {row['name']}, which {row['became']}{_by(row)}" for row in lately]
     said = fights + broken + done
     return None if not said else said[0] + (f"; and {len(said) - 1} more" if len(said) > 1 else "")
+
+
+def goes_on(said: object) -> TypeGuard[str]:
+    """Whether :func:`words` tell of what is not over: of a fight, or of what cannot be put back."""
+    return isinstance(said, str) and said.startswith((_FIGHT, _BROKEN))
+
+
+_FIGHT, _BROKEN = "another program undoes", "cannot put back"
 
 
 def _by(row: Mapping[str, Any]) -> str:
