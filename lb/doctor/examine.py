@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -76,7 +77,8 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     twins = look.twins(Role.MUX)
     vips = sorted({str(row.get("vip")) for row in daemon.services} | {_short(str(s.vip)) for s in file.services})
     needed = _NET + (_FOR_BGP if file.bgp is not None else ())
-    yield from machines.check_daemon(Role.MUX, config, daemon)
+    lacking = machines.lacking_of(needed, rights.capabilities)
+    yield from machines.check_daemon(Role.MUX, config, daemon, lacking=lacking)
     secret = file.bgp is not None and any(peer.password for peer in file.bgp.peers)
     yield from _private(Role.MUX, settings.state_dir, daemon, config if secret else None)
     hurt = "sessions of this machine's own (BGP, the manager) are lost"
@@ -89,7 +91,8 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     others = {table_name(twin.name) for twin in twins if twin.name is not None}
     tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
     forwards = bool(look.values(["ipv4/ip_forward"]).get("ipv4/ip_forward"))
-    yield from muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips, forwards=forwards)
+    isolated = muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips, forwards=forwards)
+    yield from machines.but_undone(isolated, daemon)
     yield from muxes.check_vips_not_local(vips, network.addresses)
     yield from _arp(settings.interface, vips, rights)
     yield from muxes.check_io(daemon.status, settings.io, settings.interface, config)
@@ -190,9 +193,12 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     own = reception.owns(services, backends)
     ruleset = kernel.ruleset() if rights.capabilities & 1 << Capability.NET_ADMIN else None
     tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
-    lost = host.lost(network, tables, own, TABLE) if not daemon.answers and daemon.may_ask else {}
+    untranslated = reception.untranslated(own, ruleset, TABLE, settings.interface) if ruleset is not None else []
+    away = not daemon.answers and daemon.may_ask
+    lost = host.lost(network, tables, own, TABLE, untranslated) if away else {}
     about = sorted({one.about for found in lost.values() for one in found})
-    yield from machines.check_daemon(Role.AGENT, config, daemon, list(lost), about)
+    lacking = machines.lacking_of(_NET, rights.capabilities)
+    yield from machines.check_daemon(Role.AGENT, config, daemon, list(lost), about, lacking=lacking)
     yield from _private(Role.AGENT, settings.state_dir, daemon, None)
     hurt = "new connections to services that are translated are dropped"
     tracked = [one.about for one in own if one.tracked]
@@ -203,16 +209,19 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     yield from machines.check_own_address(network.addresses, settings.address, "agent", config)
     yield from machines.check_twins(Role.AGENT, settings.name, twins)
     whole = [one for one in own if one.about not in about]
-    yield from _reception(daemon, file, network, whole, ruleset)
-    yield from host.check_arp(network)
-    yield from _arp(settings.interface, sorted({str(row.get("vip")) for row in daemon.services}), rights)
-    yield from host.check_decapsulation(network, daemon, own, asked=settings.decap.value)
-    yield from host.check_filters_ahead(network, daemon)
+    vips = sorted({str(row.get("vip")) for row in daemon.services})
+    kept = itertools.chain(
+        _reception(daemon, file, network, whole, ruleset),
+        host.check_arp(network),
+        host.check_decapsulation(network, daemon, own, asked=settings.decap.value),
+        host.check_translation(tables, daemon, TABLE, untranslated),
+        host.check_settings(*_raised(settings.state_dir)),
+    )
+    yield from machines.but_undone(kept, daemon)
+    yield from _arp(settings.interface, vips, rights)
+    yield from host.check_filters_ahead(network, daemon, own)
     yield from host.check_strangers(daemon)
-    lacking = reception.untranslated(own, ruleset, TABLE, settings.interface) if ruleset is not None else []
-    yield from host.check_translation(tables, daemon, TABLE, lacking)
     yield from _stale_tables(tables)
-    yield from host.check_settings(*_raised(settings.state_dir))
     yield from host.check_backends(daemon)
     yield from machines.check_repairs(Role.AGENT, daemon, time.time(), sorted({one.about for one in own}))
     yield from _kept(Role.AGENT, config, settings, file.manager, daemon)

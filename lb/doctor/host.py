@@ -112,7 +112,7 @@ def check_decapsulation(
         yield ok("decapsulation", f"packets are taken out of tunnels by {mode}: {daemon.status.get('reason')}")
 
 
-def check_filters_ahead(network: Network, daemon: Daemon) -> Iterator[Finding]:
+def check_filters_ahead(network: Network, daemon: Daemon, own: Collection[Own] = ()) -> Iterator[Finding]:
     """A filter of others before ours that accepts a packet keeps it from ours. The agent judges by what ours counts."""
     if daemon.status.get("mode") != "bpf" or not network.filter or not network.ahead:
         return
@@ -127,6 +127,8 @@ def check_filters_ahead(network: Network, daemon: Daemon) -> Iterator[Finding]:
             f"{who} stands before lb-agent's at the ingress of {name} and takes its packets: no tunnel packet has come "
             "to lb-agent's since it is there, and clients wait for an answer in vain",
             f"`{remedy}`, or give it a priority behind lb-agent's (`tc filter show dev {name} ingress` shows both)",
+            cause="filter_ahead",
+            about=sorted({one.about for one in own}),
         )
     elif passes is None:
         yield warning(
@@ -210,11 +212,17 @@ def check_translation(
         )
 
 
-def lost(network: Network, tables: Collection[Table] | None, own: Collection[Own], table: str) -> dict[str, list[Own]]:
-    """What a host lacks of all that an agent who does not run left in its kernel, and who needs that."""
+def lost(
+    network: Network, tables: Collection[Table] | None, own: Collection[Own], table: str, lacking: Collection[Own] = ()
+) -> dict[str, list[Own]]:
+    """What a host lacks of all that an agent who does not run left in its kernel, and who needs that. ``lacking``:
+    those that the table does not translate, and should."""
     found: dict[str, list[Own]] = {}
     if tables is not None and not any((one.family, one.name) == ("inet", table) for one in tables):
         found[f"the nftables table inet {table}"] = [one for one in own if one.port is not None]
+    elif lacking:
+        labels = few(sorted({one.label for one in lacking}))
+        found[f"the translation of {labels} in the nftables table inet {table}"] = list(lacking)
     if network.filter is False:
         found[f"the BPF filter at the ingress of {network.interface.name}"] = list(own)
     for one in own:

@@ -245,7 +245,7 @@ def _capabilities(pid: int | None) -> int | None:
 def twins(role: Role) -> list[Twin]:
     """Running daemons of this kind in our network namespace, with the names in their files."""
     found = []
-    own = _namespace("self")
+    own = _namespace("thread-self")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdecimal():
             continue
@@ -273,12 +273,18 @@ def _config_of(process: Path, program: str) -> Path | None:
             return None
         for number, word in enumerate(words[place:], place):
             if word == "--config" and number + 1 < len(words):
-                return Path(os.readlink(process / "cwd")) / words[number + 1]
+                return _from_there(process, words[number + 1])
             if word.startswith("--config="):
-                return Path(os.readlink(process / "cwd")) / word.removeprefix("--config=")
+                return _from_there(process, word.removeprefix("--config="))
     except OSError:
         pass  # it ended meanwhile, or is somebody else's
     return None
+
+
+def _from_there(process: Path, name: str) -> Path:
+    """Where a process is tells only who has all of its rights."""
+    path = Path(name)
+    return path if path.is_absolute() else Path(os.readlink(process / "cwd")) / path
 
 
 def _table_in(config: Path, role: Role) -> Row:
@@ -292,9 +298,11 @@ def _table_in(config: Path, role: Role) -> Row:
     return table if isinstance(table, dict) else {}
 
 
-def _namespace(pid: str) -> str | None:
+def _namespace(pid: str) -> int | None:
+    """A number of a process's network namespace. ``ns/net`` tells it only to who has all the rights that the process
+    has, which a daemon's own doctor need not; this directory is the namespace's as well, and anybody may look at it."""
     try:
-        return os.readlink(f"/proc/{pid}/ns/net")
+        return Path(f"/proc/{pid}/net/stat").stat().st_ino
     except OSError:
         return None
 

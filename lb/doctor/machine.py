@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -23,7 +23,7 @@ from lb.doctor.facts import (
     Row,
     Twin,
 )
-from lb.doctor.findings import Finding, fault, ok, unknown, warning
+from lb.doctor.findings import Finding, Severity, fault, ok, unknown, warning
 from lb.privileges import Capability
 
 KERNEL_MIN = (5, 10)
@@ -48,19 +48,28 @@ def start(role: Role, config: str) -> str:
 
 
 def check_daemon(
-    role: Role, config: str, daemon: Daemon, lost: Sequence[str] = (), about: Collection[str] = ()
+    role: Role,
+    config: str,
+    daemon: Daemon,
+    lost: Sequence[str] = (),
+    about: Collection[str] = (),
+    *,
+    lacking: str = "",
 ) -> Iterator[Finding]:
-    """It runs, and answers. ``lost``: what is gone of what it left in the kernel; ``about``: what needs that."""
+    """It runs, and answers. ``lost``: what is gone of what it left in the kernel; ``about``: what needs that.
+    ``lacking``: the rights that whoever would start it from here lacks."""
     if daemon.answers:
         yield ok("daemon", f"{role.program} runs" + (f" (pid {daemon.pid})" if daemon.pid else ""))
     elif not daemon.may_ask:
         yield unknown("daemon", f"{role.program} was not asked: {daemon.error}", "run `lb doctor` as root")
     else:
         yield fault(
-            "daemon",
+            "privileges" if lacking else "daemon",
             f"{role.program} does not run here: {daemon.error}"
-            + (f"; and of what it left in the kernel is gone: {' and '.join(lost)}" if lost else ""),
-            f"start it: {start(role, config)}; `journalctl -u {role.program} -n 20` says why it ended",
+            + (f"; and of what it left in the kernel is gone: {' and '.join(lost)}" if lost else "")
+            + (f"; and it cannot be started from here: this shell lacks {lacking}" if lacking else ""),
+            f"start it{' as root, or by its unit' if lacking else ''}: {start(role, config)}; "
+            f"`journalctl -u {role.program} -n 20` says why it ended",
             cause="daemon_down",
             about=about if lost else (),
         )
@@ -79,9 +88,10 @@ def check_daemon(
 def check_rights(
     role: Role, config: str, needed: Collection[Capability], daemon: Daemon, rights: Rights
 ) -> Iterator[Finding]:
-    """The daemon has what it needs; where it does not run, whoever starts it from here would have it."""
+    """The daemon has what it needs; where it does not run, whoever starts it from here would have it (who would not is
+    told by :func:`check_daemon`)."""
     if daemon.answers and daemon.capabilities is not None:
-        lacking = _lacking(needed, daemon.capabilities)
+        lacking = lacking_of(needed, daemon.capabilities)
         if lacking:
             yield fault(
                 "privileges",
@@ -92,14 +102,7 @@ def check_rights(
         else:
             yield ok("privileges", f"{role.program} has the rights that it needs")
     elif daemon.may_ask:
-        lacking = _lacking(needed, rights.capabilities)
-        if lacking:
-            yield fault(
-                "privileges",
-                f"{role.program} cannot be started from here: this shell lacks {lacking}",
-                f"start it as root, or by its unit: {start(role, config)}",
-            )
-        else:
+        if not lacking_of(needed, rights.capabilities):
             yield ok("privileges", f"this shell has the rights that {role.program} needs")
     else:
         yield unknown(
@@ -107,7 +110,8 @@ def check_rights(
         )
 
 
-def _lacking(needed: Collection[Capability], mask: int) -> str:
+def lacking_of(needed: Collection[Capability], mask: int) -> str:
+    """In words; empty: nothing is lacking."""
     return " and ".join(str(capability) for capability in sorted(needed) if not mask & 1 << capability)
 
 
@@ -216,6 +220,10 @@ def _bytes(number: int) -> str:
     return f"{number >> 20:,} MiB" if number < 1 << 34 else f"{number >> 30:,} GiB"
 
 
+#: What a certificate that ended explains.
+_NOT_FOLLOWED = ("manager",)
+
+
 def check_certificate(role: Role, name: str, config: str, certificate: Certificate, now: float) -> Iterator[Finding]:
     """Of a node."""
     expected = f"{role.value}:{name}"
@@ -240,6 +248,8 @@ def check_certificate(role: Role, name: str, config: str, certificate: Certifica
             f"the certificate {certificate.file} expired {_ago(now - certificate.not_after)} ago: "
             "the manager refuses this node, which serves on and hears of no change",
             f"join again: {anew}",
+            cause="certificate",
+            about=_NOT_FOLLOWED,
         )
     elif now < certificate.not_before:
         yield fault(
@@ -375,7 +385,8 @@ def check_manager(role: Role, name: str, config: str, connection: Row | None) ->
             cause="backup_restored",
         )
     elif "expired" in text or "no certificate" in text:
-        yield fault("manager", f"does not follow {url}: {text}", join_again(role, name, config))
+        again = join_again(role, name, config)
+        yield fault("manager", f"does not follow {url}: {text}", again, about=_NOT_FOLLOWED)
     elif "state not kept" in text or "cannot be written" in text:
         yield fault("manager", f"the last state is not on this machine's disk: {text}", "see the finding on the disk")
     else:
@@ -401,7 +412,8 @@ def check_repairs(role: Role, daemon: Daemon, now: float, about: Collection[str]
     rows = daemon.status.get("kernel")
     if not isinstance(rows, list):
         return
-    found = [row for row in rows if isinstance(row, Mapping)]
+    ahead = daemon.status.get("filters_ahead") or ()  # not ours to put back, and they have a check of their own
+    found = [row for row in rows if isinstance(row, Mapping) and row.get("name") not in ahead]
     wrong = [row for row in found if row.get("failed") or row.get("fight") or row.get("amiss")]
     lately = [row for row in found if row not in wrong and now - (row.get("last") or 0) < REPAIRED_LATELY]
     for row in wrong[:REPAIRS_SHOWN]:
@@ -416,6 +428,31 @@ def check_repairs(role: Role, daemon: Daemon, now: float, about: Collection[str]
         count = sum(row.get("count") or 0 for row in found)
         rest = f", after {count} repairs since its start" if count else ""
         yield ok("kernel_kept", f"what {role.program} put into the kernel is there{rest}")
+
+
+#: By the kind of a thing that is kept: the checks that see it missing.
+_SEEN_BY: Mapping[str, frozenset[str]] = {
+    "nftables": frozenset({"isolation", "translation"}),
+    "address": frozenset({"vip_missing"}),
+    "route": frozenset({"vip_missing"}),
+    "filter": frozenset({"decapsulation"}),
+    "qdisc": frozenset({"decapsulation"}),
+    "interface": frozenset({"decapsulation"}),
+    "sysctl": frozenset({"settings", "vip_arp", "rp_filter"}),
+}
+
+
+def but_undone(findings: Iterable[Finding], daemon: Daemon) -> Iterator[Finding]:
+    """Without those of what another program undoes again and again, or what cannot be put back: :func:`check_repairs`
+    says so, and that is the cause."""
+    rows = daemon.status.get("kernel")
+    undone = {str(row.get("what")) for row in (rows if isinstance(rows, list) else ()) if _is_undone(row)}
+    seen = frozenset[str]().union(*(_SEEN_BY.get(what, frozenset()) for what in undone))
+    return (finding for finding in findings if finding.severity is Severity.OK or finding.check not in seen)
+
+
+def _is_undone(row: object) -> bool:
+    return isinstance(row, Mapping) and bool(row.get("fight") or row.get("failed"))
 
 
 def _undone(row: Row) -> str | None:

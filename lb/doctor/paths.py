@@ -90,7 +90,8 @@ def check_paths(paths: Sequence[Path], source: IPv4Address) -> Iterator[Finding]
             yield finding
             continue
         place = (path.target.address, path.target.inside) if finding.check == "backend" else ()
-        alike.setdefault((finding.check, finding.severity, *place), (finding, path, []))[2].append(path)
+        key = (finding.check, finding.severity, finding.cause, *place)
+        alike.setdefault(key, (finding, path, []))[2].append(path)
     for finding, first, found in alike.values():
         own = sum(path.target.address == first.target.address for path in found) - 1
         others = sorted({path.target.address for path in found} - {first.target.address})
@@ -207,6 +208,7 @@ def _too_small(path: Path, where: str) -> Finding:
         f"raise the MTU of every link between to {path.mtu} (`ip link set dev INTERFACE mtu {path.mtu}`; "
         "`tracepath -n "
         f"{path.target.address}` shows where), or set {lower} in [mux] of every MUX and [agent] of every host",
+        cause="mtu_small",
     )
 
 
@@ -219,6 +221,7 @@ def _too_small_back(path: Path, where: str) -> Finding:
         "do: a link on the way from the host to this MUX is smaller, and clients behind it see transfers hang",
         f"raise its MTU to {path.mtu} (`ip link set dev INTERFACE mtu {path.mtu}`; on {path.target.address} `tracepath "
         f"-n` to this MUX shows where), or set mtu = {passes} in [agent] of every host",
+        cause="mtu_small_back",
     )
 
 

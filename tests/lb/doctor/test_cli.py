@@ -135,6 +135,6 @@ def test_without_rights_nothing_passes_for_fine_that_was_not_seen(kind: str, tmp
         pytest.skip("nobody may not read this copy of the program")
     assert done.returncode == 1, done.stderr
     found = json.loads(done.stdout)["findings"]
-    assert {"privileges", "daemon"} <= {f["check"] for f in found if f["severity"] == "fault"}
+    assert "privileges" in {f["check"] for f in found if f["severity"] == "fault"}
     unseen = {f["check"] for f in found if f["severity"] == "unknown"}
     assert unseen >= ({"vip_arp", "isolation"} if kind == "mux" else {"vip_arp"})

@@ -7,6 +7,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +51,27 @@ def test_daemons_of_this_machine_are_found_with_the_names_in_their_files(tmp_pat
         assert found == {pids[0]: (str(one), "mux1", "eth0"), pids[1]: (str(two), None, None)}
         assert not {twin.pid for twin in look.twins(Role.AGENT)} & set(pids)
     assert not {twin.pid for twin in look.twins(Role.MUX)} & set(pids)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes nobody")
+def test_a_daemon_with_more_rights_than_the_doctor_is_seen_as_well() -> None:
+    """As of a daemon whose own examination looks for others beside it."""
+    directory = Path(tempfile.mkdtemp(prefix="vipmux-doctor-"))  # everybody may go there
+    config = directory / "one.toml"
+    try:
+        directory.chmod(0o755)
+        config.write_text('[mux]\nname = "mux1"\n')
+        with running(config) as (pid,):
+            assert pid in {twin.pid for twin in look.twins(Role.MUX)}
+            child = os.fork()
+            if child == 0:
+                os.setresuid(65534, 65534, 65534)
+                seen = [twin for twin in look.twins(Role.MUX) if twin.pid == pid]
+                os._exit(0 if [twin.name for twin in seen] == ["mux1"] else 1)
+            assert os.waitpid(child, 0)[1] == 0
+    finally:
+        config.unlink(missing_ok=True)
+        directory.rmdir()
 
 
 def test_a_certificate_is_read_or_it_is_said_why_not(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ from lb.doctor.facts import (
     Role,
     Twin,
 )
-from lb.doctor.findings import Finding, Severity, ordered, verdict
+from lb.doctor.findings import Finding, Severity, explained, fault, ok, ordered, verdict
 from lb.privileges import Capability
 
 ROOT = Path(__file__).parents[3]
@@ -100,6 +101,37 @@ def test_what_was_put_back_into_the_kernel_is_told_with_how_often_when_and_by_wh
     assert (found.check, found.severity, found.what) == ("kernel_kept", severity, said)
 
 
+@pytest.mark.parametrize(
+    ("row", "check", "stays"),
+    [
+        ({"what": "nftables", "fight": True}, "translation", False),
+        ({"what": "nftables", "failed": "nft is not installed"}, "isolation", False),
+        ({"what": "sysctl", "fight": True}, "vip_arp", False),
+        ({"what": "sysctl", "fight": True}, "translation", True),
+        ({"what": "nftables", "fight": False, "failed": None, "amiss": True}, "translation", True),
+        ({"what": "filter", "fight": True}, "host_firewall", True),
+    ],
+)
+def test_what_is_undone_again_and_again_is_not_told_a_second_time(row: dict[str, Any], check: str, stays: bool) -> None:
+    found = [fault(check, "it is gone", "put it back"), ok(check, "something else is there")]
+    left = list(machine.but_undone(found, replace(RUNS, status={"kernel": [row]})))
+    assert left == (found if stays else found[1:])
+
+
+def test_a_filter_of_others_that_stands_before_the_agents_is_not_called_a_repair_that_fails() -> None:
+    row = {"what": "filter", "name": "the bpf filter of priority 1", "became": "stands before", "failed": "not ours"}
+    told = {"kernel": [row], "filters_ahead": ["the bpf filter of priority 1"]}
+    (found,) = machine.check_repairs(Role.AGENT, replace(RUNS, status=told), 0.0)
+    assert found.severity is OK
+
+
+def test_a_certificate_that_ended_explains_why_the_manager_is_not_followed() -> None:
+    ended = machine.check_certificate(Role.MUX, "mux1", FILE, Certificate("node.pem", "mux:mux1", 0.0, 10.0), 20.0)
+    connection = {"url": "https://m", "connected": False, "problem": "the certificate expired"}
+    found = explained([*ended, *machine.check_manager(Role.MUX, "mux1", FILE, connection)])
+    assert [one.check for one in found] == ["certificate"]
+
+
 def test_of_a_daemon_that_does_not_tell_what_it_keeps_nothing_is_said() -> None:
     assert list(machine.check_repairs(Role.MUX, GONE, 0.0)) == []
 
@@ -137,7 +169,6 @@ NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
     [
         (replace(RUNS, capabilities=ALL), 0, OK, "has the rights"),
         (replace(RUNS, capabilities=RAW), ALL, FAULT, "runs without CAP_NET_ADMIN"),
-        (GONE, ALL & ~RAW, FAULT, "this shell lacks CAP_NET_RAW"),
         (GONE, ALL, OK, "this shell has the rights"),
         (MUTE, 0, UNKNOWN, "cannot be seen"),
     ],
@@ -148,6 +179,16 @@ def test_rights_are_those_of_the_daemon_or_of_who_would_start_it(
     (found,) = machine.check_rights(Role.MUX, FILE, NEEDED, daemon, Rights(False, own))
     assert found.severity is severity
     assert words in found.what
+
+
+def test_a_daemon_that_is_down_and_cannot_be_started_from_here_is_one_finding() -> None:
+    assert list(machine.check_rights(Role.MUX, FILE, NEEDED, GONE, Rights(False, ALL & ~RAW))) == []
+    lacking = machine.lacking_of(NEEDED, ALL & ~RAW)
+    (found,) = machine.check_daemon(Role.MUX, FILE, GONE, lacking=lacking)
+    assert (found.check, found.severity) == ("privileges", FAULT)
+    assert "does not run here" in found.what
+    assert "this shell lacks CAP_NET_RAW" in found.what
+    assert (found.remedy or "").startswith("start it as root, or by its unit: `systemctl start lb-mux`")
 
 
 @pytest.mark.parametrize(

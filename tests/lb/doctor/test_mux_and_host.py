@@ -295,6 +295,9 @@ def test_what_an_agent_that_is_down_left_undone_is_found_by_who_needs_it() -> No
     whole = Network(ETH0, {VIP: "lo"}, frozenset({VIP}), "eth0", filter=True)
     assert host.lost(whole, [agent], [web, files], "vipmux_agent") == {}
     assert host.lost(whole, [], [web, files], "vipmux_agent") == {"the nftables table inet vipmux_agent": [web]}
+    assert host.lost(whole, [agent], [web, files], "vipmux_agent", [web]) == {
+        "the translation of web/a in the nftables table inet vipmux_agent": [web]
+    }
     assert host.lost(replace(whole, filter=False), [agent], [web], "vipmux_agent") == {
         "the BPF filter at the ingress of eth0": [web]
     }

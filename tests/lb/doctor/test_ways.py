@@ -112,6 +112,17 @@ def test_one_cause_is_told_once_however_many_have_it() -> None:
     assert found.what.endswith("; likewise 1 more of this host and 10.0.3.22, 10.0.3.23")
 
 
+def test_a_way_that_is_too_small_there_and_another_that_is_so_back_are_two_causes() -> None:
+    there = replace(WELL, tunnel_full=NO, plain_full=NO, largest=1400)
+    back = replace(WELL, plain_full=NO, largest=1400, target=replace(TARGET, name="web/b", address=HOST + 1))
+    found = list(paths.check_paths([there, back], MUX))
+    assert [(one.check, one.cause) for one in found] == [
+        ("mtu_path", "mtu_small"),
+        ("mtu_path", "mtu_small_back"),
+    ]
+    assert [one.about for one in found] == [("backend web/a",), ("backend web/b",)]
+
+
 def rows(number: int, **service: object) -> list[Target]:
     backends = [
         {"service": "web", "name": f"b{n}", "address": str(HOST + n % 50), "state": "down"} for n in range(number)
