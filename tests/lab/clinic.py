@@ -55,32 +55,65 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What must be told of a service, or of one of its backends, wherever an operator looks."""
+    """What must be told of a service, of one of its backends or of a node, wherever an operator looks."""
 
-    service: str
+    of: str  #: ``service web``, ``backend web/web-host1``, ``mux mux1`` or ``agent host1``
     is_so: Callable[[Mapping[str, Any]], bool]  #: of the row of ``lb get``
     event: str  #: a part of the text of an event
-    backend: str | None = None
     on_page: Callable[[Mapping[str, Any]], bool] | None = (
-        None  #: of the service's row there, where that is another test
+        None  #: of the service's or node's row there, where that is another test
     )
 
     def missing(self, rows: Mapping[str, Sequence[Mapping[str, Any]]], page: Mapping[str, Any]) -> list[str]:
         """Where it is not told."""
         found = []
-        if self.backend is None:
-            row = next(row for row in rows["services"] if row["name"] == self.service)
-        else:
-            row = next(row for row in rows["backends"] if (row["service"], row["name"]) == (self.service, self.backend))
+        kind, _, name = self.of.partition(" ")
+        service, _, backend = name.partition("/")
+        row = next(
+            row
+            for row in rows[_TABLES[kind]]
+            if row["name"] == (backend or name) and (not backend or row["service"] == service)
+        )
         if not self.is_so(row):
             found.append(f"lb get: {row}")
-        shown = next(row for row in page["services"] if row["name"] == self.service)
+        shown = next(
+            row for row in page[_ON_PAGE.get(kind, "services")] if row["name"] == (service if backend else name)
+        )
         if not (self.on_page or self.is_so)(shown):
             found.append(f"page: {shown}")
         for where, events in (("lb get events", rows["events"]), ("page", page["events"])):
             if not any(self.event in f"{event['subject']} {event['text']}" for event in events):
                 found.append(f"{where}: no event with {self.event!r}")
         return found
+
+
+_TABLES = {"service": "services", "backend": "backends", "mux": "muxes", "agent": "agents"}
+_ON_PAGE = {"mux": "muxes", "agent": "hosts"}
+
+
+def is_ill(service: str, backend: str) -> Truth:
+    """A backend, wherever one looks."""
+
+    def shown(row: Mapping[str, Any]) -> bool:
+        return bool(row["healthy"] < row["backends"])
+
+    of = f"backend {service}/{backend}"
+    return Truth(of, lambda row: row["state"] in ("down", "panic"), f"{of} up → ", shown)
+
+
+def is_away(node: str) -> Truth:
+    """A node, by its kind and name."""
+    return Truth(node, lambda row: row["state"] in ("away", "gone"), f"{node} is not connected any more")
+
+
+def announced_by(mux: str, service: str) -> Truth:
+    """By this MUX alone."""
+    return Truth(f"service {service}", lambda row: row["announced_by"] == [mux], f"announced by {mux} alone")
+
+
+def serves_nobody(service: str, why: str) -> Truth:
+    of = f"service {service}"
+    return Truth(of, lambda row: row["state"] == "down" and why in str(row["note"]), f"{of} {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,22 +189,37 @@ class Clinic(Fleet):
         return said
 
     def finds(self, node: Node, check: str, *words: str, **how: Any) -> Finding:
-        """The fault, which it must name sooner or later."""
-        said: dict[str, Any] = {}
+        """The fault, which it must name on that machine sooner or later, and nothing else that is wrong."""
+        (found,) = self._comes_to_find(node, (Expected(check, words),), **how)
+        return found
 
-        def look() -> Finding | None:
+    def fleet_finds(self, *expected: Expected) -> list[Finding]:
+        """What the fleet's doctor must come to say: of each cause one finding, and nothing else that is wrong."""
+        return self._comes_to_find(self.manager, expected)
+
+    def _comes_to_find(self, node: Node, expected: Sequence[Expected], **how: Any) -> list[Finding]:
+        said: dict[str, Any] = {}
+        settled: list[Finding] = []
+
+        def look() -> bool:
             if said:
-                time.sleep(1)  # what it did not see, daemons have yet to learn; asking costs them their time
+                time.sleep(0.5)  # what it did not see, daemons have yet to learn; asking costs them their time
             said.update(self.doctor(node, **how))
-            return next((one for one in said["findings"] if Expected(check, words).means(one)), None)
+            wrong = _wrong(said)
+            matches = [[found for found in wrong if one.means(found)] for one in expected]
+            if len(wrong) != len(expected) or any(len(found) != 1 for found in matches):
+                return False
+            settled[:] = [found[0] for found in matches]
+            return True
 
         try:
-            found = wait_for(look, f"lb doctor on {node.name} to find {check} {words}", allowed(PATIENCE))
+            wait_for(look, f"lb doctor on {node.name} to find just {expected}", allowed(PATIENCE))
         except LabError as error:
-            raise AssertionError(f"{error}; it found {faults(said)}") from None
-        assert found is not None
-        assert found["remedy"]
-        return found
+            everything = [f"{f['severity']} {f['check']} ({f['cause']}): {f['what']}" for f in _wrong(said)]
+            raise AssertionError(f"{error}; it found {everything}") from None
+        for finding in settled:
+            assert finding["remedy"]
+        return settled
 
     def well(self, *nodes: Node) -> list[dict[str, Any]]:
         """No fault anywhere, as soon as everybody has heard that it is over; what it says then."""
@@ -211,37 +259,9 @@ class Clinic(Fleet):
 
     def do(self, node: Node, finding: Finding) -> None:
         """The first command that the remedy names, as it stands there."""
-        command = re.findall(r"`([^`]+)`", finding["remedy"])[0]
-        subprocess.run(in_namespace(node.namespace, command.split()), check=True, capture_output=True)
+        self.in_node(node, *command(finding).split())
 
     # The whole fleet.
-
-    def fleet_finds(self, *expected: Expected) -> list[Finding]:
-        """What the fleet's doctor must come to say: of each cause one finding, and nothing else that is wrong."""
-        said: dict[str, Any] = {}
-
-        settled: list[Finding] = []
-
-        def look() -> bool:
-            if said:
-                time.sleep(0.5)
-            said.update(self.doctor(self.manager))
-            wrong = [found for found in said["findings"] if found["severity"] in ("fault", "warning")]
-            wrong = [found for found in wrong if found["check"] != "ntp"]  # this machine's own clock
-            matches = [[found for found in wrong if one.means(found)] for one in expected]
-            if len(wrong) == len(expected) and all(len(found) == 1 for found in matches):
-                settled[:] = [found[0] for found in matches]
-                return True
-            return False
-
-        try:
-            wait_for(look, f"the fleet's doctor to find just {expected}", allowed(PATIENCE))
-        except LabError as error:
-            everything = [f"{f['severity']} {f['check']}: {f['what']}" for f in said.get("findings", ())]
-            raise AssertionError(f"{error}; it found {[one for one in everything if one[:2] != 'ok']}") from None
-        for finding in settled:
-            assert finding["remedy"]
-        return settled
 
     def page(self) -> dict[str, Any]:
         """What the web page reads."""
@@ -259,11 +279,12 @@ class Clinic(Fleet):
         """The number of the newest."""
         return max((event["id"] for event in self.ask("events")), default=0)
 
-    def all_say(self, after: int, *truths: Truth) -> None:
-        """``lb get``, the page and the events ``after`` this one tell the same of each within five seconds."""
+    def all_say(self, after: int, *truths: Truth, seconds: float = 5.0) -> None:
+        """``lb get``, the page and the events ``after`` this one tell the same of each within five seconds; more where
+        what is told has to come about first."""
 
         def untold() -> list[str]:
-            rows = {what: self.ask(what) for what in ("services", "backends", "events")}
+            rows = {what: self.ask(what) for what in ("events", *_TABLES.values())}
             page = self.page()
             for said in (rows, page):
                 said["events"] = [event for event in said["events"] if event["id"] > after]
@@ -278,9 +299,16 @@ class Clinic(Fleet):
             return not missing
 
         try:
-            wait_for(look, "lb get, page and events to tell the truth", allowed(5.0))
+            wait_for(look, "lb get, page and events to tell the truth", allowed(seconds))
         except LabError as error:
             raise AssertionError(f"{error}: {missing}") from None
+
+    def all_is_said_to_be_well(self, after: int) -> None:
+        """What nobody but the doctor can see: ``lb get``, page and events ``after`` this one tell of nothing."""
+        assert {row["state"] for row in self.ask("services")} == {"up"}
+        assert {row["state"] for what in ("muxes", "agents") for row in self.ask(what)} == {"ready"}
+        assert self.page()["summary"]["problems"] == []
+        assert [event for event in self.ask("events") if event["id"] > after and event["bad"]] == []
 
     # The machines.
 
@@ -302,6 +330,18 @@ class Clinic(Fleet):
         node.processes[kind] = process
         process.wait_output(UP, 30)
         return process
+
+
+def command(finding: Finding, number: int = 0) -> str:
+    """The command that the remedy names, as it stands there."""
+    found: list[str] = re.findall(r"`([^`]+)`", finding["remedy"])
+    return found[number]
+
+
+def _wrong(said: Mapping[str, Any]) -> list[Finding]:
+    """Faults and warnings; not of this machine's own clock, which is as it is."""
+    found = said.get("findings", ())
+    return [one for one in found if one["severity"] in ("fault", "warning") and one["check"] != "ntp"]
 
 
 def faults(said: Mapping[str, Any]) -> list[str]:

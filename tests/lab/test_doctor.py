@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``lb doctor`` in a real fleet: it finds nothing where all is well, and each of twelve faults once it is there.
+"""``lb doctor`` of a real fleet: nothing where all is well, and each of thirteen faults in one finding.
 
-Each fault is made for real, the doctor is asked as an operator would, the remedy that it names is carried out (its very
-command, where a lab can run it), and it is asked again. ``pytest -s`` prints what it said at the end.
+Faults are made for real, on the ways between, on MUXes, on hosts, on their daemons and identities, several at a time
+where they do not disturb each other. The doctor is asked as an operator would, on the manager's machine for all of
+them; ``lb get``, the page and the events must tell the same truth. The command that it names is carried out where a lab
+can run it, and then all must be well. ``pytest -s`` prints what it said at the end; docs/doctor.md has the table.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from lb.mux.isolation import install_text
 from lb.mux.prefixes import Cover
 from manager.authority import Authority, Subject
 from tests.lab import netns
-from tests.lab.clinic import PROBE, Clinic, table
+from tests.lab.clinic import PROBE, Clinic, Expected, Truth, announced_by, command, is_away, is_ill, table
 from tests.lab.fleet import UP
 from tests.lab.process import Process, in_namespace, wait_for
 from tests.lab.routers import Routers, missing
@@ -56,21 +58,44 @@ def test_a_fleet_that_is_well_has_no_fault(clinic: Clinic) -> None:
         assert [f["what"] for f in said["findings"] if f["severity"] == "unknown"] == []
 
 
-def test_it_finds_an_mtu_that_is_too_small_although_small_packets_pass(clinic: Clinic) -> None:
-    mux, port = clinic.muxes[0], f"to{clinic.hosts[0].name}"
+def test_what_nobody_but_the_doctor_sees(clinic: Clinic) -> None:
+    """Small packets pass, and probes are small: everybody else says that all is well."""
+    host1, host2, host3 = clinic.hosts
+    mux2, before = clinic.muxes[1], clinic.last_event()
     # A bridge that was told its MTU keeps it: larger frames vanish, and no router says why.
-    netns.batch(["link set brh mtu 1499", "link set brh mtu 1500", f"link set {port} mtu 1400"], clinic.router)
-    try:
-        found = clinic.finds(mux, "mtu_path", "1500 bytes", "10.0.3.21", "up to 1400 bytes")
-        clinic.note("wrong MTU", found)
-        assert "`ip link set dev INTERFACE mtu 1500`" in found["remedy"]
-    finally:
-        clinic.in_node(clinic.router, "ip", "link", "set", "dev", port, "mtu", "1500")
-    clinic.well(mux)
+    netns.batch(["link set brh mtu 1499", "link set brh mtu 1500", f"link set to{host1.name} mtu 1400"], clinic.router)
+    rule = f"ip saddr {host2.address} ip daddr {mux2.address} meta length > 1400 drop;"
+    clinic.in_node(clinic.router, "nft", "-f", "-", stdin=_ON_THE_WAY.format(rule))
+    second_way(host3)
+    ballast = host3.state_dir / "ballast"
+    with pytest.raises(OSError, match="No space left"):
+        ballast.write_bytes(bytes(4 << 20))
+    small, back, strict, disk = clinic.fleet_finds(
+        Expected("mtu_path", ("1500 bytes do not reach 10.0.3.21", "up to 1400 bytes"), "mtu_small"),
+        Expected("mtu_path", ("mux mux2 says", "10.0.3.22", "come back; up to 1400 bytes"), "mtu_small_back"),
+        Expected("rp_filter", ("agent host3 says", "net.ipv4.conf.eth0.rp_filter is 1", "by eth1"), "rp_filter"),
+        Expected("disk", ("agent host3 says", str(host3.state_dir), "is full")),
+    )
+    clinic.all_is_said_to_be_well(before)
+    clinic.note("an MTU that is too small, both ways", small)
+    clinic.note("an MTU that is too small on the way back", back)
+    clinic.note("rp_filter strict where it hurts", strict)
+    clinic.note("full disk", disk)
+    assert "`ip link set dev INTERFACE mtu 1500`" in small["remedy"]
+    netns.batch([f"link set to{host1.name} mtu 1500"], clinic.router)
+    clinic.in_node(clinic.router, "nft", "delete", "table", "ip", "lab_way")
+    clinic.do(host3, strict)
+    assert command(disk) == f"df -h {host3.state_dir}"
+    ballast.unlink()
+    clinic.well(clinic.manager)
+    first_way(host3)
 
 
-def test_it_finds_a_strict_rp_filter_where_it_hurts(clinic: Clinic) -> None:
-    host = clinic.hosts[0]
+_ON_THE_WAY = "table ip lab_way {{ chain forward {{ type filter hook forward priority 0; {} }}; }}"
+
+
+def second_way(host: Node) -> None:
+    """Another interface, by which the default route leads, and a strict filter."""
     lines = [
         "link add eth1 type veth peer name eth1peer",
         "link set eth1peer up",
@@ -81,59 +106,86 @@ def test_it_finds_a_strict_rp_filter_where_it_hurts(clinic: Clinic) -> None:
     ]
     netns.batch(lines, host.namespace)
     netns.sysctl(host.namespace, {"ipv4/conf/all/rp_filter": 0, "ipv4/conf/eth0/rp_filter": 1})
-    try:
-        found = clinic.finds(host, "rp_filter", "net.ipv4.conf.eth0.rp_filter is 1 (strict)", "by eth1")
-        clinic.note("rp_filter strict where it hurts", found)
-        clinic.do(host, found)
-        clinic.well(host)
-    finally:
-        lines = ["route replace default via 10.0.3.1", "route del 10.0.1.0/24 via 10.0.3.1", "link del eth1"]
-        netns.batch(lines, host.namespace)
 
 
-def test_it_finds_a_host_that_answers_arp_for_a_vip_there_and_from_its_neighbour(clinic: Clinic) -> None:
-    """While its agent is stopped: one that runs puts the setting back."""
-    host, neighbour = clinic.hosts[0], clinic.hosts[1]
-    clinic.stop(host)
-    netns.sysctl(host.namespace, {f"ipv4/conf/{name}/arp_ignore": 0 for name in ("all", "eth0")})
-    found = clinic.finds(host, "vip_arp", FILES_VIP, "arp_ignore is 0")
-    clinic.finds(neighbour, "vip_arp", f"answers ARP for the VIP {FILES_VIP} on eth0")
-    clinic.note("VIP answering ARP", found)
-    clinic.do(host, found)
-    clinic.start_daemon(host)
-    clinic.well(host, neighbour)
+def first_way(host: Node) -> None:
+    lines = ["route replace default via 10.0.3.1", "route del 10.0.1.0/24 via 10.0.3.1", "link del eth1"]
+    netns.batch(lines, host.namespace)
 
 
-def test_it_finds_a_missing_privilege(clinic: Clinic) -> None:
-    host = clinic.hosts[1]
-    narrow = ["setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw", "--"]
-    clinic.stop(host)
-    argv = [*narrow, str(PROGRAMS / "lb-agent"), "--config", str(host.config)]
-    done = subprocess.run(in_namespace(host.namespace, argv), capture_output=True, text=True, check=False, timeout=20)
-    assert done.returncode == 1
-    assert "lacks CAP_NET_RAW" in done.stderr
-    found = clinic.finds(host, "privileges", "lacks CAP_NET_RAW", through=narrow)
-    clinic.note("missing privilege", found)
-    assert "as root" in found["remedy"]
-    clinic.finds(host, "daemon", "lb-agent does not run here")
-    clinic.start_daemon(host)
-    clinic.well(host)
+def test_ways_on_which_packets_are_lost(clinic: Clinic) -> None:
+    host2, host3 = clinic.hosts[1:]
+    before = clinic.last_event()
+    rule = f"ip daddr {host2.address} ip protocol 4 drop;"
+    clinic.in_node(clinic.router, "nft", "-f", "-", stdin=_ON_THE_WAY.format(rule))
+    netns.batch([f"link set to{host3.name} down"], clinic.router)
+    clinic.all_say(before, is_ill("web", "web-host2"), is_ill("files", "files-host2"), is_ill("web", "web-host3"))
+    dropped, away = clinic.fleet_finds(
+        Expected("protocol_4", ("10.0.3.22", "plain packets arrive")),
+        Expected("unreachable", ("10.0.3.23", "cannot be reached from 10.0.1.1")),
+    )
+    clinic.note("protocol 4 dropped on the way", dropped)
+    clinic.note("a host that cannot be reached", away)
+    assert "allow protocol 4" in dropped["remedy"]
+    assert "lb drain backend" in away["remedy"]
+    clinic.in_node(clinic.router, "nft", "delete", "table", "ip", "lab_way")
+    netns.batch([f"link set to{host3.name} up"], clinic.router)
+    clinic.well(clinic.manager)
 
 
-def test_it_finds_a_clock_that_is_wrong_there_and_from_the_manager(clinic: Clinic) -> None:
-    host = clinic.hosts[1]
+def test_a_password_a_clock_a_table_of_before_and_a_host_that_answers_arp(clinic: Clinic) -> None:
+    """The last while its agent is stopped: one that runs puts the setting back."""
+    host1, host2, host3 = clinic.hosts
+    mux2, before = clinic.muxes[1], clinic.last_event()
+    configuration = clinic.configuration(mux2)
+    assert isinstance(configuration, MuxConfig)
+    assert configuration.bgp is not None
+    peers = tuple(replace(peer, password="not that") for peer in configuration.bgp.peers)  # noqa: S106
+    clinic.stop(mux2)
+    mux2.config.write_text(format_config(replace(configuration, bgp=replace(configuration.bgp, peers=peers))))
+    clinic.start_daemon(mux2)
+    clinic.stop(host2)
+    clinic.start_daemon(host2, env=wrong_clock(clinic))
+    files_vip = clinic.services[1].vip
+    clinic.in_node(host1, "nft", "-f", "-", stdin=install_text("vipmux_mux9", "eth0", 2, Cover([files_vip])))
+    clinic.stop(host3)
+    netns.sysctl(host3.namespace, {f"ipv4/conf/{name}/arp_ignore": 0 for name in ("all", "eth0")})
+    clinic.all_say(
+        before,
+        announced_by("mux1", "web"),
+        Truth("agent host2", lambda row: "ahead of" in str(row["clock"]), "its clock is"),
+        is_ill("files", "files-host1"),
+        is_away("agent host3"),
+    )
+    password, clock, stale, arp, _ = clinic.fleet_finds(
+        Expected("bgp_password", ("mux mux2 says", "router (10.0.1.1)", "its password (TCP MD5) is another")),
+        Expected("clock", ("host2 says", "10 min ahead of the manager's")),
+        Expected("stale_table", ("agent host1 says", "inet vipmux_mux9", FILES_VIP)),
+        Expected("vip_arp", (FILES_VIP, f"{host3.address} (MAC", "answers ARP for the VIP")),
+        Expected("node", ("agent host3", "is not connected"), "node"),
+    )
+    clinic.note("BGP password wrong", password)
+    clinic.note("clock skew", clock)
+    clinic.note("nftables table of a MUX that is no more", stale)
+    clinic.note("VIP answering ARP", arp)
+    assert "make password in [[bgp.peer]] router" in password["remedy"]
+    assert "`chronyc makestep`" in clock["remedy"]
+    clinic.stop(mux2)
+    mux2.config.write_text(format_config(configuration))
+    clinic.start_daemon(mux2)
+    clinic.stop(host2)
+    clinic.start_daemon(host2)
+    clinic.do(host1, stale)
+    clinic.in_node(host3, *command(arp).split())
+    clinic.start_daemon(host3)
+    clinic.well(clinic.manager)
+
+
+def wrong_clock(clinic: Clinic) -> dict[str, str]:
+    """The environment of a daemon whose clock is ten minutes ahead."""
     shim = clinic.directory / "clock.so"
     subprocess.run(["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", shim, WRONG_CLOCK], check=True)
-    wrong = {"LD_PRELOAD": str(shim), "CLOCK_AHEAD": "600"}
-    clinic.stop(host)
-    clinic.start_daemon(host, env=wrong)
-    found = clinic.finds(clinic.manager, "clock", "agent host2", "10 min ahead of the manager's")
-    clinic.finds(host, "clock", "this machine's clock is 10 min ahead of the manager's", env=wrong)
-    clinic.note("clock skew", found)
-    assert "`chronyc makestep`" in found["remedy"]
-    clinic.stop(host)
-    clinic.start_daemon(host)
-    clinic.well(host, clinic.manager)
+    return {"LD_PRELOAD": str(shim), "CLOCK_AHEAD": "600"}
 
 
 def expired_identity(clinic: Clinic, node: Node) -> bytes:
@@ -148,70 +200,38 @@ def expired_identity(clinic: Clinic, node: Node) -> bytes:
     return key.private_bytes(*forms) + issued.pem.encode()
 
 
-def test_it_finds_an_expired_certificate(clinic: Clinic) -> None:
-    mux = clinic.muxes[1]
+def test_a_certificate_that_ended_and_a_daemon_without_a_right(clinic: Clinic) -> None:
+    host, mux = clinic.hosts[0], clinic.muxes[1]
+    before = clinic.last_event()
+    narrow = ["setpriv", "--bounding-set", "-net_raw", "--inh-caps", "-net_raw", "--"]
+    clinic.stop(host)
     clinic.stop(mux)
     (mux.state_dir / "identity" / "node.pem").write_bytes(expired_identity(clinic, mux))
     clinic.start_daemon(mux)
-    found = clinic.finds(mux, "certificate", "expired", "node.pem")
-    clinic.note("expired certificate", found)
-    assert "lb-manager token" in found["remedy"]
-    assert "--kind mux --name mux2" in found["remedy"]
-    arguments = ["token", "--config", str(clinic.manager.config), "--kind", "mux", "--name", "mux2"]
-    token = clinic.in_node(clinic.manager, PROGRAMS / "lb-manager", *arguments).split()[0]
+    argv = [*narrow, str(PROGRAMS / "lb-agent"), "--config", str(host.config)]
+    done = subprocess.run(in_namespace(host.namespace, argv), capture_output=True, text=True, check=False, timeout=20)
+    assert done.returncode == 1
+    assert "lacks CAP_NET_RAW" in done.stderr
+    clinic.all_say(before, is_away("agent host1"), is_away("mux mux2"))
+    clinic.fleet_finds(Expected("node", ("MUX mux2",), "node"), Expected("node", ("agent host1",), "node"))
+    ended = clinic.finds(mux, "certificate", "expired", "node.pem")
+    lacking = clinic.finds(host, "privileges", "does not run here", "lacks CAP_NET_RAW", through=narrow)
+    clinic.note("expired certificate", ended)
+    clinic.note("missing privilege", lacking)
+    assert "as root" in lacking["remedy"]
+    assert "--kind mux --name mux2" in ended["remedy"]
+    words = command(ended).replace("MANAGER.toml", str(clinic.manager.config)).split()
+    token = clinic.in_node(clinic.manager, PROGRAMS / words[0], *words[1:]).split()[0]
     clinic.stop(mux)
     clinic.start_daemon(mux, "--token", token)
-    clinic.well(mux, clinic.manager)
+    clinic.start_daemon(host)
+    clinic.well(clinic.manager)
 
 
-def test_it_finds_a_backend_that_cannot_be_reached(clinic: Clinic) -> None:
-    mux, host = clinic.muxes[0], clinic.hosts[2]
-    netns.batch([f"link set to{host.name} down"], clinic.router)
-    try:
-        found = clinic.finds(mux, "unreachable", "10.0.3.23", "cannot be reached from 10.0.1.11")
-        clinic.note("unreachable backend", found)
-        assert "lb drain backend" in found["remedy"]
-        clinic.finds(clinic.manager, "unreachable", "10.0.3.23")
-    finally:
-        netns.batch([f"link set to{host.name} up"], clinic.router)
-    clinic.well(mux, clinic.manager)
-
-
-def test_it_finds_that_protocol_4_is_dropped_on_the_way(clinic: Clinic) -> None:
-    mux, host = clinic.muxes[0], clinic.hosts[1]
-    rule = f"ip daddr {host.address} ip protocol 4 drop;"
-    rules = f"table ip lab_tunnels {{\nchain forward {{\ntype filter hook forward priority 0;\n{rule}\n}}\n}}\n"
-    clinic.in_node(clinic.router, "nft", "-f", "-", stdin=rules)
-    try:
-        found = clinic.finds(mux, "protocol_4", "10.0.3.22", "plain packets arrive")
-        clinic.note("dropped protocol 4", found)
-        assert "allow protocol 4" in found["remedy"]
-    finally:
-        clinic.in_node(clinic.router, "nft", "delete", "table", "ip", "lab_tunnels")
-    clinic.well(mux)
-
-
-def test_it_finds_a_wrong_bgp_password(clinic: Clinic) -> None:
-    mux = clinic.muxes[1]
-    configuration = clinic.configuration(mux)
-    assert isinstance(configuration, MuxConfig)
-    assert configuration.bgp is not None
-    peers = tuple(replace(peer, password="not that") for peer in configuration.bgp.peers)  # noqa: S106
-    clinic.stop(mux)
-    mux.config.write_text(format_config(replace(configuration, bgp=replace(configuration.bgp, peers=peers))))
-    clinic.start_daemon(mux)
-    found = clinic.finds(mux, "bgp_password", "router (10.0.1.1)", "its password (TCP MD5) is another")
-    clinic.note("BGP password wrong", found)
-    assert "make password in [[bgp.peer]] router" in found["remedy"]
-    clinic.stop(mux)
-    mux.config.write_text(format_config(configuration))
-    clinic.start_daemon(mux)
-    clinic.well(mux, clinic.manager)
-
-
-def test_it_finds_two_machines_of_one_mux_name_there_and_from_the_manager(clinic: Clinic) -> None:
+def test_two_machines_of_one_mux_name(clinic: Clinic) -> None:
     """As when a virtual machine is cloned with all that is on it."""
     one, two = clinic.muxes
+    before = clinic.last_event()
     clinic.stop(two)
     copy = two.directory / "copy"
     shutil.copytree(one.state_dir / "identity", copy / "identity")
@@ -223,41 +243,19 @@ def test_it_finds_two_machines_of_one_mux_name_there_and_from_the_manager(clinic
     cloned = Process("the copy", two.namespace, [PROGRAMS / "lb-mux", "--config", config], two.directory / "copy.log")
     two.processes["copy"] = cloned
     cloned.wait_output(UP, 30)
-    found = clinic.finds(
-        clinic.manager, "duplicate_name", 'MUX "mux1"', "10.0.1.12", "connected already, from 10.0.1.11"
+    clinic.all_say(before, is_away("mux mux2"), another_machine("mux mux1"))
+    double, _ = clinic.fleet_finds(
+        Expected("duplicate_name", ('MUX "mux1"', "10.0.1.12", "connected already, from 10.0.1.11")),
+        Expected("node", ("MUX mux2", "is not connected"), "node"),
     )
-    clinic.finds(two, "duplicate_name", "is connected already", config=config)
-    clinic.note("duplicate MUX name", found)
-    assert "set another name" in found["remedy"]
+    clinic.note("duplicate MUX name", double)
+    assert "set another name" in double["remedy"]
     assert cloned.stop() == 0
     clinic.start_daemon(two)  # which has the other name
-    clinic.well(two)
-
-
-def test_it_finds_the_nftables_table_of_a_mux_that_is_no_more(clinic: Clinic) -> None:
-    """On a host that was a MUX once: what comes out of tunnels meets the table as well."""
-    host = clinic.hosts[0]
-    vip = clinic.services[1].vip
-    clinic.in_node(host, "nft", "-f", "-", stdin=install_text("vipmux_mux9", "eth0", 2, Cover([vip])))
-    found = clinic.finds(host, "stale_table", "inet vipmux_mux9", FILES_VIP)
-    clinic.finds(clinic.muxes[0], "host_silent", "10.0.3.21")  # as far as that can be told from there
-    clinic.note("stale nftables table", found)
-    clinic.do(host, found)
-    clinic.well(host, clinic.muxes[0])
-
-
-def test_it_finds_a_full_disk(clinic: Clinic) -> None:
-    host = clinic.hosts[2]
-    ballast = host.state_dir / "ballast"
-    with pytest.raises(OSError, match="No space left"):
-        ballast.write_bytes(bytes(4 << 20))
-    found = clinic.finds(host, "disk", str(host.state_dir), "is full")
-    clinic.note("full disk", found)
-    assert f"`df -h {host.state_dir}`" in found["remedy"]
-    ballast.unlink()
-    clinic.well(host)
-
-
-def test_all_is_well_again_and_twelve_faults_were_named(clinic: Clinic) -> None:
     clinic.well(*clinic.muxes, clinic.manager)
-    assert len(clinic.seen) == 12
+    assert len(clinic.seen) == 13
+
+
+def another_machine(node: str) -> Truth:
+    """It goes on; that another was turned away is an event."""
+    return Truth(node, lambda row: row["state"] == "ready", "another machine of this name or address")
