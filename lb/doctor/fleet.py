@@ -6,7 +6,7 @@ Rows of the manager's API in, findings out; :mod:`lb.doctor.merge` makes one of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -110,7 +110,7 @@ def check_fleet(fleet: Fleet) -> Iterator[Finding]:
             yield replace(finding, about=of_it)
     yield from check_notes(fleet.services, ill, wishes(fleet))
     yield from check_backends(fleet.backends)
-    yield from check_announcements(fleet.announcements)
+    yield from check_announcements(fleet.announcements, {row.get("name") for row in fleet.muxes if row.get("drain")})
     if not fleet.muxes:
         yield warning("node", "no MUX has joined", "`lb-manager token --kind mux --name NAME`; see docs/joining.md")
 
@@ -354,10 +354,11 @@ def check_backends(rows: Sequence[Row]) -> Iterator[Finding]:
         yield ok("backend", f"all of {len(rows)} backends are as they should be")
 
 
-def check_announcements(rows: Sequence[Row]) -> Iterator[Finding]:
+def check_announcements(rows: Sequence[Row], drained: Collection[object] = ()) -> Iterator[Finding]:
     """What was ordered and is not done; one finding for all VIPs of one MUX, peer and reason. A MUX without BGP tells
-    nothing here."""
-    lacking = [row for row in rows if row.get("wanted") and row.get("peer") and row.get("state") not in _ANNOUNCED]
+    nothing here, and one that is ``drained`` holds them back because an operator wants it so."""
+    told = [row for row in rows if row.get("wanted") and row.get("peer") and row.get("mux") not in drained]
+    lacking = [row for row in told if row.get("state") not in _ANNOUNCED]
     alike: dict[tuple[object, ...], list[Row]] = {}
     for row in lacking:
         alike.setdefault(tuple(row.get(key) for key in ("mux", "peer", "state", "reason")), []).append(row)

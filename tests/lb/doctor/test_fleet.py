@@ -98,6 +98,8 @@ def test_what_operators_wished_is_taken_back_by_the_remedy() -> None:
     drained = replace(fleet, muxes=[NODE, {**NODE, "name": "mux2", "drain": "told to drain"}], services=[alone])
     (found,) = [one for one in check_fleet(drained) if one.severity is WARNING]
     assert (found.remedy or "").startswith("`lb undrain mux mux2` when its work is done; ")
+    held = {"vip": "203.0.113.10", "mux": "mux2", "wanted": True, "peer": "tor1", "state": "held", "reason": "drained"}
+    assert [one for one in check_fleet(replace(drained, announcements=[held])) if one.severity is WARNING] == [found]
 
 
 def refusal(**changed: Any) -> dict[str, Any]:
