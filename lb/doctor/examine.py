@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
-from typing import Any
 
 from lb.config import load_agent, load_manager, load_mux
 from lb.doctor import bgp, host, kernel, look, paths, reach, reception
 from lb.doctor import machine as machines
 from lb.doctor import mux as muxes
-from lb.doctor.facts import Claim, Daemon, Network, Own, Rights, Role, Row
+from lb.doctor.facts import Claim, Daemon, Network, Own, Rights, Role, Row, Table
 from lb.doctor.findings import Finding, Severity, fault, ok, unknown
 from lb.doctor.firewall import Ruleset
 from lb.errors import ConfigError, IoError
@@ -191,8 +190,11 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     twins = look.twins(Role.AGENT)
     services, backends = (daemon.services, daemon.backends) if daemon.answers else _last_known(file)
     own = reception.owns(services, backends)
-    ruleset = kernel.ruleset() if rights.capabilities & 1 << Capability.NET_ADMIN else None
     tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
+    stale = _stale(tables)
+    ruleset = kernel.ruleset() if rights.capabilities & 1 << Capability.NET_ADMIN else None
+    if ruleset is not None:  # what those drop is told with them
+        ruleset = ruleset.without({(table.family, table.name) for table in stale or ()})
     untranslated = reception.untranslated(own, ruleset, TABLE, settings.interface) if ruleset is not None else []
     away = not daemon.answers and daemon.may_ask
     lost = host.lost(network, tables, own, TABLE, untranslated) if away else {}
@@ -221,7 +223,8 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     yield from _arp(settings.interface, vips, rights)
     yield from host.check_filters_ahead(network, daemon, own)
     yield from host.check_strangers(daemon)
-    yield from _stale_tables(tables)
+    if stale is not None:
+        yield from muxes.told_stale(stale)
     yield from host.check_backends(daemon)
     yield from machines.check_repairs(Role.AGENT, daemon, time.time(), sorted({one.about for one in own}))
     yield from _kept(Role.AGENT, config, settings, file.manager, daemon)
@@ -282,12 +285,12 @@ def _raised(state_dir: str) -> tuple[dict[str, int] | None, dict[str, int]]:
     return raised, look.values(raised)
 
 
-def _stale_tables(tables: Any) -> Iterator[Finding]:
+def _stale(tables: list[Table] | None) -> list[Table] | None:
     from lb.mux.isolation import table_name  # noqa: PLC0415
 
-    if tables is not None:
-        running = {table_name(twin.name) for twin in look.twins(Role.MUX) if twin.name is not None}
-        yield from muxes.check_stale(tables, running)
+    if tables is None:
+        return None
+    return muxes.stale(tables, {table_name(twin.name) for twin in look.twins(Role.MUX) if twin.name is not None})
 
 
 # --- a manager -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ ruleset`` writes them; those of iptables, whose matches that leaves out, as :mod
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -108,6 +108,10 @@ class Ruleset:
         """Base chains in the order in which packets meet them."""
         found = [chain for chain in self.chains.values() if chain.hook == hook and chain.family in families]
         return sorted(found, key=lambda chain: chain.priority)
+
+    def without(self, tables: Collection[tuple[str, str]]) -> Ruleset:
+        """But for these tables, by family and name."""
+        return Ruleset({key: chain for key, chain in self.chains.items() if key[:2] not in tables}, self.sets)
 
 
 def read(items: Iterable[Mapping[str, Any]], *, without: Iterable[tuple[str, str]] = ()) -> Ruleset:

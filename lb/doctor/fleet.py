@@ -94,8 +94,8 @@ def check_fleet(fleet: Fleet) -> Iterator[Finding]:
     yield from check_held(fleet.status.get("held"))
     yield from check_refusals(fleet.status.get("refusals"), fleet.now)
     for row in fleet.muxes:
-        yield from check_sessions(row)
-        if row.get("state") not in AWAY:
+        if row.get("state") not in AWAY:  # of one that is away nobody knows
+            yield from check_sessions(row)
             where = f"MUX {row.get('name')} ({row.get('address') or row.get('address6')})"
             for finding in check_saturation(row, where, "lb top"):
                 yield _of_node(f"mux {row.get('name')}", finding)

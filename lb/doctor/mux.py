@@ -34,7 +34,7 @@ def check_isolation(
         yield unknown("isolation", "nftables was not looked at: needs root", "run `lb doctor` as root")
         return
     found = {table.name: table for table in tables if table.family == "inet"}
-    yield from check_stale(tables, {own, *others})
+    yield from told_stale(stale(tables, {own, *others}))
     mine = found.get(own)
     by_tun = daemon.status.get("io") == "tun"
     if not daemon.answers:
@@ -92,20 +92,23 @@ def _fewest(version: int, elements: Collection[str]) -> set[Prefix]:
     return {Prefix.of(network) for network in collapse_addresses(found)}
 
 
-def check_stale(tables: Sequence[Table], running: Collection[str]) -> Iterator[Finding]:
-    """Tables of MUXes that are no more, on a MUX or on any other machine."""
+def stale(tables: Sequence[Table], running: Collection[str]) -> list[Table]:
+    """Tables of MUXes that are no more, on a MUX or on any other machine. ``running``: those of who runs here."""
     from lb.mux.isolation import OF_AGENT  # noqa: PLC0415  it needs asyncio
 
     live = {("inet", name) for name in (*running, OF_AGENT)}
-    stale = [table for table in tables if (table.family, table.name) not in live]
-    for table in stale:
+    return [table for table in tables if (table.family, table.name) not in live]
+
+
+def told_stale(found: Sequence[Table]) -> Iterator[Finding]:
+    for table in found:
         yield fault(
             "stale_table",
             f"the nftables table {table.family} {table.name} belongs to no MUX that runs here, and drops all packets "
             f"to {_few(table.addresses)}",
             f"`nft delete table {table.family} {table.name}`",
         )
-    if not stale:
+    if not found:
         yield ok("stale_table", "no nftables table of a former MUX is left")
 
 

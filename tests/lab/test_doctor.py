@@ -161,7 +161,7 @@ def test_a_password_a_clock_a_table_of_before_and_a_host_that_answers_arp(clinic
         Expected("bgp_password", ("mux mux2 says", "router (10.0.1.1)", "its password (TCP MD5) is another")),
         Expected("clock", ("host2 says", "10 min ahead of the manager's")),
         Expected("stale_table", ("agent host1 says", "inet vipmux_mux9", FILES_VIP)),
-        Expected("vip_arp", (FILES_VIP, f"{host3.address} (MAC", "answers ARP for the VIP")),
+        Expected("vip_arp", ("agent host1 says", f"answers ARP for the VIP {FILES_VIP} on eth0", "past every MUX")),
         Expected("node", ("agent host3", "is not connected"), "node"),
     )
     clinic.note("BGP password wrong", password)

@@ -106,6 +106,7 @@ def test_a_policy_drops_what_no_rule_takes() -> None:
     assert found.handle is None
     assert found.words == "the policy (drop) of chain input of table inet filter"
     assert firewall.dropped_at(ruleset([ACCEPT], policy="drop"), WEB, "input") is None
+    assert firewall.dropped_at(ruleset(accepts, policy="drop").without({("inet", "filter")}), WEB, "input") is None
 
 
 @pytest.mark.parametrize(

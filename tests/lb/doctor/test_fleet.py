@@ -107,6 +107,12 @@ def refusal(**changed: Any) -> dict[str, Any]:
     return {**row, "duplicate": True, "first": NOW - 60, "last": NOW - 2, "count": 9, **changed}
 
 
+def test_of_the_sessions_of_a_mux_that_is_away_nothing_is_said() -> None:
+    peer = {"name": "tor1", "address": "10.0.1.1", "state": "connecting", "error": "refused"}
+    away = {**NODE, "state": "away", "peers": [peer]}
+    assert wrong(check_fleet(Fleet({"now": NOW}, [away], [], [], [], []))) == [("node", FAULT)]
+
+
 def test_two_machines_of_one_name_are_told_with_both_addresses_and_what_to_do() -> None:
     (found,) = check_refusals([refusal()], NOW)
     assert (found.check, found.severity) == ("duplicate_name", FAULT)

@@ -73,7 +73,7 @@ def test_a_vip_is_held_if_its_addresses_are_however_nft_writes_them(
 
 
 def test_the_remedy_for_a_stale_table_is_its_removal() -> None:
-    (found,) = mux.check_stale([OLD], [])
+    (found,) = mux.told_stale(mux.stale([OLD], []))
     assert found.remedy == "`nft delete table inet vipmux_old`"
     assert "203.0.113.9" in found.what
 
