@@ -115,6 +115,9 @@ def check_fleet(fleet: Fleet) -> Iterator[Finding]:
         yield warning("node", "no MUX has joined", "`lb-manager token --kind mux --name NAME`; see docs/joining.md")
 
 
+#: Of a node whose orders are newer than the manager's store: what it says of the orders that it gets, and what the
+#: manager says, which gives it none.
+_OF_HISTORY = ("take-over", "and goes on with them")
 #: What comes of these is that the node does nothing of what it should.
 _WHOLE = frozenset({"node", "node_state"})
 
@@ -123,7 +126,7 @@ def _of_node(node: str, finding: Finding, follows: tuple[str, ...] = ()) -> Find
     """With what it is about: the node itself and, where it does not follow, all that hangs on it."""
     if finding.severity is Severity.OK:
         return finding
-    if finding.check == "node_state" and "take-over" in finding.what:
+    if finding.check == "node_state" and any(words in finding.what for words in _OF_HISTORY):
         return replace(finding, about=("history",))  # of all nodes one, where the manager knows of it
     whole = finding.check in _WHOLE
     about = (f"{node}: {finding.check}", *(follows if whole else ()))

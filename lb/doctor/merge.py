@@ -15,7 +15,7 @@ of it in the manager's view. Nothing is lost: a finding that explains others nam
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lb.doctor.findings import Finding, Severity, ok, unknown
@@ -49,7 +49,8 @@ WITHOUT_AGENT = frozenset({"protocol_4", "no_agent", "host_silent", "path"})
 WHOLE_MUX = frozenset({"bgp", "bgp_password", "bgp_refused", "interface", "address", "manager_state"})
 #: What a node calls otherwise than the manager.
 SAME = {"bgp_password": "bgp", "bgp_refused": "bgp", "manager_state": "node_state"}
-#: What every node says and the manager knows best: it is one finding for all.
+#: What every node says and the manager knows best: it is one finding for all. Where its store is older than what nodes
+#: have, it gives them no orders, and they say that they do not follow it.
 OF_ALL = frozenset({"history"})
 #: So many of what a finding explains, and of the nodes that say the same, are named.
 NAMED = 4
@@ -98,8 +99,9 @@ def merged(own: Iterable[Finding], said: Sequence[Said], backends_of: Mapping[st
     """``own``: the manager's view; ``backends_of``: by agent its backends, ``backend SERVICE/NAME``."""
     view = list(own)
     found = [_Found(finding, _depth(finding), frozenset(finding.about), []) for finding in view if _is_wrong(finding)]
+    of_all = OF_ALL | {"manager"} if any(finding.check == "history" for finding in view) else OF_ALL
     for node in said:
-        found += [_attributed(node, finding, backends_of) for finding in node.findings if _is_wrong(finding)]
+        found += [_attributed(node, finding, backends_of, of_all) for finding in node.findings if _is_wrong(finding)]
     found = _grouped(found)
     shown = [_shown(one) for one in _explained(found)]
     shown += _unseen(said)
@@ -113,7 +115,9 @@ def _is_wrong(finding: Finding) -> bool:
     return finding.severity in (Severity.FAULT, Severity.WARNING)
 
 
-def _attributed(node: Said, finding: Finding, backends_of: Mapping[str, Sequence[str]]) -> _Found:
+def _attributed(
+    node: Said, finding: Finding, backends_of: Mapping[str, Sequence[str]], of_all: Collection[str]
+) -> _Found:
     """An agent may speak of its own backends alone, and a MUX of no other node, whatever they say: they could hide what
     is wrong with others."""
     about = {name for name in finding.about if not _is_of_node(name)}
@@ -127,8 +131,8 @@ def _attributed(node: Said, finding: Finding, backends_of: Mapping[str, Sequence
         about.add(node.id)
     elif finding.check in WHOLE_WAY:
         about |= {f"agent {name}: node" for name, labels in backends_of.items() if about.intersection(labels)}
-    if finding.check in OF_ALL:
-        return _Found(replace(finding, cause=None), _Depth.VIEW, frozenset({finding.check}), [node.id])
+    if finding.check in of_all:
+        return _Found(replace(finding, cause=None), _Depth.VIEW, frozenset({"history"}), [node.id])
     about.add(f"{node.id}: {SAME.get(finding.check, finding.check)}")
     depth = _Depth.HOST if agent else _Depth.UNREACHED if finding.check in WHOLE_WAY else _Depth.MUX
     return _Found(finding, depth, frozenset(about), [node.id])

@@ -254,6 +254,10 @@ def test_agents_that_are_away_and_left_something_undone(clinic: Clinic) -> None:
     clinic.well(clinic.manager)
 
 
+def is_told_nothing(row: Mapping[str, Any]) -> bool:
+    return "goes on with them" in str(row["refused"])
+
+
 def test_a_backup_that_was_put_back_on_a_manager_whose_disk_is_full(clinic: Clinic) -> None:
     manager = clinic.manager
     backup = clinic.directory / "backup"
@@ -271,6 +275,9 @@ def test_a_backup_that_was_put_back_on_a_manager_whose_disk_is_full(clinic: Clin
     for path in backup.iterdir():
         shutil.copy2(path, manager.state_dir)
     clinic.start_manager()
+    # The events are those of the backup, and go on from there.
+    clinic.all_say(0, *(Truth(f"agent {host.name}", is_told_nothing, "is told nothing") for host in clinic.hosts))
+    assert any("older than the orders" in problem["text"] for problem in clinic.page()["summary"]["problems"])
     ballast = manager.state_dir / "ballast"
     with pytest.raises(OSError, match="No space left"):
         ballast.write_bytes(bytes(128 << 20))

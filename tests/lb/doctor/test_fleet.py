@@ -107,6 +107,16 @@ def refusal(**changed: Any) -> dict[str, Any]:
     return {**row, "duplicate": True, "first": NOW - 60, "last": NOW - 2, "count": 9, **changed}
 
 
+@pytest.mark.parametrize(
+    "refused",
+    ["the store is older than it was (see lb-manager take-over)", "it has orders of term 2, and goes on with them"],
+)
+def test_nodes_with_newer_orders_than_the_store_are_no_findings_beside_that_of_the_store(refused: str) -> None:
+    node = {**NODE, "state": "refused", "refused": refused}
+    (found,) = [one for one in check_fleet(Fleet({"now": NOW}, [node], [], [], [], [])) if one.severity is FAULT]
+    assert (found.about, found.cause) == (("history",), None)
+
+
 def test_of_the_sessions_of_a_mux_that_is_away_nothing_is_said() -> None:
     peer = {"name": "tor1", "address": "10.0.1.1", "state": "connecting", "error": "refused"}
     away = {**NODE, "state": "away", "peers": [peer]}

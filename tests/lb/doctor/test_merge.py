@@ -149,6 +149,18 @@ AWAY = fault("node", "agent host1 is away", "start it", cause="node", about=("ag
             id="a backup that was put back is known to all",
         ),
         pytest.param(
+            [fault("history", "older", "`lb-manager take-over`", cause="backup_restored", about=("history",))],
+            [Said(kind, "x", [fault("manager", "does not follow", "look")]) for kind in ("mux", "agent")],
+            ["history"],
+            id="nodes that get no orders for a backup do not follow",
+        ),
+        pytest.param(
+            [],
+            [Said("mux", "mux1", [fault("manager", "does not follow", "look")])],
+            ["manager"],
+            id="a node that does not follow for another reason says so",
+        ),
+        pytest.param(
             [down(*WEB1)],
             [Said("agent", "host1", [warning("settings", "lower", "raise", about=WEB1)])],
             ["settings", "backend"],
