@@ -394,6 +394,7 @@ def check_manager(role: Role, name: str, config: str, connection: Row | None) ->
             "manager",
             f"does not follow {url}, and serves on with its last good state: {text}",
             f"is lb-manager running, and can it be reached? `curl -k {url}/v1/ca` must answer",
+            about=_NOT_FOLLOWED,
         )
 
 

@@ -125,9 +125,10 @@ def test_a_filter_of_others_that_stands_before_the_agents_is_not_called_a_repair
     assert found.severity is OK
 
 
-def test_a_certificate_that_ended_explains_why_the_manager_is_not_followed() -> None:
+@pytest.mark.parametrize("why", ["the certificate expired", "closed the connection at once"])
+def test_a_certificate_that_ended_explains_why_the_manager_is_not_followed(why: str) -> None:
     ended = machine.check_certificate(Role.MUX, "mux1", FILE, Certificate("node.pem", "mux:mux1", 0.0, 10.0), 20.0)
-    connection = {"url": "https://m", "connected": False, "problem": "the certificate expired"}
+    connection = {"url": "https://m", "connected": False, "problem": why}
     found = explained([*ended, *machine.check_manager(Role.MUX, "mux1", FILE, connection)])
     assert [one.check for one in found] == ["certificate"]
 
