@@ -17,6 +17,7 @@
 
 #include "checksum.h"
 #include "packet.h"
+#include "plain4.h"
 #include "snapshot.h"
 
 #define ENCAP_TTL 64
@@ -29,11 +30,6 @@ static inline unsigned encap_overhead(uint8_t family)
 /* Fills a hop's header with all that does not depend on the packet. */
 void encap_prepare(struct hop *hop, const struct hop_spec *spec);
 
-/* Of the first eight bytes of an IPv4 header, as they lie in memory. */
-#define ENCAP_VERSION htobe64(0x4500000000000000u)
-#define ENCAP_TOS htobe64(0x00ff000000000000u)
-#define ENCAP_DF htobe64(0x4000u)
-
 /* Ethernet and IPv4 header but for two of the eight bytes that are to be written over: two pieces are enough. */
 static inline void encap_copy34(uint8_t *to, const uint8_t *from)
 {
@@ -45,17 +41,45 @@ static inline void encap_copy34(uint8_t *to, const uint8_t *from)
 static inline void encap_ipv4(const struct hop *hop, uint8_t *ip, uint32_t length, uint16_t *id)
 {
 	uint8_t *outer = ip - 20;
-	uint64_t inner = load64(ip), first = (inner & (ENCAP_TOS | ENCAP_DF)) | ENCAP_VERSION;
+	uint64_t inner = load64(ip), first = (inner & (OUTER4_TOS | OUTER4_DF)) | OUTER4_VERSION;
 	uint16_t check;
 
 	first |= htobe64((uint64_t)(uint16_t)(length + 20) << 32);
-	if (!(inner & ENCAP_DF))
+	if (!(inner & OUTER4_DF))
 		first |= htobe64((uint64_t)(*id)++ << 16);
 	/* No carry is lost: the word with DF (or the version, on the other byte order) is far from full. */
 	check = (uint16_t)~checksum_fold64(first + hop->sum);
 	encap_copy34(outer - HOP_LINK_BYTES, hop->start);
 	store64(outer, first);
 	store16(outer + 10, check);
+}
+
+/*
+ * The same of a packet that plain4.h has read, and the inner header's next life.  The Ethernet header is written as well where
+ * `link` says so; its addresses may be written first, else.
+ */
+static ALWAYS_INLINE void encap_plain4(const struct hop *hop, const struct outer4 *prepared, uint8_t *ip, uint16_t *id, bool link)
+{
+	uint8_t *outer = ip - 20;
+	uint64_t first = prepared->first;
+	uint32_t sum = prepared->sum + hop->sum;
+
+	if (UNLIKELY(!(first & OUTER4_DF))) {
+		uint16_t number = htons((*id)++);
+
+		first |= htobe64((uint64_t)ntohs(number) << 16);
+		sum += number;
+	}
+	/* Each half is added to the other, and the carry comes back by itself. */
+	sum += sum << 16 | sum >> 16;
+	memcpy(ip + 8, &prepared->life, 4);
+	if (link)
+		memcpy(outer - HOP_LINK_BYTES, hop->start, 16);
+	else
+		memcpy(outer - 2, hop->start + HOP_LINK_BYTES - 2, 2);
+	memcpy(outer + 4, hop->start + HOP_LINK_BYTES + 4, 16);
+	store64(outer, first);
+	store16(outer + 10, (uint16_t)~(sum >> 16));
 }
 
 /* The same for IPv6; the low 20 bits of flow become the flow label. */

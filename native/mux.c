@@ -131,6 +131,12 @@ static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot
 
 	if (mux->table)
 		mux_set_time(mux, snapshot, now_ns);
+	/* Where nothing was for us, nothing may be again. */
+	if (!mux->onward && mux_read_strangers(mux, frames)) {
+		add(&mux->counters.received, count);
+		add(&mux->counters.reasons[REASON_NOT_VIP], count);
+		return;
+	}
 	mux_read_burst(mux, frames);
 	if (LIKELY(mux->onward)) {
 		mux_choose_burst(mux);

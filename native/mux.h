@@ -71,9 +71,11 @@ struct mux {
 
 	/* the burst at hand; results stay readable until the next */
 	unsigned count;
-	bool onward; /* one of its packets goes on from the first stage */
+	bool onward; /* one of its packets goes on from the first stage; of a burst that is none yet, of the one before */
+	uint64_t plain; /* a bit for each packet that plain4.h has read: of those outers[] is there */
 	struct packet packets[BURST_MAX];
 	struct passage passages[BURST_MAX];
+	struct outer4 outers[BURST_MAX];
 	uint64_t scrambled[BURST_MAX]; /* flow keys, see flow.h */
 	struct flow_slot slots[BURST_MAX];
 	uint64_t entries[BURST_MAX];   /* what was seen there */

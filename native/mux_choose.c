@@ -244,10 +244,21 @@ static bool is_strange(const struct mux *mux, const struct passage *passage, str
 	return !slot.line || flow_expired(mux, passage, slot, flow_slot_class(slot));
 }
 
-static inline void prefetch_way_out(const struct mux *mux, const struct backend *backend)
+/* Where it is that packets go out: copies, so that they need not be read again after each store. */
+struct ways_out {
+	const struct hop *hops;
+	const uint64_t *counters;
+};
+
+static inline struct ways_out ways_out(const struct mux *mux)
 {
-	prefetch(&mux->snapshot->hops[backend_hop(backend)]);
-	prefetch(&mux->backend_counters[backend->counter]);
+	return (struct ways_out){ mux->snapshot->hops, mux->backend_counters };
+}
+
+static inline void prefetch_way_out(struct ways_out ways, const struct backend *backend)
+{
+	prefetch(&ways.hops[backend_hop(backend)]);
+	prefetch(&ways.counters[backend->counter]);
 }
 
 /*
@@ -312,6 +323,7 @@ static void choose_backends(struct mux *mux)
 {
 	struct flow_table *table = mux->table;
 	unsigned count = mux->count;
+	struct ways_out ways = ways_out(mux);
 	struct begun begun = { { 0 } };
 	bool touched = false; /* the table, by an earlier packet that was not of the common kind */
 
@@ -328,13 +340,14 @@ static void choose_backends(struct mux *mux)
 			if (UNLIKELY(packet->reason != REASON_FORWARDED))
 				continue;
 		}
-		prefetch_way_out(mux, mux->passages[i].backend);
+		prefetch_way_out(ways, mux->passages[i].backend);
 	}
 }
 
 /* Without a flow table every packet asks Maglev. */
 static void choose_stateless(struct mux *mux)
 {
+	struct ways_out ways = ways_out(mux);
 	unsigned count = 0;
 
 	for (unsigned i = 0; i < mux->count; i++)
@@ -347,7 +360,7 @@ static void choose_stateless(struct mux *mux)
 
 		if (LIKELY(take_choice(passage, mux->choices[mux->listed[n]]))) {
 			passage->flow = FLOW_UNTRACKED;
-			prefetch_way_out(mux, passage->backend);
+			prefetch_way_out(ways, passage->backend);
 		} else {
 			packet->reason = REASON_NO_BACKEND;
 		}

@@ -17,29 +17,21 @@ static void flush(struct mux *mux)
 	mux->out_count = 0;
 }
 
-/* Ethernet addresses of a frame, the other way round.  In the sizes that they are stored in: others would wait for each other. */
+/* Ethernet addresses of a frame, the other way round; each with two bytes behind that are not of it. */
 struct link_addresses {
-	uint32_t destination, source;
-	uint16_t destination_end, source_end;
+	uint64_t destination, source;
 };
 
 static inline struct link_addresses link_addresses_swapped(const uint8_t *ethernet)
 {
-	struct link_addresses swapped;
-
-	memcpy(&swapped.destination, ethernet + 6, 4);
-	memcpy(&swapped.destination_end, ethernet + 10, 2);
-	memcpy(&swapped.source, ethernet, 4);
-	memcpy(&swapped.source_end, ethernet + 4, 2);
-	return swapped;
+	return (struct link_addresses){ .destination = load64(ethernet + 6), .source = load64(ethernet) };
 }
 
+/* Writes two bytes more, where the Ethernet type belongs. */
 static inline void link_addresses_write(uint8_t *ethernet, struct link_addresses addresses)
 {
-	memcpy(ethernet, &addresses.destination, 4);
-	memcpy(ethernet + 4, &addresses.destination_end, 2);
-	memcpy(ethernet + 6, &addresses.source, 4);
-	memcpy(ethernet + 10, &addresses.source_end, 2);
+	store64(ethernet, addresses.destination);
+	store64(ethernet + 6, addresses.source);
 }
 
 /*
@@ -62,8 +54,10 @@ static ALWAYS_INLINE void emit(struct mux *mux, enum mux_link link, uint8_t fami
 		encap_ipv4(hop, ip, length, &mux->ids[(hop - mux->snapshot->hops) & 255]);
 	else
 		encap_ipv6(hop, ip, length, (uint32_t)(mux->passages[origin].hash >> 32)); /* hashed: it is IPv6 */
-	if (link == MUX_LINK_SWAP)
+	if (link == MUX_LINK_SWAP) {
 		link_addresses_write(ip - before, swapped);
+		memcpy(ip - before + 12, hop->start + 12, 2);
+	}
 	*out = (struct frame){ .data = ip - before, .len = before + length, .origin = (uint8_t)origin, .ifindex = hop->ifindex };
 }
 
@@ -162,24 +156,41 @@ static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct 
 }
 
 /*
- * The common packet, of which encap_packet() would find that none of its questions has to be asked: they are put as few.  False: one
+ * The common packets, of which encap_packet() would find that none of its questions has to be asked: they are put as few.  False: one
  * of them has to be, and nothing was done.
  */
-static ALWAYS_INLINE bool encap_plain(struct mux *mux, enum mux_link link, uint8_t family, unsigned i,
-				      const struct frame *frame, const struct hop *hop, struct frame *out)
+static ALWAYS_INLINE bool is_plain(const struct mux *mux, uint8_t family, unsigned i, const struct frame *frame)
+{
+	return LIKELY(mux->packets[i].length + encap_overhead(family) <= mux->passages[i].service->mtu) &&
+	       LIKELY(!(frame->gso_size | frame->csum_start));
+}
+
+static ALWAYS_INLINE bool emit_plain6(struct mux *mux, enum mux_link link, unsigned i, const struct frame *frame,
+				      const struct hop *hop, struct frame *out)
 {
 	const struct packet *packet = &mux->packets[i];
-	uint32_t length = packet->length;
-	uint8_t *ip = packet->ip;
 
-	if (UNLIKELY(length + encap_overhead(family) > mux->passages[i].service->mtu) ||
-	    UNLIKELY(frame->gso_size | frame->csum_start))
+	if (!is_plain(mux, 6, i, frame))
 		return false;
-	if (family == 4)
-		ipv4_decrement_ttl(ip);
-	else
-		ip[7]--;
-	emit(mux, link, family, i, frame, hop, ip, length, out);
+	packet->ip[7]--;
+	emit(mux, link, 6, i, frame, hop, packet->ip, packet->length, out);
+	return true;
+}
+
+/* As emit() after the packet's TTL has become one less: of a packet of which mux_read_burst() prepared that. */
+static ALWAYS_INLINE bool emit_plain4(struct mux *mux, enum mux_link link, unsigned i, const struct frame *frame,
+				      const struct hop *hop, struct frame *out)
+{
+	uint32_t before = 20 + (link == MUX_LINK_NONE ? 0 : HOP_LINK_BYTES);
+	uint8_t *ip = mux->packets[i].ip;
+
+	if (!is_plain(mux, 4, i, frame))
+		return false;
+	if (link == MUX_LINK_SWAP)
+		link_addresses_write(ip - before, link_addresses_swapped(frame->data));
+	encap_plain4(hop, &mux->outers[i], ip, &mux->ids[(hop - mux->snapshot->hops) & 255], link == MUX_LINK_NEXT_HOP);
+	*out = (struct frame){ .data = ip - before, .len = before + mux->packets[i].length, .origin = (uint8_t)i,
+			       .ifindex = hop->ifindex };
 	return true;
 }
 
@@ -190,6 +201,7 @@ static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames
 	/* What a hop says that is ready; where checksums have to be looked for, no packet is plain, and no hop says this. */
 	uint8_t four = mux->config.detect_partial ? UINT8_MAX : 4, six = mux->config.detect_partial ? UINT8_MAX : 6;
 	unsigned count = mux->count;
+	uint64_t plain = mux->plain;
 	struct frame *out = mux->out; /* the next to be queued */
 
 	for (unsigned i = 0; i < count; i++) {
@@ -198,11 +210,11 @@ static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames
 		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
 			continue;
 		hop = &hops[backend_hop(mux->passages[i].backend)];
-		if (LIKELY(hop->ready == four) && LIKELY(encap_plain(mux, link, 4, i, &frames[i], hop, out))) {
+		if (LIKELY(hop->ready == four) && LIKELY(plain >> i & 1) && LIKELY(emit_plain4(mux, link, i, &frames[i], hop, out))) {
 			out++;
 			continue;
 		}
-		if (hop->ready == six && encap_plain(mux, link, 6, i, &frames[i], hop, out)) {
+		if (hop->ready == six && emit_plain6(mux, link, i, &frames[i], hop, out)) {
 			out++;
 			continue;
 		}

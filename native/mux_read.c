@@ -11,6 +11,8 @@
 #define AHEAD 32u
 #define GROUP 16u
 
+#define ADDRESS_AT 30u /* somewhere about a destination, on any link */
+
 /* ---- names of a flow ---- */
 
 void mux_packet_tuple(const struct packet *packet, struct flow_tuple *tuple)
@@ -182,46 +184,78 @@ static NEVER_INLINE uint64_t read_other(struct mux *mux, unsigned first, unsigne
 
 /* ---- a burst ---- */
 
-/* The plain IPv4 packets of a burst: a bit for each, the name of what it asks for, and that of its flow but for the service. */
+/* What the plain IPv4 packets of a burst ask for, and the name of the flow of each but for its service. */
 struct plain {
-	uint64_t is;
 	uint64_t services[BURST_MAX]; /* exact_key() */
-	uint64_t keys[BURST_MAX];     /* flow_key_narrow(); find_services() leaves those of all packets here */
+	uint64_t flows[BURST_MAX];    /* flow_key_narrow() */
 };
 
 /* Reads packets first to first + n - 1, see plain4.h. */
 static inline void read_plain4(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first, unsigned n,
 			       struct plain *plain)
 {
-	plain->is |= mux->vector->read4(frames + first, n, link, &mux->packets[first], &plain->services[first],
-					&plain->keys[first])
-		     << first;
+	mux->plain |= mux->vector->read4(frames + first, n, link, &mux->packets[first], &plain->services[first],
+					 &plain->flows[first], &mux->outers[first])
+		      << first;
 }
 
 /* Where there are many services, their rows are in no near cache, nor is what these name: all of a burst are asked for together. */
-static NEVER_INLINE void prefetch_services(const struct exact_table *exact, const struct plain *plain)
+static NEVER_INLINE void prefetch_services(const struct exact_table *exact, uint64_t is, const struct plain *plain)
 {
-	for (uint64_t left = plain->is; left; left &= left - 1)
+	for (uint64_t left = is; left; left &= left - 1)
 		prefetch(&exact->rows[exact_place(exact, plain->services[__builtin_ctzll(left)])]);
-	for (uint64_t left = plain->is; left; left &= left - 1)
+	for (uint64_t left = is; left; left &= left - 1)
 		prefetch(exact->rows[exact_place(exact, plain->services[__builtin_ctzll(left)])].service);
 }
 
+/* One at a time, so that memory works while others are looked at. */
+static inline void prefetch_ahead(const struct mux *mux, const struct frame *frames, unsigned i)
+{
+	if (i + AHEAD < mux->count)
+		prefetch_headers(&frames[i + AHEAD]);
+}
+
 /*
- * Finds the services of packets first to first + n - 1 and leaves the keys of their flows, 0 where there is none.  The first probe of
- * the VIP map tells the service of most plain packets, which has one address and one port and so narrow keys
- * (service_create()), and tells those that are not ours.  False: none of them goes on.
+ * Finds the services of packets first to first + n - 1, which are all plain IPv4, and the keys of their flows, where the first probe
+ * of the VIP map tells each.  False: it does not.
  */
-static ALWAYS_INLINE bool find_services(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first,
-					unsigned n, struct plain *plain)
+static ALWAYS_INLINE bool find_exact(struct mux *mux, const struct frame *frames, unsigned first, unsigned n,
+				     const struct plain *plain, uint64_t *keys)
+{
+	/* A copy, so that it need not be read again after each store. */
+	const struct exact_table exact = mux->snapshot->map->exact;
+
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t wanted = plain->services[first + i];
+		const struct exact_row *row = &exact.rows[exact_place(&exact, wanted)];
+		struct passage *passage = &mux->passages[first + i];
+
+		prefetch_ahead(mux, frames, first + i);
+		if (UNLIKELY(row->key != wanted))
+			return false;
+		passage->service = row->service;
+		passage->hashed = false;
+		passage->flow = FLOW_NONE;
+		passage->backend_number = 0;
+		keys[i] = plain->flows[first + i] | flow_key_narrow(row->service->id, 0, 0);
+	}
+	return true;
+}
+
+/*
+ * The same of any packets; keys are 0 where there is none.  The first probe of the VIP map tells the service of most plain packets,
+ * which has one address and one port and so narrow keys (service_create()), and tells those that are not ours.  False: none
+ * of them goes on.
+ */
+static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first, unsigned n,
+				  const struct plain *plain, uint64_t *key)
 {
 	const struct vip_map *map = mux->snapshot->map;
-	/* Copies, so that they need not be read again after each store. */
 	const struct exact_table exact = map->exact, addresses = map->addresses;
 	bool exact_alone = vip_map_is_exact4(map);
 	struct passage *passage = &mux->passages[first];
 	struct packet *packet = &mux->packets[first];
-	uint64_t *key = &plain->keys[first], is = plain->is >> first, any = 0;
+	uint64_t *keys = key, is = mux->plain >> first, any = 0;
 	struct sixes sixes;
 
 	sixes.count = 0;
@@ -229,16 +263,14 @@ static ALWAYS_INLINE bool find_services(struct mux *mux, const struct frame *fra
 		uint64_t wanted = plain->services[first + i];
 		const struct exact_row *row = &exact.rows[exact_place(&exact, wanted)];
 
-		/* One at a time, so that memory works while others are looked at. */
-		if (first + i + AHEAD < mux->count)
-			prefetch_headers(&frames[first + i + AHEAD]);
+		prefetch_ahead(mux, frames, first + i);
 		passage->hashed = false;
 		passage->flow = FLOW_NONE;
 		if (UNLIKELY(!(is & 1))) {
 			*key = read_other(mux, first, i, &frames[first + i], link, &sixes);
 		} else if (LIKELY(row->key == wanted)) {
 			passage->service = row->service;
-			*key |= flow_key_narrow(row->service->id, 0, 0);
+			*key = plain->flows[first + i] | flow_key_narrow(row->service->id, 0, 0);
 		} else if (exact_alone && !row->key && exact_address_is_strange(&addresses, wanted)) {
 			passage->service = NULL;
 			packet->reason = REASON_NOT_VIP;
@@ -249,7 +281,7 @@ static ALWAYS_INLINE bool find_services(struct mux *mux, const struct frame *fra
 		any |= *key;
 	}
 	if (sixes.count)
-		hash_sixes(mux, first, &sixes, &plain->keys[first]);
+		hash_sixes(mux, first, &sixes, keys);
 	return any || sixes.count;
 }
 
@@ -261,6 +293,69 @@ static inline void name_flows(struct mux *mux, const uint64_t *keys, uint64_t *s
 		flow_table_prefetch(mux->table, scrambled[i]);
 }
 
+/*
+ * Where there is no table every packet asks Maglev: tuples that find_exact() has found are hashed together, and their slots asked for.
+ */
+static inline void hash_exact(struct mux *mux, const struct plain *plain, unsigned first, unsigned n)
+{
+	uint64_t addresses[GROUP], ports[GROUP], hashes[GROUP];
+
+	for (unsigned i = 0; i < n; i++) {
+		uint64_t service = plain->services[first + i], flow = plain->flows[first + i];
+
+		addresses[i] = flow_word4_addresses((uint32_t)flow, (uint32_t)(service >> 32));
+		ports[i] = flow_word4_ports((uint16_t)(flow >> 32), (uint16_t)service, (uint8_t)(service >> 16));
+	}
+	mux->vector->hash4(&mux->snapshot->map->seed, addresses, ports, hashes, n);
+	for (unsigned i = 0; i < n; i++) {
+		struct passage *passage = &mux->passages[first + i];
+		const struct maglev *maglev = passage->service->maglev;
+
+		passage->hash = hashes[i];
+		passage->hashed = true;
+		prefetch(&maglev->slots[maglev_slot(maglev, hashes[i])]);
+	}
+}
+
+/* Whether this is IPv4 to an address of which the first probe says that no service has it; nothing before that in packet.h's list. */
+static inline bool is_strange4(const struct exact_table *addresses, const struct frame *frame, enum link_type link)
+{
+	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0, address;
+	const uint8_t *ip = frame->data + before;
+
+	if (UNLIKELY(frame->len < before + 20) || UNLIKELY(frame->len < frame->wire_len) || UNLIKELY(ip[0] != 0x45))
+		return false;
+	if (link == LINK_ETHERNET && UNLIKELY(load16(ip - 2) != htons(ETHERTYPE_IPV4)))
+		return false;
+	memcpy(&address, ip + 16, 4);
+	return LIKELY(!addresses->rows[exact_place(addresses, exact_key(address, 0, 0))].key);
+}
+
+bool mux_read_strangers(struct mux *mux, const struct frame *frames)
+{
+	const struct vip_map *map = mux->snapshot->map;
+	const struct exact_table addresses = map->addresses;
+	enum link_type link = mux->io->link;
+	unsigned count = mux->count;
+
+	if (!vip_map_is_exact4(map))
+		return false;
+	for (unsigned i = 0; i < count && i < AHEAD; i++)
+		prefetch(frames[i].data + ADDRESS_AT);
+	for (unsigned i = 0; i < count; i++) {
+		struct passage *passage = &mux->passages[i];
+
+		if (i + AHEAD < count)
+			prefetch(frames[i + AHEAD].data + ADDRESS_AT);
+		if (UNLIKELY(!is_strange4(&addresses, &frames[i], link)))
+			return false;
+		mux->packets[i].reason = REASON_NOT_VIP;
+		passage->service = NULL;
+		passage->flow = FLOW_NONE;
+	}
+	return true;
+}
+
 void mux_read_burst(struct mux *mux, const struct frame *frames)
 {
 	enum link_type link = mux->io->link;
@@ -268,26 +363,30 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 	bool far = vip_map_is_far(mux->snapshot->map);
 	struct plain plain;
 
-	plain.is = 0;
+	mux->plain = 0;
 	for (unsigned i = 0; i < count && (i < AHEAD || far); i++)
 		prefetch_headers(&frames[i]);
 	if (UNLIKELY(far)) { /* all of them, so that their services can be asked for together */
 		read_plain4(mux, frames, link, 0, count, &plain);
-		prefetch_services(&mux->snapshot->map->exact, &plain);
+		prefetch_services(&mux->snapshot->map->exact, mux->plain, &plain);
 	}
 	mux->onward = false;
 	for (unsigned first = 0; first < count; first += GROUP) {
 		unsigned n = count - first < GROUP ? count - first : GROUP;
-		bool onward;
+		uint64_t keys[GROUP], all = (1u << n) - 1;
+		bool exact, onward;
 
 		if (LIKELY(!far))
 			read_plain4(mux, frames, link, first, n, &plain);
-		onward = find_services(mux, frames, link, first, n, &plain);
+		exact = LIKELY((mux->plain >> first & all) == all) && find_exact(mux, frames, first, n, &plain, keys);
+		onward = LIKELY(exact) || find_any(mux, frames, link, first, n, &plain, keys);
 		mux->onward |= onward;
-		if (!mux->table)
+		if (!mux->table && exact)
+			hash_exact(mux, &plain, first, n);
+		else if (!mux->table)
 			continue;
-		if (LIKELY(onward))
-			name_flows(mux, &plain.keys[first], &mux->scrambled[first], n);
+		else if (LIKELY(onward))
+			name_flows(mux, keys, &mux->scrambled[first], n);
 		else
 			memset(&mux->scrambled[first], 0, n * sizeof(mux->scrambled[0]));
 	}

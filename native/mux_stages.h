@@ -28,12 +28,20 @@
  *
  *	packets[]    reason; of a packet that goes on, everything (packet.h)
  *	passages[]   of every packet: service, NULL if it has none; flow, FLOW_NONE; hashed.  hash where hashed is true,
- *	             which it is of every IPv6 packet that goes on, and of IPv4 where the flow's key is made of it
+ *	             which it is of every IPv6 packet that goes on, of IPv4 where the flow's key is made of it, and may be
+ *	             without a table
  *	scrambled[]  only with a table: the flow's name there, whose home line has been asked for; of a packet that does
  *	             not go on, any, which may be looked up but says nothing
+ *	plain        a bit for each packet that plain4.h has read, and outers[] of those, for mux_emit_burst()
  *	onward       whether any packet goes on; where none does, the other stages are left out
  */
 void mux_read_burst(struct mux *mux, const struct frame *frames);
+
+/*
+ * The same for a burst of IPv4 that goes to nobody we know, which is told at a glance: REASON_NOT_VIP, each.  False: something else
+ * may be among it, and nothing was left.
+ */
+bool mux_read_strangers(struct mux *mux, const struct frame *frames);
 
 /*
  * Reads packets[], passages[] and scrambled[] as left above, and the flow table, which it changes as if packets came one

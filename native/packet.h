@@ -243,14 +243,18 @@ static inline bool packet_parse_plain6(struct packet *packet, const struct frame
  * The word that TTL and protocol share becomes one step less, and the checksum behind it one more (RFC 1624), with the carry that
  * comes back.  Both at once: TTL, protocol and checksum are one number.
  */
+static inline uint32_t ipv4_life_after(uint32_t word) /* as it lies in memory */
+{
+	word = le32toh(word);
+	return htole32(word - 1 + 0x10000 + (word >= 0xfffe0000 ? 0x10000 : 0));
+}
+
 static inline void ipv4_decrement_ttl(uint8_t *ip)
 {
 	uint32_t word;
 
 	memcpy(&word, ip + 8, 4);
-	word = le32toh(word);
-	word = word - 1 + 0x10000 + (word >= 0xfffe0000 ? 0x10000 : 0);
-	word = htole32(word);
+	word = ipv4_life_after(word);
 	memcpy(ip + 8, &word, 4);
 }
 

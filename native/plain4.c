@@ -9,8 +9,21 @@
 #include "exact_table.h"
 #include "flow.h"
 
+/* Of a packet with all of its header. */
+static inline struct outer4 outer_of(const uint8_t *ip, uint32_t length)
+{
+	struct outer4 outer = { .first = (load64(ip) & (OUTER4_TOS | OUTER4_DF)) | OUTER4_VERSION };
+
+	outer.first |= htobe64((uint64_t)(uint16_t)(length + 20) << 32);
+	outer.sum = (uint32_t)(outer.first & 0xffff) + (uint32_t)(outer.first >> 16 & 0xffff) +
+		    (uint32_t)(outer.first >> 32 & 0xffff) + (uint32_t)(outer.first >> 48);
+	memcpy(&outer.life, ip + 8, 4);
+	outer.life = ipv4_life_after(outer.life);
+	return outer;
+}
+
 static inline uint64_t read_each(const struct frame *frames, unsigned count, enum link_type link, struct packet *packets,
-				 uint64_t *services, uint64_t *flows)
+				 uint64_t *services, uint64_t *flows, struct outer4 *outer)
 {
 	uint64_t taken = 0;
 	uint32_t address;
@@ -25,14 +38,15 @@ static inline uint64_t read_each(const struct frame *frames, unsigned count, enu
 		services[i] = exact_key(address, packet->protocol, packet->destination_port);
 		memcpy(&address, packet->ip + 12, 4);
 		flows[i] = flow_key_narrow(0, address, packet->source_port);
+		outer[i] = outer_of(packet->ip, packet->length);
 	}
 	return taken;
 }
 
 uint64_t plain4_read_plain(const struct frame *frames, unsigned count, enum link_type link, struct packet *packets,
-			   uint64_t *services, uint64_t *flows)
+			   uint64_t *services, uint64_t *flows, struct outer4 *outer)
 {
-	return read_each(frames, count, link, packets, services, flows);
+	return read_each(frames, count, link, packets, services, flows, outer);
 }
 
 #ifdef VECTORS_X86
@@ -150,19 +164,27 @@ static ALWAYS_INLINE TARGET_AVX2 __m256i source_is_odd(const struct headers *h)
 	return _mm256_or_si256(odd, _mm256_cmpeq_epi32(_mm256_and_si256(octet, word(0xf0)), word(0xe0)));
 }
 
+/* Rows of four words, from pairs of their columns, to places `step` bytes apart. */
+static ALWAYS_INLINE TARGET_AVX2 void store_rows(void *to, size_t step, __m256i first_low, __m256i first_high, __m256i last_low,
+						 __m256i last_high)
+{
+	__m256i rows[4] = { _mm256_unpacklo_epi64(first_low, last_low), _mm256_unpackhi_epi64(first_low, last_low),
+			    _mm256_unpacklo_epi64(first_high, last_high), _mm256_unpackhi_epi64(first_high, last_high) };
+
+	for (unsigned i = 0; i < 4; i++) {
+		_mm_storeu_si128((__m128i *)((uint8_t *)to + i * step), _mm256_castsi256_si128(rows[i]));
+		_mm_storeu_si128((__m128i *)((uint8_t *)to + (i + 4) * step), _mm256_extracti128_si256(rows[i], 1));
+	}
+}
+
 /* Three columns to the second to the sixth word of eight packets; the fifth is the same of all. */
 static ALWAYS_INLINE TARGET_AVX2 void store_packets(struct packet *packets, __m256i length, __m256i ports, __m256i last)
 {
 	const __m256i same = word(20 | 4u << 16 | (uint32_t)REASON_FORWARDED << 24);
 	__m256i a = _mm256_unpacklo_epi32(length, ports), b = _mm256_unpackhi_epi32(length, ports);
 	__m256i c = _mm256_unpacklo_epi32(same, last), d = _mm256_unpackhi_epi32(same, last);
-	__m256i rows[4] = { _mm256_unpacklo_epi64(a, c), _mm256_unpackhi_epi64(a, c), _mm256_unpacklo_epi64(b, d),
-			    _mm256_unpackhi_epi64(b, d) };
 
-	for (unsigned i = 0; i < 4; i++) {
-		_mm_storeu_si128((__m128i *)&packets[i].length, _mm256_castsi256_si128(rows[i]));
-		_mm_storeu_si128((__m128i *)&packets[i + 4].length, _mm256_extracti128_si256(rows[i], 1));
-	}
+	store_rows(&packets->length, sizeof(*packets), a, b, c, d);
 }
 _Static_assert(offsetof(struct packet, length) == 8 && offsetof(struct packet, source_port) == 12 &&
 		       offsetof(struct packet, destination_port) == 14 && offsetof(struct packet, transport) == 16 &&
@@ -180,9 +202,29 @@ static ALWAYS_INLINE TARGET_AVX2 void store_numbers(uint64_t *to, __m256i lower,
 	_mm256_storeu_si256((__m256i *)(to + 4), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
+/* outer_of() of eight. */
+static ALWAYS_INLINE TARGET_AVX2 void store_outers(struct outer4 *outer, const struct headers *h, __m256i length)
+{
+	const __m256i swap = _mm256_setr_epi8(-1, -1, 1, 0, -1, -1, 5, 4, -1, -1, 9, 8, -1, -1, 13, 12, -1, -1, 1, 0, -1, -1, 5, 4, -1,
+					      -1, 9, 8, -1, -1, 13, 12);
+	__m256i low = _mm256_or_si256(_mm256_and_si256(h->at0, word(0xffff)),
+				      _mm256_shuffle_epi8(_mm256_add_epi32(length, word(20)), swap));
+	__m256i high = _mm256_and_si256(h->at4, word(htonl(0x4000)));
+	/* As ipv4_life_after() has it. */
+	__m256i carry = _mm256_cmpeq_epi32(_mm256_max_epu32(h->at8, word(0xfffe0000)), h->at8);
+	__m256i life = _mm256_add_epi32(_mm256_add_epi32(h->at8, word(0xffff)), _mm256_and_si256(carry, word(0x10000)));
+	__m256i sum = _mm256_add_epi32(fold(low), fold(high));
+	__m256i a = _mm256_unpacklo_epi32(low, high), b = _mm256_unpackhi_epi32(low, high);
+	__m256i c = _mm256_unpacklo_epi32(life, sum), d = _mm256_unpackhi_epi32(life, sum);
+
+	store_rows(outer, sizeof(*outer), a, b, c, d);
+}
+_Static_assert(offsetof(struct outer4, life) == 8 && offsetof(struct outer4, sum) == 12 && sizeof(struct outer4) == 16,
+	       "as store_outers() writes it");
+
 /* packet_parse_plain() of eight at once, question by question. */
 static ALWAYS_INLINE TARGET_AVX2 uint64_t read_lanes(const struct frame *frames, enum link_type link, struct packet *packets,
-						     uint64_t *services, uint64_t *flows)
+						     uint64_t *services, uint64_t *flows, struct outer4 *outer)
 {
 	const uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
 	struct headers h;
@@ -190,7 +232,7 @@ static ALWAYS_INLINE TARGET_AVX2 uint64_t read_lanes(const struct frame *frames,
 	load_lengths(&h, frames);
 	/* Where one is so short that bytes read here might not be there, all are read one by one. */
 	if (UNLIKELY(_mm256_movemask_epi8(not_above(word(before + 40), h.len)) != -1))
-		return read_each(frames, LANES, link, packets, services, flows);
+		return read_each(frames, LANES, link, packets, services, flows, outer);
 	load_beginnings(&h, frames, before);
 
 	/* Ethertype, and version and header length. */
@@ -223,32 +265,35 @@ static ALWAYS_INLINE TARGET_AVX2 uint64_t read_lanes(const struct frame *frames,
 		      _mm256_or_si256(protocol, _mm256_and_si256(_mm256_and_si256(h.at32, tcp), word(0xff00))));
 	store_numbers(services, _mm256_or_si256(_mm256_slli_epi32(protocol, 16), _mm256_srli_epi32(h.at20, 16)), h.at16);
 	store_numbers(flows, h.at12, _mm256_and_si256(h.at20, word(0xffff)));
+	store_outers(outer, &h, length);
 	return (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(right));
 }
 
 static ALWAYS_INLINE TARGET_AVX2 uint64_t read_vectors(const struct frame *frames, unsigned count, enum link_type link,
-						       struct packet *packets, uint64_t *services, uint64_t *flows)
+						       struct packet *packets, uint64_t *services, uint64_t *flows,
+						       struct outer4 *outer)
 {
 	uint64_t taken = 0;
 	unsigned first = 0;
 
 	for (; first + LANES <= count; first += LANES)
-		taken |= read_lanes(frames + first, link, packets + first, services + first, flows + first) << first;
+		taken |= read_lanes(frames + first, link, packets + first, services + first, flows + first, outer + first) << first;
 	if (first == count)
 		return taken;
-	return taken | read_each(frames + first, count - first, link, packets + first, services + first, flows + first) << first;
+	return taken | read_each(frames + first, count - first, link, packets + first, services + first, flows + first, outer + first)
+			       << first;
 }
 
 TARGET_AVX2 uint64_t plain4_read_avx2(const struct frame *frames, unsigned count, enum link_type link, struct packet *packets,
-				      uint64_t *services, uint64_t *flows)
+				      uint64_t *services, uint64_t *flows, struct outer4 *outer)
 {
-	return read_vectors(frames, count, link, packets, services, flows);
+	return read_vectors(frames, count, link, packets, services, flows, outer);
 }
 
 /* Eight lanes are as many as a burst can fill often enough; the registers are more, and so are what instructions can say. */
 TARGET_AVX512 uint64_t plain4_read_avx512(const struct frame *frames, unsigned count, enum link_type link,
-					  struct packet *packets, uint64_t *services, uint64_t *flows)
+					  struct packet *packets, uint64_t *services, uint64_t *flows, struct outer4 *outer)
 {
-	return read_vectors(frames, count, link, packets, services, flows);
+	return read_vectors(frames, count, link, packets, services, flows, outer);
 }
 #endif

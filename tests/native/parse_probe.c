@@ -187,6 +187,19 @@ static bool named(const struct packet *packet, uint64_t service, uint64_t flow)
 	       flow == flow_key_narrow(0, source, packet->source_port);
 }
 
+/* Made of the packet field by field; how its life goes on is another probe's to say. */
+static bool prepared(const struct packet *packet, const struct outer4 *outer)
+{
+	uint8_t first[8] = { 0x45, packet->ip[1] };
+	uint32_t life;
+
+	write_be16(first + 2, packet->length + 20);
+	first[6] = packet->ip[6] & 0x40;
+	memcpy(&life, packet->ip + 8, 4);
+	return memcmp(&outer->first, first, 8) == 0 && outer->life == ipv4_life_after(life) &&
+	       checksum_fold(outer->sum) == checksum_fold(checksum_add(first, 8, 0));
+}
+
 /*
  * Packets in bursts of 0 to 64, mostly right, of which a level says other than the parser of one; 0 if there is none.  What lies
  * behind the last of a burst is to stay as it is.
@@ -196,6 +209,7 @@ uint64_t probe_bursts(uint32_t level, uint64_t seed, uint64_t count, uint64_t *t
 	plain4_read *read = vector_get(level)->read4;
 	struct packet packets[BURST_MAX + 1], packet = { 0 };
 	uint64_t services[BURST_MAX + 1], flows[BURST_MAX + 1], wrong = 0;
+	struct outer4 outers[BURST_MAX + 1];
 	struct frame frames[BURST_MAX];
 
 	state = seed;
@@ -209,15 +223,17 @@ uint64_t probe_bursts(uint32_t level, uint64_t seed, uint64_t count, uint64_t *t
 			frames[i] = make_frame(link, draw() % strange ? 4 : 6, draw() % strange ? 0 : (unsigned)(draw() % 3));
 		memset(&packets[size], 0xa5, sizeof(packets[size]));
 		services[size] = flows[size] = 7;
-		is = read(frames, size, link, packets, services, flows);
-		wrong += services[size] != 7 || flows[size] != 7 || (size < 64 && is >> size);
+		outers[size].first = 7;
+		is = read(frames, size, link, packets, services, flows, outers);
+		wrong += services[size] != 7 || flows[size] != 7 || outers[size].first != 7 || (size < 64 && is >> size);
 		for (unsigned i = 0; i < sizeof(packets[size]); i++)
 			wrong += ((uint8_t *)&packets[size])[i] != 0xa5;
 		for (unsigned i = 0; i < size; i++) {
 			bool plain = packet_parse_plain(&packet, &frames[i], link);
 
 			wrong += plain != (is >> i & 1);
-			wrong += plain && (is >> i & 1) && (!same(&packet, &packets[i]) || !named(&packet, services[i], flows[i]));
+			wrong += plain && (is >> i & 1) && (!same(&packet, &packets[i]) || !named(&packet, services[i], flows[i]) ||
+							  !prepared(&packet, &outers[i]));
 			*taken += plain;
 			free_frame(&frames[i]);
 		}

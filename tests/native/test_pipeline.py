@@ -165,6 +165,18 @@ def test_all_rows_in_one_go_are_what_the_model_says() -> None:
         twins.run(services, [(row.packet, 0) for row in ROWS], burst)
 
 
+def test_among_strangers_each_row_is_what_the_model_says() -> None:
+    """A burst of which nothing is ours makes the next be looked at in haste."""
+    stranger, other = (ipv4(tcp("S", check=0), to=to) for to in ("198.51.100.7", "203.0.113.11"))
+    strangers = [stranger, other] * 4
+    services = [replace(shape, backends=tuple(V4)) for shape in SHAPES if shape.vip.version == 4]
+    for chosen in (services[:1], services):  # of one address and port each, and of others too
+        twins = Twins()
+        for place in (0, 3, 7):
+            bursts = [[*strangers, *strangers[:place], row.packet, *strangers[place + 1 :]] for row in ROWS]
+            twins.run(chosen, [(packet, 0) for burst in bursts for packet in burst], 8)
+
+
 def test_counters_of_services_and_backends_add_up() -> None:
     compiler = Compiler(SMALL)
     services = [replace(shape, backends=tuple(V4 if shape.vip.version == 4 else V6)) for shape in SHAPES]
