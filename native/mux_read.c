@@ -208,11 +208,16 @@ static NEVER_INLINE void prefetch_services(const struct exact_table *exact, uint
 		prefetch(exact->rows[exact_place(exact, plain->services[__builtin_ctzll(left)])].service);
 }
 
-/* One at a time, so that memory works while others are looked at. */
-static inline void prefetch_ahead(const struct mux *mux, const struct frame *frames, unsigned i)
+/*
+ * One at a time, so that memory works while others are looked at: a core waits for so many lines at once, and who asks for one more
+ * waits as well.  With a header that of a flow of the group before, if that has any.
+ */
+static inline void prefetch_ahead(const struct mux *mux, const struct frame *frames, unsigned i, bool named)
 {
 	if (i + AHEAD < mux->count)
 		prefetch_headers(&frames[i + AHEAD]);
+	if (named)
+		flow_table_prefetch(mux->table, mux->scrambled[i - GROUP]);
 }
 
 /*
@@ -220,7 +225,7 @@ static inline void prefetch_ahead(const struct mux *mux, const struct frame *fra
  * of the VIP map tells each.  False: it does not.
  */
 static ALWAYS_INLINE bool find_exact(struct mux *mux, const struct frame *frames, unsigned first, unsigned n,
-				     const struct plain *plain, uint64_t *keys)
+				     const struct plain *plain, bool named, uint64_t *keys)
 {
 	/* A copy, so that it need not be read again after each store. */
 	const struct exact_table exact = mux->snapshot->map->exact;
@@ -230,7 +235,7 @@ static ALWAYS_INLINE bool find_exact(struct mux *mux, const struct frame *frames
 		const struct exact_row *row = &exact.rows[exact_place(&exact, wanted)];
 		struct passage *passage = &mux->passages[first + i];
 
-		prefetch_ahead(mux, frames, first + i);
+		prefetch_ahead(mux, frames, first + i, named);
 		if (UNLIKELY(row->key != wanted))
 			return false;
 		passage->service = row->service;
@@ -248,7 +253,7 @@ static ALWAYS_INLINE bool find_exact(struct mux *mux, const struct frame *frames
  * of them goes on.
  */
 static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first, unsigned n,
-				  const struct plain *plain, uint64_t *key)
+				  const struct plain *plain, bool named, uint64_t *key)
 {
 	const struct vip_map *map = mux->snapshot->map;
 	const struct exact_table exact = map->exact, addresses = map->addresses;
@@ -263,7 +268,7 @@ static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, e
 		uint64_t wanted = plain->services[first + i];
 		const struct exact_row *row = &exact.rows[exact_place(&exact, wanted)];
 
-		prefetch_ahead(mux, frames, first + i);
+		prefetch_ahead(mux, frames, first + i, named);
 		passage->hashed = false;
 		passage->flow = FLOW_NONE;
 		if (UNLIKELY(!(is & 1))) {
@@ -285,12 +290,10 @@ static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, e
 	return any || sixes.count;
 }
 
-/* Scrambles keys together, so that one vector instruction does many, and asks for their lines. */
-static inline void name_flows(struct mux *mux, const uint64_t *keys, uint64_t *scrambled, unsigned n)
+/* Scrambles keys together, so that one vector instruction does many. */
+static inline void name_flows(const struct mux *mux, const uint64_t *keys, uint64_t *scrambled, unsigned n)
 {
 	mux->vector->scramble(&mux->snapshot->map->seed, keys, scrambled, n);
-	for (unsigned i = 0; i < n; i++)
-		flow_table_prefetch(mux->table, scrambled[i]);
 }
 
 /*
@@ -362,6 +365,7 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 	unsigned count = mux->count;
 	bool far = vip_map_is_far(mux->snapshot->map);
 	struct plain plain;
+	bool named = false; /* the group before has flows, whose lines are still to be asked for */
 
 	mux->plain = 0;
 	for (unsigned i = 0; i < count && (i < AHEAD || far); i++)
@@ -378,9 +382,10 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 
 		if (LIKELY(!far))
 			read_plain4(mux, frames, link, first, n, &plain);
-		exact = LIKELY((mux->plain >> first & all) == all) && find_exact(mux, frames, first, n, &plain, keys);
-		onward = LIKELY(exact) || find_any(mux, frames, link, first, n, &plain, keys);
+		exact = LIKELY((mux->plain >> first & all) == all) && find_exact(mux, frames, first, n, &plain, named, keys);
+		onward = LIKELY(exact) || find_any(mux, frames, link, first, n, &plain, named, keys);
 		mux->onward |= onward;
+		named = mux->onward && mux->table;
 		if (!mux->table && exact)
 			hash_exact(mux, &plain, first, n);
 		else if (!mux->table)
@@ -390,4 +395,6 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 		else
 			memset(&mux->scrambled[first], 0, n * sizeof(mux->scrambled[0]));
 	}
+	for (unsigned i = count > GROUP ? count - GROUP : 0; i < count && named; i++)
+		flow_table_prefetch(mux->table, mux->scrambled[i]);
 }
