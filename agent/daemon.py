@@ -165,7 +165,7 @@ class Daemon:
         assert self._probes is not None  # noqa: S101  made before
         tasks = Tasks(tell=self._supervisor.status)
         tasks.restarted("probes", self._probes.run)
-        tasks.restarted("signs of life", self._vouch)
+        tasks.restarted("heartbeat", self._vouch)
         tasks.restarted("reloads", partial(self._reloads, reload))
         tasks.restarted("kept in the kernel", self._keeper.run)
         if self._follower is not None:
@@ -408,7 +408,7 @@ def command(
 ) -> None:
     """The host agent of vipmux: takes packets out of their tunnels on a backend's host.
 
-    Stopping it leaves everything in place; `lb-agent cleanup` takes it away.
+    Stopping it leaves everything in place; `lb-agent cleanup` removes it.
     """
     if context.invoked_subcommand is None:
         run_daemon(_required(file), manager, given_token(token, token_file))

@@ -131,7 +131,7 @@ class LocalProbes:
 
     def __init__(self, send: Callable[[Sequence[HealthReport]], None] | None = None) -> None:
         self._board: Board[LocalCheck] = Board("agent", _ask, send or _nobody, unprobed=Health.UP)
-        self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
+        self._told = "the manager" if send else "nobody: there is no manager; see lb get backends --local"
         self._backends = -1  # as they were logged
         self._forbidden: str | None = None  # why no command can be run, as it was logged
 

@@ -228,7 +228,7 @@ def _machine(figures: Figures) -> Iterator[Metric]:
 
 
 def _bgp(figures: BgpFigures) -> Iterator[Metric]:
-    announced = GaugeMetricFamily("lb_announced", "1 if the peer was told of the VIP.", labels=["vip", "peer"])
+    announced = GaugeMetricFamily("lb_announced", "1 if the VIP was announced to the peer.", labels=["vip", "peer"])
     for vip, peer in figures.announced:
         announced.add_metric([vip, peer], 1.0)
     yield announced

@@ -45,7 +45,7 @@ class Supervisor:
         if address is None:
             return
         if address[:1] not in ("/", "@") or len(address) < 2:
-            log.warning("supervisor not told", reason=f"NOTIFY_SOCKET={address} is neither a path nor @name")
+            log.warning("supervisor not notified", reason=f"NOTIFY_SOCKET={address} is neither a path nor @name")
             return
         self._address = "\0" + address[1:] if address[0] == "@" else address
 
@@ -97,5 +97,5 @@ class Supervisor:
                 out.sendto(text.encode(errors="replace"), self._address)
         except OSError as error:
             if not self._complained:
-                log.warning("supervisor not told", reason=(error.strerror or str(error)).lower())
+                log.warning("supervisor not notified", reason=(error.strerror or str(error)).lower())
             self._complained = True

@@ -120,7 +120,7 @@ class ScrapeServer(ThreadingMixIn, TCPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("metrics not told", peer=str(client_address[0]))
+        log.exception("metrics not sent", peer=str(client_address[0]))
 
     def end(self) -> None:
         """Whoever is there goes."""

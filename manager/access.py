@@ -45,10 +45,10 @@ class Access:
         ahead = authority.begins_in(datetime.now(UTC))
         if ahead > 0:
             log.error(
-                "the authority begins in the future",
+                "the CA's certificate begins in the future",
                 hours=round(ahead / 3600, 1),
                 reason="the clock is behind, or was ahead when `lb-manager init` ran: until it is valid nobody trusts "
-                "this manager; set the clock, or make another authority",
+                "this manager; set the clock, or make another CA",
             )
         self.trust = Trust(authority, store, settings.node_lifetime)
         self.streams = Streams(hub, self.trust)

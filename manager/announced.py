@@ -261,7 +261,7 @@ class Announced:
             return _Lack(mux, True, f"{_DOES_NOT}it has not taken its latest state yet")
         told = self.by_vip(entry).get(vip)
         if not told:
-            return _Lack(mux, True, f"{_DOES_NOT}it has not told of it yet")
+            return _Lack(mux, True, f"{_DOES_NOT}it has not reported it yet")
         key = (mux, *((row.get("peer"), row.get("state"), row.get("why")) for row in told))
         cause = self._causes.get(key)
         if cause is None:

@@ -98,7 +98,7 @@ class Authority:
         """A new one; never in place of one that is there, which would shut out every node."""
         if (directory / "ca.key").exists():
             raise AccessError(
-                f"{directory} holds a certificate authority already; to start over, with every node and operator "
+                f"{directory} holds a CA already; to start over, with every node and operator "
                 "to join anew, move that directory away first"
             )
         key = ec.generate_private_key(ec.SECP256R1())
@@ -135,7 +135,7 @@ class Authority:
             key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
             certificate = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())
         except FileNotFoundError:
-            raise AccessError(f"{directory} holds no certificate authority: run `lb-manager init` first") from None
+            raise AccessError(f"{directory} holds no CA: run `lb-manager init` first") from None
         except OSError as error:
             raise AccessError(f"{directory}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         except (ValueError, TypeError, UnsupportedAlgorithm):

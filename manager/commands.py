@@ -88,10 +88,10 @@ def _refuse_to_replace(directory: Path) -> None:
 @click.option(
     "--address", "names", multiple=True, help="A further address or host name of the manager; may be repeated."
 )
-@click.option("--operator", default=None, help="Name of the first operator; yours unless told.")
+@click.option("--operator", default=None, help="Name of the first operator; yours unless given.")
 @click.option("--out", type=click.Path(path_type=Path), help="Where the operator's files go; default ~/.config/lb.")
 def init(path: Path, names: tuple[str, ...], operator: str | None, out: Path | None) -> None:
-    """Make the certificate authority, and the first operator's certificate."""
+    """Make the CA (certificate authority), and the first operator's certificate."""
     settings = load_manager(path)
     directory = out or _operators_directory()
     _refuse_to_replace(directory)
@@ -107,7 +107,7 @@ def init(path: Path, names: tuple[str, ...], operator: str | None, out: Path | N
     name = operator or getpass.getuser()
     certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name, _who()))
     _write_operator(directory, authority, certificate, key)
-    click.echo(f"certificate authority: {state_dir / CA_DIRECTORY}; keep a copy of it in a safe place")
+    click.echo(f"CA: {state_dir / CA_DIRECTORY}; keep a copy of it in a safe place")
     click.echo(f"operator {name}: operator.pem, operator.key and ca.pem in {directory}")
     click.echo("next: start `lb-manager run`, and make a token for each node with `lb-manager token`")
 
@@ -214,7 +214,7 @@ def revoke(path: Path, what: str, reason: str) -> None:
     "--above", default=0, type=click.IntRange(0, 2**52), help="The highest term that nodes know, if it is higher."
 )
 def take_over(path: Path, above: int) -> None:
-    """After a backup was put back, or the store was lost: this one counts from now on, once lb-manager is restarted.
+    """After a backup was restored, or the store was lost: this store counts from now on, once lb-manager is restarted.
 
     Nodes that had newer orders go on with those until then, and take what this store has afterwards. What was applied
     or revoked since the backup is lost: look at `lb-manager certificates`. Be sure that no later manager runs.

@@ -277,14 +277,14 @@ class Controller:
         log.info("changed", version=version, who=terms.who, what=change.what, why=terms.why or None)
         self._say_changed(made)
         if terms.confirm is not None:
-            text = f"is taken back in {terms.confirm:g} s unless it is confirmed; it is of {terms.who}"
+            text = f"is rolled back in {terms.confirm:g} s unless it is confirmed; it is of {terms.who}"
             self.happened(f"version {version}", text)
 
     def _say_changed(self, made: Made) -> None:
         """An operator's change is an event of all that it touches; of a large one the audit has the rest."""
         terms, at = made.terms, self.clocks.wall()
         # What was taken back is bad news, and said as such.
-        done = [line for line in made.change.lines if line.action not in ("unchanged", "taken back")]
+        done = [line for line in made.change.lines if line.action not in ("unchanged", "rolled back")]
         for line in done[:LINES]:
             details = f": {', '.join(line.details)}" if line.details else ""
             why = f" ({terms.why})" if terms.why else ""
@@ -465,7 +465,7 @@ class Controller:
     def why_behind(self, nodes: Iterable[str]) -> dict[str, str]:
         """Of nodes that did not follow; whose reason is gone by now is not among them."""
         found = {node: self.hub.entries[node].behind for node in nodes if node in self.hub.entries}
-        planning = {node: "it still plans; nobody was told yet" for node in nodes if node == "manager"}
+        planning = {node: "it still plans; no node has orders yet" for node in nodes if node == "manager"}
         return planning | {node: why for node, why in found.items() if why is not None}
 
     # -- time ---------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ async def _serve(
             )
             startup.say(Role.MANAGER, settings.state_dir)
             supervisor.ready(_summary(controller))
-            controller.tasks.restarted("vouching", lambda: _vouch(controller, supervisor))
+            controller.tasks.restarted("heartbeat", lambda: _vouch(controller, supervisor))
             if access is not None:
                 access.begin(controller.tasks)
             if pages is not None:

@@ -466,7 +466,7 @@ def take_back(
 ) -> Change:
     """What waits for its confirmation ends. What was there before it was served a moment ago, so today's rules do not
     stand in its way."""
-    lines = tuple(Line(f"version {version}", "taken back", (why,)) for version in desired.pending)
+    lines = tuple(Line(f"version {version}", "rolled back", (why,)) for version in desired.pending)
     change = restore(desired, undo, _ANYTHING, as_told=as_told)
     return replace(change, new=replace(change.new, pending={}), lines=(*lines, *change.lines))
 

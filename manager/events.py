@@ -156,7 +156,7 @@ def differences(old: Plan, new: Plan, vips: Iterable[str]) -> Iterator[tuple[str
             yield from _announced(vip, before, after)
     for mux, waits in new.drains.items():
         if old.drains.get(mux, "") != waits:
-            yield f"mux {mux}", "is told to drain" if waits is None else f"shall drain, but {waits}", waits is not None
+            yield f"mux {mux}", "is told to drain" if waits is None else f"should drain, but {waits}", waits is not None
 
 
 def _failed(vip: str, new: Plan) -> Iterator[tuple[str, str, bool]]:

@@ -95,9 +95,7 @@ class Handovers:
         for key, found in list(self._under_way.items()):
             if now - found.began > PATIENCE:
                 silent = found.waiting | {taker for _, taker in found.due}
-                answer.words.append(
-                    (f"mux {key[0]}", f"hand-over of flows: no answer from {', '.join(sorted(silent))}", True)
-                )
+                answer.words.append((f"mux {key[0]}", f"flow sync: no answer from {', '.join(sorted(silent))}", True))
                 found.waiting.clear()
                 found.due.clear()
                 self._look(key, found, answer)
@@ -187,10 +185,10 @@ def words(found: Handover) -> list[tuple[str, bool]]:
     """What became of it, for the events."""
     whom = f"{found.muxes} other MUX" + ("" if found.muxes == 1 else "es")
     flows = f"{found.flows:,} flow" + ("" if found.flows == 1 else "s")
-    told = f"handed over {flows} that only it knew to {whom}" if found.gives else f"was told {flows} by {whom}"
+    told = f"sent {flows} that only it knew to {whom}" if found.gives else f"received {flows} from {whom}"
     said = [(told, False)]
     if found.left_out:
-        text = f"{found.left_out:,} more flows were too many to hand over: they may break where routers move them"
+        text = f"{found.left_out:,} more flows were too many to send: they may break where routers move them"
         said.append((text, True))
     if found.refused:
         said.append((f"{found.refused:,} flows found no room at another MUX: raise flows in its [mux]", True))

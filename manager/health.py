@@ -93,16 +93,15 @@ def judge(evidence: Evidence) -> Verdict:
     if agent is not None:
         return Verdict(Health.UP, f"its agent says: {agent.reason}{minority}")
     if working:
-        return Verdict(Health.UP, f"no news from an agent; {working} of {evidence.muxes} MUXes reach it{minority}")
-    return Verdict(Health.UNKNOWN, f"no news from an agent or a MUX{minority}")
+        return Verdict(Health.UP, f"no report from an agent; {working} of {evidence.muxes} MUXes reach it{minority}")
+    return Verdict(Health.UNKNOWN, f"no report from an agent or a MUX{minority}")
 
 
 def _cannot_reach(failing: Mapping[str, Report], evidence: Evidence) -> str:
     who, report = min(failing.items(), key=lambda item: item[0])
     if report.host:
-        return (
-            f"no news from an agent, and {len(failing)} of {evidence.muxes} MUXes hear nothing ({who}: {report.reason})"
-        )
+        silent = f"{len(failing)} of {evidence.muxes} MUXes hear nothing ({who}: {report.reason})"
+        return f"no report from an agent, and {silent}"
     return f"{len(failing)} of {evidence.muxes} MUXes cannot reach it through the tunnel ({who}: {report.reason})"
 
 

@@ -112,7 +112,7 @@ class Behind:
         found = [*([self.store] if self.store is not None else []), *named]
         return (
             "the store is older than the orders that were given out: " + "; ".join(found) + ". Whoever has newer ones "
-            "goes on with them and is told nothing, and no change is taken, until the right store is put back or "
+            "goes on with them and gets no orders, and no change is taken, until the right store is put back or "
             "`lb-manager take-over` makes this one count; what was revoked since is valid again: see "
             "`lb-manager certificates`"
         )

@@ -129,7 +129,7 @@ class ManagerCollector(Collector):
                         said = row.get("state") in ("announced", "draining")
                         told.add_metric([str(row.get("vip")), str(row["peer"]), entry.record.name], float(said))
         yield told
-        granted = GaugeMetricFamily("lb_announce_wanted", "How many MUXes shall announce the VIP.", labels=["vip"])
+        granted = GaugeMetricFamily("lb_announce_wanted", "How many MUXes should announce the VIP.", labels=["vip"])
         by = GaugeMetricFamily("lb_announced_by", "How many MUXes announce the VIP now.", labels=["vip"])
         lacking = GaugeMetricFamily(
             "lb_announce_lacking", "VIPs that the MUX should announce and for some seconds does not.", labels=["mux"]
@@ -158,6 +158,6 @@ class ManagerCollector(Collector):
         yield GaugeMetricFamily("lb_manager_services", "Services wanted.", value=len(controller.desired.services))
         yield GaugeMetricFamily(
             "lb_confirm_pending",
-            "1 if a change is taken back soon, unless it is confirmed.",
+            "1 if a change is rolled back soon, unless it is confirmed.",
             value=float(controller.desired.unconfirmed is not None),
         )

@@ -384,7 +384,7 @@ class NodeHub:
             if late and not entry.late:
                 self._listener.happened(_subject(entry), f"has not acknowledged its state for {LATE:g} s", bad=True)
             if gone and not entry.gone and entry.record.kind == MUX:
-                text = f"was away for {self._hold:g} s, the hold time; nobody waits for it any more"
+                text = f"expired: disconnected for {self._hold:g} s, the hold time; nobody waits for it any more"
                 self._listener.happened(_subject(entry), text, bad=True)
             entry.gone, entry.late = gone, late
             self._look(entry)
@@ -451,7 +451,7 @@ class NodeHub:
         entry.refused = f"it has {why}, and goes on with them; see `lb get status`"
         self._look(entry)
         if self.behind.add(entry.id, marks, why):
-            self._listener.happened(_subject(entry), f"has {why}: it is told nothing, and no change is taken", bad=True)
+            self._listener.happened(_subject(entry), f"has {why}: it gets no orders, and no change is taken", bad=True)
             self._listener.fell_behind()
 
     def left(self, connection: Connection) -> None:

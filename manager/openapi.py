@@ -126,7 +126,17 @@ _VERSION: dict[str, Schema] = {
 }
 
 #: What a line of a change says.
-ACTIONS = ["created", "changed", "unchanged", "deleted", "drained", "taken out", "undrained", "confirmed", "taken back"]
+ACTIONS = [
+    "created",
+    "changed",
+    "unchanged",
+    "deleted",
+    "drained",
+    "taken out",
+    "undrained",
+    "confirmed",
+    "rolled back",
+]
 
 MAYBE_NUMBER: Schema = {"type": ["number", "null"]}
 
@@ -140,7 +150,7 @@ _RATES: dict[str, Schema] = {
 }
 _POINTS: Schema = {
     **record({name: array(MAYBE_NUMBER) for name in _RATES}),
-    "description": "an array of each rate, the oldest point first; null where nobody told",
+    "description": "an array of each rate, the oldest point first; null where there was no report",
 }
 
 _CHANGE_KEYS: dict[str, Schema] = {
@@ -185,7 +195,7 @@ SCHEMAS: dict[str, Schema] = {
         {
             "behind": {**array(TEXT), "description": "with wait: nodes that did not follow in that time"},
             "why": {"type": "object", "description": "with wait: why they did not, by node"},
-            "confirm": {**NUMBER, "description": "seconds until it is taken back, unless it is confirmed"},
+            "confirm": {**NUMBER, "description": "seconds until it is rolled back, unless it is confirmed"},
             "title": {"type": "string", "description": "what was done, where the lines alone do not tell"},
             "announced": {
                 **array(
@@ -216,7 +226,7 @@ SCHEMAS: dict[str, Schema] = {
             **_CHANGE_KEYS,
             "services": {
                 **array(record({"name": TEXT, "before": _TOLD, "after": _TOLD})),
-                "description": "as MUXes are told of them now, and as they would be once the change has settled",
+                "description": "as MUXes have them now, and as they would be once the change has settled",
             },
         },
         {"title": TEXT},
@@ -232,10 +242,10 @@ SCHEMAS: dict[str, Schema] = {
             "healthy": COUNT,
             "announced_by": {
                 **array(TEXT),
-                "description": "MUXes by which a router was told of the VIP, as they tell now; of one without BGP "
+                "description": "MUXes that announce the VIP to a router, by their own reports; of one without BGP "
                 "counts what it has live, and of one that is not connected nothing is known",
             },
-            "wanted_by": {**array(TEXT), "description": "MUXes that shall announce the VIP"},
+            "wanted_by": {**array(TEXT), "description": "MUXes that should announce the VIP"},
             "unreached": {
                 **FLAG,
                 "description": "it is announced, and the manager's own connections do not get through",
@@ -257,7 +267,7 @@ SCHEMAS: dict[str, Schema] = {
             **_BACKEND,
             "left": {
                 **array(record({"mux": TEXT, "flows": MAYBE_COUNT, "why": MAYBE_TEXT})),
-                "description": "while it drains: the flows that each MUX has left, null where it has not told",
+                "description": "while it drains: the flows that each MUX has left, null where it has not reported",
             },
         }
     ),
@@ -266,8 +276,11 @@ SCHEMAS: dict[str, Schema] = {
             **_NODE,
             "drain": MAYBE_TEXT,
             "announces": COUNT,
-            "announced": {**MAYBE_COUNT, "description": "VIPs that a router hears from it; null: it has not told"},
-            "handover": {**MAYBE_TEXT, "description": "the flows that only it knew, when it last went or came"},
+            "announced": {
+                **MAYBE_COUNT,
+                "description": "VIPs that it announces to a router; null: it has not reported",
+            },
+            "handover": {**MAYBE_TEXT, "description": "what became of its last flow sync"},
             "io": MAYBE_TEXT,
             "mode": MAYBE_TEXT,
             "flows": MAYBE_COUNT,
@@ -428,7 +441,7 @@ SCHEMAS: dict[str, Schema] = {
             "confirm": {
                 **record({"version": COUNT, "who": TEXT, "at": TIME, "until": TIME}),
                 "type": ["object", "null"],
-                "description": "the change that is taken back at `until`, unless it is confirmed",
+                "description": "the change that is rolled back at `until`, unless it is confirmed",
             },
             "history": {
                 **record({"why": TEXT, "nodes": array(TEXT), "term": COUNT}),
@@ -496,7 +509,7 @@ _SOME: dict[str, Schema] = {
 }
 _TERMS: dict[str, Schema] = {
     "dry_run": FLAG,
-    "confirm": {"type": "number", "description": "seconds after which it is taken back, unless it is confirmed"},
+    "confirm": {"type": "number", "description": "seconds after which it is rolled back, unless it is confirmed"},
     "why": {"type": "string", "description": "kept with the change in the audit"},
     **_WAIT,
 }
@@ -572,7 +585,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/rollback",
         "rollback",
-        "Services and drains as they were at an earlier version; or takes back what waits for its confirmation",
+        "Services and drains as they were at an earlier version; or ends what waits for its confirmation",
         _CHANGE,
         record({}, {"to": {**COUNT, "description": "a version; none: the one before the latest change"}, **_TERMS}),
     ),
@@ -621,7 +634,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/backends/{service}/{backend}/undrain",
         "undrain_backend",
-        "Takes the drain back",
+        "Ends the drain",
         _CHANGE,
         _UNDRAIN,
         body_needed=False,
@@ -647,7 +660,7 @@ ROUTES: tuple[Route, ...] = (
         "POST",
         "/v1/hosts/{name}/undrain",
         "undrain_host",
-        "Takes the drains of all backends on a host back",
+        "Ends the drains of all backends on a host",
         _CHANGE,
         _UNDRAIN,
         body_needed=False,
@@ -685,7 +698,7 @@ ROUTES: tuple[Route, ...] = (
         _WHY,
         body_needed=False,
     ),
-    Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Takes the drain back", _CHANGE, _WHY, body_needed=False),
+    Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Ends the drain", _CHANGE, _WHY, body_needed=False),
     Route("DELETE", "/v1/muxes/{name}", "forget_mux", "Forgets a MUX that will not come back", ANYTHING),
     Route("GET", "/v1/agents", "agents", "All host agents", array(ref("Agent"))),
     Route("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
@@ -768,7 +781,7 @@ ROUTES: tuple[Route, ...] = (
             {"kind": {"enum": ["mux", "agent", "viewer", "operator", "admin"]}}, {"name": MAYBE_TEXT, "ttl": NUMBER}
         ),
     ),
-    Route("GET", "/v1/ca", "ca", "The authority's certificate", record({"ca": TEXT}), of_nodes=True, public=True),
+    Route("GET", "/v1/ca", "ca", "The CA's certificate", record({"ca": TEXT}), of_nodes=True, public=True),
     Route(
         "POST",
         "/v1/join",

@@ -55,8 +55,8 @@ _WORDS = re.compile(r"[0-9]{1,18}|[^0-9]+")
 
 #: States of nodes that an operator did not want.
 _TROUBLE = {
-    "gone": "is away for longer than the hold time",
-    "away": "is not connected",
+    "gone": "has expired: disconnected for longer than the hold time",
+    "away": "is disconnected",
     "refused": "refused its state",
     "late": "does not acknowledge",
 }

@@ -75,7 +75,7 @@ def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool
         if waiting is not None:
             return False, "installing", waiting, False
     if service.probe is None and agent is None:
-        return True, "up", f"it has no probe, so it is taken to be well; no agent has joined for {address}", False
+        return True, "up", f"it has no probe, so it is taken to be healthy; no agent has joined for {address}", False
     key = (service.name, backend.name)
     tunnels = world.reports.tunnels(key, backend.address)
     if agent is None:  # what a machine without an agent is worth, its process alone can tell
@@ -92,7 +92,7 @@ def _health(place: _Place, known: Remembered | None, world: World) -> tuple[bool
     if agent is not None and not agent.connected and (service.probe is None or service.protocol is Protocol.UDP):
         lost = _host_is_lost(backend, world)
         if lost is not None:
-            return False, "down", f"no news from its agent, and {lost}", False
+            return False, "down", f"no report from its agent, and {lost}", False
     if known is None or not known.proven:
         return False, "unknown", f"{verdict.reason}; it takes traffic after its first success", False
     return known.healthy, "up" if known.healthy else "down", f"{verdict.reason}; it stays as it was", False

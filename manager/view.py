@@ -547,17 +547,17 @@ class View:
             return {"mux": name, "announces": False, "reason": reason, "peers": []}
         if silent(entry) and entry.connection is not None and "peers" in entry.status:
             live = vip.vip in (entry.live or {}).get("announcements", {})
-            return {"mux": name, "announces": live, "reason": f"told to; {NO_BGP}", "peers": []}
+            return {"mux": name, "announces": live, "reason": f"wanted; {NO_BGP}", "peers": []}
         told = self._by_vip(entry).get(vip.vip, [])
         peers = [{"name": row.get("peer"), "state": row.get("state"), "why": row.get("why")} for row in told]
         if self._controller.plan.drains.get(name, "") is None:
-            reason = "told to, but it drains"
+            reason = "wanted, but it drains"
         elif entry.connection is None:
-            reason = "told to, and goes on with it by itself, for it is not connected"
+            reason = "wanted, and it goes on by itself while it is disconnected"
         elif entry.live_generation < entry.generation:
-            reason = f"told to; it has not acknowledged generation {entry.generation} yet"
+            reason = f"wanted; it has not acknowledged generation {entry.generation} yet"
         else:
-            reason = "told to"
+            reason = "wanted"
         announces = any(peer["state"] in ("announced", "draining") for peer in peers) if peers else None
         return {"mux": name, "announces": announces, "reason": reason, "peers": peers}
 
@@ -639,7 +639,7 @@ def warn_of_drain(left: Iterable[Row], what: str) -> list[str]:
     """What it means where a service has no other backend; ``left``: as of :meth:`View.left_by`; ``what`` is drained."""
     return [
         f"service {row['service']} has no other backend that takes new flows: clients that come from now on are not "
-        f"served; `lb undrain {what}` takes it back"
+        f"served; `lb undrain {what}` ends the drain"
         for row in left
         if not row["takes_flows"]
     ]
@@ -684,7 +684,9 @@ def announced_rows(vip: str, found: VipPlan, told: Iterable[Told]) -> Iterator[R
         why = None if wanted else found.withheld.get(mux.name)
         rows_ = mux.by_vip.get(vip)
         if wanted and not rows_:
-            why = "the MUX is not connected" if mux.away else NO_BGP if mux.silent else "the MUX has not told of it yet"
+            why = (
+                "the MUX is not connected" if mux.away else NO_BGP if mux.silent else "the MUX has not reported it yet"
+            )
         for row in rows_ or [_NOTHING]:
             yield {
                 "vip": vip,

@@ -182,7 +182,7 @@ class Writer:
         if not 0 <= after <= self.desired.version:
             raise NotFoundError(f"there is no version {after}; the latest is {self.desired.version}")
         undo = await self._store.undo(after, last)
-        title = f"rolled back to version {after}" if last == self.desired.version else f"version {last} taken back"
+        title = f"rolled back to version {after}" if last == self.desired.version else f"version {last} rolled back"
 
         def change(desired: Desired, rules: Rules, as_told: AsTold) -> Change:
             found = changes.restore(desired, undo, rules, as_told=as_told)
@@ -317,7 +317,7 @@ class Writer:
                 failed = False
             except VipmuxError as error:
                 if not failed:
-                    text = f"cannot take back what was not confirmed, and tries on: {error}"
+                    text = f"cannot roll back what was not confirmed, and tries on: {error}"
                     self._around.happened("manager", text, bad=True)
                 failed = True
 
@@ -327,7 +327,7 @@ class Writer:
         if waiting is None:
             return False
         version, pending = waiting
-        await self._take_back(version, Terms("manager"), f"for {pending.who} did not confirm it in time")
+        await self._take_back(version, Terms("manager"), f"because {pending.who} did not confirm it in time")
         return True
 
     def _late(self) -> tuple[int, Pending] | None:
@@ -367,7 +367,7 @@ class Writer:
 
         done = await self._changed(change, terms, free=True, large=_size(undo) > LARGE)
         if not terms.dry_run:
-            text = f"taken back {why}: its services are as they were before it"
+            text = f"rolled back {why}: its services are as they were before it"
             self._around.happened(f"version {version}", text, bad=True)
         return done
 
@@ -437,7 +437,7 @@ class Writer:
             left = max(0.0, self.seconds_left(pending))
             raise ConflictError(
                 f"version {version} of {pending.who} waits for its confirmation, for another {left:.0f} s: "
-                "`lb confirm` keeps it, `lb rollback` takes it back; services cannot be changed before that"
+                "`lb confirm` keeps it, `lb rollback` ends it; services cannot be changed before that"
             )
 
 

@@ -412,5 +412,5 @@ def rollouts_lines(result: RolloutsBench) -> Iterator[str]:
         f" fresh ({result.names:,} in all), {result.seconds:g} s of simulated time apart"
     )
     yield f"numbers within a service: up to {result.highest}; counters lent: {result.counters:,}; none refused"
-    yield f"flows of gone backends taken for those of new ones: {result.mislead}"
+    yield f"flows of removed backends taken for those of new ones: {result.mislead}"
     yield "MiB after each tenth: " + ", ".join(f"{mib:.1f}" for mib in result.rss_mib)

@@ -157,7 +157,7 @@ class Helper:
 
     def gone(self) -> None:
         """The talk connection ended: nobody answers for what is announced any more."""
-        self._take_back("lb-mux is gone")
+        self._take_back("lb-mux has ended")
 
     # -- from the clock -----------------------------------------------------------------------------------------
 

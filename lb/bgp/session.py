@@ -112,7 +112,7 @@ _MEANINGS: dict[tuple[int, int | None], str] = {
     (2, 7): "no family in common; compare families with the router's",
     (2, None): "our OPEN is refused",
     (3, None): "a damaged UPDATE",
-    (4, None): "the hold timer expired: nothing was heard in time",
+    (4, None): "the hold timer expired: nothing arrived in time",
     (5, None): "a message that the state does not allow",
     (6, 1): "too many prefixes for the router's limit",
     (6, 2): "shut down by its administrator",

@@ -159,7 +159,7 @@ class Sidecar:
     async def _live(self) -> str:
         """Starts ExaBGP and returns when it must be started again, with the reason. Whatever goes wrong is a reason: no
         descriptor, no process, an error of ours; the MUX forwards all the same."""
-        why = "it was told to"
+        why = "it was asked to"
         self._tail.clear()
         self._process = None
         try:

@@ -204,7 +204,7 @@ class Speaker:
         self._forget()
 
     def _expired(self, why: str) -> None:
-        log.error("announcements taken back", reason=why)
+        log.error("announcements withdrawn", reason=why)
         self._forget()
 
     def _forget(self) -> None:

@@ -30,8 +30,8 @@ def command(*, paths: tuple[str, ...], prune: bool, terms: Terms, manager: Manag
 
     With --wait it returns when every MUX has acknowledged, and says how many of the MUXes that should announce the VIPs
     do, and why others do not. It exits 1 if a MUX did not follow, or if there are MUXes and none announces a VIP,
-    for which it waits 10 s at most. With --confirm the manager takes
-    everything back by itself unless `lb confirm` comes in time: also if you cannot reach it any more.
+    for which it waits 10 s at most. With --confirm the manager rolls
+    everything back by itself unless `lb confirm` comes in time, also if you cannot reach it any more.
     """
     if not paths:
         raise RequestError("give -f FILE: what is to be applied?")

@@ -55,7 +55,7 @@ def terms_options(function: F) -> F:
         click.option(
             "--confirm",
             metavar="TIME",
-            help="Take it back after this time, such as 60s, unless `lb confirm` comes before.",
+            help="Roll it back after this time, such as 60s, unless `lb confirm` comes before.",
         ),
         click.option(
             "--wait",
@@ -64,7 +64,7 @@ def terms_options(function: F) -> F:
             is_flag=False,
             flag_value=WAIT,
             metavar="[SECONDS]",
-            help=f"Until every MUX has it, and VIPs are announced where that can be; {WAIT:g} s unless told.",
+            help=f"Until every MUX has it, and VIPs are announced where that can be; {WAIT:g} s unless given.",
         ),
         click.option("--dry-run", is_flag=True, help="Only tell what would change."),
     ):
@@ -112,7 +112,7 @@ def lines(answer: dict[str, Any]) -> Iterable[str]:
         yield f"warning: {cell(warning)}"
     yield from _waited(answer)
     if answer.get("confirm"):
-        yield f"taken back in {lasting(answer['confirm'])}, unless you keep it: lb confirm {answer['version']}"
+        yield f"rolled back in {lasting(answer['confirm'])}, unless you keep it: lb confirm {answer['version']}"
 
 
 def _waited(answer: dict[str, Any]) -> Iterable[str]:

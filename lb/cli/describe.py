@@ -29,9 +29,9 @@ KINDS = ("service", "backend", "vip", "mux", "agent", "flow")
 )
 @click.argument("kind", type=click.Choice(KINDS))
 @click.argument("name", required=False)
-@click.option("--src", metavar="ADDR:PORT", help="Of a flow: the client.")
-@click.option("--dst", metavar="ADDR:PORT", help="Of a flow: the VIP and the port that it connects to.")
-@click.option("--proto", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True, help="Of a flow.")
+@click.option("--src", metavar="ADDR:PORT", help="For a flow: the client.")
+@click.option("--dst", metavar="ADDR:PORT", help="For a flow: the VIP and the port that it connects to.")
+@click.option("--proto", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True, help="For a flow.")
 @manager_options
 @output_option
 def command(
@@ -40,7 +40,7 @@ def command(
     """Explain in words a service (each backend, and each MUX's announcement), a backend (SERVICE/NAME), what is at a
     VIP's address, a MUX, an agent, or a flow: which backend it gets by each MUX, and why.
 
-    Of a flow, exit code 1 means that no backend gets it.
+    For a flow, exit code 1 means that no backend gets it.
     """
     if kind == "flow":
         return _flow(manager, name, src, dst, proto, as_json=as_json)
@@ -234,8 +234,8 @@ def node(row: dict[str, Any]) -> Iterator[str]:
         "following": "is about to take its latest state",
         "late": "has not acknowledged its state for a while",
         "refused": "could not take its state and goes on with the one before",
-        "away": "is not connected; it goes on with what it has",
-        "gone": "is not connected for longer than the hold time; nobody waits for it",
+        "away": "is disconnected; it goes on with what it has",
+        "gone": "has expired: disconnected for longer than the hold time; nobody waits for it",
     }
     peers = row.get("peers") or []
     width = max(len(key) for key in row) + 2

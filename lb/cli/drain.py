@@ -23,8 +23,8 @@ from lb.errors import RequestError
     ),
 )
 @click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | host NAME | mux NAME")
-@click.option("--now", is_flag=True, help="Let a backend finish nothing: its connections end at once.")
-@click.option("--dry-run", is_flag=True, help="Only tell what would change, and what would be left. Not of a MUX.")
+@click.option("--now", is_flag=True, help="End a backend's connections at once.")
+@click.option("--dry-run", is_flag=True, help="Only show what would change, and what would be left. Not for a MUX.")
 @click.option("--wait", is_flag=True, help="Until no flow is left, or no packet comes to the MUX any more.")
 @click.option("--timeout", default="10m", show_default=True, metavar="TIME", help="With --wait: how long at most.")
 @why_option
@@ -41,18 +41,18 @@ def command(
     manager: Manager,
     as_json: bool,
 ) -> int:
-    """Let a backend keep its connections and take no new ones; or let a MUX hand its VIPs to the others.
+    """Drain a backend or a host: it keeps its connections and takes no new ones. Or a MUX: it withdraws its VIPs.
 
-    A host's backends, of whatever services, are drained as one change; its name is that of its agent, or an address.
-    It says how many others of each service go on, and warns where there is none.
+    All backends of a host, whatever their services, are drained as one change; a host is named by its agent or address.
+    The command says how many others of each service go on, and warns where there is none.
 
-    With --wait it shows what is left, over all MUXes, and exits 0 once that is nothing, or 1 when time is over. Waiting
-    may be broken off at any time: the drain goes on.
+    With --wait it shows how many flows are left, over all MUXes, and exits 0 once there are none, or 1 when time is
+    over. You may interrupt it at any time: the drain goes on.
     """
     seconds = parse_duration(timeout)
     path = target("drain", what)
     if path[0] == "muxes" and (now or dry_run):
-        raise RequestError("--now and --dry-run are of backends and hosts; a MUX hands its VIPs to the others")
+        raise RequestError("--now and --dry-run are for backends and hosts; a MUX withdraws its VIPs")
     if wait and (now or dry_run):
         raise RequestError("--wait has nothing to wait for with --now or --dry-run; leave it out")
     answer = order("drain", path, why, manager, now=now, dry_run=dry_run)

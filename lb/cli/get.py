@@ -67,16 +67,22 @@ _OF_DAEMON = ("peers",)
 @click.argument("what", type=click.Choice([*WHAT, *SINGULAR]), metavar="WHAT")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-w", "--watch", "follow", is_flag=True, help="Go on showing what changes, until Ctrl-C.")
-@click.option("--service", "services", multiple=True, metavar="NAME", help="Of services and backends: only this one's.")
-@click.option("--stats", is_flag=True, help="Of services and backends: exact counters, in wide tables.")
+@click.option(
+    "--service",
+    "services",
+    multiple=True,
+    metavar="NAME",
+    help="For services and backends: only those of this service.",
+)
+@click.option("--stats", is_flag=True, help="For services and backends: exact counters, in wide tables.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 32767),
     help="The last so many events, 100 if not given, or lines of history and audit; services and backends of the first "
     f"so many services, on a terminal {SHOWN:,} if not given.",
 )
-@click.option("--subject", metavar="TEXT", help='Events of "backend web/web-1", of "web" and all of it, of "mux".')
-@click.option("--since", metavar="TIME", help="Events since so long ago, such as 90s, 10m or 2h.")
+@click.option("--subject", metavar="TEXT", help='Only events of this, such as "backend web/web-1", "web" or "mux".')
+@click.option("--since", metavar="TIME", help="Only events of the last 90s, 10m or 2h.")
 @click.option("--bad", is_flag=True, help="Only events that are bad news.")
 @click.option("--problems", is_flag=True, help="Only what is not as it should be.")
 @local_options
@@ -103,7 +109,7 @@ def command(
     """Show WHAT the manager knows: services, backends, muxes, agents, announcements, events, history, audit or status.
 
     Or what the daemon on this machine knows (--local): services, backends, muxes, agents, announcements, peers, status.
-    Of services, backends, muxes and agents some can be named: `lb get service web`, `lb get backend web/web-1`.
+    Services, backends, muxes and agents can be named: `lb get service web`, `lb get backend web/web-1`.
     """
     what = SINGULAR.get(what, what)
     if problems and what == "events":
@@ -266,7 +272,7 @@ def _unconfirmed(waiting: dict[str, Any] | None, now: float) -> str | None:
     if waiting is None:
         return None
     left = lasting(max(0, round(waiting["until"] - now)))
-    return f"version {waiting['version']} of {waiting['who']} is taken back in {left}; `lb confirm` keeps it"
+    return f"version {waiting['version']} of {waiting['who']} is rolled back in {left}; `lb confirm` keeps it"
 
 
 def _show_local(what: str, data: Any, as_json: bool) -> None:

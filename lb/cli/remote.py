@@ -51,7 +51,7 @@ def manager_options(function: F) -> F:
         ),
         click.option("--cert", metavar="FILE", envvar="LB_CERT", help="The operator's certificate (LB_CERT)."),
         click.option("--key", metavar="FILE", envvar="LB_KEY", help="Its key (LB_KEY)."),
-        click.option("--ca", metavar="FILE", envvar="LB_CA", help="The manager's authority (LB_CA)."),
+        click.option("--ca", metavar="FILE", envvar="LB_CA", help="The manager's CA certificate (LB_CA)."),
     ]
     import functools  # noqa: PLC0415
 
@@ -176,7 +176,7 @@ class Manager:
     def _context(self) -> ssl.SSLContext:
         import ssl  # noqa: PLC0415
 
-        ca = _file(self.ca, "ca.pem", "--ca", "the manager's authority; `lb-manager init` writes it")
+        ca = _file(self.ca, "ca.pem", "--ca", "the manager's CA certificate; `lb-manager init` writes it")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         try:
@@ -188,7 +188,7 @@ class Manager:
                 context.load_cert_chain(cert, key if self.key or (not self.cert and key.exists()) else None)
         except OSError as error:  # ssl.SSLError is one
             reason = (error.strerror or str(error)).lower()
-            raise AccessError(f"the certificate, its key or the authority cannot be used: {reason}") from None
+            raise AccessError(f"the certificate, its key or the CA's cannot be used: {reason}") from None
         return context
 
 

@@ -18,8 +18,8 @@ from lb.cli.remote import Manager, manager_options
 def command(*, to: int | None, terms: Terms, manager: Manager, as_json: bool) -> int:
     """Make services and drains of backends what they were at an earlier version; that becomes a new version.
 
-    Without --to it takes back the latest change of them, so that doing it twice changes nothing; and while a change
-    waits for `lb confirm`, it takes back that one. MUXes that drain go on with it.
+    Without --to it rolls back the latest change of them, so that doing it twice changes nothing; and while a change
+    waits for `lb confirm`, it rolls back that one. MUXes that drain go on with it.
     """
     given = {"to": to} if to is not None else {}
     return finish(manager.post("rollback", body={**given, **terms.body()}), as_json=as_json)

@@ -18,7 +18,7 @@ from lb.errors import RequestError
 @manager_options
 @output_option
 def command(*, what: tuple[str, ...], terms: Terms, manager: Manager, as_json: bool) -> int:
-    """Change the weight of a backend, 0 to 1000: new flows are spread by it, those that there are stay.
+    """Change the weight of a backend, 0 to 1000. It decides where new flows go; existing ones stay.
 
     It is a change of the service like any other: `lb export` has it, and the next `lb apply` of a file that says
     another weight changes it again.

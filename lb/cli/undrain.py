@@ -17,9 +17,9 @@ from lb.cli.remote import Manager, manager_options
 @manager_options
 @output_option
 def command(*, what: tuple[str, ...], why: str, manager: Manager, as_json: bool) -> None:
-    """Take a drain back: a backend takes new connections again, a MUX announces its VIPs again.
+    """End a drain: a backend takes new connections again, a MUX announces its VIPs again.
 
-    Of a host all its backends do, also those that were drained one by one.
+    For a host this ends the drains of all its backends, also those that were ordered one by one.
     """
     answer = order("undrain", target("undrain", what), why, manager)
     print_json(answer) if as_json else show(answer)

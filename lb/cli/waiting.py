@@ -214,7 +214,7 @@ class MuxWatch:
         if row["state"] in ("away", "gone"):
             what = "is not connected"
         elif announced is None:
-            what = "drains; it has not told yet what it announces"
+            what = "drains; it has not reported yet what it announces"
         elif announced:
             what = f"drains; {plural(announced, 'VIP')} announced still"
         else:

@@ -143,7 +143,7 @@ def check_node(kind: str, row: Row, now: float) -> Iterator[Finding]:
         if isinstance(expires, int | float) and expires <= now:
             yield fault(
                 "certificate",
-                f"{where} is away, and its certificate expired {_ago(now - expires)} ago",
+                f"{where} is disconnected, and its certificate expired {_ago(now - expires)} ago",
                 f"`lb-manager token --config MANAGER.toml --kind {kind} --name {name}`, then there `lb-{kind} "
                 "--config "
                 "FILE --token TOKEN`",
@@ -378,7 +378,7 @@ def check_announcements(rows: Sequence[Row], drained: Collection[object] = ()) -
         )
         yield replace(found, about=(f"mux {row.get('mux')}",))
     if rows and not lacking:
-        yield ok("announcement", "MUXes announce what they were told to")
+        yield ok("announcement", "MUXes announce what they should")
 
 
 _ANNOUNCED = ("announced", "draining")

@@ -246,7 +246,7 @@ def check_certificate(role: Role, name: str, config: str, certificate: Certifica
         yield fault(
             "certificate",
             f"the certificate {certificate.file} expired {_ago(now - certificate.not_after)} ago: "
-            "the manager refuses this node, which serves on and hears of no change",
+            "the manager refuses this node, which serves on and gets no changes",
             f"join again: {anew}",
             cause="certificate",
             about=_NOT_FOLLOWED,
@@ -297,9 +297,7 @@ def check_authority(certificate: Certificate, now: float) -> Iterator[Finding]:
     """The manager's own."""
     directory = PurePath(certificate.file).parent
     if certificate.missing:
-        yield fault(
-            "authority", f"there is no certificate authority in {directory}", "`lb-manager init --config MANAGER.toml`"
-        )
+        yield fault("authority", f"there is no CA in {directory}", "`lb-manager init --config MANAGER.toml`")
     elif certificate.error is not None:
         if certificate.error == "permission denied":
             yield unknown("authority", f"{certificate.file} may not be read by this user", "run `lb doctor` as root")
@@ -311,11 +309,11 @@ def check_authority(certificate: Certificate, now: float) -> Iterator[Finding]:
         say = fault if left < _DAY else warning
         yield say(
             "authority",
-            f"the manager's authority {certificate.file} {ended}; with it ends every certificate",
+            f"the manager's CA {certificate.file} {ended}; with it ends every certificate",
             f"move {directory} away, `lb-manager init`, and have every node and operator join anew",
         )
     else:
-        yield ok("authority", f"the manager's authority is valid for another {_ago(certificate.not_after - now)}")
+        yield ok("authority", f"the manager's CA is valid for another {_ago(certificate.not_after - now)}")
 
 
 def _ago(seconds: float) -> str:

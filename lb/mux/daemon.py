@@ -237,7 +237,7 @@ class Daemon:
         assert self._handover is not None  # noqa: S101
         alone = WithoutManager(follower, self._live, self._probes, self._plane.engine, self._condition)
         follower.begin_tasks(self._tasks)
-        self._tasks.restarted("hand-over of flows", self._handover.run)
+        self._tasks.restarted("flow sync", self._handover.run)
         self._tasks.retried(ENTERING, partial(self._enter, state))
         self._tasks.restarted("own verdicts", alone.run)
 
@@ -533,9 +533,7 @@ class Daemon:
             elif serves and not shall and self._announcer.announces:
                 await self._handover.give()
         except VipmuxError as error:  # a worker that stands still, or is being replaced
-            log.warning(
-                "flows not handed over", reason=str(error), consequence="those that one MUX alone knows may break"
-            )
+            log.warning("no flow sync", reason=str(error), consequence="flows that one MUX alone knows may break")
 
     async def _enter(self, state: NodeState) -> None:
         """After a start: announces as in the last good state, once the others' flows are here, or cannot be had."""

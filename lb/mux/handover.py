@@ -95,10 +95,8 @@ class Handover:
     async def give(self) -> None:
         """Before this MUX leaves. Returns when the others have its flows, or soon."""
         if not self._post.connected:
-            log.warning(
-                "flows not handed over", reason="no manager is connected; those that only this MUX knows may break"
-            )
-            self.words = "no flows handed over: no manager was connected"
+            log.warning("no flow sync", reason="no manager is connected; flows that only this MUX knows may break")
+            self.words = "no flow sync: no manager was connected"
             return
         found = await self._export()
         ours = self._begin()
@@ -107,7 +105,7 @@ class Handover:
         left_out = found.total - found.count
         if ended and ours.muxes:
             self._given = found.groups
-        self._say(f"{found.count:,} flows handed over to {_muxes(ours.muxes)}", ours, ended, left_out)
+        self._say(f"{found.count:,} flows sent to {_muxes(ours.muxes)}", ours, ended, left_out)
 
     async def fetch(self, away: float | None = None) -> None:
         """Before this MUX serves. Returns when it has the others' flows, or soon.
@@ -116,8 +114,8 @@ class Handover:
         over is the others' to tell by now: a connection that ended may have left its ports to a new one.
         """
         if not self._post.connected:
-            log.warning("flows not asked for", reason="no manager is connected; those that only others know may break")
-            self.words = "no flows taken over: no manager was connected"
+            log.warning("no flow sync", reason="no manager is connected; flows that only others know may break")
+            self.words = "no flow sync: no manager was connected"
             return
         ours = self._begin()
         ended = self._post.send_letter(FlowsWantedMessage(ours.serial)) and await self._ended(ours)
@@ -126,7 +124,7 @@ class Handover:
             log.info("flows forgotten", flows=forgotten, reason="the other MUXes know by now where they go")
         found = await asyncio.to_thread(take_over, self._engine(), [g for part in ours.parts for g in part.groups])
         _log_taken(", ".join(sorted({part.mux for part in ours.parts})), found)
-        self._say(f"{found.taken + found.known:,} flows taken over from {_muxes(ours.muxes)}", ours, ended, 0)
+        self._say(f"{found.taken + found.known:,} flows received from {_muxes(ours.muxes)}", ours, ended, 0)
 
     async def connected(self, seconds: float) -> None:
         """Waits for the manager, but no longer."""
@@ -161,10 +159,10 @@ class Handover:
             problems.append(f"{left_out:,} more were beyond the limit of {MOST:,}")
         self.words = "; ".join([words, *problems])
         if problems:
-            log.warning("flows handed over in part", what=self.words, consequence="those left out may break")
-            self._post.send_event(f"hand-over: {self.words}; those left out may break")
+            log.warning("flow sync incomplete", what=self.words, consequence="those left out may break")
+            self._post.send_event(f"flow sync incomplete: {self.words}; those left out may break")
         else:
-            log.info("flows handed over", what=self.words)
+            log.info("flow sync", what=self.words)
 
     # -- telling ------------------------------------------------------------------------------------------------
 
@@ -190,7 +188,7 @@ class Handover:
             try:
                 await self._obey(letter)
             except VipmuxError as error:  # a worker that stands still: the flow table stays as it is
-                log.warning("flows not taken over", reason=str(error))
+                log.warning("flows not accepted", reason=str(error))
 
     async def _obey(self, letter: FlowsToNode) -> None:
         ours = self._ours
@@ -210,7 +208,7 @@ class Handover:
         """Takes over a part and says so after the last; what was asked for waits until all of it is here."""
         if letter.pool != self._pool:
             log.error(
-                "flows not taken over", mux=letter.mux, reason="its hash seed is another one: set it right in [mux]"
+                "flows not accepted", mux=letter.mux, reason="its hash seed is another one: set it right in [mux]"
             )
             letter = replace(letter, groups=())
         if ours is not None and ours.serial == letter.serial:
@@ -231,7 +229,7 @@ class Handover:
 
 def _log_taken(muxes: str, total: Adoption) -> None:
     log.info(
-        "flows taken over",
+        "flows received",
         mux=muxes,
         taken=total.taken,
         known=total.known,

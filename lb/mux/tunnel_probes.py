@@ -192,7 +192,7 @@ class TunnelProbes:
         self._path = ProbePath(settings.name, settings.address, settings.mtu, netlink, self._wake)
         self._hosts = Hosts()
         self._board: Board[AnyCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=Health.UNKNOWN)
-        self._told = "the manager" if send else "nobody, as there is no manager: see lb get backends --local"
+        self._told = "the manager" if send else "nobody: there is no manager; see lb get backends --local"
         self._changes: list[Change] = []  # that the board has not yet followed
         self._services: dict[str, Service] = {}  # those that the board has: they are to be probed
         self._kernel = _Kernel(settings.interface, 0, {})

@@ -69,7 +69,7 @@ class WithoutManager:
                 "backend drained by this MUX itself", backend=f"{service}/{backend}", reason=reason, manager="away"
             )
         for service, backend in before.keys() - drained.keys():
-            why = "it is well again" if away else "the manager is back"
+            why = "it is healthy again" if away else "the manager is back"
             log.info("backend no longer drained by this MUX itself", backend=f"{service}/{backend}", reason=why)
 
     def _mention_capped(self, capped: Mapping[str, str]) -> None:

@@ -170,7 +170,7 @@ class Identity:
             pem = (await _ask(url, "/v1/ca", None, unverified_context())).get("ca")
             if not isinstance(pem, str) or _fingerprint(pem) != token.fingerprint:
                 raise AccessError(
-                    f"{url} is not the manager that the token is from: the fingerprint of its authority is another. "
+                    f"{url} is not the manager that the token is from: its CA has another fingerprint. "
                     "Nothing was sent to it"
                 )
             self._authority = pem
@@ -230,7 +230,7 @@ def client_context(ca: str) -> ssl.SSLContext:
     try:
         context.load_verify_locations(cadata=ca)
     except ssl.SSLError:
-        raise ValueError("the authority's certificate is damaged") from None
+        raise ValueError("the CA's certificate is damaged") from None
     return context
 
 

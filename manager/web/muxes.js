@@ -44,7 +44,7 @@ function card(mux) {
       say(vips, row.vips.length === 0 ? "announces none" : row.vips.join(", ") + more(row) + told);
       const share = row.flow_capacity ? (row.flows ?? 0) / row.flow_capacity : 0;
       mark(meter, "value", share);
-      say(fill, row.flow_capacity ? ` ${number(row.flows)} of ${number(row.flow_capacity)} (${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %)` : " not told");
+      say(fill, row.flow_capacity ? ` ${number(row.flows)} of ${number(row.flow_capacity)} (${(share * 100).toFixed(share < 0.1 ? 1 : 0)} %)` : " not reported");
       const live = row.generation === null ? "nothing acknowledged" : number(row.generation);
       say(generation, row.generation === row.wanted ? `${live}, as wanted` : `${live}, wanted ${number(row.wanted)}`);
       say(counts, `${number(row.forwarded)} forwarded, ${number(row.dropped)} dropped, ${number(row.missed)} missed`);

@@ -90,7 +90,7 @@ function announcedLine(item) {
   return {
     element: el("tr", { role: "row" }, ...contents.map((content, index) => cell(ANNOUNCED[index], content))),
     update(row) {
-      if (row.announces === null) state.show("unknown", "not told");
+      if (row.announces === null) state.show("unknown", "not reported");
       else state.show(row.announces ? "up" : "off", row.announces ? "yes" : "no");
       const peers = row.peers.map((peer) => `${peer.name}: ${peer.state}${peer.why ? `, ${peer.why}` : ""}`);
       say(why, [row.reason, ...peers].join("; "));

@@ -14,13 +14,13 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """\
 # Benchmarks
 
-Made by `sudo make bench` (about fifteen minutes on two cores), which writes this page, its plots and the
-[answers](benchmarks/) that both are drawn from. `sudo make bench ONLY=peers` measures one section anew:
-{sections}. What each figure means and how it is taken stands in [performance](performance.md).
+`sudo make bench` (about fifteen minutes on two cores) makes this page, its plots and the
+[answers](benchmarks/) that both are drawn from. `sudo make bench ONLY=peers` measures one section again:
+{sections}. [Performance](performance.md) explains what each figure means and how it is taken.
 
-A figure is the median of rounds that all ways took by turns; in brackets, or as a thin line in a plot, the least and
-the greatest. *Steal* is what the hypervisor took of the cores meanwhile, *noise* how much slower the slowest fixed loop
-was than their median: where either is large, only differences larger than the spread say something.
+A figure is the median of several rounds, in which all ways took turns. The smallest and the largest are in brackets, or
+a thin line in a plot. *Steal* is the time that the hypervisor took from the cores meanwhile. *Noise* is how much slower
+the slowest run of a fixed loop was than the median run. Where either is large, ignore differences within the spread.
 """
 
 TITLES = {
@@ -32,17 +32,18 @@ TITLES = {
     "pipeline": "The pipeline alone",
 }
 TEXTS = {
-    "peers": "One client, one router, one host with nginx; a load balancer of its own for each way, all at once.",
-    "peers-offloads-off": "No checksums, segmentation or merging by the links: frames are as on a wire.",
-    "packets": "Frames of 60 bytes from a generator on one core; the load balancer on another, except what forwards in"
-    "\nthe kernel, which does so on the generator's.",
-    "load": "Requests over kept connections by wrk, each with one request under way.",
-    "overload": "One VIP is flooded at the rate that the MUX forwards at most, twice and four times that, while a"
-    "\nclient asks another VIP and a router has a BGP session with the MUX (hold time 3 s). MUX and its BGP have one"
-    "\ncore, the generator and the links' receive side the other, which is why not all that is wanted always comes."
-    "\n*Ring*: lost before a worker saw them; *shed*: dropped by choice, of the VIP that is flooded.",
-    "pipeline": "Packets in memory, on one core: no system call, no interface. `hit`: known flows; `flood`: a SYN of a"
-    "\nnew flow each; `stateless`: no flow table. Curves over services and backends have 100,000 flows.",
+    "peers": "One client, one router, one host with nginx. Each way has a load balancer of its own; all are up.",
+    "peers-offloads-off": "The links neither checksum, segment nor merge: frames are as on a wire.",
+    "packets": "Frames of 60 bytes come from a generator on one core. The load balancer has the other, except where"
+    "\nthe kernel forwards: it does so on the generator's core.",
+    "load": "wrk sends requests over kept connections, one at a time on each.",
+    "overload": "A generator floods one VIP at the highest rate that the MUX can forward, at twice and at four times"
+    "\nthat. Meanwhile a client asks another VIP, and a router has a BGP session with the MUX (hold time 3 s). The MUX"
+    "\nand its BGP have one core. The generator and the links' receive side share the other, so the flood may fall"
+    "\nshort of its rate. *Ring*: lost before a worker saw them. *Shed*: dropped by choice, from the flooded VIP.",
+    "pipeline": "Packets in memory, on one core, with no system call and no interface. `hit`: known flows. `flood`:"
+    "\neach packet is the SYN of a new flow. `stateless`: no flow table. Curves over services and backends have"
+    "\n100,000 flows.",
 }
 PLOTS = {
     "peers": (
@@ -126,7 +127,7 @@ def _overload(answer: Answer) -> str:
             )
     first, *_ = modes.values()
     takes = ", ".join(f"{io} {measured['capacity'] / 1e3:,.0f}" for io, measured in modes.items())
-    said += [markdown(rates), f"At most they forward, in thousand packets per second: {takes}.", markdown(rest)]
+    said += [markdown(rates), f"The most that they forward, in thousand packets per second: {takes}.", markdown(rest)]
     steal = max(step["steal"] for measured in modes.values() for step in measured["steps"])
     taken = f"steps of {first['seconds']:g} s; {first['router']}; steal up to {steal:.1%}"
     said.append(f"{first['cpu']}, {first['kernel']}; {taken}.")

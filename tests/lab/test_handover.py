@@ -125,30 +125,28 @@ def test_a_mux_drained_restarted_and_back_breaks_no_connection_also_none_that_it
     assert alone > 0
 
     said = fleet.lb("drain", "mux", mux.name, "--wait", "--timeout", "40s")
-    assert f"{alone} flows handed over to 1 MUX" in said
-    assert said.rstrip().endswith(
-        f"{mux.name} is withdrawn; no packet comes any more; {alone} flows handed over to 1 MUX"
-    )
+    assert f"{alone} flows sent to 1 MUX" in said
+    assert said.rstrip().endswith(f"{mux.name} is withdrawn; no packet comes any more; {alone} flows sent to 1 MUX")
     load.one_more_answer()
     wait_for(lambda: counted(fleet, other, "exceptional") == len(moved), "the other MUX to know all of them")
 
     fleet.lb("undrain", "mux", mux.name)
     settled(fleet, load)
-    wait_for(lambda: "taken over" in say(fleet, mux), "the manager to be told of it")
-    lines = [f"drained: {alone} of {len(moved)} exceptional flows handed over", f"undrained: {say(fleet, mux)}"]
+    wait_for(lambda: "received" in say(fleet, mux), "the manager to be told of it")
+    lines = [f"drained: {alone} of {len(moved)} unsynchronised flows sent", f"undrained: {say(fleet, mux)}"]
 
     mux.processes["mux"].stop()
     load.one_more_answer()
-    lines.append("stopped: " + _last(mux, r'event="flows handed over".*what="([^"]*)"'))
+    lines.append("stopped: " + _last(mux, r'event="flow sync".*what="([^"]*)"'))
     fleet.start_daemons([mux])
     settled(fleet, load)
-    wait_for(lambda: "taken over" in say(fleet, mux), "the manager to be told of it")
+    wait_for(lambda: "received" in say(fleet, mux), "the manager to be told of it")
     lines.append(f"started: {say(fleet, mux)}")
 
     broken = [flow for flow in load.flows() if flow.broken]
     print("", *lines, f"broken: {len(broken)} of {CONNECTIONS} connections, {len(moved)} of them exceptional", sep="\n")
     assert broken == []
-    assert "taken over from 1 MUX" in say(fleet, mux)
+    assert "received from 1 MUX" in say(fleet, mux)
     events = " ".join(str(row["text"]) for row in fleet.ask("events"))
     assert "that only it knew to 1 other MUX" in events
 
@@ -161,7 +159,7 @@ def test_without_a_manager_a_stop_waits_for_nobody(fleet: Fleet) -> None:
     began = time.monotonic()
     process.stop()
     took = time.monotonic() - began
-    assert 'event="flows not handed over"' in process.output()
+    assert 'event="no flow sync"' in process.output()
     fleet.start_daemons([mux])
     fleet.wait_hops(WEB_VIP, *fleet.muxes)
     fleet.revive(fleet.manager)

@@ -257,7 +257,7 @@ def test_a_host_with_udp_services_alone_that_is_lost_silently_takes_no_more_flow
             fleet.wait_states("udp", {"udp-host1": "up", "udp-host2": "up", "udp-host3": "down"}, 60)
             print(f"\nlost silently: no new flows {time.monotonic() - began:.1f} s later\n{fleet.describe('udp')}")
             words = " ".join(fleet.describe("udp").split())
-            assert "no news from an agent, and 2 of 2 MUXes hear nothing" in words
+            assert "no report from an agent, and 2 of 2 MUXes hear nothing" in words
             assert "10.0.3.23 does not answer any more" in words
         fleet.wait_states("udp", {backend.name: "up" for backend in backends}, 60)
     finally:

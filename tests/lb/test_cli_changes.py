@@ -60,11 +60,11 @@ def test_a_change_is_confirmed_or_taken_back_by_command(daemon: Daemon, file: Pa
     fine("apply", "-f", file, manager=daemon.url)
     file.write_text(SERVICES.replace("port = 80\n", "port = 81\n"))
     said = fine("apply", "-f", file, "--confirm", "60s", "-m", "to the new port", manager=daemon.url).splitlines()
-    assert said[-2:] == ["version 2", "taken back in 1 min, unless you keep it: lb confirm 2"]
-    assert "version 2 of operator:loopback is taken back in" in fine("get", "status", manager=daemon.url)
+    assert said[-2:] == ["version 2", "rolled back in 1 min, unless you keep it: lb confirm 2"]
+    assert "version 2 of operator:loopback is rolled back in" in fine("get", "status", manager=daemon.url)
     refused = lb("delete", "service", "web", manager=daemon.url)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "`lb confirm` keeps it, `lb rollback` takes it back" in refused.stderr
+    assert "`lb confirm` keeps it, `lb rollback` ends it" in refused.stderr
     assert fine("confirm", "2", manager=daemon.url).splitlines() == ["version 2 confirmed", "version 3"]
     none = lb("confirm", manager=daemon.url)
     assert (none.returncode, none.stderr) == (1, "lb: no change waits for a confirmation\n")
@@ -72,7 +72,7 @@ def test_a_change_is_confirmed_or_taken_back_by_command(daemon: Daemon, file: Pa
     assert fine("apply", "-f", file, "--confirm", "60s", manager=daemon.url) == "service web unchanged\n"
     file.write_text(SERVICES)
     fine("apply", "-f", file, "--confirm", "60s", manager=daemon.url)
-    assert "version 4 taken back: by operator:loopback" in fine("rollback", manager=daemon.url)
+    assert "version 4 rolled back: by operator:loopback" in fine("rollback", manager=daemon.url)
     assert ports(daemon) == {"web": "81"}
     assert "service web changed: ports 80 → 81 (to the new port)" in fine("get", "history", manager=daemon.url)
 

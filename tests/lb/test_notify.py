@@ -116,7 +116,7 @@ def test_a_supervisor_that_cannot_be_told_is_said_once_and_harms_nothing(
     supervisor.ready("ready")
     supervisor.alive()
     supervisor.stopping()
-    assert capsys.readouterr().out.count("supervisor not told") == 1
+    assert capsys.readouterr().out.count("supervisor not notified") == 1
 
 
 def test_a_supervisor_that_reads_nothing_holds_nobody_up(listening: tuple[str, socket.socket]) -> None:

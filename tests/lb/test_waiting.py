@@ -104,7 +104,7 @@ def test_a_drain_that_somebody_took_back_ends_the_wait() -> None:
 
 
 def test_a_mux_is_empty_once_it_is_withdrawn_and_its_packets_have_stopped(capsys: pytest.CaptureFixture[str]) -> None:
-    told = "12 flows handed over to 1 MUX"
+    told = "12 flows sent to 1 MUX"
     one = wait(60, mux(5, 2), mux(9, 2, handover=told), mux(12, handover=told), mux(15, handover=told))
     row, sentence = waiting.mux(one, "mux1")
     assert (sentence, row["done"], row["handover"]) == (None, True, told)
@@ -151,7 +151,7 @@ def growing() -> Iterator[list[Row]]:
 
 def test_a_mux_that_still_gets_packets_or_must_stay_is_not_empty() -> None:
     _, sentence = waiting.mux(wait(30, *growing()), "mux1")
-    assert sentence == "after 30 s mux1 drains; it has not told yet what it announces"
+    assert sentence == "after 30 s mux1 drains; it has not reported yet what it announces"
     why = "waits: 1 of 2 MUXes would be left, withdraw_cap asks for 2"
     _, sentence = waiting.mux(wait(30, mux(5, 0, drain=why)), "mux1")
     assert sentence == f"after 30 s mux1 {why}"

@@ -123,7 +123,7 @@ async def test_announced_is_what_muxes_tell_and_a_mux_without_bgp_counts_by_what
         controller.hub.status(fleet.mux2, {"peers": [], "announcements": []})
         assert fleet.row()["announced_by"] == ["mux1", "mux2"]
         (words,) = [it for it in fleet.view.describe("web")["announcements"] if it["mux"] == "mux2"]
-        assert (words["announces"], words["reason"]) == (True, "told to; it speaks no BGP, so what it has live counts")
+        assert (words["announces"], words["reason"]) == (True, "wanted; it speaks no BGP, so what it has live counts")
         fleet.mux2.leave()
         assert fleet.row()["announced_by"] == ["mux1"], "of one that is away nothing is known"
 
@@ -316,7 +316,7 @@ async def test_the_last_backend_that_drains_is_told_before_and_after(tmp_path: P
         await controller.drain_backend("web", "web-1", WHO, drain=True)
         await until(lambda: controller.plan.vips[f"{VIP}/32"].backends[0].shown == "drain")
         (warning,) = await warned("web-2")
-        assert "`lb undrain web/web-2` takes it back" in warning
+        assert "`lb undrain web/web-2` ends the drain" in warning
         await controller.drain_backend("web", "web-2", WHO, drain=True)
         await until(lambda: fleet.row()["state"] == "down")
         note = "no backend takes new flows: all 2 drained"

@@ -507,7 +507,7 @@ async def test_a_host_is_drained_in_one_change_and_what_is_left_is_told(tmp_path
         ]
         (warning,) = told["warnings"]
         assert warning.startswith("service dns has no other backend that takes new flows")
-        assert "`lb undrain host host1` takes it back" in warning
+        assert "`lb undrain host host1` ends the drain" in warning
         status, told = await client.ask("POST", "/v1/hosts/host1/drain", {"why": "new disk"})
         assert {(line["name"], line["action"]) for line in told["lines"]} == {
             ("backend dns/dns-1", "drained"),

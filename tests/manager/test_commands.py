@@ -57,7 +57,7 @@ def test_init_never_replaces_an_authority_or_an_operators_key(config: Path) -> N
     out = init(config)
     with pytest.raises(RequestError, match="holds an operator's key already"):
         run(config, "init", "--out", out)
-    with pytest.raises(AccessError, match="holds a certificate authority already"):
+    with pytest.raises(AccessError, match="holds a CA already"):
         run(config, "init", "--out", config.parent / "other")
     with pytest.raises(RequestError, match="choose another directory"):
         run(config, "operator", "bob", "--out", out)

@@ -65,7 +65,7 @@ def test_a_mux_that_leaves_tells_all_others_and_hears_when_they_have_its_flows()
     last = office.said("mux3", FlowsTakenMessage(7, "mux1", 2, 1), [], 0.3)
     assert done(last) == [("mux1", 2, 0)]
     assert last.words == [
-        ("mux mux1", "handed over 3 flows that only it knew to 2 other MUXes", False),
+        ("mux mux1", "sent 3 flows that only it knew to 2 other MUXes", False),
         ("mux mux1", "1 flows found no room at another MUX: raise flows in its [mux]", True),
     ]
 
@@ -84,7 +84,7 @@ def test_a_mux_that_comes_is_told_by_all_others_and_then_that_this_was_all() -> 
     assert office.said("mux2", FlowsTakenMessage(7, "mux3", 0), [], 0.2) == Answer(), "mux3 has not said so yet"
     last = office.said("mux3", FlowsTakenMessage(7, "mux2", 2), [], 0.2)
     assert done(last) == [("mux1", 2, 0)]
-    assert last.words == [("mux mux1", "was told 2 flows by 2 other MUXes", False)]
+    assert last.words == [("mux mux1", "received 2 flows from 2 other MUXes", False)]
 
 
 def test_a_mux_alone_is_done_at_once() -> None:
@@ -105,7 +105,7 @@ def test_flows_beyond_the_limit_are_said_loudly() -> None:
     answer = office.said("mux2", FlowsTakenMessage(7, "mux1", 1), [], 0.1)
     assert answer.words[1] == (
         "mux mux1",
-        "9,000 more flows were too many to hand over: they may break where routers move them",
+        "9,000 more flows were too many to send: they may break where routers move them",
         True,
     )
 
@@ -117,7 +117,7 @@ def test_whoever_is_silent_or_leaves_is_waited_for_no_longer() -> None:
     assert office.tick(PATIENCE) == Answer()
     late = office.tick(PATIENCE + 0.1)
     assert done(late) == [("mux1", 0, 0)]
-    assert late.words[0] == ("mux mux1", "hand-over of flows: no answer from mux3", True)
+    assert late.words[0] == ("mux mux1", "flow sync: no answer from mux3", True)
     office.said("mux1", FlowsWantedMessage(8), ["mux2"], 10.0)
     assert done(office.left("mux2")) == [("mux1", 0, 0)]
     assert office.said("mux2", part(8, "mux1"), [], 10.1) == Answer(), "it comes too late"

@@ -20,10 +20,10 @@ UP, DOWN = Report(True, "200 OK", 0.0), Report(False, "timed out", 0.0)
         (UP, {"m1": DOWN, "m2": UP}, 2, Health.UP, "1 of 2 MUXes cannot reach it"),
         (UP, {"m1": DOWN}, 1, Health.DOWN, "1 of 1 MUXes cannot reach it"),
         (DOWN, {"m1": UP, "m2": UP}, 2, Health.DOWN, "its agent says: timed out"),
-        (None, {"m1": UP, "m2": DOWN}, 2, Health.UP, "no news from an agent; 1 of 2 MUXes reach it"),
+        (None, {"m1": UP, "m2": DOWN}, 2, Health.UP, "no report from an agent; 1 of 2 MUXes reach it"),
         (None, {"m1": DOWN, "m2": DOWN}, 3, Health.DOWN, "2 of 3 MUXes cannot reach it"),
-        (None, {"m1": DOWN}, 3, Health.UNKNOWN, "no news from an agent or a MUX"),
-        (None, {}, 3, Health.UNKNOWN, "no news"),
+        (None, {"m1": DOWN}, 3, Health.UNKNOWN, "no report from an agent or a MUX"),
+        (None, {}, 3, Health.UNKNOWN, "no report"),
     ],
 )
 def test_verdicts(agent: Report | None, tunnels: dict[str, Report], muxes: int, expected: Health, words: str) -> None:

@@ -104,9 +104,12 @@ async def test_what_nobody_confirms_is_taken_back_on_every_mux(tmp_path: Path) -
         await until(lambda: site.muxes[1].state["services"]["web"]["port"] == 80)
         assert View(controller).status()["confirm"] is None
         waits, latest = controller.events.latest(9, about(["version 2"]))
-        assert waits.text == "is taken back in 60 s unless it is confirmed; it is of operator:alice"
-        assert (latest.bad, latest.text.startswith("taken back for operator:alice did not confirm")) == (True, True)
-        lines = [line for line in await controller.history(9) if "taken back" in line.what]
+        assert waits.text == "is rolled back in 60 s unless it is confirmed; it is of operator:alice"
+        assert (latest.bad, latest.text.startswith("rolled back because operator:alice did not confirm")) == (
+            True,
+            True,
+        )
+        lines = [line for line in await controller.history(9) if "rolled back" in line.what]
         assert [line.who for line in lines] == ["manager"]
 
 
@@ -200,9 +203,9 @@ async def test_a_disk_that_is_full_puts_off_taking_back_and_no_more(tmp_path: Pa
     await controller.apply([service()], WHO, confirm=5)
     store.full = True
     clock.skip(5)
-    await until(lambda: any("cannot take back" in event.text for event in controller.events.latest(20)))
+    await until(lambda: any("cannot roll back" in event.text for event in controller.events.latest(20)))
     await asyncio.sleep(0.5)
-    assert sum("cannot take back" in event.text for event in controller.events.latest(20)) == 1
+    assert sum("cannot roll back" in event.text for event in controller.events.latest(20)) == 1
     assert ports(controller) == {"web": "80"}
     store.full = False
     await until(lambda: ports(controller) == {})
@@ -294,7 +297,7 @@ async def test_a_drain_ordered_while_a_change_waited_is_taken_back_alone(tmp_pat
         await until(lambda: ports(controller) == {"web": "80"})
         done = await controller.rollback(None, WHO)
         assert [str(line) for line in done.change.lines] == ["backend web/web-1 undrained"]
-        assert done.change.title == "version 3 taken back"
+        assert done.change.title == "version 3 rolled back"
         assert (ports(controller), controller.desired.drains) == ({"web": "80"}, {})
 
 

@@ -109,7 +109,7 @@ async def test_a_backup_of_the_same_term_leads_nobody_back(tmp_path: Path, witne
         assert "what was revoked since is valid again" in status["why"]
         assert [row["state"] for row in View(controller).muxes()] == ["refused", "refused"]
         assert [finding.check for finding in check_history(status)] == ["history"]
-        assert any("is told nothing" in event.text for event in controller.events.latest(50))
+        assert any("gets no orders" in event.text for event in controller.events.latest(50))
     store = await SqliteStore.open(tmp_path)
     term = await store.take_over(0)
     await store.close()

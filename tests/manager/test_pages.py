@@ -146,7 +146,7 @@ async def test_the_verdict_names_what_is_wrong_the_worst_first(tmp_path: Path) -
         problems = [(problem["subject"], problem["text"]) for problem in body["summary"]["problems"]]
         assert ("backend web/web-1", "down: its agent says: connection refused") in problems
         assert ("mux mux1", "BGP session with tor1 is active: hold timer expired") in problems
-        assert problems[0] == ("mux mux2", "is not connected: it goes on with what it has")
+        assert problems[0] == ("mux mux2", "is disconnected: it goes on with what it has")
         assert [row["name"] for row in body["services"]] == ["web", "web1"]
 
 

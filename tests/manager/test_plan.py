@@ -319,7 +319,7 @@ def test_silence_changes_nothing() -> None:
     fleet.set("host1", connected=False)
     fleet.plan()
     assert fleet.states() == {"web-1": "up", "web-2": "down"}
-    assert fleet.reason("web-1") == "no news from an agent or a MUX; it stays as it was"
+    assert fleet.reason("web-1") == "no report from an agent or a MUX; it stays as it was"
 
 
 def test_probes_take_out_half_and_no_more() -> None:
@@ -644,7 +644,7 @@ def test_a_host_that_is_lost_loses_its_udp_backends_too(connected: bool, reached
     assert fleet.states("dns")["dns-1"] == state
     if state == "down":
         assert fleet.reason("dns-1") == (
-            "no news from its agent, and 2 of 2 MUXes cannot reach web/web-1 on its host: connect timed out"
+            "no report from its agent, and 2 of 2 MUXes cannot reach web/web-1 on its host: connect timed out"
         )
 
 
@@ -672,7 +672,7 @@ def test_a_host_with_udp_services_alone_is_lost_when_nothing_is_heard_of_it(
     fleet.plan()
     assert fleet.states("dns")["dns-1"] == state
     if (agent, machine) == ("silent", False):
-        why = "no news from an agent, and 2 of 2 MUXes hear nothing (mux1: its machine does not answer)"
+        why = "no report from an agent, and 2 of 2 MUXes hear nothing (mux1: its machine does not answer)"
         assert fleet.reason("dns-1") == why
         fleet.set("host1", connected=True)
         fleet.report("host1", "dns", "dns-1", True)

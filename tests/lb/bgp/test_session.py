@@ -27,7 +27,7 @@ def test_a_session_that_ends_keeps_why() -> None:
     up = step(Session(OUTSIDE), event("up"), 1.0)
     down = step(up, event("down", "peer reset, message [notification sent (4,0)] error[hold timer expired]"), 5.0)
     assert (down.state, down.since) == (State.CONNECTING, 5.0)
-    assert down.error == "told 10.0.1.1: the hold timer expired: nothing was heard in time (notification 4/0)"
+    assert down.error == "told 10.0.1.1: the hold timer expired: nothing arrived in time (notification 4/0)"
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,8 @@ def test_a_mux_that_leaves_loses_no_connection_also_none_that_only_it_knew() -> 
             + sum(b == "b2" for b in went)
             - sum(a == b for a, b in zip(went, Mux(Office(), "x", services(DRAIN, UP, UP)).went("S"), strict=True))
         )
-        assert one.handover.words == f"{moved} flows handed over to 1 MUX"
-        assert office.words == [f"handed over {moved} flows that only it knew to 1 other MUX"]
+        assert one.handover.words == f"{moved} flows sent to 1 MUX"
+        assert office.words == [f"sent {moved} flows that only it knew to 1 other MUX"]
 
     assert run(test, *two(workers=2)) == []
 
@@ -146,7 +146,7 @@ def test_a_mux_that_returns_knows_what_the_others_know() -> None:
         await one.handover.fetch()
         assert one.went("A") == went
         assert one.handover.words is not None
-        assert one.handover.words.endswith("flows taken over from 1 MUX")
+        assert one.handover.words.endswith("flows received from 1 MUX")
 
     assert run(test, *two()) == []
 
@@ -230,10 +230,10 @@ def test_flows_beyond_the_limit_are_counted_and_said(monkeypatch: pytest.MonkeyP
         one.went("A")
         one.publish(services(DRAIN, DRAIN))
         await one.handover.give()
-        assert one.handover.words == "50 flows handed over to 1 MUX; 150 more were beyond the limit of 50"
-        assert one.events == [f"hand-over: {one.handover.words}; those left out may break"]
+        assert one.handover.words == "50 flows sent to 1 MUX; 150 more were beyond the limit of 50"
+        assert one.events == [f"flow sync incomplete: {one.handover.words}; those left out may break"]
 
-    assert run(test, *two()) == ["flows handed over in part"]
+    assert run(test, *two()) == ["flow sync incomplete"]
 
 
 def test_muxes_with_another_seed_understand_nothing_and_say_so() -> None:
@@ -244,7 +244,7 @@ def test_muxes_with_another_seed_understand_nothing_and_say_so() -> None:
         await one.handover.give()
         assert other.engine.totals().live == 0
 
-    assert run(test, *two(seed=bytes(16))) == ["flows not taken over"]
+    assert run(test, *two(seed=bytes(16))) == ["flows not accepted"]
 
 
 def test_flows_of_what_another_mux_does_not_have_are_left() -> None:
