@@ -165,8 +165,8 @@ async def test_every_row_says_why_it_is_as_it_is_in_the_words_of_lb_get(tmp_path
         assert "web-1 down: its agent says: connection refused" in whys["web"]
         assert "loses packets of web" in whys["mux1"]
         assert "goes on with an older configuration: port: must be 1 to 65535" in whys["mux1"]
-        assert whys["mux2"].startswith("is not connected; it goes on with what it has")
-        assert whys["host2"].startswith("is not connected; it goes on with what it has")
+        assert whys["mux2"].startswith("is disconnected; it goes on with what it has")
+        assert whys["host2"].startswith("is disconnected; it goes on with what it has")
         view = View(reader.controller)
         for row in view.muxes():  # the same sentences
             assert all(word in whys[row["name"]] for word in node_words(row))
