@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from lb.cells import ago, cell, endpoint, rate
-from lb.tabular import drawn, noted
+from lb.tabular import Paint, drawn, noted
 
 Row = Mapping[str, Any]
 
@@ -66,9 +66,9 @@ def harmless(text: str) -> str:
     return "\n".join(map(cell, text.split("\n")))
 
 
-def listed(listing: Listing, width: int | None = None) -> list[str]:
+def listed(listing: Listing, width: int | None = None, paint: Paint | None = None) -> list[str]:
     """Its lines, none longer than ``width`` where the columns can be folded so far."""
-    head, *lines = drawn(listing.header, listing.columns, NUMBERS, width)
+    head, *lines = drawn(listing.header, listing.columns, NUMBERS, width, paint or {})
     return framed(listing, head, lines, width)
 
 

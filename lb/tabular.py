@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import repeat, zip_longest
 from typing import Any
 
@@ -13,37 +13,53 @@ _GAP = "  "
 #: No column is folded to less.
 NARROWEST = 8
 
+#: By the number of a column: what its cells become once they are as wide as the column. Nothing of it takes any room.
+Paint = Mapping[int, Callable[[str], str]]
+_UNPAINTED: Paint = {}
+
 
 def columns(
-    header: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = (), width: int | None = None
+    header: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    right: Iterable[str] = (),
+    width: int | None = None,
+    paint: Paint = _UNPAINTED,
 ) -> list[str]:
     """The lines of a table of any values; see :func:`drawn`."""
     texts = [[cell(value) for value in row] for row in rows]
-    return drawn(header, list(zip(*texts, strict=True)) or [()] * len(header), right, width)
+    return drawn(header, list(zip(*texts, strict=True)) or [()] * len(header), right, width, paint)
 
 
 def drawn(
-    header: Sequence[str], cells: Sequence[Sequence[str]], right: Iterable[str] = (), width: int | None = None
+    header: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    right: Iterable[str] = (),
+    width: int | None = None,
+    paint: Paint = _UNPAINTED,
 ) -> list[str]:
     """Lines of a table as wide as its widest cells, which are given column by column; names in ``right`` hold numbers.
     Where that is wider than ``width``, the widest of the other columns are folded."""
     widths = [max(len(name), max(map(len, column), default=0)) for name, column in zip(header, cells, strict=True)]
     numbers = {i for i, name in enumerate(header) if name in set(right)}
     if width is None or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
-        return [*aligned([[name] for name in header], widths, numbers), *aligned(cells, widths, numbers)]
+        return [*aligned([[name] for name in header], widths, numbers), *aligned(cells, widths, numbers, paint)]
     floors = [size if i in numbers else max(NARROWEST, len(header[i])) for i, size in enumerate(widths)]
     widths = _narrowed(widths, floors, width)
     lines = [line for row in (tuple(header), *zip(*cells, strict=True)) for line in _folded(row, widths)]
-    return aligned(list(zip(*lines, strict=True)), widths, numbers)
+    return aligned(list(zip(*lines, strict=True)), widths, numbers, paint)
 
 
-def aligned(cells: Sequence[Sequence[str]], widths: Sequence[int], numbers: Collection[int]) -> list[str]:
+def aligned(
+    cells: Sequence[Sequence[str]], widths: Sequence[int], numbers: Collection[int], paint: Paint = _UNPAINTED
+) -> list[str]:
     """Lines of columns that are as wide as told; those of ``numbers`` stand to the right."""
     # A column at a time: there may be tens of thousands of lines.
     padded = [
         map(str.rjust if i in numbers else str.ljust, column, repeat(size))
         for i, (column, size) in enumerate(zip(cells, widths, strict=True))
     ]
+    for i, become in paint.items():
+        padded[i] = map(become, padded[i])
     return list(map(str.rstrip, map(_GAP.join, zip(*padded, strict=True))))
 
 

@@ -13,11 +13,14 @@ from typing import Any, TypeVar
 import click
 
 from lb.cells import cell
+from lb.cli.colour import ATTENTION, BAD, painted
 from lb.cli.output import plural, print_json
 from lb.cli.plain import lasting, parse_duration
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: Lines that somebody should look at, by how they begin.
+_MARKED = {"warning: ": ATTENTION, "not live on ": BAD}
 #: Of ``--wait`` with no number behind it, seconds.
 WAIT = 30.0
 
@@ -82,7 +85,13 @@ def finish(answer: dict[str, Any], *, as_json: bool) -> int:
 def show(answer: dict[str, Any]) -> None:
     """A line for each thing that changed."""
     for line in lines(answer):
-        click.echo(line)
+        click.echo(marked(line))
+
+
+def marked(line: str) -> str:
+    """In its colour, where it has one and there are any."""
+    (found,) = painted([line], next((colour for word, colour in _MARKED.items() if line.startswith(word)), None))
+    return found
 
 
 def describe(line: dict[str, Any], *, would: bool) -> str:

@@ -12,7 +12,7 @@ from lb.errors import ConfigError
 
 
 @click.command("check", epilog=example("lb check mux.toml"))
-@click.argument("file")
+@click.argument("file", type=click.Path())
 @click.option("--print", "print_file", is_flag=True, help="Print the file in its canonical form instead.")
 @output_option
 def command(file: str, print_file: bool, as_json: bool) -> int:

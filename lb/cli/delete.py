@@ -6,6 +6,7 @@ from __future__ import annotations
 import click
 
 from lb.cli.changing import show, why_option
+from lb.cli.completing import by_kind
 from lb.cli.files import files_option, read_files
 from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
@@ -16,7 +17,7 @@ PATHS = {"service": "services", "mux": "muxes", "agent": "agents"}
 
 @click.command("delete", epilog=example("lb delete service web"))
 @click.argument("kind", type=click.Choice(list(PATHS)), required=False)
-@click.argument("names", nargs=-1, metavar="NAME...")
+@click.argument("names", nargs=-1, metavar="NAME...", shell_complete=by_kind("kind"))
 @files_option("Delete the services of this file, or of a folder of *.toml; may be repeated.")
 @why_option
 @manager_options

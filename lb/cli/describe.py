@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lb.cells import ago, cell, endpoint
+from lb.cli.completing import by_kind
 from lb.cli.output import example, output_option, print_json
 from lb.cli.plain import clock, terminal_width
 from lb.cli.remote import Manager, manager_options
@@ -28,7 +29,7 @@ KINDS = ("service", "backend", "vip", "mux", "agent", "flow")
     ),
 )
 @click.argument("kind", type=click.Choice(KINDS))
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=by_kind("kind"))
 @click.option("--src", metavar="ADDR:PORT", help="For a flow: the client.")
 @click.option("--dst", metavar="ADDR:PORT", help="For a flow: the VIP and the port that it connects to.")
 @click.option("--proto", type=click.Choice(["tcp", "udp"]), default="tcp", show_default=True, help="For a flow.")

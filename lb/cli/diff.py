@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import os
-import sys
 import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -19,6 +17,7 @@ import click
 from lb.cells import cell
 from lb.cli.apply import post_files
 from lb.cli.changing import describe
+from lb.cli.colour import wanted
 from lb.cli.files import files_option
 from lb.cli.output import example, output_option, plural, print_json
 from lb.cli.remote import Manager, manager_options
@@ -37,7 +36,9 @@ _MARKS = {"created": ("+", "green"), "deleted": ("-", "red")}
 @files_option()
 @click.option("--prune", is_flag=True, help="As if services that are in none of the files were to be deleted.")
 @click.option("--to", type=click.IntRange(0), metavar="VERSION", help="What `lb rollback --to VERSION` would change.")
-@click.option("--mux", metavar="FILE", help="A MUX's file, for the pool's seed and its default of slots.")
+@click.option(
+    "--mux", type=click.Path(), metavar="FILE", help="A MUX's file, for the pool's seed and its default of slots."
+)
 @click.option("--all", "whole", is_flag=True, help=f"Count slots also where more than {MANY} services change.")
 @click.option("--exit-code", "tell", is_flag=True, help="Exit 1 where something would change, 0 where nothing would.")
 @manager_options
@@ -70,7 +71,7 @@ def command(
         print_json(_as_json(answer, effects))
     else:
         for line in _lines(answer, effects):
-            click.echo(line, color=_coloured())
+            click.echo(line, color=wanted())
     return int(tell and answer["changed"])
 
 
@@ -198,8 +199,3 @@ def _total(answer: dict[str, Any], effects: dict[str, Moves | None]) -> str:
     breaking = _sum([None if found is None else found.breaking for found in effects.values()])
     flows = "an unknown number of live flows" if breaking is None else plural(breaking, "live flow")
     return f"{said}; {flows if breaking != 0 else 'no live flow'} would break"
-
-
-def _coloured() -> bool:
-    """Escapes go to a terminal only, and not where https://no-color.org says so."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

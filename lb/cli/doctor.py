@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lb.cli.colour import ATTENTION, BAD, painted
 from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
@@ -26,7 +27,12 @@ WIDTH = 80
     "doctor",
     epilog=example("lb doctor --config /etc/vipmux/mux.toml", "lb doctor --manager https://10.0.1.9:9740 -o json"),
 )
-@click.option("--config", metavar="FILE", help="A MUX's, an agent's or a manager's file: examine this machine as that.")
+@click.option(
+    "--config",
+    type=click.Path(),
+    metavar="FILE",
+    help="A MUX's, an agent's or a manager's file: examine this machine as that.",
+)
 @click.option("--local", is_flag=True, help="This machine alone; without --config by the files in /etc/vipmux.")
 @click.option("-a", "--all", "-v", "show_all", is_flag=True, help="Show what is fine as well.")
 @manager_options
@@ -95,12 +101,16 @@ def lines(found: list[Finding], *, show_all: bool) -> list[str]:
             if show_all:
                 shown += _wrapped("ok       ", f"{finding.check}: {finding.what}", width)
             continue
-        shown += ["", *_wrapped(f"{_WORDS[finding.severity.value]:<9}", f"{finding.check}: {finding.what}", width)]
+        word = _WORDS[finding.severity.value]
+        first, *more = _wrapped(f"{word:<9}", f"{finding.check}: {finding.what}", width)
+        (marked,) = painted([word], _COLOURS.get(finding.severity.value))
+        shown += ["", marked + first[len(word) :], *more]
         if finding.remedy:
             shown += _wrapped("   do:   ", finding.remedy, width)
     return shown
 
 
+_COLOURS = {"fault": BAD, "warning": ATTENTION}
 _WORDS = {"fault": "FAULT", "warning": "warning", "unknown": "unseen"}
 
 

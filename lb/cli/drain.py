@@ -8,10 +8,13 @@ from typing import Any
 import click
 
 from lb.cli.changing import show, why_option
+from lb.cli.completing import agents, backends, by_words, muxes
 from lb.cli.output import example, output_option, print_json
 from lb.cli.plain import parse_duration
 from lb.cli.remote import Manager, manager_options
 from lb.errors import RequestError
+
+complete = by_words({"host": agents, "mux": muxes, "backend": backends}, backends)
 
 
 @click.command(
@@ -22,7 +25,9 @@ from lb.errors import RequestError
         'lb drain mux mux1 -m "new kernel"',
     ),
 )
-@click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | host NAME | mux NAME")
+@click.argument(
+    "what", nargs=-1, required=True, metavar="SERVICE/BACKEND | host NAME | mux NAME", shell_complete=complete
+)
 @click.option("--now", is_flag=True, help="End a backend's connections at once.")
 @click.option("--dry-run", is_flag=True, help="Only show what would change, and what would be left. Not for a MUX.")
 @click.option("--wait", is_flag=True, help="Until no flow is left, or no packet comes to the MUX any more.")

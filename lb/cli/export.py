@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import click
 
+from lb.cli.completing import of, services
 from lb.cli.output import example
 from lb.cli.remote import Manager, manager_options
 
 
 @click.command("export", epilog=example("lb export > services.toml", "lb export web"))
-@click.argument("names", nargs=-1, metavar="[SERVICE]...")
+@click.argument("names", nargs=-1, metavar="[SERVICE]...", shell_complete=of(services))
 @manager_options
 def command(*, names: tuple[str, ...], manager: Manager) -> None:
     """Print all services, or those named, as TOML. To apply it again changes nothing.

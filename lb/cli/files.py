@@ -23,7 +23,7 @@ def files_option(
     text: str = "A file of services, a folder of *.toml, or - for the input; may be repeated.",
 ) -> Callable[[CommandT], CommandT]:
     """``-f``; the function gets ``paths``."""
-    return click.option("-f", "--file", "paths", multiple=True, metavar="FILE", help=text)
+    return click.option("-f", "--file", "paths", multiple=True, metavar="FILE", type=click.Path(), help=text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,9 @@ import click
 
 from lb.cells import cell
 from lb.cli.choosing import JUDGED, NAMED, SINGULAR, amiss, by_name
+from lb.cli.colour import states
+from lb.cli.completing import by_kind, of
+from lb.cli.completing import services as service_names
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import console, example, output_option, print_json, size, table
 from lb.cli.plain import lasting, parse_duration, terminal_width
@@ -65,7 +68,7 @@ _OF_DAEMON = ("peers",)
     ),
 )
 @click.argument("what", type=click.Choice([*WHAT, *SINGULAR]), metavar="WHAT")
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=by_kind("what"))
 @click.option("-w", "--watch", "follow", is_flag=True, help="Go on showing what changes, until Ctrl-C.")
 @click.option(
     "--service",
@@ -73,6 +76,7 @@ _OF_DAEMON = ("peers",)
     multiple=True,
     metavar="NAME",
     help="For services and backends: only those of this service.",
+    shell_complete=of(service_names),
 )
 @click.option("--stats", is_flag=True, help="For services and backends: exact counters, in wide tables.")
 @click.option(
@@ -210,7 +214,8 @@ def _drawn(manager: Manager, what: str, query: dict[str, Any], *, stats: bool) -
         return "\n".join(_draw_of(what, stats=stats)(manager.get(what, **query)))
     if width is None:
         return manager.page(what, **query)
-    return "\n".join(listed(manager.listing(what, **query), width))
+    table = manager.listing(what, **query)
+    return "\n".join(listed(table, width, states(table.header)))
 
 
 def _tell_more(services: int, shown: int) -> None:

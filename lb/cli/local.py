@@ -20,8 +20,12 @@ def local_options(function: F) -> F:
     """``--local``, ``--socket`` and ``--config``; the command gets ``local``, ``socket`` and ``config``."""
     options = [
         click.option("--local", is_flag=True, help="Ask the daemon on this machine."),
-        click.option("--socket", metavar="PATH", help="The daemon's socket, if not in the default place."),
-        click.option("--config", metavar="FILE", help="The daemon's file, which says where its state is."),
+        click.option(
+            "--socket", type=click.Path(), metavar="PATH", help="The daemon's socket, if not in the default place."
+        ),
+        click.option(
+            "--config", type=click.Path(), metavar="FILE", help="The daemon's file, which says where its state is."
+        ),
     ]
     for option in reversed(options):
         function = option(function)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from lb.cells import cell
+from lb.cli.colour import ATTENTION, BAD, STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,8 +64,14 @@ def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], right: froz
             no_wrap=column in right,
         )
     for row in rows:
-        drawn.add_row(*(Text(cell(row.get(column))) for column in columns))
+        drawn.add_row(*(Text(cell(row.get(column)), style=_style(column, row.get(column))) for column in columns))
     return drawn
+
+
+def _style(column: str, value: Any) -> str:
+    """Of a state that somebody should look at; no colour where the output is no terminal, or NO_COLOR is set."""
+    colour = STATES.get(cell(value)) if column in ("state", "health") else None
+    return {BAD: "red", ATTENTION: "yellow"}.get(colour or "", "")
 
 
 def size(count: int) -> str:

@@ -49,9 +49,13 @@ def manager_options(function: F) -> F:
             envvar="LB_MANAGER",
             help=f"The manager (LB_MANAGER); without it the one of {LOCAL_FILE}, if that is here.",
         ),
-        click.option("--cert", metavar="FILE", envvar="LB_CERT", help="The operator's certificate (LB_CERT)."),
-        click.option("--key", metavar="FILE", envvar="LB_KEY", help="Its key (LB_KEY)."),
-        click.option("--ca", metavar="FILE", envvar="LB_CA", help="The manager's CA certificate (LB_CA)."),
+        click.option(
+            "--cert", type=click.Path(), metavar="FILE", envvar="LB_CERT", help="The operator's certificate (LB_CERT)."
+        ),
+        click.option("--key", type=click.Path(), metavar="FILE", envvar="LB_KEY", help="Its key (LB_KEY)."),
+        click.option(
+            "--ca", type=click.Path(), metavar="FILE", envvar="LB_CA", help="The manager's CA certificate (LB_CA)."
+        ),
     ]
     import functools  # noqa: PLC0415
 
@@ -78,6 +82,7 @@ class Manager:
     key: str | None = None
     ca: str | None = None
     token: str | None = None
+    patience: float = field(default=TIMEOUT, kw_only=True)  #: how long an answer may take, seconds
     named: bool = field(default=True, kw_only=True)  #: somebody said which; else it is the one of this machine
 
     def get(self, *path: str, **query: object) -> Any:
@@ -136,7 +141,7 @@ class Manager:
         target = "/v1/" + "/".join(quote(part, safe="") for part in path)
         if query:
             target += "?" + urlencode(query, doseq=True)
-        timeout = TIMEOUT + wait
+        timeout = self.patience + wait
         headers = {"Authorization": f"Bearer {self.token}", **(more or {})} if self.token else {**(more or {})}
         tls = self._context() if where.startswith("https:") else None
         connection: http.client.HTTPConnection

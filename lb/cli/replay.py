@@ -23,10 +23,20 @@ if TYPE_CHECKING:
 @click.command(
     "replay", epilog=example("lb replay --config mux.toml --in seen.pcap --out sent.pcap --report why.jsonl")
 )
-@click.option("--config", required=True, metavar="FILE", help="The MUX's file.")
-@click.option("--in", "source", required=True, metavar="IN.pcap", help="Capture to read: pcap or pcapng.")
-@click.option("--out", "target", required=True, metavar="OUT.pcap", help="Where to write every packet sent.")
-@click.option("--report", "report_file", metavar="R.jsonl", help="Where to write one JSON object per packet read.")
+@click.option("--config", required=True, type=click.Path(), metavar="FILE", help="The MUX's file.")
+@click.option(
+    "--in", "source", required=True, type=click.Path(), metavar="IN.pcap", help="Capture to read: pcap or pcapng."
+)
+@click.option(
+    "--out", "target", required=True, type=click.Path(), metavar="OUT.pcap", help="Where to write every packet sent."
+)
+@click.option(
+    "--report",
+    "report_file",
+    type=click.Path(),
+    metavar="R.jsonl",
+    help="Where to write one JSON object per packet read.",
+)
 @click.option(
     "--switch",
     "switch_texts",

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
+from lb.cli.colour import plain
+
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
 _LEAVE = "\x1b[?25h\x1b[?1049l"
 
@@ -54,7 +56,14 @@ def fitted(lines: Sequence[str], width: int, height: int) -> list[str]:
     shown = list(lines)
     if len(shown) > height:
         shown = [*shown[: height - 1], f"… {len(shown) - height + 1:,} more lines"]
-    return [line if len(line) <= width else line[: max(0, width - 1)] + "…" for line in shown]
+    return [_cut(line, width) for line in shown]
+
+
+def _cut(line: str, width: int) -> str:
+    """Colours take no room; what is too long loses them."""
+    if len(line) <= width or len(text := plain(line)) <= width:
+        return line
+    return text[: max(0, width - 1)] + "…"
 
 
 def _size() -> tuple[int, int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import click
 
 from lb.cli.changing import Terms, finish, terms_options
+from lb.cli.completing import backends, by_words
 from lb.cli.drain import target
 from lb.cli.output import example, output_option
 from lb.cli.remote import Manager, manager_options
@@ -13,7 +14,13 @@ from lb.errors import RequestError
 
 
 @click.command("set", epilog=example("lb set weight web/web-1 50", 'lb set weight web web-1 50 -m "half of it is new"'))
-@click.argument("what", nargs=-1, required=True, metavar="weight SERVICE/BACKEND NUMBER")
+@click.argument(
+    "what",
+    nargs=-1,
+    required=True,
+    metavar="weight SERVICE/BACKEND NUMBER",
+    shell_complete=by_words({"weight": backends}),
+)
 @terms_options
 @manager_options
 @output_option

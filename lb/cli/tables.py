@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lb.cells import ago, cell, endpoint, rate
+from lb.cli.colour import BAD, painted, states
 from lb.cli.output import size
 from lb.cli.plain import clock
 from lb.listing import (
@@ -27,15 +28,23 @@ from lb.tabular import columns, hanging, noted
 
 Row = dict[str, Any]
 
+
 #: What was done takes some so many lines of a terminal at most, and never less than so many characters.
 DONE_LINES, LEAST = 4, 120
 #: Where an event's subject begins, after date, time and mark.
 _TEXT_AT = 23
 
 
+def _columns(
+    header: Sequence[str], rows: Sequence[Sequence[Any]], right: Iterable[str], width: int | None
+) -> list[str]:
+    """States that somebody should look at have their colour, on a terminal."""
+    return columns(header, rows, right, width, states(header))
+
+
 def service_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """Exact counters, as wide as they are; for ``--stats``."""
-    table = columns(
+    table = _columns(
         (
             "Prot",
             "LocalAddress:Port",
@@ -76,12 +85,12 @@ def backend_stats(rows: Sequence[Row], width: int | None = None) -> list[str]:
         for some in by_service(rows)
         for line, why in zip(backend_cells(some, cell), ("", *map(reason, some)), strict=True)
     ]
-    head, *below = columns((*BACKENDS, "Reason"), lines, NUMBERS, width)
+    head, *below = _columns((*BACKENDS, "Reason"), lines, NUMBERS, width)
     return [head, BACKENDS_BELOW, *below]
 
 
 def muxes(rows: Sequence[Row], width: int | None = None) -> list[str]:
-    table = columns(
+    table = _columns(
         ("MUX", "State", "Since", "Address", "VIPs", "Flows", "IO", "BGP"),
         [
             (
@@ -110,7 +119,7 @@ def _announces(row: Row) -> str:
 
 
 def agents(rows: Sequence[Row], width: int | None = None) -> list[str]:
-    table = columns(
+    table = _columns(
         ("Agent", "State", "Since", "Address", "Services"),
         [
             (
@@ -135,7 +144,8 @@ def _node_note(row: Row) -> str | None:
 
 def _listed(make: Callable[[Sequence[Row]], Listing]) -> Draw:
     def draw(rows: Sequence[Row], width: int | None = None) -> list[str]:
-        return listed(make(rows), width)
+        table = make(rows)
+        return listed(table, width, states(table.header))
 
     return draw
 
@@ -148,10 +158,12 @@ def events(rows: Sequence[Row], width: int | None = None) -> list[str]:
             [(clock(row.get("at")), _mark(row), row.get("subject"), row.get("text")) for row in rows],
         )
     head = f"{'Time':<{_TEXT_AT}}Subject: event"
-    lines = [
-        f"{clock(row.get('at'))} {_mark(row):<1}  {cell(row.get('subject'))}: {cell(row.get('text'))}" for row in rows
-    ]
-    return [head, *hanging(lines, width, _TEXT_AT)]
+    found = [head]
+    for row in rows:
+        line = f"{clock(row.get('at'))} {_mark(row):<1}  {cell(row.get('subject'))}: {cell(row.get('text'))}"
+        lines = hanging([line], width, _TEXT_AT)
+        found += painted(lines, BAD) if row.get("bad") else lines
+    return found
 
 
 def _mark(row: Row) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from lb.cells import cell, endpoint, rate
+from lb.cli.colour import states
 from lb.cli.local import ask, find_socket, local_options
 from lb.cli.output import example, output_option, plural, print_json
 from lb.cli.remote import Manager, manager_options
@@ -223,7 +224,9 @@ def _table(rows: Sequence[Row], wanted: Mapping[str, Callable[[Row], Any]]) -> l
     """Drops have a column only where there are any."""
     if any(row.get("dropped") for row in rows):
         wanted = {**wanted, "DROP/S": lambda row: rate(row["dropped"])}
-    return columns(list(wanted), [[make(row) for make in wanted.values()] for row in rows], _NUMBERS)
+    header = list(wanted)
+    lines = [[make(row) for make in wanted.values()] for row in rows]
+    return columns(header, lines, _NUMBERS, paint=states(header))
 
 
 _TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {

@@ -6,13 +6,15 @@ from __future__ import annotations
 import click
 
 from lb.cli.changing import show, why_option
-from lb.cli.drain import order, target
+from lb.cli.drain import complete, order, target
 from lb.cli.output import example, output_option, print_json
 from lb.cli.remote import Manager, manager_options
 
 
 @click.command("undrain", epilog=example("lb undrain web/web-1", "lb undrain host 10.0.3.21", "lb undrain mux mux1"))
-@click.argument("what", nargs=-1, required=True, metavar="SERVICE/BACKEND | host NAME | mux NAME")
+@click.argument(
+    "what", nargs=-1, required=True, metavar="SERVICE/BACKEND | host NAME | mux NAME", shell_complete=complete
+)
 @why_option
 @manager_options
 @output_option

@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from deploy import bundle
+from lb.cli.main import COMMANDS
 from tests.lab.environments import keep
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -125,6 +126,23 @@ def test_the_wheel_brings_what_an_operator_needs_beside_the_programs(wheel: Path
     }
     wanted |= {name for name in tracked() if re.match(r"docs/\w[\w-]*\.md$", name)} | {"LICENSE", "CHANGELOG.md"}
     assert found == wanted
+
+
+def test_the_wheel_brings_a_manual_page_for_each_command_and_completions(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name.partition("/data/share/")[2] for name in archive.namelist() if "/data/share/" in name}
+    pages = {name for name in found if name.startswith("man/")}
+    assert {"man/man1/lb.1", "man/man1/lb-get.1", "man/man8/lb-mux.8", "man/man8/lb-manager-token.8"} <= pages
+    assert {f"man/man1/lb-{name}.1" for name in COMMANDS} <= pages
+    for program in PROJECT["project"]["scripts"]:
+        assert f"bash-completion/completions/{program}" in found
+        assert f"zsh/site-functions/_{program}" in found
+        assert f"fish/vendor_completions.d/{program}.fish" in found
+
+
+def test_what_makes_the_manual_is_there_when_a_wheel_is_built() -> None:
+    """Somebody's own `pip install .` has no more in its environment for the build than what is listed for that."""
+    assert set(PROJECT["project"]["dependencies"]) <= set(PROJECT["build-system"]["requires"])
 
 
 def test_the_source_archive_holds_every_file_of_the_project(sdist: Path) -> None:

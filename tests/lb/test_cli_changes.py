@@ -210,8 +210,19 @@ def test_the_pools_seed_comes_from_a_muxs_file(daemon: Daemon, file: Path) -> No
 
 def test_marks_are_coloured_on_a_terminal_only(daemon: Daemon, file: Path) -> None:
     assert "\x1b" not in fine("diff", "-f", file, manager=daemon.url)
-    assert on_a_terminal("diff", "-f", file, manager=daemon.url).startswith("\x1b[32m+ service web would be created")
+    assert on_a_terminal("diff", "-f", file, manager=daemon.url, TERM="xterm").startswith(
+        "\x1b[32m+ service web would be created"
+    )
     assert "\x1b" not in on_a_terminal("diff", "-f", file, manager=daemon.url, NO_COLOR="1")
+
+
+def test_what_is_not_well_is_coloured_on_a_terminal_only(daemon: Daemon, file: Path) -> None:
+    fine("apply", "-f", file, manager=daemon.url)
+    fine("drain", "web/web-1", manager=daemon.url)
+    assert "\x1b" not in fine("get", "backends", manager=daemon.url)
+    on = on_a_terminal("get", "backends", manager=daemon.url, TERM="xterm")
+    assert "\x1b[33mdrain\x1b[0m" in on or "\x1b[33mdrained\x1b[0m" in on
+    assert "\x1b" not in on_a_terminal("get", "backends", manager=daemon.url, NO_COLOR="1")
 
 
 def on_a_terminal(*arguments: object, manager: str, **environment: str) -> str:
