@@ -104,7 +104,15 @@ class Controller:
         generation = generation_of(entries) if self.desired.version else 0
         behind = behind_of(entries.get("behind", {}).get("nodes"), standing)
         self.hub = NodeHub(
-            standing, generation, self, self.settings.hold, self.clocks, behind=behind, served=self._served
+            standing,
+            generation,
+            self,
+            self.settings.hold,
+            self.clocks,
+            behind=behind,
+            served=self._served,
+            known=self._knows,
+            known_vip=self._knows_vip,
         )
         self.hub.load(await self._store.nodes())
         self.events.load(await self._store.events())
@@ -351,6 +359,12 @@ class Controller:
 
     def _served(self, address: Address) -> bool:
         return f"{address}/{address.max_prefixlen}" in self.desired.by_vip
+
+    def _knows(self, service: str) -> bool:
+        return service in self.desired.services or service in self.desired.retiring
+
+    def _knows_vip(self, vip: str) -> bool:
+        return vip in self.desired.by_vip or vip in self.desired.retiring_by_vip
 
     def _vips_of(self, services: Iterable[str]) -> set[str]:
         known = self.desired.services

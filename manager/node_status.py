@@ -18,8 +18,9 @@ from lb.node.messages import FromNode, StatusMessage, parse_from_node
 
 #: Sections of a status, keys of a row, and how deep a value may be.
 SECTIONS_MAX, KEYS_MAX, DEPTH_MAX = 64, 64, 4
-#: Rows of one section: what ten thousand VIPs make with a dozen peers each.
-ROWS_MAX = 200_000
+#: Rows of one section: what ten thousand VIPs make with a dozen peers each; and of sections of which a MUX tells
+#: 20,000 at most.
+ROWS_MAX, COUNTED_MAX = 120_000, 40_000
 TEXT_MAX = 1 << 16
 NAME_MAX = 128
 #: Counters of 64 bits.
@@ -82,8 +83,9 @@ def checked(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _check_rows(section: str, rows: object) -> None:
-    if not isinstance(rows, list) or len(rows) > ROWS_MAX:
-        raise _wrong(section, f"at most {ROWS_MAX:,} rows", rows)
+    most = ROWS_MAX if section.startswith("announcements") else COUNTED_MAX
+    if not isinstance(rows, list) or len(rows) > most:
+        raise _wrong(section, f"at most {most:,} rows", rows)
     names, texts, counts = _ROWS[section]
     known = {*names, *texts, *counts}
     for row in rows:

@@ -27,6 +27,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
+from itertools import islice
 from typing import Any, Protocol
 
 from lb.daemon.clocks import Clocks
@@ -62,6 +63,11 @@ OWED = 256
 CLOCKS = 4
 
 
+#: Sections of a status with rows of services, and which key of a row names it.
+_BY_SERVICE = {"services": "name", "backends": "service", "drains": "service"}
+_BY_VIP = ("announcements", "announcements_since")
+#: Rows of VIPs that there are not that are kept.
+OTHERS_KEPT = 500
 _NOTHING: Mapping[str, str] = {}
 
 
@@ -246,9 +252,14 @@ class NodeHub:
         *,
         behind: Behind | None = None,
         served: Callable[[Address], bool] = lambda _: False,
+        known: Callable[[str], bool] = lambda _: True,
+        known_vip: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """``served``: whether an address is a service's."""
+        """``served``: whether an address is a service's; ``known``: whether there is a service of this name, or was one
+        that nodes may have yet; ``known_vip``: the same of a VIP, as a prefix."""
         self._served = served
+        self._known = known
+        self._known_vip = known_vip
         self._standing = standing
         self.behind = behind or Behind()
         self._generation = generation
@@ -521,10 +532,27 @@ class NodeHub:
     def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
         entry = self._current(connection)
         if entry is not None:
+            body = self._of_ours(body)
             if "peers" in body:
                 self._say_sessions(entry, body)
             entry.status = {**entry.status, **{name: body[name] for name in body.keys() & REMEMBERED}}
             self._listener.told(entry, body)
+
+    def _of_ours(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Without rows of services that there are not, or one node could have all of the manager work on them; of VIPs
+        that there are not some are kept, for whoever looks for what should not be announced."""
+        found: dict[str, list[Any]] = {
+            section: [row for row in body[section] if self._known(row[key])]
+            for section, key in _BY_SERVICE.items()
+            if section in body
+        }
+        for section in _BY_VIP:
+            if section in body:
+                found[section] = [row for row in body[section] if self._known_vip(_prefix(row["vip"]))]
+                if len(found[section]) < len(body[section]):
+                    others = (row for row in body[section] if not self._known_vip(_prefix(row["vip"])))
+                    found[section] += islice(others, OTHERS_KEPT)
+        return {**body, **found} if found else body
 
     def event(self, connection: Connection, text: str) -> None:
         entry = self._current(connection)

@@ -459,6 +459,7 @@ class Streams:
             message = await reading
             with _paid(dues):
                 connection.said(self._hub, message)
+                del message  # before the next is there
             owed += dues.spent - spent
             # It is heard more slowly, then; what it sends meanwhile waits in its own kernel.
             pause = dues.pause()

@@ -11,7 +11,7 @@ from lb.daemon.clocks import Clocks
 from lb.errors import AccessError
 from lb.node.client import BACKOFF_MAX
 from manager.lineage import Standing
-from manager.nodes import Listener, NodeHub
+from manager.nodes import OTHERS_KEPT, Listener, NodeHub
 from manager.store import NodeRecord
 from manager.world import AGENT, MUX
 from tests.manager.nodes import FakeNode
@@ -84,3 +84,27 @@ def test_the_address_of_another_machine_is_not_taken_by_a_node_of_another_kind(h
         hub.arrived(agent)
     agent.address = "192.0.2.1"  # both on one machine
     hub.arrived(agent)
+
+
+def test_rows_of_services_that_there_are_not_are_heard_by_nobody() -> None:
+    listener = Mock(spec=Listener)
+    knows, announced = "web".__eq__, "203.0.113.10/32".__eq__
+    hub = NodeHub(Standing(1), 0, listener, HOLD, Clocks(time, time), known=knows, known_vip=announced)
+    node = FakeNode(MUX, "mux1", "10.0.1.11")
+    hub.arrived(node)
+    body = {
+        "at": 1.0,
+        "services": [{"name": "web", "packets": 1}, {"name": "other", "packets": 2}],
+        "backends": [{"service": "other", "name": "a"}, {"service": "web", "name": "b"}],
+        "drains": [{"service": "other", "name": "a"}],
+        "announcements": [
+            *({"vip": f"10.{n >> 8}.{n & 255}.1"} for n in range(3 * OTHERS_KEPT)),
+            {"vip": "203.0.113.10"},
+        ],
+    }
+    hub.status(node, body)
+    vips = [{"vip": "203.0.113.10"}, *body["announcements"][:OTHERS_KEPT]]
+    kept = {**body, "services": body["services"][:1], "backends": body["backends"][1:], "drains": []}
+    kept["announcements"] = vips
+    assert hub.entries["mux:mux1"].status == kept
+    listener.told.assert_called_once_with(hub.entries["mux:mux1"], kept)
