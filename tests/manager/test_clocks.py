@@ -83,7 +83,7 @@ async def test_a_host_that_is_silent_is_believed_for_its_lease_and_a_mux_for_the
         site.hosts[0].leave()
         site.muxes[1].leave()
         hands.passed = 20.0
-        await until(lambda: "no news" in View(controller).backends(["web"])[0]["reason"], "its word still counts")
+        await until(lambda: "no report" in View(controller).backends(["web"])[0]["reason"], "its word still counts")
         await until(lambda: View(controller).muxes()[1]["state"] == "gone", "it is waited for still")
 
 

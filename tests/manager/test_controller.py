@@ -122,7 +122,7 @@ async def test_silence_is_no_news_until_the_lease_ends(tmp_path: Path) -> None:
         site.hosts[0].leave()
         view = View(controller)
         assert view.backends(["web"])[0]["reason"] == "its agent says: 3 of 3 checks passed"
-        await until(lambda: "no news" in view.backends(["web"])[0]["reason"], seconds=3)
+        await until(lambda: "no report" in view.backends(["web"])[0]["reason"], seconds=3)
         assert site.muxes[0].backends("web") == {"web-1": "up", "web-2": "up"}
 
 
