@@ -197,6 +197,13 @@ bool xsk_raise_send_budget(struct xsk *xsk)
 	return !set_option(xsk->fd, XDP_MAX_TX_SKB_BUDGET, SEND_BUDGET);
 }
 
+void xsk_raise_send_buffer(struct xsk *xsk, int bytes)
+{
+	/* Without the right to exceed the limit the default serves, only more tightly. */
+	if (setsockopt(xsk->fd, SOL_SOCKET, SO_SNDBUFFORCE, &bytes, sizeof(bytes)))
+		(void)setsockopt(xsk->fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
+}
+
 int xsk_poll_busily(struct xsk *xsk, unsigned microseconds)
 {
 	int yes = 1, budget = BUSY_BUDGET;

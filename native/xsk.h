@@ -73,6 +73,8 @@ void xsk_close(struct xsk *xsk);
 
 /* Beyond the 32 frames that one call sends by default; older kernels know no such option. */
 bool xsk_raise_send_budget(struct xsk *xsk);
+/* Bytes that what it sends may take in the kernel until somebody has read it; as far as we may. */
+void xsk_raise_send_buffer(struct xsk *xsk, int bytes);
 int xsk_poll_busily(struct xsk *xsk, unsigned microseconds);
 /* Frames that a kernel could not give us, and those it refused to send. */
 void xsk_counts(const struct xsk *xsk, uint64_t *missed, uint64_t *refused);

@@ -20,8 +20,11 @@
 
 #define CHUNK 2048u
 #define CHUNKS 1024u /* far more than a burst: what a neighbour keeps for a while is not waited for */
+#define SEND_BUFFER (8 << 20) /* what all chunks on their way may take, as the kernel counts it: with less it says EAGAIN */
 #define KICKS 16u
 #define LOOK_EVERY 1024u /* bursts: at the MTU, and whether the queue is to be had */
+#define PAUSE 16u        /* bursts after a refusal, twice as many after each in a row, up to the longest */
+#define PAUSE_MAX 16384u
 
 struct xsk_out {
 	struct xsk xsk;
@@ -32,6 +35,8 @@ struct xsk_out {
 	int ifindex;      /* bound to; 0: nothing yet, -1: given up */
 	uint32_t longest; /* frame that may leave */
 	unsigned bursts;
+	unsigned pause;     /* bursts that are left to others still */
+	unsigned refusals;  /* bursts of the last pause; 0: the last burst was taken */
 };
 
 struct xsk_out *xsk_out_open(void)
@@ -66,7 +71,6 @@ void xsk_out_close(struct xsk_out *out)
 	free(out);
 }
 
-/* Frames that it took and the kernel did not are not sent: the socket goes, and takes them along. */
 static void give_up(struct xsk_out *out)
 {
 	xsk_close(&out->xsk);
@@ -99,11 +103,13 @@ static bool bind_to(struct xsk_out *out, int ifindex)
 
 	if (!error)
 		error = xsk_bind(&out->xsk, ifindex, 0, XSK_COPY);
-	if (error && error != -EBUSY) /* somebody has the queue, or had it a moment ago */
+	/* Somebody has the queue, or had it a moment ago; the interface is down. */
+	if (error && error != -EBUSY && error != -ENETDOWN)
 		give_up(out);
 	if (error)
 		return false;
 	(void)xsk_raise_send_budget(&out->xsk);
+	xsk_raise_send_buffer(&out->xsk, SEND_BUFFER);
 	out->ifindex = ifindex;
 	return true;
 }
@@ -136,14 +142,43 @@ static unsigned reap(struct xsk_out *out)
 	return waiting;
 }
 
+/*
+ * The kernel took the frames up to `sent` and refuses the next: for now, if it has no room (EAGAIN) or the interface is down, and
+ * for good if the interface is gone.  What is left in the ring is for others to send, so nobody must find it there later: the
+ * kernel reads the ring within our calls alone, and steps over entries that say what none may.
+ */
+static void take_back(struct xsk_out *out, uint32_t sent, int error)
+{
+	struct xsk_ring *ring = &out->xsk.send;
+	struct xdp_desc *entries = ring->entries;
+
+	if (error == ENXIO) {
+		give_up(out);
+		return;
+	}
+	for (; sent != ring->next; sent++) {
+		struct xdp_desc *entry = &entries[sent & (ring->size - 1)];
+
+		out->free[out->free_count++] = (uint32_t)entry->addr;
+		*entry = (struct xdp_desc){ .addr = (uint64_t)CHUNK * CHUNKS, .len = CHUNK, .options = UINT32_MAX };
+	}
+	out->refusals = !out->refusals ? PAUSE : out->refusals < PAUSE_MAX ? out->refusals * 2 : PAUSE_MAX;
+	out->pause = out->refusals;
+}
+
 unsigned xsk_out_send(struct xsk_out *out, struct frame *frames, unsigned number, int ifindex)
 {
 	struct xsk_ring *ring = &out->xsk.send;
 	struct xdp_desc *entries = ring->entries;
 	uint32_t first = ring->next, sent = first;
+	int error = 0;
 
 	if (out->ifindex < 0)
 		return 0;
+	if (out->pause) {
+		out->pause--;
+		return 0;
+	}
 	reap(out);
 	if (!takes(out, frames, number, ifindex))
 		return 0;
@@ -156,16 +191,22 @@ unsigned xsk_out_send(struct xsk_out *out, struct frame *frames, unsigned number
 	}
 	xsk_written(ring);
 	for (unsigned kicks = 0; kicks < KICKS && sent != ring->next; kicks++) {
-		int error = sendto(out->xsk.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 ? errno : 0;
-		uint32_t now = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE);
+		uint32_t now;
 
+		error = sendto(out->xsk.fd, NULL, 0, MSG_DONTWAIT, NULL, 0) < 0 ? errno : 0;
+		now = __atomic_load_n(ring->consumer, __ATOMIC_ACQUIRE);
+		if ((int32_t)(now - first) < 0) /* entries that were taken back are still before ours */
+			now = first;
 		if (error == EBUSY && now != first) /* the last one that it took was dropped by the link */
 			frames[now - first - 1].error = ENOBUFS;
 		if (now == sent && !reap(out) && error != EINTR)
 			break;
 		sent = now;
 	}
+	number = sent - first;
 	if (sent != ring->next)
-		give_up(out);
-	return sent - first;
+		take_back(out, sent, error);
+	else
+		out->refusals = 0;
+	return number;
 }

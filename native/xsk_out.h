@@ -2,7 +2,8 @@
 /*
  * Frames out of a veth by AF_XDP, without a program on it: for io_packet.c, whose packet sockets cost a third more for each.  Only
  * where the kernel copies within our call, so that what is sent here and what leaves by a packet socket stay in order.  It is
- * there or it is not: once the interface refuses (it is down, or was removed) it is given up, and sockets send as without it.
+ * there or it is not: while the kernel refuses (the interface is down, or too much is under way) sockets send as without it, and it is
+ * tried again after some bursts, more of them each time; once the interface is gone it is given up.
  *
  * Not thread-safe.  Opened in the network namespace of the interfaces.
  */

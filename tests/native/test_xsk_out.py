@@ -12,7 +12,7 @@ import pytest
 
 from tests.native.compiled import library
 
-CHUNKS, LOOK_EVERY, BURST_MAX = 1024, 1024, 64
+CHUNKS, LOOK_EVERY, BURST_MAX, PAUSE = 1024, 1024, 64, 16
 VETH = 5
 
 
@@ -49,6 +49,13 @@ class Kernel:
         self._c.probe_told(found)
         return Told(*found)
 
+    def refuse(self) -> None:
+        """All from here on, as was told at the start."""
+        self._c.probe_refuse()
+
+    def recover(self) -> None:
+        self._c.probe_recover()
+
     def end(self) -> None:
         self._c.probe_end()
 
@@ -76,13 +83,50 @@ def test_a_frame_that_the_link_drops_is_said_and_the_others_leave(kernel: Kernel
     assert kernel.told().free == CHUNKS
 
 
-@pytest.mark.parametrize("code", [errno.ENETDOWN, errno.ENXIO, errno.EAGAIN])
+def test_once_an_interface_is_gone_sockets_send_all(kernel: Kernel) -> None:
+    kernel.start(refused=11, code=errno.ENXIO)
+    assert kernel.send(20) == (10, 0)
+    assert kernel.told().sockets == 0
+    kernel.recover()
+    for _ in range(2 * LOOK_EVERY):
+        assert kernel.send(20) == (0, 0)
+    assert kernel.told().binds == 1
+
+
+@pytest.mark.parametrize("code", [errno.ENETDOWN, errno.EAGAIN])
 def test_what_a_kernel_does_not_take_is_for_others_and_nothing_is_sent_twice(kernel: Kernel, code: int) -> None:
     kernel.start(refused=11, code=code)
     assert kernel.send(20) == (10, 0)
-    assert kernel.told().sockets == 0, "what it left in the ring must not leave later"
-    assert kernel.send(20) == (0, 0)
-    assert kernel.told().binds == 1
+    kicks = kernel.told().kicks
+    for _ in range(PAUSE):
+        assert kernel.send(20) == (0, 0)
+    assert kernel.told().kicks == kicks, "it is not asked again at once"
+    # That no more arrives than is said to be sent is what send() looks at.
+    kernel.recover()
+    assert kernel.send(20) == (20, 0)
+    assert kernel.send(20) == (20, 0)
+    assert kernel.told() == Told(kicks=kicks + 2, binds=1, sockets=1, free=CHUNKS)
+
+
+def test_pauses_become_longer_while_a_kernel_refuses_and_short_again_when_it_does_not(kernel: Kernel) -> None:
+    kernel.start(refused=1, code=errno.EAGAIN)
+    asked = []
+    for burst in range(8 * PAUSE):
+        kicks = kernel.told().kicks
+        assert kernel.send(BURST_MAX) == (0, 0)
+        if kernel.told().kicks != kicks:
+            asked.append(burst)
+    assert asked == [0, PAUSE + 1, 3 * PAUSE + 2, 7 * PAUSE + 3]
+    assert kernel.told().free == CHUNKS
+    kernel.recover()
+    while kernel.send(BURST_MAX) != (BURST_MAX, 0):
+        pass
+    kernel.refuse()
+    assert kernel.send(1) == (0, 0)
+    kernel.recover()
+    for _ in range(PAUSE):
+        assert kernel.send(1) == (0, 0)
+    assert kernel.send(1) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +161,7 @@ def test_where_no_veth_is_sockets_send_all(kernel: Kernel) -> None:
     assert kernel.told().binds == kernel.told().sockets == 0
 
 
-@pytest.mark.parametrize(("code", "tries"), [(errno.EBUSY, 3), (errno.EOPNOTSUPP, 1)])
+@pytest.mark.parametrize(("code", "tries"), [(errno.EBUSY, 3), (errno.ENETDOWN, 3), (errno.EOPNOTSUPP, 1)])
 def test_a_queue_that_somebody_has_is_asked_for_now_and_then(kernel: Kernel, code: int, tries: int) -> None:
     kernel.start(bind=-code)
     for _ in range(2 * LOOK_EVERY + 1):

@@ -25,6 +25,7 @@ static uint32_t send_at[2], done_at[2], flag; /* producer and consumer of each r
 static struct xdp_desc sends[RING];
 static uint64_t dones[RING];
 static uint8_t *memory_base;
+static uint64_t memory_bytes;
 static unsigned per_call, drop_at, refuse_after, kicks, bind_calls, opened, arrived;
 static int refusal, bind_answer, mtu, taken_in_all;
 static const char *driver;
@@ -33,6 +34,7 @@ static uint8_t last[2048];
 int xsk_memory_map(struct xsk_memory *memory, uint32_t chunk, uint32_t chunks)
 {
 	memory_base = calloc(chunks, chunk);
+	memory_bytes = (uint64_t)chunks * chunk;
 	*memory = (struct xsk_memory){ .base = memory_base, .chunk = chunk, .chunks = chunks };
 	return 0;
 }
@@ -78,6 +80,11 @@ bool xsk_raise_send_budget(struct xsk *xsk)
 	return true;
 }
 
+void xsk_raise_send_buffer(struct xsk *xsk, int bytes)
+{
+	(void)xsk, (void)bytes;
+}
+
 static int fake_ioctl(int fd, unsigned long request, struct ifreq *about)
 {
 	(void)fd;
@@ -98,6 +105,10 @@ static ssize_t fake_sendto(void)
 	while (taken < per_call && send_at[1] != send_at[0]) {
 		const struct xdp_desc *frame = &sends[send_at[1] & (RING - 1)];
 
+		if (frame->options || frame->addr >= memory_bytes) { /* as the kernel does with what says what it may not */
+			send_at[1]++;
+			continue;
+		}
 		if (refuse_after && taken_in_all == (int)refuse_after - 1) {
 			errno = refusal;
 			return -1;
@@ -131,6 +142,8 @@ static struct xsk_out *out;
 void probe_start(unsigned taken_a_call, unsigned dropped, unsigned refused, int with, int bind_error, int veth);
 int probe_send(unsigned count, unsigned length, int ifindex, unsigned size, unsigned mtu_now);
 void probe_told(unsigned *told);
+void probe_refuse(void);
+void probe_recover(void);
 void probe_end(void);
 
 /* dropped: which of all frames is, from 1; refused: from which on all are, with an errno.  0: none. */
@@ -181,6 +194,18 @@ void probe_told(unsigned *told)
 	told[2] = opened;
 	reap(out);
 	told[3] = out->free_count;
+}
+
+/* All from here on. */
+void probe_refuse(void)
+{
+	refuse_after = (unsigned)taken_in_all + 1;
+}
+
+/* What was refused is taken again. */
+void probe_recover(void)
+{
+	refuse_after = 0;
 }
 
 void probe_end(void)
