@@ -139,8 +139,6 @@ uint64_t flow_unscramble(const struct flow_seed *seed, uint64_t scrambled)
 
 /* ---- many at once, for each level of vector instructions, see vector.h ---- */
 
-#define FLOW_TUPLE_WORDS (sizeof(struct flow_tuple) / 8)
-
 #define LANES(name) name##_plain
 #define LANES_TARGET
 #define LANES_BYTES 16

@@ -58,9 +58,30 @@ typedef void flow_hash4_many(const struct flow_seed *seed, const uint64_t *addre
 			     uint64_t *out, unsigned count);
 flow_hash4_many flow_hash4_burst_plain, flow_hash4_burst_avx2, flow_hash4_burst_avx512;
 
-/* The same for IPv6 tuples, one after the other in memory: flow_tuple_hash() of each, not by its source alone. */
-typedef void flow_hash6_many(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
-			     unsigned count);
+/*
+ * What is hashed of IPv6 tuples, a column for each word of them: struct flow_tuple as words, as they lie in memory.  The burst makes
+ * flow_tuple_hash() of each, not by its source alone.
+ */
+#define FLOW_TUPLE_WORDS (sizeof(struct flow_tuple) / 8)
+#define FLOW_WORDS6 16u /* tuples at most */
+
+struct flow_words6 {
+	uint64_t word[FLOW_TUPLE_WORDS][FLOW_WORDS6];
+};
+
+/* addresses: source and destination, one behind the other as in an IPv6 header */
+static inline void flow_words6_set(struct flow_words6 *words, unsigned at, const uint8_t *addresses, uint16_t source_port,
+				   uint16_t destination_port, uint8_t protocol)
+{
+	uint64_t pairs[4];
+
+	memcpy(pairs, addresses, sizeof(pairs));
+	for (unsigned w = 0; w < 4; w++)
+		words->word[w][at] = le64toh(pairs[w]);
+	words->word[4][at] = 6ULL << 40 | flow_word4_ports(source_port, destination_port, protocol);
+}
+
+typedef void flow_hash6_many(const struct flow_seed *seed, const struct flow_words6 *words, uint64_t *out, unsigned count);
 flow_hash6_many flow_hash6_burst_plain, flow_hash6_burst_avx2, flow_hash6_burst_avx512;
 
 /*

@@ -222,24 +222,19 @@ LANES_TARGET void LANES(flow_hash4_burst)(const struct flow_seed *seed, const ui
 	}
 }
 
-LANES_TARGET void LANES(flow_hash6_burst)(const struct flow_seed *seed, const struct flow_tuple *tuples, uint64_t *out,
+LANES_TARGET void LANES(flow_hash6_burst)(const struct flow_seed *seed, const struct flow_words6 *words, uint64_t *out,
 					  unsigned count)
 {
-	union LANES(sip_words) v[4], words[FLOW_TUPLE_WORDS] = { 0 };
+	union LANES(sip_words) v[4], word;
 
 	for (unsigned base = 0; base < count; base += SIP_LANES) {
 		unsigned n = count - base < SIP_LANES ? count - base : SIP_LANES;
 
-		for (unsigned i = 0; i < n; i++) {
-			uint64_t tuple[FLOW_TUPLE_WORDS];
-
-			memcpy(tuple, &tuples[base + i], sizeof(tuple));
-			for (unsigned w = 0; w < FLOW_TUPLE_WORDS; w++)
-				words[w].lane[i] = le64toh(tuple[w]);
-		}
 		LANES(sip_begin)(v, seed);
-		for (unsigned w = 0; w < FLOW_TUPLE_WORDS; w++)
-			LANES(sip_word)(v, &words[w]);
+		for (unsigned w = 0; w < FLOW_TUPLE_WORDS; w++) {
+			LANES(sip_load)(&word, &words->word[w][base], n);
+			LANES(sip_word)(v, &word);
+		}
 		LANES(sip_end)(v, sizeof(struct flow_tuple));
 		LANES(sip_store)(&v[0], out + base, n);
 	}

@@ -108,44 +108,43 @@ static NEVER_INLINE uint64_t find_service_plain4(const struct mux *mux, struct p
 	return 0;
 }
 
-/* All of packet.h's list in one, and the service: IPv6, of which most have one address and one port. */
+/* The service of a plain IPv6 packet, of which most have one address and one port; NULL and the reason where there is none. */
+static inline const struct service *service_of_plain6(const struct mux *mux, struct packet *packet)
+{
+	const struct vip_map *map = mux->snapshot->map;
+	const struct service *service =
+		vip_map_find_exact6(map, packet->ip + 24, packet->protocol, packet->destination_port);
+	bool is_vip;
+
+	if (LIKELY(service != NULL))
+		return service;
+	service = vip_map_find_other6(map, packet->ip + 24, packet->protocol, packet->destination_port, &is_vip);
+	if (!service)
+		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
+	return service;
+}
+
+/* All of packet.h's list in one, and the service. */
 static inline bool find_service_plain6(const struct mux *mux, struct packet *packet, const struct frame *frame,
 				       enum link_type link, struct passage *passage)
 {
-	const struct vip_map *map = mux->snapshot->map;
-	const uint8_t *destination;
-	bool is_vip;
-
 	if (!packet_parse_plain6(packet, frame, link))
 		return false;
-	destination = packet->ip + 24;
-	passage->service = vip_map_find_exact6(map, destination, packet->protocol, packet->destination_port);
-	if (LIKELY(passage->service != NULL))
-		return true;
-	passage->service = vip_map_find_other6(map, destination, packet->protocol, packet->destination_port, &is_vip);
-	if (!passage->service)
-		packet->reason = is_vip ? REASON_NO_SERVICE : REASON_NOT_VIP;
+	passage->service = service_of_plain6(mux, packet);
 	return true;
 }
 
 /* IPv6 packets of a group: their keys are made of hashes, and those together. */
 struct sixes {
-	struct flow_tuple tuples[GROUP];
-	uint8_t at[GROUP]; /* index of each in the group */
+	struct flow_words6 words; /* of their tuples */
+	uint8_t at[GROUP];        /* index of each in the group */
 	unsigned count;
 };
+_Static_assert(GROUP <= FLOW_WORDS6, "there is a place for each packet of a group");
 
-/* mux_packet_tuple() of an IPv6 packet: its addresses lie there as they do in the header. */
 static inline void add_six(struct sixes *sixes, unsigned at, const struct packet *packet)
 {
-	struct flow_tuple *tuple = &sixes->tuples[sixes->count];
-
-	memcpy(tuple, packet->ip + 8, offsetof(struct flow_tuple, source_port));
-	tuple->source_port = packet->source_port;
-	tuple->destination_port = packet->destination_port;
-	tuple->protocol = packet->protocol;
-	tuple->family = 6;
-	tuple->zero = 0;
+	flow_words6_set(&sixes->words, sixes->count, packet->ip + 8, packet->source_port, packet->destination_port, packet->protocol);
 	sixes->at[sixes->count++] = (uint8_t)at;
 }
 
@@ -153,7 +152,7 @@ static void hash_sixes(struct mux *mux, unsigned first, const struct sixes *sixe
 {
 	uint64_t hashes[GROUP];
 
-	mux->vector->hash6(&mux->snapshot->map->seed, sixes->tuples, hashes, sixes->count);
+	mux->vector->hash6(&mux->snapshot->map->seed, &sixes->words, hashes, sixes->count);
 	for (unsigned n = 0; n < sixes->count; n++) {
 		struct passage *passage = &mux->passages[first + sixes->at[n]];
 
@@ -290,6 +289,44 @@ static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, e
 	return any || sixes.count;
 }
 
+/* find_any() where all are plain IPv6 and have been read. */
+static NEVER_INLINE bool find_six(struct mux *mux, const struct frame *frames, unsigned first, unsigned n,
+				  const struct flow_words6 *words, bool named, uint64_t *keys)
+{
+	struct passage *passages = &mux->passages[first];
+	struct packet *packets = &mux->packets[first];
+	uint64_t hashes[GROUP];
+	bool any = false;
+
+	for (unsigned i = 0; i < n; i++) {
+		prefetch_ahead(mux, frames, first + i, named);
+		/* Of 40 bytes and the link's, the outer header begins in the line before. */
+		__builtin_prefetch(packets[i].ip - HOP_BYTES_MAX, 1);
+		passages[i].flow = FLOW_NONE;
+		passages[i].service = service_of_plain6(mux, &packets[i]);
+		any |= passages[i].service != NULL;
+	}
+	if (any)
+		mux->vector->hash6(&mux->snapshot->map->seed, words, hashes, n);
+	for (unsigned i = 0; i < n; i++) {
+		passages[i].hashed = passages[i].service != NULL;
+		if (UNLIKELY(!passages[i].hashed)) {
+			keys[i] = 0;
+			continue;
+		}
+		passages[i].hash = hashes[i];
+		keys[i] = flow_key_wide(passages[i].service->id, hashes[i]);
+	}
+	return any;
+}
+
+/* Whether packets first to first + n - 1 are all plain IPv6, which are read then: where none is plain IPv4 that is worth a look. */
+static inline bool read_plain6(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first, unsigned n,
+			       struct flow_words6 *words)
+{
+	return !(mux->plain >> first & ((1u << n) - 1)) && mux->vector->read6(frames + first, n, link, &mux->packets[first], words);
+}
+
 /* Scrambles keys together, so that one vector instruction does many. */
 static inline void name_flows(const struct mux *mux, const uint64_t *keys, uint64_t *scrambled, unsigned n)
 {
@@ -364,6 +401,7 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 	enum link_type link = mux->io->link;
 	unsigned count = mux->count;
 	bool far = vip_map_is_far(mux->snapshot->map);
+	struct flow_words6 words;
 	struct plain plain;
 	bool named = false; /* the group before has flows, whose lines are still to be asked for */
 
@@ -383,7 +421,12 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 		if (LIKELY(!far))
 			read_plain4(mux, frames, link, first, n, &plain);
 		exact = LIKELY((mux->plain >> first & all) == all) && find_exact(mux, frames, first, n, &plain, named, keys);
-		onward = LIKELY(exact) || find_any(mux, frames, link, first, n, &plain, named, keys);
+		if (LIKELY(exact))
+			onward = true;
+		else if (read_plain6(mux, frames, link, first, n, &words))
+			onward = find_six(mux, frames, first, n, &words, named, keys);
+		else
+			onward = find_any(mux, frames, link, first, n, &plain, named, keys);
 		mux->onward |= onward;
 		named = mux->onward && mux->table;
 		if (!mux->table && exact)

@@ -7,12 +7,12 @@
 static const struct vector levels[VECTOR_LEVELS] = {
 	[VECTOR_BEST] = { .name = "best" },
 	[VECTOR_PLAIN] = { "plain", flow_scramble_burst_plain, flow_hash4_burst_plain, flow_hash6_burst_plain,
-			    flow_find_burst_plain, plain4_read_plain },
+			    flow_find_burst_plain, plain4_read_plain, plain6_read_plain },
 #ifdef VECTORS_X86
 	[VECTOR_AVX2] = { "avx2", flow_scramble_burst_avx2, flow_hash4_burst_avx2, flow_hash6_burst_avx2,
-			    flow_find_burst_avx2, plain4_read_avx2 },
+			    flow_find_burst_avx2, plain4_read_avx2, plain6_read_avx2 },
 	[VECTOR_AVX512] = { "avx512", flow_scramble_burst_avx512, flow_hash4_burst_avx512, flow_hash6_burst_avx512,
-			    flow_find_burst_avx512, plain4_read_avx512 },
+			    flow_find_burst_avx512, plain4_read_avx512, plain6_read_avx512 },
 #else
 	[VECTOR_AVX2] = { .name = "avx2" },
 	[VECTOR_AVX512] = { .name = "avx512" },

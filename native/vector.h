@@ -16,6 +16,7 @@
 #include "flow.h"
 #include "flow_table.h"
 #include "plain4.h"
+#include "plain6.h"
 
 enum vector_level {
 	VECTOR_BEST = 0, /* whatever of the others is best here */
@@ -38,6 +39,7 @@ struct vector {
 	flow_hash6_many *hash6;
 	flow_find_burst *find;
 	plain4_read *read4;
+	plain6_read *read6;
 };
 
 /* NULL: there is no such level, this is another architecture, or the processor lacks what it needs. */

@@ -49,10 +49,14 @@ void probe_hash4(uint32_t level, const uint8_t seed[16], const uint64_t *address
 
 void probe_hash6(uint32_t level, const uint8_t seed[16], const struct flow_tuple *tuples, uint64_t *out, unsigned count)
 {
+	struct flow_words6 words;
 	struct flow_seed expanded;
 
 	flow_seed_init(&expanded, seed);
-	vector_get(level)->hash6(&expanded, tuples, out, count);
+	for (unsigned i = 0; i < count; i++)
+		for (unsigned w = 0; w < FLOW_TUPLE_WORDS; w++)
+			memcpy(&words.word[w][i], (const uint8_t *)&tuples[i] + 8 * w, 8);
+	vector_get(level)->hash6(&expanded, &words, out, count);
 }
 
 /* In a table of these flows, some of which find their line full: whether both find the same. */

@@ -26,7 +26,7 @@ NEEDS = {1: set(), 2: {"avx2", "bmi", "bmi2"}, 3: set(FEATURES) - {"avx2"}}
 
 @cache
 def c() -> CDLL:
-    lib = library("burst_probe.c", "vector.c", "flow.c", "flow_table.c", "plain4.c")
+    lib = library("burst_probe.c", "vector.c", "flow.c", "flow_table.c", "plain4.c", "plain6.c")
     lib.probe_runs.argtypes, lib.probe_runs.restype = [c_uint32], c_bool
     lib.probe_chosen.argtypes = [c_uint32, c_void_p]
     lib.probe_scramble.argtypes = [c_uint32, c_char_p, c_void_p, c_void_p, c_uint]
@@ -77,7 +77,7 @@ def test_keys_and_tuples_are_scrambled_and_hashed_the_same_at_each_level(level: 
     assert list(out) == [*(hashing.siphash(secret, message, 1, 3) for message in messages), 7]
 
 
-@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 16, 65])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 15, 16])
 def test_tuples_of_ipv6_are_hashed_the_same_at_each_level(level: int, count: int) -> None:
     chance = random.Random(count)
     secret, tuples = chance.randbytes(16), [chance.randbytes(40) for _ in range(count)]
