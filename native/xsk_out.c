@@ -160,7 +160,7 @@ static void take_back(struct xsk_out *out, uint32_t sent, int error)
 		struct xdp_desc *entry = &entries[sent & (ring->size - 1)];
 
 		out->free[out->free_count++] = (uint32_t)entry->addr;
-		*entry = (struct xdp_desc){ .addr = (uint64_t)CHUNK * CHUNKS, .len = CHUNK, .options = UINT32_MAX };
+		*entry = (struct xdp_desc){ .addr = (uint64_t)CHUNK * CHUNKS, .len = CHUNK, .options = 1u << 31 };
 	}
 	out->refusals = !out->refusals ? PAUSE : out->refusals < PAUSE_MAX ? out->refusals * 2 : PAUSE_MAX;
 	out->pause = out->refusals;
