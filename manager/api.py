@@ -321,7 +321,9 @@ class Api:
         if not wait:
             return _change(done, confirm=unconfirmed)
         began = time.monotonic()
-        behind = await self._controller.followed(wait)
+        # Of what was given and is as it was, nodes may not have all yet either.
+        same = any(line.action == "unchanged" for line in done.change.lines)
+        behind = await self._controller.followed(wait, None if same else done.change.vips())
         why = self._controller.why_behind(behind) | self._controller.without(done.change.names)
         announced = await self._announced(done, 0.0 if behind else wait - (time.monotonic() - began))
         return _change(done, behind=sorted({*behind, *why}), why=why, confirm=unconfirmed, announced=announced)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from ipaddress import ip_address
 from typing import Any, NoReturn
 
@@ -335,16 +335,17 @@ class Controller:
             )
         self.planner.reports.pass_over(source, name, passed_over)
         lease = max(LEASE_MIN, min(message.lease, self.settings.health_lease))
-        services = self.planner.reports.heard(source, name, found, self.clocks.steady(), lease)
-        self.touched(self._vips_of(services))
-        if source is Source.TUNNEL and services:  # it tells of the host as well, see manager.verdicts
-            hosts = {address for (service, _), address in addresses.items() if service in services}
-            self.touched(self._vips_of(self._without_other_word(hosts)))
+        reports = self.planner.reports
+        turned = reports.turned(source, name, found) if source is Source.TUNNEL else ()
+        self.touched(self._vips_of(reports.heard(source, name, found, self.clocks.steady(), lease)))
+        if turned:  # it tells of the host as well, see manager.verdicts
+            self.touched(self._vips_of(self._without_other_word({addresses[key] for key in turned})))
 
     def _without_other_word(self, hosts: Iterable[Address]) -> set[str]:
-        """Services that no MUX asks through a tunnel, on hosts whose agent is away."""
-        known = self.desired
-        away = [address for address in hosts if not self.hub.is_connected(AGENT, self.hub.agent_at.get(address, ""))]
+        """Services that no MUX asks through a tunnel, on hosts whose agent is away. Of a host that never had one nobody
+        asks whether it is lost."""
+        known, agent_at = self.desired, self.hub.agent_at
+        away = [host for host in hosts if host in agent_at and not self.hub.is_connected(AGENT, agent_at[host])]
         names = {name for address in away for name in known.by_address.get(address, ())}
         services = [known.services[name] for name in names]
         return {it.name for it in services if it.probe is None or it.protocol is Protocol.UDP}
@@ -453,19 +454,22 @@ class Controller:
 
     # -- who waits for nodes ------------------------------------------------------------------------------------
 
-    async def followed(self, seconds: float) -> list[str]:
-        """Waits until every node that can has what it should; returns those that do not (see why_behind())."""
-        entries = self.hub.entries
-
-        def behind(*, awaited: bool) -> list[str]:
-            if self.planner.busy:
-                return ["manager"]
-            return [entry.id for entry in entries.values() if entry.behind and (entry.may_follow or not awaited)]
-
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds), self.change_made:
-                await self.change_made.wait_for(lambda: not behind(awaited=True))
-        return sorted(behind(awaited=False))
+    async def followed(self, seconds: float, vips: Set[str] | None = None) -> list[str]:
+        """Waits until every node that can has what it should of these VIPs (None: of all); returns those that do not
+        (see why_behind()). What happens meanwhile to other VIPs is not waited for."""
+        wanted = self.planner.vips if vips is None else vips
+        with self.planner.follow(wanted) as left:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds), self.change_made:
+                    await self.change_made.wait_for(lambda: not left)
+            left.intersection_update(self.planner.unsettled(left))
+            # Who cannot follow was not waited for, and has none of it.
+            behind = [
+                entry.id
+                for entry in self.hub.entries.values()
+                if entry.behind and self.planner.lacking(entry, left if entry.may_follow else wanted)
+            ]
+            return sorted(behind + ["manager"] * bool(self.planner.unplanned(left)))
 
     def without(self, services: Iterable[str]) -> dict[str, str]:
         """Nodes that do not serve one of these, though they have followed, and why."""
@@ -479,7 +483,7 @@ class Controller:
     def why_behind(self, nodes: Iterable[str]) -> dict[str, str]:
         """Of nodes that did not follow; whose reason is gone by now is not among them."""
         found = {node: self.hub.entries[node].behind for node in nodes if node in self.hub.entries}
-        planning = {node: "it still plans; no node has orders yet" for node in nodes if node == "manager"}
+        planning = {node: "it still plans; not every node has orders yet" for node in nodes if node == "manager"}
         return planning | {node: why for node, why in found.items() if why is not None}
 
     # -- time ---------------------------------------------------------------------------------------------------

@@ -130,6 +130,14 @@ class Reports:
                 self._tunnels.setdefault(key, {})[node] = known[key]
         return changed
 
+    def turned(self, source: Source, node: str, reports: Mapping[Key, Report]) -> set[Key]:
+        """Of what a node is about to say, the backends that are up now and were not, or the other way; to be asked
+        before :meth:`heard`. Why they are down may be put into other words each time, and many services may hang on
+        one host."""
+        who = (source, node)
+        known = self._of.get(who, {}) if who in self._expires else {}
+        return {key for key, report in reports.items() if not _same_word(known.get(key), report)}
+
     def expire(self, now: float) -> set[str]:
         """Ends leases; returns the services on which somebody's word is no longer believed."""
         ended = [who for who, expires in self._expires.items() if expires <= now]
@@ -186,8 +194,12 @@ class Reports:
 
 def _dated(old: Report | None, new: Report, now: float) -> Report:
     """Said anew or with another reason, it is as old as it was."""
-    same = old is not None and (old.up, old.address) == (new.up, new.address)
-    return replace(new, heard=old.heard if old is not None and same else now)
+    return replace(new, heard=old.heard if old is not None and _same_word(old, new) else now)
+
+
+def _same_word(old: Report | None, new: Report) -> bool:
+    """Up or down as before, whatever the reason."""
+    return old is not None and (old.up, old.address) == (new.up, new.address)
 
 
 def _is_of(report: Report, address: Address | None) -> bool:

@@ -24,7 +24,7 @@ A node says all of it when it has connected, and then what changed. It is checke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from itertools import islice
@@ -199,6 +199,16 @@ class Entry:
         if self.live_generation < self.generation:
             return f"it has not acknowledged generation {self.generation} yet; it has {self.live_generation}"
         return None
+
+    def lacks(self, vips: Set[str], agents: Callable[[str], Container[str]]) -> Set[str]:
+        """Of these VIPs those of which it may not have what it was told; of whom nothing is known, all that it has to
+        do with: every VIP has to do with every MUX, and with these ``agents``."""
+        is_agent = self.record.kind == AGENT
+        if self.connection is None:
+            return set() if is_agent else vips
+        if self.live is None:
+            return {vip for vip in vips if self.record.name in agents(vip)} if is_agent else vips
+        return vips & set().union(*self.owes.values())
 
     def owe(self, generation: int, vips: frozenset[str]) -> None:
         """What it has not acknowledged; of a node that never does, bounded."""

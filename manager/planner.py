@@ -13,7 +13,8 @@ often would be planned again with each answer, for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from lb.node.messages import NodeState
 from manager.desired import AsTold, Desired
 from manager.health import Reports
 from manager.journal import Grant, Journal
-from manager.nodes import NodeHub
+from manager.nodes import Entry, NodeHub
 from manager.plan import coupled, plan, replan
 from manager.states import replaced
 from manager.world import AGENT, MUX, Memory, Plan, Tables, VipPlan, World
@@ -74,6 +75,7 @@ class Planner:
         self._written: set[str] = set()  # VIPs whose announcements were held back, and need be no longer
         self._due: dict[str, float] = {}  # VIPs that time alone makes another plan of, and when (steady clock)
         self._large_next = False
+        self._awaited: list[set[str]] = []  # see follow()
         self._wake = asyncio.Event()
         self._plans = 0
 
@@ -81,10 +83,7 @@ class Planner:
 
     def touched(self, vips: Iterable[str] | None) -> None:
         """These VIPs (None: all) are to be planned anew."""
-        if vips is None:
-            desired = self._around.desired()
-            vips = {*self.plan.vips, *desired.by_vip, *desired.retiring_by_vip}
-        found = set(vips)
+        found = self.vips if vips is None else set(vips)
         (self._touched if len(found) <= LARGE else self._backlog).update(found)
         self._wake.set()
 
@@ -119,6 +118,57 @@ class Planner:
         waiting = self._touched or self._followed or self._backlog
         return bool(waiting or self._written or self._wake.is_set() or self._journal.unwritten)
 
+    # -- for who waits for nodes --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def follow(self, vips: Set[str]) -> Iterator[set[str]]:
+        """Those of these VIPs that nodes have not followed in yet. Each leaves the set for good once nothing is to come
+        of it: what happens to it, or to others, afterwards is another's to wait for. So whoever waits for the set to be
+        empty is done in the end, however much is reported meanwhile. ``turned`` is notified of it."""
+        left = self.unsettled(vips)
+        self._awaited.append(left)
+        try:
+            yield left
+        finally:
+            self._awaited = [other for other in self._awaited if other is not left]
+
+    def unsettled(self, vips: Set[str]) -> set[str]:
+        """Of these VIPs those that are to be planned, or written, or of which a node that can has not acknowledged what
+        it was told."""
+        found = self.unplanned(vips)
+        for entry in self._hub.entries.values():
+            if entry.may_follow:
+                found |= self.lacking(entry, vips)
+        return found
+
+    def lacking(self, entry: Entry, vips: Set[str]) -> Set[str]:
+        """Of these VIPs those of which a node may not have what it was told."""
+        return entry.lacks(vips, self._agents)
+
+    def unplanned(self, vips: Set[str]) -> set[str]:
+        """Of these VIPs those that nodes may still be to be told of, whatever they acknowledge."""
+        found = {vip for _, vip in self._journal.unwritten if vip in vips}
+        for waiting in (self._touched, self._followed, self._backlog, self._written):
+            found |= waiting & vips
+        return found
+
+    def _agents(self, vip: str) -> Container[str]:
+        """Agents that have something of a VIP."""
+        found = self.plan.vips.get(vip)
+        return found.agents if found is not None else ()
+
+    @property
+    def vips(self) -> set[str]:
+        """All that there are, or were a moment ago."""
+        desired = self._around.desired()
+        return {*self.plan.vips, *desired.by_vip, *desired.retiring_by_vip}
+
+    def _settle(self, planned: Set[str]) -> None:
+        """At the end of each turn, for then what was planned in it is not touched again yet."""
+        for left in self._awaited:
+            looked_at = left if len(left) <= LARGE else left & planned  # of many, each has its turn
+            left.difference_update(looked_at - self.unsettled(looked_at))
+
     # -- turns --------------------------------------------------------------------------------------------------
 
     def begin(self, memory: Memory) -> None:
@@ -142,7 +192,7 @@ class Planner:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self._turn()
+            self._settle(self._turn())
             self.turns += 1
             async with self.turned:
                 self.turned.notify_all()
@@ -150,8 +200,8 @@ class Planner:
                 self._wake.set()
                 await asyncio.sleep(0)  # whoever else has something to do
 
-    def _turn(self) -> None:
-        """Plans a bounded part of what was touched, and tells the nodes."""
+    def _turn(self) -> Set[str]:
+        """Plans a bounded part of what was touched, and tells the nodes; the VIPs that it was about."""
         touched = self._next()
         written, self._written = self._written, set()
         news: set[str] = set()
@@ -166,8 +216,9 @@ class Planner:
             self._around.retired([key for vip in touched if vip in self.plan.vips for key in self.plan.vips[vip].done])
             self._forget_tables()
         elif not written:
-            return
+            return written
         self._tell(news | written)
+        return touched | written
 
     def _next(self) -> set[str]:
         """What is planned in this turn: by turns what is small, and of the rest what goes on before what begins, so

@@ -233,7 +233,7 @@ def _begin(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say
     fleet.wait_followed(answer.muxes + 1 + answer.agents, FOLLOWED)
     answer.join = round(time.monotonic() - started, 2)
     say(f"{answer.agents} agents joined at once and were followed after {answer.join:.1f} s")
-    fleet.apply(tables[:1], FOLLOWED)  # changes nothing, and returns once nothing is left to plan
+    fleet.apply(tables[:1], FOLLOWED)  # changes nothing, and returns once all was planned
     time.sleep(REST)
 
 

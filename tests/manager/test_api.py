@@ -161,6 +161,27 @@ async def test_a_service_from_its_first_day_to_its_last(tmp_path: Path) -> None:
         assert len(lines) == 3
 
 
+async def test_an_apply_is_answered_once_its_services_are_followed_though_reports_never_end(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        many = {f"203.0.{n // 250}.{n % 250}/32" for n in range(2000)}
+
+        async def report() -> None:
+            while True:
+                client.controller.touched(many)
+                await asyncio.sleep(0)
+
+        reporting = asyncio.create_task(report())
+        try:
+            for what in ("created", "unchanged"):
+                _, done = await client.ask("POST", "/v1/apply", {"services": [service()], "wait": 10})
+                assert (done["lines"][0]["action"], done["behind"]) == (what, [])
+                assert client.controller.planner.unplanned(many), "the planner had no rest"
+            assert all(mux.announces() == {"203.0.113.10/32"} for mux in client.site.muxes)
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+
+
 async def test_replacing_all_and_pruning_delete_what_is_not_named(tmp_path: Path) -> None:
     async with api(tmp_path) as client:
         await client.ask("PUT", "/v1/services", [service(), service("dns", "203.0.113.11")])

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
+
 import pytest
 
 from manager.health import Evidence, Health, Report, Reports, Source, judge
@@ -53,6 +56,22 @@ def test_a_node_that_speaks_again_is_believed_again() -> None:
     assert reports.tunnels(KEY) == {}
     assert reports.heard(Source.TUNNEL, "mux1", {KEY: UP}, now=0, lease=20) == {"web", "dns"}
     assert reports.tunnels(("dns", "d")) == {"mux1": DOWN}
+
+
+def test_a_backend_turned_if_it_is_up_or_down_now_and_was_not_whatever_the_words() -> None:
+    reports = Reports()
+
+    def turned(report: Report) -> bool:
+        found = reports.turned(Source.TUNNEL, "mux1", {KEY: report})
+        reports.heard(Source.TUNNEL, "mux1", {KEY: report}, now=0, lease=10)
+        return found == {KEY}
+
+    assert turned(DOWN), "nothing was said of it before"
+    assert not turned(replace(DOWN, reason="no route to host", refused=True))
+    assert turned(UP)
+    assert turned(replace(UP, address=ip_address("10.0.3.9"))), "it is another of that name"
+    reports.expire(10)
+    assert turned(replace(UP, address=ip_address("10.0.3.9"))), "what it said was no longer believed"
 
 
 def test_only_news_counts_as_a_change() -> None:

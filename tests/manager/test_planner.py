@@ -128,6 +128,57 @@ async def test_a_verdict_passes_what_is_planned_for_thousands(tmp_path: Path, wh
         assert await controller.followed(5.0) == [], "the many are planned as well"
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["of others", "of its own as well"])
+async def test_who_waits_for_a_change_waits_for_it_alone_though_reports_never_end(tmp_path: Path, own: bool) -> None:
+    """More is touched all the while than can be planned; what the change touched is planned and followed in between."""
+    async with serving(tmp_path) as (controller, site):
+        new = "203.0.113.11/32"
+        many = {f"203.0.{n // 250}.{n % 250}/32" for n in range(40 * TURN)} | ({new} if own else set())
+
+        async def report() -> None:
+            while True:
+                controller.touched(many)
+                await asyncio.sleep(0)
+
+        reporting = asyncio.create_task(report())
+        try:
+            await asyncio.sleep(0)
+            applied = await controller.apply([service("dns", "203.0.113.11")], WHO)
+            assert await controller.followed(10.0, applied.change.vips()) == []
+            assert all(mux.announces() == {VIP, new} for mux in site.muxes), "it is followed to its end"
+            assert controller.planner.unplanned(many), "the planner had no rest"
+            site.muxes[1].answers = False
+            applied = await controller.apply([service("dns", "203.0.113.11", hosts=(1,))], WHO)
+            behind = await controller.followed(0.5, applied.change.vips())
+            assert set(behind) - {"manager"} == {"mux:mux2"}, "who does not answer is named"
+            assert await controller.followed(5.0, {VIP}) == [], "and holds up nobody whom it owes nothing"
+        finally:
+            reporting.cancel()
+            await asyncio.gather(reporting, return_exceptions=True)
+
+
+async def test_a_mux_whose_probes_fail_in_other_words_has_no_more_planned_than_their_services(tmp_path: Path) -> None:
+    """Whether a host is lost matters to all that it serves, and only where its agent was there and is away."""
+    async with serving(tmp_path) as (controller, site):
+        await controller.apply([service("dns", "203.0.113.11")], WHO)
+        assert await controller.followed(5.0) == []
+        touched: list[set[str]] = []
+        controller.planner.touched = lambda vips: touched.append(set(vips or ()))  # type: ignore[method-assign]
+
+        def report(reason: str, up: bool = False) -> set[str]:
+            touched.clear()
+            site.muxes[0].report("web", "web-1", up, reason)
+            return set().union(*touched)
+
+        assert report("connect timed out") == {VIP}, "its agent has the word"
+        site.hosts[0].leave()
+        assert report("no route to host") == {VIP}, "it was down before"
+        assert report("TCP connects", up=True) == {VIP, "203.0.113.11/32"}
+        assert report("connect timed out") == {VIP, "203.0.113.11/32"}
+        await controller.forget_node("agent", "host1", WHO)
+        assert report("TCP connects", up=True) == {VIP}, "of a host that has no agent nobody asks"
+
+
 async def test_a_node_owes_word_of_what_is_new_to_it_and_of_nothing_else(tmp_path: Path) -> None:
     """Else each answer would have all planned again that was planned beside it, and verdicts would wait for that."""
     async with serving(tmp_path) as (controller, site):
