@@ -211,10 +211,17 @@ class Writer:
 
         return await self._change(change, Terms(who, why))
 
-    async def drain_backend(
+    async def drain_backend(self, service: str, backend: str, who: str, **how: Any) -> Applied:
+        """``how``: see :meth:`_drain`."""
+        return await self._drain(lambda desired, o: changes.drain_backend(desired, service, backend, o), who, **how)
+
+    async def drain_host(self, host: str, addresses: Collection[Address], who: str, **how: Any) -> Applied:
+        """All backends at these addresses, as one change. ``how``: see :meth:`_drain`."""
+        return await self._drain(lambda desired, o: changes.drain_host(desired, host, addresses, o), who, **how)
+
+    async def _drain(
         self,
-        service: str,
-        backend: str,
+        make: Callable[[Desired, Order | None], Change],
         who: str,
         *,
         drain: bool,
@@ -222,30 +229,10 @@ class Writer:
         dry_run: bool = False,
         why: str = "",
     ) -> Applied:
-        """``now``: it is down at once, and does not finish what it has."""
+        """``drain`` false: not any more. ``now``: they are down at once, and do not finish what they have."""
 
         def change(desired: Desired, _: Rules, __: AsTold) -> Change:
-            order = Order(who, self._clocks.wall(), now) if drain else None
-            return changes.drain_backend(desired, service, backend, order)
-
-        return await self._change(change, Terms(who, why, dry_run), free=True)
-
-    async def drain_host(
-        self,
-        host: str,
-        addresses: Collection[Address],
-        who: str,
-        *,
-        drain: bool,
-        now: bool = False,
-        dry_run: bool = False,
-        why: str = "",
-    ) -> Applied:
-        """All backends at these addresses, as one change."""
-
-        def change(desired: Desired, _: Rules, __: AsTold) -> Change:
-            order = Order(who, self._clocks.wall(), now) if drain else None
-            return changes.drain_host(desired, host, addresses, order)
+            return make(desired, Order(who, self._clocks.wall(), now) if drain else None)
 
         return await self._change(change, Terms(who, why, dry_run), free=True)
 
