@@ -404,7 +404,8 @@ class Announcer:
         self._rows.mark()
 
     def announced_since(self) -> Sequence[Row]:
-        """Rows of VIPs of which another is to be told than when the manager was told all; none where these are many."""
+        """Rows of VIPs of which another is to be told than when the manager was told all; no more where these became
+        many."""
         if self._speaker is None:
             return ()
         self.announced()
@@ -446,7 +447,8 @@ class Rows:
         self._by_vip: dict[Network, tuple[Row, ...]] = {}
         self._stale: set[Network] | None = None  # None: all
         self._all: list[Row] = []
-        self._others: set[Network] = set()  # those whose rows are others than at the mark
+        self._others: dict[Network, None] = {}  # those whose rows are others than at the mark
+        self._told: dict[Network, None] = {}  # of these, those that were told by themselves
 
     def spoil(self, vips: Iterable[Network] | None) -> None:
         """Something else may have to be told of these VIPs; None: of any."""
@@ -461,7 +463,7 @@ class Rows:
         self._stale = set()
         changed = [vip for vip in stale if self._renew(vip)]
         if changed:
-            self._others.update(changed)
+            self._others.update(dict.fromkeys(changed))
             self._all = list(chain.from_iterable(self._by_vip.values()))
         return self._all
 
@@ -478,14 +480,14 @@ class Rows:
 
     def mark(self) -> None:
         """From now on what becomes another is counted."""
-        self._others = set()
+        self._others, self._told = {}, {}
 
     def since_mark(self, gone: Callable[[Network], Row]) -> list[Row]:
-        """Rows of VIPs whose rows are others than at the mark; ``gone``: of one without. None where they are more than
-        :data:`FEW`."""
-        if len(self._others) > FEW:
-            return []
-        return [row for vip in self._others for row in self._by_vip.get(vip) or (gone(vip),)]
+        """Rows of VIPs whose rows are others than at the mark; ``gone``: of one without. Where they are more than
+        :data:`FEW`, of those that were told before there were so many: what was told stays so."""
+        if len(self._others) <= FEW:
+            self._told = dict(self._others)
+        return [row for vip in self._told for row in self._by_vip.get(vip) or (gone(vip),)]
 
 
 def _all_later(before: tuple[int, ...], now: tuple[int, ...]) -> bool:

@@ -88,3 +88,11 @@ def test_few_announcements_that_are_others_are_told_by_themselves() -> None:
     states |= dict.fromkeys(many, "announced")
     rows.spoil(many)
     assert since() == {}, "all are told soon, and a few by themselves"
+    rows.mark()
+    states[vips[1]] = "announced"
+    rows.spoil(vips)
+    assert since() == {"10.0.1.0/32": "announced"}
+    states |= dict.fromkeys(many, "held")
+    states[vips[1]] = "refused"
+    rows.spoil([*vips, *many])
+    assert since() == {"10.0.1.0/32": "refused"}, "what was told is not taken back because many others follow"
