@@ -33,8 +33,10 @@ from lb.node.packed import canonical, pack_sections, sections_text
 log = get_logger()
 
 _VERSION = 1
-#: The file of changes is folded into the state when it is larger than this and than half of the state, bytes.
+#: The file of changes is to be folded into the state when it is larger than this and than half of the state, bytes.
 _FOLD_FROM = 1 << 20
+#: Whoever saves may put that off for quieter times, until the file is so many times larger.
+_PATIENCE = 4
 _CHECKSUM = 16
 
 
@@ -194,8 +196,19 @@ class Cache:
                 "a restart without a manager would begin with an older state"
             ) from None
 
+    @property
+    def due(self) -> bool:
+        """Whether the next :meth:`save` should be whole, if nobody waits for it: it takes a fifth of a second for ten
+        thousand services. Not while one is under way."""
+        return self._changes_size is not None and self._changes_size > self._enough
+
+    @property
+    def _enough(self) -> int:
+        """Of changes, bytes."""
+        return max(_FOLD_FROM, self._base_size // 2)
+
     def _room(self) -> bool:
-        return self._changes_size is not None and self._changes_size <= max(_FOLD_FROM, self._base_size // 2)
+        return self._changes_size is not None and self._changes_size <= _PATIENCE * self._enough
 
     def _write(self, cached: Cached) -> None:
         body = sections_text(cached.state)

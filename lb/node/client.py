@@ -83,6 +83,8 @@ SEND_TIMEOUT = 20.0
 LEASE = 10.0
 #: What was refused or left out is tried again after these times, the last of them again and again, seconds.
 RETRIES = (0.5, 1.0, 2.0, 5.0, 10.0)
+#: Once no order came for so long, what is on the disk is put in order, seconds.
+LULL = 1.0
 #: So many entries are looked at in the event loop: it takes less time than to ask a thread.
 SMALL = 100
 #: Messages longer than this are parsed beside the event loop.
@@ -169,6 +171,7 @@ class NodeClient:
         self._outbox = Outbox(lease, wall)
         self._wake = asyncio.Event()
         self._live = Cached(0, 0, "", {})
+        self._kept: Cached | None = None  # on the disk, by us
         self._highest = Cached(0, 0, "", {})  # marks of the newest order that was obeyed
         self._tip: _Wanted | None = None  # what the next change on this connection builds upon
         self._wanted: _Wanted | None = None
@@ -530,6 +533,8 @@ class NodeClient:
         applied: the daemon sees to it."""
         self._news.set()  # should a life before this one have ended in the middle
         while True:
+            while self._kept is self._live and self._cache.due and await self._lull():
+                await self._keep(self._live, None)  # else an acknowledgement would wait for it
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._patience()):
                     await self._news.wait()
@@ -539,6 +544,15 @@ class NodeClient:
                     await self._make_live(self._wanted)
                 elif self._left_out:
                     await self._make_live(_Wanted(self._live, None, self._live, {}, acknowledged=True))
+
+    async def _lull(self) -> bool:
+        """Whether nothing is to be done for a while."""
+        if self._patience() is not None:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LULL):
+                await self._news.wait()
+        return not self._news.is_set()
 
     def _patience(self) -> float | None:
         """Until the next try, seconds."""
@@ -618,7 +632,7 @@ class NodeClient:
                 self.send_event(f"state not kept: {error}")
             self._not_kept = str(error)
         else:
-            self._not_kept = None
+            self._kept, self._not_kept = cached, None
 
     def _say(self, ack: Ack) -> None:
         self._outbox.ack(ack)

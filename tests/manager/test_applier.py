@@ -13,7 +13,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from lb.errors import IoError
-from lb.node.cache import Cached
+from lb.node import cache as caching
+from lb.node import client as client_module
+from lb.node.cache import Cache, Cached
 from lb.node.client import refusal_of
 from lb.node.messages import Ack, Delta, EventMessage, FlowAnswer, FlowQuestion, Hello, NodeState, StateMessage
 from lb.node.outbox import EVENTS_MAX, Outbox
@@ -174,6 +176,44 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path: Path, monkeypatc
                 manager.want(state(number))
                 await until(lambda: acknowledged[-1:] == [manager.hub.generation], "the acknowledgement")
         assert on_disk == acknowledged
+
+    run(tmp_path, test)
+
+
+def test_no_acknowledgement_waits_for_the_file_of_changes_to_be_folded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which takes a fifth of a second for ten thousand services; it is done once nothing else is to do."""
+    monkeypatch.setattr(caching, "_FOLD_FROM", 100)
+    monkeypatch.setattr(caching, "_PATIENCE", 1000)
+    monkeypatch.setattr(client_module, "LULL", 0.05)
+
+    async def test(manager: StageManager) -> None:
+        node = StageNode(manager, "mux1", await manager.token())
+        saved: list[tuple[int, bool]] = []
+        said: list[tuple[int, bool]] = []
+        save, say = node.cache.save, node.client._say
+
+        def saving(cached: Cached, delta: Any = None) -> None:
+            save(cached, delta)
+            saved.append((cached.generation, delta is None))
+
+        def saying(ack: Ack) -> None:
+            said.append(saved[-1])
+            say(ack)
+
+        monkeypatch.setattr(node.cache, "save", saving)
+        monkeypatch.setattr(node.client, "_say", saying)
+        async with manager.serving(), node.running():
+            for number in range(1, 7):
+                manager.want(state(number))
+                await until(lambda: len(said) == number, "the acknowledgement")  # noqa: B023
+            await until(lambda: saved[-1] == (manager.hub.generation, True), "a whole state")
+            assert not node.cache.due
+        assert [whole for _, whole in said] == [False] * 6, "each waited for its own change alone"
+        found = Cache(node.directory / "node", "mux:mux1").load()
+        assert found is not None
+        assert (found.generation, found.state) == (manager.hub.generation, state(6))
 
     run(tmp_path, test)
 

@@ -193,10 +193,29 @@ def test_calls_from_two_threads_wait_for_one_another(tmp_path: Path) -> None:
 
 
 def test_many_changes_are_folded_into_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the latest when the file is four times larger than it should be; before, in a quiet moment."""
     monkeypatch.setattr(caching, "_FOLD_FROM", 2000)
     filled(tmp_path, 200)
-    assert (tmp_path / "changes").stat().st_size < 3000
+    assert (tmp_path / "changes").stat().st_size < 4 * 2000 + 1000
     assert loaded(tmp_path) == (cached(199), [])
+
+
+def test_a_fold_is_due_before_it_must_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caching, "_FOLD_FROM", 2000)
+    cache, number = Cache(tmp_path, "mux:mux1"), 0
+    assert not cache.due, "there is nothing yet"
+    cache.save(cached(0))
+    while not cache.due:
+        number += 1
+        cache.save(cached(number), diff(state(number - 1), state(number)))
+    whole = (tmp_path / "state").read_bytes()
+    number += 1
+    cache.save(cached(number), diff(state(number - 1), state(number)))
+    assert (tmp_path / "state").read_bytes() == whole, "one that is in a hurry may still append"
+    cache.save(cached(number))
+    assert not cache.due
+    assert (tmp_path / "changes").stat().st_size < 100
+    assert loaded(tmp_path) == (cached(number), [])
 
 
 @pytest.mark.parametrize(
