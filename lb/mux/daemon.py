@@ -138,6 +138,7 @@ class Daemon:
         self._announced: Mapping[str, Any] = {}
         self._drained = False
         self._tidying: asyncio.TimerHandle | None = None
+        self._tidied = 0  # how many services there were when memory was given back last
         self._probes = TunnelProbes(config.mux, netlink, self._follower.client.send_health if self._follower else None)
         if self._follower is not None:
             self._follower.client.reports = self._probes.reports
@@ -179,7 +180,7 @@ class Daemon:
         await self._probes.start(self._live.services)
         self._begin_tasks()
         self._condition.state = "ready"
-        give_back()
+        self._tidy()
         self._log_ready()
         if self._announcer is not None:
             await self._announcer.start()
@@ -487,8 +488,7 @@ class Daemon:
             try:
                 if change:
                     left_out |= await self._live.take_most(change)
-                    if len(change.gone) + len(change.come) > MANY:
-                        self._tidy_soon()
+                    self._tidy_after(change)
             except VipmuxError as error:
                 self._condition.rejected = str(error)
                 raise
@@ -507,11 +507,18 @@ class Daemon:
         left_out |= {f"announcements/{vip}": reason for vip, reason in wrong.items()}
         return state if found is wanted else {**state, "announcements": found}
 
-    def _tidy_soon(self) -> None:
-        """Once the state is on the disk and acknowledged, and nobody waits."""
+    def _tidy_after(self, change: Change) -> None:
+        """Once the state is on the disk and acknowledged, and nobody waits. Thousands may come piece by piece."""
+        grown = len(change.services) != len(change.before) and abs(len(change.services) - self._tidied) > MANY
+        if not grown and len(change.gone) + len(change.come) <= MANY:
+            return
         if self._tidying is not None:
             self._tidying.cancel()
-        self._tidying = asyncio.get_running_loop().call_later(TIDY, give_back)
+        self._tidying = asyncio.get_running_loop().call_later(TIDY, self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidied = len(self._live.services)
+        give_back()
 
     def _hand_over(self) -> Handover | None:
         if self._follower is None:
