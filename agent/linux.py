@@ -18,9 +18,6 @@ from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from agent import fence, nat
 from agent.ahead import Stranger
 from agent.conntrack import Conntrack, Flow, Place
@@ -30,6 +27,7 @@ from agent.vips import LABEL, ROUTE_PROTOCOL
 from lb.daemon import nftables
 from lb.daemon.kernel_watch import Own
 from lb.daemon.routes import RoutesOf, parse
+from lb.daemon.rtnetlink import IPRoute, NetlinkError
 from lb.errors import FeatureError, IoError, PrivilegeError, VipmuxError
 from lb.model import Address, Network
 

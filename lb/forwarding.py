@@ -11,6 +11,7 @@ seed and of names only. Not thread-safe; its owner is the daemon's event loop, o
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -111,7 +112,7 @@ class _Prepared:
     service: Service
     id: int
     numbers: tuple[int, ...]  #: of its backends, in their order
-    counters: tuple[int, ...]
+    counters: Sequence[int]  #: an array: as numbers of their own they would take more than all the rest
     table: Maglev
 
     @property
@@ -269,7 +270,7 @@ class Compiler:
 
     def _prepare(self, service: Service, numbers: ServiceNumbers) -> _Prepared:
         own = tuple(numbers.backends[place] for place in places(service))
-        counters = tuple(numbers.counters[number] for number in own)
+        counters = array("I", (numbers.counters[number] for number in own))
         return _Prepared(service, numbers.id, own, counters, self._table(service, own))
 
     # ---- entries ----

@@ -78,7 +78,7 @@ class ServiceNumbers:
     id: int
     backends: dict[Place, int] = field(default_factory=dict)
     counters: array[int] = field(default_factory=lambda: array("I"))
-    names: dict[int, str] = field(default_factory=dict)
+    names: list[str | None] = field(default_factory=list)
     left: dict[Place, int] = field(default_factory=dict)  #: backends that are gone, since which serial; the first first
     free: list[int] = field(default_factory=list)  #: a heap of numbers
 
@@ -86,7 +86,7 @@ class ServiceNumbers:
         """A backend's number is free from here on; its counter."""
         del self.left[place]
         number = self.backends.pop(place)
-        del self.names[number]
+        self.names[number] = None
         counter, self.counters[number] = self.counters[number], _NONE
         heapq.heappush(self.free, number)
         return counter
@@ -193,7 +193,7 @@ class Numbers:
                 numbers.left[place] = serial
 
     def _note_name(self, numbers: ServiceNumbers, number: int, name: str) -> None:
-        if numbers.names.get(number, name) != name and self.tables is not None:
+        if numbers.names[number] not in (None, name) and self.tables is not None:
             self.tables.lent_counter(numbers.counters[number])
         numbers.names[number] = name
 
@@ -210,6 +210,7 @@ class Numbers:
         if not numbers.free:
             numbers.free.append(len(numbers.counters))
             numbers.counters.append(_NONE)
+            numbers.names.append(None)
         number = heapq.heappop(numbers.free)
         numbers.backends[place] = number
         numbers.counters[number] = counter

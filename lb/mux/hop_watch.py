@@ -12,8 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from pyroute2.netlink.exceptions import NetlinkError
-
+from lb.daemon.rtnetlink import NetlinkError
 from lb.log import get_logger
 from lb.model import Address
 from lb.mux.netlink import Netlink, Notices

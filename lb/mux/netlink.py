@@ -19,11 +19,8 @@ from ipaddress import ip_address
 from types import TracebackType
 from typing import Any
 
-from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
-from pyroute2.netlink.rtnl.marshal import MarshalRtnl
-
 from lb.daemon.netlink_bytes import with_headers
+from lb.daemon.rtnetlink import AsyncIPRoute, MarshalRtnl, NetlinkDumpInterrupted, NetlinkError
 from lb.model import Address
 from lb.mux.nexthops import Link, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
 

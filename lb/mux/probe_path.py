@@ -28,11 +28,10 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from lb.daemon.kernel_watch import Area
 from lb.daemon.repairs import Difference
 from lb.daemon.routes import RoutesOf, parse
+from lb.daemon.rtnetlink import NetlinkError
 from lb.errors import FeatureError, IoError
 from lb.mux.netlink import Netlink
 from lb.mux.tun import ROUTE_PROTOCOL

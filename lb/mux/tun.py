@@ -25,11 +25,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from lb.daemon import routes, sysctls
 from lb.daemon.kernel_watch import Area
 from lb.daemon.repairs import Difference
+from lb.daemon.rtnetlink import NetlinkError
 from lb.errors import IoError
 from lb.log import get_logger
 from lb.model import Network
