@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -31,7 +31,7 @@ from lb.daemon.supervise import Tasks
 from lb.dataplane import Snapshot
 from lb.log import get_logger
 from lb.metrics import BgpFigures
-from lb.model import Address, Backend, BackendState, BgpPeer, BgpSettings, MuxSettings, Network, Service
+from lb.model import Address, Backend, BackendState, BgpSettings, MuxSettings, Network, Service
 from lb.mux.engine import Engine
 from lb.mux.heart import BEAT, STILL, Heart
 from lb.persistent import differences
@@ -50,6 +50,9 @@ FEW = 1000
 
 log = get_logger()
 Row = dict[str, Any]
+#: What is told of a VIP towards a peer, by the peer's name: the state, and why it is not announced if it is not.
+Said = tuple[str | None, str, str | None]
+_GONE: tuple[Said, ...] = ((None, "withdrawn", None),)
 
 
 @dataclass(slots=True)
@@ -98,7 +101,7 @@ class Announcer:
         self._wanted: dict[Network, Route] = {}
         self._held: dict[Network, str] = {}  # of the wanted, those that must not be announced, and why
         self._declined: Mapping[Network, str] = {}
-        self._rows = Rows(self._rows_of)
+        self._rows = Rows(self._said_of)
         self._test = asyncio.Event()
         self._pipe = selftest.pipeline()
         self._reached: Snapshot | None = None  # what every worker is known to have
@@ -389,13 +392,13 @@ class Announcer:
             }
             for vip in chain(self._wanted, self._declined)
             for route in (self._wanted.get(vip),)
-            for row in self._rows_of(vip)
+            for row in rows_of(vip, self._said_of(vip))
         ]
 
     def announced(self) -> Sequence[Row]:
         """The same for the manager, which knows how VIPs are announced; ``why`` is there where there is one.
 
-        What did not change is the same object as before. Nobody changes any of it.
+        The same object as long as nothing of it changes. Nobody changes any of it.
         """
         return self._rows.all(chain(self._wanted, self._declined)) if self._speaker is not None else ()
 
@@ -409,16 +412,16 @@ class Announcer:
         if self._speaker is None:
             return ()
         self.announced()
-        return self._rows.since_mark(lambda vip: _row(_text(vip), None, "withdrawn", None))
+        return self._rows.since_mark()
 
-    def _rows_of(self, vip: Network) -> tuple[Row, ...]:
-        text, route = _text(vip), self._wanted.get(vip)
+    def _said_of(self, vip: Network) -> tuple[Said, ...]:
+        route = self._wanted.get(vip)
         if route is None:
-            return (_row(text, None, "withdrawn", self._declined[vip]),) if vip in self._declined else ()
+            return ((None, "withdrawn", self._declined[vip]),) if vip in self._declined else ()
         hearing = [peer for peer in self._speaks.settings.peers if hears(peer, vip, route)]
         if not hearing:
-            return (_row(text, None, "unheard", f"no peer is {route.peers.value} and takes {family(vip).value}"),)
-        return tuple(_row(text, peer, *self._told(vip, peer.address)) for peer in hearing)
+            return ((None, "unheard", f"no peer is {route.peers.value} and takes {family(vip).value}"),)
+        return tuple((peer.name, *self._told(vip, peer.address)) for peer in hearing)
 
     def _told(self, vip: Network, peer: Address) -> tuple[str, str | None]:
         """The state of a VIP towards a peer, and why it is not announced if it is not."""
@@ -438,15 +441,35 @@ class Announcer:
         return "waiting", None if session.up else session.error or f"the session is {session.state.value}"
 
 
-class Rows:
-    """Rows by VIP, made when somebody asks, and kept for as long as nothing of what they tell changes."""
+class Told(Sequence[Row]):
+    """Rows of VIPs, made when somebody reads them: of ten thousand VIPs the same is mostly said, and as rows it takes
+    5 MiB. Equal to itself alone."""
 
-    def __init__(self, make: Callable[[Network], tuple[Row, ...]]) -> None:
-        """``make``: the rows of a VIP; none if there is nothing to tell."""
+    def __init__(self, by_vip: Mapping[Network, tuple[Said, ...]]) -> None:
+        """``by_vip`` is not changed any more."""
+        self._by_vip = by_vip
+        self._count = sum(map(len, by_vip.values()))
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Row]:
+        return chain.from_iterable(rows_of(vip, said) for vip, said in self._by_vip.items())
+
+    def __getitem__(self, index: Any) -> Any:
+        return list(self)[index]
+
+
+class Rows:
+    """What is to be told of each VIP, made when somebody asks, and kept for as long as nothing of it changes."""
+
+    def __init__(self, make: Callable[[Network], tuple[Said, ...]]) -> None:
+        """``make``: what there is to tell of a VIP; nothing if there is not."""
         self._make = make
-        self._by_vip: dict[Network, tuple[Row, ...]] = {}
+        self._by_vip: dict[Network, tuple[Said, ...]] = {}
+        self._same: dict[tuple[Said, ...], tuple[Said, ...]] = {}  # what is said of one VIP is said of many
         self._stale: set[Network] | None = None  # None: all
-        self._all: list[Row] = []
+        self._all: Sequence[Row] = Told({})
         self._others: dict[Network, None] = {}  # those whose rows are others than at the mark
         self._told: dict[Network, None] = {}  # of these, those that were told by themselves
 
@@ -458,13 +481,13 @@ class Rows:
             self._stale.update(vips)
 
     def all(self, vips: Iterable[Network]) -> Sequence[Row]:
-        """Those of all VIPs, which ``vips`` are. The same list as before if nothing changed."""
+        """Those of all VIPs, which ``vips`` are. The same object as before if nothing changed."""
         stale = {*self._by_vip, *vips} if self._stale is None else self._stale
         self._stale = set()
         changed = [vip for vip in stale if self._renew(vip)]
         if changed:
             self._others.update(dict.fromkeys(changed))
-            self._all = list(chain.from_iterable(self._by_vip.values()))
+            self._all = Told(self._by_vip.copy())
         return self._all
 
     def _renew(self, vip: Network) -> bool:
@@ -472,8 +495,10 @@ class Rows:
         now = self._make(vip)
         if now == self._by_vip.get(vip, ()):
             return False
+        if len(self._same) > FEW:
+            self._same.clear()
         if now:
-            self._by_vip[vip] = now
+            self._by_vip[vip] = self._same.setdefault(now, now)
         else:
             del self._by_vip[vip]
         return True
@@ -482,12 +507,12 @@ class Rows:
         """From now on what becomes another is counted."""
         self._others, self._told = {}, {}
 
-    def since_mark(self, gone: Callable[[Network], Row]) -> list[Row]:
-        """Rows of VIPs whose rows are others than at the mark; ``gone``: of one without. Where they are more than
-        :data:`FEW`, of those that were told before there were so many: what was told stays so."""
+    def since_mark(self) -> list[Row]:
+        """Rows of VIPs whose rows are others than at the mark. Where they are more than :data:`FEW`, of those that were
+        told before there were so many: what was told stays so."""
         if len(self._others) <= FEW:
             self._told = dict(self._others)
-        return [row for vip in self._told for row in self._by_vip.get(vip) or (gone(vip),)]
+        return [row for vip in self._told for row in rows_of(vip, self._by_vip.get(vip) or _GONE)]
 
 
 def _all_later(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
@@ -495,9 +520,12 @@ def _all_later(before: tuple[int, ...], now: tuple[int, ...]) -> bool:
     return len(before) == len(now) > 0 and all(count != old for count, old in zip(now, before, strict=True))
 
 
-def _row(vip: str, peer: BgpPeer | None, state: str, why: str | None) -> Row:
-    row: Row = {"vip": vip, "peer": peer.name if peer is not None else None, "state": state}
-    return row if why is None else {**row, "why": why}
+def rows_of(vip: Network, said: Iterable[Said]) -> list[Row]:
+    text = _text(vip)
+    return [
+        {"vip": text, "peer": peer, "state": state, **({} if why is None else {"why": why})}
+        for peer, state, why in said
+    ]
 
 
 def _text(vip: Network) -> str:

@@ -163,7 +163,7 @@ class Status:
             if rows is not self._told:
                 self._told, self._tell_again = rows, at + len(rows) / ROWS_RATE
                 self._announcer.told_all()
-        return self._told[:ANNOUNCED_MAX]
+        return self._told if len(self._told) <= ANNOUNCED_MAX else self._told[:ANNOUNCED_MAX]
 
     def peers(self) -> list[Row]:
         """BGP sessions."""

@@ -492,10 +492,12 @@ def encode(message: FromNode | ToNode) -> str:
     return json.dumps(message.plain(), separators=(",", ":"), ensure_ascii=False, default=_in_order)
 
 
-def _in_order(value: object) -> dict[str, Any]:
-    """A section of a whole state, as JSON has it."""
+def _in_order(value: object) -> dict[str, Any] | list[Any]:
+    """A section of a whole state, or rows that are made when they are read, as JSON has them."""
     if isinstance(value, PersistentMap):
         return dict(sorted(value.items()))
+    if isinstance(value, Sequence):
+        return list(value)
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 

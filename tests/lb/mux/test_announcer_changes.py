@@ -22,7 +22,7 @@ from lb.dataplane import NO_MAC, Hop
 from lb.forwarding import Compiler
 from lb.model import Address, Backend, MuxSettings, Network, Service
 from lb.mux import announcer as module
-from lb.mux.announcer import Announcer
+from lb.mux.announcer import Announcer, rows_of
 from lb.persistent import PersistentMap
 from tests.lb.bgp.values import OUTSIDE, SPEAKS, net, service
 
@@ -194,7 +194,7 @@ async def test_a_vip_that_comes_is_announced_after_its_proof_and_alone(
         await made.rest()
         assert made.states()["203.0.113.11", OUTSIDE.name] == "announced"
         assert all("203.0.113.11/32" in line and "203.0.113.10" not in line for line in made.exabgp.lines[lines:])
-        assert {row["vip"]: row for row in made.announcer.announced()}["203.0.113.10"] is before["203.0.113.10"]
+        assert {row["vip"]: row for row in made.announcer.announced()}["203.0.113.10"] == before["203.0.113.10"]
 
 
 @in_a_loop
@@ -313,7 +313,7 @@ async def test_any_story_ends_as_a_look_at_everything_says(monkeypatch: pytest.M
         speaker = announcer._speaker
         assert speaker is not None
         assert speaker.ledger.wanted == whole(made, table) == speaker.ledger.accepted
-        fresh = [row for vip in announcer._wanted for row in announcer._rows_of(vip)]
+        fresh = [row for vip in announcer._wanted for row in rows_of(vip, announcer._said_of(vip))]
         assert sorted(announcer.announced(), key=str) == sorted(fresh, key=str)
         assert announcer._held.keys() == set(parse_announcements(table)) - {each.vip for each in whole(made, table)}
         told = {(vip if isinstance(vip, str) else str(vip)) for vip, _ in announcer.figures().announced}
