@@ -32,6 +32,9 @@ from tests.lab.topology import PROGRAMS, Node
 PROBE = Probe(ProbeType.TCP, interval=0.5, timeout=0.5, rise=1, fall=2)
 #: Until the doctor sees what a daemon or the manager learns by and by, seconds.
 PATIENCE = 20.0
+#: Who announces a VIP is told at once, and that it is one MUX alone once that has lasted three seconds, with others of
+#: the kind: an event of it may come this late, seconds.
+LASTED = 8.0
 
 Finding = Mapping[str, Any]
 

@@ -27,7 +27,7 @@ from lb.mux.isolation import install_text
 from lb.mux.prefixes import Cover
 from manager.authority import Authority, Subject
 from tests.lab import netns
-from tests.lab.clinic import PROBE, Clinic, Expected, Truth, announced_by, command, is_away, is_ill, table
+from tests.lab.clinic import LASTED, PROBE, Clinic, Expected, Truth, announced_by, command, is_away, is_ill, table
 from tests.lab.fleet import UP
 from tests.lab.process import Process, in_namespace, wait_for
 from tests.lab.routers import Routers, missing
@@ -152,11 +152,11 @@ def test_a_password_a_clock_a_table_of_before_and_a_host_that_answers_arp(clinic
     netns.sysctl(host3.namespace, {f"ipv4/conf/{name}/arp_ignore": 0 for name in ("all", "eth0")})
     clinic.all_say(
         before,
-        announced_by("mux1", "web"),
         Truth("agent host2", lambda row: "ahead of" in str(row["clock"]), "its clock is"),
         is_ill("files", "files-host1"),
         is_away("agent host3"),
     )
+    clinic.all_say(before, announced_by("mux1", "web"), seconds=LASTED)
     password, clock, stale, arp, _ = clinic.fleet_finds(
         Expected("bgp_password", ("mux mux2 says", "router (10.0.1.1)", "its password (TCP MD5) is another")),
         Expected("clock", ("host2 says", "10 min ahead of the manager's")),

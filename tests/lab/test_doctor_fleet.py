@@ -22,6 +22,7 @@ from lb.config_text import format_config
 from lb.model import MuxConfig, Service
 from tests.lab import netns
 from tests.lab.clinic import (
+    LASTED,
     PROBE,
     Clinic,
     Expected,
@@ -153,7 +154,8 @@ def test_a_session_that_is_down_and_a_vip_that_is_a_muxs_own(clinic: Clinic) -> 
     clinic.in_node(clinic.router, "nft", "-f", "-", stdin=rules)
     clinic.in_node(mux2, "ip", "addr", "add", f"{SOLO_VIP}/32", "dev", "lo")
     wait_for(lambda: clinic.watch.hops(WEB_VIP) == frozenset({str(mux2.address)}), "the session to be lost", 30)
-    clinic.all_say(before, announced_by("mux2", "web"), session_is_down("mux1"))
+    clinic.all_say(before, session_is_down("mux1"))
+    clinic.all_say(before, announced_by("mux2", "web"), seconds=LASTED)
     session, local = clinic.fleet_finds(
         Expected("bgp_password", ("mux mux1 says", "10.0.1.1", "nothing from port 179", "announced by mux2 alone")),
         Expected("local_vip", ("mux mux2 says", SOLO_VIP, "on lo")),
@@ -218,7 +220,7 @@ def test_services_that_nobody_serves_and_a_mux_with_another_seed(clinic: Clinic)
     mux2.config.write_text(format_config(configuration))
     clinic.start_daemon(mux2)
     wait_for(lambda: clinic.watch.hops(WEB_VIP) == frozenset({str(clinic.muxes[0].address)}), "mux1 alone", 30)
-    clinic.all_say(before, announced_by("mux1", "web"))
+    clinic.all_say(before, announced_by("mux1", "web"), seconds=LASTED)
     (alone,) = clinic.fleet_finds(Expected("announced", ("mux1 alone", "mux2"), severity="warning"))
     clinic.note("only one MUX announces", alone)
     clinic.lb(*command(alone).split()[1:])
