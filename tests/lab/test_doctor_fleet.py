@@ -278,7 +278,7 @@ def test_a_backup_that_was_put_back_on_a_manager_whose_disk_is_full(clinic: Clin
         shutil.copy2(path, manager.state_dir)
     clinic.start_manager()
     # The events are those of the backup, and go on from there.
-    clinic.all_say(0, *(Truth(f"agent {host.name}", is_told_nothing, "is told nothing") for host in clinic.hosts))
+    clinic.all_say(0, *(Truth(f"agent {host.name}", is_told_nothing, "it gets no orders") for host in clinic.hosts))
     assert any("older than the orders" in problem["text"] for problem in clinic.page()["summary"]["problems"])
     ballast = manager.state_dir / "ballast"
     with pytest.raises(OSError, match="No space left"):
