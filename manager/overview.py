@@ -464,7 +464,7 @@ def _why_of_node(row: Row, told: Mapping[str, Any]) -> str | None:
     words = [
         f"{_TROUBLE[row['state']]}; it goes on with what it has" if row["state"] in ("away", "gone", "late") else None,
         f"goes on with an older configuration: {rejected}" if rejected else None,
-        *node_words(row),
+        *node_words({**row, "handover": None}),  # that is no trouble: `lb get muxes` has it
     ]
     return _text("; ".join(word for word in words if word)) or None
 
