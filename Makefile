@@ -113,7 +113,7 @@ sanitize: build
 # Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.  A target
 # may include a source file, to reach what is static there; it is not compiled a second time then.
 # Looking through the whole flow table teaches libFuzzer nothing, and takes it three times as long.
-$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h tests/fuzz/uncounted.txt $(wildcard tests/native/plain_mux.*) $(NATIVE)
+$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h tests/fuzz/uncounted.txt $(wildcard tests/native/c/plain_mux.*) $(NATIVE)
 	@deploy/packages.sh --check fuzz
 	@mkdir -p $(@D)
 	@echo 'compiling $*'
@@ -131,7 +131,7 @@ fuzz-node: MESSAGES ?= 10000
 fuzz-node: SEED ?= $(shell date +%s)
 fuzz-node: build
 	@echo '$(MESSAGES) messages of each type, SEED=$(SEED)'
-	@VIPMUX_MESSAGES=$(MESSAGES) VIPMUX_SEED=$(SEED) $(PY) -m pytest --quiet -n 0 tests/manager/test_hostile_node.py
+	@VIPMUX_MESSAGES=$(MESSAGES) VIPMUX_SEED=$(SEED) $(PY) -m pytest --quiet -n 0 tests/manager/nodes/test_hostile_node.py
 
 demo:
 	@deploy/packages.sh demo

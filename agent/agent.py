@@ -3,7 +3,7 @@
 
 Called by :mod:`agent.daemon`, one call at a time, in a helper thread. :class:`Agent` owns the way of decapsulation in
 use and the record of what was changed; the decisions are made by :mod:`agent.plan`, the changes by a
-:class:`agent.host.Host`.
+:class:`agent.host.interface.Host`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from agent import fence, nat, sysctls
 from agent import plan as planning
-from agent.ahead import Stranger
-from agent.conntrack import Expected, Place, changed_places
 from agent.decap import IPIP_DEVICE, TUN_DEVICE, BpfDecap, Decap, DecapRefused, Prepare, Tunnel, found_filter, prepare
-from agent.host import Host, Link
-from agent.own import OwnService, Served, serve
+from agent.host.change_log import Changes, Store
+from agent.host.conntrack import Expected, Place, changed_places
+from agent.host.interface import Host, Link
 from agent.plan import Action, Desired, Found
-from agent.state import Changes, Store
-from agent.vips import owned_vips, served_vips
+from agent.rules import fence, nat, sysctls
+from agent.rules.foreign_filters import Stranger
+from agent.rules.local_services import OwnService, Served, serve
+from agent.rules.vips import owned_vips, served_vips
+from lb.daemon.log import get_logger
 from lb.dataplane import DecapProgram
 from lb.errors import ConfigError, FeatureError, IoError, VipmuxError
-from lb.log import get_logger
 from lb.model import Address, AgentConfig, AgentSettings, DecapMode
 
 log = get_logger()

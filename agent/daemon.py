@@ -26,31 +26,31 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from agent.agent import Agent, Applied
+from agent.host.change_log import Lock, Store
+from agent.host.linux import RTPROT_KERNEL, LinuxHost
 from agent.keeping import FiltersAhead, HostInterface, HostParts, HostSettings
-from agent.linux import RTPROT_KERNEL, LinuxHost
-from agent.nat import TABLE
 from agent.probes import LocalProbes, command_user
-from agent.state import Lock, Store
+from agent.rules.nat import TABLE
+from agent.rules.vips import ROUTE_PROTOCOL
 from agent.status import AgentCollector, Kept, Picture, answer, for_manager
-from agent.vips import ROUTE_PROTOCOL
-from lb import log as logging
-from lb import metrics
-from lb.changes import Change
-from lb.config import load_agent, parse_manager_url
-from lb.control import ControlServer
-from lb.daemon.keeper import Keeper
-from lb.daemon.kernel_watch import EVERYTHING, KernelWatch, Own
-from lb.daemon.main_rule import MainRule
+from lb.config.load import load_agent, parse_manager_url
+from lb.daemon import log as logging
+from lb.daemon.control_socket import ControlServer
+from lb.daemon.kernel.keeper import Keeper
+from lb.daemon.kernel.main_rule import MainRule
+from lb.daemon.kernel.watch import EVERYTHING, KernelWatch, Own
+from lb.daemon.log import get_logger
 from lb.daemon.marker import RunMarker
+from lb.daemon.metrics import collectors
+from lb.daemon.notify import Supervisor
+from lb.daemon.privileges import Capability, keep_only, require
 from lb.daemon.supervise import Tasks, until
-from lb.doctor import startup
-from lb.doctor.facts import Role
+from lb.doctor.checks import startup
+from lb.doctor.values.facts import Role
 from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
-from lb.log import get_logger
 from lb.model import Address, AgentConfig, DecapMode, Service
 from lb.node.token_option import given_token, token_options
-from lb.notify import Supervisor
-from lb.privileges import Capability, keep_only, require
+from lb.service_diff import Change
 
 if TYPE_CHECKING:
     from lb.node.follower import Follower
@@ -123,7 +123,7 @@ class Daemon:
             log.error("no local socket", reason=str(error), then="lb-agent serves all the same")
         try:
             await self._begin()
-            exporter = metrics.serve(settings.metrics, AgentCollector(self._picture), key="agent.metrics")
+            exporter = collectors.serve(settings.metrics, AgentCollector(self._picture), key="agent.metrics")
             self._probes = LocalProbes(self._follower.client.send_health if self._follower else None)
             try:
                 if self._applied is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from agent.host import Host, Link
+from agent.host.interface import Host, Link
 from agent.plan import FilterState, FoundFilter
 from lb import dataplane
 from lb.dataplane import DecapProgram, HostPipeline, RawTunnel

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent put into this host's kernel is kept there: the parts that :mod:`lb.daemon.keeper` looks after.
+"""What the agent put into this host's kernel is kept there: the parts that :mod:`lb.daemon.kernel.keeper` looks after.
 
 Looking is planning: what the plan from the configuration in force to the host as it is would do is what somebody else
 undid (:func:`amiss`, which is pure). Putting back is applying once more. Both take the turn of any other change, so
@@ -12,18 +12,18 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from agent import fence, nat
 from agent import plan as planning
 from agent.agent import Agent
-from agent.ahead import Judge
 from agent.decap import IPIP_DEVICE, TUN_DEVICE
-from agent.linux import FILTER_NAME, FILTER_PRIORITY
+from agent.host.linux import FILTER_NAME, FILTER_PRIORITY
 from agent.plan import Action
-from lb.daemon.kernel_watch import EVERYTHING, NOTHING, Area
-from lb.daemon.repairs import Difference
-from lb.daemon.sysctls import shown
+from agent.rules import fence, nat
+from agent.rules.foreign_filters import Judge
+from lb.daemon.kernel.repairs import Difference
+from lb.daemon.kernel.sysctls import shown
+from lb.daemon.kernel.watch import EVERYTHING, NOTHING, Area
+from lb.daemon.log import get_logger
 from lb.errors import IoError
-from lb.log import get_logger
 from lb.model import DecapMode
 
 log = get_logger()
@@ -95,7 +95,8 @@ class HostInterface:
 
 
 class FiltersAhead:
-    """Filters of others before ours, see :mod:`agent.ahead`. They are theirs: nothing is taken away, all is said."""
+    """Filters of others before ours, see :mod:`agent.rules.foreign_filters`. They are theirs: nothing is taken away,
+    all is said."""
 
     areas: Area = Area.FILTER
     interval = 1.0

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from agent.fence import Fence
-from agent.state import Changes
-from agent.sysctls import TCP_LIBERAL, needed
-from agent.vips import OwnedVips
+from agent.host.change_log import Changes
+from agent.rules.fence import Fence
+from agent.rules.sysctls import TCP_LIBERAL, needed
+from agent.rules.vips import OwnedVips
 from lb.model import DecapMode, Network
 
 

@@ -29,8 +29,8 @@ import pwd
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from lb.daemon.log import get_logger
 from lb.errors import ConfigError
-from lb.log import get_logger
 from lb.model import Address, AgentConfig, AgentSettings, Backend, Probe, ProbeType, Protocol, Service
 from lb.node.messages import HealthReport
 from lb.probe.board import Board, Known, Label, NotProbed

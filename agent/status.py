@@ -12,11 +12,11 @@ from prometheus_client.registry import Collector
 
 from agent.agent import Applied
 from agent.decap import dropped, drops
-from agent.own import OwnService
-from lb.daemon.keeper import KeptFigures
-from lb.daemon.keeper import metrics as kept_metrics
+from agent.rules.local_services import OwnService
+from lb.daemon.kernel.keeper import KeptFigures
+from lb.daemon.kernel.keeper import metrics as kept_metrics
+from lb.daemon.metrics.collectors import probe_durations
 from lb.errors import RequestError
-from lb.metrics import probe_durations
 from lb.model import AgentConfig
 from lb.probe.board import Known, Label
 from lb.probe.state import Health
@@ -28,7 +28,7 @@ _NOTHING: Mapping[Label, Known] = {}
 class Kept:
     """What somebody else undid in this kernel."""
 
-    rows: Sequence[Mapping[str, Any]] = ()  #: as lb.daemon.keeper tells it
+    rows: Sequence[Mapping[str, Any]] = ()  #: as lb.daemon.kernel.keeper tells it
     words: str | None = None  #: the same in one sentence
     figures: KeptFigures = field(default_factory=KeptFigures)
     degraded: str | None = None  #: why clients may not be served, though all of ours is there

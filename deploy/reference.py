@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make docs``: docs/reference.md, every key of every configuration file, made of the models themselves.
 
-What a key means is said beside it in :mod:`lb.config_tables`. What its value must be is what its own validator says of
+What a key means is said beside it in :mod:`lb.config.tables`. What its value must be is what its own validator says of
 a wrong one. Its default is that of the value in :mod:`lb.model`. So the page cannot say anything else than the program
 does; ``tests/deploy/test_reference.py`` sees to it that the page is current.
 """
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 from pydantic import PlainValidator
 
-from lb import config_tables as tables
 from lb import model
+from lb.config import tables
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reference.md"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The words of the project as values: services, backends, and the settings of a MUX and a host agent.
 
-Plain immutable values with no behaviour beyond a few derived answers. They are made by :mod:`lb.config`,
+Plain immutable values with no behaviour beyond a few derived answers. They are made by :mod:`lb.config.load`,
 which has checked everything; whoever holds one need not check again. Imports nothing of ours, so that
 every other module may use it. Ports are host integers, times are seconds, sizes are bytes.
 """
@@ -117,7 +117,7 @@ class ProbeType(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A service's health probe; which of the fields a type uses is checked in :mod:`lb.config`."""
+    """A service's health probe; which of the fields a type uses is checked in :mod:`lb.config.load`."""
 
     type: ProbeType
     port: int | None = None  #: where to ask; None: the backend's own port

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What makes the daemon a safe one to reach: its certificate, who may ask, the node stream, and their upkeep.
 
-Made once by :mod:`manager.daemon`; puts :mod:`manager.trust`, :mod:`manager.stream` and :mod:`manager.joining`
-together for it. Without TLS (``--insecure-loopback``) there is none of this: no node can follow then.
+Made once by :mod:`manager.daemon`; puts :mod:`manager.trust.trust`, :mod:`manager.nodes.stream` and
+:mod:`manager.trust.joining` together for it. Without TLS (``--insecure-loopback``) there is none of this: no node can
+follow then.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from typing import Any
 
 from aiohttp import web
 
+from lb.daemon.log import get_logger
 from lb.daemon.supervise import Tasks
-from lb.log import get_logger
 from lb.model import ManagerSettings
-from manager import joining
-from manager.api import TOKEN_ENDS
-from manager.authority import Authority
-from manager.joining import address_of, certificate_of
-from manager.store import Store, StoreError
-from manager.stream import Hub, Streams
-from manager.tokens import may_ask
-from manager.trust import Trust, peer_of
+from manager.api.server import TOKEN_ENDS
+from manager.nodes.stream import Hub, Streams
+from manager.store.interface import Store, StoreError
+from manager.trust import joining
+from manager.trust.ca import Authority
+from manager.trust.joining import address_of, certificate_of
+from manager.trust.tokens import may_ask
+from manager.trust.trust import Trust, peer_of
 
 #: How often the manager's own certificate is looked at, seconds.
 UPKEEP_INTERVAL = 3600.0

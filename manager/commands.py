@@ -17,17 +17,17 @@ from typing import TypeVar
 
 import click
 
-from lb.config import load_manager
+from lb.config.load import load_manager
+from lb.daemon.log import only_warnings
+from lb.daemon.private_files import make_private_directory, write_private
 from lb.daemon.state_dir import check_private
 from lb.errors import IoError, RequestError
-from lb.log import only_warnings
 from lb.model import ManagerSettings
-from lb.node.files import make_private_directory, write_private
 from manager.access import CA_DIRECTORY
-from manager.authority import Authority
-from manager.sqlite import SqliteStore
-from manager.tokens import KINDS, parse_ttl
-from manager.trust import Trust
+from manager.store.sqlite import SqliteStore
+from manager.trust.ca import Authority
+from manager.trust.tokens import KINDS, parse_ttl
+from manager.trust.trust import Trust
 
 T = TypeVar("T")
 

@@ -23,31 +23,31 @@ from pathlib import Path
 import click
 from aiohttp import web
 
-from lb import log as log_setup
-from lb.config import load_manager
+from lb.config.load import load_manager
+from lb.daemon import log as log_setup
+from lb.daemon.log import get_logger
+from lb.daemon.memory import tame_allocator
+from lb.daemon.metrics.collectors import program_version, serve
+from lb.daemon.notify import Supervisor
+from lb.daemon.privileges import Capability, effective, keep_only
 from lb.daemon.state_dir import check_private
 from lb.daemon.supervise import until
-from lb.doctor import startup
-from lb.doctor.facts import Role
+from lb.doctor.checks import startup
+from lb.doctor.values.facts import Role
 from lb.errors import AccessError, ConfigError, IoError, RequestError, VipmuxError
-from lb.log import get_logger
-from lb.memory import tame_allocator
-from lb.metrics import program_version, serve
 from lb.model import ManagerSettings
-from lb.notify import Supervisor
-from lb.privileges import Capability, effective, keep_only
 from manager.access import Access
-from manager.api import Api, Authenticate, application
+from manager.api.metrics import ManagerCollector
+from manager.api.server import Api, Authenticate, application
+from manager.api.view import View
 from manager.commands import COMMANDS
-from manager.controller import Controller
-from manager.door import nobody, serving, small_buffers
-from manager.metrics import ManagerCollector
-from manager.pages import READERS, Pages, is_loopback
-from manager.sessions import Sessions
-from manager.sqlite import SqliteStore
-from manager.store import Store
-from manager.trust import listener
-from manager.view import View
+from manager.controller.controller import Controller
+from manager.store.interface import Store
+from manager.store.sqlite import SqliteStore
+from manager.trust.door import nobody, serving, small_buffers
+from manager.trust.trust import listener
+from manager.web.server import READERS, Pages, is_loopback
+from manager.web.sessions import Sessions
 
 PROGRAM = "lb-manager"
 #: Open requests get so long to end when the manager stops, seconds.

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from lb.cli.main import COMMANDS
-from lb.config import parse
+from lb.config.load import parse
 from lb.model import MuxConfig
-from tests.lb.test_help import parse as parse_line
-from tests.lb.test_help import words
+from tests.lb.cli.test_help import parse as parse_line
+from tests.lb.cli.test_help import words
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -6,5 +6,5 @@
     control                a manager with MUXes and agents (control_fleet, control_agents, control_router: its stage)
     stage, machine, echo   what they have in common: namespaces and daemons, words about the machine, a server
 
-Nothing of the product knows of them but the command itself (lb.cli.bench).
+Nothing of the product knows of them but the command itself (lb.cli.commands.bench).
 """

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from queue import SimpleQueue
 from typing import Any
 
-from lb.bench.machine import commit_name, cpu_name
+from lb.bench.stage.machine import commit_name, cpu_name
 from lb.dataplane import (
     BENCH_FRAMES,
     BENCH_SEGMENT,
@@ -31,8 +31,8 @@ from lb.dataplane import (
     Snapshot,
     flow_table_bytes,
 )
+from lb.dataplane.compile.compiler import Compiler
 from lb.errors import RequestError
-from lb.forwarding import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 
 #: Runs that a measurement is divided into; their median counts.

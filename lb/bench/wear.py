@@ -14,10 +14,10 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from lb.bench.machine import commit_name, cpu_name
 from lb.bench.pipeline import bench_services
+from lb.bench.stage.machine import commit_name, cpu_name
 from lb.dataplane import FLOW_TIERS, Fate, Link, Pipeline, Script, Snapshot
-from lb.forwarding import Compiler, Forwarding
+from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import BackendState, MuxSettings, Service
 
 FIN, SYN, RST, PSH, ACK = 1, 2, 4, 8, 16
@@ -330,7 +330,7 @@ class RolloutsBench:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """As :class:`lb.numbers.Tables`."""
+    """As :class:`lb.dataplane.compile.numbers.Tables`."""
 
     pipeline: Pipeline
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TypeVar
 
-from lb.changes import Change
 from lb.model import Network, Service
+from lb.service_diff import Change
 
 T = TypeVar("T")
 

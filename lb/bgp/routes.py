@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from lb.errors import ConfigError
 from lb.model import Address, AnnouncePeers, BgpFamily, BgpPeer, BgpSettings, Network
-from lb.persistent import differences
+from lb.persistent_map import differences
 
 #: RFC 8326: routers that honour it prefer every other path, and none is lost as long as there is another.
 GRACEFUL_SHUTDOWN = "65535:0"
@@ -165,7 +165,7 @@ def parse_announcements(table: Mapping[str, Any]) -> dict[Network, Route]:
 
 
 def _read_vip(vip: str, mistakes: list[tuple[str, str]]) -> Network | None:
-    from lb import config_tables as tables  # noqa: PLC0415  brings pydantic, which a MUX without BGP can do without
+    from lb.config import tables  # noqa: PLC0415  brings pydantic, which a MUX without BGP can do without
 
     try:
         network = tables.parse_vip(vip)
@@ -178,7 +178,7 @@ def _read_vip(vip: str, mistakes: list[tuple[str, str]]) -> Network | None:
 
 
 def _read_route(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> Route | None:
-    from lb import config_tables as tables  # noqa: PLC0415  as above
+    from lb.config import tables  # noqa: PLC0415  as above
 
     where = f"announcements.{tables.show(vip)}"
     if not isinstance(raw, dict):

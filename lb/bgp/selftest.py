@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from lb.dataplane import Link, Pipeline, Result, Snapshot, Verdict
-from lb.forwarding import Forwarding
+from lb.dataplane.compile.compiler import Forwarding
 from lb.model import Address, Backend, BackendState, Network, Protocol, Service
 
 #: Packets tried for a service, until one answers the question: with some backends unreachable it may take a few.

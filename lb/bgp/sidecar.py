@@ -31,9 +31,9 @@ from typing import Any
 from lb.bgp import helper as helper_module
 from lb.bgp.config import ENVIRONMENT, exabgp_config
 from lb.bgp.routes import Speaks, is_safe
+from lb.daemon.log import get_logger
 from lb.daemon.supervise import describe, unwrap
 from lb.errors import VipmuxError
-from lb.log import get_logger
 
 #: The helper takes everything back when the data plane was silent for so long, seconds.
 HEARTBEAT_TTL = 1.0

@@ -21,7 +21,7 @@ from lb.bgp.ledger import Ledger
 from lb.bgp.routes import ALIVE, Command, Key, Speaks
 from lb.bgp.session import Session
 from lb.bgp.sidecar import Account, Listener, OrderRefused, Sidecar, SidecarGone
-from lb.log import get_logger
+from lb.daemon.log import get_logger
 from lb.model import Address, Network
 
 #: Prefixes in one batch of commands; the rest waits for its answers.

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 
-from lb.tabular import Paint
+from lb.tables.layout import Paint
 
 BAD, ATTENTION, GOOD = "31", "33", "32"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 import click
 from click.shell_completion import CompletionItem
 
-from lb.cli.remote import LOCAL_FILE, Manager, local_manager
+from lb.cli.ask_manager import LOCAL_FILE, Manager, local_manager
 from lb.errors import VipmuxError
 
 #: How long one waits for the manager, seconds.
@@ -92,7 +92,7 @@ def _beginning(words: Iterable[str], begun: str) -> list[str]:
 
 
 def _manager(context: click.Context) -> Manager:
-    """The one that the command line names so far; see :func:`lb.cli.remote.manager_options`."""
+    """The one that the command line names so far; see :func:`lb.cli.ask_manager.manager_options`."""
     url, cert, key, ca = (context.params.get(name) for name in ("url", "cert", "key", "ca"))
     return Manager(
         url or local_manager(LOCAL_FILE), cert, key, ca, os.environ.get("LB_TOKEN") or None, patience=PATIENCE

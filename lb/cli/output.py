@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from lb.cells import cell
 from lb.cli.colour import ATTENTION, BAD, STATES
+from lb.tables.values import cell
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +35,7 @@ def output_option(function: F) -> F:
 
 
 def example(*lines: str) -> str:
-    """The end of a command's help, for ``epilog``: command lines that work. tests/lb/test_help.py tries them."""
+    """The end of a command's help, for ``epilog``: command lines that work. tests/lb/cli/test_help.py tries them."""
     return "\b\nExample:\n" + "".join(f"  {line}\n" for line in lines)
 
 

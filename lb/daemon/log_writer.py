@@ -23,9 +23,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from lb.daemon.privileges import keep_only
 from lb.daemon.vitals import VITALS
 from lb.errors import PrivilegeError
-from lb.privileges import keep_only
 
 #: What waits at most, characters: some ten thousand lines.
 QUEUE_MAX = 2 * 2**20

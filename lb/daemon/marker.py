@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from lb.log import get_logger
+from lb.daemon.log import get_logger
 
 log = get_logger()
 

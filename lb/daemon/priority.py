@@ -2,7 +2,7 @@
 """Who goes first when there is less CPU than work: of one daemon's threads, and of the programs that it starts.
 
     control   -12   the event loop, the heart, ExaBGP and its helper: BGP keepalives, the node stream, probes, questions
-    workers   -10   packets (native/worker.c sets it)
+    workers   -10   packets (native/worker/worker.c sets it)
     the rest    0   helper threads that read, compile and count; metrics; the log
 
 A worker that has more packets than it can take uses all that it is given, for ever. What control needs is little and

@@ -25,9 +25,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from lb.daemon.log import get_logger
 from lb.daemon.vitals import VITALS, Vitals
 from lb.errors import VipmuxError
-from lb.log import get_logger
 
 #: The pause before a task is begun anew, seconds: doubled with each failure up to the last.
 PAUSE_FIRST, PAUSE_LAST = 0.1, 30.0

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a daemon counts of its own faults, for its metrics: tasks begun anew, lines of the log that were lost.
 
-One process is one daemon, so there is one set of counters, :data:`VITALS`; :func:`lb.metrics.serve` shows it beside
-whatever else the daemon tells. Written from any thread: each counter has a lock of the interpreter's own granularity,
-and a scrape may see one a moment old.
+One process is one daemon, so there is one set of counters, :data:`VITALS`; :func:`lb.daemon.metrics.collectors.serve`
+shows it beside whatever else the daemon tells. Written from any thread: each counter has a lock of the interpreter's
+own granularity, and a scrape may see one a moment old.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from lb.binding import c, ffi
+from lb.dataplane.binding import c, ffi
 from lb.dataplane.pipeline import Pipeline
 from lb.dataplane.snapshot import Snapshot
 
@@ -25,7 +25,7 @@ class BackendFlows:
 
 
 class Census:
-    """How many live flows each backend has. Counted from beside, while workers go on; see native/census.h."""
+    """How many live flows each backend has. Counted from beside, while workers go on; see native/questions/census.h."""
 
     def __init__(self, counters: int) -> None:
         """``counters``: how many counter indices are in use."""

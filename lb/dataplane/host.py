@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 
-from lb.binding import Cdata, Closable, c, check, ffi, make, text
+from lb.dataplane.binding import Cdata, Closable, c, check, ffi, make, text
 from lb.dataplane.io import Io
 from lb.dataplane.pipeline import Offload, load
 from lb.dataplane.worker import Worker

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lb.binding import Cdata, Closable, c, ffi
+from lb.dataplane.binding import Cdata, Closable, c, ffi
 from lb.dataplane.programs import SteerProgram, WholeProgram, attach_refusal
 from lb.errors import IoError
 
@@ -59,7 +59,7 @@ class Io(Closable):
 
 
 class GatedIo(Io):
-    """One whose super-packets leave by a device of their own (``native/gate.h``)."""
+    """One whose super-packets leave by a device of their own (``native/io/gate.h``)."""
 
     def set_gate(self, name: str | None, program: WholeProgram | None = None, *, shared: bool = False) -> None:
         """Before a worker runs: super-packets leave whole by a TAP device, which is made; None, or an IoError: they are
@@ -78,7 +78,7 @@ class GatedIo(Io):
 class PacketIo(GatedIo):
     """AF_PACKET on one interface; sends by any."""
 
-    #: The only ring of the interface, or the first of a group; see native/io_packet.h.
+    #: The only ring of the interface, or the first of a group; see native/io/io_packet.h.
     ALONE = -1
     NEW_GROUP = -2
 

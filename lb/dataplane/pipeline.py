@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from operator import add
 
-from lb.binding import TICK_SHIFT, Cdata, address16, c, check, ffi, make, text
+from lb.dataplane.binding import TICK_SHIFT, Cdata, address16, c, check, ffi, make, text
 from lb.dataplane.reasons import REASONS, Verdict
 from lb.dataplane.records import Adoption, pieces
 from lb.dataplane.snapshot import Snapshot
@@ -36,10 +36,10 @@ FLOW_CLASSES = (
     "tcp_trusted_ended",
     "udp_young",
 )
-#: What flows that made room for others were, by number in C; see ``enum flow_tier`` in native/flow_table.h.
+#: What flows that made room for others were, by number in C; see ``enum flow_tier`` in native/flow/flow_table.h.
 FLOW_TIERS = ("trusted", "young", "untrusted", "ended")
 
-#: Levels of vector instructions, by number in C; see native/vector.h.
+#: Levels of vector instructions, by number in C; see native/mux/vector.h.
 VECTORS = tuple(text(name) for name in map(c.vector_name, range(4)))
 #: Environment variable that names one of them, for tests and measurements. Unset: the best that the processor has.
 VECTOR_VARIABLE = "VIPMUX_VECTOR"
@@ -201,7 +201,7 @@ def load(memory: Cdata, data: bytes, wire_length: int, offload: Offload | None) 
         check(c.io_memory_offload(memory, *told), "Cannot tell of a packet's offloads")
 
 
-#: Services whose packets may be shed at once; see native/shed.h.
+#: Services whose packets may be shed at once; see native/mux/shed.h.
 SHED_MAX = 4
 _SHED = next(number for number, reason in enumerate(REASONS) if reason.name == "shed")
 

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from lb.binding import Cdata, c, ffi
+from lb.dataplane.binding import Cdata, c, ffi
 from lb.dataplane.pipeline import Link
 from lb.errors import IoError
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can become of a packet of a MUX, and why; the list is C's (native/reason.h)."""
+"""What can become of a packet of a MUX, and why; the list is C's (native/packet/reason.h)."""
 
 from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
 
-from lb.binding import c, text
+from lb.dataplane.binding import c, text
 
 
 class Verdict(enum.IntEnum):

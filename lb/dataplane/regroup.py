@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows between the workers of one MUX, whose number or whose queues change; see native/regroup.h.
+"""Flows between the workers of one MUX, whose number or whose queues change; see native/questions/regroup.h.
 
 Where a worker runs the pipeline, it is asked between two bursts.
 """
@@ -10,13 +10,13 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lb.binding import Cdata, Closable, c, check, ffi
+from lb.dataplane.binding import Cdata, Closable, c, check, ffi
 from lb.dataplane.pipeline import Pipeline
 from lb.dataplane.records import Adoption, pieces
 from lb.dataplane.snapshot import Snapshot
 from lb.dataplane.worker import ASK_TIMEOUT, Worker
 
-#: Keys that a worker notes until it is asked for them; see native/neighbours.h.
+#: Keys that a worker notes until it is asked for them; see native/flow/neighbours.h.
 CLAIMS_MAX = 4096
 #: Of one piece, between two bursts.
 RELEASE_MAX, INHERIT_LINES = 256, 128

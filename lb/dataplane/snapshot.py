@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from lb.binding import Cdata, address16, c, fail, ffi, make
-from lb.maglev import Maglev
+from lb.dataplane.binding import Cdata, address16, c, fail, ffi, make
+from lb.dataplane.maglev import Maglev
 from lb.model import Address, Protocol
 
 
@@ -22,7 +22,7 @@ class BackendEntry:
 
 @dataclass(frozen=True, slots=True)
 class ServiceEntry:
-    """A service as the VIP map takes it; see ``struct service`` in native/service.h."""
+    """A service as the VIP map takes it; see ``struct service`` in native/services/service.h."""
 
     id: int
     first_port: int

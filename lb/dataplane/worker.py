@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol as PythonProtocol
 
-from lb.binding import Cdata, Closable, c, check, fail, ffi, make
+from lb.dataplane.binding import Cdata, Closable, c, check, fail, ffi, make
 from lb.dataplane.io import Io
 from lb.dataplane.pipeline import Answer, Counters, FlowTuple, Pipeline, answer_of, counters_of, tuple_of
 from lb.dataplane.reasons import REASONS

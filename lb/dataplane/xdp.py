@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 
-from lb.binding import Cdata, Closable, c, ffi
+from lb.dataplane.binding import Cdata, Closable, c, ffi
 from lb.dataplane.host import bpf_refusal, host_prefixes
 from lb.dataplane.io import GatedIo
 from lb.errors import IoError
@@ -18,7 +18,7 @@ XDP_FRAME_MAX: int = c.XDP_FRAME_MAX
 XDP_QUEUES_MAX: int = c.XDP_QUEUES_MAX
 
 _VERIFIER_LOG_BYTES = 1 << 20
-#: By errno, as a sentence goes on; lb/doctor/mux.py knows what ends them.
+#: By errno, as a sentence goes on; lb/doctor/checks/mux.py knows what ends them.
 ATTACH_REFUSALS = {
     errno.EBUSY: "another XDP program is on it, which is left alone",
     errno.EEXIST: "another XDP program is on it, which is left alone",

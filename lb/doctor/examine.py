@@ -11,16 +11,18 @@ from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
-from lb.config import load_agent, load_manager, load_mux
-from lb.doctor import bgp, host, kernel, look, paths, reach, reception
-from lb.doctor import machine as machines
-from lb.doctor import mux as muxes
-from lb.doctor.facts import Claim, Daemon, Network, Own, Rights, Role, Row, Table
-from lb.doctor.findings import Finding, Severity, fault, ok, unknown
-from lb.doctor.firewall import Ruleset
+from lb.config.load import load_agent, load_manager, load_mux
+from lb.daemon.privileges import Capability
+from lb.doctor.checks import bgp, host, reception
+from lb.doctor.checks import machine as machines
+from lb.doctor.checks import mux as muxes
+from lb.doctor.firewall.packet_filter import Ruleset
+from lb.doctor.look import kernel, this_machine
+from lb.doctor.values.facts import Claim, Daemon, Network, Own, Rights, Role, Row, Table
+from lb.doctor.values.findings import Finding, Severity, fault, ok, unknown
+from lb.doctor.ways import paths, reach
 from lb.errors import ConfigError, IoError
 from lb.model import Address, AgentConfig, AgentSettings, BgpSettings, ManagerSettings, MuxConfig, MuxSettings
-from lb.privileges import Capability
 
 #: VIPs that are asked for by ARP.
 ARP_MAX = 64
@@ -68,12 +70,12 @@ def machine(config: str, *, fleet_follows: bool = True, manager: str | None = No
 
 
 def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
-    from lb.mux.isolation import table_name  # noqa: PLC0415
+    from lb.mux.io.isolation import table_name  # noqa: PLC0415
 
-    settings, rights = file.mux, look.rights()
-    daemon = look.daemon(Role.MUX, settings.state_dir)
-    network = look.network(settings.interface)
-    twins = look.twins(Role.MUX)
+    settings, rights = file.mux, this_machine.rights()
+    daemon = this_machine.daemon(Role.MUX, settings.state_dir)
+    network = this_machine.network(settings.interface)
+    twins = this_machine.twins(Role.MUX)
     vips = sorted({str(row.get("vip")) for row in daemon.services} | {_short(str(s.vip)) for s in file.services})
     needed = _NET + (_FOR_BGP if file.bgp is not None else ())
     lacking = machines.lacking_of(needed, rights.capabilities)
@@ -83,13 +85,13 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     hurt = "sessions of this machine's own (BGP, the manager) are lost"
     yield from machines.check_conntrack(kernel.conntrack(), hurt)
     yield from machines.check_rights(Role.MUX, config, needed, daemon, rights)
-    yield from machines.check_kernel(look.kernel(), needs_tun=settings.io.value == "tun")
+    yield from machines.check_kernel(this_machine.kernel(), needs_tun=settings.io.value == "tun")
     yield from machines.check_interface(network.interface, settings.mtu, "mux", config)
     yield from machines.check_own_address(network.addresses, settings.address, "mux", config)
     yield from machines.check_twins(Role.MUX, settings.name, twins, interface=settings.interface)
     others = {table_name(twin.name) for twin in twins if twin.name is not None}
-    tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
-    forwards = bool(look.values(["ipv4/ip_forward"]).get("ipv4/ip_forward"))
+    tables = this_machine.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
+    forwards = bool(this_machine.values(["ipv4/ip_forward"]).get("ipv4/ip_forward"))
     isolated = muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips, forwards=forwards)
     yield from machines.but_undone(isolated, daemon)
     yield from muxes.check_vips_not_local(vips, network.addresses)
@@ -181,16 +183,16 @@ def _bgp(
 
 
 def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
-    from agent.linux import FILTER_NAME, FILTER_PRIORITY  # noqa: PLC0415
-    from agent.nat import TABLE  # noqa: PLC0415
+    from agent.host.linux import FILTER_NAME, FILTER_PRIORITY  # noqa: PLC0415
+    from agent.rules.nat import TABLE  # noqa: PLC0415
 
-    settings, rights = file.agent, look.rights()
-    daemon = look.daemon(Role.AGENT, settings.state_dir)
-    network = look.network(settings.interface, filters=(FILTER_PRIORITY, FILTER_NAME))
-    twins = look.twins(Role.AGENT)
+    settings, rights = file.agent, this_machine.rights()
+    daemon = this_machine.daemon(Role.AGENT, settings.state_dir)
+    network = this_machine.network(settings.interface, filters=(FILTER_PRIORITY, FILTER_NAME))
+    twins = this_machine.twins(Role.AGENT)
     services, backends = (daemon.services, daemon.backends) if daemon.answers else _last_known(file)
     own = reception.owns(services, backends)
-    tables = look.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
+    tables = this_machine.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
     stale = _stale(tables)
     ruleset = kernel.ruleset() if rights.capabilities & 1 << Capability.NET_ADMIN else None
     if ruleset is not None:  # what those drop is told with them
@@ -206,7 +208,7 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     tracked = [one.about for one in own if one.tracked]
     yield from machines.check_conntrack(kernel.conntrack(), hurt, tracked)
     yield from machines.check_rights(Role.AGENT, config, _NET, daemon, rights)
-    yield from machines.check_kernel(look.kernel(), needs_tun=settings.decap.value == "tun")
+    yield from machines.check_kernel(this_machine.kernel(), needs_tun=settings.decap.value == "tun")
     yield from machines.check_interface(network.interface, settings.mtu, "agent", config)
     yield from machines.check_own_address(network.addresses, settings.address, "agent", config)
     yield from machines.check_twins(Role.AGENT, settings.name, twins)
@@ -234,7 +236,7 @@ def _reception(
     daemon: Daemon, file: AgentConfig, network: Network, own: list[Own], ruleset: Ruleset | None
 ) -> Iterator[Finding]:
     """What becomes of packets once they are out of their tunnels."""
-    from agent.nat import TABLE  # noqa: PLC0415
+    from agent.rules.nat import TABLE  # noqa: PLC0415
 
     interface = file.agent.interface
     mode = str(daemon.status["mode"]) if daemon.status.get("mode") else None
@@ -262,7 +264,7 @@ def _addresses(texts: object) -> list[Address]:
 
 def _last_known(file: AgentConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Services and backends of an agent that does not run: by its file, or by the last state that a manager gave it."""
-    from agent.own import serve  # noqa: PLC0415
+    from agent.rules.local_services import serve  # noqa: PLC0415
     from agent.status import backend_rows, service_rows  # noqa: PLC0415
     from lb.node.follower import last_services  # noqa: PLC0415
 
@@ -276,21 +278,23 @@ def _last_known(file: AgentConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
 
 def _raised(state_dir: str) -> tuple[dict[str, int] | None, dict[str, int]]:
     """Settings that the agent raised, to what, and what they are now."""
-    from agent.state import Store  # noqa: PLC0415
+    from agent.host.change_log import Store  # noqa: PLC0415
 
     try:
         raised = {name: change.ours for name, change in Store(state_dir).load().sysctls.items()}
     except IoError:
         return None, {}
-    return raised, look.values(raised)
+    return raised, this_machine.values(raised)
 
 
 def _stale(tables: list[Table] | None) -> list[Table] | None:
-    from lb.mux.isolation import table_name  # noqa: PLC0415
+    from lb.mux.io.isolation import table_name  # noqa: PLC0415
 
     if tables is None:
         return None
-    return muxes.stale(tables, {table_name(twin.name) for twin in look.twins(Role.MUX) if twin.name is not None})
+    return muxes.stale(
+        tables, {table_name(twin.name) for twin in this_machine.twins(Role.MUX) if twin.name is not None}
+    )
 
 
 # --- a manager -------------------------------------------------------------------------------------------------------
@@ -298,11 +302,11 @@ def _stale(tables: list[Table] | None) -> list[Table] | None:
 
 def _manager(config: str, settings: ManagerSettings) -> Iterator[Finding]:
     directory = Path(settings.state_dir) / "ca"
-    clock = look.clock(None)
+    clock = this_machine.clock(None)
     yield from _listens(config, settings.listen)
-    yield from machines.check_disk(look.disk(settings.state_dir))
-    yield from machines.check_authority(look.certificate(directory / "ca.pem"), clock.now)
-    yield from machines.check_server_certificate(look.certificate(directory / "server.pem"), clock.now)
+    yield from machines.check_disk(this_machine.disk(settings.state_dir))
+    yield from machines.check_authority(this_machine.certificate(directory / "ca.pem"), clock.now)
+    yield from machines.check_server_certificate(this_machine.certificate(directory / "server.pem"), clock.now)
     yield from machines.check_clock(clock)
 
 
@@ -334,18 +338,20 @@ def _kept(
 ) -> Iterator[Finding]:
     """What is in the kernel, disk, certificate, clock, and the connection to the manager."""
     name, state_dir = settings.name, settings.state_dir
-    clock = look.clock(manager)
-    yield from machines.check_disk(look.disk(state_dir))
+    clock = this_machine.clock(manager)
+    yield from machines.check_disk(this_machine.disk(state_dir))
     if manager is not None:
-        held = look.certificate(Path(state_dir) / "identity" / "node.pem")
+        held = this_machine.certificate(Path(state_dir) / "identity" / "node.pem")
         yield from machines.check_certificate(role, name, config, held, clock.now)
     yield from machines.check_clock(clock)
     yield from machines.check_manager(role, name, config, daemon.manager)
 
 
 def _private(role: Role, state_dir: str, daemon: Daemon, secret: str | None) -> Iterator[Finding]:
-    config = look.private(Path(secret)) if secret is not None else None
-    yield from machines.check_private(role, look.user_of(daemon.pid), look.private_in(Path(state_dir)), config)
+    config = this_machine.private(Path(secret)) if secret is not None else None
+    yield from machines.check_private(
+        role, this_machine.user_of(daemon.pid), this_machine.private_in(Path(state_dir)), config
+    )
 
 
 def _arp(interface: str, vips: list[str], rights: Rights) -> Iterator[Finding]:

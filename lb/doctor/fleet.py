@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from lb.doctor.facts import Row
-from lb.doctor.findings import Finding, Severity, fault, of_row, ok, warning
-from lb.doctor.machine import another_name, judge_skew
+from lb.doctor.checks.machine import another_name, judge_skew
+from lb.doctor.checks.mux import check_saturation
 from lb.doctor.merge import Said, merged
-from lb.doctor.mux import check_saturation
+from lb.doctor.values.facts import Row
+from lb.doctor.values.findings import Finding, Severity, fault, of_row, ok, warning
 from lb.errors import NotFoundError
 
 #: A certificate that ends sooner has missed its renewal: it renews after a third of its life. Seconds.

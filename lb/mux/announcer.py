@@ -26,15 +26,15 @@ from lb.bgp.proofs import Proofs
 from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Route, Speaks, Wishes, family, hears, offers
 from lb.bgp.sidecar import choose_account
 from lb.bgp.speaker import Speaker
-from lb.changes import Change
+from lb.daemon.log import get_logger
+from lb.daemon.metrics.collectors import BgpFigures
 from lb.daemon.supervise import Tasks
 from lb.dataplane import Snapshot
-from lb.log import get_logger
-from lb.metrics import BgpFigures
 from lb.model import Address, Backend, BackendState, BgpSettings, MuxSettings, Network, Service
-from lb.mux.engine import Engine
-from lb.mux.heart import BEAT, STILL, Heart
-from lb.persistent import differences
+from lb.mux.workers.engine import Engine
+from lb.mux.workers.heartbeat import BEAT, STILL, Heart
+from lb.persistent_map import differences
+from lb.service_diff import Change
 
 #: How long ExaBGP may take to take a withdrawal before a VIP is removed all the same, seconds.
 SETTLE = 2.0

@@ -11,12 +11,12 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+from lb.daemon.log import get_logger
 from lb.daemon.supervise import Tasks
 from lb.errors import DataplaneError, VipmuxError
-from lb.log import get_logger
-from lb.mux.engine import Engine
-from lb.mux.mode import Mode
-from lb.mux.ports import Port
+from lb.mux.io.mode import Mode
+from lb.mux.io.ports import Port
+from lb.mux.workers.engine import Engine
 
 log = get_logger()
 

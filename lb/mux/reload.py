@@ -2,9 +2,9 @@
 """What a new file may change in a running MUX. Pure.
 
 Services and backends may change in any way, and so may the number of workers where the I/O mode can (see
-:meth:`lb.mux.ports.Port.keeps_workers`); no flow is forgotten. The rest of the ``[mux]`` table is what the flow table
-and the tunnel were built from, so it must stay as it is until a restart. Of ``[bgp]`` passwords may change, for which
-sessions are opened anew.
+:meth:`lb.mux.io.ports.Port.keeps_workers`); no flow is forgotten. The rest of the ``[mux]`` table is what the flow
+table and the tunnel were built from, so it must stay as it is until a restart. Of ``[bgp]`` passwords may change, for
+which sessions are opened anew.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
 
-from lb.control import Handler, Request
+from lb.daemon.control_socket import Handler, Request
 from lb.dataplane import FlowTuple
 from lb.errors import RequestError
 from lb.model import Address, Protocol
-from lb.mux.engine import Engine
 from lb.mux.status import Row, Status
+from lb.mux.workers.engine import Engine
 from lb.node.messages import FlowAnswer, FlowQuestion
 
 

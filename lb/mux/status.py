@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lb.daemon.keeper import Keeper, KeptFigures
+from lb.daemon.kernel.keeper import Keeper, KeptFigures
+from lb.daemon.metrics.collectors import BackendFigures, Figures, IoFigures, ServiceFigures, WorkerMetrics
 from lb.dataplane import REASONS, BackendFlows, Verdict
-from lb.metrics import BackendFigures, Figures, IoFigures, ServiceFigures, WorkerMetrics
 from lb.model import Backend, BackendState, MuxSettings, ProbeType, Protocol, Service
 from lb.mux.announcer import Announcer
-from lb.mux.census import FlowCensus
-from lb.mux.engine import Engine, Totals
-from lb.mux.handover import pool_name
-from lb.mux.mode import Mode
-from lb.mux.overload import OverloadWatch
+from lb.mux.flow_sync import pool_name
+from lb.mux.io.mode import Mode
+from lb.mux.workers.engine import Engine, Totals
+from lb.mux.workers.flow_census import FlowCensus
+from lb.mux.workers.overload import OverloadWatch
 from lb.probe.board import Known, Label
 from lb.probe.state import Health
 

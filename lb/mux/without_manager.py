@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """While the manager is away dead backends get no new flows from this MUX; undone when it is back.
 
-:mod:`lb.mux.own_verdicts` decides; this asks the probes, and changes the live services. Owned by
+:mod:`lb.mux.probes.own_verdicts` decides; this asks the probes, and changes the live services. Owned by
 :mod:`lb.mux.daemon`, whose event loop runs it.
 """
 
@@ -11,13 +11,13 @@ import asyncio
 from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
-from lb.changes import Change
-from lb.log import get_logger
-from lb.mux.engine import Engine
-from lb.mux.live import LiveServices
-from lb.mux.own_verdicts import PATIENCE, own_verdicts
+from lb.daemon.log import get_logger
+from lb.mux.live_services import LiveServices
+from lb.mux.probes.own_verdicts import PATIENCE, own_verdicts
+from lb.mux.probes.tunnel_probes import TunnelProbes
 from lb.mux.status import Condition
-from lb.mux.tunnel_probes import TunnelProbes
+from lb.mux.workers.engine import Engine
+from lb.service_diff import Change
 
 if TYPE_CHECKING:
     from lb.node.follower import Follower

@@ -29,9 +29,9 @@ from typing import Any
 
 import aiohttp
 
+from lb.daemon.log import get_logger
 from lb.daemon.supervise import describe, first
 from lb.errors import AccessError, IoError, MessageError, VipmuxError
-from lb.log import get_logger
 from lb.node.cache import Cache, Cached
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
 from lb.node.messages import (

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from lb.daemon.log import get_logger
 from lb.errors import MessageError
-from lb.log import get_logger
 from lb.node.messages import EXAMINATION_MAX, TEXT_MAX, Examination, ExamineQuestion, FromNode, parse_from_node
 
 #: An examination may take so long; after it there is none for a while; seconds.

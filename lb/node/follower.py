@@ -16,17 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lb.changes import Change
-from lb.config import parse_service_tables
+from lb.config.load import parse_service_tables
+from lb.daemon.log import get_logger
 from lb.daemon.supervise import Tasks
 from lb.errors import AccessError, ConfigError
-from lb.log import get_logger
 from lb.model import AgentSettings, MuxSettings, Service
 from lb.node.cache import Cache, Cached
 from lb.node.client import SMALL, NodeClient
 from lb.node.examiner import Examiner
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText
 from lb.node.messages import Delta, NodeState, keys_of
+from lb.service_diff import Change
 
 #: Makes a state live, with what differs of its services; returns what it had to leave out, and why (names of services,
 #: and ``section/key`` of other sections); raises VipmuxError, with all as it was, where it cannot.

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lb.daemon.private_files import make_private_directory, write_private
 from lb.errors import AccessError, IoError, RequestError
-from lb.node.files import make_private_directory, write_private
 from lb.node.keys import Held, held, new_key
 
 #: Until a manager that does not answer is given up, seconds.

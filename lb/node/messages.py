@@ -8,8 +8,8 @@ A node's state is generic, ``{section: {key: plain JSON value}}``, so that the s
     muxes          name -> {"address", "address6"}, whose tunnels to accept     agents only
     options        "drain": true                                                MUXes only
 
-Used by ``manager/nodes.py``, ``manager/stream.py`` and by the nodes. Values are never changed in place: whoever
-changes one makes a new one, so that the same object is the same value and comparing large states is cheap.
+Used by ``manager/nodes/hub.py``, ``manager/nodes/stream.py`` and by the nodes. Values are never changed in place:
+whoever changes one makes a new one, so that the same object is the same value and comparing large states is cheap.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from lb.errors import MessageError
 from lb.node.packed import PackedMap, canonical, pack, text_of
-from lb.persistent import PersistentMap, differences
+from lb.persistent_map import PersistentMap, differences
 
 NodeState = Mapping[str, Mapping[str, Any]]
 
@@ -160,13 +160,14 @@ NAME_MAX = 128
 LEFT_OUT_MAX, LEFT_OUT_REASON_MAX, LEFT_OUT_KEY_MAX = 32_768, 200, 300
 #: Flows, and groups of them, in one message of a hand-over.
 FLOWS_MAX = GROUPS_MAX = 4096
-#: Bytes of one flow; see native/census.h.
+#: Bytes of one flow; see native/questions/census.h.
 FLOW_BYTES = 8
 #: Findings of one examination, things that one is about, and characters of it all: a thousand nodes are asked at once.
 FINDINGS_MAX, ABOUT_MAX, EXAMINATION_MAX = 100, 64, 1 << 16
 #: Characters of what a finding says, and of its remedy.
 FINDING_MAX = 2000
-#: How grave a finding may be; what is fine is only counted. As in lb.doctor.findings, which this need not import.
+#: How grave a finding may be; what is fine is only counted. As in lb.doctor.values.findings, which this need not
+#: import.
 SEVERITIES = frozenset({"fault", "warning", "unknown"})
 #: Terms and generations are counters; nothing of ours counts so far.
 COUNT_MAX = 2**53
@@ -436,7 +437,7 @@ class ExamineQuestion:
 
 @dataclass(frozen=True, slots=True)
 class NodeFinding:
-    """One of :mod:`lb.doctor.findings`, as a node says it."""
+    """One of :mod:`lb.doctor.values.findings`, as a node says it."""
 
     check: str
     severity: str

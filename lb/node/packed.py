@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from lb.persistent import PersistentMap, differences
+from lb.persistent_map import PersistentMap, differences
 
 #: Sections that nodes hold as texts.
 PACKED = frozenset({"services"})
@@ -64,7 +64,7 @@ class PackedMap(Mapping[str, Any]):
         return f"PackedMap({dict(self)!r})"
 
     def replaced(self, old: Iterable[str], new: Mapping[str, Any]) -> PackedMap:
-        """As :meth:`lb.persistent.PersistentMap.replaced`."""
+        """As :meth:`lb.persistent_map.PersistentMap.replaced`."""
         return self._of(self._texts.replaced(old, pack(new)._texts))
 
     def changes(self, after: PackedMap, keys: Iterable[str] | None = None) -> tuple[PackedMap, list[str]]:

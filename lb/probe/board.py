@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
+from lb.daemon.log import get_logger
 from lb.daemon.vitals import VITALS
-from lb.log import get_logger
 from lb.model import Probe
 from lb.node.messages import HealthReport
 from lb.probe.scheduler import Scheduler

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from lb.log import get_logger
+from lb.daemon.log import get_logger
 from lb.model import Probe
 from lb.probe.state import Answer, Outcome, Policy, Say, State, step
 

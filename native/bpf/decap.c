@@ -15,7 +15,7 @@
 
 #include "bpf/asm.h"
 #include "bpf/sys.h"
-#include "host_reason.h"
+#include "host/host_reason.h"
 
 #define NAME_PROGRAM "vipmux_decap"
 #define NAME_MUXES "vipmux_muxes"

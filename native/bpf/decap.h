@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#include "host.h"
+#include "host/host.h"
 
 #define DECAP_TAG_SIZE 8u
 /* What tunnel packets are addressed to, and how long the link header before them is (14 on Ethernet, else 0). */

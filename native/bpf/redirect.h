@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The XDP program of the AF_XDP backend (io_xdp.c): frames to a VIP go to the socket of the queue that received them, all else
- * goes on to the kernel.  lb/mux/xdp_port.py loads it, fills its maps and attaches it to one interface.
+ * goes on to the kernel.  lb/mux/io/xdp_port.py loads it, fills its maps and attaches it to one interface.
  *
  * Taken is what the socket filter of packet mode lets in: untagged, to the interface's own link address, of IPv4 or IPv6, and
  * to an address of a VIP; so ICMP errors about a VIP are, and fragments.  A queue that has no socket passes all.
  *
  * A struct redirect owns program, maps and link.  When the last file descriptor of the link is closed, be it by SIGKILL, the
- * program leaves the interface: something else must keep the kernel away from the VIPs (lb/mux/isolation.py).  After
+ * program leaves the interface: something else must keep the kernel away from the VIPs (lb/mux/io/isolation.py).  After
  * loading no function needs CAP_BPF on kernels from 5.19.  Not thread-safe; the program itself runs on every CPU.
  */
 #ifndef VIPMUX_BPF_REDIRECT_H
@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "host.h"
+#include "host/host.h"
 
 struct redirect;
 

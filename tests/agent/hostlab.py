@@ -29,9 +29,9 @@ from scapy.compat import raw
 from scapy.layers.inet import IP
 
 from agent.decap import open_program
-from agent.linux import LinuxHost
-from lb import control
-from lb.config_text import format_config
+from agent.host.linux import LinuxHost
+from lb.config.render import format_config
+from lb.daemon import control_socket
 from lb.model import AgentConfig, AgentSettings, Backend, BackendState, DecapMode, PortRange, Protocol, Service
 from tests.lab import netns
 from tests.lab.process import Process, wait_for
@@ -237,7 +237,7 @@ class HostLab:
         return self.rows("agents")[0]
 
     def rows(self, what: str) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = control.request(self.state_dir / "agent.sock", {"op": "get", "what": what})
+        rows: list[dict[str, Any]] = control_socket.request(self.state_dir / "agent.sock", {"op": "get", "what": what})
         return rows
 
     def decapsulated(self) -> int:

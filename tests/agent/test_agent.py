@@ -13,14 +13,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from agent.agent import Agent
-from agent.conntrack import Flow
 from agent.decap import Decap, DecapRefused, Tunnel
-from agent.fake import FakeHost
-from agent.fence import Fence
-from agent.host import Host, Link
+from agent.host.change_log import Change, Changes, Store
+from agent.host.conntrack import Flow
+from agent.host.fake import FakeHost
+from agent.host.interface import Host, Link
 from agent.keeping import amiss
-from agent.state import Change, Changes, Store
-from lb.daemon.repairs import Difference
+from agent.rules.fence import Fence
+from lb.daemon.kernel.repairs import Difference
 from lb.errors import ConfigError, FeatureError, IoError
 from lb.model import DecapMode, Protocol, Service
 from tests.agent.values import config, service

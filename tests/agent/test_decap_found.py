@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent import decap
-from agent.linux import Ingress
+from agent.host.linux import Ingress
 from agent.plan import FilterState
 
 

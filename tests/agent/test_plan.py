@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from agent.host.change_log import Change, Changes
 from agent.plan import (
     NOTHING,
     AddQdisc,
@@ -30,8 +31,7 @@ from agent.plan import (
     SetSysctl,
     plan,
 )
-from agent.state import Change, Changes
-from agent.vips import OwnedVips, owned_vips, served_vips
+from agent.rules.vips import OwnedVips, owned_vips, served_vips
 from lb.model import DecapMode
 from tests.agent.values import HOST6, config, own_services, service
 

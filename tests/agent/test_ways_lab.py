@@ -16,7 +16,7 @@ import pytest
 from scapy.compat import raw
 from scapy.layers.inet import IP, UDP
 
-from agent.linux import LinuxHost
+from agent.host.linux import LinuxHost
 from lb.model import Probe, ProbeType, Protocol, Service
 from tests.agent.hostlab import CLIENT, HOST, NO_VIP, PLAIN_VIP, TRANSLATED_VIP, HostLab, service
 from tests.lab import netns

@@ -6,7 +6,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
-from agent.own import OwnService, serve
+from agent.rules.local_services import OwnService, serve
 from lb.model import (
     AgentConfig,
     AgentSettings,

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from agent.daemon import command as lb_agent
-from lb.config import parse
+from lb.config.load import parse
 from lb.model import AgentConfig, ManagerSettings, MuxConfig
 from lb.mux.daemon import main as lb_mux
 from manager.daemon import lb_manager
@@ -72,7 +72,7 @@ def lb_command(name: str) -> click.Command:
     from lb.cli.main import COMMANDS
 
     assert name in COMMANDS
-    found = import_module(f"lb.cli.{name}").command
+    found = import_module(f"lb.cli.commands.{name}").command
     assert isinstance(found, click.Command)
     return found
 

@@ -22,12 +22,10 @@ def test_every_key_has_a_meaning_and_says_what_it_must_be(section: reference.Sec
 
 def test_every_key_of_the_models_is_on_the_page() -> None:
     """A key that a table reads and no section shows would be missed."""
-    from lb import config_tables
+    from lb.config import tables
 
     shown = {section.table for section in reference.SECTIONS}
-    known = {
-        kind for kind in vars(config_tables).values() if isinstance(kind, type) and kind.__base__ is config_tables.Table
-    }
+    known = {kind for kind in vars(tables).values() if isinstance(kind, type) and kind.__base__ is tables.Table}
     assert known == shown
 
 
@@ -42,6 +40,6 @@ def test_every_key_of_the_models_is_on_the_page() -> None:
     ],
 )
 def test_what_a_value_must_be_is_what_its_validator_says(key: str, says: str) -> None:
-    from lb.config_tables import MuxTable
+    from lb.config.tables import MuxTable
 
     assert says in reference.must_be(MuxTable.model_fields[key].metadata)

@@ -5,7 +5,7 @@
  *
  * Input: two bytes an operation; the operation and the key, then its argument.
  */
-#include "flow_table.c"
+#include "flow/flow_table.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

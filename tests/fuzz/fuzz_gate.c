@@ -10,13 +10,13 @@
 #include <netinet/in.h>
 #include <sys/uio.h>
 
-#include "checksum.h"
+#include "packet/checksum.h"
 #include "world.h"
 
 static ssize_t fake_writev(int fd, const struct iovec *parts, int count);
 
 #define writev fake_writev
-#include "gate.c"
+#include "io/gate.c"
 #undef writev
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

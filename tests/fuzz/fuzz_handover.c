@@ -6,8 +6,8 @@
  * Input: which snapshots (1 byte), then records as census.h has them.  The records are taken for flows of each service
  * in turn; then the second snapshot is live, and half of them are told once more.
  */
-#include "adopt.h"
-#include "census.h"
+#include "questions/adopt.h"
+#include "questions/census.h"
 #include "world.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

@@ -7,9 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host.h"
-#include "host_reason.h"
-#include "io_memory.h"
+#include "host/host.h"
+#include "host/host_reason.h"
+#include "io/io_memory.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -3,15 +3,15 @@
  * Any packets, in any bursts, at any time, to the whole inbound pipeline: the small MUX of world.h, with
  * an io of its own whose buffers have exactly the packet's size.
  * After each burst the counters must add up, and what was sent must be a right outer header around a packet.  What becomes of
- * each packet, and every byte that leaves, is that of the plain MUX of tests/native/plain_mux.h.
+ * each packet, and every byte that leaves, is that of the plain MUX of tests/native/c/plain_mux.h.
  *
  * Input: how the MUX is set up (1 byte), then records: what to do (1), how (1), length (2), bytes.
  */
 #include <arpa/inet.h>
 
-#include "../native/plain_mux.c"
-#include "checksum.h"
-#include "encap.h"
+#include "../native/c/plain_mux.c"
+#include "packet/checksum.h"
+#include "services/encap.h"
 #include "world.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

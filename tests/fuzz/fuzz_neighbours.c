@@ -6,7 +6,7 @@
  *
  * Input: three bytes an operation; what and in which table, the key, its argument.
  */
-#include "neighbours.h"
+#include "flow/neighbours.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -10,9 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checksum.h"
-#include "packet.h"
-#include "segment.h"
+#include "packet/checksum.h"
+#include "packet/packet.h"
+#include "packet/segment.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

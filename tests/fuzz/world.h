@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "mux.h"
+#include "mux/mux.h"
 
 #define SERVICES 9u
 #define BACKENDS 3u

@@ -17,9 +17,9 @@ from ipaddress import IPv4Address
 from types import TracebackType
 from typing import Self
 
-from lb import netns as own_netns
 from lb.bench.packet_rate import merge_received
-from lb.bench.stage import first_in_line
+from lb.bench.stage import netns as own_netns
+from lb.bench.stage.daemons import first_in_line
 from lb.dataplane import Generator, GeneratorKind
 from tests.lab import netns
 from tests.lab.fleet import Fleet

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
-from lb.config_text import format_config
+from lb.config.render import format_config
 from lb.model import AgentConfig, ManagerSettings, MuxConfig, Service
 from tests.lab.netns import LabError
 from tests.lab.process import Process, in_namespace, wait_for

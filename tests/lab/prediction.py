@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from lb.model import MuxSettings, Protocol, Service
 from tests.lab.topology import CLIENT
 from tests.lab.traffic import Flow

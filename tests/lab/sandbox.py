@@ -19,7 +19,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lb.privileges import Capability
+from lb.daemon.privileges import Capability
 
 #: Unit settings by name, each with all that was assigned to it.
 Unit = dict[str, list[str]]

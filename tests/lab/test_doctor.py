@@ -21,11 +21,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import CertificateSigningRequestBuilder, Name
 
-from lb.config_text import format_config
+from lb.config.render import format_config
 from lb.model import MuxConfig
-from lb.mux.isolation import install_text
-from lb.mux.prefixes import Cover
-from manager.authority import Authority, Subject
+from lb.mux.io.isolation import install_text
+from lb.mux.io.prefixes import Cover
+from manager.trust.ca import Authority, Subject
 from tests.lab import netns
 from tests.lab.clinic import LASTED, PROBE, Clinic, Expected, Truth, announced_by, command, is_away, is_ill, table
 from tests.lab.fleet import UP

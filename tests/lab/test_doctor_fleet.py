@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lb.config_text import format_config
+from lb.config.render import format_config
 from lb.model import MuxConfig, Service
 from tests.lab import netns
 from tests.lab.clinic import (

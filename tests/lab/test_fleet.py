@@ -17,7 +17,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from lb.config_text import format_config
+from lb.config.render import format_config
 from tests.lab import netns
 from tests.lab.accounts import unbalanced
 from tests.lab.fleet import Fleet, exabgp_of, helper_of, kill

@@ -10,7 +10,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from lb.mux.own_verdicts import PATIENCE
+from lb.mux.probes.own_verdicts import PATIENCE
 from tests.lab.accounts import unbalanced
 from tests.lab.fleet import Fleet
 from tests.lab.process import wait_for

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lb.node.cache import Cache
-from manager.authority import Authority, subject
+from manager.trust.ca import Authority, subject
 from tests.lab import netns
 from tests.lab.managed import ManagedLab
 from tests.lab.pace import allowed
@@ -318,7 +318,7 @@ def test_a_node_that_starts_before_its_manager_joins_when_it_is_there() -> None:
 
 def forge(identity: Path, authority: Authority, kind: str, name: str, lifetime: float) -> None:
     """An identity as if the authority had signed it."""
-    from lb.node.files import write_private
+    from lb.daemon.private_files import write_private
     from lb.node.keys import new_key
 
     key, csr = new_key()

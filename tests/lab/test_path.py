@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from lb.config_text import format_config
+from lb.config.render import format_config
 from lb.errors import IoError
 from lb.model import DecapMode, IoMode, MuxConfig
 from tests.lab.accounts import lost_in_mux

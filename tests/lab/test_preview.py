@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.config_text import format_config
+from lb.config.render import format_config
 from lb.model import Service
 from tests.lab.managed import ManagedLab
 from tests.lab.process import wait_for

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.config_text import format_config
+from lb.config.render import format_config
 from lb.model import AgentConfig, MuxConfig
 from tests.lab.process import wait_for
 from tests.lab.services import WEB_VIP

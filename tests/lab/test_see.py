@@ -13,9 +13,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from lb.config_text import format_config
-from lb.control import request
-from lb.doctor.findings import Severity
+from lb.config.render import format_config
+from lb.daemon.control_socket import request
+from lb.doctor.values.findings import Severity
 from tests.lab import netns
 from tests.lab.fleet import Fleet
 from tests.lab.process import wait_for

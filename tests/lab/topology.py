@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from lb.config_text import format_config
+from lb.config.render import format_config
 from lb.model import (
     AgentConfig,
     AgentSettings,
@@ -438,10 +438,10 @@ class Lab:
 
     def get(self, node: Node, what: str) -> list[dict[str, Any]]:
         """What a daemon says of itself over its local socket."""
-        from lb import control
+        from lb.daemon import control_socket
 
         name = "mux.sock" if node in self.muxes else "agent.sock"
-        rows: list[dict[str, Any]] = control.request(node.state_dir / name, {"op": "get", "what": what})
+        rows: list[dict[str, Any]] = control_socket.request(node.state_dir / name, {"op": "get", "what": what})
         return rows
 
 

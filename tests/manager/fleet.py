@@ -8,12 +8,12 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
-from lb.config import parse_service_tables
+from lb.config.load import parse_service_tables
 from lb.model import Address
-from manager.desired import Desired, Rules, apply_tables, purge
-from manager.health import Report, Reports, Source
-from manager.plan import plan, replan
-from manager.world import AGENT, MUX, BackendPlan, Node, Plan, Tables, World
+from manager.desired.state import Desired, Rules, apply_tables, purge
+from manager.plan.health import Report, Reports, Source
+from manager.plan.model import AGENT, MUX, BackendPlan, Node, Plan, Tables, World
+from manager.plan.plan import plan, replan
 
 RULES = Rules((IPv4Network("203.0.113.0/24"),))
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from manager.tokens import HERE, Certificate, JoinRefusal, Token
+from manager.trust.tokens import HERE, Certificate, JoinRefusal, Token
 
 
 class MemoryTrust:
-    """A :class:`manager.tokens.TrustStore`."""
+    """A :class:`manager.trust.tokens.TrustStore`."""
 
     def __init__(self) -> None:
         self.tokens: dict[str, Token] = {}

@@ -16,11 +16,11 @@ from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
 from lb.node.messages import Delta, FlowAnswer, FlowsFromNode, FlowsMessage, HealthMessage, NodeState
-from manager import joining
-from manager.authority import Authority
-from manager.door import serving
-from manager.stream import Connection, Streams
-from manager.trust import Trust, listener, peer_of
+from manager.nodes.stream import Connection, Streams
+from manager.trust import joining
+from manager.trust.ca import Authority
+from manager.trust.door import serving
+from manager.trust.trust import Trust, listener, peer_of
 from tests.manager.memory import MemoryTrust
 
 NOTHING: Mapping[str, str] = {}
@@ -37,7 +37,7 @@ async def until(true: Callable[[], object], what: str, seconds: float = 10.0) ->
 
 
 class MemoryHub:
-    """What :class:`manager.stream.Hub` asks for, with one state for all nodes."""
+    """What :class:`manager.nodes.stream.Hub` asks for, with one state for all nodes."""
 
     def __init__(self, term: int = 1) -> None:
         self.term = term

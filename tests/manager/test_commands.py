@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 
 from lb.errors import AccessError, RequestError
 from lb.node.identity import TokenText
-from manager.authority import Authority
 from manager.daemon import lb_manager
-from manager.sqlite import SqliteStore
-from manager.tokens import digest
+from manager.store.sqlite import SqliteStore
+from manager.trust.ca import Authority
+from manager.trust.tokens import digest
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from manager import events, given
-from manager.controller import Controller
+from manager.controller.controller import Controller
+from manager.desired import submitted
+from manager.store import events
+from tests.manager.fake_nodes import Site, running, until
 from tests.manager.fleet import service, with_probe
-from tests.manager.nodes import Site, running, until
 
 WHO = "operator:alice"
 #: What is bounded is full by then.
@@ -23,7 +24,7 @@ FULL, MORE = 250, 750
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bounds are thousands; the same with hundreds shows the same sooner."""
     monkeypatch.setattr(events, "KEPT", 200)
-    monkeypatch.setattr(given, "_GONE", 50)
+    monkeypatch.setattr(submitted, "_GONE", 50)
 
 
 async def roll_out(controller: Controller, site: Site, number: int) -> None:

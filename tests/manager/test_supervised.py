@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from lb.model import ManagerSettings
-from manager.controller import Controller
-from manager.sqlite import SqliteStore
+from manager.controller.controller import Controller
+from manager.store.sqlite import SqliteStore
 
 #: Short, so that the test is; the unit says 30 s.
 WATCHDOG = 2.0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A whole MUX as a model: packets in, one at a time; verdict, reason, flow, service, backend and packets out.
 
-Made of the same services and settings as :class:`lb.forwarding.Compiler` gets, and of nothing that it makes: the
-permutations' numbers alone (:func:`lb.forwarding.permutation`) are shared.
+Made of the same services and settings as :class:`lb.dataplane.compile.compiler.Compiler` gets, and of nothing that it
+makes: the permutations' numbers alone (:func:`lb.dataplane.compile.compiler.permutation`) are shared.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-from lb.maglev import permutation
+from lb.dataplane.maglev import permutation
 from lb.model import Backend, BackendState, HashMode, MuxSettings, Protocol, Service
 from tests.model import flows, hashing, maglev, read, services, tunnel
 

@@ -10,14 +10,14 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-HERE = Path(__file__).parent
-NATIVE = HERE.parents[1] / "native"
+HERE = Path(__file__).parent / "c"
+NATIVE = HERE.parents[2] / "native"
 FLAGS = ["-std=gnu11", "-O2", "-g", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}"]
 
 
 @cache
 def library(*sources: str) -> ctypes.CDLL:
-    """Sources that lie beside this file, or else in ``native/``. Sanitized where the extension is."""
+    """Sources that lie in ``c/`` beside this file, or else in ``native/``. Sanitized where the extension is."""
     flags = [*FLAGS, *os.environ.get("VIPMUX_CFLAGS", "").split()]
     with TemporaryDirectory() as directory:
         path = Path(directory) / "probe.so"

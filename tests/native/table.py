@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One flow table, by itself: :class:`Table` calls native/flow_table.c through table_probe.c."""
+"""One flow table, by itself: :class:`Table` calls native/flow/flow_table.c through table_probe.c."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import struct
 from dataclasses import replace
 
 from lb.dataplane import Link, Pipeline, exceptional_flows
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from lb.model import BackendState
 from tests.native.test_pressure import FORWARDING, SNAPSHOT, WEB, packet
 from tests.packets.world import SETTINGS

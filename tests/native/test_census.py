@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 from lb.dataplane import Adoption, BackendFlows, Census, Link, Pipeline, Snapshot, exceptional_flows, with_age
-from lb.forwarding import Compiler, Forwarding
+from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import BackendState, HashMode, Protocol, Service
 from tests.model import flows
 from tests.model.mux import Mux, Options

@@ -19,7 +19,7 @@ NUMBERS = st.integers(0, (1 << 64) - 1)
 
 
 def c() -> CDLL:
-    lib = library("flow.c")
+    lib = library("flow/flow.c")
     lib.flow_scramble.restype = lib.flow_unscramble.restype = lib.flow_tuple_hash.restype = c_uint64
     lib.flow_scramble.argtypes = lib.flow_unscramble.argtypes = [c_void_p, c_uint64]
     lib.flow_tuple_hash.argtypes = [c_void_p, c_char_p, c_bool]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from lb import _build_dataplane
-from lb.binding import c, ffi
 from lb.dataplane import HOST_REASONS, REASONS, Link, Pipeline
+from lb.dataplane.binding import c, ffi
 from tests.native.compiled import NATIVE
 
 
@@ -70,7 +70,7 @@ def test_every_variant_for_newer_processors_is_chosen_by_all_that_it_needs() -> 
 
 TSAN = """
 #include <stdio.h>
-#include "flow.h"
+#include "flow/flow.h"
 int main(void)
 {
 	uint64_t keys[3] = { 1, 2, 3 }, out[3];
@@ -99,7 +99,7 @@ def test_a_program_built_with_thread_sanitizer_starts(tmp_path: Path) -> None:
     empty = sanitized(tmp_path, '#include <stdio.h>\nint main(void) { puts("runs"); return 0; }')
     if empty.stdout != "runs\n":
         pytest.skip("ThreadSanitizer does not run here: " + (empty.stderr.splitlines() or ["?"])[0])
-    found = sanitized(tmp_path, TSAN, "flow.c")
+    found = sanitized(tmp_path, TSAN, "flow/flow.c")
     assert found.stdout == "runs\n", found.stderr
 
 

@@ -13,7 +13,7 @@ import faulthandler, gc, os, signal, threading, time
 faulthandler.enable()
 from ipaddress import ip_address, ip_network
 from lb.dataplane import HostPipeline, Io, Link, Pipeline, Worker
-from lb.binding import c
+from lb.dataplane.binding import c
 from lb.errors import DataplaneError
 from tests.native.test_worker import FLOW, compiled, wait_until
 

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.dataplane import FlowTuple, lookup
+from lb.dataplane.compile.compiler import Compiler
+from lb.dataplane.maglev import Maglev, Member, permutation
 from lb.errors import DataplaneError
-from lb.forwarding import Compiler
-from lb.maglev import Maglev, Member, permutation
 from lb.model import Backend, BackendState, HashMode, MuxSettings, PortRange, Protocol, Service
 from tests.model import hashing, maglev
 from tests.packets.world import SEED, SETTINGS

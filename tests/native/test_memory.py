@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, ip_network
 from itertools import islice
 
 from lb.dataplane import Link, Pipeline
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 from tests.native.test_pressure import packet
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments that came together leave as one packet, and whoever cuts that makes exactly what came (native/merge.c)."""
+"""Segments that came together leave as one packet, and whoever cuts that makes exactly what came
+(native/packet/merge.c)."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ class Frame:
 
 
 def c() -> CDLL:
-    lib = library("merge_probe.c", "merge.c", "checksum.c")
+    lib = library("merge_probe.c", "packet/merge.c", "packet/checksum.c")
     lib.probe_merge.argtypes = [c_int, c_int, c_char_p, POINTER(Told), c_uint, c_char_p]
     return lib
 

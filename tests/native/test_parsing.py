@@ -24,7 +24,15 @@ class Counts(Structure):
 
 @cache
 def probe() -> CDLL:
-    files = ("packet.c", "checksum.c", "vector.c", "flow.c", "flow_table.c", "plain4.c", "plain6.c")
+    files = (
+        "packet/packet.c",
+        "packet/checksum.c",
+        "mux/vector.c",
+        "flow/flow.c",
+        "flow/flow_table.c",
+        "services/plain4.c",
+        "services/plain6.c",
+    )
     c = library("parse_probe.c", "burst_probe.c", *files)
     for name in ("probe_parse", "probe_bursts", "probe_groups6", "probe_decrement", "probe_header_sums"):
         getattr(c, name).restype = c_uint64

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.dataplane import REASONS, Link, Pipeline, Result
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, BackendState, HashMode, Idle, MuxSettings, PortRange, Protocol, Service
 from tests.model.checksum import checksum
 from tests.model.mux import Expected, Mux, Options

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 import pytest
 
 from lb.dataplane import Link, Pipeline, Result
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, Idle, PortRange, Protocol, Service
 from tests.packets.build import ipv4, tcp
 from tests.packets.world import SETTINGS

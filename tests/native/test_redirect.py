@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lb.bench.stage.netns import batch, inside, ip, unique_prefix
 from lb.dataplane import Redirect
 from lb.errors import IoError
 from lb.model import Network
-from lb.netns import batch, inside, ip, unique_prefix
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
 from tests.packets.frames import ROWS as FRAMES
 from tests.packets.frames import SYN, SYN6

@@ -9,8 +9,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from lb.dataplane import NO_MAC, BackendEntry, Hop, HopTable, ServiceEntry, Snapshot, VipMap
+from lb.dataplane.maglev import Maglev, Member
 from lb.errors import DataplaneError
-from lb.maglev import Maglev, Member
 from lb.model import Protocol
 
 TABLE = Maglev(7, [Member(0, 1, 1, 0)])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from lb.dataplane import SHED_MAX, Link, Pipeline, Result
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from tests.packets.build import ipv4, tcp
 from tests.packets.world import SERVICES, SETTINGS, WEB
 

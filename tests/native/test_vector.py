@@ -26,7 +26,9 @@ NEEDS = {1: set(), 2: {"avx2", "bmi", "bmi2"}, 3: set(FEATURES) - {"avx2"}}
 
 @cache
 def c() -> CDLL:
-    lib = library("burst_probe.c", "vector.c", "flow.c", "flow_table.c", "plain4.c", "plain6.c")
+    lib = library(
+        "burst_probe.c", "mux/vector.c", "flow/flow.c", "flow/flow_table.c", "services/plain4.c", "services/plain6.c"
+    )
     lib.probe_runs.argtypes, lib.probe_runs.restype = [c_uint32], c_bool
     lib.probe_chosen.argtypes = [c_uint32, c_void_p]
     lib.probe_scramble.argtypes = [c_uint32, c_char_p, c_void_p, c_void_p, c_uint]

@@ -11,8 +11,8 @@ import pytest
 from tests.native.compiled import library
 
 WAYS = 4
-GATE = ("gate.c", "merge.c", "checksum.c", "bpf/whole.c", "bpf/sys.c", "bpf/asm.c")
-SOURCES = ("ways_probe.c", "block_ring.c", "slot_ring.c", "ring_choice.c", "pace.c", *GATE)
+GATE = ("io/gate.c", "packet/merge.c", "packet/checksum.c", "bpf/whole.c", "bpf/sys.c", "bpf/asm.c")
+SOURCES = ("ways_probe.c", "io/block_ring.c", "io/slot_ring.c", "io/ring_choice.c", "worker/pace.c", *GATE)
 
 
 class Kernel:

@@ -8,7 +8,7 @@ import pytest
 from lb.bench.pipeline import bench_services
 from lb.bench.wear import ACK, FIN, FLOOD, PSH, SECOND, START, SYN, bench_acks, bench_rollouts, bench_wear
 from lb.dataplane import FLOW_TIERS, Link, Pipeline, Script
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from tests.packets.world import SETTINGS
 
 #: Places of the smallest table there is: 65,536 lines of six.

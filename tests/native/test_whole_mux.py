@@ -17,8 +17,7 @@ from tests.native.compiled import NATIVE, library
 
 PACKETS = int(os.environ.get("VIPMUX_PACKETS", "160000"))
 #: What of native/ is no part of the pipeline; whatever else there is may be.
-BESIDE = ("adopt", "api_glue", "bench", "block_ring", "census", "gate", "generator", "host", "io_", "pace", "regroup")
-BESIDE += ("ring_choice", "slot_ring", "worker", "xsk")
+PIPELINE = ("flow", "mux", "packet", "services")
 NONE, NEXT_HOP, SWAP = range(3)  #: enum mux_link
 
 
@@ -67,7 +66,7 @@ MEETS = {
 
 @cache
 def c() -> CDLL:
-    pipeline = sorted(path.name for path in NATIVE.glob("*.c") if not path.name.startswith(BESIDE))
+    pipeline = sorted(str(path.relative_to(NATIVE)) for room in PIPELINE for path in (NATIVE / room).glob("*.c"))
     lib = library("whole_probe.c", "plain_mux.c", "traffic.c", *pipeline)
     lib.whole_run.argtypes, lib.whole_run.restype = [POINTER(Setup), POINTER(Seen), c_char_p, c_size_t], None
     return lib

@@ -14,8 +14,8 @@ from lb._dataplane import ffi
 from lb._dataplane import lib as c
 
 from lb.dataplane import FlowTuple, Link, Pipeline, Snapshot, Worker
+from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.errors import DataplaneError
-from lb.forwarding import Compiler, Forwarding
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 
 SETTINGS = MuxSettings(name="mux1", address=IPv4Address("10.0.1.11"), seed=bytes(range(16)), interface="eth0")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quick way out of packet mode (native/xsk_out.c): what it sends, what it leaves to others, and how it ends."""
+"""The quick way out of packet mode (native/io/xsk_out.c): what it sends, what it leaves to others, and how it ends."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from lb.dataplane import FLOW_CLASSES, Hop, Link, Pipeline, Result, Snapshot
-from lb.forwarding import Compiler, Forwarding
+from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import Backend, BackendState, Idle, MuxSettings, PortRange, Protocol, Service
 from tests.packets.build import ipv4, tcp, udp
 from tests.packets.world import SETTINGS

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.dataplane import Link, Offload, Pipeline, Result
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from tests.model import tunnel
 from tests.model.checksum import ones_complement_sum, transport_checksum
 from tests.model.read import Header

@@ -16,11 +16,11 @@ import pytest
 pytest.importorskip("lb._dataplane")
 
 from lb.bench.packet_rate import merge_received, open_counters
+from lb.bench.stage.netns import enter
 from lb.dataplane import Generator, GeneratorKind, Hop, Link, PacketIo, Pipeline, Worker
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
-from lb.mux.socket_filter import vip_filter
-from lb.netns import enter
+from lb.mux.io.socket_filter import vip_filter
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.lab.process import wait_for
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet, ipv4, udp

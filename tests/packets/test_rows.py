@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import pytest
 
 from lb.dataplane import REASONS, Hop, Link, Pipeline, Result
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from tests.model.mux import Mux, Options
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
 from tests.packets.frames import ROWS as FRAMES

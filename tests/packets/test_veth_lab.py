@@ -17,7 +17,7 @@ from ipaddress import ip_address
 import pytest
 
 from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Snapshot, WholeProgram, Worker
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.model.checksum import checksum, ones_complement_sum, pseudo_header
 from tests.model.tunnel import segments

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lb.config import parse
+from lb.config.load import parse
 from lb.model import AnnouncePolicy, MuxConfig
 from tests.lab.routers import FRR_DAEMONS, Routers, missing
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from lb.daemon.netlink_bytes import HEADER, NESTED, attribute
+from lb.daemon.kernel.netlink_bytes import HEADER, NESTED, attribute
 
 _NETLINK_NETFILTER, _SUBSYSTEM, _NEW, _DELETE = 12, 1 << 8, 0, 2
 _REQUEST, _ACK, _CREATE = 1, 4, 0x400

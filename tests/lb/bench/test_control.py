@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lb.bench.control import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
-from lb.bench.control_router import ABSENT, Router, programs
-from lb.config import parse_service_tables
-from tests.lb.test_help import parse
+from lb.bench.control.control_plane import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
+from lb.bench.stage.bird import ABSENT, Router, programs
+from lb.config.load import parse_service_tables
+from tests.lb.cli.test_help import parse
 
 
 def test_distribution_is_of_all_times_in_milliseconds() -> None:

@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("lb._dataplane")
 
-from lb import netns
-from lb.bench import peers
-from lb.bench.http_load import Load, read_wrk
-from lb.bench.peers import Figure, Measured, PeersBench, bench_peers, cell, lines, names
-from lb.bench.peers_ways import Return, ways
-from lb.bench.stage import NICE, lift_session, real_time
+from lb.bench.peers import comparison
+from lb.bench.peers.comparison import Figure, Measured, PeersBench, bench_peers, cell, lines, names
+from lb.bench.peers.http_load import Load, read_wrk
+from lb.bench.peers.ways import Return, ways
+from lb.bench.stage import netns
+from lb.bench.stage.daemons import NICE, lift_session, real_time
 from lb.errors import IoError, PrivilegeError, RequestError
 from lb.model import IoMode
 
@@ -128,11 +128,13 @@ def test_http_is_measured_at_real_time_priority_where_asked(
         seen.append(os.sched_getscheduler(0))
         return {}
 
-    monkeypatch.setattr(peers, "needs", lambda *_: None)
-    monkeypatch.setattr(peers, "_http", measured)
-    monkeypatch.setattr(peers, "_load", measured)
-    monkeypatch.setattr(peers, "_packets", measured)
-    ran = bench_peers(only=(), parts=peers.PARTS, rounds=1, seconds=1.0, offloads=True, say=print, realtime=realtime)
+    monkeypatch.setattr(comparison, "needs", lambda *_: None)
+    monkeypatch.setattr(comparison, "_http", measured)
+    monkeypatch.setattr(comparison, "_load", measured)
+    monkeypatch.setattr(comparison, "_packets", measured)
+    ran = bench_peers(
+        only=(), parts=comparison.PARTS, rounds=1, seconds=1.0, offloads=True, say=print, realtime=realtime
+    )
     assert seen == [policy, policy, os.SCHED_OTHER]  # packets have cores of their own
     assert ran.realtime is realtime
 

@@ -17,8 +17,8 @@ pytest.importorskip("lb._dataplane")
 
 from lb.bench.pipeline import bench_services
 from lb.dataplane import BENCH_FRAMES, BENCH_SEGMENT, REASONS, Bench, BenchMode, Link, Pipeline
+from lb.dataplane.compile.compiler import Compiler
 from lb.errors import DataplaneError
-from lb.forwarding import Compiler
 from lb.model import MuxSettings
 
 ROOT = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from lb.bgp.selftest import checksum, prove, syn
 from lb.dataplane import NO_MAC, Hop
-from lb.forwarding import Compiler, Forwarding
+from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import Address, Backend, BackendState, MuxSettings, Protocol, Service
 from tests.lb.bgp.values import service
 

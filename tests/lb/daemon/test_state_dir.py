@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.state import Lock
+from agent.host.change_log import Lock
 from lb.daemon.state_dir import check_private
 from lb.errors import IoError
-from lb.mux.startup import StateDir
+from lb.mux.io.startup import StateDir
 from manager.daemon import state_directory
 
 ME = os.geteuid()

@@ -211,8 +211,8 @@ async def test_until_says_whether_the_work_ended_by_itself(ends: bool) -> None:
 MAKERS = {
     "lb/daemon/supervise.py": "it is what all others use",
     "lb/probe/scheduler.py": "thousands of short tasks, whose failures it hands to the task that awaits failed()",
-    "manager/door.py": "a short task for each handshake; one that fails by itself costs its guest alone, and is said",
-    "lb/bench/control_agents.py": "a benchmark, and no daemon",
+    "manager/trust/door.py": "a short task for each handshake; one that fails costs its guest alone, and is said",
+    "lb/bench/control/agents.py": "a benchmark, and no daemon",
 }
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from lb.cli import doctor
+from lb.cli.commands import doctor
 from lb.cli.main import run
 from lb.doctor import examine, fleet
-from lb.doctor.findings import Finding, Severity
+from lb.doctor.values.findings import Finding, Severity
 
 ROOT = Path(__file__).parents[3]
 FOUND = [

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from lb.doctor.findings import Finding, Severity
 from lb.doctor.fleet import (
     Fleet,
     check_announcements,
@@ -20,6 +19,7 @@ from lb.doctor.fleet import (
     check_service,
     check_sessions,
 )
+from lb.doctor.values.findings import Finding, Severity
 
 FAULT, WARNING, UNKNOWN, OK = Severity
 NOW = 1e9

@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
-from lb.doctor import examine, fleet, kernel, look, paths, reach, reception
-from lb.doctor.facts import (
+from lb.doctor import examine, fleet
+from lb.doctor.checks import reception
+from lb.doctor.firewall.packet_filter import Ruleset, read
+from lb.doctor.look import kernel, this_machine
+from lb.doctor.values.facts import (
     Answer,
     Arrival,
     Certificate,
@@ -35,11 +38,11 @@ from lb.doctor.facts import (
     Table,
     Twin,
 )
-from lb.doctor.facts import Path as Way
-from lb.doctor.findings import Finding, Severity, explained
-from lb.doctor.firewall import Ruleset, read
-from lb.mux.isolation import table_name
-from tests.lb.doctor.test_firewall import ACCEPT, DPORT, DROP, IIF, SADDR, STATE, jump, match
+from lb.doctor.values.facts import Path as Way
+from lb.doctor.values.findings import Finding, Severity, explained
+from lb.doctor.ways import paths, reach
+from lb.mux.io.isolation import table_name
+from tests.lb.doctor.firewall.test_packet_filter import ACCEPT, DPORT, DROP, IIF, SADDR, STATE, jump, match
 
 NOW = 1.7e9
 EVERY = (1 << 41) - 1  #: all capabilities
@@ -196,7 +199,7 @@ def look_at(seen: Machine, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
     else:
         status |= {"mode": "bpf", "reason": "chosen", "services": 2, "muxes": MUXES, "drops": {"untrusted_source": 0}}
     status |= seen.status
-    sysctls = {f"ipv4/conf/{of}/{key}": 0 for of in ("all", "eth0") for key in look.SETTINGS} | seen.sysctls
+    sysctls = {f"ipv4/conf/{of}/{key}": 0 for of in ("all", "eth0") for key in this_machine.SETTINGS} | seen.sysctls
     network = Network(
         seen.link, **{"addresses": {address: "eth0"}, "default_by": "eth0", "filter": True, "local_rule": True}
         | seen.network, sysctls=sysctls, labels=frozenset(
@@ -208,7 +211,7 @@ def look_at(seen: Machine, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
     own = [] if status.get("io") == "tun" or role is Role.AGENT else [Table("inet", table_name(name), frozenset(held))]
     tables = [*own, *seen.foreign, *([Table("inet", "vipmux_agent")] if role is Role.AGENT else [])]
     fakes: dict[Any, dict[str, Callable[..., Any]]] = {
-        look: {
+        this_machine: {
             "rights": lambda: Rights(True, EVERY),
             "daemon": lambda *_: daemon,
             "network": lambda *_, **__: network,

@@ -9,9 +9,9 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.doctor.findings import Finding, Severity, fault, ok, unknown, warning
+from lb.doctor.checks.mux import check_vips_not_local
 from lb.doctor.merge import Said, merged
-from lb.doctor.mux import check_vips_not_local
+from lb.doctor.values.findings import Finding, Severity, fault, ok, unknown, warning
 
 HOSTED = {
     "host1": ["backend web/web-1", "backend files/files-1"],

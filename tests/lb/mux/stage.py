@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lb.config_text import format_config
-from lb.control import request
+from lb.config.render import format_config
+from lb.daemon.control_socket import request
 from lb.model import Backend, IoMode, MuxConfig, MuxSettings, PortRange, Protocol, Service
 from tests.lab.netns import batch, inside, ip, unique_prefix
 from tests.lab.process import Process, wait_for

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from lb.mux.announcer import Ground
-from lb.mux.heart import STILL, Pulse
+from lb.mux.workers.heartbeat import STILL, Pulse
 
 VIP = ip_network("203.0.113.10")
 SOLID = Ground(alive=True, proved=frozenset({VIP}))

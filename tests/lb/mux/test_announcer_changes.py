@@ -17,13 +17,13 @@ import pytest
 from lb.bgp import selftest
 from lb.bgp.routes import Speaks, offers, parse_announcements
 from lb.bgp.sidecar import Account, Listener
-from lb.changes import Change
 from lb.dataplane import NO_MAC, Hop
-from lb.forwarding import Compiler
+from lb.dataplane.compile.compiler import Compiler
 from lb.model import Address, Backend, MuxSettings, Network, Service
 from lb.mux import announcer as module
 from lb.mux.announcer import Announcer, rows_of
-from lb.persistent import PersistentMap
+from lb.persistent_map import PersistentMap
+from lb.service_diff import Change
 from tests.lb.bgp.values import OUTSIDE, SPEAKS, net, service
 
 SETTINGS = MuxSettings(

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from lb.daemon.keeper import Keeper
-from lb.daemon.kernel_watch import EVERYTHING, KernelWatch, Own
-from lb.daemon.main_rule import MainRule
-from lb.mux.isolation import Isolation
-from lb.mux.netlink import Netlink
-from lb.mux.tun import ROUTE_PROTOCOL, Tun
+from lb.daemon.kernel.keeper import Keeper
+from lb.daemon.kernel.main_rule import MainRule
+from lb.daemon.kernel.watch import EVERYTHING, KernelWatch, Own
+from lb.mux.hops.netlink import Netlink
+from lb.mux.io.isolation import Isolation
+from lb.mux.io.tun import ROUTE_PROTOCOL, Tun
 from tests.lab import netns
 
 pytestmark = [pytest.mark.lab, pytest.mark.timed]

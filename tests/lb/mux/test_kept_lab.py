@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from lb.config_text import format_config
-from lb.daemon.repairs import FIGHT_REPAIRS
+from lb.config.render import format_config
+from lb.daemon.kernel.repairs import FIGHT_REPAIRS
 from lb.model import IoMode, MuxConfig, Probe, ProbeType
 from tests.lab.netns import ip
 from tests.lab.pace import allowed

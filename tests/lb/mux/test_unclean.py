@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from lb import control
-from lb.control import ControlServer
+from lb.daemon import control_socket
+from lb.daemon.control_socket import ControlServer
 from lb.daemon.marker import RunMarker
+from lb.daemon.notify import Supervisor
 from lb.dataplane import FlowTuple
 from lb.errors import ControlError, DataplaneError
 from lb.model import IoMode, MuxConfig, MuxSettings, Protocol
 from lb.mux.daemon import Daemon
-from lb.mux.engine import Engine
-from lb.mux.mode import WHOLE, Mode, cut
+from lb.mux.io.mode import WHOLE, Mode, cut
+from lb.mux.io.startup import StateDir
 from lb.mux.plane import Plane
-from lb.mux.startup import StateDir
-from lb.notify import Supervisor
+from lb.mux.workers.engine import Engine
 
 
 class Port:
@@ -268,8 +268,8 @@ def test_a_question_that_fails_by_itself_is_answered_with_an_error_and_the_next_
         server = ControlServer(tmp_path / "s", {"odd": odd, "well": lambda _: [1]})
         await server.start()
         with pytest.raises(ControlError, match="a fault of its own: KeyError: 'web'"):
-            await asyncio.to_thread(control.request, tmp_path / "s", {"op": "odd"})
-        assert await asyncio.to_thread(control.request, tmp_path / "s", {"op": "well"}) == [1]
+            await asyncio.to_thread(control_socket.request, tmp_path / "s", {"op": "odd"})
+        assert await asyncio.to_thread(control_socket.request, tmp_path / "s", {"op": "well"}) == [1]
         await server.close()
 
     with capture_logs() as logs:

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from lb.changes import Change
 from lb.errors import AccessError, IoError, RequestError
 from lb.model import MuxSettings, Service
 from lb.node.cache import Cache, Cached
 from lb.node.follower import Follower, ServiceTables
 from lb.node.messages import NodeState, apply, diff, digest, keys_of
+from lb.service_diff import Change
 
 TOKEN = "lb1." + "x" * 32 + "." + "0" * 64
 

@@ -1,0 +1,775 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The shape of each table of a configuration file: its keys, and what one value alone must be.
+
+Used only by :mod:`lb.config.load`, which reads a file into these, checks what spans several values, and turns
+them into the values of :mod:`lb.model`. Every key is optional here and ``None`` where it is absent or was
+wrong, so that one mistake hides no other; ``REQUIRED`` says what must be there. A validator raises
+``ValueError`` with the end of a sentence that begins with the key's path. :func:`key` says what a key means;
+docs/reference.md is made of that, of what the validators say, and of the defaults in :mod:`lb.model`.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import json
+import math
+import re
+import socket
+from collections.abc import Callable
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
+from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
+
+from lb.model import (
+    Address,
+    AnnouncePeers,
+    AnnouncePolicy,
+    BackendState,
+    BgpFamily,
+    DecapMode,
+    Encap,
+    HashMode,
+    IoMode,
+    Network,
+    PeerKind,
+    PortRange,
+    ProbeType,
+    Protocol,
+)
+
+#: Largest Maglev table; the paper's largest is 655,373.
+MAX_SLOTS = 1_000_003
+MAX_FLOWS = 100_000_000
+MAX_IDLE = 14_400
+MTU_MIN, MTU_MIN6, MTU_MAX = 576, 1280, 9216
+NAME_MAX = 128
+#: TCP MD5's limit, bytes.
+PASSWORD_MAX = 80
+#: Where a manager listens, unless told.
+MANAGER_PORT = 9740
+
+
+def show(value: object) -> str:
+    """A value of the file as it may stand in a one-line message."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "an array"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and abs(value) >= 10**40:
+        return "a number of more than 40 digits"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# --- addresses ---------------------------------------------------------------------------------------------------
+
+#: (first, last, what it is) for ranges that are no destination of their own.
+_SPECIAL4 = [
+    (int(network.network_address), int(network.broadcast_address), word)
+    for network, word in (
+        (IPv4Network("0.0.0.0/8"), "unspecified"),
+        (IPv4Network("127.0.0.0/8"), "loopback"),
+        (IPv4Network("169.254.0.0/16"), "link-local"),
+        (IPv4Network("224.0.0.0/4"), "multicast"),
+        (IPv4Network("255.255.255.255/32"), "broadcast"),
+    )
+]
+_SPECIAL6 = [
+    (int(network.network_address), int(network.broadcast_address), word)
+    for network, word in (
+        (IPv6Network("::/128"), "unspecified"),
+        (IPv6Network("::1/128"), "loopback"),
+        (IPv6Network("::ffff:0:0/96"), "IPv4-mapped"),
+        (IPv6Network("fe80::/10"), "link-local"),
+        (IPv6Network("ff00::/8"), "multicast"),
+    )
+]
+
+
+def _special(version: int, first: int, last: int) -> str | None:
+    """What makes the range unusable as an address of ours, or None."""
+    for start, end, word in _SPECIAL4 if version == 4 else _SPECIAL6:
+        if first <= end and last >= start:
+            return word
+    return None
+
+
+@functools.lru_cache(maxsize=65_536)
+def _address(text: str) -> Address:
+    address: Address
+    try:  # inet_pton is as strict as IPv4Address, and faster
+        address = IPv6Address(text) if ":" in text else IPv4Address(socket.inet_pton(socket.AF_INET, text))
+    except (OSError, ValueError):
+        raise ValueError(f"must be an IP address, not {show(text)}") from None
+    if isinstance(address, IPv6Address) and address.scope_id is not None:
+        raise ValueError(f"must be an address without a zone, not {show(text)}")
+    word = _special(address.version, int(address), int(address))
+    if word is not None:
+        raise ValueError(f"must be a unicast address that can be routed; {address} is {word}")
+    return address
+
+
+def forget_addresses() -> None:
+    """Addresses repeat within one file and are shared; afterwards the cache only costs memory."""
+    _address.cache_clear()
+
+
+def parse_address(value: object) -> Address:
+    if not isinstance(value, str):
+        raise ValueError(f"must be an IP address in quotes, not {show(value)}")
+    return _address(value)
+
+
+def parse_address4(value: object) -> IPv4Address:
+    address = parse_address(value)
+    if not isinstance(address, IPv4Address):
+        raise ValueError(f"must be an IPv4 address, not {address}; IPv6 goes in address6")
+    return address
+
+
+def parse_address6(value: object) -> IPv6Address:
+    address = parse_address(value)
+    if not isinstance(address, IPv6Address):
+        raise ValueError(f"must be an IPv6 address, not {address}")
+    return address
+
+
+def parse_vip(value: object) -> Network:
+    if not isinstance(value, str):
+        raise ValueError(f"must be an address or a prefix in quotes, not {show(value)}")
+    kind: type[IPv4Network | IPv6Network] = IPv6Network if ":" in value else IPv4Network
+    _, slash, length = value.partition("/")
+    try:
+        if "%" in value or (slash and not re.fullmatch(r"[0-9]{1,3}", length)):
+            raise ValueError
+        network: Network = kind(value, strict=False)
+    except (AddressValueError, NetmaskValueError, ValueError):
+        raise ValueError(f'must be an address, or a prefix such as "203.0.113.128/25", not {show(value)}') from None
+    try:
+        kind(value)
+    except ValueError:
+        raise ValueError(f'has host bits set; the prefix is "{network}"') from None
+    word = _special(network.version, int(network.network_address), int(network.broadcast_address))
+    if word is not None:
+        verb = "is" if network.prefixlen == network.max_prefixlen else "holds addresses that are"
+        raise ValueError(f"cannot be a VIP; {value} {verb} {word}")
+    return network
+
+
+def parse_listen(value: object) -> str:
+    """``ADDRESS:PORT`` to listen on; port 0 lets the kernel choose."""
+    text = check_text(value)
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+            raise ValueError
+        if bracketed:
+            IPv6Address(host[1:-1])
+        else:
+            IPv4Address(host)
+    except ValueError:
+        raise ValueError(
+            f'must be an address and port such as "127.0.0.1:9741" or "[::1]:9741", not {show(value)}'
+        ) from None
+    return text
+
+
+# --- words, texts, numbers ---------------------------------------------------------------------------------------
+
+
+def check_text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"must be text in quotes, not {show(value)}")
+    return value
+
+
+def check_name(value: object) -> str:
+    text = check_text(value)
+    if not text or len(text) > NAME_MAX or not text.isprintable() or text != text.strip():
+        raise ValueError(f"must be 1 to {NAME_MAX} printable characters with no space at either end, not {show(value)}")
+    return text
+
+
+def check_interface(value: object) -> str:
+    """What the kernel takes as an interface name."""
+    text = check_text(value)
+    if not re.fullmatch(r"[!-.0-9;-~]{1,15}", text) or text in (".", ".."):
+        raise ValueError(f"must be the name of a network interface (1 to 15 characters), not {show(value)}")
+    return text
+
+
+def check_directory(value: object) -> str:
+    text = check_text(value)
+    if not text.startswith("/") or not text.isprintable():
+        raise ValueError(f"must be an absolute path, not {show(value)}")
+    return text
+
+
+def check_seed(value: object) -> bytes:
+    text = check_text(value)
+    if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
+        raise ValueError(f"must be 32 hex digits, not {show(value)} ({len(text)} characters)")
+    return bytes.fromhex(text)
+
+
+def between(first: int, last: int, unit: str = "") -> Callable[[object], int]:
+    """A whole number from first to last."""
+
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(f"must be a whole number, {first} to {last}{unit}, not {show(value)}")
+        if not first <= value <= last:
+            raise ValueError(f"must be {first} to {last}{unit}, not {show(value)}")
+        return value
+
+    return check
+
+
+def seconds(first: float, last: float) -> Callable[[object], float]:
+    """A number of seconds, fractions allowed."""
+
+    def check(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"must be a number of seconds, {first:g} to {last:g}, not {show(value)}")
+        if not first <= value <= last:
+            raise ValueError(f"must be {first:g} to {last:g} s, not {show(value)}")
+        return float(value)
+
+    return check
+
+
+@functools.lru_cache(maxsize=64)
+def is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
+
+
+@functools.lru_cache(maxsize=64)
+def _neighbours(n: int) -> tuple[int, ...]:
+    """The primes on either side of n."""
+    below = next((p for p in range(n - 1, 1, -1) if is_prime(p)), None)
+    above = next(p for p in range(n + 1, 2 * n + 3) if is_prime(p))
+    return tuple(p for p in (below, above) if p is not None and p <= MAX_SLOTS)
+
+
+def check_slots(value: object) -> int:
+    slots = between(2, MAX_SLOTS)(value)
+    if not is_prime(slots):
+        near = " and ".join(str(p) for p in _neighbours(slots))
+        raise ValueError(f"must be a prime number, not {slots}; the nearest are {near}")
+    return slots
+
+
+def word(kind: type[enum.Enum]) -> Callable[[object], Any]:
+    """One of an enum's words."""
+    members = {member.value: member for member in kind}
+    choices = [f'"{value}"' for value in members]
+    expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+
+    def check(value: object) -> enum.Enum:
+        if isinstance(value, str) and value in members:
+            return members[value]
+        raise ValueError(f"must be {expected}, not {show(value)}")
+
+    return check
+
+
+def check_encap(value: object) -> Encap:
+    encap: Encap = word(Encap)(value)
+    if encap is Encap.GUE:
+        raise ValueError('"gue" is not available in this version yet; use "ipip"')
+    return encap
+
+
+def parse_ports(value: object) -> PortRange:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value == 0:
+            return PortRange(0, 65535)
+        if 1 <= value <= 65535:
+            return PortRange(value, value)
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", value)
+        if match:
+            first, last = int(match[1]), int(match[2])
+            if 1 <= first <= last <= 65535:
+                return PortRange(first, last)
+            if first == 0:
+                raise ValueError(f"must begin at port 1 or later, not {show(value)}; 0 alone means any port")
+            if first > last:
+                raise ValueError(f"must have the lower port first, not {show(value)}")
+        elif re.fullmatch(r"[0-9]{1,5}", value):
+            raise ValueError(f"must be a number without quotes, not {show(value)}")
+    raise ValueError(f'must be 1 to 65535, a range such as "8000-8099", or 0 for any port, not {show(value)}')
+
+
+# --- probe and announce ------------------------------------------------------------------------------------------
+
+
+def parse_status(value: object) -> tuple[int, int]:
+    """``200``, or ``"200-399"``."""
+    if isinstance(value, int) and not isinstance(value, bool) and 100 <= value <= 599:
+        return (value, value)
+    if isinstance(value, str):
+        match = re.fullmatch(r"([1-5][0-9]{2})-([1-5][0-9]{2})", value)
+        if match and int(match[1]) <= int(match[2]):
+            return (int(match[1]), int(match[2]))
+    raise ValueError(f'must be 100 to 599, or a range such as "200-399", not {show(value)}')
+
+
+def check_http_path(value: object) -> str:
+    text = check_text(value)
+    if not text.startswith("/") or not text.isascii() or not text.isprintable() or " " in text or len(text) > 2048:
+        raise ValueError(f'must begin with "/" and hold no spaces, not {show(value)}')
+    return text
+
+
+def check_payload(value: object) -> str:
+    text = check_text(value)
+    if not 1 <= len(text.encode()) <= 1024:
+        raise ValueError(f"must be 1 to 1024 bytes, not {len(text.encode())}")
+    return text
+
+
+def check_command(value: object) -> tuple[str, ...]:
+    if (
+        not isinstance(value, list)
+        or not 1 <= len(value) <= 64
+        or not all(isinstance(item, str) and item and "\0" not in item for item in value)
+    ):
+        raise ValueError('must be the program and its arguments, such as ["/usr/bin/check", "--fast"]')
+    return tuple(value)
+
+
+def check_communities(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f'must be an array such as ["65000:100"], not {show(value)}')
+    if len(value) > 32:
+        raise ValueError(f"must be at most 32 communities, not {len(value)}")
+    for item in value:
+        parts = item.split(":") if isinstance(item, str) else []
+        limit = {2: 0xFFFF, 3: 0xFFFFFFFF}.get(len(parts), -1)
+        if not all(re.fullmatch(r"[0-9]{1,10}", part) and int(part) <= limit for part in parts) or not parts:
+            raise ValueError(f'must hold communities such as "65000:100" or "65000:1:2", not {show(item)}')
+    return tuple(value)
+
+
+def check_url(value: object) -> str:
+    """Where a manager is, in one form: https://HOST:PORT."""
+    text = check_text(value)
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+        host, port = parts.hostname, parts.port or MANAGER_PORT
+    except ValueError:
+        host, port = None, 0
+    plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username) if host else False
+    if not host or parts.scheme != "https" or not plain or not host.isprintable() or " " in host:
+        raise ValueError(f'must be an address such as "https://10.0.1.9:9740", not {show(value)}')
+    return f"https://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+# --- BGP ---------------------------------------------------------------------------------------------------------
+
+
+def check_asn(value: object) -> int:
+    """AS numbers that a session can be opened with: not 0, AS_TRANS, or the last ones of either size (RFC 7300)."""
+    asn = between(1, 0xFFFFFFFE)(value)
+    if asn in (23456, 65535):
+        raise ValueError(f"must be an AS number that is not reserved, not {asn}")
+    return asn
+
+
+def check_router_id(value: object) -> IPv4Address:
+    """Only has the form of an address."""
+    try:
+        router_id = IPv4Address(check_text(value))
+    except AddressValueError:
+        raise ValueError(f'must look like an IPv4 address, such as "10.0.1.11", not {show(value)}') from None
+    if router_id == IPv4Address(0):
+        raise ValueError("must not be 0.0.0.0")
+    return router_id
+
+
+def check_password(value: object) -> str:
+    """What TCP MD5 can sign with; never shown."""
+    if not isinstance(value, str):
+        raise ValueError("must be text in quotes")
+    if not 1 <= len(value.encode()) <= PASSWORD_MAX:
+        raise ValueError(f"must be 1 to {PASSWORD_MAX} bytes, not {len(value.encode())}")
+    if "\0" in value:
+        raise ValueError("must not hold a NUL")
+    return value
+
+
+def check_families(value: object) -> tuple[BgpFamily, ...]:
+    if not isinstance(value, list) or not value:
+        raise ValueError(f'must be an array such as ["ipv4", "ipv6"], not {show(value)}')
+    check = word(BgpFamily)
+    families = tuple(check(item) for item in value)
+    if len(set(families)) != len(families):
+        raise ValueError("names a family more than once")
+    return families
+
+
+def check_bool(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be true or false, not {show(value)}")
+    return value
+
+
+def check_user(value: object) -> str:
+    """An account's name; whether there is one is seen on the host."""
+    text = check_text(value)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?", text):
+        raise ValueError(f'must be the name of a user, such as "nobody", not {show(value)}')
+    return text
+
+
+# --- the tables --------------------------------------------------------------------------------------------------
+
+_Name = Annotated[str | None, PlainValidator(check_name)]
+_Text = Annotated[str | None, PlainValidator(check_text)]
+_Port = Annotated[int | None, PlainValidator(between(1, 65535))]
+_Slots = Annotated[int | None, PlainValidator(check_slots)]
+_Mtu = Annotated[int | None, PlainValidator(between(MTU_MIN, MTU_MAX))]
+_Idle = Annotated[int | None, PlainValidator(between(1, MAX_IDLE, " s"))]
+_Count = Annotated[int | None, PlainValidator(between(1, 100))]
+_Address4 = Annotated[IPv4Address | None, PlainValidator(parse_address4)]
+_Address6 = Annotated[IPv6Address | None, PlainValidator(parse_address6)]
+_Interface = Annotated[str | None, PlainValidator(check_interface)]
+_Listen = Annotated[str | None, PlainValidator(parse_listen)]
+_Directory = Annotated[str | None, PlainValidator(check_directory)]
+_Payload = Annotated[str | None, PlainValidator(check_payload)]
+
+
+def _check_muxes(value: object) -> tuple[Address, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f'must be an array such as ["10.0.1.11", "10.0.1.12"], not {show(value)}')
+    if not value:
+        raise ValueError("must name at least one MUX")
+    return tuple(parse_address(item) for item in value)
+
+
+def _check_prefixes(value: object) -> tuple[Network, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f'must be an array such as ["203.0.113.0/24"], not {show(value)}')
+    if not value:
+        raise ValueError("must hold at least one prefix")
+    return tuple(parse_vip(item) for item in value)
+
+
+def _check_share(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= 1:
+        raise ValueError(f"must be more than 0 and at most 1, not {show(value)}")
+    return float(value)
+
+
+def _check_panic(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"must be 0 (never) to 1, a share of the backends, not {show(value)}")
+    return float(value)
+
+
+def key(meaning: str) -> Any:
+    """A key that may be absent, and what it means to an operator: a sentence or two, for the reference."""
+    return Field(default=None, description=meaning)
+
+
+class Table(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+    #: Keys that must be there, and what to write.
+    REQUIRED: ClassVar[dict[str, str]] = {}
+
+
+class IdleTable(Table):
+    """``[mux.idle]``"""
+
+    tcp: _Idle = key("Seconds without a packet after which a trusted TCP flow is forgotten.")
+    tcp_untrusted: _Idle = key(
+        "The same for a TCP flow that was seen only once, and for one whose client said FIN or RST once room is needed."
+    )
+    udp: _Idle = key("The same for a UDP flow.")
+
+
+class MuxTable(Table):
+    """``[mux]``"""
+
+    REQUIRED = {
+        "name": 'the name of this MUX, such as "mux1"',
+        "address": "the IPv4 address that tunnels come from",
+        "interface": 'the interface that packets arrive on, such as "eth0"',
+        "seed": "32 hex digits, the same on every MUX of the pool",
+    }
+
+    name: _Name = key("The MUX's name: in metrics, in commands, and in its certificate. Two MUXes must not share one.")
+    address: _Address4 = key("Tunnels come from this IPv4 address. It must be one of this machine's.")
+    address6: _Address6 = key("The same for IPv6 services, which need it.")
+    interface: _Interface = key("Clients' packets arrive on this interface.")
+    io: Annotated[IoMode | None, PlainValidator(word(IoMode))] = key(
+        "How packets come in and go out. `auto` takes the fastest mode that works, and says which and why."
+    )
+    busy_poll: Annotated[bool | None, PlainValidator(check_bool)] = key(
+        "With `xdp`: workers never sleep. Less latency, and a whole core for each worker all the time."
+    )
+    workers: Annotated[int | None, PlainValidator(between(1, 64))] = key(
+        "Data-plane threads. May change with SIGHUP in `packet` and `tun` mode."
+    )
+    flows: Annotated[int | None, PlainValidator(between(1, MAX_FLOWS))] = key(
+        "How many flows are remembered, over all workers. `lb check` prints the memory."
+    )
+    encap: Annotated[Encap | None, PlainValidator(check_encap)] = key(
+        "The tunnel to the hosts. `gue` is refused: it is not built yet."
+    )
+    seed: Annotated[bytes | None, PlainValidator(check_seed)] = key(
+        "The hash seed, the same on every MUX of the pool. Make one with `openssl rand -hex 16`."
+    )
+    mtu: _Mtu = key("MTU of the network between MUXes and hosts, in bytes. Raise it there rather than lower it here.")
+    slots: _Slots = key(
+        "Size of a service's Maglev table, a prime; at least 100 for each backend. The same on every MUX of the pool."
+    )
+    metrics: _Listen = key("Where Prometheus asks.")
+    state_dir: _Directory = key("Local socket, certificate, last good state.")
+    # An IdleTable, read by itself.
+    idle: Any = key("Idle timeouts of flows: [`[mux.idle]`](#muxidle).")
+
+
+class BgpTable(Table):
+    """``[bgp]``"""
+
+    REQUIRED = {"asn": "this MUX's AS number", "peer": "at least one router, in a table [[bgp.peer]]"}
+
+    asn: Annotated[int | None, PlainValidator(check_asn)] = key("The MUX's AS number.")
+    router_id: Annotated[IPv4Address | None, PlainValidator(check_router_id)] = key(
+        "BGP identifier. Default: `mux.address`."
+    )
+    hold: Annotated[int | None, PlainValidator(between(3, 65535, " s"))] = key(
+        "Hold time in seconds: a router gives up a MUX that was silent for so long."
+    )
+    shutdown: Annotated[float | None, PlainValidator(seconds(0, 300))] = key(
+        "Seconds that routers get at a planned stop, after GRACEFUL_SHUTDOWN and again after the withdrawal."
+    )
+    # PeerTables, read by themselves.
+    peer: Any = key("The routers: [`[[bgp.peer]]`](#bgppeer).")
+
+
+class PeerTable(Table):
+    """``[[bgp.peer]]``"""
+
+    REQUIRED = {
+        "name": 'a unique name, such as "router1"',
+        "address": "the router's address on this side",
+        "asn": "the router's AS number",
+    }
+
+    name: _Name = key("The router's name in `lb get peers` and in metrics.")
+    address: Annotated[Address | None, PlainValidator(parse_address)] = key(
+        "The router's address. Sessions come from `mux.address` or `mux.address6`."
+    )
+    asn: Annotated[int | None, PlainValidator(check_asn)] = key("The router's AS number.")
+    password: Annotated[str | None, PlainValidator(check_password)] = key(
+        "TCP MD5 password (RFC 2385). Default: none. FRR takes none with a space."
+    )
+    kind: Annotated[PeerKind | None, PlainValidator(word(PeerKind))] = key(
+        "Who is behind the router. A service's `announce.peers` may choose one kind."
+    )
+    families: Annotated[tuple[BgpFamily, ...] | None, PlainValidator(check_families)] = key(
+        "Which prefixes the session carries. Default: the family of the address."
+    )
+    gtsm: Annotated[bool | None, PlainValidator(check_bool)] = key(
+        "TTL security (RFC 5082): both ends send TTL 255 and accept nothing less."
+    )
+
+
+class AgentTable(Table):
+    """``[agent]``"""
+
+    REQUIRED = {
+        "name": 'the name of this host, such as "host1"',
+        "address": "this host's DIP",
+        "interface": 'the interface that tunnels arrive on, such as "eth0"',
+        "muxes": "the addresses that tunnels are accepted from",
+    }
+
+    name: _Name = key("The host's name: in metrics, in commands, and in its certificate.")
+    address: _Address4 = key("The host's own IPv4 address (DIP). Backends with this address are its own.")
+    address6: _Address6 = key("The same for IPv6.")
+    interface: _Interface = key("Tunnels arrive on this interface.")
+    muxes: Annotated[tuple[Address, ...] | None, PlainValidator(_check_muxes)] = key(
+        "Tunnels are accepted from these addresses only. Needed without a manager; refused with one, which knows the "
+        "MUXes."
+    )
+    decap: Annotated[DecapMode | None, PlainValidator(word(DecapMode))] = key(
+        "How the outer header is taken off. `auto` takes the fastest that works, and says which and why."
+    )
+    mtu: _Mtu = key("MTU of the network from the MUXes, in bytes. TCP's segment size is clamped to fit.")
+    metrics: _Listen = key("Where Prometheus asks.")
+    state_dir: _Directory = key(
+        "Local socket, certificate, last good state, and the record of what the agent changed on the host."
+    )
+    command_probes: Annotated[bool | None, PlainValidator(check_bool)] = key(
+        "Whether this host runs probes of type `command`. Without it TCP is asked in their place."
+    )
+    command_user: Annotated[str | None, PlainValidator(check_user)] = key(
+        "The account that runs them. `root` is possible."
+    )
+
+
+class FollowTable(Table):
+    """``[manager]`` in the file of a MUX or an agent"""
+
+    REQUIRED = {"url": 'the manager\'s address, such as "https://10.0.1.9:9740"'}
+
+    url: Annotated[str | None, PlainValidator(check_url)] = key(
+        "Where the manager is. The port is 9740 unless it is given."
+    )
+
+
+class ManagerTable(Table):
+    """``[manager]``"""
+
+    REQUIRED = {
+        "name": 'the name of this manager, such as "manager1"',
+        "vip_prefixes": 'the prefixes that VIPs must be in, such as ["203.0.113.0/24"]',
+    }
+
+    name: _Name = key("The manager's name.")
+    vip_prefixes: Annotated[tuple[Network, ...] | None, PlainValidator(_check_prefixes)] = key(
+        "VIPs must be inside one of these prefixes."
+    )
+    listen: _Listen = key("Where operators and nodes connect, over mutual TLS.")
+    metrics: _Listen = key("Where Prometheus asks.")
+    web: _Listen = key("Where the web page is served. Default: nowhere.")
+    state_dir: _Directory = key("The store (`manager.db`) and the CA. [Back it up](backup.md).")
+    withdraw_cap: Annotated[float | None, PlainValidator(_check_share)] = key(
+        "The largest share of MUXes that may withdraw a VIP at once for reasons of their own."
+    )
+    health_lease: Annotated[float | None, PlainValidator(seconds(1, 300))] = key(
+        "Seconds for which a node's health reports count after its last message."
+    )
+    node_lifetime: Annotated[float | None, PlainValidator(seconds(5, 366 * 86400))] = key(
+        "Seconds for which a node's certificate is valid. The node renews it after a third of that."
+    )
+    hold: Annotated[float | None, PlainValidator(seconds(0.1, 600))] = key(
+        "Seconds after which a disconnected MUX counts as expired and announces nothing any more: the hold time of "
+        "its BGP sessions."
+    )
+    path_interval: Annotated[float | None, PlainValidator(seconds(1, 3600))] = key(
+        "Connect to each VIP as a client does, once in so many seconds. Default: never. Only where this machine "
+        "reaches VIPs as clients do."
+    )
+
+
+class BackendTable(Table):
+    """``[[service.backend]]``"""
+
+    REQUIRED = {"name": 'a name that is unique in the service, such as "web-1"', "address": "the backend's address"}
+
+    name: _Name = key(
+        "The backend's name, unique in the service. Names decide the places in the Maglev table, so keep them."
+    )
+    address: Annotated[Address | None, PlainValidator(parse_address)] = key(
+        "The backend's own address (DIP); the tunnel leads there."
+    )
+    port: _Port = key(
+        "Where the server listens. The agent translates VIP and port to this; give it to UDP servers also where it is "
+        "the service's own. Default: not translated. Refused with a range or any port."
+    )
+    weight: Annotated[int | None, PlainValidator(between(0, 1000))] = key(
+        "Share of new flows, relative to the other backends. 0 takes none."
+    )
+    state: Annotated[BackendState | None, PlainValidator(word(BackendState))] = key(
+        "`drain` keeps TCP flows and takes no new ones; `down` takes nothing."
+    )
+
+
+class ProbeTable(Table):
+    """``[service.probe]``"""
+
+    REQUIRED = {"type": '"tcp", "http", "udp" or "command"'}
+
+    type: Annotated[ProbeType | None, PlainValidator(word(ProbeType))] = key("How the backend is asked.")
+    port: _Port = key("Where to ask. Default: the backend's own port. Not for `command`.")
+    path: Annotated[str | None, PlainValidator(check_http_path)] = key("`http`: what to get.")
+    status: Annotated[tuple[int, int] | None, PlainValidator(parse_status)] = key(
+        "`http`: which status counts as success, a number or a range."
+    )
+    request: _Payload = key("`tcp`, `udp`: text that is sent first. Default: nothing.")
+    expect: _Payload = key("`tcp`, `udp`, `http`: text that the answer must contain. Default: any answer.")
+    command: Annotated[tuple[str, ...] | None, PlainValidator(check_command)] = key(
+        "`command`: the program and its arguments, without a shell. Exit code 0 is success."
+    )
+    interval: Annotated[float | None, PlainValidator(seconds(0.1, 300))] = key("Seconds between probes.")
+    timeout: Annotated[float | None, PlainValidator(seconds(0.05, 60))] = key(
+        "Seconds until a probe has failed; at most `interval`."
+    )
+    rise: _Count = key("Successes in a row that bring the backend up.")
+    fall: _Count = key("Failures in a row that take it down.")
+
+
+class AnnounceTable(Table):
+    """``[service.announce]``"""
+
+    policy: Annotated[AnnouncePolicy | None, PlainValidator(word(AnnouncePolicy))] = key(
+        "When the VIP is announced: always, while any backend can take flows, or while at least `n` can."
+    )
+    n: Annotated[int | None, PlainValidator(between(1, 4095))] = key(
+        "`min-healthy`: how many backends; at most as many as there are. Required there, refused elsewhere."
+    )
+    communities: Annotated[tuple[str, ...] | None, PlainValidator(check_communities)] = key(
+        "BGP communities, plain (`65000:100`) or large (`65000:1:2`)."
+    )
+    med: Annotated[int | None, PlainValidator(between(0, 0xFFFFFFFF))] = key("Multi-exit discriminator. Default: none.")
+    prepend: Annotated[int | None, PlainValidator(between(0, 16))] = key(
+        "How often the own AS is put in front, towards other ASes."
+    )
+    peers: Annotated[AnnouncePeers | None, PlainValidator(word(AnnouncePeers))] = key(
+        "Which kind of BGP peers hear of the VIP."
+    )
+
+
+class ServiceTable(Table):
+    """``[[service]]``"""
+
+    REQUIRED = {
+        "name": 'a unique name, such as "web"',
+        "vip": "the address that clients connect to",
+        "protocol": '"tcp" or "udp"',
+        "port": 'a number, a range such as "8000-8099", or 0 for any port',
+    }
+
+    name: _Name = key("The service's name, unique in the file.")
+    vip: Annotated[Network | None, PlainValidator(parse_vip)] = key("The address that clients connect to, or a prefix.")
+    protocol: Annotated[Protocol | None, PlainValidator(word(Protocol))] = key("The protocol.")
+    port: Annotated[PortRange | None, PlainValidator(parse_ports)] = key(
+        "The port that clients connect to. The most specific service gets a packet: exact port, then range, then any."
+    )
+    slots: _Slots = key("Size of the Maglev table, a prime; at least the number of backends. Default: the MUX's.")
+    hash: Annotated[HashMode | None, PlainValidator(word(HashMode))] = key(
+        "What chooses the backend of a new flow: the whole 5-tuple, or the client's address alone."
+    )
+    mtu: _Mtu = key("MTU towards these backends, in bytes. Default: the MUX's.")
+    track: Annotated[bool | None, PlainValidator(check_bool)] = key(
+        "Hosts track these connections, for a stateful firewall or published containers."
+    )
+    idle: _Idle = key("Seconds without a packet after which a trusted flow is forgotten. Default: the MUX's.")
+    slow_start: Annotated[float | None, PlainValidator(seconds(1, 3600))] = key(
+        "Seconds in which a backend that returns gets its weight back, in ten steps. Needs a manager. Default: at once."
+    )
+    panic: Annotated[float | None, PlainValidator(_check_panic)] = key(
+        "Below this share of healthy backends, by weight and by number, probes take none out; 0: they may take out "
+        "all. Default: 0.5."
+    )
+    # Tables of their own, read by themselves.
+    probe: Any = key(
+        "How backends are probed: [`[service.probe]`](#serviceprobe). Default: TCP connect, or nothing for UDP."
+    )
+    announce: Any = key("How the VIP is announced: [`[service.announce]`](#serviceannounce).")
+    backend: Any = key("The backends: [`[[service.backend]]`](#servicebackend).")

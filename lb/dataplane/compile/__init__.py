@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From services to the tables that packets read: numbers, Maglev tables, snapshots."""

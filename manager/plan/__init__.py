@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what should be and what is to what every node should have. Pure."""

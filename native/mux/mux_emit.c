@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Third stage, see mux_stages.h: outer headers, segments of what is too large, and out. */
+#include <string.h>
+
+#include "services/encap.h"
+#include "mux/mux_stages.h"
+#include "packet/segment.h"
+
+static void flush(struct mux *mux)
+{
+	if (!mux->out_count)
+		return;
+	mux->io->ops->send(mux->io, mux->out, mux->out_count);
+	for (unsigned i = 0; i < mux->out_count; i++)
+		if (UNLIKELY(mux->out[i].error))
+			mux->packets[mux->out[i].origin].reason = REASON_SEND_FAILED;
+	mux->out_count = 0;
+}
+
+/* Ethernet addresses of a frame, the other way round; each with two bytes behind that are not of it. */
+struct link_addresses {
+	uint64_t destination, source;
+};
+
+static inline struct link_addresses link_addresses_swapped(const uint8_t *ethernet)
+{
+	return (struct link_addresses){ .destination = load64(ethernet + 6), .source = load64(ethernet) };
+}
+
+/* Writes two bytes more, where the Ethernet type belongs. */
+static inline void link_addresses_write(uint8_t *ethernet, struct link_addresses addresses)
+{
+	store64(ethernet, addresses.destination);
+	store64(ethernet + 6, addresses.source);
+}
+
+/*
+ * Puts outer and link header before the packet at ip, which is that in `frame` or was made of it; *out is the result.  `link` is
+ * that of the configuration, `family` the hop's: where they are constants, what depends on them is decided once and not for each
+ * packet.
+ */
+static ALWAYS_INLINE void emit(struct mux *mux, enum mux_link link, uint8_t family, unsigned origin,
+			       const struct frame *frame, const struct hop *hop, uint8_t *ip, uint32_t length,
+			       struct frame *out)
+{
+	uint32_t before = encap_overhead(family) + (link == MUX_LINK_NONE ? 0 : HOP_LINK_BYTES);
+	struct link_addresses swapped;
+
+	/* Before the outer header overwrites them. */
+	if (link == MUX_LINK_SWAP)
+		swapped = link_addresses_swapped(frame->data);
+
+	if (family == 4)
+		encap_ipv4(hop, ip, length, &mux->ids[(hop - mux->snapshot->hops) & 255]);
+	else
+		encap_ipv6(hop, ip, length, (uint32_t)(mux->passages[origin].hash >> 32)); /* hashed: it is IPv6 */
+	if (link == MUX_LINK_SWAP) {
+		link_addresses_write(ip - before, swapped);
+		memcpy(ip - before + 12, hop->start + 12, 2);
+	}
+	*out = (struct frame){ .data = ip - before, .len = before + length, .origin = (uint8_t)origin, .ifindex = hop->ifindex };
+}
+
+/* The same where it is not known before, queued.  There is room: see emit_burst(); emit_segments() leaves none waiting. */
+static void emit_any(struct mux *mux, unsigned origin, const struct frame *frame, const struct hop *hop, uint8_t *ip,
+		     uint32_t length)
+{
+	emit(mux, mux->config.link, hop->family, origin, frame, hop, ip, length, &mux->out[mux->out_count++]);
+}
+
+/* IDs of the outer headers are as many as there are segments. */
+static void emit_whole(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop, const struct cut *cut)
+{
+	struct packet *packet = &mux->packets[i];
+
+	emit_any(mux, i, frame, hop, packet->ip, packet->length);
+	segment_mark_whole(packet, cut, &mux->out[mux->out_count - 1]);
+	if (packet->family == 4 && !(packet->ip[6] & 0x40))
+		mux->ids[(hop - mux->snapshot->hops) & 255] += (uint16_t)(segment_count(packet, cut) - 1);
+}
+
+static void emit_segments(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
+			  const struct cut *cut)
+{
+	struct packet *packet = &mux->packets[i];
+	uint32_t count = segment_count(packet, cut);
+
+	/* Their buffers are reused from here on, so what is queued goes out first. */
+	flush(mux);
+	for (uint32_t n = 0; n < count; n++) {
+		uint8_t *ip = mux->segments + (n % BURST_MAX) * SEGMENT_ROOM + SEGMENT_HEADROOM;
+
+		if (mux->out_count == BURST_MAX)
+			flush(mux);
+		emit_any(mux, i, frame, hop, ip, segment_write(packet, cut, n, ip));
+	}
+	flush(mux);
+	if (packet->reason == REASON_FORWARDED)
+		packet->reason = REASON_SEGMENTED;
+}
+
+/*
+ * The io tells that a UDP packet stands for several datagrams, or for a tunnel's packets.  Whole, it would be another
+ * message, if a small one; a TCP packet may leave as it came where it fits.
+ */
+static bool is_train(const struct packet *packet, const struct frame *frame)
+{
+	return frame->gso_size && packet->protocol == PROTOCOL_UDP && packet->length > packet->transport + 8u + frame->gso_size;
+}
+
+/* A packet that is too large, or stands for several.  True: it has been seen to; else it leaves as it is. */
+static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop)
+{
+	struct packet *packet = &mux->packets[i];
+	uint32_t mtu = mux->passages[i].service->mtu, overhead = encap_overhead(hop->family);
+	uint32_t fits = mtu > overhead ? mtu - overhead : 0, came = packet->length;
+	struct cut cut;
+
+	switch (segment_plan(packet, frame, fits, mtu, &cut)) {
+	case SEGMENTS_SEVERAL:
+		packet_decrement_ttl(packet);
+		if (mux->io->sends_whole && segment_stays_whole(packet, frame, &cut, overhead))
+			emit_whole(mux, i, frame, hop, &cut);
+		else
+			emit_segments(mux, i, frame, hop, &cut);
+		packet->length = came; /* with what a jumbo option took: so it is counted */
+		return true;
+	case SEGMENTS_ONE:
+		if (packet->length <= fits)
+			return false;
+		break;
+	case SEGMENTS_TOO_BIG:
+		break;
+	}
+	packet->reason = REASON_TOO_BIG;
+	return true;
+}
+
+/* Any packet at all. */
+static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop)
+{
+	struct packet *packet = &mux->packets[i];
+
+	if (UNLIKELY(!hop->resolved)) {
+		packet->reason = REASON_NO_NEXT_HOP;
+		return;
+	}
+	if (UNLIKELY(packet->length + encap_overhead(hop->family) > mux->passages[i].service->mtu ||
+		     is_train(packet, frame) || frame->offload & FRAME_MERGED) &&
+	    encap_super(mux, i, frame, hop))
+		return;
+	if (UNLIKELY(frame->csum_start || mux->config.detect_partial))
+		packet_complete_checksum(packet, frame, mux->config.detect_partial);
+	packet_decrement_ttl(packet);
+	emit_any(mux, i, frame, hop, packet->ip, packet->length);
+}
+
+/*
+ * The common packets, of which encap_packet() would find that none of its questions has to be asked: they are put as few.  False: one
+ * of them has to be, and nothing was done.
+ */
+static ALWAYS_INLINE bool is_plain(const struct mux *mux, uint8_t family, unsigned i, const struct frame *frame)
+{
+	uint32_t offloads; /* gso_size and csum_start, in one */
+
+	memcpy(&offloads, &frame->gso_size, sizeof(offloads));
+	return LIKELY(mux->packets[i].length + encap_overhead(family) <= mux->passages[i].service->mtu) && LIKELY(!offloads);
+}
+_Static_assert(offsetof(struct frame, csum_start) == offsetof(struct frame, gso_size) + 2, "as is_plain() reads them");
+
+static ALWAYS_INLINE bool emit_plain6(struct mux *mux, enum mux_link link, unsigned i, const struct frame *frame,
+				      const struct hop *hop, struct frame *out)
+{
+	const struct packet *packet = &mux->packets[i];
+
+	if (!is_plain(mux, 6, i, frame))
+		return false;
+	packet->ip[7]--;
+	emit(mux, link, 6, i, frame, hop, packet->ip, packet->length, out);
+	return true;
+}
+
+/* As emit() after the packet's TTL has become one less: of a packet of which mux_read_burst() prepared that. */
+static ALWAYS_INLINE bool emit_plain4(struct mux *mux, enum mux_link link, unsigned i, const struct frame *frame,
+				      const struct hop *hop, struct frame *out)
+{
+	uint32_t before = 20 + (link == MUX_LINK_NONE ? 0 : HOP_LINK_BYTES);
+	uint8_t *ip = mux->packets[i].ip;
+
+	if (!is_plain(mux, 4, i, frame))
+		return false;
+	if (link == MUX_LINK_SWAP)
+		link_addresses_write(ip - before, link_addresses_swapped(frame->data));
+	encap_plain4(hop, &mux->outers[i], ip, &mux->ids[(hop - mux->snapshot->hops) & 255], link == MUX_LINK_NEXT_HOP);
+	*out = (struct frame){ .data = ip - before, .len = before + mux->packets[i].length, .origin = (uint8_t)i,
+			       .ifindex = hop->ifindex };
+	return true;
+}
+
+/* No more frames wait than packets came before, so there is room for one more. */
+static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames, enum mux_link link)
+{
+	const struct hop *hops = mux->snapshot->hops;
+	/* What a hop says that is ready; where checksums have to be looked for, no packet is plain, and no hop says this. */
+	uint8_t four = mux->config.detect_partial ? UINT8_MAX : 4, six = mux->config.detect_partial ? UINT8_MAX : 6;
+	unsigned count = mux->count;
+	uint64_t plain = mux->plain;
+	struct frame *out = mux->out; /* the next to be queued */
+
+	for (unsigned i = 0; i < count; i++) {
+		const struct hop *hop;
+
+		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
+			continue;
+		hop = &hops[backend_hop(mux->passages[i].backend)];
+		if (LIKELY(hop->ready == four) && LIKELY(plain >> i & 1) && LIKELY(emit_plain4(mux, link, i, &frames[i], hop, out))) {
+			out++;
+			continue;
+		}
+		if (hop->ready == six && emit_plain6(mux, link, i, &frames[i], hop, out)) {
+			out++;
+			continue;
+		}
+		mux->out_count = (unsigned)(out - mux->out);
+		encap_packet(mux, i, &frames[i], hop);
+		out = &mux->out[mux->out_count];
+	}
+	mux->out_count = (unsigned)(out - mux->out);
+}
+
+void mux_emit_burst(struct mux *mux, const struct frame *frames)
+{
+	/* A loop for each link, so that what is the same of all packets is not asked again for each. */
+	switch ((enum mux_link)mux->config.link) {
+	case MUX_LINK_NONE:
+		emit_burst(mux, frames, MUX_LINK_NONE);
+		break;
+	case MUX_LINK_NEXT_HOP:
+		emit_burst(mux, frames, MUX_LINK_NEXT_HOP);
+		break;
+	case MUX_LINK_SWAP:
+		emit_burst(mux, frames, MUX_LINK_SWAP);
+		break;
+	}
+	flush(mux);
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What mux.c is put together from: the three stages that a burst passes, each a file of its own and called once per burst.
+ * For these files alone; the rest of the program sees mux.h.
+ *
+ *	mux_read_burst()   parse -> find service -> name the flow    mux_read.c
+ *	mux_choose_burst() find flow -> choose backend               mux_choose.c
+ *	mux_emit_burst()   encapsulate -> segment -> send            mux_emit.c
+ *
+ * They hand over in struct mux, packet by packet at the packet's index in the burst.  Before the first, mux.c has set
+ * snapshot, io, count (<= BURST_MAX), out_count = 0 and the table's time; after the last it counts.  A stage does nothing
+ * with a packet whose reason is not REASON_FORWARDED when the stage begins; what earlier stages would have left of such a
+ * packet beside its reason is undefined where nothing else is said.
+ */
+#ifndef VIPMUX_MUX_STAGES_H
+#define VIPMUX_MUX_STAGES_H
+
+#include <stdint.h>
+
+#include "mux/mux.h"
+
+/* One of the buffers that segments are written to: room before each for the outer and the link header. */
+#define SEGMENT_HEADROOM 64u
+#define SEGMENT_ROOM (SEGMENT_HEADROOM + SERVICE_MTU_MAX)
+
+/*
+ * Reads the frames and the VIP map; writes nothing into frames.  Leaves:
+ *
+ *	packets[]    reason; of a packet that goes on, everything (packet.h)
+ *	passages[]   of every packet: service, NULL if it has none; flow, FLOW_NONE; hashed.  hash where hashed is true,
+ *	             which it is of every IPv6 packet that goes on, of IPv4 where the flow's key is made of it, and may be
+ *	             without a table
+ *	scrambled[]  only with a table: the flow's name there, whose home line has been asked for; of a packet that does
+ *	             not go on, any, which may be looked up but says nothing
+ *	plain        a bit for each packet that plain4.h has read, and outers[] of those, for mux_emit_burst()
+ *	onward       whether any packet goes on; where none does, the other stages are left out
+ */
+void mux_read_burst(struct mux *mux, const struct frame *frames);
+
+/*
+ * The same for a burst of IPv4 that goes to nobody we know, which is told at a glance: REASON_NOT_VIP, each.  False: something else
+ * may be among it, and nothing was left.
+ */
+bool mux_read_strangers(struct mux *mux, const struct frame *frames);
+
+/*
+ * Reads packets[], passages[] and scrambled[] as left above, and the flow table, which it changes as if packets came one
+ * at a time.  Leaves:
+ *
+ *	passages[]   backend (of the snapshot at hand), backend_number, flow
+ *	packets[]    reason, REASON_NO_BACKEND where none takes the flow
+ *
+ * slots[], entries[], listed[], addresses[], ports[], hashes[] and choices[] are its own scratch.
+ */
+void mux_choose_burst(struct mux *mux);
+
+/*
+ * Reads packets[], passages[] and the frames that the packets lie in, whose bytes it changes and whose headroom it writes
+ * the outer headers to.  Sends all that can go, in order, and takes outer IDs from ids[].  Leaves:
+ *
+ *	packets[]    reason, which may have become REASON_SEGMENTED, REASON_NO_NEXT_HOP, REASON_TOO_BIG or
+ *	             REASON_SEND_FAILED; length as it came
+ *	out_count    0
+ *
+ * out[] and segments are its own scratch; an io sees them only within send().
+ */
+void mux_emit_burst(struct mux *mux, const struct frame *frames);
+
+/* The flow that a packet belongs to. */
+void mux_packet_tuple(const struct packet *packet, struct flow_tuple *tuple);
+
+/* Its hash, computed where nobody has yet. */
+uint64_t mux_passage_hash(const struct mux *mux, const struct packet *packet, struct passage *passage);
+
+/* A service's backend of this number; NULL: it has none (any more). */
+static inline const struct backend *mux_backend_at(const struct service *service, uint32_t number)
+{
+	const struct backend *backend = number < service->backend_count ? &service->backends[number] : NULL;
+
+	return backend && backend_state(backend) != BACKEND_ABSENT ? backend : NULL;
+}
+
+#endif

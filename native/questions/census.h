@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a MUX's flow table holds, seen as a whole and from beside: how many flows each backend has, and which of them
+ * only this MUX knows.  Any thread may ask while the worker goes on; nothing here makes it wait.  Entries are read a word
+ * at a time while the worker writes them, so a flow that comes, goes or moves meanwhile may be missed or met twice.
+ *
+ * A flow counts at a backend if its next packet would go there: it is not idle for too long, the backend is up, or drains
+ * and the flow is one that stays.  A conversation that its client ended counts while it is younger than an untrusted one
+ * may be: the last packets of both sides are under way.
+ *
+ * Which of them are *exceptional*, so that no other MUX knows where they go: see exceptional.h.
+ */
+#ifndef VIPMUX_CENSUS_H
+#define VIPMUX_CENSUS_H
+
+#include <stdint.h>
+
+#include "mux/mux.h"
+#include "services/snapshot.h"
+
+/* Flows of one backend of one service. */
+struct census_row {
+	uint32_t tcp;
+	uint32_t udp;
+	uint32_t exceptional; /* of both */
+};
+
+/* Adds the flows to rows by the backends' counter indices, as far as these are below `count`. */
+void census_count(const struct mux *mux, const struct snapshot *snapshot, struct census_row *rows, uint32_t count);
+
+/*
+ * An exceptional flow, as another MUX of the pool understands it once it knows service and backend: the flow's name (see
+ * flow_key_name()) << 16 | plain class (see flow_class_plain()) << 14 | age in units of 4 ticks.
+ */
+#define CENSUS_AGE_SHIFT 2
+#define CENSUS_AGE_MAX 0x3fffu
+
+static inline uint64_t census_record(uint64_t name, unsigned class, uint16_t age)
+{
+	return name << 16 | (uint64_t)class << 14 | age >> CENSUS_AGE_SHIFT;
+}
+
+/*
+ * Writes the exceptional flows: a record and its owner (service id << 12 | backend number) each.  Returns how many there
+ * are, of which no more than `max` were written.
+ */
+uint32_t census_exceptional(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records,
+			    uint32_t *owners, uint32_t max);
+
+#endif
