@@ -16,10 +16,10 @@ from typing import TypeVar
 
 from agent import plan as planning
 from agent.decap import IPIP_DEVICE, TUN_DEVICE, BpfDecap, Decap, DecapRefused, Prepare, Tunnel, found_filter, prepare
-from agent.host.change_log import Changes, Store
-from agent.host.conntrack import Expected, Place, changed_places
-from agent.host.interface import Host, Link
-from agent.plan import Action, Desired, Found
+from agent.host.change_log import ChangeLog, HostChanges
+from agent.host.conntrack import Expected, FlowTarget, changed_places
+from agent.host.interface import Host, HostLink
+from agent.plan import Action, DesiredHost, Found
 from agent.rules import fence, nat, sysctls
 from agent.rules.foreign_filters import Stranger
 from agent.rules.local_services import OwnService, Served, serve
@@ -37,7 +37,7 @@ HostFactory = Callable[[], AbstractContextManager[Host]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Listed:
+class _ListedTable:
     """The nftables table as it was right after we put it there."""
 
     text: str  #: what nft was given
@@ -49,14 +49,14 @@ class _Listed:
 class _InForce:
     """What was planned for, to compare the host with."""
 
-    desired: Desired
+    desired: DesiredHost
     tunnel: Tunnel
     least: Mapping[str, int]  #: of each setting
     other_routes: frozenset[str]  #: interfaces; a long list of routes is not read at each look
 
 
 @dataclass(frozen=True, slots=True)
-class Applied:
+class AppliedConfig:
     """A configuration that is in force, and how."""
 
     config: AgentConfig
@@ -72,21 +72,21 @@ class Applied:
 class Agent:
     """Applies configurations; see the module's text."""
 
-    def __init__(self, host: HostFactory, store: Store, prepare: Prepare = prepare) -> None:
+    def __init__(self, host: HostFactory, store: ChangeLog, prepare: Prepare = prepare) -> None:
         self._host = host
         self._prepare = prepare
         self._store = store
         self._changes = _recalled(store)
         self._not_remembered: str | None = None  # why the record cannot be written, as it was said
         self._decap: Decap | None = None
-        self._listed: _Listed | None = None
+        self._listed: _ListedTable | None = None
         self._in_force: _InForce | None = None
-        self._unforgotten: frozenset[Place] = frozenset()  # where conntrack may know flows of before
+        self._unforgotten: frozenset[FlowTarget] = frozenset()  # where conntrack may know flows of before
         self._why_unforgotten: str | None = None  # as it was said
         self._decap_lock = threading.Lock()  # counters are read from other threads
-        self.applied: Applied | None = None
+        self.applied: AppliedConfig | None = None
 
-    def apply(self, config: AgentConfig) -> Applied:
+    def apply(self, config: AgentConfig) -> AppliedConfig:
         """Makes the host as the configuration asks; what can be refused is refused before anything is changed."""
         if self.applied is not None:
             _check_unchanged(self.applied.config.agent, config.agent)
@@ -109,7 +109,7 @@ class Agent:
                 reason = self.applied.reason
             # What is left out is no part of what is in force: nobody probes it.
             kept = tuple(service for service in config.services if service.name not in served.left_out)
-            self.applied = Applied(replace(config, services=kept), served, mode, reason)
+            self.applied = AppliedConfig(replace(config, services=kept), served, mode, reason)
             return self.applied
         raise FeatureError("; ".join(refusals) + _OTHERWISE[config.agent.decap])
 
@@ -209,7 +209,7 @@ class Agent:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _converge(
-        self, host: Host, link: Link, config: AgentConfig, services: tuple[OwnService, ...], mode: DecapMode
+        self, host: Host, link: HostLink, config: AgentConfig, services: tuple[OwnService, ...], mode: DecapMode
     ) -> bool:
         """Whether rules that should have been there were not."""
         settings = config.agent
@@ -334,7 +334,7 @@ class Agent:
         host.run_rules(nat.replacement(text))
         generation, listing = host.rules_generation(), host.rules()
         if listing is not None:
-            self._listed = _Listed(text, listing, generation)
+            self._listed = _ListedTable(text, listing, generation)
 
     def _perform(self, host: Host, action: Action, begin: Callable[[], None]) -> None:  # noqa: PLR0912  a list
         """One action; what cannot be seen on the host is remembered before it is done."""
@@ -405,7 +405,7 @@ class Agent:
         if old is not None and old is not decap:
             old.close()
 
-    def _remember(self, changes: Changes) -> None:
+    def _remember(self, changes: HostChanges) -> None:
         """Before the change is made. A record that cannot be written is said, and keeps no packet waiting."""
         if changes == self._changes and self._not_remembered is None:
             return
@@ -420,7 +420,7 @@ class Agent:
             self._not_remembered = None
 
 
-def _recalled(store: Store) -> Changes:
+def _recalled(store: ChangeLog) -> HostChanges:
     """What was changed on this host; of a record that cannot be read nothing, and that is said."""
     try:
         return store.load()
@@ -433,7 +433,7 @@ def _recalled(store: Store) -> Changes:
             then="lb-agent goes on; `lb-agent cleanup` cannot give back the sysctls that it raised before (in net/ipv4/"
             "conf and net/netfilter), nor take away a clsact qdisc that it made: look at those by hand",
         )
-        return Changes()
+        return HostChanges()
 
 
 def _works(host: Host, mode: DecapMode | None) -> bool:
@@ -446,7 +446,7 @@ def _nothing_begins() -> None:
     raise AssertionError("a clean-up begins nothing")
 
 
-def check_host(host: Host, settings: AgentSettings) -> Link:
+def check_host(host: Host, settings: AgentSettings) -> HostLink:
     """The interface, if it and the addresses on it are as the configuration says."""
     link = host.link(settings.interface)
     if link is None:
@@ -463,9 +463,9 @@ def check_host(host: Host, settings: AgentSettings) -> Link:
     return link
 
 
-def _desired(settings: AgentSettings, services: tuple[OwnService, ...], mode: DecapMode) -> Desired:
+def _desired(settings: AgentSettings, services: tuple[OwnService, ...], mode: DecapMode) -> DesiredHost:
     guard = nat.TunnelGuard(IPIP_DEVICE, settings.address, settings.muxes) if mode is DecapMode.IPIP else None
-    return Desired(
+    return DesiredHost(
         interface=settings.interface,
         mode=mode,
         vips=owned_vips(services),

@@ -25,20 +25,20 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from agent.agent import Agent, Applied
-from agent.host.change_log import Lock, Store
+from agent.agent import Agent, AppliedConfig
+from agent.host.change_log import ChangeLog, Lock
 from agent.host.linux import RTPROT_KERNEL, LinuxHost
 from agent.keeping import FiltersAhead, HostInterface, HostParts, HostSettings
 from agent.probes import LocalProbes, command_user
 from agent.rules.nat import TABLE
 from agent.rules.vips import ROUTE_PROTOCOL
-from agent.status import AgentCollector, Kept, Picture, answer, for_manager
+from agent.status import AgentCollector, HostRepairs, Picture, answer, for_manager
 from lb.config.load import load_agent, parse_manager_url
 from lb.daemon import log as logging
 from lb.daemon.control_socket import ControlServer
 from lb.daemon.kernel.keeper import Keeper
 from lb.daemon.kernel.main_rule import MainRule
-from lb.daemon.kernel.watch import EVERYTHING, KernelWatch, Own
+from lb.daemon.kernel.watch import EVERYTHING, KernelWatch, OwnMarks
 from lb.daemon.log import get_logger
 from lb.daemon.marker import RunMarker
 from lb.daemon.metrics import collectors
@@ -50,7 +50,7 @@ from lb.doctor.values.facts import Role
 from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
 from lb.model import Address, AgentConfig, DecapMode, Service
 from lb.node.token_option import given_token, token_options
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 if TYPE_CHECKING:
     from lb.node.follower import Follower
@@ -78,7 +78,7 @@ STATUS_INTERVAL = 5.0
 FINISH = 20.0
 
 
-class Daemon:
+class AgentDaemon:
     """One run of the agent, from the first file to SIGTERM."""
 
     def __init__(
@@ -89,14 +89,14 @@ class Daemon:
         supervisor: Supervisor,
         token: str | None = None,
         *,
-        own: Own | None = None,
+        own: OwnMarks | None = None,
     ) -> None:
         """``own``: by what changes of the agent's own are known."""
         self._file = file
         self._supervisor = supervisor
         self._config = config
         self._agent = agent
-        self._applied: Applied | None = None
+        self._applied: AppliedConfig | None = None
         self._rejected: str | None = None
         self._probes: LocalProbes | None = None
         self._changing = asyncio.Lock()  # one call of the agent at a time, whoever wants it
@@ -266,7 +266,7 @@ class Daemon:
         muxes, left_out = _muxes(state.get("muxes", {}))
         return replace(self._config, agent=replace(self._config.agent, muxes=muxes), services=services), left_out
 
-    async def _follow_state(self, state: NodeState, change: Change) -> Mapping[str, str]:
+    async def _follow_state(self, state: NodeState, change: ServiceDiff) -> Mapping[str, str]:
         async with self._changing:
             config, left_out = self._managed(state, change.services)
             first = self._applied is None
@@ -295,7 +295,7 @@ class Daemon:
             log.error("old_config_not_restored", error=str(error), then="it is tried again until it can be")
 
     @property
-    def _present(self) -> Applied:
+    def _present(self) -> AppliedConfig:
         assert self._applied is not None  # noqa: S101  set before anybody can ask
         return self._applied
 
@@ -304,7 +304,7 @@ class Daemon:
             return None
         known = self._probes.known() if self._probes is not None else {}
         manager = self._follower.row() if self._follower is not None else None
-        kept = Kept(
+        kept = HostRepairs(
             self._keeper.rows(),
             self._keeper.words(),
             self._keeper.figures(),
@@ -324,7 +324,7 @@ class Daemon:
         raise VipmuxError("lb-agent is starting; ask again in a moment")
 
     @staticmethod
-    def _say(event: str, applied: Applied) -> None:
+    def _say(event: str, applied: AppliedConfig) -> None:
         settings = applied.config.agent
         for name, why in applied.served.left_out.items():
             log.error("service_left_out", service=name, reason=why, then="everything else is served")
@@ -368,14 +368,14 @@ def run_daemon(file: Path, manager: str | None = None, token: str | None = None)
     keep_only(KEPT)
     lock = Lock(config.agent.state_dir)
     try:
-        own = Own()
-        agent = Agent(partial(LinuxHost, own), Store(config.agent.state_dir))
-        asyncio.run(_run(partial(Daemon, file, config, agent, supervisor, token, own=own)))
+        own = OwnMarks()
+        agent = Agent(partial(LinuxHost, own), ChangeLog(config.agent.state_dir))
+        asyncio.run(_run(partial(AgentDaemon, file, config, agent, supervisor, token, own=own)))
     finally:
         lock.close()
 
 
-async def _run(made: Callable[[], Daemon]) -> None:
+async def _run(made: Callable[[], AgentDaemon]) -> None:
     await made().run()
 
 
@@ -385,7 +385,7 @@ def run_cleanup(file: Path) -> None:
     require(PROGRAM, NEEDED)
     lock = Lock(config.agent.state_dir)
     try:
-        done = Agent(LinuxHost, Store(config.agent.state_dir)).cleanup(config.agent)
+        done = Agent(LinuxHost, ChangeLog(config.agent.state_dir)).cleanup(config.agent)
     finally:
         lock.close()
     for line in done or ["nothing of lb-agent was on this host"]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from agent.host.interface import Host, Link
+from agent.host.interface import Host, HostLink
 from agent.plan import FilterState, FoundFilter
 from lb import dataplane
 from lb.dataplane import DecapProgram, HostPipeline, RawTunnel
@@ -131,10 +131,10 @@ class IpipDecap:
 
 
 #: Makes a way of decapsulation ready to begin: host, interface, its name, tunnel, mode, and the way now in use.
-Prepare = Callable[[Host, Link, str, Tunnel, DecapMode, Decap | None], Decap]
+Prepare = Callable[[Host, HostLink, str, Tunnel, DecapMode, Decap | None], Decap]
 
 
-def prepare(host: Host, link: Link, interface: str, tunnel: Tunnel, mode: DecapMode, now: Decap | None) -> Decap:  # noqa: PLR0917
+def prepare(host: Host, link: HostLink, interface: str, tunnel: Tunnel, mode: DecapMode, now: Decap | None) -> Decap:  # noqa: PLR0917
     """See :data:`Prepare`; raises DecapRefused while no packet goes another way yet."""
     if mode is DecapMode.IPIP:
         return IpipDecap(host, tunnel)
@@ -151,7 +151,7 @@ def prepare(host: Host, link: Link, interface: str, tunnel: Tunnel, mode: DecapM
             attached.close()
 
 
-def load_program(interface: str, link: Link, tunnel: Tunnel, inherit: DecapProgram | None) -> DecapProgram:
+def load_program(interface: str, link: HostLink, tunnel: Tunnel, inherit: DecapProgram | None) -> DecapProgram:
     """The program as it should be, not attached yet; raises DecapRefused with the kernel's words."""
     if link.header is None:
         raise DecapRefused(f"decapsulation by BPF is not possible on {interface}: it is neither Ethernet nor plain IP")

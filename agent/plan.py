@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from agent.host.change_log import Changes
+from agent.host.change_log import HostChanges
 from agent.rules.fence import Fence
 from agent.rules.sysctls import TCP_LIBERAL, needed
 from agent.rules.vips import OwnedVips
@@ -42,7 +42,7 @@ class FoundFilter:
 
 
 @dataclass(frozen=True, slots=True)
-class Desired:
+class DesiredHost:
     """What the host should have."""
 
     interface: str | None = None
@@ -54,7 +54,7 @@ class Desired:
 
 
 #: What a host without an agent has.
-NOTHING = Desired()
+NOTHING = DesiredHost()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Found:
     other_routes: frozenset[str] = frozenset()  #: interfaces other than ours that routes leave by
     sysctls: Mapping[str, int] = field(default_factory=dict)
     filters: Mapping[str, FoundFilter] = field(default_factory=dict)  #: by interface
-    changes: Changes = Changes()  # noqa: RUF009  immutable
+    changes: HostChanges = HostChanges()  # noqa: RUF009  immutable
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +202,13 @@ Action = (
 NEEDS_INTERFACE = AddQdisc | EvictFilter | Decapsulate
 
 
-def plan(desired: Desired, found: Found) -> list[Action]:
+def plan(desired: DesiredHost, found: Found) -> list[Action]:
     """The actions that make the host as desired, in the order in which to perform them."""
     least = needed_sysctls(desired, found)
     return [*_install(desired, found, least), *_decapsulate(desired, found), *_remove(desired, found, least)]
 
 
-def needed_sysctls(desired: Desired, found: Found) -> Mapping[str, int]:
+def needed_sysctls(desired: DesiredHost, found: Found) -> Mapping[str, int]:
     """The least value of each setting that must be raised."""
     if desired.interface is None:
         return {}
@@ -227,7 +227,7 @@ def needed_sysctls(desired: Desired, found: Found) -> Mapping[str, int]:
     )
 
 
-def _install(desired: Desired, found: Found, least: Mapping[str, int]) -> Iterator[Action]:
+def _install(desired: DesiredHost, found: Found, least: Mapping[str, int]) -> Iterator[Action]:
     for name, value in least.items():
         current = found.sysctls.get(name)
         if name != TCP_LIBERAL and current is not None and current < value:
@@ -250,7 +250,7 @@ def _install(desired: Desired, found: Found, least: Mapping[str, int]) -> Iterat
         yield AddFenceRule(version, interface)
 
 
-def _decapsulate(desired: Desired, found: Found) -> Iterator[Action]:
+def _decapsulate(desired: DesiredHost, found: Found) -> Iterator[Action]:
     if desired.interface is None or desired.mode is None:
         return
     if desired.mode is not DecapMode.BPF:
@@ -266,7 +266,7 @@ def _decapsulate(desired: Desired, found: Found) -> Iterator[Action]:
         yield Decapsulate(desired.mode, desired.interface)
 
 
-def _remove(desired: Desired, found: Found, least: Mapping[str, int]) -> Iterator[Action]:
+def _remove(desired: DesiredHost, found: Found, least: Mapping[str, int]) -> Iterator[Action]:
     keep = desired.interface if desired.mode is DecapMode.BPF else None
     for interface, place in sorted(found.filters.items()):
         if interface == keep:

@@ -35,7 +35,7 @@ from lb.model import Address, AgentConfig, AgentSettings, Backend, Probe, ProbeT
 from lb.node.messages import HealthReport
 from lb.probe.board import Board, Known, Label, NotProbed
 from lb.probe.checkers import PlainSockets, RunAs, ask
-from lb.probe.state import Answer, Health
+from lb.probe.state import ProbeAnswer, ProbeHealth
 
 log = get_logger()
 
@@ -130,7 +130,7 @@ class LocalProbes:
     """Probes this host's backends; ``send`` hears of changes, None: there is no manager."""
 
     def __init__(self, send: Callable[[Sequence[HealthReport]], None] | None = None) -> None:
-        self._board: Board[LocalCheck] = Board("agent", _ask, send or _nobody, unprobed=Health.UP)
+        self._board: Board[LocalCheck] = Board("agent", _ask, send or _nobody, unprobed=ProbeHealth.UP)
         self._told = "the manager" if send else "nobody: there is no manager; see lb get backends --local"
         self._backends = -1  # as they were logged
         self._forbidden: str | None = None  # why no command can be run, as it was logged
@@ -183,12 +183,12 @@ class LocalProbes:
         await self._board.close()
 
 
-async def _ask(check: LocalCheck) -> Answer:
+async def _ask(check: LocalCheck) -> ProbeAnswer:
     answer = await _asked(check)
     return answer if check.instead is None else replace(answer, reason=f"{answer.reason}; {check.instead}")
 
 
-async def _asked(check: LocalCheck) -> Answer:
+async def _asked(check: LocalCheck) -> ProbeAnswer:
     answer = await ask(check.probe, check.address, check.port, PlainSockets(check.address, check.source), check.run_as)
     if answer.success or check.source is None:
         return answer
@@ -201,7 +201,7 @@ async def _asked(check: LocalCheck) -> Answer:
     return _advised(check, answer) if elsewhere.success else answer
 
 
-def _advised(check: LocalCheck, answer: Answer) -> Answer:
+def _advised(check: LocalCheck, answer: ProbeAnswer) -> ProbeAnswer:
     """The backend is well, only not where clients' packets go, or its answers come from where they would not."""
     reason = (
         f"{answer.reason} at the VIP {check.address}, but well at {check.source}:{check.port}: give the backend "

@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from agent.agent import Applied
+from agent.agent import AppliedConfig
 from agent.decap import dropped, drops
 from agent.rules.local_services import OwnService
 from lb.daemon.kernel.keeper import KeptFigures
@@ -19,13 +19,13 @@ from lb.daemon.metrics.collectors import probe_durations
 from lb.errors import RequestError
 from lb.model import AgentConfig
 from lb.probe.board import Known, Label
-from lb.probe.state import Health
+from lb.probe.state import ProbeHealth
 
 _NOTHING: Mapping[Label, Known] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class HostRepairs:
     """What somebody else undid in this kernel."""
 
     rows: Sequence[Mapping[str, Any]] = ()  #: as lb.daemon.kernel.keeper tells it
@@ -40,12 +40,12 @@ class Kept:
 class Picture:
     """The agent at one moment."""
 
-    applied: Applied
+    applied: AppliedConfig
     counters: Mapping[str, int] | None  #: packets by reason; None where this way does not count
     rejected: str | None  #: why the last file was refused
     known: Mapping[Label, Known] = field(default_factory=dict)  #: what probes know of this host's backends
     manager: Mapping[str, Any] | None = None  #: the connection to it; None: there is none
-    kept: Kept = field(default_factory=Kept)
+    kept: HostRepairs = field(default_factory=HostRepairs)
 
 
 def answer(picture: Picture, request: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -143,7 +143,7 @@ def backend_rows(config: AgentConfig, known: Mapping[Label, Known] = _NOTHING) -
 def _health(known: Known | None) -> dict[str, Any]:
     """The probe's word; ``since`` is Unix time."""
     if known is None:
-        return {"health": Health.UNKNOWN.value, "reason": "not probed yet", "since": None}
+        return {"health": ProbeHealth.UNKNOWN.value, "reason": "not probed yet", "since": None}
     return {"health": known.health.value, "reason": known.reason, "since": known.since or None}
 
 
@@ -176,8 +176,8 @@ class AgentCollector(Collector):
         )
         up = GaugeMetricFamily("lb_probe_up", "1 if the last probes found it well.", labels=["service", "backend"])
         for (service, backend), known in picture.known.items():
-            if known.health is not Health.UNKNOWN:
-                up.add_metric([service, backend], known.health is Health.UP)
+            if known.health is not ProbeHealth.UNKNOWN:
+                up.add_metric([service, backend], known.health is ProbeHealth.UP)
         yield up
         yield probe_durations({label: known.took for label, known in picture.known.items() if known.took is not None})
         yield GaugeMetricFamily(

@@ -52,7 +52,7 @@ class Section(NamedTuple):
     """A table of a file, and where its defaults are."""
 
     title: str
-    table: type[tables.Table]
+    table: type[tables.TomlTable]
     values: type[Any] | None
     about: str
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From one set of services to the next, by what differs: of ten thousand services mostly one does.
 
-A :class:`Change` is made where services come from (:mod:`lb.node.follower`, or :meth:`Change.between` for a file), and
-whoever follows the services looks at ``gone`` and ``come`` alone. Services are told apart by identity: what is
-equal may stay the same object, and then it costs nothing. Pure; imports only the model.
+A :class:`ServiceDiff` is made where services come from (:mod:`lb.node.follower`, or :meth:`ServiceDiff.between` for a
+file), and whoever follows the services looks at ``gone`` and ``come`` alone. Services are told apart by identity: what
+is equal may stay the same object, and then it costs nothing. Pure; imports only the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from lb.model import Network, Service
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ServiceDiff:
     """A service that became another is both in ``gone`` and in ``come``."""
 
     before: tuple[Service, ...]
@@ -24,7 +24,7 @@ class Change:
     come: tuple[Service, ...]
 
     @classmethod
-    def between(cls, before: tuple[Service, ...], services: Iterable[Service]) -> Change:
+    def between(cls, before: tuple[Service, ...], services: Iterable[Service]) -> ServiceDiff:
         """Looks at all of them."""
         services = tuple(services)
         old, new = set(map(id, before)), set(map(id, services))
@@ -35,15 +35,15 @@ class Change:
             tuple(service for service in services if id(service) not in old),
         )
 
-    def since(self, before: tuple[Service, ...]) -> Change:
+    def since(self, before: tuple[Service, ...]) -> ServiceDiff:
         """The same services, but seen from these."""
-        return self if before is self.before else Change.between(before, self.services)
+        return self if before is self.before else ServiceDiff.between(before, self.services)
 
-    def without(self, names: Collection[str]) -> Change:
+    def without(self, names: Collection[str]) -> ServiceDiff:
         """The same, but that services of these names do not come; of what they were before nothing stays."""
         if not names:
             return self
-        return Change(
+        return ServiceDiff(
             self.before,
             tuple(service for service in self.services if service.name not in names),
             self.gone,
@@ -63,9 +63,9 @@ class Vips:
 
     @classmethod
     def of(cls, services: Iterable[Service]) -> Vips:
-        return cls(frozenset(), {}).after(Change.between((), services))
+        return cls(frozenset(), {}).after(ServiceDiff.between((), services))
 
-    def after(self, change: Change) -> Vips:
+    def after(self, change: ServiceDiff) -> Vips:
         """This very object where no VIP comes or goes."""
         steps: dict[Network, int] = {}
         for services, step in ((change.come, 1), (change.gone, -1)):

@@ -24,7 +24,7 @@ from manager.api.server import TOKEN_ENDS
 from manager.nodes.stream import Hub, Streams
 from manager.store.interface import Store, StoreError
 from manager.trust import joining
-from manager.trust.ca import Authority
+from manager.trust.ca import CertificateAuthority
 from manager.trust.joining import address_of, certificate_of
 from manager.trust.tokens import may_ask
 from manager.trust.trust import Trust, peer_of
@@ -42,7 +42,7 @@ class Access:
 
     def __init__(self, settings: ManagerSettings, store: Store, hub: Hub) -> None:
         self._settings = settings
-        authority = Authority.load(Path(settings.state_dir) / CA_DIRECTORY)
+        authority = CertificateAuthority.load(Path(settings.state_dir) / CA_DIRECTORY)
         ahead = authority.begins_in(datetime.now(UTC))
         if ahead > 0:
             log.error(

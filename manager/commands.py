@@ -25,7 +25,7 @@ from lb.errors import IoError, RequestError
 from lb.model import ManagerSettings
 from manager.access import CA_DIRECTORY
 from manager.store.sqlite import SqliteStore
-from manager.trust.ca import Authority
+from manager.trust.ca import CertificateAuthority
 from manager.trust.tokens import KINDS, parse_ttl
 from manager.trust.trust import Trust
 
@@ -36,7 +36,7 @@ _config = click.option(
 )
 
 
-def _with_trust(settings: ManagerSettings, authority: Authority, work: Callable[[Trust], Awaitable[T]]) -> T:
+def _with_trust(settings: ManagerSettings, authority: CertificateAuthority, work: Callable[[Trust], Awaitable[T]]) -> T:
     # What a daemon would log is printed by the command itself; only what went wrong is worth a line.
     only_warnings()
 
@@ -50,12 +50,12 @@ def _with_trust(settings: ManagerSettings, authority: Authority, work: Callable[
     return asyncio.run(main())
 
 
-def _load(path: Path) -> tuple[ManagerSettings, Authority]:
+def _load(path: Path) -> tuple[ManagerSettings, CertificateAuthority]:
     settings = load_manager(path)
     state_dir = Path(settings.state_dir)
     if state_dir.exists():
         check_private(state_dir, "manager.state_dir")
-    return settings, Authority.load(Path(settings.state_dir) / CA_DIRECTORY)
+    return settings, CertificateAuthority.load(Path(settings.state_dir) / CA_DIRECTORY)
 
 
 def _who() -> str:
@@ -68,7 +68,7 @@ def _operators_directory() -> Path:
     return Path.home() / ".config" / "lb"
 
 
-def _write_operator(directory: Path, authority: Authority, certificate: str, key: str) -> None:
+def _write_operator(directory: Path, authority: CertificateAuthority, certificate: str, key: str) -> None:
     try:
         make_private_directory(directory)
         write_private(directory / "ca.pem", authority.pem.encode())
@@ -102,7 +102,7 @@ def init(path: Path, names: tuple[str, ...], operator: str | None, out: Path | N
         make_private_directory(state_dir)
     except OSError as error:
         raise IoError(f"{state_dir}: cannot be made: {(error.strerror or str(error)).lower()}") from None
-    authority = Authority.create(state_dir / CA_DIRECTORY, names)
+    authority = CertificateAuthority.create(state_dir / CA_DIRECTORY, names)
     authority.server_certificate(settings.name, settings.listen)
     name = operator or getpass.getuser()
     certificate, key = _with_trust(settings, authority, lambda trust: trust.make_operator(name, _who()))

@@ -46,7 +46,7 @@ from manager.store.interface import Store
 from manager.store.sqlite import SqliteStore
 from manager.trust.door import nobody, serving, small_buffers
 from manager.trust.trust import listener
-from manager.web.server import READERS, Pages, is_loopback
+from manager.web.server import READERS, WebPage, is_loopback
 from manager.web.sessions import Sessions
 
 PROGRAM = "lb-manager"
@@ -163,14 +163,14 @@ async def _serve(
         await asyncio.to_thread(metrics.close)
 
 
-def _pages(settings: ManagerSettings, controller: Controller, view: View, access: Access | None) -> Pages | None:
+def _pages(settings: ManagerSettings, controller: Controller, view: View, access: Access | None) -> WebPage | None:
     """The web page, if the file asks for it."""
     if settings.web is None:
         return None
     if access is None:
-        return Pages(controller, view, None, secure=False, program=program_version())
+        return WebPage(controller, view, None, secure=False, program=program_version())
     sessions = Sessions(access.check_token, time.time)
-    return Pages(controller, view, sessions, secure=True, program=program_version())
+    return WebPage(controller, view, sessions, secure=True, program=program_version())
 
 
 async def _vouch(controller: Controller, supervisor: Supervisor) -> None:

@@ -2,8 +2,9 @@
 """What the agent has changed on the host and cannot see there: former sysctl values, who made a qdisc.
 
 Kept in ``<state_dir>/agent-changes.json``, written in full and put in place atomically *before* each change, so that
-``lb-agent cleanup`` can undo it whatever happens in between. :class:`Changes` is a value; :class:`Store` owns the file.
-The record serves the clean-up alone: without it, or where it cannot be written, the agent does its work all the same.
+``lb-agent cleanup`` can undo it whatever happens in between. :class:`HostChanges` is a value; :class:`ChangeLog` owns
+the file. The record serves the clean-up alone: without it, or where it cannot be written, the agent does its work all
+the same.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SettingChange:
     """A setting's value before us, and the one we gave it."""
 
     original: int
@@ -31,30 +32,30 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class HostChanges:
     """All that must be remembered."""
 
-    sysctls: Mapping[str, Change] = field(default_factory=dict)
+    sysctls: Mapping[str, SettingChange] = field(default_factory=dict)
     interfaces: frozenset[str] = frozenset()  #: where a filter of ours is, or was
     qdiscs: frozenset[str] = frozenset()  #: interfaces whose clsact qdisc we made
 
-    def with_sysctl(self, name: str, original: int, ours: int) -> Changes:
+    def with_sysctl(self, name: str, original: int, ours: int) -> HostChanges:
         """Remembers a change; of several changes to one setting the first original counts."""
         first = self.sysctls[name].original if name in self.sysctls else original
-        return replace(self, sysctls={**self.sysctls, name: Change(first, ours)})
+        return replace(self, sysctls={**self.sysctls, name: SettingChange(first, ours)})
 
-    def without_sysctl(self, name: str) -> Changes:
+    def without_sysctl(self, name: str) -> HostChanges:
         return replace(self, sysctls={key: value for key, value in self.sysctls.items() if key != name})
 
-    def with_interface(self, name: str, *, made_qdisc: bool) -> Changes:
+    def with_interface(self, name: str, *, made_qdisc: bool) -> HostChanges:
         qdiscs = self.qdiscs | {name} if made_qdisc else self.qdiscs
         return replace(self, interfaces=self.interfaces | {name}, qdiscs=qdiscs)
 
-    def without_interface(self, name: str) -> Changes:
+    def without_interface(self, name: str) -> HostChanges:
         return replace(self, interfaces=self.interfaces - {name}, qdiscs=self.qdiscs - {name})
 
 
-class Store:
+class ChangeLog:
     """The file. Reading a damaged one is an error: guessing could restore wrong values.
 
     Whoever can go on without it calls :meth:`set_aside` then."""
@@ -62,18 +63,18 @@ class Store:
     def __init__(self, state_dir: str | Path) -> None:
         self.path = Path(state_dir) / "agent-changes.json"
 
-    def load(self) -> Changes:
+    def load(self) -> HostChanges:
         try:
             raw = json.loads(self.path.read_text())
             if raw["version"] != _VERSION:
                 raise ValueError("another version")
-            return Changes(
-                sysctls={name: Change(int(old), int(ours)) for name, (old, ours) in raw["sysctls"].items()},
+            return HostChanges(
+                sysctls={name: SettingChange(int(old), int(ours)) for name, (old, ours) in raw["sysctls"].items()},
                 interfaces=frozenset(map(str, raw["interfaces"])),
                 qdiscs=frozenset(map(str, raw["qdiscs"])),
             )
         except FileNotFoundError:
-            return Changes()
+            return HostChanges()
         except OSError as error:
             raise IoError(f"{self.path}: cannot be read: {(error.strerror or str(error)).lower()}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -88,10 +89,10 @@ class Store:
             return None
         return aside
 
-    def save(self, changes: Changes) -> None:
+    def save(self, changes: HostChanges) -> None:
         """In place of the old one, at once and for good; with nothing to remember there is no file."""
         try:
-            if changes == Changes():
+            if changes == HostChanges():
                 self.path.unlink(missing_ok=True)
                 return
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ class Store:
         write_private(self.path, text.encode())
 
 
-def _dump(changes: Changes) -> str:
+def _dump(changes: HostChanges) -> str:
     raw = {
         "version": _VERSION,
         "sysctls": {name: [change.original, change.ours] for name, change in sorted(changes.sysctls.items())},

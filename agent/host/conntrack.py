@@ -7,9 +7,9 @@ after a change such flows are forgotten, and their next packet is a first one ag
 A TCP connection is left alone, for it may well live on with the old process; only a SYN that nobody has answered is
 forgotten.
 
-:class:`Conntrack` is the edge, used by :class:`agent.host.linux.LinuxHost`. It asks the kernel for the flows of one
-service at a time where there are few, and for all where there are many; kernels before 5.8 give all of them in either
-case.
+:class:`ConntrackSocket` is the edge, used by :class:`agent.host.linux.LinuxHost`. It asks the kernel for the flows of
+one service at a time where there are few, and for all where there are many; kernels before 5.8 give all of them in
+either case.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _RECEIVE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class FlowTarget:
     """Where flows of a service go to: what of a service decides which packets are its."""
 
     vip: Network
@@ -59,12 +59,12 @@ class Place:
     ports: PortRange
 
     @classmethod
-    def of(cls, own: OwnService) -> Place:
+    def of(cls, own: OwnService) -> FlowTarget:
         return cls(own.vip, own.protocol, own.ports)
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class ConntrackEntry:
     """One entry of conntrack, of a protocol that has ports."""
 
     version: int
@@ -77,12 +77,12 @@ class Flow:
     key: bytes = b""  #: the attributes by which the kernel knows it
 
 
-def changed_places(old: Iterable[OwnService] | None, new: Iterable[OwnService]) -> frozenset[Place]:
+def changed_places(old: Iterable[OwnService] | None, new: Iterable[OwnService]) -> frozenset[FlowTarget]:
     """Where flows may have a translation of before; ``old`` None: nobody knows what was before."""
-    now = {Place.of(own): (own.port, own.track) for own in new}
+    now = {FlowTarget.of(own): (own.port, own.track) for own in new}
     if old is None:
         return frozenset(now)
-    before = {Place.of(own): (own.port, own.track) for own in old}
+    before = {FlowTarget.of(own): (own.port, own.track) for own in old}
     return frozenset(place for place in now.keys() | before.keys() if now.get(place) != before.get(place))
 
 
@@ -100,12 +100,12 @@ class Expected:
                 self._wide.append(own)
         self._own: dict[int, bytes] = {address.version: address.packed for address in addresses}
 
-    def service(self, flow: Flow) -> OwnService | None:
+    def service(self, flow: ConntrackEntry) -> OwnService | None:
         """Whose the flow is."""
         found = self._exact.get((flow.protocol, flow.destination, flow.port))
-        return found or next((own for own in self._wide if holds(Place.of(own), flow)), None)
+        return found or next((own for own in self._wide if holds(FlowTarget.of(own), flow)), None)
 
-    def is_stale(self, flow: Flow) -> bool:
+    def is_stale(self, flow: ConntrackEntry) -> bool:
         """Would its first packet be treated otherwise today?"""
         if flow.protocol == Protocol.TCP.number and flow.answered:
             return False
@@ -118,7 +118,7 @@ class Expected:
         return (flow.answers_from, flow.answers_port) != (here, own.port)
 
 
-def holds(place: Place, flow: Flow) -> bool:
+def holds(place: FlowTarget, flow: ConntrackEntry) -> bool:
     """Does the flow go there?"""
     return (
         place.protocol.number == flow.protocol
@@ -128,7 +128,7 @@ def holds(place: Place, flow: Flow) -> bool:
     )
 
 
-class Conntrack:
+class ConntrackSocket:
     """A socket to the kernel's table, for one thread; ``with`` closes it."""
 
     def __init__(self) -> None:
@@ -141,13 +141,13 @@ class Conntrack:
         self._socket.settimeout(_SECONDS)
         self._sequence = 0
 
-    def __enter__(self) -> Conntrack:
+    def __enter__(self) -> ConntrackSocket:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._socket.close()
 
-    def flows(self, places: Collection[Place]) -> Iterator[Flow]:
+    def flows(self, places: Collection[FlowTarget]) -> Iterator[ConntrackEntry]:
         """The flows that go to these places."""
         if len(places) <= PLACES_ONE_BY_ONE:
             for place in places:
@@ -164,7 +164,7 @@ class Conntrack:
                 if (flow.protocol, flow.destination, flow.port) in exact or any(holds(p, flow) for p in wide):
                     yield flow
 
-    def forget(self, flows: Sequence[Flow]) -> int:
+    def forget(self, flows: Sequence[ConntrackEntry]) -> int:
         """Removes them; returns how many there still were."""
         removed = 0
         for first in range(0, len(flows), BATCH):
@@ -177,7 +177,7 @@ class Conntrack:
                 raise _sentence(error.errno or errno.ETIMEDOUT) from None
         return removed
 
-    def _dump(self, version: int, question: bytes) -> Iterator[Flow]:
+    def _dump(self, version: int, question: bytes) -> Iterator[ConntrackEntry]:
         try:
             self._socket.send(self._message(_GET, _REQUEST | _DUMP, version, question))
             while True:
@@ -227,7 +227,7 @@ def _sentence(code: int) -> IoError | PrivilegeError | FeatureError:
 # --- netlink's attributes ----------------------------------------------------------------------------------------
 
 
-def _question(place: Place) -> bytes:
+def _question(place: FlowTarget) -> bytes:
     """Has the kernel choose, as far as it can."""
     flags, version = _FLAG_PROTO_NUMBER, place.vip.version
     protocol = attribute(_PROTO_NUMBER, bytes([place.protocol.number]))
@@ -243,7 +243,7 @@ def _question(place: Place) -> bytes:
     return attribute(_TUPLE_ORIG | NESTED, wanted) + attribute(_FILTER | NESTED, chosen)
 
 
-def _flow(body: bytes) -> Flow | None:
+def _flow(body: bytes) -> ConntrackEntry | None:
     """None for what has no ports."""
     version = 4 if body[0] == socket.AF_INET else 6
     entry = attributes(body[4:])
@@ -252,7 +252,7 @@ def _flow(body: bytes) -> Flow | None:
         return None
     (addresses, protocol), (reply_addresses, reply_protocol) = asked, answers
     zone = attribute(_ZONE, entry[_ZONE]) if _ZONE in entry else b""
-    return Flow(
+    return ConntrackEntry(
         version=version,
         protocol=protocol[_PROTO_NUMBER][0],
         destination=addresses[_IP_DST[version]],

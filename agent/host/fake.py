@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from agent.host.conntrack import Flow, Place, holds
-from agent.host.interface import Ingress, Link, Loopback
+from agent.host.conntrack import ConntrackEntry, FlowTarget, holds
+from agent.host.interface import HostLink, Ingress, Loopback
 from agent.rules.fence import Fence
 from lb.errors import FeatureError, IoError
 from lb.model import Network
@@ -21,7 +21,7 @@ class FakeHost:
     """State is public: tests set it up and look at it."""
 
     def __init__(self) -> None:
-        self.links: dict[str, Link] = {"eth0": Link(2, 14, frozenset({IPv4Address("10.0.3.21")}))}
+        self.links: dict[str, HostLink] = {"eth0": HostLink(2, 14, frozenset({IPv4Address("10.0.3.21")}))}
         self.addresses: dict[IPv4Address, bool] = {IPv4Address("127.0.0.1"): False}  #: on lo; whether it is ours
         self.routes: set[Network] = set()
         self.leaving_by: set[str] = {"eth0"}
@@ -39,7 +39,7 @@ class FakeHost:
         self.unrouted: set[IPv4Address] = set()
         self.fence_rules: set[tuple[int, str]] = set()
         self.fence_routes: set[Network] = set()
-        self.flows: list[Flow] = []
+        self.flows: list[ConntrackEntry] = []
         self.nft_installed = True
         self.calls: list[str] = []
 
@@ -49,7 +49,7 @@ class FakeHost:
     def __exit__(self, *exception: object) -> None:
         pass
 
-    def link(self, name: str) -> Link | None:
+    def link(self, name: str) -> HostLink | None:
         return self.links.get(name)
 
     def loopback(self) -> Loopback:
@@ -100,7 +100,7 @@ class FakeHost:
         self.calls.append(f"no blackhole {prefix}")
         self.fence_routes.discard(prefix)
 
-    def forget_flows(self, places: Collection[Place], stale: Callable[[Flow], bool]) -> int:
+    def forget_flows(self, places: Collection[FlowTarget], stale: Callable[[ConntrackEntry], bool]) -> int:
         gone = [flow for flow in self.flows if any(holds(place, flow) for place in places) and stale(flow)]
         self.flows = [flow for flow in self.flows if flow not in gone]
         self.calls += [f"forget {len(gone)}"] * bool(gone)
@@ -154,7 +154,7 @@ class FakeHost:
 
     def add_ipip(self, name: str, local: IPv4Address) -> None:
         self.calls.append(f"link {name} {local}")
-        self.links[name] = Link(9, 0, frozenset())
+        self.links[name] = HostLink(9, 0, frozenset())
 
     def remove_link(self, name: str) -> None:
         self.calls.append(f"no link {name}")

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Protocol
 
-from agent.host.conntrack import Flow, Place
+from agent.host.conntrack import ConntrackEntry, FlowTarget
 from agent.rules.fence import Fence
 from agent.rules.foreign_filters import Stranger
 from lb.model import Address, Network
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class HostLink:
     """A network interface."""
 
     index: int
@@ -51,7 +51,7 @@ class Ingress:
 class Host(Protocol):
     """See the module's text."""
 
-    def link(self, name: str) -> Link | None: ...
+    def link(self, name: str) -> HostLink | None: ...
     def loopback(self) -> Loopback: ...
     def local_routes(self) -> frozenset[Network]: ...
     def route_interfaces(self) -> frozenset[str]: ...
@@ -78,7 +78,7 @@ class Host(Protocol):
     def remove_fence_rule(self, version: int, interface: str) -> None: ...
     def add_fence_route(self, prefix: Network) -> None: ...
     def remove_fence_route(self, prefix: Network) -> None: ...
-    def forget_flows(self, places: Collection[Place], stale: Callable[[Flow], bool]) -> int:
+    def forget_flows(self, places: Collection[FlowTarget], stale: Callable[[ConntrackEntry], bool]) -> int:
         """Of the flows that conntrack knows to these places, removes the stale ones; returns how many."""
 
     def add_qdisc(self, interface: str) -> None: ...

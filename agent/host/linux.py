@@ -19,8 +19,8 @@ from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
-from agent.host.conntrack import Conntrack, Flow, Place
-from agent.host.interface import Ingress, Link, Loopback
+from agent.host.conntrack import ConntrackEntry, ConntrackSocket, FlowTarget
+from agent.host.interface import HostLink, Ingress, Loopback
 from agent.rules import fence, nat
 from agent.rules.fence import Fence
 from agent.rules.foreign_filters import Stranger
@@ -28,7 +28,7 @@ from agent.rules.vips import LABEL, ROUTE_PROTOCOL
 from lb.daemon.kernel import nftables
 from lb.daemon.kernel.routes import RoutesOf, parse
 from lb.daemon.kernel.rtnetlink import IPRoute, NetlinkError
-from lb.daemon.kernel.watch import Own
+from lb.daemon.kernel.watch import OwnMarks
 from lb.errors import FeatureError, IoError, PrivilegeError, VipmuxError
 from lb.model import Address, Network
 
@@ -65,9 +65,9 @@ _SYSCTLS = Path("/proc/sys/net")
 class LinuxHost:
     """This machine, or the network namespace that the process is in."""
 
-    def __init__(self, own: Own | None = None) -> None:
+    def __init__(self, own: OwnMarks | None = None) -> None:
         """``own`` hears by what changes of ours are known."""
-        self._own = own if own is not None else Own()
+        self._own = own if own is not None else OwnMarks()
 
     def __enter__(self) -> LinuxHost:
         self._opened: Any = None  # settings alone need no socket
@@ -88,7 +88,7 @@ class LinuxHost:
 
     # --- looking -------------------------------------------------------------------------------------------------
 
-    def link(self, name: str) -> Link | None:
+    def link(self, name: str) -> HostLink | None:
         with _saying(f"look at interface {name}"):
             try:
                 found = list(self._ip.get_links(ifname=name))
@@ -100,7 +100,7 @@ class LinuxHost:
                 return None
             index = found[0]["index"]
             addresses = frozenset(_address(message) for message in self._ip.get_addr(index=index))
-            return Link(index, _ARPHRD_HEADER.get(found[0]["ifi_type"]), addresses)
+            return HostLink(index, _ARPHRD_HEADER.get(found[0]["ifi_type"]), addresses)
 
     def loopback(self) -> Loopback:
         with _saying("look at the addresses of lo"):
@@ -309,8 +309,8 @@ class LinuxHost:
         with _saying(f"remove the blackhole for {prefix}"), _absent_is_fine():
             self._ip.route("del", **_fence_route(prefix))
 
-    def forget_flows(self, places: Collection[Place], stale: Callable[[Flow], bool]) -> int:
-        with Conntrack() as conntrack:
+    def forget_flows(self, places: Collection[FlowTarget], stale: Callable[[ConntrackEntry], bool]) -> int:
+        with ConntrackSocket() as conntrack:
             return conntrack.forget([flow for flow in conntrack.flows(places) if stale(flow)])
 
     def add_qdisc(self, interface: str) -> None:

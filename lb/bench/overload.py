@@ -28,7 +28,16 @@ from lb.bench.latency import ask, ask_anew, connect
 from lb.bench.packet_rate import merge_received, settle_thread, two_cores, udp_frame
 from lb.bench.stage import netns
 from lb.bench.stage.bird import ABSENT, ROUTERS, Router, bgp_settings, programs
-from lb.bench.stage.daemons import NICE, Program, add_namespace, ended_by_signals, first_in_line, needs, ticks, wait
+from lb.bench.stage.daemons import (
+    NICE,
+    BenchProgram,
+    add_namespace,
+    ended_by_signals,
+    first_in_line,
+    needs,
+    ticks,
+    wait,
+)
 from lb.bench.stage.machine import commit_name, cpu_name, kernel_name
 from lb.bench.stage.switch import ANSWER_BYTES, MUX, VIP, SwitchStage, web_service
 from lb.dataplane import Generator, GeneratorKind, Sent
@@ -59,7 +68,7 @@ _METRICS = "http://127.0.0.1:9741/metrics"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LoadStep:
     """At one multiple of what the MUX can take. Rates in packets per second."""
 
     factor: float
@@ -87,7 +96,7 @@ class OverloadBench:
     io: str
     mode: str
     capacity: float  #: forwarded at full speed before anything is shed, packets per second
-    steps: list[Step]
+    steps: list[LoadStep]
     seconds: float  #: of each step
     hold: int  #: of the BGP session, seconds
     router: str
@@ -133,7 +142,7 @@ def bench_overload(*, io: IoMode, seconds: float, factors: Sequence[float]) -> O
 
 
 @dataclass(slots=True)
-class Asked:
+class BystanderTimes:
     """Answers of another VIP, seconds each."""
 
     kept: list[float] = field(default_factory=list)
@@ -142,9 +151,9 @@ class Asked:
 
 
 @contextlib.contextmanager
-def asking(namespace: str) -> Iterator[Asked]:
+def asking(namespace: str) -> Iterator[BystanderTimes]:
     """A client in a namespace asks until the end."""
-    found, over = Asked(), threading.Event()
+    found, over = BystanderTimes(), threading.Event()
 
     def run() -> None:
         netns.enter(namespace)
@@ -267,7 +276,7 @@ class OverloadStage(SwitchStage):
         add_namespace(self._router_ns, self._resources)
         self._plug("p4", self._router_ns, ROUTERS[_ROUTER])
         self._router = Router(_ROUTER, self.directory, {"bench": MUX}, IPv4Network("198.18.0.0/15"), HOLD)
-        self._keep(Program(self._router_ns, "bird", self._router.command(), self.directory / "bird.log"))
+        self._keep(BenchProgram(self._router_ns, "bird", self._router.command(), self.directory / "bird.log"))
 
     def _build(self) -> None:
         super()._build()
@@ -341,7 +350,7 @@ class OverloadStage(SwitchStage):
             raise IoError(f"no packet came through; {self._mux.last_words()}")
         return statistics.median(rates)
 
-    def step(self, factor: float, capacity: float, seconds: float) -> Step:
+    def step(self, factor: float, capacity: float, seconds: float) -> LoadStep:
         falls, first = self._falls(), self._moment()
         looks = [first]
         with asking(self._client) as asked:
@@ -358,7 +367,7 @@ class OverloadStage(SwitchStage):
         def rate(what: str) -> float:
             return float(round((getattr(last, what) - getattr(first, what)) / elapsed))
 
-        return Step(
+        return LoadStep(
             factor=factor,
             offered=round(sent.sent / sent.seconds),
             arrived=rate("received") + rate("missed"),

@@ -26,7 +26,7 @@ from lb.dataplane import (
     BenchMode,
     BenchSample,
     Census,
-    Link,
+    LinkHeader,
     Pipeline,
     Snapshot,
     flow_table_bytes,
@@ -105,7 +105,7 @@ def bench_pipeline(
     snapshot = forwarding.offline_snapshot()
     share = -(-flows // workers)
     table = 0 if mode == "stateless" else share
-    pipelines = [Pipeline(table, Link.SWAP) for _ in range(workers)]
+    pipelines = [Pipeline(table, LinkHeader.SWAP) for _ in range(workers)]
     benches = [Bench(pipeline, snapshot, BenchMode[mode.upper()], share, ring) for pipeline in pipelines]
     runs, rates, floors, probes, packets = [], [], [], [], []
     with _pinned(cpus) as together:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lb.bench.pipeline import bench_services
 from lb.bench.stage.machine import commit_name, cpu_name
-from lb.dataplane import FLOW_TIERS, Fate, Link, Pipeline, Script, Snapshot
+from lb.dataplane import FLOW_TIERS, Fate, LinkHeader, Pipeline, Script, Snapshot
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import BackendState, MuxSettings, Service
 
@@ -112,7 +112,7 @@ class _World:
         )
         self.services = bench_services(1, BACKENDS)
         self.snapshot: Snapshot = self._compiler.compile(self.services).offline_snapshot()
-        self.pipeline = Pipeline(flows, Link.SWAP)
+        self.pipeline = Pipeline(flows, LinkHeader.SWAP)
         self.script = Script(self.pipeline, self.snapshot)
         self.step = 0
         self.live = range(LIVE, LIVE + live)
@@ -330,7 +330,7 @@ class RolloutsBench:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """As :class:`lb.dataplane.compile.numbers.Tables`."""
+    """As :class:`lb.dataplane.compile.numbers.NumberUsers`."""
 
     pipeline: Pipeline
 
@@ -349,7 +349,7 @@ def bench_rollouts(*, rollouts: int, services: int, backends: int, seconds: floa
     settings = MuxSettings(
         name="bench", address=IPv4Address("192.0.2.1"), seed=bytes(range(16)), interface="", flows=1, slots=251
     )
-    compiler, pipeline, templates = Compiler(settings), Pipeline(1, Link.SWAP), bench_services(services, backends)
+    compiler, pipeline, templates = Compiler(settings), Pipeline(1, LinkHeader.SWAP), bench_services(services, backends)
     compiler.follow(_Table(pipeline))
     script: Script | None = None
     now, mislead, highest, rss = START, 0, 0, []

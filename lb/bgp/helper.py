@@ -38,7 +38,7 @@ BATCH = 50
 WITHDRAWN4, WITHDRAWN6 = "next-hop self", "next-hop ::"
 
 
-class Command(NamedTuple):
+class HelperLine(NamedTuple):
     """A line that announces or withdraws."""
 
     announces: bool
@@ -46,7 +46,7 @@ class Command(NamedTuple):
     prefixes: list[str]
 
 
-def parse(line: str) -> Command | None:
+def parse(line: str) -> HelperLine | None:
     """``neighbor PEER announce|withdraw attributes ... nlri PREFIX ...``; None for a comment; else ValueError."""
     if not line.isprintable() or not line.isascii():
         raise ValueError(line)
@@ -56,17 +56,17 @@ def parse(line: str) -> Command | None:
     neighbor, peer, verb, attributes, *_ = head.split(" ")
     if neighbor != "neighbor" or verb not in ("announce", "withdraw") or attributes != "attributes" or not prefixes:
         raise ValueError(line)
-    return Command(verb == "announce", peer, prefixes.split(" "))
+    return HelperLine(verb == "announce", peer, prefixes.split(" "))
 
 
-class Told:
+class AnnouncedPrefixes:
     """What may be announced: each prefix towards each peer, with the number of the last line that announced it."""
 
     def __init__(self) -> None:
         self._lines = 0
         self._by_peer: dict[str, dict[str, int]] = {}
 
-    def passed(self, command: Command | None) -> int:
+    def passed(self, command: HelperLine | None) -> int:
         """A line goes to ExaBGP; its number."""
         self._lines += 1
         if command is not None and command.announces:
@@ -74,7 +74,7 @@ class Told:
             prefixes.update(dict.fromkeys(command.prefixes, self._lines))
         return self._lines
 
-    def taken(self, command: Command | None, number: int) -> None:
+    def taken(self, command: HelperLine | None, number: int) -> None:
         """ExaBGP did as the line with this number says."""
         if command is None or command.announces:
             return
@@ -101,7 +101,7 @@ class Batch(NamedTuple):
     """Lines that ExaBGP has still to answer."""
 
     id: int | None  #: None: our own
-    lines: list[tuple[Command | None, int]]  #: what each says, and its number
+    lines: list[tuple[HelperLine | None, int]]  #: what each says, and its number
 
 
 class Helper:
@@ -113,7 +113,7 @@ class Helper:
         self._ttl = ttl
         self._beat = now
         self._expired = True  # until the first beat nothing is announced, and nothing may be
-        self._told = Told()
+        self._told = AnnouncedPrefixes()
         self._waiting: deque[Batch] = deque()
         self._results: list[bool] = []
         self._answers = b""
@@ -178,7 +178,7 @@ class Helper:
 
     # -- from and to ExaBGP -------------------------------------------------------------------------------------
 
-    def _send(self, number: int | None, lines: list[str], commands: Iterable[Command | None]) -> None:
+    def _send(self, number: int | None, lines: list[str], commands: Iterable[HelperLine | None]) -> None:
         self._waiting.append(Batch(number, [(command, self._told.passed(command)) for command in commands]))
         self.to_exabgp += "".join(line + "\n" for line in lines).encode()
 

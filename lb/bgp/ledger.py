@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What each peer shall hear, and what of it ExaBGP has taken: kept by what differs, a VIP among ten thousand. Pure.
 
-Owned by :class:`lb.bgp.speaker.Speaker`. What :func:`lb.bgp.routes.plan` says of all keys at once, :meth:`Ledger.next`
-says of the keys where the two sides differ, which are noted when either side changes.
+Owned by :class:`lb.bgp.speaker.Speaker`. What :func:`lb.bgp.routes.plan` says of all keys at once,
+:meth:`AnnouncementLedger.next` says of the keys where the two sides differ, which are noted when either side changes.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import islice
 
-from lb.bgp.routes import Command, Key, plan
+from lb.bgp.routes import ExabgpCommand, Key, plan
 from lb.model import Address
 
 
-class Ledger:
+class AnnouncementLedger:
     """Both sides, and where they differ. The mappings are for reading."""
 
     def __init__(self, peers: Iterable[Address]) -> None:
@@ -49,7 +49,7 @@ class Ledger:
         self._compare(key)
         return True
 
-    def next(self, most: int) -> tuple[Command, ...]:
+    def next(self, most: int) -> tuple[ExabgpCommand, ...]:
         """What is still to be said, of so many keys at most: what must go goes first. Empty when nothing is."""
         surplus = list(islice(self._surplus, most))
         missing = list(islice(self._missing, most - len(surplus)))
@@ -57,7 +57,7 @@ class Ledger:
         wanted = {key: self.wanted[key] for key in missing}
         return plan(announced, wanted)
 
-    def answered(self, command: Command, *, taken: bool) -> None:
+    def answered(self, command: ExabgpCommand, *, taken: bool) -> None:
         """What ExaBGP said to a command."""
         for key in command.keys:
             if command.attributes is None:

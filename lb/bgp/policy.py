@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from lb.bgp.routes import Route
+from lb.bgp.routes import BgpRoute
 from lb.model import Announce, AnnouncePolicy, Backend, Network, Service
 
 _DEFAULT = Announce()
@@ -31,15 +31,15 @@ def reason(announce: Announce, healthy: int) -> str:
     return f"{healthy} healthy backends, and the policy {announce.policy.value} asks for {needed}"
 
 
-def route(announce: Announce) -> Route:
-    return Route(announce.communities, announce.med, announce.prepend, announce.peers)
+def route(announce: Announce) -> BgpRoute:
+    return BgpRoute(announce.communities, announce.med, announce.prepend, announce.peers)
 
 
 def by_policy(
     services: Iterable[Service], healthy: Callable[[Backend], bool]
-) -> tuple[Mapping[Network, Route], Mapping[Network, str]]:
+) -> tuple[Mapping[Network, BgpRoute], Mapping[Network, str]]:
     """What is announced and how; and what is not, with the reason in words."""
-    wanted: dict[Network, Route] = {}
+    wanted: dict[Network, BgpRoute] = {}
     refused: dict[Network, str] = {}
     spoken: dict[Network, Announce] = {}
     asking: set[Network] = set()

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from lb.model import Network, Service
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class Proofs:
 
     # -- what happens -------------------------------------------------------------------------------------------
 
-    def follow(self, change: Change) -> set[Network]:
+    def follow(self, change: ServiceDiff) -> set[Network]:
         """Another table is live; the VIPs about which something else may be known now."""
         change = change.since(self.services)
         for service in change.gone:

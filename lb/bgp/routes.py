@@ -29,7 +29,7 @@ WITHDRAWN = {4: "next-hop self", 6: "next-hop ::"}
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class BgpRoute:
     """How one VIP is announced."""
 
     communities: tuple[str, ...] = ()  #: "65000:1", or large "65000:1:2"
@@ -46,7 +46,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ExabgpCommand:
     """One line for ExaBGP and what is true once it was accepted: these keys have these attributes, or are gone."""
 
     line: str
@@ -67,13 +67,13 @@ def family(vip: Network) -> BgpFamily:
     return BgpFamily.IPV4 if vip.version == 4 else BgpFamily.IPV6
 
 
-def hears(peer: BgpPeer, vip: Network, route: Route) -> bool:
+def hears(peer: BgpPeer, vip: Network, route: BgpRoute) -> bool:
     """Whether the peer is one of those that shall hear of the VIP, and can."""
     wanted = route.peers is AnnouncePeers.ALL or route.peers.value == peer.kind.value
     return wanted and family(vip) in peer.families
 
 
-def attributes(speaks: Speaks, peer: BgpPeer, vip: Network, route: Route, *, drained: bool) -> str:
+def attributes(speaks: Speaks, peer: BgpPeer, vip: Network, route: BgpRoute, *, drained: bool) -> str:
     """The path attributes as ExaBGP reads them, the same text for the same attributes."""
     words = ["next-hop", _next_hop(speaks, peer, vip)]
     own = speaks.settings.asn
@@ -96,11 +96,11 @@ def _next_hop(speaks: Speaks, peer: BgpPeer, vip: Network) -> str:
     return str(speaks.address if vip.version == 4 else speaks.address6)
 
 
-def offers(speaks: Speaks, wanted: Mapping[Network, Route], *, drained: bool = False) -> dict[Key, str]:
+def offers(speaks: Speaks, wanted: Mapping[Network, BgpRoute], *, drained: bool = False) -> dict[Key, str]:
     """What each peer shall hear: attributes by peer and VIP. Of thousands of VIPs most have the same."""
     found: dict[Key, str] = {}
     for peer in speaks.settings.peers:
-        same: dict[tuple[int, Route], str | None] = {}
+        same: dict[tuple[int, BgpRoute], str | None] = {}
         for vip, route in wanted.items():
             kind = (vip.version, route)
             if kind not in same:
@@ -112,7 +112,7 @@ def offers(speaks: Speaks, wanted: Mapping[Network, Route], *, drained: bool = F
     return found
 
 
-def plan(announced: Mapping[Key, str], wanted: Mapping[Key, str]) -> tuple[Command, ...]:
+def plan(announced: Mapping[Key, str], wanted: Mapping[Key, str]) -> tuple[ExabgpCommand, ...]:
     """The commands that lead from one to the other: what must go goes first. Empty when they are equal.
 
     Changed attributes replace the announcement in one step; the route is never gone in between.
@@ -127,7 +127,7 @@ def withdrawals(announced: Mapping[Key, str]) -> list[str]:
     return [command.line for command in plan(announced, {})]
 
 
-def _commands(verb: str, keys: Mapping[Key, str]) -> Iterator[Command]:
+def _commands(verb: str, keys: Mapping[Key, str]) -> Iterator[ExabgpCommand]:
     groups: dict[tuple[Address, int, str], list[Key]] = {}
     for key, text in keys.items():
         said = text if verb == "announce" else WITHDRAWN[key.vip.version]
@@ -137,7 +137,7 @@ def _commands(verb: str, keys: Mapping[Key, str]) -> Iterator[Command]:
         for start in range(0, len(ordered), BATCH):
             part = tuple(ordered[start : start + BATCH])
             line = f"neighbor {peer} {verb} attributes {text} nlri {' '.join(str(key.vip) for key in part)}"
-            yield Command(line, part, text if verb == "announce" else None)
+            yield ExabgpCommand(line, part, text if verb == "announce" else None)
 
 
 def _order(group: tuple[Address, int, str]) -> tuple[int, bytes, int, str]:
@@ -148,11 +148,11 @@ def _order(group: tuple[Address, int, str]) -> tuple[int, bytes, int, str]:
 # --- announcements as a manager sends them -----------------------------------------------------------------------
 
 
-def parse_announcements(table: Mapping[str, Any]) -> dict[Network, Route]:
+def parse_announcements(table: Mapping[str, Any]) -> dict[Network, BgpRoute]:
     """A node state's section ``announcements``; raises ConfigError with everything that is wrong in it."""
     mistakes: list[tuple[str, str]] = []
-    found: dict[Network, Route] = {}
-    before: tuple[object, Route | None] = {}, Route()  # ten thousand VIPs mostly are announced in the same way
+    found: dict[Network, BgpRoute] = {}
+    before: tuple[object, BgpRoute | None] = {}, BgpRoute()  # ten thousand VIPs mostly are announced in the same way
     for vip, raw in table.items():
         network = _read_vip(vip, mistakes)
         if before[1] is None or raw != before[0]:
@@ -177,7 +177,7 @@ def _read_vip(vip: str, mistakes: list[tuple[str, str]]) -> Network | None:
     return network
 
 
-def _read_route(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> Route | None:
+def _read_route(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> BgpRoute | None:
     from lb.config import tables  # noqa: PLC0415  as above
 
     where = f"announcements.{tables.show(vip)}"
@@ -199,7 +199,7 @@ def _read_route(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> Route | 
                 given[key] = checks[key](value)
             except ValueError as error:
                 mistakes.append((f"{where}.{key}", str(error)))
-    return Route(**given)
+    return BgpRoute(**given)
 
 
 class Wishes:
@@ -208,13 +208,13 @@ class Wishes:
     def __init__(self) -> None:
         self._taken: Mapping[str, Any] = {}
 
-    def read(self, table: Mapping[str, Any]) -> tuple[dict[Network, Route], list[Network]]:
+    def read(self, table: Mapping[str, Any]) -> tuple[dict[Network, BgpRoute], list[Network]]:
         """The VIPs that are new or announced in another way, and those that are gone. As :func:`parse_announcements`;
         nothing is taken yet."""
         put, gone = differences(self._taken, table)
         return parse_announcements(put), [ip_network(vip) for vip in gone]
 
-    def take(self, table: Mapping[str, Any]) -> tuple[dict[Network, Route], list[Network]]:
+    def take(self, table: Mapping[str, Any]) -> tuple[dict[Network, BgpRoute], list[Network]]:
         """The same, and what comes next is compared to it. The table is not changed any more."""
         found = self.read(table)
         self._taken = table

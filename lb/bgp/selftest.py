@@ -13,7 +13,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from lb.dataplane import Link, Pipeline, Result, Snapshot, Verdict
+from lb.dataplane import LinkHeader, Pipeline, Result, Snapshot, Verdict
 from lb.dataplane.compile.compiler import Forwarding
 from lb.model import Address, Backend, BackendState, Network, Protocol, Service
 
@@ -28,7 +28,7 @@ _IPIP = 4
 
 def pipeline() -> Pipeline:
     """For :func:`prove`; it takes longer to make than a service to prove, so who proves often keeps one."""
-    return Pipeline(0, Link.NONE)  # no flow table: every packet asks the snapshot's
+    return Pipeline(0, LinkHeader.NONE)  # no flow table: every packet asks the snapshot's
 
 
 def prove(

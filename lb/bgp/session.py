@@ -7,7 +7,7 @@
     any          down, with ExaBGP's reason                connecting, the reason kept as ``error``
     any          ExaBGP itself ended                       stopped
 
-:func:`step` is fed by :mod:`lb.bgp.speaker`, which holds one :class:`Session` for each peer.
+:func:`step` is fed by :mod:`lb.bgp.speaker`, which holds one :class:`BgpSession` for each peer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lb.model import Address, BgpPeer
 PATIENCE = 3.0
 
 
-class State(enum.Enum):
+class SessionState(enum.Enum):
     """Where a session is."""
 
     STOPPED = "stopped"  #: ExaBGP does not run
@@ -34,31 +34,31 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class BgpSession:
     """One peer's session at one moment; times are those of the caller's clock."""
 
     peer: BgpPeer
-    state: State = State.STOPPED
+    state: SessionState = SessionState.STOPPED
     since: float = 0.0
     error: str | None = None  #: the last thing that went wrong, until the session is up again
     established: int = 0  #: how often it came up
 
     @property
     def up(self) -> bool:
-        return self.state is State.ESTABLISHED
+        return self.state is SessionState.ESTABLISHED
 
     def why(self, now: float) -> str | None:
         """Why it is not up, if it is not and should be by now."""
         if self.up:
             return None
         waited = now - self.since
-        if self.state is State.CONNECTING and waited > PATIENCE:
+        if self.state is SessionState.CONNECTING and waited > PATIENCE:
             told = f"; before that: {self.error}" if self.error else ""
             return (
                 f"{self.peer.address} has not taken a connection to port 179 for {waited:.0f} s: it is unreachable, "
                 f"does not expect this MUX, or has another password{told}"
             )
-        if self.state is State.OPENING and waited > PATIENCE:
+        if self.state is SessionState.OPENING and waited > PATIENCE:
             return self.error or f"connected for {waited:.0f} s, and {self.peer.address} has not agreed to a session"
         return self.error
 
@@ -71,30 +71,32 @@ def peer_of(event: Mapping[str, Any]) -> str | None:
         return None
 
 
-def step(session: Session, event: Mapping[str, Any], now: float) -> Session:
+def step(session: BgpSession, event: Mapping[str, Any], now: float) -> BgpSession:
     """What is known after one of ExaBGP's events about this peer."""
     about = event.get("neighbor")
     if event.get("type") != "state" or not isinstance(about, dict):
         return session
     state, reason = about.get("state"), about.get("reason")
     if state == "connected":
-        return replace(session, state=State.OPENING, since=now)
+        return replace(session, state=SessionState.OPENING, since=now)
     if state == "up":
-        return replace(session, state=State.ESTABLISHED, since=now, error=None, established=session.established + 1)
+        return replace(
+            session, state=SessionState.ESTABLISHED, since=now, error=None, established=session.established + 1
+        )
     if state == "down":
         error = in_words(reason if isinstance(reason, str) else "", session.peer.address, was_up=session.up)
-        return replace(session, state=State.CONNECTING, since=now, error=error)
+        return replace(session, state=SessionState.CONNECTING, since=now, error=error)
     return session
 
 
-def started(session: Session, now: float) -> Session:
+def started(session: BgpSession, now: float) -> BgpSession:
     """ExaBGP runs again and dials."""
-    return replace(session, state=State.CONNECTING, since=now)
+    return replace(session, state=SessionState.CONNECTING, since=now)
 
 
-def stopped(session: Session, why: str, now: float) -> Session:
+def stopped(session: BgpSession, why: str, now: float) -> BgpSession:
     """ExaBGP ended."""
-    return replace(session, state=State.STOPPED, since=now, error=why)
+    return replace(session, state=SessionState.STOPPED, since=now, error=why)
 
 
 # --- ExaBGP's reasons --------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ class Account:
 
 
 @dataclass(slots=True)
-class Listener:
+class SidecarListener:
     """What a :class:`Sidecar` tells of; all called from the event loop."""
 
     up: Callable[[], None]  #: commands can be sent; nothing is announced yet
@@ -89,7 +89,7 @@ class Listener:
 class Sidecar:
     """ExaBGP for one MUX; :meth:`run` until cancelled."""
 
-    def __init__(self, speaks: Speaks, account: Account, listener: Listener) -> None:
+    def __init__(self, speaks: Speaks, account: Account, listener: SidecarListener) -> None:
         self._speaks = speaks
         self._account = account
         self._listener = listener
@@ -304,7 +304,7 @@ class _Link:
         finally:
             self._answer = None
 
-    async def listen(self, listener: Listener) -> None:
+    async def listen(self, listener: SidecarListener) -> None:
         """Until the helper is gone."""
         try:
             while line := await self._reader.readline():
@@ -312,7 +312,7 @@ class _Link:
         except (OSError, ValueError):
             return
 
-    def _heard(self, said: dict[str, Any], listener: Listener) -> None:
+    def _heard(self, said: dict[str, Any], listener: SidecarListener) -> None:
         if "event" in said:
             listener.event(said["event"])
         elif "expired" in said:

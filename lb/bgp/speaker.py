@@ -17,10 +17,10 @@ from dataclasses import replace
 from typing import Any
 
 from lb.bgp import session as sessions
-from lb.bgp.ledger import Ledger
-from lb.bgp.routes import ALIVE, Command, Key, Speaks
-from lb.bgp.session import Session
-from lb.bgp.sidecar import Account, Listener, OrderRefused, Sidecar, SidecarGone
+from lb.bgp.ledger import AnnouncementLedger
+from lb.bgp.routes import ALIVE, ExabgpCommand, Key, Speaks
+from lb.bgp.session import BgpSession
+from lb.bgp.sidecar import Account, OrderRefused, Sidecar, SidecarGone, SidecarListener
 from lb.daemon.log import get_logger
 from lb.model import Address, Network
 
@@ -47,19 +47,19 @@ class Speaker:
     def __init__(self, speaks: Speaks, account: Account, changed: Changed) -> None:
         self._changed = changed
         self._peers = [peer.address for peer in speaks.settings.peers]
-        self._ledger = Ledger(self._peers)
+        self._ledger = AnnouncementLedger(self._peers)
         self._guard = threading.Lock()  # of the ledger's changes, against heard()
         self._lives = 0  # how often all that was announced was taken back
-        self._sessions = {str(peer.address): Session(peer) for peer in speaks.settings.peers}
+        self._sessions = {str(peer.address): BgpSession(peer) for peer in speaks.settings.peers}
         self._running = False
         self._wake = asyncio.Event()
         self._news = asyncio.Condition()
-        self._sidecar = Sidecar(speaks, account, Listener(self._up, self._down, self._expired, self._event))
+        self._sidecar = Sidecar(speaks, account, SidecarListener(self._up, self._down, self._expired, self._event))
 
     # -- what the owner uses ------------------------------------------------------------------------------------
 
     @property
-    def ledger(self) -> Ledger:
+    def ledger(self) -> AnnouncementLedger:
         """For reading."""
         return self._ledger
 
@@ -69,10 +69,10 @@ class Speaker:
         return self._running
 
     @property
-    def sessions(self) -> tuple[Session, ...]:
+    def sessions(self) -> tuple[BgpSession, ...]:
         return tuple(self._sessions.values())
 
-    def session(self, peer: Address) -> Session:
+    def session(self, peer: Address) -> BgpSession:
         return self._sessions[str(peer)]
 
     def told(self, peer: Address) -> int:
@@ -168,7 +168,7 @@ class Speaker:
             with contextlib.suppress(OrderRefused, SidecarGone):  # either is told of where it happens
                 await self._sidecar.send([ALIVE], SILENCE)
 
-    async def _say(self, commands: tuple[Command, ...]) -> None:
+    async def _say(self, commands: tuple[ExabgpCommand, ...]) -> None:
         life = self._lives
         results = await self._sidecar.send([command.line for command in commands])
         if life != self._lives:  # what was accepted was taken back since

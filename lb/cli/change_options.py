@@ -26,7 +26,7 @@ WAIT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ChangeOptions:
     """How a change is to be made."""
 
     dry_run: bool
@@ -51,7 +51,7 @@ def terms_options(function: F) -> F:
 
     @functools.wraps(function)
     def command(*arguments: Any, dry_run: bool, wait: float, confirm: str | None, why: str, **others: Any) -> Any:
-        return function(*arguments, terms=Terms(dry_run, wait, confirm, why), **others)
+        return function(*arguments, terms=ChangeOptions(dry_run, wait, confirm, why), **others)
 
     wrapped: Any = why_option(command)
     for option in (

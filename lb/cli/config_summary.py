@@ -23,7 +23,7 @@ SLOTS_PER_BACKEND = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class MemoryNeed:
     """What the data plane allocates for a MUX's file, in bytes."""
 
     flows: int
@@ -50,7 +50,7 @@ class Summary:
     vips: int
     backends: int
     addresses: int
-    memory: Memory | None = None
+    memory: MemoryNeed | None = None
     notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,9 +104,9 @@ def table_sizes(services: Sequence[Service], default_slots: int) -> list[int]:
     return [slots for slots, _ in tables]
 
 
-def _memory(mux: MuxSettings, services: Sequence[Service], flow_table_bytes: Callable[[int], int]) -> Memory:
+def _memory(mux: MuxSettings, services: Sequence[Service], flow_table_bytes: Callable[[int], int]) -> MemoryNeed:
     sizes = table_sizes(services, mux.slots)
-    return Memory(
+    return MemoryNeed(
         flows=mux.flows,
         workers=mux.workers,
         flow_tables=mux.workers * flow_table_bytes(-(-mux.flows // mux.workers)),

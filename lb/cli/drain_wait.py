@@ -31,7 +31,7 @@ QUIET = 3.0
 TOLD = "told to drain"
 
 
-class Line:
+class ProgressLine:
     """Where it is said how far things are."""
 
     def __init__(self, *, silent: bool = False) -> None:
@@ -56,7 +56,7 @@ class Wait:
 
     manager: Manager
     timeout: float
-    line: Line
+    line: ProgressLine
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     began: float = field(init=False)

@@ -39,7 +39,7 @@ _GROUPS = {"backends": "service"}
 GROWING = ("events", "history")
 
 
-class Rows:
+class WatchedRows:
     """A table as known so far. Pure."""
 
     def __init__(self, table: str) -> None:
@@ -75,7 +75,7 @@ def _order(item: tuple[tuple[Any, ...], Row]) -> tuple[bool, list[tuple[bool, An
 
 def run(manager: Manager, table: str, query: dict[str, Any], draw: Draw, *, as_json: bool) -> None:
     """Until Ctrl-C."""
-    rows = Rows(table)
+    rows = WatchedRows(table)
     answers = _answers(manager, table, query)
     with contextlib.suppress(KeyboardInterrupt):
         if as_json or not sys.stdout.isatty():
@@ -98,7 +98,7 @@ def _answers(manager: Manager, table: str, query: dict[str, Any]) -> Iterator[di
             yield answer
 
 
-def _append(rows: Rows, answers: Iterator[dict[str, Any] | str], draw: Draw, as_json: bool) -> None:
+def _append(rows: WatchedRows, answers: Iterator[dict[str, Any] | str], draw: Draw, as_json: bool) -> None:
     for number, answer in enumerate(answers):
         if isinstance(answer, str):
             click.echo(f"lb: waiting for the manager: {answer}", err=True)
@@ -119,7 +119,7 @@ def _append(rows: Rows, answers: Iterator[dict[str, Any] | str], draw: Draw, as_
         sys.stdout.flush()
 
 
-def _draw(rows: Rows, answers: Iterator[dict[str, Any] | str], draw: Draw, table: str) -> None:
+def _draw(rows: WatchedRows, answers: Iterator[dict[str, Any] | str], draw: Draw, table: str) -> None:
     from lb.cli.redraw import screen  # noqa: PLC0415
 
     with screen() as terminal:

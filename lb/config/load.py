@@ -56,7 +56,7 @@ Config = MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]
 #: Where in the file: keys and indices from the top.
 Path_ = tuple[str | int, ...]
 
-TableT = TypeVar("TableT", bound=tables.Table)
+TableT = TypeVar("TableT", bound=tables.TomlTable)
 KeyT = TypeVar("KeyT")
 
 #: The table of the program that the file is for; services alone have none.
@@ -806,7 +806,7 @@ def _holder(address: Address, vips: dict[tuple[int, int], dict[int, _Partly]]) -
     return None
 
 
-def _given(table: tables.Table | None, *without: str) -> dict[str, Any]:
+def _given(table: tables.TomlTable | None, *without: str) -> dict[str, Any]:
     """The keys that the file had."""
     if table is None:
         return {}

@@ -480,7 +480,7 @@ def key(meaning: str) -> Any:
     return Field(default=None, description=meaning)
 
 
-class Table(BaseModel):
+class TomlTable(BaseModel):
     """A table of the file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
@@ -489,7 +489,7 @@ class Table(BaseModel):
     REQUIRED: ClassVar[dict[str, str]] = {}
 
 
-class IdleTable(Table):
+class IdleTable(TomlTable):
     """``[mux.idle]``"""
 
     tcp: _Idle = key("Seconds without a packet after which a trusted TCP flow is forgotten.")
@@ -499,7 +499,7 @@ class IdleTable(Table):
     udp: _Idle = key("The same for a UDP flow.")
 
 
-class MuxTable(Table):
+class MuxTable(TomlTable):
     """``[mux]``"""
 
     REQUIRED = {
@@ -541,7 +541,7 @@ class MuxTable(Table):
     idle: Any = key("Idle timeouts of flows: [`[mux.idle]`](#muxidle).")
 
 
-class BgpTable(Table):
+class BgpTable(TomlTable):
     """``[bgp]``"""
 
     REQUIRED = {"asn": "this MUX's AS number", "peer": "at least one router, in a table [[bgp.peer]]"}
@@ -560,7 +560,7 @@ class BgpTable(Table):
     peer: Any = key("The routers: [`[[bgp.peer]]`](#bgppeer).")
 
 
-class PeerTable(Table):
+class PeerTable(TomlTable):
     """``[[bgp.peer]]``"""
 
     REQUIRED = {
@@ -588,7 +588,7 @@ class PeerTable(Table):
     )
 
 
-class AgentTable(Table):
+class AgentTable(TomlTable):
     """``[agent]``"""
 
     REQUIRED = {
@@ -622,7 +622,7 @@ class AgentTable(Table):
     )
 
 
-class FollowTable(Table):
+class FollowTable(TomlTable):
     """``[manager]`` in the file of a MUX or an agent"""
 
     REQUIRED = {"url": 'the manager\'s address, such as "https://10.0.1.9:9740"'}
@@ -632,7 +632,7 @@ class FollowTable(Table):
     )
 
 
-class ManagerTable(Table):
+class ManagerTable(TomlTable):
     """``[manager]``"""
 
     REQUIRED = {
@@ -667,7 +667,7 @@ class ManagerTable(Table):
     )
 
 
-class BackendTable(Table):
+class BackendTable(TomlTable):
     """``[[service.backend]]``"""
 
     REQUIRED = {"name": 'a name that is unique in the service, such as "web-1"', "address": "the backend's address"}
@@ -690,7 +690,7 @@ class BackendTable(Table):
     )
 
 
-class ProbeTable(Table):
+class ProbeTable(TomlTable):
     """``[service.probe]``"""
 
     REQUIRED = {"type": '"tcp", "http", "udp" or "command"'}
@@ -714,7 +714,7 @@ class ProbeTable(Table):
     fall: _Count = key("Failures in a row that take it down.")
 
 
-class AnnounceTable(Table):
+class AnnounceTable(TomlTable):
     """``[service.announce]``"""
 
     policy: Annotated[AnnouncePolicy | None, PlainValidator(word(AnnouncePolicy))] = key(
@@ -735,7 +735,7 @@ class AnnounceTable(Table):
     )
 
 
-class ServiceTable(Table):
+class ServiceTable(TomlTable):
     """``[[service]]``"""
 
     REQUIRED = {

@@ -29,7 +29,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")
 
 
-class _NotPlainError(Exception):
+class _NotQuickError(Exception):
     """For tomllib."""
 
 
@@ -37,7 +37,7 @@ def loads(text: str) -> dict[str, Any]:
     """The document; raises what :func:`tomllib.loads` raises."""
     try:
         return _plain(text)
-    except (_NotPlainError, ValueError, RecursionError):
+    except (_NotQuickError, ValueError, RecursionError):
         _check_depth(text)
         return tomllib.loads(text)
 
@@ -52,7 +52,7 @@ def _check_depth(text: str) -> None:
 def _plain(text: str) -> dict[str, Any]:
     text = text.replace("\r\n", "\n")
     if _CONTROL.search(text):
-        raise _NotPlainError
+        raise _NotQuickError
     document: dict[str, Any] = {}
     table = document
     keys: set[str] = set()  # that are known to be bare
@@ -71,10 +71,10 @@ def _plain(text: str) -> dict[str, Any]:
             key, mark, value = line.partition("=")
             key, value = key.rstrip(" \t"), value.lstrip(" \t")
             if not mark or not _KEY.fullmatch(key):
-                raise _NotPlainError
+                raise _NotQuickError
             keys.add(key)
         if key in table:
-            raise _NotPlainError
+            raise _NotQuickError
         parts = value.split('"')
         if len(parts) == 3 and not parts[0] and not parts[2] and not (slashed and "\\" in value):
             table[key] = parts[1]
@@ -92,7 +92,7 @@ def _table(document: dict[str, Any], line: str, begun: set[int]) -> dict[str, An
     if inner is not None:
         found: Any = document.get(name)
         if id(found) not in begun:
-            raise _NotPlainError
+            raise _NotQuickError
         parent, name = found[-1] if isinstance(found, list) else found, inner
     table: dict[str, Any] = {}
     there = parent.get(name)
@@ -105,7 +105,7 @@ def _table(document: dict[str, Any], line: str, begun: set[int]) -> dict[str, An
         parent[name] = table
         begun.add(id(table))
     else:
-        raise _NotPlainError
+        raise _NotQuickError
     return table
 
 
@@ -114,7 +114,7 @@ def _header(line: str) -> tuple[bool, str, str | None]:
     """Whether it is of an array, and its one or two names."""
     match = _HEADER.fullmatch(line)
     if match is None or len(match[1]) != len(match[4]):
-        raise _NotPlainError
+        raise _NotQuickError
     return match[1] == "[[", match[2], match[3]
 
 

@@ -40,7 +40,7 @@ log = get_logger()
 Work = Callable[[], Coroutine[Any, Any, object]]
 
 
-class Policy(enum.Enum):
+class RestartPolicy(enum.Enum):
     FATAL = "fatal"
     RESTARTED = "restarted"
     RETRIED = "retried"
@@ -57,7 +57,7 @@ class TaskFailedError(VipmuxError):
 @dataclass(slots=True, eq=False)
 class _Task:
     name: str
-    policy: Policy
+    policy: RestartPolicy
     work: Work
     handle: asyncio.Task[None] | None = None
 
@@ -83,16 +83,16 @@ class Tasks:
 
     def fatal(self, name: str, work: Work) -> None:
         """Must not end: the daemon ends with it."""
-        self._begin(name, Policy.FATAL, work)
+        self._begin(name, RestartPolicy.FATAL, work)
 
     def restarted(self, name: str, work: Work) -> None:
         """Must not end: it is begun anew."""
-        self._begin(name, Policy.RESTARTED, work)
+        self._begin(name, RestartPolicy.RESTARTED, work)
 
     def retried(self, name: str, work: Work) -> None:
         """Until it returns: it is begun anew as long as it fails. One of the same name that is under way is ended."""
         self.end(name)
-        self._begin(name, Policy.RETRIED, work)
+        self._begin(name, RestartPolicy.RETRIED, work)
 
     def end(self, name: str) -> None:
         """Cancels the task of this name, if there is one; returns at once."""
@@ -123,7 +123,7 @@ class Tasks:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _begin(self, name: str, policy: Policy, work: Work) -> None:
+    def _begin(self, name: str, policy: RestartPolicy, work: Work) -> None:
         if name in self._tasks:
             raise AssertionError(f"there is a task {name!r} already")
         task = self._tasks[name] = _Task(name, policy, work)
@@ -148,12 +148,12 @@ class Tasks:
                 error = RuntimeError("it was cancelled from within")
             except Exception as problem:
                 error = unwrap(problem)
-            if error is None and task.policy is Policy.RETRIED:
+            if error is None and task.policy is RestartPolicy.RETRIED:
                 self._forget(task)
                 return
             reason = describe(error) if error is not None else "it ended, and should not"
             self._vitals.crashed(task.name)
-            if task.policy is Policy.FATAL:
+            if task.policy is RestartPolicy.FATAL:
                 self._fail(task, reason, error)
                 return
             if loop.time() - began > STEADY:

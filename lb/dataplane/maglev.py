@@ -16,7 +16,7 @@ from lb.dataplane.binding import c, ffi, make
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class MaglevMember:
     """One backend's share of a Maglev table: its permutation, weight, and number within the service."""
 
     offset: int
@@ -30,7 +30,7 @@ class Maglev:
 
     NONE = 0xFFFF
 
-    def __init__(self, size: int, members: Sequence[Member]) -> None:
+    def __init__(self, size: int, members: Sequence[MaglevMember]) -> None:
         array = ffi.new("struct maglev_member[]", [(m.offset, m.skip, m.weight, m.backend) for m in members])
         what = f"Cannot build a Maglev table of {size} slots for {len(members)} backends"
         self._c = make("maglev", c.maglev_put, what, lambda out: c.maglev_build(size, array, len(members), out))
@@ -54,5 +54,5 @@ def permutation(seed: bytes, name: str, size: int) -> tuple[int, int]:
 
 def build_table(seed: bytes, size: int, members: Iterable[tuple[str, int]], numbers: Mapping[str, int]) -> Maglev:
     """Of backends that take new flows, by name and weight in the order of their names; ``numbers`` by name."""
-    rows = [Member(*permutation(seed, name, size), weight, numbers[name]) for name, weight in members]
+    rows = [MaglevMember(*permutation(seed, name, size), weight, numbers[name]) for name, weight in members]
     return Maglev(size, rows)

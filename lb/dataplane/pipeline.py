@@ -53,7 +53,7 @@ def vector_asked(name: str) -> int:
     return VECTORS.index(name or VECTORS[0])
 
 
-class Link(enum.IntEnum):
+class LinkHeader(enum.IntEnum):
     """What a pipeline writes before the outer header."""
 
     NONE = 0  #: nothing: IP packets
@@ -92,7 +92,7 @@ class FlowEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LookupAnswer:
     """What a packet of a tuple would get. Numbers as in C; None where there is none."""
 
     service_id: int | None
@@ -171,17 +171,17 @@ def tuple_of(flow: FlowTuple) -> Cdata:
     )
 
 
-def answer_of(raw: Cdata) -> Answer:
+def answer_of(raw: Cdata) -> LookupAnswer:
     if raw.service == ffi.NULL:
-        return Answer(None, None, None, None)
+        return LookupAnswer(None, None, None, None)
     flow = None
     if raw.flow_backend >= 0:
         age = raw.flow_age * (1 << TICK_SHIFT) / 1e9
         flow = FlowEntry(raw.flow_backend, FLOW_CLASSES[raw.flow_class], age)
-    return Answer(raw.service.id, raw.slot, raw.backend if raw.backend >= 0 else None, flow)
+    return LookupAnswer(raw.service.id, raw.slot, raw.backend if raw.backend >= 0 else None, flow)
 
 
-def lookup(snapshot: Snapshot, flow: FlowTuple) -> Answer:
+def lookup(snapshot: Snapshot, flow: FlowTuple) -> LookupAnswer:
     """What a new flow would get from a snapshot, without any flow table."""
     raw = ffi.new("struct mux_answer *")
     c.mux_lookup(ffi.NULL, snapshot._c, tuple_of(flow), raw)
@@ -217,7 +217,7 @@ class Pipeline:
     def __init__(
         self,
         flows: int,
-        link: Link,
+        link: LinkHeader,
         *,
         detect_partial: bool = False,
         first_id: int = 0,
@@ -281,7 +281,7 @@ class Pipeline:
         self, snapshot: Snapshot, packets: Sequence[tuple[bytes, int, int]], offloads: Sequence[Offload]
     ) -> list[Result]:
         if self._memory is None:
-            link_type = 0 if self.link is Link.NONE else 1
+            link_type = 0 if self.link is LinkHeader.NONE else 1
             self._memory = make("io", c.io_close, "Cannot make buffers", lambda out: c.io_memory_open(link_type, out))
         for (data, wire_length, _), offload in zip_longest(packets, offloads):
             load(self._memory, data, wire_length, offload)
@@ -306,7 +306,7 @@ class Pipeline:
             out=out,
         )
 
-    def lookup(self, snapshot: Snapshot, flow: FlowTuple) -> Answer:
+    def lookup(self, snapshot: Snapshot, flow: FlowTuple) -> LookupAnswer:
         """What a packet would get, flow table included. While a worker runs, call it through the worker."""
         raw = ffi.new("struct mux_answer *")
         c.mux_lookup(self._c, snapshot._c, tuple_of(flow), raw)

@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable
 
 from lb.dataplane.binding import Cdata, c, ffi
-from lb.dataplane.pipeline import Link
+from lb.dataplane.pipeline import LinkHeader
 from lb.errors import IoError
 
 _LOG_BYTES = 1 << 16
-_PLACES = {Link.NONE: 0, Link.NEXT_HOP: 1}
+_PLACES = {LinkHeader.NONE: 0, LinkHeader.NEXT_HOP: 1}
 
 
 class _Program:
@@ -35,7 +35,7 @@ class _Program:
 class WholeProgram(_Program):
     """Super-packets leave whole."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: LinkHeader) -> None:
         """Of a TUN device (``NONE``) or of packet mode's gate (``NEXT_HOP``). Raises IoError: what the kernel says."""
         super().__init__(lambda log: c.whole_load(_PLACES[link], log, _LOG_BYTES))
 

@@ -24,7 +24,7 @@ RELEASE_MAX, INHERIT_LINES = 256, 128
 _TIMEOUT = int(ASK_TIMEOUT * 1000)
 
 
-class Member(NamedTuple):
+class RegroupMember(NamedTuple):
     """A pipeline, and the worker that runs it; None: none does."""
 
     pipeline: Pipeline
@@ -60,7 +60,7 @@ def inherit_counters(pipeline: Pipeline, elder: FlowTable) -> None:
     c.mux_inherit_counters(pipeline._c, elder._c)
 
 
-def meet(member: Member, tables: Sequence[FlowTable]) -> None:
+def meet(member: RegroupMember, tables: Sequence[FlowTable]) -> None:
     """Flows that it does not know are asked for there, from now on; none: nobody is asked."""
     handles = ffi.new("struct flow_table *[]", [table._c for table in tables])
     if member.worker is None:
@@ -70,7 +70,7 @@ def meet(member: Member, tables: Sequence[FlowTable]) -> None:
     check(code, "The worker did not learn of the other workers' flows")
 
 
-def claims(member: Member) -> tuple[int, ...]:
+def claims(member: RegroupMember) -> tuple[int, ...]:
     """Keys of the flows that it found there since it was asked last."""
     keys, count = ffi.new("uint64_t[]", CLAIMS_MAX), ffi.new("uint32_t *")
     if member.worker is None:
@@ -81,7 +81,7 @@ def claims(member: Member) -> tuple[int, ...]:
     return tuple(ffi.unpack(keys, count[0])) if count[0] else ()
 
 
-def release(member: Member, keys: Sequence[int]) -> int:
+def release(member: RegroupMember, keys: Sequence[int]) -> int:
     """Forgets flows that another worker took over; how many."""
     total, out = 0, ffi.new("uint32_t *")
     for start in range(0, len(keys), RELEASE_MAX):
@@ -95,7 +95,7 @@ def release(member: Member, keys: Sequence[int]) -> int:
     return total
 
 
-def inherit(member: Member, snapshot: Snapshot, elder: FlowTable, first_line: int, now_ns: int) -> int:
+def inherit(member: RegroupMember, snapshot: Snapshot, elder: FlowTable, first_line: int, now_ns: int) -> int:
     """Takes over the flows of INHERIT_LINES lines of a table that nobody writes any more; how many."""
     if member.worker is None:
         return int(c.mux_inherit(member.pipeline._c, snapshot._c, elder._c, first_line, INHERIT_LINES, now_ns))
@@ -108,7 +108,7 @@ def inherit(member: Member, snapshot: Snapshot, elder: FlowTable, first_line: in
 
 
 def adopt_known(
-    member: Member, snapshot: Snapshot, service_id: int, backend: int, records: bytes, *, now_ns: int
+    member: RegroupMember, snapshot: Snapshot, service_id: int, backend: int, records: bytes, *, now_ns: int
 ) -> tuple[Adoption, bytes]:
     """Of another MUX's flows, takes over those that this worker knows; the outcome, and the records of the others."""
     raw, left = ffi.new("struct adoption *"), ffi.new("uint32_t *")

@@ -8,7 +8,7 @@ from typing import Protocol as PythonProtocol
 
 from lb.dataplane.binding import Cdata, Closable, c, check, fail, ffi, make
 from lb.dataplane.io import Io
-from lb.dataplane.pipeline import Answer, Counters, FlowTuple, Pipeline, answer_of, counters_of, tuple_of
+from lb.dataplane.pipeline import Counters, FlowTuple, LookupAnswer, Pipeline, answer_of, counters_of, tuple_of
 from lb.dataplane.reasons import REASONS
 from lb.dataplane.records import Adoption, pieces
 from lb.dataplane.snapshot import Snapshot
@@ -78,7 +78,7 @@ class Worker(Closable):
         c.worker_counters(self._c, raw)
         return WorkerCounters(raw.bursts, raw.errors, raw.error, bool(raw.running), raw.retired)
 
-    def lookup(self, snapshot: Snapshot, flow: FlowTuple) -> Answer:
+    def lookup(self, snapshot: Snapshot, flow: FlowTuple) -> LookupAnswer:
         """What a packet would get, flow table included, asked between two bursts."""
         raw = ffi.new("struct mux_answer *")
         code = c.worker_ask_lookup(self._c, self._mux(), snapshot._c, tuple_of(flow), raw, int(ASK_TIMEOUT * 1000))

@@ -18,7 +18,7 @@ from lb.doctor.checks import machine as machines
 from lb.doctor.checks import mux as muxes
 from lb.doctor.firewall.packet_filter import Ruleset
 from lb.doctor.look import kernel, this_machine
-from lb.doctor.values.facts import Claim, Daemon, Network, Own, Rights, Role, Row, Table
+from lb.doctor.values.facts import ArpClaim, DaemonSeen, Network, NftTable, OwnBackend, Rights, Role, Row
 from lb.doctor.values.findings import Finding, Severity, fault, ok, unknown
 from lb.doctor.ways import paths, reach
 from lb.errors import ConfigError, IoError
@@ -105,7 +105,7 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from _ways(daemon, settings.address, settings.mtu, rights, file)
 
 
-def _ways(daemon: Daemon, source: IPv4Address, mtu: int, rights: Rights, file: MuxConfig) -> Iterator[Finding]:
+def _ways(daemon: DaemonSeen, source: IPv4Address, mtu: int, rights: Rights, file: MuxConfig) -> Iterator[Finding]:
     """The live probe. What to try is what the daemon serves, or would by its file."""
     rows, services = daemon.backends, daemon.services
     if not daemon.answers:
@@ -165,7 +165,7 @@ def _rows(file: MuxConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
 
 
 def _bgp(
-    settings: BgpSettings | None, source: IPv4Address, config: str, daemon: Daemon, rights: Rights
+    settings: BgpSettings | None, source: IPv4Address, config: str, daemon: DaemonSeen, rights: Rights
 ) -> Iterator[Finding]:
     for peer in settings.peers if settings is not None else ():
         row = next((row for row in daemon.peers if row.get("name") == peer.name), None)
@@ -233,7 +233,7 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
 
 
 def _reception(
-    daemon: Daemon, file: AgentConfig, network: Network, own: list[Own], ruleset: Ruleset | None
+    daemon: DaemonSeen, file: AgentConfig, network: Network, own: list[OwnBackend], ruleset: Ruleset | None
 ) -> Iterator[Finding]:
     """What becomes of packets once they are out of their tunnels."""
     from agent.rules.nat import TABLE  # noqa: PLC0415
@@ -278,16 +278,16 @@ def _last_known(file: AgentConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
 
 def _raised(state_dir: str) -> tuple[dict[str, int] | None, dict[str, int]]:
     """Settings that the agent raised, to what, and what they are now."""
-    from agent.host.change_log import Store  # noqa: PLC0415
+    from agent.host.change_log import ChangeLog  # noqa: PLC0415
 
     try:
-        raised = {name: change.ours for name, change in Store(state_dir).load().sysctls.items()}
+        raised = {name: change.ours for name, change in ChangeLog(state_dir).load().sysctls.items()}
     except IoError:
         return None, {}
     return raised, this_machine.values(raised)
 
 
-def _stale(tables: list[Table] | None) -> list[Table] | None:
+def _stale(tables: list[NftTable] | None) -> list[NftTable] | None:
     from lb.mux.io.isolation import table_name  # noqa: PLC0415
 
     if tables is None:
@@ -334,7 +334,7 @@ def _listens(config: str, listen: str) -> Iterator[Finding]:
 
 
 def _kept(
-    role: Role, config: str, settings: MuxSettings | AgentSettings, manager: str | None, daemon: Daemon
+    role: Role, config: str, settings: MuxSettings | AgentSettings, manager: str | None, daemon: DaemonSeen
 ) -> Iterator[Finding]:
     """What is in the kernel, disk, certificate, clock, and the connection to the manager."""
     name, state_dir = settings.name, settings.state_dir
@@ -347,7 +347,7 @@ def _kept(
     yield from machines.check_manager(role, name, config, daemon.manager)
 
 
-def _private(role: Role, state_dir: str, daemon: Daemon, secret: str | None) -> Iterator[Finding]:
+def _private(role: Role, state_dir: str, daemon: DaemonSeen, secret: str | None) -> Iterator[Finding]:
     config = this_machine.private(Path(secret)) if secret is not None else None
     yield from machines.check_private(
         role, this_machine.user_of(daemon.pid), this_machine.private_in(Path(state_dir)), config
@@ -357,7 +357,7 @@ def _private(role: Role, state_dir: str, daemon: Daemon, secret: str | None) -> 
 def _arp(interface: str, vips: list[str], rights: Rights) -> Iterator[Finding]:
     first = [network.network_address for network in map(ip_network, vips)]
     asked = [address for address in first if isinstance(address, IPv4Address)][:ARP_MAX]
-    found: list[Claim] | str = "needs root"
+    found: list[ArpClaim] | str = "needs root"
     if _may_send(rights):
         try:
             found = reach.claims(interface, asked)

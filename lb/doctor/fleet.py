@@ -12,7 +12,7 @@ from typing import Any
 
 from lb.doctor.checks.machine import another_name, judge_skew
 from lb.doctor.checks.mux import check_saturation
-from lb.doctor.merge import Said, merged
+from lb.doctor.merge import NodeReport, merged
 from lb.doctor.values.facts import Row
 from lb.doctor.values.findings import Finding, Severity, fault, of_row, ok, warning
 from lb.errors import NotFoundError
@@ -28,7 +28,7 @@ AWAY = ("away", "gone")
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
+class FleetSeen:
     """The manager's word."""
 
     status: Row
@@ -53,15 +53,17 @@ def examine(ask: Callable[[str], Any]) -> list[Finding]:
         said = [told(row) for row in ask("examination")]
     except NotFoundError:  # an older manager, which does not ask its nodes
         said = []
-    fleet = Fleet(**{field.name: ask(field.name) for field in fields(Fleet)})  # afterwards, for looking takes a while
+    fleet = FleetSeen(
+        **{field.name: ask(field.name) for field in fields(FleetSeen)}
+    )  # afterwards, for looking takes a while
     away = {(kind, row.get("name")) for kind, rows in fleet.nodes for row in rows if row.get("state") in AWAY}
     said = [node for node in said if (node.kind, node.name) not in away]
     return merged(check_fleet(fleet), said, backends_of(fleet))
 
 
-def told(row: Row) -> Said:
+def told(row: Row) -> NodeReport:
     """What one node said of itself; the manager has checked its form."""
-    return Said(
+    return NodeReport(
         str(row.get("kind")),
         str(row.get("name")),
         tuple(map(of_row, row.get("findings") or ())),
@@ -71,7 +73,7 @@ def told(row: Row) -> Said:
     )
 
 
-def backends_of(fleet: Fleet) -> dict[str, list[str]]:
+def backends_of(fleet: FleetSeen) -> dict[str, list[str]]:
     """By agent its backends, as findings name them."""
     found: dict[str, list[str]] = {}
     for row in fleet.backends:
@@ -80,7 +82,7 @@ def backends_of(fleet: Fleet) -> dict[str, list[str]]:
     return found
 
 
-def check_fleet(fleet: Fleet) -> Iterator[Finding]:
+def check_fleet(fleet: FleetSeen) -> Iterator[Finding]:
     """Everything."""
     hosted = backends_of(fleet)
     for kind, rows in fleet.nodes:
@@ -287,7 +289,7 @@ def check_service(row: Row) -> Iterator[Finding]:
         yield ok("service", f"service {name} is {state}: {of}")
 
 
-def wishes(fleet: Fleet) -> dict[str, str]:
+def wishes(fleet: FleetSeen) -> dict[str, str]:
     """The command that takes back what an operator wished, where it leaves too little: by service of its backends, and
     by ``mux NAME`` of a MUX that drains."""
     found = {f"mux {row.get('name')}": f"`lb undrain mux {row.get('name')}`" for row in fleet.muxes if row.get("drain")}

@@ -59,7 +59,7 @@ _RANK = {severity: number for number, severity in enumerate(Severity)}
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class NodeReport:
     """One node's word."""
 
     kind: str  #: mux or agent
@@ -95,7 +95,9 @@ class _Found:
     explains: list[Finding] = field(default_factory=list)
 
 
-def merged(own: Iterable[Finding], said: Sequence[Said], backends_of: Mapping[str, Sequence[str]]) -> list[Finding]:
+def merged(
+    own: Iterable[Finding], said: Sequence[NodeReport], backends_of: Mapping[str, Sequence[str]]
+) -> list[Finding]:
     """``own``: the manager's view; ``backends_of``: by agent its backends, ``backend SERVICE/NAME``."""
     view = list(own)
     found = [_Found(finding, _depth(finding), frozenset(finding.about), []) for finding in view if _is_wrong(finding)]
@@ -116,7 +118,7 @@ def _is_wrong(finding: Finding) -> bool:
 
 
 def _attributed(
-    node: Said, finding: Finding, backends_of: Mapping[str, Sequence[str]], of_all: Collection[str]
+    node: NodeReport, finding: Finding, backends_of: Mapping[str, Sequence[str]], of_all: Collection[str]
 ) -> _Found:
     """An agent may speak of its own backends alone, and a MUX of no other node, whatever they say: they could hide what
     is wrong with others."""
@@ -237,7 +239,7 @@ def _brief(finding: Finding) -> str:
     return f"{finding.check}: {what}"
 
 
-def _unseen(said: Sequence[Said]) -> list[Finding]:
+def _unseen(said: Sequence[NodeReport]) -> list[Finding]:
     """What nodes could not look at, one finding for all of them, and one for those that did not look at all."""
     found = []
     lacking: dict[str, list[str]] = {}
@@ -267,7 +269,7 @@ def _unseen(said: Sequence[Said]) -> list[Finding]:
     return found
 
 
-def _fine(looked: Sequence[Said]) -> Finding:
+def _fine(looked: Sequence[NodeReport]) -> Finding:
     checks = sum(node.fine for node in looked)
     nodes = "1 node" if len(looked) == 1 else f"{len(looked)} nodes"
     return ok("node_view", f"{nodes} examined their machines, and found {checks:,} things as they should be")

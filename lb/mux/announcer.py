@@ -23,7 +23,7 @@ from typing import Any
 
 from lb.bgp import policy, selftest
 from lb.bgp.proofs import Proofs
-from lb.bgp.routes import GRACEFUL_SHUTDOWN, Key, Route, Speaks, Wishes, family, hears, offers
+from lb.bgp.routes import GRACEFUL_SHUTDOWN, BgpRoute, Key, Speaks, Wishes, family, hears, offers
 from lb.bgp.sidecar import choose_account
 from lb.bgp.speaker import Speaker
 from lb.daemon.log import get_logger
@@ -34,7 +34,7 @@ from lb.model import Address, Backend, BackendState, BgpSettings, MuxSettings, N
 from lb.mux.workers.engine import Engine
 from lb.mux.workers.heartbeat import BEAT, STILL, Heart
 from lb.persistent_map import differences
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 #: How long ExaBGP may take to take a withdrawal before a VIP is removed all the same, seconds.
 SETTLE = 2.0
@@ -98,10 +98,10 @@ class Announcer:
         self._stopping = False
         self._proofs = Proofs()
         self._ground = Ground(self._proofs.proved, self._proofs.failed)
-        self._wanted: dict[Network, Route] = {}
+        self._wanted: dict[Network, BgpRoute] = {}
         self._held: dict[Network, str] = {}  # of the wanted, those that must not be announced, and why
         self._declined: Mapping[Network, str] = {}
-        self._rows = Rows(self._said_of)
+        self._rows = AnnouncementRows(self._said_of)
         self._test = asyncio.Event()
         self._pipe = selftest.pipeline()
         self._reached: Snapshot | None = None  # what every worker is known to have
@@ -234,18 +234,18 @@ class Announcer:
             await speaker.settle(SETTLE)
             await asyncio.sleep(FOLLOW)
 
-    def restore(self, change: Change) -> None:
+    def restore(self, change: ServiceDiff) -> None:
         """The change is live now, or the table is the same after all: what was released is gone, or stays."""
         released, self._ground.released = self._ground.released, frozenset()
         self._evaluate({*released, *self._follow(change)})
 
     # -- what may be announced ----------------------------------------------------------------------------------
 
-    def _follow(self, change: Change | None) -> Set[Network]:
+    def _follow(self, change: ServiceDiff | None) -> Set[Network]:
         """Another table is live, by this change if it is that; the VIPs about which something else is known."""
         services = self._engine.forwarding.services
         if change is None or change.services is not services:
-            change = Change.between(self._proofs.services, services)
+            change = ServiceDiff.between(self._proofs.services, services)
         changed = self._proofs.follow(change)
         self._test.set()
         return changed | self._follow_policies()
@@ -275,7 +275,7 @@ class Announcer:
         self._speaker.offer(vips, offers(self._speaks, offered, drained=self._draining))
         self._rows.spoil(vips)
 
-    def _considered(self, vip: Network, unsound: str | None) -> Route | None:
+    def _considered(self, vip: Network, unsound: str | None) -> BgpRoute | None:
         """How to announce it; None: not at all."""
         route = self._wanted.get(vip)
         why = self._ground.why_not(vip, unsound) if route is not None else None
@@ -460,7 +460,7 @@ class Told(Sequence[Row]):
         return list(self)[index]
 
 
-class Rows:
+class AnnouncementRows:
     """What is to be told of each VIP, made when somebody asks, and kept for as long as nothing of it changes."""
 
     def __init__(self, make: Callable[[Network], tuple[Said, ...]]) -> None:

@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lb.bgp.session import State
+from lb.bgp.session import SessionState
 from lb.config.load import load_mux, parse_manager_url
 from lb.daemon import log as log_setup
 from lb.daemon.control_socket import ControlServer
 from lb.daemon.kernel.keeper import Keeper
 from lb.daemon.kernel.main_rule import MainRule
-from lb.daemon.kernel.watch import EVERYTHING, NOTHING, KernelWatch, Own
+from lb.daemon.kernel.watch import EVERYTHING, NOTHING, KernelWatch, OwnMarks
 from lb.daemon.log import get_logger
 from lb.daemon.marker import RunMarker
 from lb.daemon.memory import give_back, tame_allocator
@@ -59,7 +59,7 @@ from lb.mux.io.startup import StateDir, check_outer_source, find_interface
 from lb.mux.io.tun import ROUTE_PROTOCOL
 from lb.mux.io.xdp_support import maps_need_rights
 from lb.mux.live_services import SETTLE, LiveServices
-from lb.mux.plane import Plane
+from lb.mux.plane import MuxPlane
 from lb.mux.probes.tunnel_probes import TunnelProbes
 from lb.mux.reload import changed_passwords, check_bgp, check_settings
 from lb.mux.requests import answer, handlers
@@ -71,10 +71,10 @@ from lb.mux.workers.engine import Engine
 from lb.mux.workers.flow_census import FlowCensus
 from lb.mux.workers.overload import OverloadWatch
 from lb.node.token_option import given_token, token_options
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 if TYPE_CHECKING:
-    from lb.mux.flow_sync import Handover
+    from lb.mux.flow_sync import FlowSync
     from lb.node.follower import Follower
     from lb.node.messages import NodeState
 
@@ -100,7 +100,7 @@ _PRIVILEGED_PORTS = 1024
 log = get_logger()
 
 
-class Daemon:
+class RunningMux:
     """One MUX, from its file to its end."""
 
     def __init__(
@@ -130,8 +130,8 @@ class Daemon:
         self._marker = RunMarker(state_dir.path / MARKER)
         self._served = False  # the start came to its end
         self._reload_wanted = reload_wanted
-        self._opened: Plane | None = None
-        self._own = Own()  # by what our own changes of the kernel are known
+        self._opened: MuxPlane | None = None
+        self._own = OwnMarks()  # by what our own changes of the kernel are known
         self._keeper = Keeper((), KernelWatch(NOTHING))
         self._follower = self._follow(config, token)
         self._handover = self._hand_over()
@@ -155,7 +155,7 @@ class Daemon:
         self._metrics: MetricsServer | None = None
 
     @property
-    def _plane(self) -> Plane:
+    def _plane(self) -> MuxPlane:
         """For all that happens after the start."""
         assert self._opened is not None  # noqa: S101
         return self._opened
@@ -189,7 +189,7 @@ class Daemon:
         self._served = True
         self._supervisor.ready(self._summary())
 
-    async def _open(self, services: tuple[Service, ...]) -> Plane:
+    async def _open(self, services: tuple[Service, ...]) -> MuxPlane:
         """The port, and an engine with a first table; nothing is forwarded yet."""
         settings = self._settings
         find_interface(settings.interface, (await self._netlink.links()).values())
@@ -204,7 +204,7 @@ class Daemon:
         port, mode = await open_port(settings, self._live.vips.networks, self._netlink, self._state_dir.path, self._own)
         engine = Engine(settings, port.link, forwarding, guesses_checksums=port.guesses_checksums)
         self._compiler.follow(engine)  # its flow tables hold the compiler's numbers
-        self._opened = Plane(
+        self._opened = MuxPlane(
             port,
             mode,
             engine,
@@ -220,7 +220,7 @@ class Daemon:
             )
         return self._opened
 
-    async def _find_hops(self, plane: Plane) -> None:
+    async def _find_hops(self, plane: MuxPlane) -> None:
         addresses = plane.engine.forwarding.hop_addresses if plane.port.watches_hops else ()
         await self._watch.start(addresses)
         self._tasks.restarted("next hops", self._watch.run)
@@ -249,7 +249,7 @@ class Daemon:
         text += f", generation {engine.generation}"
         if self._announcer is not None:
             peers = self._announcer.peers()
-            up = sum(peer["state"] == State.ESTABLISHED.value for peer in peers)
+            up = sum(peer["state"] == SessionState.ESTABLISHED.value for peer in peers)
             text += f", {up} of {_count(len(peers), 'BGP session')} established"
         if self._condition.rejected is not None:
             text += "; the last configuration was refused"
@@ -480,7 +480,7 @@ class Daemon:
 
         return Follower(config.manager, token, "mux", config.mux, self._follow_state, config=self._path)
 
-    async def _follow_state(self, state: NodeState, change: Change) -> Mapping[str, str]:
+    async def _follow_state(self, state: NodeState, change: ServiceDiff) -> Mapping[str, str]:
         """A state of the manager: services first, then what is announced of them. Returns what is left out."""
         async with self._live.changing:
             left_out: dict[str, str] = {}
@@ -507,7 +507,7 @@ class Daemon:
         left_out |= {f"announcements/{vip}": reason for vip, reason in wrong.items()}
         return state if found is wanted else {**state, "announcements": found}
 
-    def _tidy_after(self, change: Change) -> None:
+    def _tidy_after(self, change: ServiceDiff) -> None:
         """Once the state is on the disk and acknowledged, and nobody waits. Thousands may come piece by piece."""
         grown = len(change.services) != len(change.before) and abs(len(change.services) - self._tidied) > MANY
         if not grown and len(change.gone) + len(change.come) <= MANY:
@@ -520,12 +520,12 @@ class Daemon:
         self._tidied = len(self._live.services)
         give_back()
 
-    def _hand_over(self) -> Handover | None:
+    def _hand_over(self) -> FlowSync | None:
         if self._follower is None:
             return None
-        from lb.mux.flow_sync import Handover  # noqa: PLC0415
+        from lb.mux.flow_sync import FlowSync  # noqa: PLC0415
 
-        return Handover(self._settings, lambda: self._plane.engine, self._follower.client)
+        return FlowSync(self._settings, lambda: self._plane.engine, self._follower.client)
 
     async def _exchange_flows(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Before routers send packets here that went elsewhere, and before they send them elsewhere."""
@@ -599,7 +599,7 @@ async def serve_until_told(path: Path, manager: str | None = None, token: str | 
     require(PROGRAM, NEEDED)
     with contextlib.closing(StateDir(config.mux.state_dir)) as state_dir:
         async with Netlink() as netlink:
-            daemon = Daemon(path, config, netlink, state_dir, hangup, supervisor=supervisor, token=token)
+            daemon = RunningMux(path, config, netlink, state_dir, hangup, supervisor=supervisor, token=token)
             clean = False
             try:
                 if await until(end, daemon.start(config.services)):

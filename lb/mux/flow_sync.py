@@ -4,7 +4,7 @@
 Every other flow needs no telling: the Maglev tables of all MUXes agree on it. See docs/flow.md. What is told goes by
 way of the manager; without one, or where it does not answer in time, this MUX leaves or serves all the same, and says
 so.
-:mod:`lb.mux.daemon` owns the one :class:`Handover` and runs it; :mod:`lb.mux.status` shows its :attr:`~Handover.words`.
+:mod:`lb.mux.daemon` owns the one :class:`FlowSync` and runs it; :mod:`lb.mux.status` shows its :attr:`~Handover.words`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Ours:
     parts: list[FlowsMessage] = field(default_factory=list)  #: what others told; taken over together
 
 
-class Handover:
+class FlowSync:
     """See the module's text. Everything runs in the daemon's event loop."""
 
     def __init__(self, settings: MuxSettings, engine: Callable[[], Engine], post: Post) -> None:

@@ -23,11 +23,11 @@ from lb.model import Address, Service
 from lb.mux.announcer import Announcer
 from lb.mux.hops.netlink import Netlink
 from lb.mux.hops.watch import HopWatch
-from lb.mux.plane import Plane
+from lb.mux.plane import MuxPlane
 from lb.mux.probes.tunnel_probes import TunnelProbes
 from lb.mux.reload import check_vips
 from lb.mux.unservable import compile_most, local_vips
-from lb.service_diff import Change, Vips
+from lb.service_diff import ServiceDiff, Vips
 
 #: How long a change waits for backends to answer ARP before it goes on without them, seconds.
 SETTLE = 1.0
@@ -50,7 +50,7 @@ class LiveServices:
         watch: HopWatch,
         probes: TunnelProbes,
         tasks: Tasks,
-        plane: Callable[[], Plane],
+        plane: Callable[[], MuxPlane],
         announcer: Callable[[], Announcer | None],
     ) -> None:
         """``plane``: once it is open; ``announcer``: None where no BGP is spoken."""
@@ -81,7 +81,7 @@ class LiveServices:
     ) -> tuple[Forwarding, dict[str, str]]:
         """What of the last good state can be served here; and what is left out, and why."""
         left_out = local_vips(services, local, ())
-        change = Change.between((), services).without(left_out)
+        change = ServiceDiff.between((), services).without(left_out)
         forwarding, no_room = compile_most(self._compiler, change, self._compiler.compile(()))
         return self._begun(forwarding, local), left_out | no_room
 
@@ -93,13 +93,13 @@ class LiveServices:
 
     async def take(self, services: tuple[Service, ...]) -> None:
         """Makes the services of a file live; raises VipmuxError, with everything as it was, where it cannot."""
-        change = Change.between(self.services, services)
+        change = ServiceDiff.between(self.services, services)
         local = await self._netlink.local_addresses()
         check_vips(change.services, local, change.come if local is self._local else None)
         self._local = local
         await self._go_live(change, await self._compiled(self._compiler.change, change))
 
-    async def take_most(self, change: Change) -> dict[str, str]:
+    async def take_most(self, change: ServiceDiff) -> dict[str, str]:
         """Makes the services of a state live, and returns those that this MUX cannot serve, and why; raises
         VipmuxError, with everything as it was, where not even the others can be."""
         change = change.since(self.services)
@@ -109,7 +109,7 @@ class LiveServices:
         change = change.without(left_out)
         return left_out | await self.put(change)  # without a change: what was left out before still is
 
-    async def put(self, change: Change) -> dict[str, str]:
+    async def put(self, change: ServiceDiff) -> dict[str, str]:
         """As :meth:`take_most`, with no look at this machine's addresses."""
         if not change:
             return {}
@@ -119,20 +119,20 @@ class LiveServices:
             await self._go_live(change, forwarding)
         return no_room
 
-    async def _compiled(self, compile_: Callable[[Change, Forwarding], T], change: Change) -> T:
+    async def _compiled(self, compile_: Callable[[ServiceDiff, Forwarding], T], change: ServiceDiff) -> T:
         live = self._plane().engine.forwarding
         if len(change.come) <= SMALL:  # a thread costs more, on a machine that is busy
             return compile_(change, live)
         return await asyncio.to_thread(compile_, change, live)
 
-    async def _go_live(self, change: Change, forwarding: Forwarding) -> None:
+    async def _go_live(self, change: ServiceDiff, forwarding: Forwarding) -> None:
         """What stays is not looked at: of ten thousand services mostly one changes, and somebody waits for it.
 
         Raises VipmuxError only as long as everything is as it was; the change is of the very services of the table.
         """
         plane, announcer = self._plane(), self._announcer()
         live = plane.engine.forwarding
-        change = Change(change.before, forwarding.services, change.gone, change.come)
+        change = ServiceDiff(change.before, forwarding.services, change.gone, change.come)
         vips = self.vips.after(change)
         new_ways = plane.port.watches_hops and forwarding.hop_addresses is not live.hop_addresses
         if new_ways:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data plane of one MUX while it is open: the port that packets come and go by, and the engine that forwards them.
 
-It is opened again when the interface is another one (:meth:`Plane.reopen`), and gets other workers while it forwards
-(:meth:`Plane.resize`); flows are remembered over both. Owned by :mod:`lb.mux.daemon`; used in its event loop only.
+It is opened again when the interface is another one (:meth:`MuxPlane.reopen`), and gets other workers while it forwards
+(:meth:`MuxPlane.resize`); flows are remembered over both. Owned by :mod:`lb.mux.daemon`; used in its event loop only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lb.mux.workers.engine import Engine
 log = get_logger()
 
 
-class Plane:
+class MuxPlane:
     """What forwards packets."""
 
     def __init__(

@@ -18,11 +18,11 @@ from lb.model import Backend, BackendState, MuxSettings, ProbeType, Protocol, Se
 from lb.mux.announcer import Announcer
 from lb.mux.flow_sync import pool_name
 from lb.mux.io.mode import Mode
-from lb.mux.workers.engine import Engine, Totals
+from lb.mux.workers.engine import Engine, WorkerTotals
 from lb.mux.workers.flow_census import FlowCensus
 from lb.mux.workers.overload import OverloadWatch
 from lb.probe.board import Known, Label
-from lb.probe.state import Health
+from lb.probe.state import ProbeHealth
 
 Row = dict[str, Any]
 
@@ -240,9 +240,9 @@ class Status:
                 WorkerMetrics(worker.bursts, worker.received, worker.live, worker.missed) for worker in totals.workers
             ),
             probes={
-                label: known.health is Health.UP
+                label: known.health is ProbeHealth.UP
                 for label, known in self._probed().items()
-                if known.health is not Health.UNKNOWN
+                if known.health is not ProbeHealth.UNKNOWN
             },
             probe_seconds={label: known.took for label, known in self._probed().items() if known.took is not None},
             left_out=len(self._manager()["left_out"]) if self._manager is not None else 0,
@@ -312,7 +312,7 @@ def _health(known: Known | None) -> Row:
     return {"health": known.health.value, "reason": known.reason, "since": known.since or None}
 
 
-def _by_verdict(totals: Totals, verdict: Verdict) -> int:
+def _by_verdict(totals: WorkerTotals, verdict: Verdict) -> int:
     return sum(totals.reasons[reason.name] for reason in REASONS if reason.verdict is verdict)
 
 

@@ -13,7 +13,7 @@ from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.errors import ConfigError, DataplaneError
 from lb.model import Address, Network, Service
 from lb.mux.reload import check_vips
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 
 def local_vips(
@@ -32,7 +32,7 @@ def local_vips(
     return left_out
 
 
-def compile_most(compiler: Compiler, change: Change, before: Forwarding) -> tuple[Forwarding, dict[str, str]]:
+def compile_most(compiler: Compiler, change: ServiceDiff, before: Forwarding) -> tuple[Forwarding, dict[str, str]]:
     """As :meth:`~lb.dataplane.compile.compiler.Compiler.change`, without those services for which there is no room, and
     why.
 
@@ -46,14 +46,14 @@ def compile_most(compiler: Compiler, change: Change, before: Forwarding) -> tupl
     left_out: dict[str, str] = {}
     coming = set(map(id, change.come))
     stay = tuple(service for service in change.services if id(service) not in coming)
-    forwarding = compiler.change(Change(change.before, stay, change.gone, ()), before)
+    forwarding = compiler.change(ServiceDiff(change.before, stay, change.gone, ()), before)
     return _add(compiler, forwarding, change.come, left_out), left_out
 
 
 def _add(compiler: Compiler, before: Forwarding, come: tuple[Service, ...], left_out: dict[str, str]) -> Forwarding:
     """By halves: of thousands mostly one does not fit."""
     try:
-        return compiler.change(Change(before.services, before.services + come, (), come), before)
+        return compiler.change(ServiceDiff(before.services, before.services + come, (), come), before)
     except (DataplaneError, MemoryError) as error:
         if len(come) == 1:
             left_out[come[0].name] = str(error) or "there is no memory for it"

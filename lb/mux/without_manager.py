@@ -17,7 +17,7 @@ from lb.mux.probes.own_verdicts import PATIENCE, own_verdicts
 from lb.mux.probes.tunnel_probes import TunnelProbes
 from lb.mux.status import Condition
 from lb.mux.workers.engine import Engine
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 if TYPE_CHECKING:
     from lb.node.follower import Follower
@@ -61,7 +61,7 @@ class WithoutManager:
         before = self._condition.own_verdicts
         if drained.keys() != before.keys() or not away:
             services = found.services if found is not None else wanted
-            await self._live.put(Change.between(self._live.services, services))
+            await self._live.put(ServiceDiff.between(self._live.services, services))
         self._condition.own_verdicts = drained
         for service, backend in drained.keys() - before.keys():
             reason = drained[service, backend]

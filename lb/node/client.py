@@ -94,7 +94,7 @@ log = get_logger()
 
 
 @dataclass(slots=True)
-class _Wanted:
+class _WantedState:
     """The newest order, whether it is live or not, and its digest to be carried on."""
 
     cached: Cached
@@ -173,8 +173,8 @@ class NodeClient:
         self._live = Cached(0, 0, "", {})
         self._kept: Cached | None = None  # on the disk, by us
         self._highest = Cached(0, 0, "", {})  # marks of the newest order that was obeyed
-        self._tip: _Wanted | None = None  # what the next change on this connection builds upon
-        self._wanted: _Wanted | None = None
+        self._tip: _WantedState | None = None  # what the next change on this connection builds upon
+        self._wanted: _WantedState | None = None
         self._news = asyncio.Event()  # something is to be applied, or tried again
         self._applying = asyncio.Lock()  # one state at a time
         self._attempts = 0  # in vain, one after the other
@@ -374,7 +374,7 @@ class NodeClient:
         self._outbox.begin(self._hello(whole=False), reports)
         self._outbox.renew_lease()  # with it the manager hears of our clock at once
         self._wake.set()
-        self._tip = _Wanted(self._live, None, self._live, {})
+        self._tip = _WantedState(self._live, None, self._live, {})
         await first(self._renewals(), self._receive(stream), self._send(stream), self._lease_renewals())
 
     def _hello(self, *, whole: bool) -> Hello:
@@ -482,7 +482,7 @@ class NodeClient:
         self._highest = Cached(message.term, 0, "", {}, lineage, revision)
         try:
             if isinstance(message, StateMessage):
-                wanted: _Wanted | None = await self._whole(message)
+                wanted: _WantedState | None = await self._whole(message)
             else:
                 wanted = await self._changed(message)
         except (UnicodeEncodeError, RecursionError, AttributeError, TypeError):
@@ -495,14 +495,14 @@ class NodeClient:
         self._attempts = 0
         self._news.set()
 
-    async def _whole(self, message: StateMessage) -> _Wanted:
+    async def _whole(self, message: StateMessage) -> _WantedState:
         state = await asyncio.to_thread(pack_sections, message.body)
         total = await asyncio.to_thread(Digest, state)
         if str(total) != message.digest:
             raise MessageError("a state that is not what its digest says")
-        return _Wanted(self._labelled(message, state), total, self._live, None)
+        return _WantedState(self._labelled(message, state), total, self._live, None)
 
-    async def _changed(self, message: DeltaMessage) -> _Wanted | None:
+    async def _changed(self, message: DeltaMessage) -> _WantedState | None:
         """None: it does not fit to what we have."""
         tip = self._tip
         if tip is None or message.base != tip.cached.generation:
@@ -522,7 +522,9 @@ class NodeClient:
             log.warning("whole state asked for", reason="a change does not lead to what its digest says")
             return None
         # Taken only now: while we waited, what the change builds upon may have become live.
-        return _Wanted(self._labelled(message, apply(before.state, delta)), total, tip.base, _united(tip.keys, fresh))
+        return _WantedState(
+            self._labelled(message, apply(before.state, delta)), total, tip.base, _united(tip.keys, fresh)
+        )
 
     def _labelled(self, message: Order, state: NodeState) -> Cached:
         marks = self._highest
@@ -543,7 +545,7 @@ class NodeClient:
                 if self._wanted is not None:
                     await self._make_live(self._wanted)
                 elif self._left_out:
-                    await self._make_live(_Wanted(self._live, None, self._live, {}, acknowledged=True))
+                    await self._make_live(_WantedState(self._live, None, self._live, {}, acknowledged=True))
 
     async def _lull(self) -> bool:
         """Whether nothing is to be done for a while."""
@@ -560,7 +562,7 @@ class NodeClient:
             return None
         return RETRIES[min(self._attempts, len(RETRIES) - 1)]
 
-    async def _make_live(self, wanted: _Wanted) -> None:
+    async def _make_live(self, wanted: _WantedState) -> None:
         """Applied, then on disk, then acknowledged."""
         cached, before = wanted.cached, self._live
         keys = wanted.keys if wanted.base is before else None
@@ -591,7 +593,7 @@ class NodeClient:
             wanted.acknowledged = True
             self._say(Ack(cached.term, cached.generation, None, left_out))
 
-    def _became_live(self, wanted: _Wanted, cached: Cached, before: Cached, keys: Keys) -> None:
+    def _became_live(self, wanted: _WantedState, cached: Cached, before: Cached, keys: Keys) -> None:
         """What differs from what is live is counted anew from here."""
         newest = self._wanted
         if newest is wanted:

@@ -26,11 +26,11 @@ from lb.node.client import SMALL, NodeClient
 from lb.node.examiner import Examiner
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText
 from lb.node.messages import Delta, NodeState, keys_of
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 #: Makes a state live, with what differs of its services; returns what it had to leave out, and why (names of services,
 #: and ``section/key`` of other sections); raises VipmuxError, with all as it was, where it cannot.
-Take = Callable[[NodeState, Change], Awaitable[Mapping[str, str]]]
+Take = Callable[[NodeState, ServiceDiff], Awaitable[Mapping[str, str]]]
 #: How often it is looked whether the status is another, seconds; and at most this part of the time is spent on it.
 STATUS_INTERVAL = 1.0
 STATUS_SHARE = 0.05
@@ -58,7 +58,7 @@ class ServiceTables:
         if names is not None:
             names = {*names, *self.left_out}
             if not names:
-                return Reading(self.taken, Change(self._services, self._services, (), ()), {})
+                return Reading(self.taken, ServiceDiff(self._services, self._services, (), ()), {})
         names = list(dict.fromkeys([*tables, *self.taken])) if names is None else sorted(names)
         fresh = [name for name in names if name in tables]
         parsed, left_out = self._parse(tables, fresh)
@@ -69,8 +69,8 @@ class ServiceTables:
         by_name.update(parsed)
         gone = tuple(self.taken[name] for name in names if name in self.taken)
         if not gone and not parsed:  # what was left out still is
-            return Reading(self.taken, Change(self._services, self._services, (), ()), left_out)
-        change = Change(self._services, tuple(by_name.values()), gone, tuple(parsed.values()))
+            return Reading(self.taken, ServiceDiff(self._services, self._services, (), ()), left_out)
+        change = ServiceDiff(self._services, tuple(by_name.values()), gone, tuple(parsed.values()))
         return Reading(by_name, change, left_out)
 
     def _parse(self, tables: Mapping[str, Any], names: Sequence[str]) -> tuple[dict[str, Service], dict[str, str]]:
@@ -121,7 +121,7 @@ class Reading:
     """The services of a state."""
 
     by_name: Mapping[str, Service]
-    change: Change
+    change: ServiceDiff
     left_out: Mapping[str, str]
 
 
@@ -215,7 +215,7 @@ class Follower:
         if self._cached is None:
             return
         services = self._tables.services
-        reading = Reading(self._tables.taken, Change(services, services, (), ()), self._tables.left_out)
+        reading = Reading(self._tables.taken, ServiceDiff(services, services, (), ()), self._tables.left_out)
         self._tables.take(reading, left_out)
         self.client.began_without(self._tables.left_out)
 

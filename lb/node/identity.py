@@ -23,7 +23,7 @@ from typing import Any
 
 from lb.daemon.private_files import make_private_directory, write_private
 from lb.errors import AccessError, IoError, RequestError
-from lb.node.keys import Held, held, new_key
+from lb.node.keys import HeldCertificate, held, new_key
 
 #: Until a manager that does not answer is given up, seconds.
 TIMEOUT = 10.0
@@ -66,7 +66,7 @@ class Identity:
         self._directory = directory
         self.kind = kind
         self.name = name
-        self.held: Held | None = None
+        self.held: HeldCertificate | None = None
         self._authority: str | None = None  # PEM of one that a token's fingerprint was compared with
 
     @property

@@ -25,7 +25,7 @@ PATIENCE = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldCertificate:
     """The certificate that a node holds."""
 
     common_name: str
@@ -52,10 +52,10 @@ def new_key() -> tuple[bytes, str]:
     return key.encode(), request
 
 
-def held(data: bytes) -> Held | None:
+def held(data: bytes) -> HeldCertificate | None:
     """The certificate of a key and certificate that belong together, of one PEM file; None: they do not."""
     found = _asked("held", data)
-    return Held(**found) if found is not None else None
+    return HeldCertificate(**found) if found is not None else None
 
 
 def _asked(what: str, data: bytes) -> Any:
@@ -86,7 +86,7 @@ def _new() -> tuple[str, str]:
     return pem.decode(), request.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _read(data: bytes) -> Held | None:
+def _read(data: bytes) -> HeldCertificate | None:
     from cryptography import x509  # noqa: PLC0415
     from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
     from cryptography.x509.oid import NameOID  # noqa: PLC0415
@@ -99,7 +99,7 @@ def _read(data: bytes) -> Held | None:
         (name,) = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     except (ValueError, TypeError):
         return None
-    return Held(
+    return HeldCertificate(
         str(name.value),
         f"{certificate.serial_number:X}",
         certificate.not_valid_before_utc.timestamp(),

@@ -19,7 +19,7 @@ from lb.daemon.vitals import VITALS
 from lb.model import Probe
 from lb.node.messages import HealthReport
 from lb.probe.scheduler import Scheduler
-from lb.probe.state import Answer, Health, Say
+from lb.probe.state import ProbeAnswer, ProbeHealth, Say
 
 #: Names of services in one line of the log.
 SHOWN = 5
@@ -58,7 +58,7 @@ class NotProbed:
 class Known:
     """What is known of a backend."""
 
-    health: Health
+    health: ProbeHealth
     reason: str
     since: float  #: Unix time
     refused: bool = False  #: down, and its machine itself says that nobody listens there
@@ -74,10 +74,10 @@ class Board(Generic[CheckT]):
     def __init__(
         self,
         source: str,
-        ask: Callable[[CheckT], Awaitable[Answer]],
+        ask: Callable[[CheckT], Awaitable[ProbeAnswer]],
         send: Callable[[Sequence[HealthReport]], None],
         *,
-        unprobed: Health,
+        unprobed: ProbeHealth,
     ) -> None:
         self._source = source
         self._send = send
@@ -154,8 +154,8 @@ class Board(Generic[CheckT]):
         found = []
         for label in labels:
             known = self._known(label, self._wanted[label])
-            if known.health is not Health.UNKNOWN:
-                up = known.health is Health.UP
+            if known.health is not ProbeHealth.UNKNOWN:
+                up = known.health is ProbeHealth.UP
                 check = self._wanted[label]
                 host = not isinstance(check, NotProbed) and check.host
                 found.append(HealthReport(*label, self._source, up, known.reason, known.since, host, known.refused))
@@ -169,7 +169,7 @@ class Board(Generic[CheckT]):
     def _said(self, check: CheckT, say: Say) -> None:
         labels = list(self._labels[check])
         if say.changed:
-            write = log.info if say.health is Health.UP else log.warning
+            write = log.info if say.health is ProbeHealth.UP else log.warning
             write(f"backend_{say.health.value}", backend=_some(labels), probe=check.place, reason=say.reason)
         self._tell(labels)
 
@@ -186,8 +186,8 @@ class Board(Generic[CheckT]):
 
 
 def _of_backend(known: Known, check: Check | NotProbed) -> Known:
-    machine_alone = not isinstance(check, NotProbed) and check.host and known.health is Health.UP
-    return replace(known, health=Health.UNKNOWN) if machine_alone else known
+    machine_alone = not isinstance(check, NotProbed) and check.host and known.health is ProbeHealth.UP
+    return replace(known, health=ProbeHealth.UNKNOWN) if machine_alone else known
 
 
 def _some(labels: Sequence[Label]) -> str:

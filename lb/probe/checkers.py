@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from lb.model import Address, Probe, ProbeType
-from lb.probe.state import Answer
+from lb.probe.state import ProbeAnswer
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class FailedError(Exception):
         self.cause = cause
 
 
-class NotMadeError(FailedError):
+class ProbeNotMadeError(FailedError):
     """The probe could not be made, for a want of this machine's own: it says nothing of the backend."""
 
 
@@ -89,19 +89,19 @@ OWN_WANTS = frozenset(
 )
 
 
-async def ask(probe: Probe, address: Address, port: int, sockets: Sockets, run_as: RunAs | None = None) -> Answer:
+async def ask(probe: Probe, address: Address, port: int, sockets: Sockets, run_as: RunAs | None = None) -> ProbeAnswer:
     """Whether the backend did as the probe expects, and the reason in words. ``run_as``: whom a command runs as, if not
     as this process."""
     deadline = asyncio.get_running_loop().time() + probe.timeout
     try:
         if probe.type is ProbeType.COMMAND:
-            return Answer(True, await _command(probe, address, port, run_as))
-        return Answer(True, await _ASKS[probe.type](_Conversation(probe, address, port, sockets, deadline)))
-    except NotMadeError as failure:
-        return Answer(False, str(failure), made=False)
+            return ProbeAnswer(True, await _command(probe, address, port, run_as))
+        return ProbeAnswer(True, await _ASKS[probe.type](_Conversation(probe, address, port, sockets, deadline)))
+    except ProbeNotMadeError as failure:
+        return ProbeAnswer(False, str(failure), made=False)
     except FailedError as failure:
         refused = isinstance(failure.cause, ConnectionRefusedError)
-        return Answer(False, str(failure), silent=isinstance(failure.cause, TimeoutError), refused=refused)
+        return ProbeAnswer(False, str(failure), silent=isinstance(failure.cause, TimeoutError), refused=refused)
 
 
 class _Conversation:
@@ -127,7 +127,7 @@ class _Conversation:
                 if kind is socket.SOCK_STREAM:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             except OSError as error:
-                raise NotMadeError(f"no socket for the probe: {_words(error)}") from None
+                raise ProbeNotMadeError(f"no socket for the probe: {_words(error)}") from None
             await self.within(
                 self._loop.sock_connect(sock, (str(self.address), self.port)),
                 f"connect timed out after {self.patience}",
@@ -142,7 +142,7 @@ class _Conversation:
             raise FailedError(late, error) from None
         except OSError as error:
             if error.errno in OWN_WANTS:
-                raise NotMadeError(f"this machine does not send the probe: {_words(error)}") from None
+                raise ProbeNotMadeError(f"this machine does not send the probe: {_words(error)}") from None
             raise FailedError(_words(error), error) from None
 
     async def send(self, sock: socket.socket, data: bytes) -> None:
@@ -273,7 +273,7 @@ async def _command(probe: Probe, address: Address, port: int, run_as: RunAs | No
     try:
         read_end, write_end = os.pipe()
     except OSError as error:
-        raise NotMadeError(f"no pipe for the command: {_words(error)}") from None
+        raise ProbeNotMadeError(f"no pipe for the command: {_words(error)}") from None
     output = _Output(read_end)
     try:
         try:
@@ -293,11 +293,11 @@ async def _command(probe: Probe, address: Address, port: int, run_as: RunAs | No
             )
         except OSError as error:
             if run_as is not None and error.errno == errno.EPERM:
-                raise NotMadeError(
+                raise ProbeNotMadeError(
                     f"lb-agent may not run commands as {run_as.name}: it needs CAP_SETUID, CAP_SETGID and CAP_KILL"
                 ) from None
             if error.errno in OWN_WANTS - {errno.EPERM} or error.errno == errno.EAGAIN:
-                raise NotMadeError(f"no process for the command: {_words(error)}") from None
+                raise ProbeNotMadeError(f"no process for the command: {_words(error)}") from None
             raise FailedError(f"cannot run {_quote(probe.command[0].encode())}: {_words(error)}") from None
         finally:
             os.close(write_end)

@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from lb.daemon.log import get_logger
 from lb.model import Probe
-from lb.probe.state import Answer, Outcome, Policy, Say, State, step
+from lb.probe.state import Outcome, ProbeAnswer, ProbePolicy, ProbeState, Say, step
 
 log = get_logger()
 
@@ -44,7 +44,7 @@ JITTER = 0.2
 #: Probes that began together would stay in step: each one's second turn comes early, by chance. The least share.
 FIRST_PAUSE = 0.1
 
-_NEW = State()
+_NEW = ProbeState()
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +53,7 @@ class _Entry(Generic[KeyT]):
 
     key: KeyT
     probe: Probe
-    state: State = _NEW
+    state: ProbeState = _NEW
     since: float = 0.0
     asked: bool = False
     gone: bool = False
@@ -79,7 +79,7 @@ class Scheduler(Generic[KeyT]):
 
     def __init__(
         self,
-        ask: Callable[[KeyT], Awaitable[Answer]],
+        ask: Callable[[KeyT], Awaitable[ProbeAnswer]],
         say: Callable[[KeyT, Say], None],
         *,
         rate: float = RATE,
@@ -129,7 +129,7 @@ class Scheduler(Generic[KeyT]):
         if entry.task is not None:
             entry.task.cancel()
 
-    def state(self, key: KeyT) -> State:
+    def state(self, key: KeyT) -> ProbeState:
         """What is known; of a key that is not probed, nothing. From any thread."""
         entry = self._entries.get(key)
         return entry.state if entry else _NEW
@@ -216,7 +216,7 @@ class Scheduler(Generic[KeyT]):
         try:
             answer = await self._ask(entry.key)
         except Exception as error:  # of ours, and no reason to ask nobody any more
-            answer = Answer(False, f"{type(error).__name__}: {error}", made=False)
+            answer = ProbeAnswer(False, f"{type(error).__name__}: {error}", made=False)
             if answer.reason != entry.unmade:
                 log.error("probe failed by itself", probe=str(entry.key)[:200], reason=answer.reason, exc_info=error)
         if entry.gone:
@@ -248,7 +248,7 @@ class Scheduler(Generic[KeyT]):
             log.info("probes made again")
 
     def _note(self, entry: _Entry[KeyT], outcome: Outcome) -> None:
-        entry.state, said = step(entry.state, outcome, Policy(rise=entry.probe.rise, fall=entry.probe.fall))
+        entry.state, said = step(entry.state, outcome, ProbePolicy(rise=entry.probe.rise, fall=entry.probe.fall))
         for say in said:
             if say.changed:
                 entry.since = round(self._wall(), 3)

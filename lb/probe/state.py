@@ -27,14 +27,14 @@ import enum
 from dataclasses import dataclass, replace
 
 
-class Health(enum.Enum):
+class ProbeHealth(enum.Enum):
     UNKNOWN = "unknown"
     UP = "up"
     DOWN = "down"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ProbeAnswer:
     """How one probe ended, as whoever asked saw it."""
 
     success: bool
@@ -52,11 +52,11 @@ class Outcome:
     at: float
     success: bool
     reason: str
-    refused: bool = False  #: as in :class:`Answer`
+    refused: bool = False  #: as in :class:`ProbeAnswer`
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class ProbePolicy:
     """How many outcomes change a health."""
 
     rise: int = 3
@@ -67,10 +67,10 @@ class Policy:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ProbeState:
     """All that is remembered of one probe; of bounded size."""
 
-    health: Health = Health.UNKNOWN
+    health: ProbeHealth = ProbeHealth.UNKNOWN
     reason: str = "not probed yet"
     refused: bool = False  #: down, and the last answer was that nobody listens
     since: float = 0.0  #: of the health
@@ -84,52 +84,52 @@ class State:
 class Say:
     """To be told to whoever asked for the probe: the action."""
 
-    health: Health
+    health: ProbeHealth
     reason: str
     changed: bool  #: the health is another; otherwise only the reason is
 
 
-def step(state: State, event: Outcome, policy: Policy) -> tuple[State, tuple[Say, ...]]:  # noqa: PLR0911  a table
+def step(state: ProbeState, event: Outcome, policy: ProbePolicy) -> tuple[ProbeState, tuple[Say, ...]]:  # noqa: PLR0911  a table
     """The state after an outcome, and what to say; see the table above."""
     state = _calm(state, event.at, policy)
     match state.health, event.success:
-        case Health.UNKNOWN, True:
-            return _become(state, Health.UP, event)
-        case Health.UNKNOWN, False:
+        case ProbeHealth.UNKNOWN, True:
+            return _become(state, ProbeHealth.UP, event)
+        case ProbeHealth.UNKNOWN, False:
             if state.against + 1 >= policy.fall:
-                return _become(state, Health.DOWN, event)
+                return _become(state, ProbeHealth.DOWN, event)
             return replace(state, against=state.against + 1, reason=event.reason), ()
-        case Health.UP, True:
+        case ProbeHealth.UP, True:
             return replace(state, against=0), ()
-        case Health.UP, False:
+        case ProbeHealth.UP, False:
             if state.against + 1 >= policy.fall:
-                return _become(_flap(state, event.at, policy), Health.DOWN, event)
+                return _become(_flap(state, event.at, policy), ProbeHealth.DOWN, event)
             return replace(state, against=state.against + 1), ()
-        case Health.DOWN, True:
+        case ProbeHealth.DOWN, True:
             if state.against + 1 >= needed(state, policy):
-                return _become(state, Health.UP, event)
+                return _become(state, ProbeHealth.UP, event)
             return _explain(replace(state, against=state.against + 1), _waiting(state, event, policy), state.refused)
         case _:
             return _explain(replace(state, against=0), event.reason, event.refused)
 
 
-def needed(state: State, policy: Policy) -> int:
+def needed(state: ProbeState, policy: ProbePolicy) -> int:
     """Successes in a row that bring a backend up again."""
     return policy.rise * state.factor
 
 
-def _become(state: State, health: Health, event: Outcome) -> tuple[State, tuple[Say, ...]]:
+def _become(state: ProbeState, health: ProbeHealth, event: Outcome) -> tuple[ProbeState, tuple[Say, ...]]:
     new = replace(state, health=health, reason=event.reason, refused=event.refused, since=event.at, against=0)
     return new, (Say(health, event.reason, changed=True),)
 
 
-def _explain(state: State, reason: str, refused: bool) -> tuple[State, tuple[Say, ...]]:
+def _explain(state: ProbeState, reason: str, refused: bool) -> tuple[ProbeState, tuple[Say, ...]]:
     if (reason, refused) == (state.reason, state.refused):
         return state, ()
     return replace(state, reason=reason, refused=refused), (Say(state.health, reason, changed=False),)
 
 
-def _waiting(state: State, event: Outcome, policy: Policy) -> str:
+def _waiting(state: ProbeState, event: Outcome, policy: ProbePolicy) -> str:
     """While it is not damped, the reason why it went down still says all."""
     if state.factor == 1:
         return state.reason
@@ -137,13 +137,13 @@ def _waiting(state: State, event: Outcome, policy: Policy) -> str:
     return f"{event.reason}, but it went up and down too often: it comes up after {successes} successes in a row"
 
 
-def _flap(state: State, now: float, policy: Policy) -> State:
+def _flap(state: ProbeState, now: float, policy: ProbePolicy) -> ProbeState:
     falls = (*(at for at in state.falls if now - at < policy.window), now)[-policy.flaps :]
     factor = min(state.factor * 2, policy.rise_limit) if len(falls) >= policy.flaps else state.factor
     return replace(state, falls=falls, factor=factor, damped=now)
 
 
-def _calm(state: State, now: float, policy: Policy) -> State:
+def _calm(state: ProbeState, now: float, policy: ProbePolicy) -> ProbeState:
     """Each window without a flap halves the factor."""
     while state.factor > 1 and now - state.damped >= policy.window:
         state = replace(state, factor=state.factor // 2, damped=state.damped + policy.window)

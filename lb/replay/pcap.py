@@ -44,7 +44,7 @@ _OPTION_RESOLUTION = 9
 _OPTION_OFFSET = 14
 
 
-class Packet(NamedTuple):
+class CapturedPacket(NamedTuple):
     """One packet of a capture."""
 
     data: bytes  #: what was captured
@@ -66,7 +66,7 @@ class Capture:
             raise self._read.error("is empty, not a capture")
         else:
             raise self._read.error("is neither pcap nor pcapng")
-        self._first: Packet | None = None
+        self._first: CapturedPacket | None = None
         self.linktype = -1
         # Both formats say the link type before the first packet; reading that far fills it in.
         self._first = next(self._packets, None)
@@ -78,7 +78,7 @@ class Capture:
         """Whether packets begin with the IP header, not with an Ethernet header."""
         return self.linktype in RAW_LINKTYPES
 
-    def __iter__(self) -> Iterator[Packet]:
+    def __iter__(self) -> Iterator[CapturedPacket]:
         if self._first is not None:
             first, self._first = self._first, None
             yield first
@@ -91,7 +91,7 @@ class Capture:
 
     # --- pcap ----------------------------------------------------------------------------------------------------
 
-    def _pcap(self, order: str, tick_ns: int) -> Iterator[Packet]:
+    def _pcap(self, order: str, tick_ns: int) -> Iterator[CapturedPacket]:
         major, _, _, _, _, linktype = struct.unpack(order + "HHiIII", self._read.exactly(20, "its header"))
         if major != 2:
             raise self._read.error(f"is pcap version {major}; only version 2 is read")
@@ -104,11 +104,11 @@ class Capture:
             if length > MAX_PACKET:
                 raise self._read.error(f"has a packet of {length} bytes, which cannot be; the file is damaged")
             data = self._read.exactly(length, "a packet")
-            yield Packet(data, max(wire_len, length), seconds * 1_000_000_000 + fraction * tick_ns)
+            yield CapturedPacket(data, max(wire_len, length), seconds * 1_000_000_000 + fraction * tick_ns)
 
     # --- pcapng --------------------------------------------------------------------------------------------------
 
-    def _pcapng(self) -> Iterator[Packet]:
+    def _pcapng(self) -> Iterator[CapturedPacket]:
         """Blocks are length-framed; those of other types and interfaces are stepped over."""
         order = self._section_header()
         interfaces = 0
@@ -177,7 +177,9 @@ class Capture:
                 (offset,) = struct.unpack(order + "q", value[:8])
         return _Interface(linktype, snaplen, ticks, offset)
 
-    def _packet(self, order: str, kind: int, body: bytes, interface: _Interface, interfaces: int) -> Packet | None:
+    def _packet(
+        self, order: str, kind: int, body: bytes, interface: _Interface, interfaces: int
+    ) -> CapturedPacket | None:
         """The packet of a block, or None if another interface's."""
         if kind == _SIMPLE_PACKET:
             header, number, ticks = 4, 0, 0
@@ -201,7 +203,7 @@ class Capture:
         time = ticks * 1_000_000_000 // interface.ticks + interface.offset * 1_000_000_000
         if not 0 <= time <= _MAX_TIME:
             raise self._read.error("has a time before 1970 or after 2262; the file is damaged")
-        return Packet(body[header : header + length], max(wire_len, length), time)
+        return CapturedPacket(body[header : header + length], max(wire_len, length), time)
 
 
 class _Interface(NamedTuple):
@@ -263,7 +265,7 @@ class PcapWriter:
         self._stream = stream
         stream.write(struct.pack("<IHHiIII", 0xA1B23C4D, 2, 4, 0, 0, MAX_PACKET, linktype))
 
-    def write(self, packet: Packet) -> None:
+    def write(self, packet: CapturedPacket) -> None:
         seconds, nanoseconds = divmod(packet.time, 1_000_000_000)
         if seconds >= 2**32:
             raise PcapError(f"time {seconds} s after 1970 does not fit in a pcap file")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mmh3
 
-from lb.dataplane import Link, Pipeline, Result
+from lb.dataplane import LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import MuxSettings, Service
 
@@ -19,7 +19,7 @@ class NativePlane:
     def __init__(self, settings: MuxSettings, *, raw_ip: bool) -> None:
         self._compiler = Compiler(settings)
         first_id = mmh3.hash(settings.seed, signed=False) & 0xFFFF
-        self._pipeline = Pipeline(settings.flows, Link.NONE if raw_ip else Link.SWAP, first_id=first_id)
+        self._pipeline = Pipeline(settings.flows, LinkHeader.NONE if raw_ip else LinkHeader.SWAP, first_id=first_id)
 
         self._compiler.follow(_Lender(self._pipeline))
 
@@ -36,7 +36,7 @@ class NativePlane:
 
 @dataclass(frozen=True, slots=True)
 class _Lender:
-    """Of numbers (:class:`lb.dataplane.compile.numbers.Tables`); nobody asks a replay's counters."""
+    """Of numbers (:class:`lb.dataplane.compile.numbers.NumberUsers`); nobody asks a replay's counters."""
 
     pipeline: Pipeline
 

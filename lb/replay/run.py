@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lb.errors import RequestError
 from lb.model import MuxConfig, MuxSettings, Service
-from lb.replay.pcap import Packet
+from lb.replay.pcap import CapturedPacket
 
 if TYPE_CHECKING:
     from lb.dataplane import Result
@@ -26,7 +26,7 @@ BATCH = 256
 PLAIN = "forwarded"
 
 
-class Plane(Protocol):
+class ReplayPlane(Protocol):
     """The data plane as a replay sees it: :class:`lb.replay.plane.NativePlane`, or a stand-in in tests."""
 
     def publish(self, services: Sequence[Service]) -> None:
@@ -48,7 +48,7 @@ class Switch:
 
 
 @dataclass(slots=True)
-class Totals:
+class ReplayTotals:
     """How a replay ended."""
 
     packets: int = 0
@@ -71,18 +71,20 @@ class Replay:
 
     def __init__(
         self,
-        plane: Plane,
+        plane: ReplayPlane,
         *,
-        write: Callable[[Packet], None],
+        write: Callable[[CapturedPacket], None],
         report: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self._plane = plane
         self._write = write
         self._report = report
         self._clock = 0
-        self.totals = Totals()
+        self.totals = ReplayTotals()
 
-    def play(self, packets: Iterable[Packet], services: Sequence[Service], switches: Sequence[Switch] = ()) -> Totals:
+    def play(
+        self, packets: Iterable[CapturedPacket], services: Sequence[Service], switches: Sequence[Switch] = ()
+    ) -> ReplayTotals:
         """Plays the packets in order, each under the services that are current before it."""
         self._plane.publish(services)
         for batch, switch in _batches(packets, switches):
@@ -93,17 +95,17 @@ class Replay:
                 self._account(packet, outcome)
         return self.totals
 
-    def _timed(self, packet: Packet) -> tuple[bytes, int, int]:
+    def _timed(self, packet: CapturedPacket) -> tuple[bytes, int, int]:
         """A time that goes back counts as the latest seen."""
         self._clock = max(self._clock, packet.time)
         return packet.data, packet.wire_len, self._clock
 
-    def _account(self, packet: Packet, outcome: Result) -> None:
+    def _account(self, packet: CapturedPacket, outcome: Result) -> None:
         """Writes what was sent for one packet, and its line of the report."""
         totals = self.totals
         first = totals.sent
         for data in outcome.out:
-            self._write(Packet(data, len(data), packet.time))
+            self._write(CapturedPacket(data, len(data), packet.time))
             totals.sent += 1
         verdict = outcome.verdict.name.lower()
         # A plain forward needs no reason, and has none in the report.
@@ -127,10 +129,12 @@ class Replay:
         totals.packets += 1
 
 
-def _batches(packets: Iterable[Packet], switches: Sequence[Switch]) -> Iterator[tuple[list[Packet], Switch | None]]:
+def _batches(
+    packets: Iterable[CapturedPacket], switches: Sequence[Switch]
+) -> Iterator[tuple[list[CapturedPacket], Switch | None]]:
     """Runs of packets under one set of services, each with the switch that comes before it."""
     pending = sorted(switches, key=lambda switch: switch.n)
-    batch: list[Packet] = []
+    batch: list[CapturedPacket] = []
     due: Switch | None = None
     for n, packet in enumerate(packets):
         if len(batch) == BATCH or (pending and pending[0].n == n):

@@ -20,7 +20,7 @@ NEAREST = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class AskedFlow:
     """What is asked about."""
 
     protocol: Protocol
@@ -37,25 +37,25 @@ class Flow:
         return f"{self.protocol.value} {source} → {destination}"
 
 
-def taker(flow: Flow, services: Iterable[Service]) -> Service | None:
+def taker(flow: AskedFlow, services: Iterable[Service]) -> Service | None:
     """The service that takes a flow: the most specific one."""
     found = [service for service in services if _takes(service, flow)]
     return max(found, key=lambda s: (s.vip.prefixlen, s.ports.first - s.ports.last), default=None)
 
 
-def _takes(service: Service, flow: Flow) -> bool:
+def _takes(service: Service, flow: AskedFlow) -> bool:
     return _address_fits(service, flow) and service.protocol is flow.protocol and _port_fits(service, flow)
 
 
-def _address_fits(service: Service, flow: Flow) -> bool:
+def _address_fits(service: Service, flow: AskedFlow) -> bool:
     return service.vip.version == flow.destination.version and flow.destination in service.vip
 
 
-def _port_fits(service: Service, flow: Flow) -> bool:
+def _port_fits(service: Service, flow: AskedFlow) -> bool:
     return service.ports.first <= flow.destination_port <= service.ports.last
 
 
-def nearest(flow: Flow, services: Iterable[Service]) -> list[str]:
+def nearest(flow: AskedFlow, services: Iterable[Service]) -> list[str]:
     """Services that nearly take it, and what is in the way; the nearest first."""
     found = []
     for service in services:
@@ -76,7 +76,7 @@ def nearest(flow: Flow, services: Iterable[Service]) -> list[str]:
 # --- what a MUX says -------------------------------------------------------------------------------------------------
 
 
-def mux_words(flow: Flow, answer: FlowAnswer | str, backends: Mapping[str, BackendPlan]) -> str:
+def mux_words(flow: AskedFlow, answer: FlowAnswer | str, backends: Mapping[str, BackendPlan]) -> str:
     """One MUX's word as a sentence."""
     if isinstance(answer, str):
         return f"does not say: {answer}"
@@ -106,14 +106,14 @@ def _trust(flow_class: str) -> str:
     return f"{words}; the client ended it" if flow_class.endswith("_ended") else words
 
 
-def goes_to(flow: Flow, answer: FlowAnswer, backends: Mapping[str, BackendPlan]) -> str | None:
+def goes_to(flow: AskedFlow, answer: FlowAnswer, backends: Mapping[str, BackendPlan]) -> str | None:
     """The backend that the flow's next packet goes to by this MUX."""
     if answer.remembered is None or _moves(flow, backends.get(answer.remembered)):
         return answer.new
     return answer.remembered
 
 
-def _moves(flow: Flow, item: BackendPlan | None) -> bool:
+def _moves(flow: AskedFlow, item: BackendPlan | None) -> bool:
     """Whether a remembered flow leaves its backend: by docs/flow.md, in the order of decisions."""
     if item is None:
         return False  # the MUX knows it, and we do not yet
@@ -121,7 +121,7 @@ def _moves(flow: Flow, item: BackendPlan | None) -> bool:
     return state == "down" or (state == "drain" and flow.protocol is Protocol.UDP)
 
 
-def _fate(flow: Flow, answer: FlowAnswer, backends: Mapping[str, BackendPlan]) -> str:
+def _fate(flow: AskedFlow, answer: FlowAnswer, backends: Mapping[str, BackendPlan]) -> str:
     item = backends.get(answer.remembered or "")
     instead = answer.new or "no backend, for none takes new flows"
     if _moves(flow, item):
@@ -140,7 +140,7 @@ def _fate(flow: Flow, answer: FlowAnswer, backends: Mapping[str, BackendPlan]) -
 
 
 def together(
-    flow: Flow,
+    flow: AskedFlow,
     answers: Mapping[str, FlowAnswer | str],
     backends: Mapping[str, BackendPlan],
     behind: Collection[str],
@@ -174,7 +174,7 @@ def _why_tables_differ(said: Mapping[str, FlowAnswer], behind: Collection[str]) 
     return "They have the same state, so something other differs: compare [mux] of their files."
 
 
-def _remembrance(flow: Flow, said: Mapping[str, FlowAnswer], backends: Mapping[str, BackendPlan]) -> list[str]:
+def _remembrance(flow: AskedFlow, said: Mapping[str, FlowAnswer], backends: Mapping[str, BackendPlan]) -> list[str]:
     """What follows from who remembers the flow where."""
     places: dict[str, list[str]] = {}
     for mux, answer in sorted(said.items()):

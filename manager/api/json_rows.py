@@ -31,7 +31,7 @@ _NOTHING: Mapping[str, int | None] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class _Listed:
+class _BackendLines:
     """The lines of a service's backends."""
 
     names: tuple[str, ...]
@@ -65,7 +65,7 @@ class _Kept:
     cells: tuple[str, ...] | None = None  #: of its line in a listing, as if nobody counted anything
     note: str | None = None  #: below that listing
     stale: bool = True  #: who announces it, and the note, are to be asked for in the listing
-    listed: _Listed | None = None  #: its backends there, likewise
+    listed: _BackendLines | None = None  #: its backends there, likewise
 
 
 class _Made:
@@ -122,7 +122,7 @@ def _width(cells: str) -> int:
     return max(map(len, cells.split("\n")))
 
 
-class Texts:
+class JsonRows:
     """Reads one controller."""
 
     def __init__(self, controller: Controller, view: View) -> None:
@@ -219,14 +219,14 @@ class Texts:
         columns = list(zip(*found, strict=True)) or [()] * len(manager_tables.BACKENDS)
         return Listing(manager_tables.BACKENDS, columns, manager_tables.backend_notes(because))
 
-    def _list(self, known: _Kept) -> _Listed:
+    def _list(self, known: _Kept) -> _BackendLines:
         if known.listed is not None:
             return known.listed
         rows = self._view.plain_backends(known.service)
         columns = (
             tuple("\n".join(column) for column in zip(*manager_tables.backend_cells(rows), strict=True)) if rows else ()
         )
-        found = _Listed(tuple(row["name"] for row in rows), columns, manager_tables.unwell(rows))
+        found = _BackendLines(tuple(row["name"] for row in rows), columns, manager_tables.unwell(rows))
         if not any(row["state"] == "drain" for row in rows):  # as with rows
             known.listed = found
         return found
@@ -291,7 +291,7 @@ def _with_rates(
     return tuple(found)
 
 
-def _counted(known: _Listed, service: str, counters: Counters) -> tuple[str, ...]:
+def _counted(known: _BackendLines, service: str, counters: Counters) -> tuple[str, ...]:
     """A service's lines, with what is counted; its own line has no numbers."""
     found = list(known.columns)
     for i, key in manager_tables.BACKEND_NUMBERS.items():

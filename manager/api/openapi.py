@@ -475,7 +475,7 @@ SCHEMAS: dict[str, Schema] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class ApiRoute:
     """One call."""
 
     method: str
@@ -532,10 +532,10 @@ def _beside_file(keys: Mapping[str, Schema]) -> dict[str, Schema]:
     }
 
 
-ROUTES: tuple[Route, ...] = (
-    Route("GET", "/v1/status", "status", "The manager itself, and which nodes are behind", ref("Status")),
-    Route("GET", "/v1/services", "services", "All services", array(ref("Service")), query=_SOME),
-    Route(
+ROUTES: tuple[ApiRoute, ...] = (
+    ApiRoute("GET", "/v1/status", "status", "The manager itself, and which nodes are behind", ref("Status")),
+    ApiRoute("GET", "/v1/services", "services", "All services", array(ref("Service")), query=_SOME),
+    ApiRoute(
         "PUT",
         "/v1/services",
         "replace_services",
@@ -543,9 +543,11 @@ ROUTES: tuple[Route, ...] = (
         _CHANGE,
         array(ref("ServiceTable")),
     ),
-    Route("GET", "/v1/services/{name}", "describe", "One service, explained", ref("Description")),
-    Route("PUT", "/v1/services/{name}", "put_service", "Creates or changes one service", _CHANGE, ref("ServiceTable")),
-    Route(
+    ApiRoute("GET", "/v1/services/{name}", "describe", "One service, explained", ref("Description")),
+    ApiRoute(
+        "PUT", "/v1/services/{name}", "put_service", "Creates or changes one service", _CHANGE, ref("ServiceTable")
+    ),
+    ApiRoute(
         "DELETE",
         "/v1/services/{name}",
         "delete_service",
@@ -553,7 +555,7 @@ ROUTES: tuple[Route, ...] = (
         _CHANGE,
         query={"why": _TERMS["why"]},
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/apply",
         "apply",
@@ -563,7 +565,7 @@ ROUTES: tuple[Route, ...] = (
         query=_beside_file({"prune": FLAG, **_TERMS}),
         files=True,
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/diff",
         "diff",
@@ -573,7 +575,7 @@ ROUTES: tuple[Route, ...] = (
         query=_beside_file({"prune": FLAG}),
         files=True,
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/confirm",
         "confirm",
@@ -581,7 +583,7 @@ ROUTES: tuple[Route, ...] = (
         _CHANGE,
         record({}, {"version": {**COUNT, "description": "the one that is meant, to be sure"}, "why": TEXT}),
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/rollback",
         "rollback",
@@ -589,7 +591,7 @@ ROUTES: tuple[Route, ...] = (
         _CHANGE,
         record({}, {"to": {**COUNT, "description": "a version; none: the one before the latest change"}, **_TERMS}),
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/history",
         "history",
@@ -597,7 +599,7 @@ ROUTES: tuple[Route, ...] = (
         array(ref("Version")),
         query=_LIMIT,
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/tables",
         "tables",
@@ -606,7 +608,7 @@ ROUTES: tuple[Route, ...] = (
         query={"service": _SOME["service"], "as": {"enum": ["json", "toml"], "default": "json"}},
         files=True,
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/backends",
         "backends",
@@ -614,14 +616,14 @@ ROUTES: tuple[Route, ...] = (
         array(ref("Backend")),
         query=_SOME,
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/backends/{service}/{backend}",
         "backend",
         "One backend, and the flows left of it while it drains",
         ref("OneBackend"),
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/backends/{service}/{backend}/drain",
         "drain_backend",
@@ -630,7 +632,7 @@ ROUTES: tuple[Route, ...] = (
         _DRAIN,
         body_needed=False,
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/backends/{service}/{backend}/undrain",
         "undrain_backend",
@@ -639,7 +641,7 @@ ROUTES: tuple[Route, ...] = (
         _UNDRAIN,
         body_needed=False,
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/backends/{service}/{backend}/weight",
         "set_weight",
@@ -647,7 +649,7 @@ ROUTES: tuple[Route, ...] = (
         _CHANGE,
         record({"weight": COUNT}, _TERMS),
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/hosts/{name}/drain",
         "drain_host",
@@ -656,7 +658,7 @@ ROUTES: tuple[Route, ...] = (
         _DRAIN,
         body_needed=False,
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/hosts/{name}/undrain",
         "undrain_host",
@@ -665,8 +667,8 @@ ROUTES: tuple[Route, ...] = (
         _UNDRAIN,
         body_needed=False,
     ),
-    Route("GET", "/v1/vips/{address}", "vip", "What is at an address, and who announces it", ref("Vip")),
-    Route(
+    ApiRoute("GET", "/v1/vips/{address}", "vip", "What is at an address, and who announces it", ref("Vip")),
+    ApiRoute(
         "GET",
         "/v1/flow",
         "flow",
@@ -680,7 +682,7 @@ ROUTES: tuple[Route, ...] = (
             "destination_port": COUNT,
         },
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/examination",
         "examination",
@@ -688,8 +690,8 @@ ROUTES: tuple[Route, ...] = (
         "where others asked just before)",
         array(ref("Examination")),
     ),
-    Route("GET", "/v1/muxes", "muxes", "All MUXes", array(ref("Mux"))),
-    Route(
+    ApiRoute("GET", "/v1/muxes", "muxes", "All MUXes", array(ref("Mux"))),
+    ApiRoute(
         "POST",
         "/v1/muxes/{name}/drain",
         "drain_mux",
@@ -698,11 +700,11 @@ ROUTES: tuple[Route, ...] = (
         _WHY,
         body_needed=False,
     ),
-    Route("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Ends the drain", _CHANGE, _WHY, body_needed=False),
-    Route("DELETE", "/v1/muxes/{name}", "forget_mux", "Forgets a MUX that will not come back", ANYTHING),
-    Route("GET", "/v1/agents", "agents", "All host agents", array(ref("Agent"))),
-    Route("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
-    Route(
+    ApiRoute("POST", "/v1/muxes/{name}/undrain", "undrain_mux", "Ends the drain", _CHANGE, _WHY, body_needed=False),
+    ApiRoute("DELETE", "/v1/muxes/{name}", "forget_mux", "Forgets a MUX that will not come back", ANYTHING),
+    ApiRoute("GET", "/v1/agents", "agents", "All host agents", array(ref("Agent"))),
+    ApiRoute("DELETE", "/v1/agents/{name}", "forget_agent", "Forgets an agent that will not come back", ANYTHING),
+    ApiRoute(
         "GET",
         "/v1/announcements",
         "announcements",
@@ -710,7 +712,7 @@ ROUTES: tuple[Route, ...] = (
         array(ref("Announcement")),
         query=_AS,
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/events",
         "events",
@@ -724,7 +726,7 @@ ROUTES: tuple[Route, ...] = (
             "bad": {"enum": ["false", "true"], "default": "false"},
         },
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/top",
         "top",
@@ -737,7 +739,7 @@ ROUTES: tuple[Route, ...] = (
             "service": {"type": "string", "description": "only this one, or its backends"},
         },
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/watch",
         "watch",
@@ -750,7 +752,7 @@ ROUTES: tuple[Route, ...] = (
             "service": {"type": "string", "description": "of services and backends: only these"},
         },
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/rates",
         "rates",
@@ -762,7 +764,7 @@ ROUTES: tuple[Route, ...] = (
             "service": {"type": "string", "description": "a name, any number of times: these instead of the busiest"},
         },
     ),
-    Route(
+    ApiRoute(
         "GET",
         "/v1/audit",
         "audit",
@@ -770,8 +772,8 @@ ROUTES: tuple[Route, ...] = (
         array(ref("AuditLine")),
         query={**_LIMIT, "change": {"enum": ["true", "false"], "default": "true", "description": "false: left out"}},
     ),
-    Route("GET", "/v1/openapi.json", "openapi", "This description", ANYTHING),
-    Route(
+    ApiRoute("GET", "/v1/openapi.json", "openapi", "This description", ANYTHING),
+    ApiRoute(
         "POST",
         "/v1/tokens",
         "make_token",
@@ -781,8 +783,8 @@ ROUTES: tuple[Route, ...] = (
             {"kind": {"enum": ["mux", "agent", "viewer", "operator", "admin"]}}, {"name": MAYBE_TEXT, "ttl": NUMBER}
         ),
     ),
-    Route("GET", "/v1/ca", "ca", "The CA's certificate", record({"ca": TEXT}), of_nodes=True, public=True),
-    Route(
+    ApiRoute("GET", "/v1/ca", "ca", "The CA's certificate", record({"ca": TEXT}), of_nodes=True, public=True),
+    ApiRoute(
         "POST",
         "/v1/join",
         "join",
@@ -792,7 +794,7 @@ ROUTES: tuple[Route, ...] = (
         of_nodes=True,
         public=True,
     ),
-    Route(
+    ApiRoute(
         "POST",
         "/v1/renew",
         "renew",
@@ -801,7 +803,7 @@ ROUTES: tuple[Route, ...] = (
         record({"csr": TEXT}),
         of_nodes=True,
     ),
-    Route("GET", "/v1/stream", "stream", "The node stream, a WebSocket", ANYTHING, of_nodes=True),
+    ApiRoute("GET", "/v1/stream", "stream", "The node stream, a WebSocket", ANYTHING, of_nodes=True),
 )
 
 
@@ -822,7 +824,7 @@ def describe(version: str) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: ApiRoute) -> dict[str, Any]:
     error = {"description": "what is wrong, all of it", "content": _content(ref("Error"))}
     operation: dict[str, Any] = {
         "operationId": route.operation,

@@ -15,7 +15,7 @@ from typing import Any
 
 from lb.config.render import service_table
 from lb.model import Backend, BackendState, HashMode
-from manager.desired.state import Change, Desired
+from manager.desired.state import Desired, DesiredChange
 from manager.nodes.hub import Entry, rows
 from manager.observed.drains import withdrawn
 from manager.plan.model import MUX, BackendPlan, Plan
@@ -27,7 +27,7 @@ Flows = Callable[[str, str], int | None]
 ROWS_MAX = 20_000
 
 
-def preview(change: Change, plan: Plan, flows: Flows) -> list[dict[str, Any]]:
+def preview(change: DesiredChange, plan: Plan, flows: Flows) -> list[dict[str, Any]]:
     """For each service that differs: ``name``, ``before`` and ``after``; null where there is none."""
     drained = change.drained()
     return [
@@ -47,7 +47,7 @@ def _before(name: str, old: Desired, plan: Plan, flows: Flows) -> dict[str, Any]
     return {**table, "backend": [{**row, "flows": flows(name, row["name"])} for row in table["backend"]]}
 
 
-def _after(name: str, change: Change, plan: Plan) -> dict[str, Any] | None:
+def _after(name: str, change: DesiredChange, plan: Plan) -> dict[str, Any] | None:
     service = change.new.services.get(name)
     if service is None:
         return None

@@ -25,8 +25,8 @@ from lb.daemon.log import get_logger
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
 from lb.model import MAX_SERVICES, Address, Protocol
 from lb.tables.manager_tables import Listing
-from manager.api.flow_explanation import Flow
-from manager.api.json_rows import Drawer, Texts, array
+from manager.api.flow_explanation import AskedFlow
+from manager.api.json_rows import Drawer, JsonRows, array
 from manager.api.openapi import ROUTES, describe
 from manager.api.view import View, warn_of_drain
 from manager.controller.change_feed import BY_SERVICE, TABLES, Cursor, News
@@ -128,7 +128,7 @@ class Api:
         self._controller = controller
         self._view = view
         self._store = store
-        self._texts = Texts(controller, view)
+        self._texts = JsonRows(controller, view)
         self._drawers = {table: Drawer() for table in ("services", "backends", "announcements")}
         self._exporting = asyncio.Lock()
         self._description = json.dumps(describe(version))
@@ -197,7 +197,7 @@ class Api:
         if -1 in ports:
             raise RequestError("source_port and destination_port must be given")
         protocol = Protocol(_choice(request, "protocol", ("tcp", "udp")))
-        return _answer(await self._view.flow(Flow(protocol, source, ports[0], destination, ports[1]), FLOW_WAIT))
+        return _answer(await self._view.flow(AskedFlow(protocol, source, ports[0], destination, ports[1]), FLOW_WAIT))
 
     async def examination(self, _: web.Request) -> web.Response:
         rows = await self._view.examination(EXAMINATION_WAIT)

@@ -18,10 +18,10 @@ from lb.config.render import service_table, vip_text
 from lb.errors import NotFoundError
 from lb.model import Address, AnnouncePolicy, Network, Protocol, Service
 from lb.node.messages import FlowAnswer
-from manager.api.flow_explanation import Flow, goes_to, mux_words, nearest, taker, together
+from manager.api.flow_explanation import AskedFlow, goes_to, mux_words, nearest, taker, together
 from manager.api.preview import live_flows, preview
 from manager.controller.controller import Controller
-from manager.desired.state import Change
+from manager.desired.state import DesiredChange
 from manager.nodes.hub import Entry, rows
 from manager.observed.announcements import ToldByVip, bare, silent
 from manager.observed.drains import announced, left_of, withdrawn
@@ -52,7 +52,7 @@ _COMING = ("unknown", "installing")
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class MuxAnnouncements:
     """What one MUX tells of its announcements."""
 
     name: str
@@ -241,10 +241,10 @@ class View:
             row for vip, found in sorted(self._controller.plan.vips.items()) for row in announced_rows(vip, found, told)
         ]
 
-    def told(self) -> list[Told]:
+    def told(self) -> list[MuxAnnouncements]:
         """What MUXes tell of their announcements, by name."""
         return [
-            Told(
+            MuxAnnouncements(
                 entry.record.name,
                 entry.connection is None,
                 silent(entry) and "peers" in entry.status,
@@ -284,7 +284,7 @@ class View:
             ],
         }
 
-    def preview(self, change: Change) -> list[Row]:
+    def preview(self, change: DesiredChange) -> list[Row]:
         """What a change would mean to MUXes, and the live flows of what is there now. From any thread."""
         plan = self._controller.plan
         flows = live_flows(list(self._controller.hub.entries.values()), plan.drains, change.names | change.drained())
@@ -429,7 +429,7 @@ class View:
         ]
         return rows_[:GROUPS], later
 
-    def left_by(self, change: Change) -> list[Row]:
+    def left_by(self, change: DesiredChange) -> list[Row]:
         """Of each service of which a backend is drained, what is left of it, and what it has to finish."""
         controller, orders = self._controller, change.new.drains
         names = sorted(change.drained() & controller.desired.services.keys())
@@ -474,7 +474,7 @@ class View:
             "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
         }
 
-    async def flow(self, flow: Flow, seconds: float) -> Row:
+    async def flow(self, flow: AskedFlow, seconds: float) -> Row:
         """Which backend a flow gets by each MUX, and why; see :mod:`manager.api.flow_explanation`."""
         controller = self._controller
         question = {
@@ -665,7 +665,7 @@ def _within(address: Address, vip: Network) -> bool:
     return address.version == vip.version and address in vip
 
 
-def _flow_row(flow: Flow, answer: FlowAnswer | str, backends: Mapping[str, BackendPlan]) -> Row:
+def _flow_row(flow: AskedFlow, answer: FlowAnswer | str, backends: Mapping[str, BackendPlan]) -> Row:
     keys = ("service", "slot", "new", "remembered", "flow_class", "age")
     if isinstance(answer, str):
         return {**dict.fromkeys(keys), "goes_to": None}
@@ -679,7 +679,7 @@ def _rate_row(rate: Rate | None) -> Row:
     return {name: round(value, 1) for name, value in zip(FIELDS, rate, strict=True)}
 
 
-def announced_rows(vip: str, found: VipPlan, told: Iterable[Told]) -> Iterator[Row]:
+def announced_rows(vip: str, found: VipPlan, told: Iterable[MuxAnnouncements]) -> Iterator[Row]:
     """Of one VIP, as the plan has it, and of each MUX."""
     for mux in told:
         wanted = mux.name in found.granted

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What changed since somebody last looked, for those who watch: ``GET /v1/watch``, ``lb get … -w`` and the web page.
 
-:class:`Changes` counts changes and remembers for each service the number of its last one;
+:class:`ChangeFeed` counts changes and remembers for each service the number of its last one;
 :mod:`manager.controller.controller` tells it. A watcher asks with the cursor of its last answer, waits until there is
 something newer, and gets the rows that changed. What is counted by MUXes (packets, flows) changes every second for
 every service that is used: it goes by a number of its own, so that a backend's death does not wait for ten thousand
@@ -87,7 +87,7 @@ class Budget:
         self.spent += seconds
 
 
-class Changes:
+class ChangeFeed:
     """See the module's text. Used in the event loop only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

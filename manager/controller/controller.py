@@ -7,7 +7,7 @@
                                   +---------- what they should have <-----------+  +-> Journal: what outlives us
 
 One :class:`Controller` in one event loop, with a task for each part. It is what others read (:mod:`manager.api.view`,
-:mod:`manager.api.metrics`), it hears what nodes say (:class:`manager.nodes.hub.Listener`), and it owns events and
+:mod:`manager.api.metrics`), it hears what nodes say (:class:`manager.nodes.hub.NodeListener`), and it owns events and
 rates. The store may fail: then changes are refused, but health and withdrawals go on.
 """
 
@@ -26,7 +26,7 @@ from lb.errors import NotFoundError, VipmuxError
 from lb.model import Address, ManagerSettings, Protocol
 from lb.node.messages import HealthMessage
 from manager.controller import planner, writer
-from manager.controller.change_feed import Changes
+from manager.controller.change_feed import ChangeFeed
 from manager.controller.planner import Planner
 from manager.controller.writer import Applied, Made, Writer
 from manager.desired.state import AsTold, Desired, Rules
@@ -74,7 +74,7 @@ class Controller:
         self.skews = Skews()
         self.announced = Announced()
         self.paths: Paths | None = None
-        self.changes = Changes()
+        self.changes = ChangeFeed()
         self.tasks = Tasks()
         self.hub: NodeHub
         self.planner: Planner
@@ -82,7 +82,7 @@ class Controller:
         self.writer = Writer(
             store,
             self.clocks,
-            writer.Surroundings(
+            writer.WriterSurroundings(
                 rules=lambda: self.rules,
                 as_told=self._as_told,
                 made=self._made,
@@ -116,7 +116,9 @@ class Controller:
         )
         self.hub.load(await self._store.nodes())
         self.events.load(await self._store.events())
-        around = planner.Surroundings(desired=lambda: self.desired, planned=self._planned, retired=self.writer.retire)
+        around = planner.PlannerSurroundings(
+            desired=lambda: self.desired, planned=self._planned, retired=self.writer.retire
+        )
         self.planner = Planner(self.settings, self.hub, self.journal, self.clocks, around)
         self.planner.begin(memory_of(entries, self.desired, self.clocks))
         with contextlib.suppress(VipmuxError):  # then the task for it tries on, and says so

@@ -26,7 +26,7 @@ from lb.node.messages import NodeState
 from manager.desired.state import AsTold, Desired
 from manager.nodes.hub import Entry, NodeHub
 from manager.plan.health import Reports
-from manager.plan.model import AGENT, MUX, Memory, Plan, Tables, VipPlan, World
+from manager.plan.model import AGENT, MUX, Plan, PlanCache, PlanMemory, VipPlan, World
 from manager.plan.node_states import replaced
 from manager.plan.plan import coupled, plan, replan
 from manager.store.journal import Grant, Journal
@@ -44,7 +44,7 @@ log = get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class PlannerSurroundings:
     """What a planner asks of the rest of the manager, and tells it; all of it in the event loop, at once."""
 
     desired: Callable[[], Desired]
@@ -56,7 +56,7 @@ class Planner:
     """See the module's text. Used in the event loop; :meth:`run` is its task."""
 
     def __init__(
-        self, settings: ManagerSettings, hub: NodeHub, journal: Journal, clocks: Clocks, around: Surroundings
+        self, settings: ManagerSettings, hub: NodeHub, journal: Journal, clocks: Clocks, around: PlannerSurroundings
     ) -> None:
         self.plan = Plan()
         self.reports = Reports()
@@ -68,7 +68,7 @@ class Planner:
         self._journal = journal
         self._clocks = clocks
         self._around = around
-        self._tables = Tables()
+        self._tables = PlanCache()
         self._touched: set[str] = set()
         self._followed: set[str] = set()  # touched as well, by who acknowledged what it was told of them
         self._backlog: set[str] = set()  # touched as well, by something large
@@ -171,7 +171,7 @@ class Planner:
 
     # -- turns --------------------------------------------------------------------------------------------------
 
-    def begin(self, memory: Memory) -> None:
+    def begin(self, memory: PlanMemory) -> None:
         """Plans everything, as what was so before: it is no event. Nobody could have been told anything yet."""
         self.plan = Plan(memory=memory)
         self.plan_all()

@@ -25,10 +25,10 @@ from lb.daemon.log import get_logger
 from lb.errors import NotFoundError, VipmuxError
 from lb.model import Address
 from manager.desired import state as changes
-from manager.desired.state import AsTold, Change, Desired, Line, Order, Pending, Rules
-from manager.desired.submitted import HEADER, Given
+from manager.desired.state import AsTold, ChangeLine, Desired, DesiredChange, Order, Pending, Rules
+from manager.desired.submitted import HEADER, SubmittedTables
 from manager.store.interface import ConflictError, Store, VersionLine
-from manager.store.load_desired import Held, read
+from manager.store.load_desired import HeldService, read
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ RETRY = 1.0
 log = get_logger()
 
 #: Makes a change of the desired state, by rules and with what MUXes were told; perhaps in a thread.
-_Make = Callable[[Desired, Rules, AsTold], Change]
+_Make = Callable[[Desired, Rules, AsTold], DesiredChange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,11 @@ class Applied:
     """A change that was made, or would be."""
 
     version: int
-    change: Change
+    change: DesiredChange
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class ChangeTerms:
     """How a change is to be made."""
 
     who: str
@@ -69,13 +69,13 @@ class Terms:
 class Made:
     """A change that lasts."""
 
-    change: Change
-    terms: Terms
+    change: DesiredChange
+    terms: ChangeTerms
     version: int
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class WriterSurroundings:
     """What a writer asks of the rest of the manager, and tells it; all of it in the event loop."""
 
     rules: Callable[[], Rules]  #: what is allowed just now
@@ -87,7 +87,7 @@ class Surroundings:
 
 
 @dataclass(slots=True)
-class _Wanted:
+class _WaitingOrder:
     """An order that waits for its turn."""
 
     work: Callable[[], Awaitable[Any]]
@@ -97,15 +97,15 @@ class _Wanted:
 class Writer:
     """See the module's text."""
 
-    def __init__(self, store: Store, clocks: Clocks, around: Surroundings) -> None:
+    def __init__(self, store: Store, clocks: Clocks, around: WriterSurroundings) -> None:
         self.desired = Desired()
         #: Services of the store that today's rules do not take; nothing of them is changed before the mend.
-        self.held: dict[str, Held] = {}
+        self.held: dict[str, HeldService] = {}
         self._store = store
         self._clocks = clocks
         self._around = around
-        self._given = Given()
-        self._orders: asyncio.Queue[_Wanted] = asyncio.Queue()
+        self._given = SubmittedTables()
+        self._orders: asyncio.Queue[_WaitingOrder] = asyncio.Queue()
         self._deadlines: dict[str, float] = {}  # by the version that waits: when it is taken back, steady clock
         self._retired: dict[str, None] = {}  # keys of retiring services that nobody has any more
         self._purge = asyncio.Event()
@@ -142,7 +142,7 @@ class Writer:
             self._orders.get_nowait().answer.cancel()
 
     async def _in_turn(self, work: Callable[[], Awaitable[T]]) -> T:
-        wanted = _Wanted(work, asyncio.get_running_loop().create_future())
+        wanted = _WaitingOrder(work, asyncio.get_running_loop().create_future())
         self._orders.put_nowait(wanted)
         return await wanted.answer  # type: ignore[no-any-return]
 
@@ -161,9 +161,9 @@ class Writer:
         """``given``: ``[[service]]`` tables, or the text of a file of them. ``confirm``: seconds after which it is
         taken back unless somebody confirms it."""
         size = given.count(HEADER) if isinstance(given, str) else len(given)
-        terms = Terms(who, why, dry_run, confirm)
+        terms = ChangeTerms(who, why, dry_run, confirm)
 
-        def change(desired: Desired, rules: Rules, as_told: AsTold) -> Change:
+        def change(desired: Desired, rules: Rules, as_told: AsTold) -> DesiredChange:
             return self._given.apply(desired, given, rules, replace_all=replace_all, as_told=as_told)
 
         return await self._change(change, terms, large=replace_all or size > LARGE)
@@ -173,9 +173,9 @@ class Writer:
     ) -> Applied:
         """To an earlier version, or to the one before the latest that changed services or drains; where a change waits
         for its confirmation, that one is taken back."""
-        return await self._in_turn(partial(self._roll_back, to, Terms(who, why, dry_run, confirm)))
+        return await self._in_turn(partial(self._roll_back, to, ChangeTerms(who, why, dry_run, confirm)))
 
-    async def _roll_back(self, to: int | None, terms: Terms) -> Applied:
+    async def _roll_back(self, to: int | None, terms: ChangeTerms) -> Applied:
         waiting = self.desired.unconfirmed
         if waiting is not None and to in (None, waiting[0] - 1):
             return await self._take_back(waiting[0], replace(terms, confirm=None), f"by {terms.who}")
@@ -185,7 +185,7 @@ class Writer:
         undo = await self._store.undo(after, last)
         title = f"rolled back to version {after}" if last == self.desired.version else f"version {last} rolled back"
 
-        def change(desired: Desired, rules: Rules, as_told: AsTold) -> Change:
+        def change(desired: Desired, rules: Rules, as_told: AsTold) -> DesiredChange:
             found = changes.restore(desired, undo, rules, as_told=as_told)
             return replace(found, title=title)
 
@@ -194,7 +194,7 @@ class Writer:
     async def confirm(self, version: int | None, who: str, *, why: str = "") -> Applied:
         """The change that waits for it lasts; ``version`` tells which, if there is doubt."""
 
-        def change(desired: Desired, _: Rules, __: AsTold) -> Change:
+        def change(desired: Desired, _: Rules, __: AsTold) -> DesiredChange:
             waiting = desired.unconfirmed
             if waiting is None:
                 raise NotFoundError("no change waits for a confirmation")
@@ -202,15 +202,15 @@ class Writer:
                 raise NotFoundError(f"version {version} does not wait for a confirmation; version {waiting[0]} does")
             return changes.confirm(desired)
 
-        return await self._change(change, Terms(who, why), free=True)
+        return await self._change(change, ChangeTerms(who, why), free=True)
 
     async def delete_service(self, name: str, who: str, *, why: str = "") -> Applied:
-        def change(desired: Desired, _: Rules, as_told: AsTold) -> Change:
+        def change(desired: Desired, _: Rules, as_told: AsTold) -> DesiredChange:
             if name in self.held and name not in desired.services:  # it is in the store alone
-                return Change(desired, desired, (Line(f"service {name}", "deleted"),), frozenset({name}))
+                return DesiredChange(desired, desired, (ChangeLine(f"service {name}", "deleted"),), frozenset({name}))
             return changes.delete_service(desired, name, as_told)
 
-        return await self._change(change, Terms(who, why))
+        return await self._change(change, ChangeTerms(who, why))
 
     async def drain_backend(self, service: str, backend: str, who: str, **how: Any) -> Applied:
         """``how``: see :meth:`_drain`."""
@@ -222,7 +222,7 @@ class Writer:
 
     async def _drain(
         self,
-        make: Callable[[Desired, Order | None], Change],
+        make: Callable[[Desired, Order | None], DesiredChange],
         who: str,
         *,
         drain: bool,
@@ -232,10 +232,10 @@ class Writer:
     ) -> Applied:
         """``drain`` false: not any more. ``now``: they are down at once, and do not finish what they have."""
 
-        def change(desired: Desired, _: Rules, __: AsTold) -> Change:
+        def change(desired: Desired, _: Rules, __: AsTold) -> DesiredChange:
             return make(desired, Order(who, self._clocks.wall(), now) if drain else None)
 
-        return await self._change(change, Terms(who, why, dry_run), free=True)
+        return await self._change(change, ChangeTerms(who, why, dry_run), free=True)
 
     async def set_weight(
         self,
@@ -248,26 +248,26 @@ class Writer:
         why: str = "",
         confirm: float | None = None,
     ) -> Applied:
-        def change(desired: Desired, rules: Rules, as_told: AsTold) -> Change:
+        def change(desired: Desired, rules: Rules, as_told: AsTold) -> DesiredChange:
             return changes.set_weight(desired, service, backend, weight, rules=rules, as_told=as_told)
 
-        return await self._change(change, Terms(who, why, dry_run, confirm))
+        return await self._change(change, ChangeTerms(who, why, dry_run, confirm))
 
     async def drain_mux(self, mux: str, who: str, *, drain: bool, why: str = "") -> Applied:
-        def change(desired: Desired, _: Rules, __: AsTold) -> Change:
+        def change(desired: Desired, _: Rules, __: AsTold) -> DesiredChange:
             # First ordered is first served, whatever the wall's clock did in between.
             after = max((order.at + 0.001 for order in desired.mux_drains.values()), default=0.0)
             return changes.drain_mux(desired, mux, Order(who, max(self._clocks.wall(), after)) if drain else None)
 
-        return await self._change(change, Terms(who, why), free=True)
+        return await self._change(change, ChangeTerms(who, why), free=True)
 
     async def forget_drain(self, mux: str, who: str) -> Applied:
         """Of a MUX that is no more, so that one that gets its name does not drain; also while no change is taken."""
 
-        def change(desired: Desired, _: Rules, __: AsTold) -> Change:
+        def change(desired: Desired, _: Rules, __: AsTold) -> DesiredChange:
             return changes.drain_mux(desired, mux, None)
 
-        return await self._change(change, Terms(who), free=True, unlocked=True)
+        return await self._change(change, ChangeTerms(who), free=True, unlocked=True)
 
     async def history(self, limit: int) -> list[VersionLine]:
         """The latest first."""
@@ -288,7 +288,7 @@ class Writer:
             self._purge.clear()
             keys, self._retired = [*self._retired], {}
             try:
-                await self._change(partial(_purged, keys), Terms("manager"), free=True)
+                await self._change(partial(_purged, keys), ChangeTerms("manager"), free=True)
             except VipmuxError as error:  # it does no harm where it is, so it may stay there for a while
                 log.warning("retired services not cleared away yet", reason=str(error))
                 await asyncio.sleep(RETRY)
@@ -315,7 +315,7 @@ class Writer:
         if waiting is None:
             return False
         version, pending = waiting
-        await self._take_back(version, Terms("manager"), f"because {pending.who} did not confirm it in time")
+        await self._take_back(version, ChangeTerms("manager"), f"because {pending.who} did not confirm it in time")
         return True
 
     def _late(self) -> tuple[int, Pending] | None:
@@ -347,10 +347,10 @@ class Writer:
             undone.add(ended)
         raise NotFoundError("none of the latest versions changed services or drains; --to tells where to go back to")
 
-    async def _take_back(self, version: int, terms: Terms, why: str) -> Applied:
+    async def _take_back(self, version: int, terms: ChangeTerms, why: str) -> Applied:
         undo = await self._store.undo(version - 1, version)
 
-        def change(desired: Desired, _: Rules, as_told: AsTold) -> Change:
+        def change(desired: Desired, _: Rules, as_told: AsTold) -> DesiredChange:
             return changes.take_back(desired, undo, why, as_told=as_told)
 
         done = await self._changed(change, terms, free=True, large=_size(undo) > LARGE)
@@ -360,12 +360,12 @@ class Writer:
         return done
 
     async def _change(
-        self, make: _Make, terms: Terms, *, free: bool = False, large: bool = False, unlocked: bool = False
+        self, make: _Make, terms: ChangeTerms, *, free: bool = False, large: bool = False, unlocked: bool = False
     ) -> Applied:
         return await self._in_turn(partial(self._changed, make, terms, free=free, large=large, unlocked=unlocked))
 
     async def _changed(
-        self, make: _Make, terms: Terms, *, free: bool = False, large: bool = False, unlocked: bool = False
+        self, make: _Make, terms: ChangeTerms, *, free: bool = False, large: bool = False, unlocked: bool = False
     ) -> Applied:
         """Decides, commits, and then takes it for true. ``free``: it may be made while another waits for its
         confirmation. ``large``: it takes seconds for thousands of services, beside the event loop; what it looks at
@@ -404,7 +404,7 @@ class Writer:
         log.warning("store read anew", version=self.desired.version, reason="somebody else changed it")
         self._around.reread()
 
-    def _refuse_of_held(self, change: Change) -> None:
+    def _refuse_of_held(self, change: DesiredChange) -> None:
         for name in sorted(change.drained() - change.names):
             if name in self.held:
                 raise ConflictError(
@@ -412,7 +412,7 @@ class Writer:
                     "whole, or delete it, and then change it"
                 )
 
-    def _pending(self, terms: Terms) -> Pending | None:
+    def _pending(self, terms: ChangeTerms) -> Pending | None:
         if terms.confirm is None:
             return None
         wall, steady = self._clocks.wall(), self._clocks.steady()
@@ -431,14 +431,14 @@ class Writer:
 
 def _with_delta(
     make: _Make, desired: Desired, rules: Rules, as_told: AsTold, pending: Pending | None
-) -> tuple[Change, dict[str, Any]]:
+) -> tuple[DesiredChange, dict[str, Any]]:
     change = make(desired, rules, as_told)
     if pending is not None and not change.empty:
         change = changes.until_confirmed(change, pending)
     return change, change.delta()
 
 
-def _purged(keys: Sequence[str], desired: Desired, _: Rules, __: AsTold) -> Change:
+def _purged(keys: Sequence[str], desired: Desired, _: Rules, __: AsTold) -> DesiredChange:
     return changes.purge(desired, keys)
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What operators want: the desired state as a value, and the changes of it, checked whole before anything happens.
 
-:mod:`manager.controller.controller` makes a :class:`Change` here, commits it to the store, and only then takes it for
-true. A change never alters a :class:`Desired`; it makes a new one that shares what is the same, so that one change
-among ten thousand services costs little. In the store and in the audit it is ``{section: {key: plain value}}``:
+:mod:`manager.controller.controller` makes a :class:`DesiredChange` here, commits it to the store, and only then takes
+it for true. A change never alters a :class:`Desired`; it makes a new one that shares what is the same, so that one
+change among ten thousand services costs little. In the store and in the audit it is ``{section: {key: plain value}}``:
 
     services    name -> ``[[service]]`` table
     retiring    key -> table of a service that is deleted, or was at another VIP, and is not yet withdrawn everywhere
@@ -94,7 +94,7 @@ class Desired:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChangeLine:
     """One thing that a change does."""
 
     name: str
@@ -106,12 +106,12 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class DesiredChange:
     """From one desired state to the next."""
 
     old: Desired
     new: Desired
-    lines: tuple[Line, ...]
+    lines: tuple[ChangeLine, ...]
     names: frozenset[str] = frozenset()  #: of all services that may differ
     unlisted: int = 0  #: services more that are unchanged
     title: str = ""  #: for the audit, where the lines alone do not tell what was done
@@ -224,7 +224,7 @@ def apply_tables(
     replace_all: bool = False,
     delete: Collection[str] = (),
     as_told: AsTold = lambda service: service,
-) -> Change:
+) -> DesiredChange:
     """Services created or changed, and those in ``delete`` deleted; with ``replace_all`` all that are not named.
     Raises every mistake at once. ``array``: tables; one that is known to make a service that is there, by the same
     rules, may be that very service instead (see :mod:`manager.desired.submitted`)."""
@@ -247,7 +247,7 @@ def _apply(
     delete: set[str],
     *,
     as_told: AsTold,
-) -> Change:
+) -> DesiredChange:
     """What is not named, and not in ``delete``, stays."""
     named = _names(array)
     others = _Others(desired.services, named | delete)
@@ -266,7 +266,7 @@ def _apply(
         raise ConfigError(sorted(mistakes, key=lambda mistake: _place(mistake[0])))
     made = {service.name: _same(desired.services.get(service.name), service) for service in services}
     lines = [_line(desired.services.get(name), service) for name, service in made.items()]
-    lines += [Line(f"service {name}", "deleted") for name in sorted(delete)]
+    lines += [ChangeLine(f"service {name}", "deleted") for name in sorted(delete)]
     names = frozenset(made) | delete
     after = dict(desired.services)  # a copy and a few changes: the quickest for one among ten thousand
     for name in delete:
@@ -276,7 +276,7 @@ def _apply(
     in_the_way = list(_in_the_way(new))
     if in_the_way:
         raise ConfigError(in_the_way)
-    return Change(desired, new, tuple(lines), names)
+    return DesiredChange(desired, new, tuple(lines), names)
 
 
 def _in_the_way(desired: Desired) -> Iterator[tuple[str, str]]:
@@ -298,7 +298,7 @@ def _in_the_way(desired: Desired) -> Iterator[tuple[str, str]]:
                 yield "service", f"{message} withdrawn; apply this again once it is gone, in a few seconds"
 
 
-def _with_unchanged(array: Sequence[object], lines: Sequence[Line]) -> Iterator[Line | Service]:
+def _with_unchanged(array: Sequence[object], lines: Sequence[ChangeLine]) -> Iterator[ChangeLine | Service]:
     """Lines of the whole array, of which those of its tables are there; a service stands for its being unchanged."""
     rest = iter(lines)
     for item in array:
@@ -306,15 +306,15 @@ def _with_unchanged(array: Sequence[object], lines: Sequence[Line]) -> Iterator[
     yield from rest
 
 
-def _short(change: Change, lines: Iterable[Line | Service]) -> Change:
+def _short(change: DesiredChange, lines: Iterable[ChangeLine | Service]) -> DesiredChange:
     """With these lines; of thousands that are unchanged it is enough to know how many."""
-    found: list[Line] = []
+    found: list[ChangeLine] = []
     unchanged = 0
     for line in lines:
         same = isinstance(line, Service) or line.action == "unchanged"
         unchanged += same
         if not same or unchanged <= LISTED:
-            found.append(Line(f"service {line.name}", "unchanged") if isinstance(line, Service) else line)
+            found.append(ChangeLine(f"service {line.name}", "unchanged") if isinstance(line, Service) else line)
     return replace(change, lines=tuple(found), unlisted=max(0, unchanged - LISTED))
 
 
@@ -326,21 +326,21 @@ def _takes_addresses(desired: Desired, rules: Rules) -> bool:
     )
 
 
-def delete_service(desired: Desired, name: str, as_told: AsTold = lambda service: service) -> Change:
+def delete_service(desired: Desired, name: str, as_told: AsTold = lambda service: service) -> DesiredChange:
     if name not in desired.services:
         raise NotFoundError(f"there is no service {show(name)}{_hint(desired)}")
     services = {key: service for key, service in desired.services.items() if key != name}
     names = frozenset({name})
     new = _change_services(desired, services, names, as_told)
-    return Change(desired, new, (Line(f"service {name}", "deleted"),), names)
+    return DesiredChange(desired, new, (ChangeLine(f"service {name}", "deleted"),), names)
 
 
-def purge(desired: Desired, keys: Iterable[str]) -> Change:
+def purge(desired: Desired, keys: Iterable[str]) -> DesiredChange:
     """Retiring services that are withdrawn everywhere."""
     gone = [key for key in keys if key in desired.retiring]
     retiring = {key: service for key, service in desired.retiring.items() if key not in gone}
-    lines = tuple(Line(f"service {key}", "removed", ("withdrawn everywhere",)) for key in gone)
-    return Change(desired, _with(desired, desired.services, retiring, ()), lines)
+    lines = tuple(ChangeLine(f"service {key}", "removed", ("withdrawn everywhere",)) for key in gone)
+    return DesiredChange(desired, _with(desired, desired.services, retiring, ()), lines)
 
 
 def _change_services(
@@ -437,7 +437,7 @@ def _same(old: Service | None, new: Service) -> Service:
 
 def restore(
     desired: Desired, undo: Mapping[str, Any], rules: Rules, *, as_told: AsTold = lambda service: service
-) -> Change:
+) -> DesiredChange:
     """Services and drains of backends as they were: ``undo`` is what the store tells of the versions in between.
     MUXes that drain go on with it, for that is work on a machine, and not a setting. Checked as any other change."""
     given, gone = undo.get("set", {}), undo.get("remove", {})
@@ -450,43 +450,45 @@ def restore(
         known = before.get(key)
         if (known is None or known.now != order.now) and _drained(change.new.services, key) is not None:
             drains[key] = order
-    lines = [Line(f"backend {key}", "undrained") for key in before if key not in drains]
-    lines += [Line(f"backend {key}", _done(order)) for key, order in drains.items() if before.get(key) is not order]
+    lines = [ChangeLine(f"backend {key}", "undrained") for key in before if key not in drains]
+    lines += [
+        ChangeLine(f"backend {key}", _done(order)) for key, order in drains.items() if before.get(key) is not order
+    ]
     lines = [line for line in change.lines if line.action != "unchanged"] + lines
     return replace(change, new=replace(change.new, drains=drains), lines=tuple(lines), unlisted=0)
 
 
-def until_confirmed(change: Change, pending: Pending) -> Change:
+def until_confirmed(change: DesiredChange, pending: Pending) -> DesiredChange:
     """The same change, to be taken back unless it is confirmed."""
     return replace(change, new=replace(change.new, pending={str(change.old.version + 1): pending}))
 
 
 def take_back(
     desired: Desired, undo: Mapping[str, Any], why: str, *, as_told: AsTold = lambda service: service
-) -> Change:
+) -> DesiredChange:
     """What waits for its confirmation ends. What was there before it was served a moment ago, so today's rules do not
     stand in its way."""
-    lines = tuple(Line(f"version {version}", "rolled back", (why,)) for version in desired.pending)
+    lines = tuple(ChangeLine(f"version {version}", "rolled back", (why,)) for version in desired.pending)
     change = restore(desired, undo, _ANYTHING, as_told=as_told)
     return replace(change, new=replace(change.new, pending={}), lines=(*lines, *change.lines))
 
 
-def confirm(desired: Desired) -> Change:
+def confirm(desired: Desired) -> DesiredChange:
     """The change that waits for it lasts."""
-    lines = tuple(Line(f"version {version}", "confirmed") for version in desired.pending)
-    return Change(desired, replace(desired, pending={}), lines)
+    lines = tuple(ChangeLine(f"version {version}", "confirmed") for version in desired.pending)
+    return DesiredChange(desired, replace(desired, pending={}), lines)
 
 
 # --- what a change says of itself ------------------------------------------------------------------------------------
 
 
-def _line(old: Service | None, new: Service) -> Line:
+def _line(old: Service | None, new: Service) -> ChangeLine:
     name = f"service {new.name}"
     if old is None:
         where = f"{vip_text(new.vip)} {new.protocol.value} {new.ports}"
-        return Line(name, "created", (where, f"{len(new.backends)} backend{'s' * (len(new.backends) != 1)}"))
+        return ChangeLine(name, "created", (where, f"{len(new.backends)} backend{'s' * (len(new.backends) != 1)}"))
     if old is new:
-        return Line(name, "unchanged")
+        return ChangeLine(name, "unchanged")
     details = [
         f"{f.name} {_word(getattr(old, f.name))} → {_word(getattr(new, f.name))}"
         for f in fields(Service)
@@ -496,7 +498,7 @@ def _line(old: Service | None, new: Service) -> Line:
         before, after = service_table(old), service_table(new)
         for key in ("probe", "announce"):
             details += _table_details(key, before.get(key), after.get(key))
-    return Line(name, "changed", (*details, *_backend_details(old, new)) or ("order of its backends",))
+    return ChangeLine(name, "changed", (*details, *_backend_details(old, new)) or ("order of its backends",))
 
 
 def _table_details(name: str, old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> Iterator[str]:
@@ -543,7 +545,7 @@ def _word(value: object) -> str:
 # --- drains ----------------------------------------------------------------------------------------------------------
 
 
-def drain_backend(desired: Desired, service: str, backend: str, order: Order | None) -> Change:
+def drain_backend(desired: Desired, service: str, backend: str, order: Order | None) -> DesiredChange:
     """``order`` None takes the drain back."""
     key = f"{service}/{backend}"
     found = _drained(desired.services, key)
@@ -556,11 +558,11 @@ def drain_backend(desired: Desired, service: str, backend: str, order: Order | N
     if order is None:
         if key not in desired.drains and found[1].state is BackendState.DRAIN:
             raise RequestError(f'{name} is drained by its table (state = "drain"); change it there and apply')
-        return _ordered(desired, "drains", key, None, Line(name, "undrained"))
-    return _ordered(desired, "drains", key, order, Line(name, _done(order)))
+        return _ordered(desired, "drains", key, None, ChangeLine(name, "undrained"))
+    return _ordered(desired, "drains", key, order, ChangeLine(name, _done(order)))
 
 
-def drain_host(desired: Desired, host: str, addresses: Collection[Address], order: Order | None) -> Change:
+def drain_host(desired: Desired, host: str, addresses: Collection[Address], order: Order | None) -> DesiredChange:
     """All backends at a host's addresses at once; ``order`` None takes back whatever order there is of each."""
     places = sorted({(name, address) for address in addresses for name in desired.by_address.get(address, ())}, key=str)
     keys = {
@@ -572,9 +574,9 @@ def drain_host(desired: Desired, host: str, addresses: Collection[Address], orde
     if not keys:
         where = ", ".join(map(str, addresses)) or "no address that is known"
         raise NotFoundError(f"no backend is on host {show(host)} ({where})")
-    change = Change(desired, desired, ())
+    change = DesiredChange(desired, desired, ())
     for key in keys:
-        line = Line(f"backend {key}", "undrained" if order is None else _done(order))
+        line = ChangeLine(f"backend {key}", "undrained" if order is None else _done(order))
         one = _ordered(change.new, "drains", key, order, line)
         change = replace(change, new=one.new, lines=(*change.lines, *one.lines))
     title = f"host {host} {'undrained' if order is None else _done(order)}"
@@ -593,7 +595,7 @@ def set_weight(
     *,
     rules: Rules,
     as_told: AsTold = lambda service: service,
-) -> Change:
+) -> DesiredChange:
     """A backend's weight alone, as if its service had been applied with it."""
     found = _drained(desired.services, f"{service}/{backend}")
     if found is None:
@@ -603,22 +605,22 @@ def set_weight(
     return apply_tables(desired, [{**table, "backend": rows}], rules, as_told=as_told)
 
 
-def drain_mux(desired: Desired, mux: str, order: Order | None) -> Change:
-    line = Line(f"mux {mux}", "undrained" if order is None else "drained")
+def drain_mux(desired: Desired, mux: str, order: Order | None) -> DesiredChange:
+    line = ChangeLine(f"mux {mux}", "undrained" if order is None else "drained")
     return _ordered(desired, "mux_drains", mux, order, line)
 
 
-def _ordered(desired: Desired, section: str, key: str, order: Order | None, line: Line) -> Change:
+def _ordered(desired: Desired, section: str, key: str, order: Order | None, line: ChangeLine) -> DesiredChange:
     orders = dict(getattr(desired, section))
     known = orders.get(key)
     if known is order or (known is not None and order is not None and known.now == order.now):
-        return Change(desired, desired, (Line(line.name, "unchanged"),))
+        return DesiredChange(desired, desired, (ChangeLine(line.name, "unchanged"),))
     if order is None:
         del orders[key]
     else:
         orders[key] = order
     new = replace(desired, drains=orders) if section == "drains" else replace(desired, mux_drains=orders)
-    return Change(desired, new, (line,))
+    return DesiredChange(desired, new, (line,))
 
 
 def _drained(services: Mapping[str, Service], key: str) -> tuple[str, Backend] | None:

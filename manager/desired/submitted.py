@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from lb.config import toml
 from lb.errors import ConfigError
 from lb.model import Service
-from manager.desired.state import AsTold, Change, Desired, Rules, apply_tables
+from manager.desired.state import AsTold, Desired, DesiredChange, Rules, apply_tables
 
 #: So many pieces that make no service of today may be remembered.
 _GONE = 1000
@@ -27,7 +27,7 @@ HEADER = "[[service]]"
 _LONG_TEXTS = ('"""', "'''")
 
 
-class _NotPlainError(Exception):
+class _ReadWholeError(Exception):
     """To be read as a whole."""
 
 
@@ -38,7 +38,7 @@ class _Tables:
     mistakes: list[tuple[str, str]]  #: what has no place in a file of services
 
 
-class Given:
+class SubmittedTables:
     """What is known of pieces of files, and of tables."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Given:
         *,
         replace_all: bool = False,
         as_told: AsTold = lambda service: service,
-    ) -> Change:
+    ) -> DesiredChange:
         """:func:`manager.desired.state.apply_tables` for a file's text, or an array."""
         tables = self._read(given, desired.services)
         try:
@@ -69,7 +69,7 @@ class Given:
         if isinstance(given, str):
             try:
                 return self._pieces(given, services)
-            except (_NotPlainError, ValueError, RecursionError):
+            except (_ReadWholeError, ValueError, RecursionError):
                 return _whole(given)
         digests = [_digest(marshal.dumps(table, 0)) if isinstance(table, dict) else None for table in given]
         items = [self._service(digest, services) or table for table, digest in zip(given, digests, strict=True)]
@@ -89,7 +89,7 @@ class Given:
             document = toml.loads(piece)
             tables = document.pop("service", [])
             if document:
-                raise _NotPlainError
+                raise _ReadWholeError
             found.items += tables
             found.digests += [digest] if len(tables) == 1 else [None] * len(tables)
         return found
@@ -111,10 +111,10 @@ class Given:
 def _cut(text: str) -> list[str]:
     """A file in pieces, the first line of each a header."""
     if any(quotes in text for quotes in _LONG_TEXTS):
-        raise _NotPlainError
+        raise _ReadWholeError
     head, *pieces = f"\n{text}".split(f"\n{HEADER}\n")
     if toml.loads(head):
-        raise _NotPlainError
+        raise _ReadWholeError
     return [f"{HEADER}\n" + piece.rstrip("\n") for piece in pieces]
 
 

@@ -84,7 +84,7 @@ class Dues:
         return max(self._again - self._clock(), owing if owing > PAUSE_MAX else 0.0, 0.0)
 
 
-class Ledger:
+class NodeLedger:
     """Of all nodes."""
 
     def __init__(self, clock: Callable[[], float]) -> None:

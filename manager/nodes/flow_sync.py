@@ -36,7 +36,7 @@ Letter = tuple[str, FlowsToNode]
 
 
 @dataclass(slots=True)
-class Handover:
+class FlowSyncRound:
     """One that is under way."""
 
     began: float
@@ -51,7 +51,7 @@ class Handover:
 
 
 @dataclass(slots=True)
-class Answer:
+class FlowSyncStep:
     """What follows from one message: letters to MUXes, and words for the events: subject, text, whether it is bad."""
 
     letters: list[Letter] = field(default_factory=list)
@@ -62,9 +62,9 @@ class Handovers:
     """All that are under way, by who began and the serial that it gave."""
 
     def __init__(self) -> None:
-        self._under_way: dict[tuple[str, int], Handover] = {}
+        self._under_way: dict[tuple[str, int], FlowSyncRound] = {}
 
-    def said(self, mux: str, message: FlowsFromNode, others: Iterable[str], now: float) -> Answer:
+    def said(self, mux: str, message: FlowsFromNode, others: Iterable[str], now: float) -> FlowSyncStep:
         """A MUX's message. ``others``: the MUXes that are connected, without itself."""
         match message:
             case FlowsWantedMessage(serial):
@@ -76,11 +76,11 @@ class Handovers:
             case FlowsTakenMessage():
                 return self._taken(mux, message)
 
-    def left(self, mux: str) -> Answer:
+    def left(self, mux: str) -> FlowSyncStep:
         """A MUX is not connected any more: nobody waits for it."""
         for key in [key for key in self._under_way if key[0] == mux]:
             del self._under_way[key]
-        answer = Answer()
+        answer = FlowSyncStep()
         for key, found in list(self._under_way.items()):
             if mux in found.others:
                 found.others.discard(mux)
@@ -89,9 +89,9 @@ class Handovers:
                 self._look(key, found, answer)
         return answer
 
-    def tick(self, now: float) -> Answer:
+    def tick(self, now: float) -> FlowSyncStep:
         """Time passes: whoever has not answered is left out."""
-        answer = Answer()
+        answer = FlowSyncStep()
         for key, found in list(self._under_way.items()):
             if now - found.began > PATIENCE:
                 silent = found.waiting | {taker for _, taker in found.due}
@@ -103,25 +103,25 @@ class Handovers:
 
     # -- one message --------------------------------------------------------------------------------------------
 
-    def _begin(self, key: tuple[str, int], others: set[str], now: float, *, gives: bool) -> Handover:
+    def _begin(self, key: tuple[str, int], others: set[str], now: float, *, gives: bool) -> FlowSyncRound:
         while len(self._under_way) >= MOST:
             del self._under_way[next(iter(self._under_way))]
         due = {(teller, taker) for teller in others for taker in others if teller != taker}
-        found = self._under_way[key] = Handover(now, set(others), gives, set(others), due)
+        found = self._under_way[key] = FlowSyncRound(now, set(others), gives, set(others), due)
         return found
 
-    def _wanted(self, mux: str, serial: int, others: set[str], now: float) -> Answer:
+    def _wanted(self, mux: str, serial: int, others: set[str], now: float) -> FlowSyncStep:
         key = (mux, serial)
         found = self._begin(key, others, now, gives=False)
-        answer = Answer([(other, FlowsWantedMessage(serial, ALL)) for other in sorted(others)])
+        answer = FlowSyncStep([(other, FlowsWantedMessage(serial, ALL)) for other in sorted(others)])
         answer.letters.append((mux, _done(key, found)))
         self._look(key, found, answer, said=True)
         return answer
 
-    def _given(self, mux: str, message: FlowsMessage, others: set[str], now: float) -> Answer:
+    def _given(self, mux: str, message: FlowsMessage, others: set[str], now: float) -> FlowSyncStep:
         key = (mux, message.serial)
         found = self._under_way.get(key)
-        answer = Answer()
+        answer = FlowSyncStep()
         if found is None:
             found = self._begin(key, others, now, gives=True)
             answer.letters.append((mux, _done(key, found)))
@@ -134,9 +134,9 @@ class Handovers:
             self._look(key, found, answer, said=not found.waiting and len(answer.letters) == 1)
         return answer
 
-    def _answered(self, mux: str, message: FlowsMessage) -> Answer:
+    def _answered(self, mux: str, message: FlowsMessage) -> FlowSyncStep:
         """One of the others tells what it alone knows: to those that stay, and to the one that comes."""
-        answer = Answer()
+        answer = FlowSyncStep()
         for key, found in self._under_way.items():
             if key[1] != message.serial or mux not in found.others:
                 continue
@@ -153,8 +153,8 @@ class Handovers:
             break
         return answer
 
-    def _taken(self, mux: str, message: FlowsTakenMessage) -> Answer:
-        answer = Answer()
+    def _taken(self, mux: str, message: FlowsTakenMessage) -> FlowSyncStep:
+        answer = FlowSyncStep()
         for key, found in self._under_way.items():
             if key[1] != message.serial:
                 continue
@@ -170,7 +170,7 @@ class Handovers:
             break
         return answer
 
-    def _look(self, key: tuple[str, int], found: Handover, answer: Answer, *, said: bool = False) -> None:
+    def _look(self, key: tuple[str, int], found: FlowSyncRound, answer: FlowSyncStep, *, said: bool = False) -> None:
         """Is it done? ``said``: the letter that says so is written."""
         if found.waiting or found.due:
             return
@@ -181,7 +181,7 @@ class Handovers:
             answer.words += [(f"mux {key[0]}", text, bad) for text, bad in words(found)]
 
 
-def words(found: Handover) -> list[tuple[str, bool]]:
+def words(found: FlowSyncRound) -> list[tuple[str, bool]]:
     """What became of it, for the events."""
     whom = f"{found.muxes} other MUX" + ("" if found.muxes == 1 else "es")
     flows = f"{found.flows:,} flow" + ("" if found.flows == 1 else "s")
@@ -195,7 +195,7 @@ def words(found: Handover) -> list[tuple[str, bool]]:
     return said
 
 
-def _done(key: tuple[str, int], found: Handover) -> FlowsDoneMessage:
+def _done(key: tuple[str, int], found: FlowSyncRound) -> FlowsDoneMessage:
     return FlowsDoneMessage(key[1], found.muxes, len(found.waiting))
 
 

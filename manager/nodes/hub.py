@@ -46,14 +46,14 @@ from lb.node.messages import (
     NodeState,
     Question,
 )
-from manager.nodes.flow_sync import Answer as Passed
+from manager.nodes.flow_sync import FlowSyncStep as Passed
 from manager.nodes.flow_sync import Handovers
 from manager.nodes.questions import Questions, Rounds
 from manager.nodes.refused import DuplicateError, TurnedAway
 from manager.nodes.status import REMEMBERED
 from manager.plan.model import AGENT, MUX, Node
 from manager.store.interface import NodeRecord
-from manager.store.lineage import Behind, Marks, Standing, impossible, newer
+from manager.store.lineage import Behind, Marks, StoreStanding, impossible, newer
 
 #: A node that has not acknowledged for so long holds nobody up any more, seconds.
 LATE = 10.0
@@ -71,8 +71,8 @@ OTHERS_KEPT = 500
 _NOTHING: Mapping[str, str] = {}
 
 
-class Connection(Protocol):
-    """A node's connection; :class:`manager.nodes.stream.Connection`, or a fake."""
+class NodeConnection(Protocol):
+    """A node's connection; :class:`manager.nodes.stream.StreamConnection`, or a fake."""
 
     @property
     def kind(self) -> str: ...
@@ -104,7 +104,7 @@ class Connection(Protocol):
     def tell(self, letter: FlowsToNode | Question) -> bool: ...
 
 
-class Listener(Protocol):
+class NodeListener(Protocol):
     """Who wants to know what happens to nodes; called in the event loop, returns at once."""
 
     def touched(self, vips: Iterable[str] | None) -> None:
@@ -155,7 +155,7 @@ class Entry:
     changed: float  #: the same by the steady clock
     address: Address | None
     address6: Address | None
-    connection: Connection | None = None
+    connection: NodeConnection | None = None
     gone: bool = False
     generation: int = 0  #: of ``state``
     state: NodeState | None = None  #: what it should have; None: no plan has it yet
@@ -254,9 +254,9 @@ class NodeHub:
 
     def __init__(
         self,
-        standing: Standing,
+        standing: StoreStanding,
         generation: int,
-        listener: Listener,
+        listener: NodeListener,
         hold: float,
         clocks: Clocks,
         *,
@@ -421,7 +421,7 @@ class NodeHub:
             self._told.add(entry.id)
         return entry.generation, entry.state or {}
 
-    def arrived(self, connection: Connection) -> None:
+    def arrived(self, connection: NodeConnection) -> None:
         id_ = f"{connection.kind}:{connection.name}"
         address, address6 = (self._address(connection, key) for key in ("address", "address6"))
         if address is None and address6 is None:
@@ -475,7 +475,7 @@ class NodeHub:
             self._listener.happened(_subject(entry), f"has {why}: it gets no orders, and no change is taken", bad=True)
             self._listener.fell_behind()
 
-    def left(self, connection: Connection) -> None:
+    def left(self, connection: NodeConnection) -> None:
         entry = self._current(connection)
         if entry is None:
             return
@@ -492,7 +492,7 @@ class NodeHub:
         self._touch(entry)
 
     def live(
-        self, connection: Connection, generation: int, state: NodeState, left_out: Mapping[str, str] = _NOTHING
+        self, connection: NodeConnection, generation: int, state: NodeState, left_out: Mapping[str, str] = _NOTHING
     ) -> None:
         entry = self._current(connection)
         if entry is None:
@@ -516,7 +516,7 @@ class NodeHub:
             tables = [state.get("services", {}).get(name.removeprefix("services/")) for name in differs]
             self._listener.touched({_prefix(table["vip"]) for table in tables if table is not None})
 
-    def refused(self, connection: Connection, generation: int, reason: str) -> None:
+    def refused(self, connection: NodeConnection, generation: int, reason: str) -> None:
         entry = self._current(connection)
         if entry is None or generation < entry.generation:
             return  # a newer one is on its way
@@ -532,14 +532,14 @@ class NodeHub:
             word = "another machine of this name or address" if duplicate else "a machine of this name"
             self._listener.happened(f"{kind} {name}", f"{word}, at {address}, was turned away: {reason}", bad=True)
 
-    def health(self, connection: Connection, message: HealthMessage) -> None:
+    def health(self, connection: NodeConnection, message: HealthMessage) -> None:
         entry = self._current(connection)
         if entry is not None:
             if message.clock is not None:
                 entry.clocks.append(message.clock - self._clocks.wall())
             self._listener.heard(connection.kind, connection.name, message)
 
-    def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
+    def status(self, connection: NodeConnection, body: Mapping[str, Any]) -> None:
         entry = self._current(connection)
         if entry is not None:
             body = self._of_ours(body)
@@ -564,7 +564,7 @@ class NodeHub:
                     found[section] += islice(others, OTHERS_KEPT)
         return {**body, **found} if found else body
 
-    def event(self, connection: Connection, text: str) -> None:
+    def event(self, connection: NodeConnection, text: str) -> None:
         entry = self._current(connection)
         if entry is not None:
             self._listener.happened(_subject(entry), text)
@@ -581,7 +581,7 @@ class NodeHub:
         """What each node's own doctor finds, by ``kind:name``, or why it says nothing."""
         return await self._rounds.ask(lambda: {entry.id: entry.connection for entry in self._entries.values()}, seconds)
 
-    def answered(self, connection: Connection, answer: Answer) -> None:
+    def answered(self, connection: NodeConnection, answer: Answer) -> None:
         entry = self._current(connection)
         if entry is None:
             return
@@ -590,7 +590,7 @@ class NodeHub:
         elif connection.kind == MUX:  # an agent may have a MUX's name
             self._questions.answered(connection.name, answer)
 
-    def flows(self, connection: Connection, message: FlowsFromNode) -> None:
+    def flows(self, connection: NodeConnection, message: FlowsFromNode) -> None:
         """A part of a hand-over between MUXes."""
         entry = self._current(connection)
         if entry is not None:
@@ -603,7 +603,7 @@ class NodeHub:
 
     # -- inside -------------------------------------------------------------------------------------------------
 
-    def _current(self, connection: Connection) -> Entry | None:
+    def _current(self, connection: NodeConnection) -> Entry | None:
         """The node, if this connection is the one that counts."""
         entry = self._entries.get(f"{connection.kind}:{connection.name}")
         return entry if entry is not None and entry.connection is connection else None
@@ -643,7 +643,7 @@ class NodeHub:
         if found != self.agent_at:
             self.agent_at = found
 
-    def _address(self, connection: Connection, key: str) -> Address | None:
+    def _address(self, connection: NodeConnection, key: str) -> Address | None:
         """An address that the node says is its own, unless it is another's."""
         text = connection.settings.get(key)
         if text is None:

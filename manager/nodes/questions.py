@@ -21,7 +21,7 @@ OPEN_MAX = 32
 A = TypeVar("A", bound=Answer)
 
 
-class Asked(Protocol):
+class Questionable(Protocol):
     """A node's connection."""
 
     def tell(self, letter: Any) -> bool: ...
@@ -37,7 +37,7 @@ class Questions(Generic[A]):
         self._open: dict[int, dict[str, asyncio.Future[A]]] = {}
 
     async def ask(
-        self, nodes: Mapping[str, Asked | None], question: Mapping[str, Any], seconds: float
+        self, nodes: Mapping[str, Questionable | None], question: Mapping[str, Any], seconds: float
     ) -> dict[str, A | str]:
         """By node its answer, or why there is none. A node that is not connected is None."""
         if len(self._open) >= OPEN_MAX:
@@ -83,7 +83,7 @@ class Rounds:
         self._found: dict[str, Examination | str] = {}
 
     async def ask(
-        self, nodes: Callable[[], Mapping[str, Asked | None]], seconds: float
+        self, nodes: Callable[[], Mapping[str, Questionable | None]], seconds: float
     ) -> dict[str, Examination | str]:
         """By ``kind:name`` what its own doctor found, or why that is not known; begun after this was called."""
         mine = self._begun + 1

@@ -50,7 +50,7 @@ from lb.node.messages import (
     diff,
     encode,
 )
-from manager.nodes.dues import PAUSE_MAX, PER_BYTE, PER_MESSAGE, PER_STATE, PER_STREAM, Dues, Ledger
+from manager.nodes.dues import PAUSE_MAX, PER_BYTE, PER_MESSAGE, PER_STATE, PER_STREAM, Dues, NodeLedger
 from manager.nodes.refused import DuplicateError
 from manager.nodes.status import read
 from manager.store.lineage import Marks
@@ -105,43 +105,45 @@ class Hub(Protocol):
         """
         ...
 
-    def arrived(self, connection: Connection) -> None:
+    def arrived(self, connection: StreamConnection) -> None:
         """It said hello. May raise AccessError with a reason to refuse it."""
         ...
 
-    def left(self, connection: Connection) -> None: ...
+    def left(self, connection: StreamConnection) -> None: ...
 
     def refused_at_door(self, kind: str, name: str, address: str, reason: str, *, duplicate: bool) -> None:
         """A node that did not get as far as that. ``duplicate``: somebody else has its name or address."""
         ...
 
-    def live(self, connection: Connection, generation: int, state: NodeState, left_out: Mapping[str, str]) -> None:
+    def live(
+        self, connection: StreamConnection, generation: int, state: NodeState, left_out: Mapping[str, str]
+    ) -> None:
         """This state is live at the node, and on its disk, but for what it leaves out; again where that differs."""
         ...
 
-    def refused(self, connection: Connection, generation: int, reason: str) -> None:
+    def refused(self, connection: StreamConnection, generation: int, reason: str) -> None:
         """The node could not make it live, and serves on with the one before."""
         ...
 
-    def health(self, connection: Connection, message: HealthMessage) -> None: ...
+    def health(self, connection: StreamConnection, message: HealthMessage) -> None: ...
 
-    def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
+    def status(self, connection: StreamConnection, body: Mapping[str, Any]) -> None:
         """As :func:`manager.nodes.status.checked` lets it through."""
         ...
 
-    def event(self, connection: Connection, text: str) -> None: ...
+    def event(self, connection: StreamConnection, text: str) -> None: ...
 
-    def answered(self, connection: Connection, answer: Answer) -> None:
+    def answered(self, connection: StreamConnection, answer: Answer) -> None:
         """To a question that was told to it."""
         ...
 
-    def flows(self, connection: Connection, message: FlowsFromNode) -> None:
+    def flows(self, connection: StreamConnection, message: FlowsFromNode) -> None:
         """A part of a hand-over; only MUXes say such."""
         ...
 
 
 @dataclass(slots=True)
-class _Sent:
+class _SentState:
     """What was sent last, and its digest to be carried on."""
 
     generation: int
@@ -149,7 +151,7 @@ class _Sent:
     sum: Digest
 
 
-class Connection:
+class StreamConnection:
     """One node's connection, from its hello to its end."""
 
     def __init__(
@@ -172,7 +174,7 @@ class Connection:
         self._live: tuple[int, NodeState] | None = None  #: what it acknowledged last
         self._socket = socket
         self._wake = asyncio.Event()
-        self._sent: _Sent | None = None
+        self._sent: _SentState | None = None
         self._under_way: dict[int, NodeState] = {}
         self._letters: deque[FlowsToNode | Question] = deque()
 
@@ -280,7 +282,7 @@ class Connection:
         return StateMessage(hub.term, generation, digest, state, hub.lineage, hub.revision)
 
     def _note(self, generation: int, state: NodeState, total: Digest) -> None:
-        self._sent = _Sent(generation, state, total)
+        self._sent = _SentState(generation, state, total)
         self._under_way[generation] = state
 
     # -- from the node ------------------------------------------------------------------------------------------
@@ -338,13 +340,13 @@ class Streams:
     def __init__(self, hub: Hub, trust: Trust) -> None:
         self._hub = hub
         self._trust = trust
-        self._connections: dict[str, Connection] = {}
+        self._connections: dict[str, StreamConnection] = {}
         self._silent: Counter[str] = Counter()  #: connections before their hello, of each node
-        self._ledger = Ledger(time.monotonic)
+        self._ledger = NodeLedger(time.monotonic)
         self._endings = Tasks()  #: of connections that another took the place of
 
     @property
-    def connections(self) -> Mapping[str, Connection]:
+    def connections(self) -> Mapping[str, StreamConnection]:
         """By ``kind:name``."""
         return self._connections
 
@@ -425,7 +427,7 @@ class Streams:
         claimed = hello.settings.get("name", peer.name)
         if claimed != peer.name:
             raise AccessError(f"the node calls itself {str(claimed)[:80]!r} and has the certificate of {peer}")
-        connection = Connection(peer, address, hello, socket, dues)
+        connection = StreamConnection(peer, address, hello, socket, dues)
         self._admit(connection)
         try:
             with _paid(dues):
@@ -445,7 +447,7 @@ class Streams:
                     self._hub.left(connection)
                 log.info("node disconnected", node=connection.id, peer=address)
 
-    async def _receive(self, socket: web.WebSocketResponse, connection: Connection) -> None:
+    async def _receive(self, socket: web.WebSocketResponse, connection: StreamConnection) -> None:
         dues, owed, slow = connection.dues, 0.0, False
         async for frame in socket:
             if frame.type is WSMsgType.ERROR:
@@ -470,7 +472,7 @@ class Streams:
                 await asyncio.sleep(min(PAUSE_MAX, max(pause, owed)))
                 owed = 0.0
 
-    def _admit(self, connection: Connection) -> None:
+    def _admit(self, connection: StreamConnection) -> None:
         """One connection for each name: the newer is refused, unless the older is dead, or was its own."""
         older = self._connections.get(connection.id)
         if older is not None:

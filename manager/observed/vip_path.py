@@ -33,7 +33,7 @@ AT_ONCE, PACE = 32, 0.01
 _OWN = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EPERM})
 
 
-class Target(NamedTuple):
+class VipTarget(NamedTuple):
     """Where a VIP is asked."""
 
     address: str
@@ -43,15 +43,15 @@ class Target(NamedTuple):
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
-class NotMadeError(Exception):
+class NotConnectedError(Exception):
     """This machine could not make the connection."""
 
 
 #: Connects once; why it did not come through, or None. Raises NotMadeError.
-Connect = Callable[[Target], Awaitable[str | None]]
+Connect = Callable[[VipTarget], Awaitable[str | None]]
 
 
-async def connect(target: Target) -> str | None:
+async def connect(target: VipTarget) -> str | None:
     """As a client does, and leaves at once."""
     try:
         async with asyncio.timeout(PATIENCE):
@@ -62,7 +62,7 @@ async def connect(target: Target) -> str | None:
         return f"no answer within {PATIENCE:g} s"
     except OSError as error:
         if error.errno in _OWN:
-            raise NotMadeError(str(error)) from None
+            raise NotConnectedError(str(error)) from None
         return (error.strerror or str(error)).lower()
     writer.close()
     with contextlib.suppress(OSError):
@@ -70,9 +70,9 @@ async def connect(target: Target) -> str | None:
     return None
 
 
-def targets(plan: Plan, announced: Collection[Vip]) -> dict[Vip, Target]:
+def targets(plan: Plan, announced: Collection[Vip]) -> dict[Vip, VipTarget]:
     """Of each single VIP that is announced, a TCP port behind which somebody is well; in the plan's order."""
-    found: dict[Vip, Target] = {}
+    found: dict[Vip, VipTarget] = {}
     for vip in plan.vips.keys() & announced:
         well = {item.service for item in plan.vips[vip].backends if item.takes_flows and item.healthy}
         for service in plan.vips[vip].served:
@@ -82,7 +82,7 @@ def targets(plan: Plan, announced: Collection[Vip]) -> dict[Vip, Target]:
                 and service.ports.exact
                 and _single(service.vip)
             ):
-                found[vip] = Target(str(service.vip.network_address), service.ports.first)
+                found[vip] = VipTarget(str(service.vip.network_address), service.ports.first)
                 break
     return found
 
@@ -93,7 +93,7 @@ def _single(vip: Network) -> bool:
 
 @dataclass(slots=True)
 class _Known:
-    target: Target
+    target: VipTarget
     failed: int = 0
     reached: bool | None = None  # None: not known yet
 
@@ -103,7 +103,7 @@ class Paths:
     """See the module's text. Runs in the event loop; ``reached`` may be read from any thread."""
 
     interval: float  #: each VIP is asked once in so long; more of them than a hundred a second take longer
-    wanted: Callable[[], Mapping[Vip, Target]]
+    wanted: Callable[[], Mapping[Vip, VipTarget]]
     changed: Callable[[Vip, str | None], None]  #: hears why no client gets through, or None once one does
     connect: Connect = connect
     _known: dict[Vip, _Known] = field(default_factory=dict)
@@ -128,7 +128,7 @@ class Paths:
                     await asyncio.sleep(PACE)
             await asyncio.sleep(max(0.0, began + self.interval - loop.time()))
 
-    def keep(self, wanted: Mapping[Vip, Target]) -> None:
+    def keep(self, wanted: Mapping[Vip, VipTarget]) -> None:
         """Of others nothing is known any more."""
         for vip in [vip for vip, known in self._known.items() if wanted.get(vip) != known.target]:
             if self._known.pop(vip).reached is False:
@@ -136,16 +136,16 @@ class Paths:
         for vip, target in wanted.items():
             self._known.setdefault(vip, _Known(target))
 
-    async def _ask(self, vip: Vip, target: Target, places: asyncio.Semaphore) -> None:
+    async def _ask(self, vip: Vip, target: VipTarget, places: asyncio.Semaphore) -> None:
         try:
             why = await self.connect(target)
-        except NotMadeError:
+        except NotConnectedError:
             return
         finally:
             places.release()
         self.heard(vip, target, why)
 
-    def heard(self, vip: Vip, target: Target, why: str | None) -> None:
+    def heard(self, vip: Vip, target: VipTarget, why: str | None) -> None:
         """One connection came through, or why it did not."""
         known = self._known.get(vip)
         if known is None or known.target != target:

@@ -14,7 +14,7 @@ from lb.model import Announce, AnnouncePolicy, BackendState
 from manager.plan.cut_off_muxes import Sight, blind_from, sees_nothing
 from manager.plan.model import BackendPlan, Node, Prepared, World
 from manager.plan.node_states import outer
-from manager.plan.previous import Before
+from manager.plan.previous import Previous
 from manager.plan.verdicts import not_installed
 
 
@@ -55,7 +55,7 @@ def announcement(services: list[Prepared]) -> dict[str, Any]:
 
 
 def grants(
-    past: Before, services: list[Prepared], backends: list[BackendPlan], unwanted: str | None, world: World
+    past: Previous, services: list[Prepared], backends: list[BackendPlan], unwanted: str | None, world: World
 ) -> tuple[frozenset[str], dict[str, str], float | None]:
     """Which MUXes shall announce the VIP, why the others shall not, and when time alone may change that."""
     if unwanted is not None:

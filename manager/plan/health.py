@@ -72,13 +72,13 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HealthVerdict:
     health: Health
     reason: str
     refused: bool = False  #: down beyond doubt: its machine itself says that nobody listens there
 
 
-def judge(evidence: Evidence) -> Verdict:
+def judge(evidence: Evidence) -> HealthVerdict:
     """The table above."""
     agent = evidence.agent
     tunnels = {name: report for name, report in evidence.tunnels.items() if agent is None or not report.host}
@@ -86,16 +86,18 @@ def judge(evidence: Evidence) -> Verdict:
     working = sum(report.up and not report.host for report in tunnels.values())
     veto = 2 * len(failing) > max(evidence.muxes, len(tunnels))
     if agent is not None and not agent.up:
-        return Verdict(Health.DOWN, f"its agent says: {agent.reason}", agent.refused)
+        return HealthVerdict(Health.DOWN, f"its agent says: {agent.reason}", agent.refused)
     if veto:
         refused = all(report.refused for report in failing.values())
-        return Verdict(Health.DOWN, _cannot_reach(failing, evidence), refused)
+        return HealthVerdict(Health.DOWN, _cannot_reach(failing, evidence), refused)
     minority = f"; but {_cannot_reach(failing, evidence)}" if failing else ""
     if agent is not None:
-        return Verdict(Health.UP, f"its agent says: {agent.reason}{minority}")
+        return HealthVerdict(Health.UP, f"its agent says: {agent.reason}{minority}")
     if working:
-        return Verdict(Health.UP, f"no report from an agent; {working} of {evidence.muxes} MUXes reach it{minority}")
-    return Verdict(Health.UNKNOWN, f"no report from an agent or a MUX{minority}")
+        return HealthVerdict(
+            Health.UP, f"no report from an agent; {working} of {evidence.muxes} MUXes reach it{minority}"
+        )
+    return HealthVerdict(Health.UNKNOWN, f"no report from an agent or a MUX{minority}")
 
 
 def _cannot_reach(failing: Mapping[str, Report], evidence: Evidence) -> str:

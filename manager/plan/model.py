@@ -90,7 +90,7 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class PlanMemory:
     """What the last plan decided, as far as the next depends on it. Never changed in place."""
 
     backends: Mapping[BackendKey, Remembered] = field(default_factory=dict)
@@ -109,15 +109,15 @@ class World:
     agents: Mapping[str, Node]
     agent_at: Mapping[Address, str]  #: whose host is at an address
     reports: Reports
-    memory: Memory = Memory()
+    memory: PlanMemory = PlanMemory()
     now: float = 0.0  #: by the steady clock: whatever is decided by time goes by it
     withdraw_cap: float = 0.5
     draining: frozenset[str] = frozenset()  #: MUXes told to drain; replan() fills it in
-    tables: Tables | None = None  #: kept from plan to plan, it saves most of the work; changes no result
+    tables: PlanCache | None = None  #: kept from plan to plan, it saves most of the work; changes no result
     wall: float = 0.0  #: Unix time, for people alone
 
 
-class Tables:
+class PlanCache:
     """What was made of services before, one entry for each service, valid for that very object; and what nodes have by
     VIP, valid for that very state."""
 
@@ -151,18 +151,18 @@ class Tables:
         self._prepared = {name: found for name, found in self._prepared.items() if name in names}
 
 
-def tables_of(world: World) -> Tables:
-    return world.tables if world.tables is not None else Tables()
+def tables_of(world: World) -> PlanCache:
+    return world.tables if world.tables is not None else PlanCache()
 
 
-class Told(NamedTuple):
+class BackendOrder(NamedTuple):
     """What MUXes are told of a backend beside its table."""
 
     state: BackendState
     weight: int
 
     @classmethod
-    def of(cls, backend: Backend) -> Told:
+    def of(cls, backend: Backend) -> BackendOrder:
         """What its table says."""
         return cls(backend.state, backend.weight)
 
@@ -177,7 +177,7 @@ class Prepared:
         self.addresses = [str(backend.address) for backend in service.backends]
         self.agents = self._find_agents(world)
         self.agent_tables = self._agent_tables()
-        self._told: tuple[tuple[Told, ...], tuple[Backend, ...], dict[str, Any]] | None = None
+        self._told: tuple[tuple[BackendOrder, ...], tuple[Backend, ...], dict[str, Any]] | None = None
 
     def fits(self, world: World) -> bool:
         """Are its backends' agents still the same? One agent more elsewhere changes nothing here."""
@@ -190,11 +190,11 @@ class Prepared:
     def _find_agents(self, world: World) -> list[str | None]:
         return [world.agent_at.get(backend.address) for backend in self.service.backends]
 
-    def mux_table(self, now: tuple[Told, ...], leaving: tuple[Backend, ...] = ()) -> dict[str, Any]:
+    def mux_table(self, now: tuple[BackendOrder, ...], leaving: tuple[Backend, ...] = ()) -> dict[str, Any]:
         """What a MUX needs of the service, each backend with the state and weight that it has now, and who leaves."""
         if self._told is None or self._told[0] != now or self._told[1] != leaving:
             told = tuple(
-                backend if told == Told.of(backend) else replace(backend, state=told.state, weight=told.weight)
+                backend if told == BackendOrder.of(backend) else replace(backend, state=told.state, weight=told.weight)
                 for backend, told in zip(self.service.backends, now, strict=True)
             )
             bare = replace(self.service, announce=None, slow_start=None, backends=(*told, *leaving))
@@ -286,6 +286,6 @@ class Plan:
     services: Mapping[str, Any] = field(default_factory=dict)  #: for every MUX that can serve them: name -> table
     states: Mapping[str, NodeState] = field(default_factory=dict)  #: node's id -> state
     drains: Mapping[str, str | None] = field(default_factory=dict)  #: MUX to drain -> None, or why it must wait
-    memory: Memory = Memory()
+    memory: PlanMemory = PlanMemory()
     #: VIPs that could not be planned, for a mistake of ours: they stay as they were.
     failed: Mapping[Vip, Exception] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from lb.node.messages import NAME_MAX, NodeState
 from lb.persistent_map import PersistentMap
 from manager.desired.state import Desired
 from manager.plan.model import AGENT, MUX, Node, Plan, Prepared, Vip, VipPlan, World, tables_of
-from manager.plan.previous import Before, overlap, ports_of, without
+from manager.plan.previous import Previous, overlap, ports_of, without
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -32,20 +32,20 @@ def agents_of(services: list[Prepared]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def with_lent(before: Before, tables: dict[str, dict[str, Any]], world: World) -> dict[str, dict[str, Any]]:
+def with_lent(before: Previous, tables: dict[str, dict[str, Any]], world: World) -> dict[str, dict[str, Any]]:
     """What agents had of this VIP stays with them until no MUX sends to it any more.
 
     What an agent has at a place now goes before what it had there: it is the same host, whatever things are called. Of
     what it had, only those ports stay that it has not now, for two services of one host must not tie.
     """
-    sent: list[_Sent] | None = None
+    sent: list[_Reach] | None = None
     for agent, services in before.lent.items():
         here = tables.get(agent, {})
         others = sorted(key for key, table in services.items() if here.get(key) is not table)
         if agent not in world.agents or not others:
             continue
         if sent is None:
-            sent = [_Sent(mux, before, world) for mux in world.muxes.values()]
+            sent = [_Reach(mux, before, world) for mux in world.muxes.values()]
         mine = dict(here)
         own = {(table["protocol"], ports_of(table)) for table in mine.values()}
         for key in others:
@@ -90,10 +90,10 @@ def _lent_name(key: str, vip: Vip, mine: Container[str], desired: Desired) -> st
     return name
 
 
-class _Sent:
+class _Reach:
     """Where a MUX may send packets of one VIP."""
 
-    def __init__(self, mux: Node, before: Before, world: World) -> None:
+    def __init__(self, mux: Node, before: Previous, world: World) -> None:
         self._mux = mux
         self._world, self._vip = world, before.vip
         self._unknown = mux.live is None or before.vip in mux.owes

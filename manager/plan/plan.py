@@ -29,15 +29,15 @@ from lb.model import BackendState
 from manager.desired.state import Desired
 from manager.plan.announcers import announcement, grants, unwanted_by_policy
 from manager.plan.model import (
+    BackendOrder,
     BackendPlan,
     Leaving,
-    Memory,
     Node,
     Plan,
+    PlanCache,
+    PlanMemory,
     Prepared,
     Remembered,
-    Tables,
-    Told,
     Vip,
     VipPlan,
     World,
@@ -45,7 +45,7 @@ from manager.plan.model import (
     tables_of,
 )
 from manager.plan.node_states import States, agents_of, replaced, with_lent
-from manager.plan.previous import Before
+from manager.plan.previous import Previous
 from manager.plan.slow_start import weights
 from manager.plan.verdicts import plan_backends
 
@@ -62,14 +62,14 @@ def replan(last: Plan, world: World, touched: Iterable[Vip] | None) -> Plan:
     matter to the other VIPs: that is the caller's promise."""
     drains = drain_muxes(world)
     draining = frozenset(name for name, waits in drains.items() if waits is None)
-    world = replace(world, draining=draining, tables=world.tables or Tables())
+    world = replace(world, draining=draining, tables=world.tables or PlanCache())
     desired = world.desired
     every = {*last.vips, *desired.by_vip, *desired.retiring_by_vip} if touched is None else set()
     names = every if touched is None else coupled(last, desired, touched)
     here, failed = _each(last, world, names)
     vips = replaced(last.vips, names, here)
     states = States(last, world, vips, None if touched is None else names)
-    before = Memory() if touched is None else world.memory
+    before = PlanMemory() if touched is None else world.memory
     remembered = _remember(last, before, vips, names)
     if failed or last.failed:
         failed = {vip: why for vip, why in last.failed.items() if vip not in names} | failed
@@ -108,7 +108,7 @@ def coupled(last: Plan, desired: Desired, touched: Iterable[Vip]) -> set[Vip]:
     return found
 
 
-def _remember(last: Plan, before: Memory, vips: Mapping[Vip, VipPlan], names: Iterable[Vip]) -> Memory:
+def _remember(last: Plan, before: PlanMemory, vips: Mapping[Vip, VipPlan], names: Iterable[Vip]) -> PlanMemory:
     """``before`` with what was planned anew."""
     kept: dict[str, dict[Vip, Any]] = {"granted": {}, "lent": {}, "served": {}, "leaving": {}}
     backends: dict[Any, Any] = {}
@@ -128,7 +128,7 @@ def _remember(last: Plan, before: Memory, vips: Mapping[Vip, VipPlan], names: It
             begun = item.ramp.begun if item.ramp is not None else None
             backends[item.key] = Remembered(item.healthy, proven, taking, item.shown, item.since, begun)
     vips_gone = dict.fromkeys(names)
-    return Memory(
+    return PlanMemory(
         replaced(before.backends, gone, backends),
         **{what: replaced(getattr(before, what), vips_gone, found) for what, found in kept.items()},
     )
@@ -161,7 +161,7 @@ def plan_vip(vip: Vip, world: World) -> VipPlan:
     names = world.desired.by_vip.get(vip)
     if names is None:
         return _retire(vip, world)
-    before = Before(vip, world)
+    before = Previous(vip, world)
     services = [tables_of(world).get(world.desired.services[name], world) for name in names]
     backends: list[BackendPlan] = []
     panic: dict[str, str] = {}
@@ -177,7 +177,9 @@ def plan_vip(vip: Vip, world: World) -> VipPlan:
         stay = {item.backend.address for item in left} & {item.backend.address for item in found}
         tables[name] = prepared.mux_table(
             tuple(
-                Told(BackendState.UP, max(1, weight)) if item.backend.address in stay else Told(item.state, weight)
+                BackendOrder(BackendState.UP, max(1, weight))
+                if item.backend.address in stay
+                else BackendOrder(item.state, weight)
                 for item, weight in zip(found, told, strict=True)
             ),
             tuple(item.backend for item in left if item.backend.address not in stay),
@@ -206,7 +208,7 @@ def _unplanned(vip: Vip, world: World) -> VipPlan:
     withheld = dict.fromkeys(world.muxes, "it cannot be planned, see the log")
     try:
         services = [Prepared(world.desired.services[name], world) for name in world.desired.by_vip.get(vip, ())]
-        told = [tuple(Told.of(backend) for backend in found.service.backends) for found in services]
+        told = [tuple(BackendOrder.of(backend) for backend in found.service.backends) for found in services]
         tables = {found.service.name: found.mux_table(now) for found, now in zip(services, told, strict=True)}
         granted = frozenset(world.memory.granted.get(vip, frozenset()) & world.muxes.keys())
         return VipPlan(
@@ -226,7 +228,7 @@ def _retire(vip: Vip, world: World) -> VipPlan:
     keys = world.desired.retiring_by_vip[vip]
     services = [Prepared(replace(world.desired.retiring[key], name=key), world) for key in keys]
     withheld = dict.fromkeys(world.muxes, "its services were deleted")
-    before = Before(vip, world)
+    before = Previous(vip, world)
     may_have = vip in world.memory.served  # what MUXes were told and have not acknowledged is not to remove it
 
     def holds(mux: Node, found: Callable[[Node], bool]) -> bool:
@@ -245,7 +247,7 @@ def _retire(vip: Vip, world: World) -> VipPlan:
 
     if any(holds(mux, announces) for mux in world.muxes.values()):
         tables = {
-            found.service.name: found.mux_table(tuple(Told.of(backend) for backend in found.service.backends))
+            found.service.name: found.mux_table(tuple(BackendOrder.of(backend) for backend in found.service.backends))
             for found in services
         }
         served = tuple(found.service for found in services)

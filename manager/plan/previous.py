@@ -3,8 +3,8 @@
 :mod:`manager.plan.plan`.
 
 Names are for people. To flows a service is a VIP, a protocol and ports, and a backend is an address there; so whatever
-is renamed, swapped, split or merged, who was at the same place goes on with what is known of it (:class:`Before`). And
-a place that was served is served on: where operators put others in the place of all that serve, those who served
+is renamed, swapped, split or merged, who was at the same place goes on with what is known of it (:class:`Previous`).
+And a place that was served is served on: where operators put others in the place of all that serve, those who served
 before stay on MUXes (:class:`Leaving`) until the first of the others can take flows, and then keep the flows they
 have for :data:`HANDOVER` seconds. They serve under the name of the service that is there now.
 
@@ -61,7 +61,7 @@ def _told_to_idle(item: BackendPlan) -> bool:
     return item.healthy and not by_order and (drained or item.backend.weight == 0)
 
 
-class Before:
+class Previous:
     """One VIP as the last plan left it."""
 
     def __init__(self, vip: Vip, world: World) -> None:
@@ -70,8 +70,8 @@ class Before:
         self._same = {id(service) for service in self._served}
         wanted = {id(world.desired.services[name]) for name in world.desired.by_vip.get(vip, ())}
         self._gone = {same for same in self._same if same not in wanted}  #: of services that are no more, or others
-        self._places: _Places | None = None  # made when something has changed
-        self._wanted: _Places | None = None
+        self._places: _ServicesByPort | None = None  # made when something has changed
+        self._wanted: _ServicesByPort | None = None
         self._leaving = world.memory.leaving.get(vip, ())
         self._desired = world.desired
         self._backends = world.memory.backends
@@ -183,9 +183,11 @@ class Before:
     def _follows(self, service: Service, old: Service) -> bool:
         """Whether packets of some port went to the old service before, and go to this one now."""
         if self._wanted is None:
-            self._wanted = _Places(self._desired.services[name] for name in self._desired.by_vip.get(self.vip, ()))
+            self._wanted = _ServicesByPort(
+                self._desired.services[name] for name in self._desired.by_vip.get(self.vip, ())
+            )
         if self._places is None:
-            self._places = _Places(self._served)
+            self._places = _ServicesByPort(self._served)
         first, last = max(service.ports.first, old.ports.first), min(service.ports.last, old.ports.last)
         part = PortRange(first, last)
         narrower = [*self._wanted.narrower(service, part), *self._places.narrower(old, part)]
@@ -198,7 +200,7 @@ class Before:
     def _met(self, service: Service) -> Iterator[Service]:
         """Who served a part of its ports."""
         if self._places is None:
-            self._places = _Places(self._served)
+            self._places = _ServicesByPort(self._served)
         return self._places.met(service)
 
 
@@ -209,7 +211,7 @@ def _may_serve(address: Address, world: World) -> bool:
     return not any(True for _ in holders(world.desired, address))
 
 
-class _Places:
+class _ServicesByPort:
     """Services of one VIP by their ports, of which there may be thousands."""
 
     def __init__(self, services: Iterable[Service]) -> None:

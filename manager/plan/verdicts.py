@@ -18,7 +18,7 @@ from lb.model import Backend, BackendState, PortRange, Protocol, Service
 from lb.probe.fail_open import too_few
 from manager.plan.health import Evidence, Health, judge
 from manager.plan.model import BackendPlan, Node, Prepared, Remembered, World, prefix_of, tables_of
-from manager.plan.previous import Before, overlap, ports_of, without
+from manager.plan.previous import Previous, overlap, ports_of, without
 from manager.plan.slow_start import ramp
 
 
@@ -29,11 +29,11 @@ class _Place(NamedTuple):
     backend: Backend
     address: str
     agent: Node | None
-    before: Before
+    before: Previous
     told: Mapping[str, Any] | None  #: what its agent is told of the service
 
 
-def plan_backends(prepared: Prepared, before: Before, world: World) -> tuple[list[BackendPlan], str | None]:
+def plan_backends(prepared: Prepared, before: Previous, world: World) -> tuple[list[BackendPlan], str | None]:
     """Every backend of a service, and why the service is in panic, if it is."""
     judged = []
     for backend, address, agent in zip(prepared.service.backends, prepared.addresses, prepared.agents, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lb.errors import VipmuxError
-from manager.store.lineage import Standing
+from manager.store.lineage import StoreStanding
 from manager.trust.tokens import Deed, TrustStore
 
 #: {section: {key: plain value}}
@@ -118,7 +118,7 @@ class Store(TrustStore, Protocol):
         ...
 
     async def memory(self) -> Entries:
-        """What the plan must remember; see manager.plan.model.Memory."""
+        """What the plan must remember; see manager.plan.model.PlanMemory."""
         ...
 
     async def keep(
@@ -142,7 +142,7 @@ class Store(TrustStore, Protocol):
         """A number that no manager had before."""
         ...
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> StoreStanding:
         """Which history this is, and how far it has come."""
         ...
 

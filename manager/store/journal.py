@@ -31,7 +31,7 @@ from typing import Any
 from lb.daemon.clocks import Clocks
 from lb.errors import VipmuxError
 from manager.desired.state import Desired
-from manager.plan.model import BackendKey, Memory, Plan, Remembered
+from manager.plan.model import BackendKey, Plan, PlanMemory, Remembered
 from manager.plan.previous import plain_leaving, read_leaving, served
 from manager.store.events import KEPT, Events
 from manager.store.interface import Entries, NodeRecord, Store
@@ -105,7 +105,7 @@ class Journal:
         if self._memory:
             self._wake.set()
 
-    def trim(self, stored: Memory, memory: Memory) -> None:
+    def trim(self, stored: PlanMemory, memory: PlanMemory) -> None:
         """What is stored of backends and VIPs that are no more is of no use."""
         gone = [("backends", "\n".join(key)) for key in stored.backends.keys() - memory.backends.keys()]
         gone += [("granted", vip) for vip in stored.granted.keys() - memory.granted.keys()]
@@ -200,7 +200,7 @@ def _change(pending: _Pending) -> dict[str, Any]:
     return {"set": changed, "remove": removed}
 
 
-def memory_of(entries: Entries, desired: Desired, clocks: Clocks) -> Memory:
+def memory_of(entries: Entries, desired: Desired, clocks: Clocks) -> PlanMemory:
     """What a manager before us remembered, and what it had told MUXes of. A slow start that began before this machine
     was booted begins anew: how long ago that was only the wall's clock could tell, and that may have been set."""
     same_boot = bool(clocks.boot) and entries.get("clock", {}).get("boot") == clocks.boot
@@ -216,7 +216,7 @@ def memory_of(entries: Entries, desired: Desired, clocks: Clocks) -> Memory:
         backends[service, backend, address] = found
     granted = {vip: frozenset(muxes) for vip, muxes in entries.get("granted", {}).items() if isinstance(muxes, list)}
     leaving = {vip: read_leaving(rows) for vip, rows in entries.get("leaving", {}).items() if isinstance(rows, list)}
-    return Memory(backends, granted, served=served(desired), leaving=leaving)
+    return PlanMemory(backends, granted, served=served(desired), leaving=leaving)
 
 
 def generation_of(entries: Entries) -> int:

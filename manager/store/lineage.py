@@ -33,7 +33,7 @@ class Marks:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class StoreStanding:
     """What a store says of itself."""
 
     term: int = 0
@@ -44,14 +44,14 @@ class Standing:
     ends: Mapping[int, int] = field(default_factory=dict)  #: by earlier terms: the revision that each ended with
 
 
-def impossible(theirs: Marks, ours: Standing) -> str | None:
+def impossible(theirs: Marks, ours: StoreStanding) -> str | None:
     """Why nobody can have given out such orders, as the end of a sentence; None: somebody can."""
     if theirs.term > max(ours.term, TERM_MAX):
         return f"orders of term {theirs.term}, which no manager ever had"
     return None
 
 
-def newer(theirs: Marks, ours: Standing, generation: int, *, told: bool = True) -> str | None:
+def newer(theirs: Marks, ours: StoreStanding, generation: int, *, told: bool = True) -> str | None:
     """Why whoever has these marks had newer orders than the store knows of, as the end of a sentence; None: it had not.
     ``generation``: the latest that this manager has given out. ``told``: it gave them some. A manager takes a term of
     its own at each start, so nobody else can have given orders of it but one that began with another copy of the
@@ -71,7 +71,7 @@ def newer(theirs: Marks, ours: Standing, generation: int, *, told: bool = True) 
     return _later(theirs, ours)
 
 
-def _later(theirs: Marks, ours: Standing) -> str | None:
+def _later(theirs: Marks, ours: StoreStanding) -> str | None:
     """Of one lineage."""
     if theirs.revision > ours.revision:
         return f"orders of revision {theirs.revision}, and this store is of revision {ours.revision}"
@@ -122,7 +122,7 @@ class Behind:
         return {"why": self.sentence, "nodes": sorted(self.nodes), "term": self.term} if self else None
 
 
-def lost(ours: Standing) -> str | None:
+def lost(ours: StoreStanding) -> str | None:
     """What the file beside the store says against it, as a sentence's part."""
     if ours.witness is None:
         return None
@@ -135,7 +135,7 @@ def kept(behind: Behind) -> dict[str, object] | None:
     return {"nodes": dict(behind.nodes), "term": behind.term} if behind.nodes else None
 
 
-def behind_of(value: Mapping[str, object] | None, ours: Standing) -> Behind:
+def behind_of(value: Mapping[str, object] | None, ours: StoreStanding) -> Behind:
     """What an earlier start kept of it, and what the file beside the store says."""
     found = Behind(store=lost(ours), term=ours.witness.term if ours.witness is not None else 0)
     nodes = value.get("nodes") if isinstance(value, Mapping) else None

@@ -30,7 +30,7 @@ T = TypeVar("T", Order, Pending)
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class HeldService:
     """A service that the store has, and that today's rules do not take as it stands."""
 
     why: str
@@ -42,7 +42,7 @@ class Read:
     """What was read."""
 
     desired: Desired
-    held: Mapping[str, Held] = field(default_factory=dict)  #: by the service's name
+    held: Mapping[str, HeldService] = field(default_factory=dict)  #: by the service's name
 
 
 def read(version: int, entries: Entries, file: str = "the store") -> Read:
@@ -58,7 +58,7 @@ def read(version: int, entries: Entries, file: str = "the store") -> Read:
 
 def _read_apart(version: int, entries: Entries) -> Read:
     services: dict[str, Service] = {}
-    held: dict[str, Held] = {}
+    held: dict[str, HeldService] = {}
     for name, table in entries.get("services", {}).items():
         service, wrong = salvaged(table)
         if service is not None and service.name == name:
@@ -66,7 +66,7 @@ def _read_apart(version: int, entries: Entries) -> Read:
         elif service is not None:
             wrong = [f"it calls itself {service.name!r}"]
         if wrong:
-            held[name] = Held("; ".join(wrong[:5]), name in services)
+            held[name] = HeldService("; ".join(wrong[:5]), name in services)
     retiring = {}
     for key, table in entries.get("retiring", {}).items():
         service, _ = salvaged(table)

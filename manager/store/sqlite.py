@@ -36,7 +36,7 @@ from manager.store.interface import (
     SupersededError,
     VersionLine,
 )
-from manager.store.lineage import TERM_MAX, Marks, Standing, lost
+from manager.store.lineage import TERM_MAX, Marks, StoreStanding, lost
 from manager.trust import tokens
 from manager.trust.tokens import HERE, Certificate, Deed, JoinRefusal, Token
 
@@ -327,13 +327,13 @@ class SqliteStore:
 
     # -- which history this is (manager.store.lineage) ----------------------------------------------------------------
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> StoreStanding:
         return await self._run(self._standing)
 
-    def _standing(self) -> Standing:
+    def _standing(self) -> StoreStanding:
         lineage = self._db.execute("SELECT value FROM mark WHERE name = 'lineage'").fetchone()[0]
         term, revision, floor = (self._counter(name) for name in ("term", "revision", "floor"))
-        return Standing(term, str(lineage), revision, floor, self._witnessed, self._ends)
+        return StoreStanding(term, str(lineage), revision, floor, self._witnessed, self._ends)
 
     def _turn_page(self) -> None:
         """Something changed that nobody may forget; within a transaction."""

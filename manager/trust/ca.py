@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manager's certificate authority: makes itself, its own server certificate, and signs for nodes and operators.
 
-One directory, ``<state_dir>/ca``, mode 0700, owned by :class:`Authority`: ``ca.pem``, ``ca.key`` (0600), ``server.pem``
-(key and certificate, made anew when it ages or the manager gets other addresses) and ``names`` (further addresses that
-the manager is reached by). Who may have a certificate is decided in :mod:`manager.trust.tokens`; whose name is in it is
-decided here, never by the request. Certificates of nodes and operators are for clients only and hold no host name, so
-none of them can pass for the manager.
+One directory, ``<state_dir>/ca``, mode 0700, owned by :class:`CertificateAuthority`: ``ca.pem``, ``ca.key`` (0600),
+``server.pem`` (key and certificate, made anew when it ages or the manager gets other addresses) and ``names`` (further
+addresses that the manager is reached by). Who may have a certificate is decided in :mod:`manager.trust.tokens`; whose
+name is in it is decided here, never by the request. Certificates of nodes and operators are for clients only and hold
+no host name, so none of them can pass for the manager.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def subject(kind: str, name: str) -> Subject:
     return Subject(kind, name)
 
 
-class Authority:
+class CertificateAuthority:
     """The authority in one directory."""
 
     def __init__(self, directory: Path, key: _Key, certificate: x509.Certificate) -> None:
@@ -94,7 +94,7 @@ class Authority:
         self._certificate = certificate
 
     @classmethod
-    def create(cls, directory: Path, names: Iterable[str] = ()) -> Authority:
+    def create(cls, directory: Path, names: Iterable[str] = ()) -> CertificateAuthority:
         """A new one; never in place of one that is there, which would shut out every node."""
         if (directory / "ca.key").exists():
             raise AccessError(
@@ -130,7 +130,7 @@ class Authority:
         return cls(directory, key, certificate)
 
     @classmethod
-    def load(cls, directory: Path) -> Authority:
+    def load(cls, directory: Path) -> CertificateAuthority:
         try:
             key = serialization.load_pem_private_key((directory / "ca.key").read_bytes(), None)
             certificate = x509.load_pem_x509_certificate((directory / "ca.pem").read_bytes())

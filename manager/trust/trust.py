@@ -4,7 +4,7 @@
 One :class:`Trust` belongs to the daemon; the API and the node stream ask it. At the TLS layer a client certificate is
 optional, so that a node without one can join; everything else needs one (or, for operators, a bearer token). Who asks
 is what the certificate says, never what a message says. Certificates that do not verify never get as far as a request;
-:class:`Listener` and :class:`_LoggedTls` see to it that they leave a line in the log, too.
+:class:`LoggingListener` and :class:`_LoggedTls` see to it that they leave a line in the log, too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from lb.daemon.log import get_logger
 from lb.errors import AccessError, IoError, RequestError
 from manager.trust import tokens
-from manager.trust.ca import Authority, Issued, Subject, subject
+from manager.trust.ca import CertificateAuthority, Issued, Subject, subject
 from manager.trust.guests import Credit
 from manager.trust.tokens import Certificate, JoinRefusal, Token, TrustStore
 
@@ -62,7 +62,7 @@ class Trust:
 
     def __init__(
         self,
-        authority: Authority,
+        authority: CertificateAuthority,
         store: TrustStore,
         node_lifetime: float,
         *,
@@ -322,7 +322,7 @@ class _LoggedTls(ssl.SSLObject):
             raise
 
 
-class Listener(socket.socket):
+class LoggingListener(socket.socket):
     """A listening socket that notes who connects, for the log of a handshake that fails before anybody is known."""
 
     def accept(self) -> tuple[socket.socket, Any]:
@@ -337,12 +337,12 @@ def note_peer(address: str) -> None:
     _peer.set(address)
 
 
-def listener(listen: str, key: str = "manager.listen") -> Listener:
+def listener(listen: str, key: str = "manager.listen") -> LoggingListener:
     """Listens on ``host:port`` or ``[host]:port``; raises IoError."""
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    server = Listener(family, socket.SOCK_STREAM)
+    server = LoggingListener(family, socket.SOCK_STREAM)
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:

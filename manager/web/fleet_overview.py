@@ -85,7 +85,7 @@ class Problem:
 
 
 @dataclass(slots=True)
-class Line:
+class ServiceLine:
     """What is known of one service, for as long as ``service`` and ``vip`` are the same objects, and ``said`` equal."""
 
     service: Service
@@ -109,8 +109,8 @@ class Overview:
         self._clock = clock
         self._controller = controller
         self._view = view
-        self._lines: dict[str, Line] = {}
-        self._sorted: list[Line] = []
+        self._lines: dict[str, ServiceLine] = {}
+        self._sorted: list[ServiceLine] = []
         self._states: Counter[str] = Counter()  # of services
         self._shown: Counter[str] = Counter()  # of backends
         self._hosts: dict[str, Counter[str]] = {}
@@ -168,10 +168,10 @@ class Overview:
         row["backend_states"] = dict(sorted(Counter(item.shown for item in backends).items()))
         row["why"] = _why(row, vip, backends)
         said = self._controller.announced.key(str(service.vip))
-        line = self._lines[name] = Line(service, vip, said, row, " ".join(words).lower(), _place(name), backends)
+        line = self._lines[name] = ServiceLine(service, vip, said, row, " ".join(words).lower(), _place(name), backends)
         self._count(line, 1)
 
-    def _count(self, line: Line, one: int) -> None:
+    def _count(self, line: ServiceLine, one: int) -> None:
         self._states[line.row["state"]] += one
         if one > 0 and line.vip is not None and (why := self._why_silent(line.vip)) is not None:
             self._silent[line.row["vip"]] = why
@@ -469,7 +469,7 @@ def _why_of_node(row: Row, told: Mapping[str, Any]) -> str | None:
     return _text("; ".join(word for word in words if word)) or None
 
 
-def _why_down(line: Line) -> str:
+def _why_down(line: ServiceLine) -> str:
     if not line.backends:
         return "it has no backends"
     if line.row["note"]:

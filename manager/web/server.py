@@ -36,7 +36,7 @@ from manager.trust.door import known
 from manager.trust.guests import Limits, group
 from manager.trust.joining import address_of
 from manager.web.fleet_overview import PAGE_MAX, Overview, Query
-from manager.web.sessions import LIFETIME, Session, Sessions, TooManyError, proves
+from manager.web.sessions import LIFETIME, LoginSession, Sessions, TooManyError, proves
 
 #: Readers at once, and how often one is written to, at most and at least, seconds.
 STREAMS_MAX, STREAMS_EACH = 64, 16
@@ -75,7 +75,7 @@ KEYED = {"services": "name", "muxes": "name", "hosts": "name", "events": "id"}
 log = get_logger()
 
 
-class Pages:
+class WebPage:
     """The application. :meth:`run` must run beside it."""
 
     def __init__(
@@ -287,7 +287,7 @@ class Pages:
         """Browsers take a ``__Host-`` cookie from this very host alone, by TLS."""
         return "__Host-vipmux" if self._secure else "vipmux"
 
-    def _who(self, request: web.Request) -> Session | None:
+    def _who(self, request: web.Request) -> LoginSession | None:
         return self._sessions.find(request.cookies.get(self._cookie)) if self._sessions is not None else None
 
     def _from_here(self, request: web.Request) -> None:
@@ -299,7 +299,7 @@ class Pages:
         if request.content_type != "application/json":
             raise self._refused(request, "the request is not JSON")
 
-    def _operator(self, request: web.Request) -> Session:
+    def _operator(self, request: web.Request) -> LoginSession:
         self._from_here(request)
         session = self._who(request)
         if session is not None:
@@ -432,7 +432,7 @@ async def _body(
     return body
 
 
-def _told(session: Session | None) -> Row:
+def _told(session: LoginSession | None) -> Row:
     """Of a session, to its own page."""
     if session is None:
         return {"who": None, "csrf": None, "expires": None}

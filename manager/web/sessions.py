@@ -33,7 +33,7 @@ CheckToken = Callable[[str, str], Awaitable[tuple[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class LoginSession:
     """One login."""
 
     who: str  #: as in the audit: "operator:alice"
@@ -81,9 +81,9 @@ class Sessions:
         self._check = check
         self._clock = clock
         self._failures = Failures()
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, LoginSession] = {}
 
-    async def login(self, token: str, address: str) -> tuple[str, Session]:
+    async def login(self, token: str, address: str) -> tuple[str, LoginSession]:
         """The cookie's secret and the session. Raises AccessError."""
         now = self._clock()
         wait = self._failures.wait(address, now)
@@ -99,12 +99,12 @@ class Sessions:
             raise
         self._failures.forgive(address)
         secret = secrets.token_urlsafe(32)
-        session = Session(who, secrets.token_urlsafe(24), min(expires, now + LIFETIME))
+        session = LoginSession(who, secrets.token_urlsafe(24), min(expires, now + LIFETIME))
         self._clean(now)
         self._sessions[_digest(secret)] = session
         return secret, session
 
-    def find(self, secret: str | None) -> Session | None:
+    def find(self, secret: str | None) -> LoginSession | None:
         """The session of a cookie, unless it has ended."""
         session = self._sessions.get(_digest(secret)) if secret else None
         return session if session is not None and session.expires > self._clock() else None
@@ -119,7 +119,7 @@ class Sessions:
             del self._sessions[next(iter(self._sessions))]
 
 
-def proves(session: Session, csrf: str | None) -> bool:
+def proves(session: LoginSession, csrf: str | None) -> bool:
     """Whether a request comes from the page itself."""
     return csrf is not None and hmac.compare_digest(session.csrf.encode(), csrf.encode("utf-8", "replace"))
 

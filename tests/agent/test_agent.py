@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 
 from agent.agent import Agent
 from agent.decap import Decap, DecapRefused, Tunnel
-from agent.host.change_log import Change, Changes, Store
-from agent.host.conntrack import Flow
+from agent.host.change_log import ChangeLog, HostChanges, SettingChange
+from agent.host.conntrack import ConntrackEntry
 from agent.host.fake import FakeHost
-from agent.host.interface import Host, Link
+from agent.host.interface import Host, HostLink
 from agent.keeping import amiss
 from agent.rules.fence import Fence
 from lb.daemon.kernel.repairs import Difference
@@ -64,12 +64,12 @@ def agent(host: FakeHost, tmp_path: Path) -> Agent:
 
 
 def agent_on(host: FakeHost, state_dir: Path, refuses: tuple[DecapMode, ...] = ()) -> Agent:
-    def prepare(_host: Host, _link: Link, _name: str, _tunnel: Tunnel, mode: DecapMode, now: Decap | None) -> Decap:
+    def prepare(_host: Host, _link: HostLink, _name: str, _tunnel: Tunnel, mode: DecapMode, now: Decap | None) -> Decap:
         if mode in refuses:
             raise DecapRefused(f"decapsulation by {mode.value} is refused: no")
         return now or FakeDecap(host)
 
-    return Agent(lambda: host, Store(state_dir), prepare)
+    return Agent(lambda: host, ChangeLog(state_dir), prepare)
 
 
 def test_apply_installs_then_decapsulates(agent: Agent, host: FakeHost) -> None:
@@ -135,8 +135,8 @@ def test_agent_restarted_after_a_crash_keeps_the_first_originals(agent: Agent, h
 
 
 def test_change_is_remembered_before_it_is_made(host: FakeHost, tmp_path: Path) -> None:
-    class Watching(Store):
-        def save(self, changes: Changes) -> None:
+    class Watching(ChangeLog):
+        def save(self, changes: HostChanges) -> None:
             host.calls.append("saved " + ",".join(sorted(changes.sysctls)))
             super().save(changes)
 
@@ -152,7 +152,7 @@ def test_record_that_cannot_be_written_keeps_no_service_waiting(host: FakeHost, 
     assert said == [f"{tmp_path}/agent-changes.json: cannot be written: no space left on device"]
 
 
-class _Unwritable(Store):
+class _Unwritable(ChangeLog):
     def _write(self, text: str) -> None:
         raise OSError(28, "No space left on device")
 
@@ -202,11 +202,11 @@ def test_tunnel_knows_every_own_vip_whatever_the_state_of_its_backend(agent: Age
 
 
 def test_record_of_changes_survives_writing_and_reading(tmp_path: Path) -> None:
-    changes = Changes().with_sysctl("a/b", 0, 1).with_interface("eth0", made_qdisc=True)
-    store = Store(tmp_path)
+    changes = HostChanges().with_sysctl("a/b", 0, 1).with_interface("eth0", made_qdisc=True)
+    store = ChangeLog(tmp_path)
     store.save(changes)
     assert store.load() == changes
-    assert changes.with_sysctl("a/b", 1, 2).sysctls["a/b"] == Change(0, 2)
+    assert changes.with_sysctl("a/b", 1, 2).sysctls["a/b"] == SettingChange(0, 2)
     store.save(changes.without_sysctl("a/b").without_interface("eth0"))
     assert not store.path.exists()
 
@@ -216,7 +216,7 @@ DAMAGED = ["", "{", "[]", '{"version": 2}', '{"version": 1, "sysctls": {"a": 1}}
 
 @pytest.mark.parametrize("text", DAMAGED)
 def test_damaged_record_is_set_aside_and_the_agent_serves(host: FakeHost, tmp_path: Path, text: str) -> None:
-    store = Store(tmp_path)
+    store = ChangeLog(tmp_path)
     store.path.write_text(text)
     with pytest.raises(IoError, match="is damaged"):
         store.load()
@@ -227,11 +227,11 @@ def test_damaged_record_is_set_aside_and_the_agent_serves(host: FakeHost, tmp_pa
     agent.apply(config(WEB))
     assert host.calls[-1] == "decapsulate"
     assert Path(said["kept_as"]).read_text() == text
-    assert store.load().sysctls["ipv4/conf/all/arp_ignore"] == Change(0, 1)
+    assert store.load().sysctls["ipv4/conf/all/arp_ignore"] == SettingChange(0, 1)
 
 
 def test_record_that_is_a_directory_is_set_aside_too(host: FakeHost, tmp_path: Path) -> None:
-    Store(tmp_path).path.mkdir()
+    ChangeLog(tmp_path).path.mkdir()
     agent_on(host, tmp_path).apply(config(WEB))
     assert host.calls[-1] == "decapsulate"
 
@@ -239,10 +239,12 @@ def test_record_that_is_a_directory_is_set_aside_too(host: FakeHost, tmp_path: P
 # --- flows that conntrack remembers ----------------------------------------------------------------------------------
 
 
-def flow(vip: str, port: int, answers: str, protocol: Protocol = Protocol.UDP, *, answered: bool = True) -> Flow:
+def flow(
+    vip: str, port: int, answers: str, protocol: Protocol = Protocol.UDP, *, answered: bool = True
+) -> ConntrackEntry:
     address, _, source = answers.rpartition(":")
     packed = (IPv4Address(vip).packed, port, IPv4Address(address).packed, int(source))
-    return Flow(4, protocol.number, *packed, answered)
+    return ConntrackEntry(4, protocol.number, *packed, answered)
 
 
 def dns(to: int | None, *, track: bool = False) -> Service:
@@ -267,7 +269,7 @@ CONTAINER = flow("203.0.113.11", 53, "172.18.0.2:53")
     ],
 )
 def test_flows_that_a_change_leaves_with_a_wrong_translation_are_forgotten(
-    host: FakeHost, agent: Agent, before: Service | None, after: Service | None, kept: list[Flow]
+    host: FakeHost, agent: Agent, before: Service | None, after: Service | None, kept: list[ConntrackEntry]
 ) -> None:
     if before is not None:
         agent.apply(config(before))

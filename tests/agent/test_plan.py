@@ -9,14 +9,14 @@ from itertools import pairwise
 
 import pytest
 
-from agent.host.change_log import Change, Changes
+from agent.host.change_log import HostChanges, SettingChange
 from agent.plan import (
     NOTHING,
     AddQdisc,
     AddRoute,
     AddVip,
     Decapsulate,
-    Desired,
+    DesiredHost,
     EvictFilter,
     FilterState,
     Found,
@@ -42,7 +42,7 @@ LIBERAL = "netfilter/nf_conntrack_tcp_be_liberal"
 RP, RP_ALL = "ipv4/conf/eth0/rp_filter", "ipv4/conf/all/rp_filter"
 
 BARE = Found(sysctls={IGNORE: 0, ANNOUNCE: 0, RP_ALL: 0, RP: 0})
-WANTED = Desired("eth0", DecapMode.BPF, OwnedVips(frozenset({VIP}), frozenset({PREFIX})), "table")
+WANTED = DesiredHost("eth0", DecapMode.BPF, OwnedVips(frozenset({VIP}), frozenset({PREFIX})), "table")
 #: What a host looks like once WANTED is in force.
 DONE = Found(
     addresses=frozenset({VIP}),
@@ -50,8 +50,8 @@ DONE = Found(
     table=True,
     sysctls={IGNORE: 1, ANNOUNCE: 2, RP_ALL: 0, RP: 0},
     filters={"eth0": FoundFilter(FilterState.CURRENT, qdisc=True)},
-    changes=Changes(
-        sysctls={IGNORE: Change(0, 1), ANNOUNCE: Change(0, 2)},
+    changes=HostChanges(
+        sysctls={IGNORE: SettingChange(0, 1), ANNOUNCE: SettingChange(0, 2)},
         interfaces=frozenset({"eth0"}),
         qdiscs=frozenset({"eth0"}),
     ),
@@ -200,7 +200,7 @@ def test_loosened_reverse_path_filter_stays_loose_at_the_next_start() -> None:
         DONE,
         sysctls={**DONE.sysctls, RP_ALL: 1, RP: 2},
         other_routes=frozenset({"eth1"}),
-        changes=replace(DONE.changes, sysctls={**DONE.changes.sysctls, RP: Change(0, 2)}),
+        changes=replace(DONE.changes, sysctls={**DONE.changes.sysctls, RP: SettingChange(0, 2)}),
     )
     assert plan(WANTED, found) == [ReplaceRules("table")]
 

@@ -20,7 +20,7 @@ from lb.model import Probe, ProbeType, Service
 from lb.node.messages import HealthReport
 from lb.probe.board import NotProbed
 from lb.probe.checkers import PlainSockets, RunAs, ask
-from lb.probe.state import Answer, Health
+from lb.probe.state import ProbeAnswer, ProbeHealth
 from tests.agent.values import ANY_PORT, HOST, HOST6, config, service
 from tests.lb.probe.server import says, tcp
 
@@ -128,7 +128,7 @@ def test_a_backend_that_ends_is_reported_down_with_the_reason_and_up_again() -> 
         down = await told.next()
         assert (down.up, down.reason) == (False, "connection refused")
         assert down.since >= up.since
-        assert told.probes.known()["web", "web-1"].health is Health.DOWN
+        assert told.probes.known()["web", "web-1"].health is ProbeHealth.DOWN
         await told.probes.close()
 
     asyncio.run(story())
@@ -336,7 +336,7 @@ def test_command_has_the_rights_of_its_user_and_no_others(tmp_path: Path) -> Non
     assert nobody is not None
     script = f"cat {secret} || id -u; id -G; grep CapEff /proc/self/status; exit 1"
 
-    async def run(script: str) -> Answer:
+    async def run(script: str) -> ProbeAnswer:
         probe = Probe(ProbeType.COMMAND, command=("sh", "-c", f"exec 2>/dev/null; ({script}) | tr '\\n' ' '; exit 1"))
         return await ask(probe, HOST, 80, PlainSockets(HOST), nobody)
 

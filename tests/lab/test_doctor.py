@@ -25,7 +25,7 @@ from lb.config.render import format_config
 from lb.model import MuxConfig
 from lb.mux.io.isolation import install_text
 from lb.mux.io.prefixes import Cover
-from manager.trust.ca import Authority, Subject
+from manager.trust.ca import CertificateAuthority, Subject
 from tests.lab import netns
 from tests.lab.clinic import LASTED, PROBE, Clinic, Expected, Truth, announced_by, command, is_away, is_ill, table
 from tests.lab.fleet import UP
@@ -192,7 +192,7 @@ def expired_identity(clinic: Clinic, node: Node) -> bytes:
     """Key and certificate, signed by the real authority for one second."""
     key = ec.generate_private_key(ec.SECP256R1())
     request = CertificateSigningRequestBuilder().subject_name(Name([])).sign(key, hashes.SHA256())
-    authority = Authority.load(clinic.manager.state_dir / "ca")
+    authority = CertificateAuthority.load(clinic.manager.state_dir / "ca")
     csr = request.public_bytes(serialization.Encoding.PEM).decode()
     issued = authority.sign_request(csr, Subject("mux", node.name), 1.0)
     wait_for(lambda: time.time() > issued.not_after, "the certificate to expire")

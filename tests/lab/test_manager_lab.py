@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lb.node.cache import Cache
-from manager.trust.ca import Authority, subject
+from manager.trust.ca import CertificateAuthority, subject
 from tests.lab import netns
 from tests.lab.managed import ManagedLab
 from tests.lab.pace import allowed
@@ -173,7 +173,7 @@ def test_a_certificate_of_another_authority_gets_nothing(pool: ManagedLab, tmp_p
     mux = pool.muxes[1]
     identity = mux.state_dir / "identity"
     shutil.copytree(identity, tmp_path / "kept")
-    other = Authority.create(tmp_path / "other")
+    other = CertificateAuthority.create(tmp_path / "other")
     forge(identity, other, "mux", "mux2", 3600)
     try:
         restart(pool, mux)  # from its last good state
@@ -193,7 +193,7 @@ def test_an_expired_certificate_gets_nothing(pool: ManagedLab, tmp_path: Path) -
     mux = pool.muxes[1]
     identity = mux.state_dir / "identity"
     shutil.copytree(identity, tmp_path / "kept")
-    forge(identity, Authority.load(pool.manager.state_dir / "ca"), "mux", "mux2", 1)
+    forge(identity, CertificateAuthority.load(pool.manager.state_dir / "ca"), "mux", "mux2", 1)
     time_is_up = time.time() + 1.1
     wait_for(lambda: time.time() > time_is_up, "the certificate to expire")
     try:
@@ -316,7 +316,7 @@ def test_a_node_that_starts_before_its_manager_joins_when_it_is_there() -> None:
         wait_for(lambda: get(lab, WEB_VIP), "the first answer")
 
 
-def forge(identity: Path, authority: Authority, kind: str, name: str, lifetime: float) -> None:
+def forge(identity: Path, authority: CertificateAuthority, kind: str, name: str, lifetime: float) -> None:
     """An identity as if the authority had signed it."""
     from lb.daemon.private_files import write_private
     from lb.node.keys import new_key

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lb.model import PortRange, Protocol, Service
-from lb.service_diff import Change, Vips
+from lb.service_diff import ServiceDiff, Vips
 
 
 def service(n: int) -> Service:
@@ -27,7 +27,7 @@ def test_vips_after_changes_are_those_of_the_services(steps: list[list[int]]) ->
     before: tuple[Service, ...] = ()
     vips = Vips.of(before)
     for step in steps:
-        change = Change.between(before, [POOL[n] for n in step])
+        change = ServiceDiff.between(before, [POOL[n] for n in step])
         after = vips.after(change)
         assert after == Vips.of(change.services)
         assert after.networks == {item.vip for item in change.services}
@@ -38,13 +38,13 @@ def test_vips_after_changes_are_those_of_the_services(steps: list[list[int]]) ->
 def test_a_service_that_became_another_goes_and_comes() -> None:
     before = tuple(POOL[:3])
     after = replace(POOL[1], mtu=1400)
-    change = Change.between(before, (POOL[0], after, POOL[2]))
+    change = ServiceDiff.between(before, (POOL[0], after, POOL[2]))
     assert (change.gone, change.come) == ((POOL[1],), (after,))
     assert change
-    assert not Change.between(before, before[::-1])
+    assert not ServiceDiff.between(before, before[::-1])
 
 
 def test_a_change_is_seen_anew_only_from_elsewhere() -> None:
-    change = Change.between(tuple(POOL[:2]), POOL[:3])
+    change = ServiceDiff.between(tuple(POOL[:2]), POOL[:3])
     assert change.since(change.before) is change
     assert change.since(()).come == tuple(POOL[:3])

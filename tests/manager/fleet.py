@@ -12,7 +12,7 @@ from lb.config.load import parse_service_tables
 from lb.model import Address
 from manager.desired.state import Desired, Rules, apply_tables, purge
 from manager.plan.health import Report, Reports, Source
-from manager.plan.model import AGENT, MUX, BackendPlan, Node, Plan, Tables, World
+from manager.plan.model import AGENT, MUX, BackendPlan, Node, Plan, PlanCache, World
 from manager.plan.plan import plan, replan
 
 RULES = Rules((IPv4Network("203.0.113.0/24"),))
@@ -46,7 +46,7 @@ class Fleet:
         self.now = 1000.0
         self.last = Plan()
         self.withdraw_cap = withdraw_cap
-        self.tables = Tables()
+        self.tables = PlanCache()
         self.agent_at: dict[Address, str] = {}
         for n in range(1, muxes + 1):
             self.muxes[f"mux{n}"] = Node(MUX, f"mux{n}", IPv4Address(f"10.0.1.{10 + n}"), connected=True, live={})

@@ -16,9 +16,9 @@ from lb.node.cache import Cache
 from lb.node.client import NodeClient
 from lb.node.identity import Identity, TokenText
 from lb.node.messages import Delta, FlowAnswer, FlowsFromNode, FlowsMessage, HealthMessage, NodeState
-from manager.nodes.stream import Connection, Streams
+from manager.nodes.stream import StreamConnection, Streams
 from manager.trust import joining
-from manager.trust.ca import Authority
+from manager.trust.ca import CertificateAuthority
 from manager.trust.door import serving
 from manager.trust.trust import Trust, listener, peer_of
 from tests.manager.memory import MemoryTrust
@@ -58,38 +58,38 @@ class MemoryHub:
     def wanted(self, kind: str, name: str) -> tuple[int, NodeState]:
         return self.generation, self.state
 
-    def arrived(self, connection: Connection) -> None:
+    def arrived(self, connection: StreamConnection) -> None:
         self.log.append(f"{connection.id} arrived")
 
-    def left(self, connection: Connection) -> None:
+    def left(self, connection: StreamConnection) -> None:
         self.log.append(f"{connection.id} left")
 
     def refused_at_door(self, kind: str, name: str, address: str, reason: str, *, duplicate: bool) -> None:
         self.log.append(f"{kind}:{name} turned away{' as a duplicate' if duplicate else ''}: {reason}")
 
     def live(
-        self, connection: Connection, generation: int, state: NodeState, left_out: Mapping[str, str] = NOTHING
+        self, connection: StreamConnection, generation: int, state: NodeState, left_out: Mapping[str, str] = NOTHING
     ) -> None:
         self.lives[connection.id] = (generation, state)
         self.left_out[connection.id] = dict(left_out)
 
-    def refused(self, connection: Connection, generation: int, reason: str) -> None:
+    def refused(self, connection: StreamConnection, generation: int, reason: str) -> None:
         self.refusals.append((connection.id, generation, reason))
 
-    def health(self, connection: Connection, message: HealthMessage) -> None:
+    def health(self, connection: StreamConnection, message: HealthMessage) -> None:
         self.reports.setdefault(connection.id, []).extend(message.reports)
         self.leases[connection.id] = self.leases.get(connection.id, 0) + 1
 
-    def status(self, connection: Connection, body: Mapping[str, Any]) -> None:
+    def status(self, connection: StreamConnection, body: Mapping[str, Any]) -> None:
         self.statuses.append(body)
 
-    def answered(self, connection: Connection, answer: FlowAnswer) -> None:
+    def answered(self, connection: StreamConnection, answer: FlowAnswer) -> None:
         self.answers.append(answer)
 
-    def event(self, connection: Connection, text: str) -> None:
+    def event(self, connection: StreamConnection, text: str) -> None:
         self.events.append(text)
 
-    def flows(self, connection: Connection, message: FlowsFromNode) -> None:
+    def flows(self, connection: StreamConnection, message: FlowsFromNode) -> None:
         """Back to whoever said it, for others are of no interest here."""
         if isinstance(message, FlowsMessage):
             connection.tell(message)
@@ -100,7 +100,7 @@ class StageManager:
 
     def __init__(self, directory: Path, lifetime: float = 3600) -> None:
         self.directory = directory
-        self.authority = Authority.create(directory / "ca")
+        self.authority = CertificateAuthority.create(directory / "ca")
         self.store = MemoryTrust()
         self.trust = Trust(self.authority, self.store, lifetime)
         self.hub = MemoryHub()

@@ -16,7 +16,7 @@ from lb.errors import AccessError, RequestError
 from lb.node.identity import TokenText
 from manager.daemon import lb_manager
 from manager.store.sqlite import SqliteStore
-from manager.trust.ca import Authority
+from manager.trust.ca import CertificateAuthority
 from manager.trust.tokens import digest
 
 
@@ -49,7 +49,7 @@ def test_init_makes_the_authority_and_the_first_operator(config: Path) -> None:
     ca = config.parent / "state" / "ca"
     assert {path.name for path in out.iterdir()} == {"operator.pem", "operator.key", "ca.pem"}
     assert {stat.S_IMODE(path.stat().st_mode) for path in [*out.iterdir(), *ca.iterdir()]} == {0o600}
-    assert Authority.load(ca).names() == ["lb.example.net"]
+    assert CertificateAuthority.load(ca).names() == ["lb.example.net"]
     assert "operator:ada" in run(config, "certificates").output
 
 
@@ -68,7 +68,7 @@ def test_a_token_is_all_that_is_printed_and_only_its_hash_is_kept(config: Path) 
     printed = run(config, "token", "--kind", "mux", "--name", "mux1", "--ttl", "2h").output
     token = TokenText.parse(printed)
     assert printed == f"{token}\n"
-    assert token.fingerprint == Authority.load(config.parent / "state" / "ca").fingerprint
+    assert token.fingerprint == CertificateAuthority.load(config.parent / "state" / "ca").fingerprint
 
     async def kept() -> None:
         store = await SqliteStore.open(config.parent / "state")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 
-from lb.dataplane import Link, Pipeline, exceptional_flows
+from lb.dataplane import LinkHeader, Pipeline, exceptional_flows
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import BackendState
 from tests.native.test_pressure import FORWARDING, SNAPSHOT, WEB, packet
@@ -21,7 +21,7 @@ DRAINED = (
 
 
 def test_a_table_that_had_no_packet_for_hours_takes_flows_that_live_on() -> None:
-    first, second = Pipeline(1, Link.NONE), Pipeline(1, Link.NONE)
+    first, second = Pipeline(1, LinkHeader.NONE), Pipeline(1, LinkHeader.NONE)
     flows, now = range(500), 100_000 * SECOND
     for turn, flags in enumerate("SA"):
         first.process(SNAPSHOT, [(packet(flags, flow), 40, now + turn * SECOND) for flow in flows])
@@ -40,7 +40,7 @@ def test_a_table_that_had_no_packet_for_hours_takes_flows_that_live_on() -> None
 
 
 def test_a_flow_that_had_a_packet_since_it_was_told_is_not_forgotten() -> None:
-    pipeline = Pipeline(1, Link.NONE)
+    pipeline = Pipeline(1, LinkHeader.NONE)
     for turn, flags in enumerate("SA"):
         pipeline.process(SNAPSHOT, [(packet(flags, flow), 40, turn * SECOND) for flow in range(500)])
     now = 10 * SECOND
@@ -60,7 +60,7 @@ def test_a_flow_that_had_a_packet_since_it_was_told_is_not_forgotten() -> None:
 
 
 def test_what_was_told_is_told_again_with_the_same_age() -> None:
-    first, second = Pipeline(1, Link.NONE), Pipeline(1, Link.NONE)
+    first, second = Pipeline(1, LinkHeader.NONE), Pipeline(1, LinkHeader.NONE)
     for turn, flags in enumerate("SA"):
         first.process(SNAPSHOT, [(packet(flags, flow), 40, turn * SECOND) for flow in range(500)])
     now = 10 * SECOND

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from lb.dataplane import Adoption, BackendFlows, Census, Link, Pipeline, Snapshot, exceptional_flows, with_age
+from lb.dataplane import Adoption, BackendFlows, Census, LinkHeader, Pipeline, Snapshot, exceptional_flows, with_age
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import BackendState, HashMode, Protocol, Service
 from tests.model import flows
@@ -84,7 +84,7 @@ def without_ends(events: Iterable[Event]) -> list[Event]:
 @settings(max_examples=80, deadline=None)
 @given(BATCHES)
 def test_flows_are_counted_where_their_next_packet_would_go(batches: list[Batch]) -> None:
-    compiler, pipeline = Compiler(SMALL), Pipeline(SMALL.flows, Link.NONE, first_id=FIRST_ID)
+    compiler, pipeline = Compiler(SMALL), Pipeline(SMALL.flows, LinkHeader.NONE, first_id=FIRST_ID)
     model, now = Mux(SMALL, Options(first_id=FIRST_ID)), 1_000_000 * SECOND
     for services, events, _ in batches:
         forwarding = compiler.compile(services)
@@ -116,7 +116,7 @@ class Half:
     def __init__(self, *before: tuple[Service, ...]) -> None:
         """``before``: what it was told earlier; its numbers differ from another's by that."""
         self.compiler = Compiler(SMALL)
-        self.pipeline = Pipeline(1000, Link.NONE)
+        self.pipeline = Pipeline(1000, LinkHeader.NONE)
         self.now = SECOND
         for told in before:
             self.publish(told)
@@ -327,7 +327,7 @@ def test_any_record_is_taken_or_left_and_breaks_nothing(numbers: tuple[int, ...]
 
 
 def test_a_pipeline_without_a_flow_table_has_no_flows() -> None:
-    pipeline, forwarding = Pipeline(0, Link.NONE), Compiler(SMALL).compile(services(UP, UP))
+    pipeline, forwarding = Pipeline(0, LinkHeader.NONE), Compiler(SMALL).compile(services(UP, UP))
     snapshot = forwarding.offline_snapshot()
     assert counted(census(pipeline, forwarding, snapshot), forwarding) == {}
     assert exceptional_flows(pipeline, snapshot, 10).total == 0

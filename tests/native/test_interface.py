@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lb import _build_dataplane
-from lb.dataplane import HOST_REASONS, REASONS, Link, Pipeline
+from lb.dataplane import HOST_REASONS, REASONS, LinkHeader, Pipeline
 from lb.dataplane.binding import c, ffi
 from tests.native.compiled import NATIVE
 
@@ -19,7 +19,7 @@ from tests.native.compiled import NATIVE
 @pytest.mark.parametrize("flows", [0, 1])
 @pytest.mark.parametrize("wanted", range(8))
 def test_only_the_counters_that_are_asked_for_are_written(flows: int, wanted: int) -> None:
-    pipeline = Pipeline(flows, Link.NONE)
+    pipeline = Pipeline(flows, LinkHeader.NONE)
     received = ffi.new("uint64_t *", 7) if wanted & 1 else ffi.NULL
     reasons = ffi.new("uint64_t[]", len(REASONS)) if wanted & 2 else ffi.NULL
     counted = ffi.new("struct flow_counters *", {"refused": 7}) if wanted & 4 else ffi.NULL

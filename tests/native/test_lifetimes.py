@@ -12,7 +12,7 @@ PRELUDE = """
 import faulthandler, gc, os, signal, threading, time
 faulthandler.enable()
 from ipaddress import ip_address, ip_network
-from lb.dataplane import HostPipeline, Io, Link, Pipeline, Worker
+from lb.dataplane import HostPipeline, Io, LinkHeader, Pipeline, Worker
 from lb.dataplane.binding import c
 from lb.errors import DataplaneError
 from tests.native.test_worker import FLOW, compiled, wait_until
@@ -21,7 +21,7 @@ def silent():
     return Io("memory", lambda out: c.io_memory_open(0, out))
 
 def started():
-    worker = Worker(Pipeline(1000, Link.NONE), silent(), compiled("a").offline_snapshot())
+    worker = Worker(Pipeline(1000, LinkHeader.NONE), silent(), compiled("a").offline_snapshot())
     worker.start()
     wait_until(lambda: worker.counters().bursts > 3)
     return worker
@@ -41,7 +41,7 @@ for _ in range(10):
 """,
     "all but the worker is dropped and its io closed": """
 io = silent()
-worker = Worker(Pipeline(1000, Link.NONE), io, compiled("a").offline_snapshot())
+worker = Worker(Pipeline(1000, LinkHeader.NONE), io, compiled("a").offline_snapshot())
 worker.start()
 io.close()
 worker._pipeline = None
@@ -72,7 +72,8 @@ io.close()
 snapshot = compiled("a").offline_snapshot()
 uses = [
     worker.start, worker.counters, worker.reclaim, worker.stop, worker.pipeline_counters, io.stats,
-    lambda: worker.publish(snapshot), lambda: worker.lookup(snapshot, FLOW), lambda: Worker(Pipeline(0, Link.NONE), io),
+    lambda: worker.publish(snapshot), lambda: worker.lookup(snapshot, FLOW), lambda: Worker(Pipeline(0,
+    LinkHeader.NONE), io),
 ]
 for use in uses:
     try:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lb.dataplane import FlowTuple, lookup
 from lb.dataplane.compile.compiler import Compiler
-from lb.dataplane.maglev import Maglev, Member, permutation
+from lb.dataplane.maglev import Maglev, MaglevMember, permutation
 from lb.errors import DataplaneError
 from lb.model import Backend, BackendState, HashMode, MuxSettings, PortRange, Protocol, Service
 from tests.model import hashing, maglev
@@ -27,7 +27,7 @@ PRIMES = (7, 11, 251, 1021, 4093)
 def table(size: int, weights: Sequence[tuple[str, int]]) -> list[int]:
     """As the compiler makes it: members in the order of their names; slots hold indices into ``weights``."""
     rows = sorted((name, weight, i) for i, (name, weight) in enumerate(weights))
-    return Maglev(size, [Member(*permutation(SEED, name, size), weight, i) for name, weight, i in rows]).slots()
+    return Maglev(size, [MaglevMember(*permutation(SEED, name, size), weight, i) for name, weight, i in rows]).slots()
 
 
 WEIGHTS = st.lists(
@@ -42,7 +42,7 @@ WEIGHTS = st.lists(
 def test_every_slot_is_that_of_the_papers_algorithm(size: int, weights: list[tuple[str, int]]) -> None:
     rows = sorted((name, weight, i) for i, (name, weight) in enumerate(weights))
     members = [(*permutation(SEED, name, size), weight, i) for name, weight, i in rows]
-    assert Maglev(size, [Member(*m) for m in members]).slots() == maglev.populate(size, members)
+    assert Maglev(size, [MaglevMember(*m) for m in members]).slots() == maglev.populate(size, members)
 
 
 @settings(max_examples=100, deadline=None)
@@ -91,27 +91,32 @@ def test_taking_a_backend_away_equals_giving_it_weight_zero() -> None:
 @pytest.mark.parametrize("size", [0, 1, 4, 9, 65536, 65535, 4093 * 4099, (1 << 24) - 1, (1 << 24) + 43, (1 << 32) - 5])
 def test_a_size_that_is_no_prime_or_too_large_is_refused(size: int) -> None:
     with pytest.raises(DataplaneError, match=f"Cannot build a Maglev table of {size} slots for 2 backends"):
-        Maglev(size, [Member(0, 2, 1, 0), Member(0, 1, 1, 1)])
+        Maglev(size, [MaglevMember(0, 2, 1, 0), MaglevMember(0, 1, 1, 1)])
 
 
 def test_steps_that_would_come_round_for_ever_are_refused() -> None:
     with pytest.raises(DataplaneError):
-        Maglev(9, [Member(0, 3, 1, 0)])
+        Maglev(9, [MaglevMember(0, 3, 1, 0)])
 
 
 def test_the_smallest_and_the_largest_prime_are_taken() -> None:
-    assert Maglev(2, [Member(1, 1, 1, 5)]).slots() == [5, 5]
-    assert Maglev((1 << 24) - 3, [Member(1, 1, 1, 0)]).size == (1 << 24) - 3
+    assert Maglev(2, [MaglevMember(1, 1, 1, 5)]).slots() == [5, 5]
+    assert Maglev((1 << 24) - 3, [MaglevMember(1, 1, 1, 0)]).size == (1 << 24) - 3
 
 
 def test_permutations_and_backends_out_of_range_are_refused() -> None:
-    for member in (Member(7, 1, 1, 0), Member(0, 0, 1, 0), Member(0, 7, 1, 0), Member(0, 1, 1, Maglev.NONE)):
+    for member in (
+        MaglevMember(7, 1, 1, 0),
+        MaglevMember(0, 0, 1, 0),
+        MaglevMember(0, 7, 1, 0),
+        MaglevMember(0, 1, 1, Maglev.NONE),
+    ):
         with pytest.raises(DataplaneError):
             Maglev(7, [member])
 
 
 def test_the_largest_weights_there_are_keep_their_shares() -> None:
-    half = Counter(Maglev(4093, [Member(0, 1, (1 << 32) - 1, 0), Member(0, 1, 1 << 31, 1)]).slots())
+    half = Counter(Maglev(4093, [MaglevMember(0, 1, (1 << 32) - 1, 0), MaglevMember(0, 1, 1 << 31, 1)]).slots())
     assert abs(half[0] - 2 * half[1]) <= 2
 
 

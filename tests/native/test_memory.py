@@ -14,7 +14,7 @@ SCRIPT = """
 from ipaddress import IPv4Address, ip_network
 from itertools import islice
 
-from lb.dataplane import Link, Pipeline
+from lb.dataplane import LinkHeader, Pipeline
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 from tests.native.test_pressure import packet
@@ -29,7 +29,7 @@ def service(n):
 settings = MuxSettings("m", IPv4Address("10.0.1.1"), bytes(16), "eth0", slots=4093, flows=1_000_000)
 forwarding = Compiler(settings).compile(service(n) for n in range(10_000))
 snapshot = forwarding.offline_snapshot()
-pipeline = Pipeline(settings.flows, Link.NONE)
+pipeline = Pipeline(settings.flows, LinkHeader.NONE)
 for start in range(0, 1_000_000, 64):
     pipeline.process(snapshot, [(packet("S", flow), 40, 0) for flow in range(start, start + 64)])
 assert sum(pipeline.counters().flows.live) > 990_000  # some untrusted ones made room for others
@@ -46,7 +46,7 @@ def resident():
 
 packets = [ipv4(tcp("S"), to=str(vip(n))) for n in range(10_000)]
 before = resident()
-another = Pipeline(100_000, Link.NONE)
+another = Pipeline(100_000, LinkHeader.NONE)
 for start in range(0, 10_000, 64):
     another.process(snapshot, [(data, 40, 0) for data in packets[start : start + 64]])
 assert len(another.busy_services(10_000)) == 10_000

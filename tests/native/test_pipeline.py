@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lb.dataplane import REASONS, Link, Pipeline, Result
+from lb.dataplane import REASONS, LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, BackendState, HashMode, Idle, MuxSettings, PortRange, Protocol, Service
 from tests.model.checksum import checksum
@@ -105,7 +105,7 @@ class Twins:
 
     def __init__(self, mine: MuxSettings = SMALL, *, partial: bool = False) -> None:
         self.compiler = Compiler(mine)
-        self.pipeline = Pipeline(mine.flows, Link.NONE, detect_partial=partial, first_id=FIRST_ID)
+        self.pipeline = Pipeline(mine.flows, LinkHeader.NONE, detect_partial=partial, first_id=FIRST_ID)
         self.model = Mux(mine, Options(detect_partial=partial, first_id=FIRST_ID))
         self.now = 1_000_000 * SECOND
         self.processed = 0
@@ -148,7 +148,7 @@ def test_a_burst_is_its_packets_one_at_a_time(
     """With identifications, and through bursts larger than the data plane's own."""
     snapshot = Compiler(SMALL).compile(services).offline_snapshot()
     events = [(packet, len(packet), 0) for packet in packets]
-    single, bursts = Pipeline(1000, Link.NONE), Pipeline(1000, Link.NONE)
+    single, bursts = Pipeline(1000, LinkHeader.NONE), Pipeline(1000, LinkHeader.NONE)
     expected = [single.process(snapshot, [event])[0] for event in events]
     found: list[Result] = []
     while len(found) < len(events):
@@ -181,7 +181,7 @@ def test_counters_of_services_and_backends_add_up() -> None:
     compiler = Compiler(SMALL)
     services = [replace(shape, backends=tuple(V4 if shape.vip.version == 4 else V6)) for shape in SHAPES]
     forwarding = compiler.compile(services)
-    pipeline = Pipeline(1000, Link.NONE)
+    pipeline = Pipeline(1000, LinkHeader.NONE)
     packets = [row.packet for row in ROWS] * 3
     results = pipeline.process(forwarding.offline_snapshot(), [(p, len(p), 0) for p in packets])
     sent = 0

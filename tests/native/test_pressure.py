@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from lb.dataplane import Link, Pipeline, Result
+from lb.dataplane import LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, Idle, PortRange, Protocol, Service
 from tests.packets.build import ipv4, tcp
@@ -46,7 +46,7 @@ class Load:
     """A pipeline with the smallest table, and a way to send many packets quickly."""
 
     def __init__(self, burst: int = 64) -> None:
-        self.pipeline = Pipeline(1, Link.NONE)
+        self.pipeline = Pipeline(1, LinkHeader.NONE)
         self.burst = burst
 
     def send(self, flags: str, flows: Sequence[int], now: int = 0) -> Iterator[Result]:
@@ -141,7 +141,7 @@ def test_flows_that_find_no_place_are_forwarded_where_maglev_says() -> None:
 
 
 def reports_in_bursts(rows: Sequence[tuple[bytes, int, int]], burst: int) -> list[tuple[str | None, int | None]]:
-    pipeline = Pipeline(1, Link.NONE)
+    pipeline = Pipeline(1, LinkHeader.NONE)
     report: list[tuple[str | None, int | None]] = []
     for start in range(0, len(rows), burst):
         report += [(r.flow, r.backend) for r in pipeline.process(SNAPSHOT, rows[start : start + burst])]

@@ -9,11 +9,11 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from lb.dataplane import NO_MAC, BackendEntry, Hop, HopTable, ServiceEntry, Snapshot, VipMap
-from lb.dataplane.maglev import Maglev, Member
+from lb.dataplane.maglev import Maglev, MaglevMember
 from lb.errors import DataplaneError
 from lb.model import Protocol
 
-TABLE = Maglev(7, [Member(0, 1, 1, 0)])
+TABLE = Maglev(7, [MaglevMember(0, 1, 1, 0)])
 GOOD = ServiceEntry(
     id=0,
     first_port=80,

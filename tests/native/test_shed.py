@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from lb.dataplane import SHED_MAX, Link, Pipeline, Result
+from lb.dataplane import SHED_MAX, LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
 from tests.packets.build import ipv4, tcp
 from tests.packets.world import SERVICES, SETTINGS, WEB
@@ -29,7 +29,7 @@ class Shed:
     def __post_init__(self) -> None:
         self.forwarding = Compiler(SETTINGS).compile((ONE, TWO))
         self.snapshot = self.forwarding.offline_snapshot()
-        self.pipeline = Pipeline(self.flows, Link.NONE)
+        self.pipeline = Pipeline(self.flows, LinkHeader.NONE)
 
     def tell(self, **shares: tuple[float, float]) -> None:
         self.pipeline.shed([(self.number(name), *found) for name, found in shares.items()])

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 
-from lb.dataplane import VECTORS, Link, Pipeline
+from lb.dataplane import VECTORS, LinkHeader, Pipeline
 from lb.errors import DataplaneError
 from tests.model import hashing
 from tests.native.compiled import library
@@ -50,8 +50,8 @@ def test_there_is_always_a_plain_one_and_a_best_one() -> None:
     assert c().probe_runs(0)
     assert c().probe_runs(1)
     assert not c().probe_runs(len(VECTORS))
-    assert Pipeline(0, Link.NONE, vector="plain").vector == "plain"
-    assert Pipeline(0, Link.NONE, vector="").vector in VECTORS[1:]
+    assert Pipeline(0, LinkHeader.NONE, vector="plain").vector == "plain"
+    assert Pipeline(0, LinkHeader.NONE, vector="").vector in VECTORS[1:]
 
 
 def test_a_level_is_chosen_only_where_the_processor_has_all_that_it_is_compiled_for() -> None:
@@ -107,11 +107,11 @@ def test_a_burst_is_found_as_one_flow_at_a_time_is(level: int, flows: int) -> No
 
 def test_a_pipeline_is_told_which_to_run_with(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIPMUX_VECTOR", "plain")
-    assert Pipeline(1, Link.NONE).vector == "plain"
-    assert Pipeline(1, Link.NONE, vector="best").vector == Pipeline(1, Link.NONE, vector="").vector
+    assert Pipeline(1, LinkHeader.NONE).vector == "plain"
+    assert Pipeline(1, LinkHeader.NONE, vector="best").vector == Pipeline(1, LinkHeader.NONE, vector="").vector
     monkeypatch.setenv("VIPMUX_VECTOR", "avx1024")
     with pytest.raises(DataplaneError, match=r"VIPMUX_VECTOR = 'avx1024' is no level.*best, plain, avx2, avx512"):
-        Pipeline(1, Link.NONE)
+        Pipeline(1, LinkHeader.NONE)
 
 
 def test_what_the_processor_lacks_is_refused_and_not_replaced() -> None:
@@ -119,13 +119,13 @@ def test_what_the_processor_lacks_is_refused_and_not_replaced() -> None:
     if not missing:
         pytest.skip("the processor has all of them")
     with pytest.raises(DataplaneError, match=f"does not have the vector instructions '{VECTORS[missing[0]]}'"):
-        Pipeline(1, Link.NONE, vector=VECTORS[missing[0]])
+        Pipeline(1, LinkHeader.NONE, vector=VECTORS[missing[0]])
 
 
 def test_a_table_under_pressure_is_the_same_at_each_level(level: int) -> None:
     """More flows than fit, new and known, opening, going on and ending, over half a minute."""
     chance = random.Random(level)
-    plain, fast = Pipeline(1, Link.NONE, vector="plain"), Pipeline(1, Link.NONE, vector=VECTORS[level])
+    plain, fast = Pipeline(1, LinkHeader.NONE, vector="plain"), Pipeline(1, LinkHeader.NONE, vector=VECTORS[level])
     for step in range(300):
         flows = [chance.randrange(2 * ROOM) if chance.random() < 0.7 else chance.randrange(500) for _ in range(640)]
         now = step * SECOND // 10

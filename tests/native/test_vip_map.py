@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lb.bgp.selftest import syn
-from lb.dataplane import Link, Pipeline, Verdict
+from lb.dataplane import LinkHeader, Pipeline, Verdict
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.errors import DataplaneError
 from lb.model import Address, Backend, PortRange, Protocol, Service
@@ -81,7 +81,7 @@ def test_the_most_specific_service_wins(services: list[Service], packets: list[P
 def verdicts(forwarding: Forwarding, packets: Iterable[Packet]) -> list[tuple[Verdict, str, str | None]]:
     """What the data plane does with a packet to each place, and for which service."""
     probes = [syn(protocol, ip_address(address), 1024, port) for address, port, protocol in packets]
-    results = Pipeline(0, Link.NONE).process(
+    results = Pipeline(0, LinkHeader.NONE).process(
         forwarding.offline_snapshot(), [(probe, len(probe), 0) for probe in probes]
     )
     return [(result.verdict, result.reason, forwarding.names(result.service_id, None)[0]) for result in results]
@@ -161,8 +161,8 @@ def test_vips_that_differ_in_a_few_bytes_are_spread_over_the_index(first: str, c
     assert (longest == 0) if elsewhere else (0 < longest < 100)
 
 
-@pytest.mark.parametrize("link", [Link.NONE, Link.SWAP])
-def test_many_services_are_found_in_a_burst_as_one_packet_at_a_time(link: Link) -> None:
+@pytest.mark.parametrize("link", [LinkHeader.NONE, LinkHeader.SWAP])
+def test_many_services_are_found_in_a_burst_as_one_packet_at_a_time(link: LinkHeader) -> None:
     """So many that a burst asks for their rows ahead: of packets of any kind, and too short to have an address."""
     many = [a_service(f"s{n}", f"10.0.{n >> 8}.{n & 255}/32", Protocol.TCP, 80, 80) for n in range(5000)]
     forwarding = Compiler(SETTINGS).compile([*many, a_service("net", "203.0.113.0/24", Protocol.UDP, 0, 65535)])
@@ -183,7 +183,7 @@ def test_many_services_are_found_in_a_burst_as_one_packet_at_a_time(link: Link) 
             packet = chance.choice(
                 [ipv6(udp()), ipv4(udp(dport=chance.randrange(65536)), to="203.0.113.77"), ipv4(ping())]
             )
-        frame = packet if link is Link.NONE else ethernet(packet)
+        frame = packet if link is LinkHeader.NONE else ethernet(packet)
         packets.append((frame, len(frame), 0))
     together, alone = Pipeline(1000, link), Pipeline(1000, link)
     results = [together.process(snapshot, packets[at : at + 64]) for at in range(0, len(packets), 64)]

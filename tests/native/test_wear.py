@@ -7,7 +7,7 @@ import pytest
 
 from lb.bench.pipeline import bench_services
 from lb.bench.wear import ACK, FIN, FLOOD, PSH, SECOND, START, SYN, bench_acks, bench_rollouts, bench_wear
-from lb.dataplane import FLOW_TIERS, Link, Pipeline, Script
+from lb.dataplane import FLOW_TIERS, LinkHeader, Pipeline, Script
 from lb.dataplane.compile.compiler import Compiler
 from tests.packets.world import SETTINGS
 
@@ -61,7 +61,7 @@ def full_of_trusted(script: Script, now: int) -> int:
 
 def test_a_flow_without_a_place_does_not_pay_for_looking_each_time() -> None:
     """All its places are taken by flows that were seen lately; it costs about what no flow table costs at all."""
-    pipeline = Pipeline(1, Link.SWAP)
+    pipeline = Pipeline(1, LinkHeader.SWAP)
     script = Script(pipeline, SNAPSHOT)
     now = full_of_trusted(script, START)
     flows = range(20_000)
@@ -70,7 +70,7 @@ def test_a_flow_without_a_place_does_not_pay_for_looking_each_time() -> None:
     fates = [script.send(SNAPSHOT, flows, ACK, now) for _ in range(5)]
     assert all(fate.untracked > 0.95 * len(flows) for fate in fates)
     assert pipeline.counters().flows.moved == moved, "it was tried again"
-    stateless = Script(Pipeline(0, Link.SWAP), SNAPSHOT)
+    stateless = Script(Pipeline(0, LinkHeader.SWAP), SNAPSHOT)
     stateless.send(SNAPSHOT, flows, ACK, now)
     plain = min(stateless.send(SNAPSHOT, flows, ACK, now).ns for _ in range(5))
     assert min(fate.ns for fate in fates) < 5 * plain
@@ -78,7 +78,7 @@ def test_a_flow_without_a_place_does_not_pay_for_looking_each_time() -> None:
 
 
 def test_half_a_minute_later_those_that_were_silent_longest_make_room() -> None:
-    pipeline = Pipeline(1, Link.SWAP)
+    pipeline = Pipeline(1, LinkHeader.SWAP)
     script = Script(pipeline, SNAPSHOT)
     now = full_of_trusted(script, START)
     busy, quiet = range(FLOOD, FLOOD + 1000), range(FLOOD + 1000, FLOOD + 2000)
@@ -97,7 +97,7 @@ def test_half_a_minute_later_those_that_were_silent_longest_make_room() -> None:
 
 def test_a_forged_end_costs_a_live_flow_its_place_only_where_there_is_no_other() -> None:
     """Ended and silent, it goes before conversations that go on; while any place is free, it stays."""
-    pipeline = Pipeline(1, Link.SWAP)
+    pipeline = Pipeline(1, LinkHeader.SWAP)
     script = Script(pipeline, SNAPSHOT)
     mine = range(1000)
     for flags, now in ((SYN, START), (PSH | ACK, START + TICK), (FIN | ACK, START + TICK)):

@@ -13,7 +13,7 @@ import pytest
 from lb._dataplane import ffi
 from lb._dataplane import lib as c
 
-from lb.dataplane import FlowTuple, Link, Pipeline, Snapshot, Worker
+from lb.dataplane import FlowTuple, LinkHeader, Pipeline, Snapshot, Worker
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.errors import DataplaneError
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
@@ -48,7 +48,7 @@ def wait_until(question: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def worker() -> Iterator[Worker]:
-    made = Worker(Pipeline(1000, Link.NONE), SilentIo(), compiled("a").offline_snapshot())  # type: ignore[arg-type]
+    made = Worker(Pipeline(1000, LinkHeader.NONE), SilentIo(), compiled("a").offline_snapshot())  # type: ignore[arg-type]
     made.start()
     yield made
     made.close()
@@ -118,7 +118,7 @@ def test_threads_may_ask_publish_and_reclaim_at_once(worker: Worker) -> None:
 
 
 def test_a_cpu_that_does_not_exist_is_one_sentence() -> None:
-    worker = Worker(Pipeline(0, Link.NONE), SilentIo(), None, cpu=4096)  # type: ignore[arg-type]
+    worker = Worker(Pipeline(0, LinkHeader.NONE), SilentIo(), None, cpu=4096)  # type: ignore[arg-type]
     with pytest.raises(DataplaneError, match="Cannot start a worker on CPU 4096: Invalid argument"):
         worker.start()
     worker.close()

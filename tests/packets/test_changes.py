@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from lb.dataplane import FLOW_CLASSES, Hop, Link, Pipeline, Result, Snapshot
+from lb.dataplane import FLOW_CLASSES, Hop, LinkHeader, Pipeline, Result, Snapshot
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import Backend, BackendState, Idle, MuxSettings, PortRange, Protocol, Service
 from tests.packets.build import ipv4, tcp, udp
@@ -32,7 +32,7 @@ class Story:
 
     def __init__(self, *backends: Backend, settings: MuxSettings = SETTINGS) -> None:
         self.compiler = Compiler(settings)
-        self.pipeline = Pipeline(settings.flows, Link.NONE)
+        self.pipeline = Pipeline(settings.flows, LinkHeader.NONE)
         self.now = 0.0
         self.forwarding: Forwarding
         self.snapshot: Snapshot
@@ -352,7 +352,7 @@ def test_a_packet_that_is_dropped_early_is_not_remembered() -> None:
 
 def test_without_a_table_every_packet_goes_where_maglev_says() -> None:
     forwarding = Compiler(SETTINGS).compile([web(A, B)])
-    pipeline = Pipeline(0, Link.NONE)
+    pipeline = Pipeline(0, LinkHeader.NONE)
     for port in range(50):
         expected = forwarding.lookup(Protocol.TCP, ip_address("192.0.2.7"), port, ip_address("203.0.113.10"), 80)
         packet = ipv4(tcp("A", sport=port))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lb.dataplane import Link, Offload, Pipeline, Result
+from lb.dataplane import LinkHeader, Offload, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
 from tests.model import tunnel
 from tests.model.checksum import ones_complement_sum, transport_checksum
@@ -29,10 +29,10 @@ Build = Callable[[Segment], bytes]
 FAMILIES = pytest.mark.parametrize("build", [ipv4, ipv6], ids=["ipv4", "ipv6"])
 
 
-def run(packet: bytes, offload: Offload | None, *, link: Link = Link.NONE) -> Result:
+def run(packet: bytes, offload: Offload | None, *, link: LinkHeader = LinkHeader.NONE) -> Result:
     """Through a MUX that has seen nothing yet. Offsets of ``offload`` are from the IP header."""
     pipeline = Pipeline(SETTINGS.flows, link, first_id=FIRST_ID)
-    frame, start = (packet, 0) if link is Link.NONE else (ethernet(packet), 14)
+    frame, start = (packet, 0) if link is LinkHeader.NONE else (ethernet(packet), 14)
     if offload is not None and offload.csum_start:
         offload = Offload(offload.gso_size, offload.csum_start + start, offload.csum_offset, offload.verified)
     (result,) = pipeline.process(SNAPSHOT, [(frame, len(frame), 0)], None if offload is None else [offload])
@@ -42,7 +42,7 @@ def run(packet: bytes, offload: Offload | None, *, link: Link = Link.NONE) -> Re
 
 def outcome(packet: bytes, offload: Offload | None = TOLD) -> tuple[str, tuple[bytes, ...]]:
     """The same over raw IP and over Ethernet."""
-    result, framed = run(packet, offload), run(packet, offload, link=Link.SWAP)
+    result, framed = run(packet, offload), run(packet, offload, link=LinkHeader.SWAP)
     assert (framed.reason, tuple(out[14:] for out in framed.out)) == (result.reason, result.out)
     return result.reason, result.out
 
@@ -321,8 +321,8 @@ def test_a_burst_of_all_kinds_equals_one_packet_at_a_time() -> None:
         (ipv6(tcp("A", data(9000), check="partial")), left(ipv6, gso_size=FITS6)),
         (ipv6(tcp("A", data(9000), check="partial")), left(ipv6, gso_size=FITS6 + 1)),
     ] * 9
-    together = Pipeline(SETTINGS.flows, Link.NONE, first_id=FIRST_ID)
-    single = Pipeline(SETTINGS.flows, Link.NONE, first_id=FIRST_ID)
+    together = Pipeline(SETTINGS.flows, LinkHeader.NONE, first_id=FIRST_ID)
+    single = Pipeline(SETTINGS.flows, LinkHeader.NONE, first_id=FIRST_ID)
     packets = [(packet, len(packet), 0) for packet, _ in cases]
     results = together.process(SNAPSHOT, packets, [offload for _, offload in cases])
     alone = [single.process(SNAPSHOT, [packet], [o])[0] for packet, (_, o) in zip(packets, cases, strict=True)]

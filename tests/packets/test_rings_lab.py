@@ -17,7 +17,7 @@ pytest.importorskip("lb._dataplane")
 
 from lb.bench.packet_rate import merge_received, open_counters
 from lb.bench.stage.netns import enter
-from lb.dataplane import Generator, GeneratorKind, Hop, Link, PacketIo, Pipeline, Worker
+from lb.dataplane import Generator, GeneratorKind, Hop, LinkHeader, PacketIo, Pipeline, Worker
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 from lb.mux.io.socket_filter import vip_filter
@@ -65,7 +65,7 @@ class Wire:
         self.io = inside(mux, lambda: PacketIo("m0", filter_=vip_filter([VIP]).program))
         stack.callback(self.io.close)
         snapshot = forwarding.snapshot({BACKEND: Hop(BACKEND, ROUTER_MAC, MUX_MAC, 0)})
-        self.worker = Worker(Pipeline(SETTINGS.flows, Link.NEXT_HOP), self.io, snapshot)
+        self.worker = Worker(Pipeline(SETTINGS.flows, LinkHeader.NEXT_HOP), self.io, snapshot)
         stack.callback(self.worker.close)
         self.worker.start()
         thread = stack.enter_context(ThreadPoolExecutor(1, initializer=enter, initargs=(outside,)))

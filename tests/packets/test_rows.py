@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.dataplane import REASONS, Hop, Link, Pipeline, Result
+from lb.dataplane import REASONS, Hop, LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
 from tests.model.mux import Mux, Options
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
@@ -23,7 +23,7 @@ SNAPSHOT = FORWARDING.offline_snapshot()
 each_row = pytest.mark.parametrize("row", ROWS, ids=[row.claim for row in ROWS])
 
 
-def run(row: Row, link: Link, frame: Callable[[bytes], bytes] = bytes) -> Result:
+def run(row: Row, link: LinkHeader, frame: Callable[[bytes], bytes] = bytes) -> Result:
     """The row alone, through a MUX that has seen nothing yet."""
     pipeline = Pipeline(SETTINGS.flows, link, detect_partial=row.partial, first_id=FIRST_ID)
     data = frame(row.packet)
@@ -50,14 +50,14 @@ def test_every_reason_of_the_pipeline_has_a_row() -> None:
 
 @each_row
 def test_row_over_raw_ip(row: Row) -> None:
-    result = run(row, Link.NONE)
+    result = run(row, LinkHeader.NONE)
     assert (result.verdict.name.lower(), result.reason) == (row.verdict, row.reason)
     assert result.out == row.out
 
 
 @each_row
 def test_row_over_ethernet(row: Row) -> None:
-    result = run(row, Link.SWAP, ethernet)
+    result = run(row, LinkHeader.SWAP, ethernet)
     if row.reason == "not_ip":
         assert result.reason == "bad_header"  # Ethernet said that it would be IPv4
         return
@@ -79,7 +79,7 @@ def test_row_in_the_model(row: Row) -> None:
 
 @pytest.mark.parametrize("row", FRAMES, ids=[row.claim for row in FRAMES])
 def test_frame(row: FrameRow) -> None:
-    pipeline = Pipeline(SETTINGS.flows, Link.SWAP, first_id=FIRST_ID)
+    pipeline = Pipeline(SETTINGS.flows, LinkHeader.SWAP, first_id=FIRST_ID)
     wire_length = len(row.frame) if row.wire_length is None else row.wire_length
     (result,) = pipeline.process(SNAPSHOT, [(row.frame, wire_length, 0)])
     assert (result.reason, tuple(out[14:] for out in result.out)) == (row.reason, row.out)
@@ -87,7 +87,7 @@ def test_frame(row: FrameRow) -> None:
 
 
 def test_an_empty_raw_packet_is_passed() -> None:
-    (result,) = Pipeline(0, Link.NONE).process(SNAPSHOT, [(b"", 0, 0)])
+    (result,) = Pipeline(0, LinkHeader.NONE).process(SNAPSHOT, [(b"", 0, 0)])
     assert (result.verdict.name, result.reason) == ("PASS", "not_ip")
 
 
@@ -100,7 +100,7 @@ def test_frames_leave_by_the_next_hops_addresses() -> None:
     for row in ROWS:
         if row.reason != "forwarded":
             continue
-        pipeline = Pipeline(0, Link.NEXT_HOP, detect_partial=row.partial, first_id=FIRST_ID)
+        pipeline = Pipeline(0, LinkHeader.NEXT_HOP, detect_partial=row.partial, first_id=FIRST_ID)
         (result,) = pipeline.process(snapshot, [(ethernet(row.packet), len(row.packet) + 14, 0)])
         (out,) = result.out
         assert out[14:] == row.out[0]

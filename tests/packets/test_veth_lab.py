@@ -16,7 +16,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.dataplane import REASONS, Hop, Link, PacketIo, Pipeline, Snapshot, WholeProgram, Worker
+from lb.dataplane import REASONS, Hop, LinkHeader, PacketIo, Pipeline, Snapshot, WholeProgram, Worker
 from lb.dataplane.compile.compiler import Compiler
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.model.checksum import checksum, ones_complement_sum, pseudo_header
@@ -74,13 +74,13 @@ class Wire:
         stack.callback(io.close)
         if whole:
             self._open_gate(mux, io, card=card)
-        self.worker = Worker(Pipeline(SETTINGS.flows, Link.NEXT_HOP), io, self.snapshot())
+        self.worker = Worker(Pipeline(SETTINGS.flows, LinkHeader.NEXT_HOP), io, self.snapshot())
         stack.callback(self.worker.close)
         self.worker.start()
 
     @staticmethod
     def _open_gate(namespace: str, io: PacketIo, *, card: bool) -> None:
-        program = WholeProgram(Link.NEXT_HOP)
+        program = WholeProgram(LinkHeader.NEXT_HOP)
         inside(namespace, lambda: io.set_gate(GATE, program))
         program.close()
         ip("-n", namespace, "link", "set", "dev", GATE, "up")

@@ -35,7 +35,7 @@ _PACKET = 65536
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BackendPlace:
     """A backend that has a verdict."""
 
     service: str
@@ -43,7 +43,7 @@ class Place:
     agent: str
 
 
-class Node:
+class SimulatedNode:
     """One simulated node: takes every state at once."""
 
     def __init__(self, spec: dict[str, Any], url: str, directory: Path) -> None:
@@ -82,7 +82,7 @@ class Node:
     def _settings(self) -> dict[str, Any]:
         return {"name": self.name, "address": self.address, "address6": None}
 
-    def say(self, place: Place, up: bool, reason: str) -> None:
+    def say(self, place: BackendPlace, up: bool, reason: str) -> None:
         report = HealthReport(place.service, place.backend, "agent", up, reason, time.time())
         self.reports[report.key] = report
         self.client.send_health([report])
@@ -93,9 +93,9 @@ class Nodes:
 
     def __init__(self, spec: dict[str, Any]) -> None:
         directory = Path(spec["directory"])
-        self._nodes = {entry["name"]: Node(entry, spec["url"], directory) for entry in spec["nodes"]}
+        self._nodes = {entry["name"]: SimulatedNode(entry, spec["url"], directory) for entry in spec["nodes"]}
         self._watcher = self._nodes[spec["watcher"]]
-        self._places = [Place(*entry) for entry in spec["places"]]
+        self._places = [BackendPlace(*entry) for entry in spec["places"]]
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self, names: list[str]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Nodes:
             "last": last,
         }
 
-    def _said(self, place: Place) -> bool | None:
+    def _said(self, place: BackendPlace) -> bool | None:
         """An agent's last word on a backend."""
         found = self._nodes[place.agent].reports.get((place.service, place.backend, "agent"))
         return found.up if found is not None else None
@@ -161,16 +161,16 @@ class Nodes:
 class _Ledger:
     """Verdicts that were said, until the watching MUX has them."""
 
-    def __init__(self, watcher: Node) -> None:
+    def __init__(self, watcher: SimulatedNode) -> None:
         self._watcher = watcher
-        self.open: dict[Place, tuple[float, bool]] = {}
-        self.last: dict[Place, bool] = {}
+        self.open: dict[BackendPlace, tuple[float, bool]] = {}
+        self.last: dict[BackendPlace, bool] = {}
         self.latencies: list[float] = []
         self.said_at: list[float] = []  #: when each of them began, by the clock that all processes share
-        self._quick: set[Place] = set()
+        self._quick: set[BackendPlace] = set()
         self.replaced = 0  #: a later verdict on the same backend came before this one was seen
 
-    def said(self, place: Place, up: bool) -> None:
+    def said(self, place: BackendPlace, up: bool) -> None:
         if self.open.pop(place, None) is not None:
             self.replaced += 1  # the one before is not measured, nor is this: the MUX may never see either
             self._quick.add(place)

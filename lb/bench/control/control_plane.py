@@ -26,7 +26,7 @@ from typing import Any
 from lb.bench.control.fleet import (
     FIRST_VIP,
     SERVICE_PORT,
-    Fleet,
+    BenchFleet,
     check,
     cpu_of,
     exabgp_of,
@@ -85,7 +85,7 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
+class ProcessMemory:
     """Of one process, MiB. ``control`` is what is left of ``rss`` without tables, flows and the rings of packets: the
     control plane."""
 
@@ -157,7 +157,7 @@ def bench_control(
     netns.reap()
     answer = ControlBench(services, backends, muxes, agents, cpu=cpu_name(), commit=commit_name())
     tables = service_tables(services, backends, agents)
-    with Fleet(muxes, agents) as fleet:
+    with BenchFleet(muxes, agents) as fleet:
         _begin(fleet, tables, answer, say)
         before = _updates(fleet)
         _changes(fleet, tables, changes, answer, say)
@@ -203,7 +203,7 @@ def _backend(service: int, host: int) -> dict[str, Any]:
 # ---- the start ------------------------------------------------------------------------------------------------------
 
 
-def _begin(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
+def _begin(fleet: BenchFleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
     """Manager, MUXes, services, and then all agents at once."""
     fleet.start_manager()
     fleet.start_routers()
@@ -244,7 +244,7 @@ def _host(backend: dict[str, Any]) -> int:
 # ---- changes of one service -----------------------------------------------------------------------------------------
 
 
-def _changes(fleet: Fleet, tables: list[dict[str, Any]], count: int, answer: ControlBench, say: Say) -> None:
+def _changes(fleet: BenchFleet, tables: list[dict[str, Any]], count: int, answer: ControlBench, say: Say) -> None:
     """A weight, a backend more, that backend gone again, by turns, each of another service."""
     chance = random.Random(2)  # noqa: S311
     kinds: dict[str, list[float]] = {"weight": [], "backend added": [], "backend removed": []}
@@ -293,7 +293,7 @@ def _loop() -> float:
 # ---- BGP ------------------------------------------------------------------------------------------------------------
 
 
-def _tell_routers(fleet: Fleet, answer: ControlBench, say: Say) -> None:
+def _tell_routers(fleet: BenchFleet, answer: ControlBench, say: Say) -> None:
     if fleet.routers:
         answer.bgp = {"router": fleet.routers[0].version(), "peers": len(fleet.routers)}
     else:
@@ -301,12 +301,12 @@ def _tell_routers(fleet: Fleet, answer: ControlBench, say: Say) -> None:
         say(ABSENT)
 
 
-def _updates(fleet: Fleet) -> int:
+def _updates(fleet: BenchFleet) -> int:
     """What MUXes told routers so far, prefix by prefix."""
     return sum(router.updates() for router in fleet.routers)
 
 
-def _vips(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
+def _vips(fleet: BenchFleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
     """A service with a VIP of its own comes and goes: from the request until all routers have it by all MUXes."""
     if not fleet.routers:
         return
@@ -328,7 +328,7 @@ def _vips(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say:
     say(", ".join(f"a VIP is {kind} after {row.median} ms (median)" for kind, row in found.items()))
 
 
-def _routes(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
+def _routes(fleet: BenchFleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
     """At the end every router has exactly the VIPs by every MUX."""
     if not fleet.routers:
         return
@@ -343,7 +343,7 @@ def _routes(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, sa
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def _memory(fleet: Fleet, answer: ControlBench) -> None:
+def _memory(fleet: BenchFleet, answer: ControlBench) -> None:
     """Everything idle, after the changes."""
     from lb.dataplane import flow_table_bytes  # noqa: PLC0415  brings the extension
 
@@ -354,11 +354,11 @@ def _memory(fleet: Fleet, answer: ControlBench) -> None:
         own_tables, own_flows = (tables, flows) if name in fleet.muxes else (0.0, 0.0)
         found = {key: round(value / mib, 1) for key, value in memory_of(pid).items()}
         rings = round(rings_of(pid) / mib, 1)
-        memory = Memory(**found, tables=round(own_tables, 1), flows=round(own_flows, 1), rings=rings)
+        memory = ProcessMemory(**found, tables=round(own_tables, 1), flows=round(own_flows, 1), rings=rings)
         answer.memory[name] = {**asdict(memory), "control": memory.control}
 
 
-def _processes(fleet: Fleet) -> dict[str, int]:
+def _processes(fleet: BenchFleet) -> dict[str, int]:
     """The manager, the MUXes, and the ExaBGP of one MUX, by their pids."""
     pids = {"lb-manager": fleet.manager.pid} | {name: mux.pid for name, mux in fleet.muxes.items()}
     return pids | ({"exabgp": exabgp_of(fleet.muxes[fleet.mux_names[0]].pid)} if fleet.routers else {})
@@ -400,7 +400,7 @@ COMMANDS = (
 TIMES = 5
 
 
-def _commands(fleet: Fleet, table: dict[str, Any], answer: ControlBench, say: Say) -> None:
+def _commands(fleet: BenchFleet, table: dict[str, Any], answer: ControlBench, say: Say) -> None:
     """From the start of the program to its end, its output going to a pipe."""
     held = fleet.get("tables")
     changed = copy.deepcopy(next(one for one in held if one["name"] == table["name"]))
@@ -420,7 +420,7 @@ def _commands(fleet: Fleet, table: dict[str, Any], answer: ControlBench, say: Sa
 # ---- churn ----------------------------------------------------------------------------------------------------------
 
 
-def _churn(fleet: Fleet, seconds: float, rate: float, answer: ControlBench, say: Say) -> None:
+def _churn(fleet: BenchFleet, seconds: float, rate: float, answer: ControlBench, say: Say) -> None:
     pids = _processes(fleet)
     before = {name: cpu_of(pid) for name, pid in pids.items()}
     done = fleet.agents.ask(do="churn", seconds=seconds, rate=rate, seed=3)
@@ -444,7 +444,7 @@ def _churn(fleet: Fleet, seconds: float, rate: float, answer: ControlBench, say:
 LOOKS, WAITED = 10, 50
 
 
-def _rollouts(fleet: Fleet, table: dict[str, Any], count: int, answer: ControlBench, say: Say) -> None:
+def _rollouts(fleet: BenchFleet, table: dict[str, Any], count: int, answer: ControlBench, say: Say) -> None:
     """A service has its backends replaced again and again, by names that never were; the last are the first."""
     pids = {name: pid for name, pid in _processes(fleet).items() if name != "exabgp"}
     rss: dict[str, list[float]] = {name: [] for name in pids}
@@ -466,7 +466,7 @@ def _rollouts(fleet: Fleet, table: dict[str, Any], count: int, answer: ControlBe
 BESIDE = 20.0
 
 
-def _verdicts_during_apply(fleet: Fleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
+def _verdicts_during_apply(fleet: BenchFleet, tables: list[dict[str, Any]], answer: ControlBench, say: Say) -> None:
     """Every one of these services gets another weight, in one request, while agents say verdicts."""
     changed = copy.deepcopy(tables)
     for table in changed:
@@ -480,7 +480,7 @@ def _verdicts_during_apply(fleet: Fleet, tables: list[dict[str, Any]], answer: C
     _say_verdicts("during_apply", f"while {len(changed):,} services changed", answer, say)
 
 
-def _verdicts_during_join(fleet: Fleet, count: int, answer: ControlBench, say: Say) -> None:
+def _verdicts_during_join(fleet: BenchFleet, count: int, answer: ControlBench, say: Say) -> None:
     """So many agents more join at once, each with a key, a token and a connection of its own."""
     names = fleet.start_joiners(count)
 
@@ -494,7 +494,7 @@ def _verdicts_during_join(fleet: Fleet, count: int, answer: ControlBench, say: S
     fleet.joiners.stop()
 
 
-def _verdicts_beside(fleet: Fleet, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _verdicts_beside(fleet: BenchFleet, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Of the verdicts that were said while it went on, how long each took to a MUX."""
     with ThreadPoolExecutor(1, "verdicts") as beside:
         ending = beside.submit(fleet.agents.ask, do="churn", seconds=1.0, rate=BESIDE, seed=4)
@@ -530,13 +530,13 @@ def _say_verdicts(key: str, words: str, answer: ControlBench, say: Say) -> None:
     say(f"verdicts {words} ({found['seconds']:.1f} s): median {latency['median']} ms to a MUX, p90 {latency['p90']} ms")
 
 
-def wrong_verdicts(fleet: Fleet, last: list[tuple[str, str, bool]]) -> int:
+def wrong_verdicts(fleet: BenchFleet, last: list[tuple[str, str, bool]]) -> int:
     """Backends that a real MUX has in another state than the last verdict on them says."""
     rows = {(row["service"], row["name"]): row["state"] for row in fleet.local(fleet.mux_names[-1], "backends")}
     return sum((rows[service, backend] == "up") is not up for service, backend, up in last)
 
 
-def diverged(fleet: Fleet) -> list[str]:
+def diverged(fleet: BenchFleet) -> list[str]:
     """Nodes that do not hold what the manager wants of them: by generation, and the simulated by what they hold."""
     rows = {f"mux:{row['name']}": row for row in fleet.get("muxes")}
     rows |= {f"agent:{row['name']}": row for row in fleet.get("agents")}

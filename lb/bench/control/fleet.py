@@ -5,8 +5,9 @@
     mux1, mux2, ...: an lb-mux each, 10.0.1.11 and up, and a state directory each
     router1, router2: BIRD, if it is installed, 10.0.1.3 and 10.0.1.4 (lb.bench.stage.bird)
 
-Owned by :mod:`lb.bench.control.control_plane`. A :class:`Fleet` owns namespaces, processes and the directory; all of it
-is gone when it is left, and what a killed run left behind the next one removes (:func:`lb.bench.stage.netns.reap`).
+Owned by :mod:`lb.bench.control.control_plane`. A :class:`BenchFleet` owns namespaces, processes and the directory; all
+of it is gone when it is left, and what a killed run left behind the next one removes
+(:func:`lb.bench.stage.netns.reap`).
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Child:
             self.process.wait()
 
 
-class Fleet(Stage):
+class BenchFleet(Stage):
     """See the module's text."""
 
     def __init__(self, muxes: int, agents: int) -> None:

@@ -32,7 +32,7 @@ from lb.bench.packet_rate import (
     two_cores,
 )
 from lb.bench.peers import http_load
-from lb.bench.peers.stage import CLIENT, CLIENT_SMALL, LARGE, SMALL, PeersStage, Standing
+from lb.bench.peers.stage import CLIENT, CLIENT_SMALL, LARGE, SMALL, PeersStage, RunningWay
 from lb.bench.peers.ways import DIRECT, Way, ways
 from lb.bench.stage import netns
 from lb.bench.stage.daemons import ended_by_signals, first_in_line, needs, real_time
@@ -234,7 +234,7 @@ def _http(
 
 
 def _one_http_round(
-    client: str, standing: Standing, into: _Series, *, answer: int, body: BinaryIO, seconds: float
+    client: str, standing: RunningWay, into: _Series, *, answer: int, body: BinaryIO, seconds: float
 ) -> float:
     """Returns CPU of the whole machine for 1,000 requests, ms."""
     address, transfers = standing.address, seconds * _TRANSFER_PART

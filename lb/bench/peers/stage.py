@@ -23,11 +23,11 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from lb.bench.peers.ways import DIRECT, Place, Return, Way
+from lb.bench.peers.ways import DIRECT, Return, Way, WayPlace
 from lb.bench.stage import netns
 from lb.bench.stage.daemons import (
-    Daemon,
-    Program,
+    BenchDaemon,
+    BenchProgram,
     Stage,
     add_namespace,
     lift_session,
@@ -89,13 +89,13 @@ http {{
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RunningWay:
     """A way that is set up: where the client finds it, and what runs for it."""
 
     name: str
     words: str
     address: str
-    program: Program | None
+    program: BenchProgram | None
 
 
 class PeersStage(Stage):
@@ -106,7 +106,7 @@ class PeersStage(Stage):
         self._wanted = wanted
         self._offloads = offloads
         self.client, self._router, self._host = map(self._space, ("cl", "ro", "ho"))
-        self.standing: list[Standing] = []
+        self.standing: list[RunningWay] = []
         self.left_out: dict[str, str] = {}
 
     def _build(self) -> None:
@@ -119,7 +119,7 @@ class PeersStage(Stage):
         netns.batch([f"address add {CLIENT_SMALL}/24 dev eth0"], self.client)
         self._small_window(self._host)
         self._start_server()
-        self.standing.append(Standing(DIRECT, "no load balancer", HOST, None))
+        self.standing.append(RunningWay(DIRECT, "no load balancer", HOST, None))
         numbered = [(number, way) for number, way in enumerate(self._wanted, 1)]
         agent = [way for way in numbered if way[1].io is not None]
         if agent:
@@ -190,7 +190,7 @@ class PeersStage(Stage):
         path = self.directory / "host.conf"
         path.write_text(_NGINX.format(directory=directory))
         command: list[str | Path] = ["nginx", "-e", directory / "host-error.log", "-c", path]
-        server = self._keep(Program(self._host, "nginx on the host", command, self.directory / "host.log"))
+        server = self._keep(BenchProgram(self._host, "nginx on the host", command, self.directory / "host.log"))
         lift_session(server.process.pid)
         _wait_for_port(self._host, HOST, server)
 
@@ -205,11 +205,11 @@ class PeersStage(Stage):
         )
         path = self.directory / "agent.toml"
         path.write_text(format_config(AgentConfig(settings, tuple(map(_service, numbers)))))
-        agent = self._keep(Daemon(self._host, "agent.daemon", ["--config", path], self.directory / "agent.log"))
+        agent = self._keep(BenchDaemon(self._host, "agent.daemon", ["--config", path], self.directory / "agent.log"))
         socket_path = self.directory / "agent" / "agent.sock"
         wait(lambda: bool(agent.row(socket_path, "agents").get("mode")), "lb-agent to be ready")
 
-    def _stand(self, number: int, way: Way) -> Standing:
+    def _stand(self, number: int, way: Way) -> RunningWay:
         """A load balancer of its own, and everything that leads to it."""
         reason = way.missing()
         if reason:
@@ -221,36 +221,36 @@ class PeersStage(Stage):
         backend = HOST if way.io is not None or proxy else f"10.2.0.{number}"
         directory = self.directory / way.name
         directory.mkdir()
-        place = Place(namespace, directory, _vip(number), f"10.1.{number}.2", backend)
+        place = WayPlace(namespace, directory, _vip(number), f"10.1.{number}.2", backend)
         self._through(number, way, backend)
         if way.io is not None:
             mux, mode = self._start_mux(place, way.io, number)
-            return Standing(way.name, f"{way.words}: {mode}", place.vip, mux)
+            return RunningWay(way.name, f"{way.words}: {mode}", place.vip, mux)
         netns.sysctl(namespace, {"ipv4/ip_forward": 0 if proxy else 1, "ipv4/conf/all/send_redirects": 0})
         netns.sysctl(namespace, {"ipv4/conf/eth0/send_redirects": 0, "ipv4/ip_local_port_range": "10000 65000"})
         program = self._set_up(place, way)
         # What is only forwarded keeps its address; all else is asked for by the VIP.
         plain = way.forwards and way.rules is None
-        return Standing(way.name, way.words, backend if plain else place.vip, program)
+        return RunningWay(way.name, way.words, backend if plain else place.vip, program)
 
-    def _set_up(self, place: Place, way: Way) -> Program | None:
+    def _set_up(self, place: WayPlace, way: Way) -> BenchProgram | None:
         if way.local:
             netns.batch([f"address add {place.vip}/32 dev lo"], place.namespace)
         if way.rules is not None:
             load_rules(place.namespace, way.rules(place.vip, place.backend))
         for command in way.commands(place) if way.commands is not None else ():
-            run = Program(place.namespace, command[0], command, place.directory / "command.log")
+            run = BenchProgram(place.namespace, command[0], command, place.directory / "command.log")
             if run.process.wait():
                 raise IoError(f"{' '.join(command)}: {run.last_words()}")
         if way.program is None:
             return None
         self._small_window(place.namespace)
         log = place.directory / "log"
-        program = self._keep(Program(place.namespace, way.name, way.program(place), log))
+        program = self._keep(BenchProgram(place.namespace, way.name, way.program(place), log))
         _wait_for_port(place.namespace, place.vip, program)
         return program
 
-    def _start_mux(self, place: Place, io: IoMode, number: int) -> tuple[Program, str]:
+    def _start_mux(self, place: WayPlace, io: IoMode, number: int) -> tuple[BenchProgram, str]:
         settings = MuxSettings(
             name=f"bench-{io.value}",
             address=IPv4Address(place.own),
@@ -262,7 +262,7 @@ class PeersStage(Stage):
         path = place.directory / "mux.toml"
         path.write_text(format_config(MuxConfig(settings, (_service(number),))))
         log = place.directory / "log"
-        mux = self._keep(Daemon(place.namespace, "lb.mux.daemon", ["--config", path], log))
+        mux = self._keep(BenchDaemon(place.namespace, "lb.mux.daemon", ["--config", path], log))
 
         def row() -> dict[str, Any]:
             return mux.row(place.directory / "mux.sock", "muxes")
@@ -295,7 +295,7 @@ def _offloads_off(interface: str) -> None:
                 fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
 
-def _wait_for_port(namespace: str, address: str, program: Program) -> None:
+def _wait_for_port(namespace: str, address: str, program: BenchProgram) -> None:
     """Until it takes connections at port 80."""
 
     def open_() -> bool:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ways that ``lb bench peers`` compares: what each needs, and how it is set up on a load balancer of its own.
 
-A :class:`Way` is a value; :func:`ways` lists them, vipmux once for each of its I/O modes. :class:`Place` is what a way
-finds when it is set up by :mod:`lb.bench.peers.stage`: a namespace with one interface, a VIP that the router sends
+A :class:`Way` is a value; :func:`ways` lists them, vipmux once for each of its I/O modes. :class:`WayPlace` is what a
+way finds when it is set up by :mod:`lb.bench.peers.stage`: a namespace with one interface, a VIP that the router sends
 there, and a backend. Rules and configurations are pure text, made here.
 """
 
@@ -32,7 +32,7 @@ class Return(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WayPlace:
     """Of a way; addresses as text."""
 
     namespace: str
@@ -51,8 +51,8 @@ class Way:
     words: str
     back: Return
     rules: Callable[[str, str], str] | None = None  #: of VIP and backend
-    program: Callable[[Place], list[str | Path]] | None = None
-    commands: Callable[[Place], list[list[str]]] | None = None
+    program: Callable[[WayPlace], list[str | Path]] | None = None
+    commands: Callable[[WayPlace], list[list[str]]] | None = None
     io: IoMode | None = None  #: vipmux in this mode
     missing: Callable[[], str | None] = lambda: None
     local: bool = False  #: the VIP is an address of the load balancer
@@ -110,7 +110,7 @@ table ip bench {{
 """
 
 
-def _ipvs(place: Place) -> list[list[str]]:
+def _ipvs(place: WayPlace) -> list[list[str]]:
     service = f"{place.vip}:80"
     return [
         ["ipvsadm", "-A", "-t", service, "-s", "sh"],
@@ -118,7 +118,7 @@ def _ipvs(place: Place) -> list[list[str]]:
     ]
 
 
-def _haproxy(place: Place) -> list[str | Path]:
+def _haproxy(place: WayPlace) -> list[str | Path]:
     path = place.directory / "haproxy.cfg"
     path.write_text(f"""
 global
@@ -136,7 +136,7 @@ listen bench
     return ["haproxy", "-db", "-f", path]
 
 
-def _nginx(place: Place) -> list[str | Path]:
+def _nginx(place: WayPlace) -> list[str | Path]:
     path = place.directory / "nginx.conf"
     load = "".join(f"load_module {module};\n" for module in _STREAM_MODULES if module.exists())
     path.write_text(f"""

@@ -27,7 +27,7 @@ from lb.daemon.privileges import Capability, missing
 from lb.errors import ControlError, FeatureError, IoError, PrivilegeError
 from lb.model import BgpSettings, MuxConfig, MuxSettings, Service
 
-ProgramT = TypeVar("ProgramT", bound="Program")
+ProgramT = TypeVar("ProgramT", bound="BenchProgram")
 
 #: Of what is measured, before all else on the machine.
 NICE = -20
@@ -146,7 +146,7 @@ def ticks(cpus: Iterable[int]) -> tuple[int, int]:
 _CPUCLOCK_SCHED = 2
 
 
-class Program:
+class BenchProgram:
     """A program in a namespace, which ends with us even if we are killed; what it prints goes to a file."""
 
     def __init__(self, namespace: str, name: str, command: Iterable[str | Path], log: Path) -> None:
@@ -183,7 +183,7 @@ class Program:
             self.process.wait()
 
 
-class Daemon(Program):
+class BenchDaemon(BenchProgram):
     """One of ours, by its Python module."""
 
     def __init__(
@@ -201,7 +201,7 @@ class Daemon(Program):
         return found
 
 
-class MuxDaemon(Daemon):
+class MuxDaemon(BenchDaemon):
     """A real ``lb-mux``, on a file of its own beside its state directory."""
 
     def __init__(

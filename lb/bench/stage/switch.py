@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.bench.stage import netns
-from lb.bench.stage.daemons import Daemon, MuxDaemon, Stage, add_namespace, lift_session, wait
+from lb.bench.stage.daemons import BenchDaemon, MuxDaemon, Stage, add_namespace, lift_session, wait
 from lb.config.render import format_config
 from lb.model import (
     AgentConfig,
@@ -83,8 +83,8 @@ class SwitchStage(Stage):
         )
         netns.batch([f"address add {address}/24 dev eth0", "link set dev eth0 up", "link set dev lo up"], name)
 
-    def _start(self, namespace: str, module: str, *arguments: str | Path) -> Daemon:
-        daemon = self._keep(Daemon(namespace, module, arguments, self.directory / f"{module}.log"))
+    def _start(self, namespace: str, module: str, *arguments: str | Path) -> BenchDaemon:
+        daemon = self._keep(BenchDaemon(namespace, module, arguments, self.directory / f"{module}.log"))
         lift_session(daemon.process.pid)
         return daemon
 

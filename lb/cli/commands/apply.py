@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import Terms, finish, terms_options
+from lb.cli.change_options import ChangeOptions, finish, terms_options
 from lb.cli.output import example, output_option
 from lb.cli.service_files import files_option, read_files
 from lb.errors import ConfigError, RequestError
@@ -24,7 +24,7 @@ from lb.errors import ConfigError, RequestError
 @terms_options
 @manager_options
 @output_option
-def command(*, paths: tuple[str, ...], prune: bool, terms: Terms, manager: Manager, as_json: bool) -> int:
+def command(*, paths: tuple[str, ...], prune: bool, terms: ChangeOptions, manager: Manager, as_json: bool) -> int:
     """Create or change the services of FILE; others stay. All mistakes are reported at once, and change nothing.
     Several files, or a folder of them, are applied as one change.
 

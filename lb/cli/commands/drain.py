@@ -72,7 +72,7 @@ def _wait(path: tuple[str, ...], answer: dict[str, Any], seconds: float, manager
 
     if not as_json:
         show(answer)
-    one = drain_wait.Wait(manager, seconds, drain_wait.Line(silent=as_json))
+    one = drain_wait.Wait(manager, seconds, drain_wait.ProgressLine(silent=as_json))
     if path[0] == "muxes":
         left, sentence = drain_wait.mux(one, path[1])
     elif path[0] == "hosts":

@@ -17,7 +17,7 @@ from lb.errors import PcapError, RequestError
 
 if TYPE_CHECKING:
     from lb.model import MuxConfig
-    from lb.replay.run import Switch, Totals
+    from lb.replay.run import ReplayTotals, Switch
 
 
 @click.command(
@@ -78,7 +78,7 @@ def _distinct(source: str, target: str, report_file: str | None) -> None:
         raise RequestError("--in, --out and --report must be different files")
 
 
-def _play(loaded: MuxConfig, switches: list[Switch], source: str, target: str, report_file: str | None) -> Totals:
+def _play(loaded: MuxConfig, switches: list[Switch], source: str, target: str, report_file: str | None) -> ReplayTotals:
     from lb.replay.pcap import Capture, PcapWriter  # noqa: PLC0415
     from lb.replay.plane import NativePlane  # noqa: PLC0415  brings the extension
     from lb.replay.run import Replay  # noqa: PLC0415
@@ -108,7 +108,7 @@ def _open(files: contextlib.ExitStack, path: str, mode: str) -> IO[Any]:
         raise PcapError(f"{path}: cannot be {verb}: {reason.lower()}") from None
 
 
-def _summary(totals: Totals, switches: list[Switch]) -> list[str]:
+def _summary(totals: ReplayTotals, switches: list[Switch]) -> list[str]:
     verdicts = ", ".join(f"{count:,} {verdict}" for verdict, count in sorted(totals.verdicts.items()))
     lines = [f"{plural(totals.packets, 'packet')}: {verdicts or 'nothing to do'}; {totals.sent:,} sent"]
     lines += [

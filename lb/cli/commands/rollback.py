@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import Terms, finish, terms_options
+from lb.cli.change_options import ChangeOptions, finish, terms_options
 from lb.cli.output import example, output_option
 
 
@@ -15,7 +15,7 @@ from lb.cli.output import example, output_option
 @terms_options
 @manager_options
 @output_option
-def command(*, to: int | None, terms: Terms, manager: Manager, as_json: bool) -> int:
+def command(*, to: int | None, terms: ChangeOptions, manager: Manager, as_json: bool) -> int:
     """Make services and drains of backends what they were at an earlier version; that becomes a new version.
 
     Without --to it rolls back the latest change of them, so that doing it twice changes nothing; and while a change

@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import Terms, finish, terms_options
+from lb.cli.change_options import ChangeOptions, finish, terms_options
 from lb.cli.commands.drain import target
 from lb.cli.completing import backends, by_words
 from lb.cli.output import example, output_option
@@ -24,7 +24,7 @@ from lb.errors import RequestError
 @terms_options
 @manager_options
 @output_option
-def command(*, what: tuple[str, ...], terms: Terms, manager: Manager, as_json: bool) -> int:
+def command(*, what: tuple[str, ...], terms: ChangeOptions, manager: Manager, as_json: bool) -> int:
     """Change the weight of a backend, 0 to 1000. It decides where new flows go; existing ones stay.
 
     It is a change of the service like any other: `lb export` has it, and the next `lb apply` of a file that says

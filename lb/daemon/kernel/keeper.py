@@ -14,7 +14,7 @@ How a daemon uses it::
     task = asyncio.create_task(keeper.run())           # until cancelled; supervise it like any other
     keeper.rows(), keeper.words(), keeper.figures()    # for the status (keys kernel, repaired), and for Prometheus
 
-A part locks against its own changes: :meth:`Kept.look` must never see a change of ours half done. Whatever a part
+A part locks against its own changes: :meth:`KeptPart.look` must never see a change of ours half done. Whatever a part
 raises but VipmuxError is a programming error and ends :meth:`Keeper.run`.
 """
 
@@ -29,8 +29,8 @@ from typing import Any, Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from lb.daemon.kernel.repairs import Difference, Repairs, Said, Saying, words
-from lb.daemon.kernel.watch import EVERYTHING, Area, Notices, Program
+from lb.daemon.kernel.repairs import Difference, RepairEvent, Repairs, Saying, words
+from lb.daemon.kernel.watch import EVERYTHING, Area, ChangingProgram, KernelNotices
 from lb.daemon.log import get_logger
 from lb.errors import VipmuxError
 
@@ -46,7 +46,7 @@ RETRY = 1.0
 log = get_logger()
 
 
-class Kept(Protocol):
+class KeptPart(Protocol):
     """A part of the kernel that a daemon keeps as it made it."""
 
     @property
@@ -73,7 +73,7 @@ class Watch(Protocol):
 
     def start(self) -> None: ...
 
-    def take(self) -> Notices: ...
+    def take(self) -> KernelNotices: ...
 
     def close(self) -> None: ...
 
@@ -91,18 +91,18 @@ class KeptFigures:
 class _Ward:
     """A part, and when it is looked at."""
 
-    part: Kept
+    part: KeptPart
     repairs: Repairs = field(default_factory=Repairs)
     due: float = 0.0  # the next look
     earliest: float = 0.0  # not before, whatever is heard
-    program: Program | None = None  # the last that changed something here
+    program: ChangingProgram | None = None  # the last that changed something here
     blind: str | None = None  # why it cannot be looked at
 
 
 class Keeper:
     """Looks after the parts in their order, one at a time."""
 
-    def __init__(self, parts: Sequence[Kept], watch: Watch, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, parts: Sequence[KeptPart], watch: Watch, clock: Callable[[], float] = time.monotonic) -> None:
         self._wards = [_Ward(part) for part in parts]
         self._watch = watch
         self._clock = clock
@@ -122,7 +122,7 @@ class Keeper:
 
     def look_again(self, areas: Area = EVERYTHING) -> None:
         """For a daemon that knows of a reason. In the event loop's thread."""
-        self._hear(Notices(areas))
+        self._hear(KernelNotices(areas))
         self._watch.noticed.set()
 
     def rows(self) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ class Keeper:
             return
         await asyncio.sleep(SETTLE)
 
-    def _hear(self, notices: Notices) -> None:
+    def _hear(self, notices: KernelNotices) -> None:
         for ward in self._wards:
             if notices.areas & ward.part.areas:
                 ward.due = min(ward.due, ward.earliest)
@@ -201,8 +201,8 @@ class Keeper:
 
 
 _BLIND = {"became": "cannot be looked at", "count": 0, "last": None, "by": None, "amiss": True, "fight": False}
-_ERRORS = {Said.NOT_PUT_BACK, Said.FIGHT}
-_NEWS = {Said.RIGHT_AGAIN, Said.FIGHT_OVER}
+_ERRORS = {RepairEvent.NOT_PUT_BACK, RepairEvent.FIGHT}
+_NEWS = {RepairEvent.RIGHT_AGAIN, RepairEvent.FIGHT_OVER}
 
 
 def _say(sayings: Sequence[Saying]) -> None:

@@ -15,7 +15,7 @@ import socket
 from dataclasses import dataclass
 
 from lb.daemon.kernel.netlink_bytes import HEADER, attributes, messages
-from lb.daemon.kernel.watch import Own
+from lb.daemon.kernel.watch import OwnMarks
 from lb.errors import FeatureError, IoError
 
 TIMEOUT = 10.0
@@ -51,7 +51,7 @@ class Done:
         return bool(self.code) and ABSENT in self.complaint
 
 
-async def run(*arguments: str, text: str = "", own: Own | None = None) -> Done:
+async def run(*arguments: str, text: str = "", own: OwnMarks | None = None) -> Done:
     """Runs ``nft`` with these; raises FeatureError where it is not installed, IoError where it does not end."""
     if shutil.which("nft") is None:
         raise FeatureError("nft is not installed: install the package nftables")

@@ -48,7 +48,7 @@ class Difference:
     urgent: bool = False  #: nothing works without it: fought over, it is put back after 2 s all the same
 
 
-class Said(enum.Enum):
+class RepairEvent(enum.Enum):
     """What a saying is about; its value is the event in the log."""
 
     PUT_BACK = "put back"
@@ -62,7 +62,7 @@ class Said(enum.Enum):
 class Saying:
     """One line for the log."""
 
-    event: Said
+    event: RepairEvent
     names: tuple[str, ...]
     fields: Mapping[str, Any]
 
@@ -74,7 +74,7 @@ class Saying:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RepairStep:
     """What to do now."""
 
     repair: tuple[Difference, ...]
@@ -114,7 +114,7 @@ class Repairs:
         self._things: dict[tuple[str, str], _Thing] = {}
         self.counts: Counter[str] = Counter()  #: repairs since the start, by kind
 
-    def step(self, now: float, differences: Iterable[Difference]) -> Step:
+    def step(self, now: float, differences: Iterable[Difference]) -> RepairStep:
         """``differences``: all that a look has found. Seconds of any monotonic clock."""
         seen = {(found.what, found.name): found for found in differences}
         sayings = _Sayings()
@@ -130,12 +130,12 @@ class Repairs:
             thing.amiss = False
             if thing.broken is not None:
                 thing.broken, thing.retry = None, RETRY_FIRST
-                sayings.add(Said.RIGHT_AGAIN, thing.difference.name)
+                sayings.add(RepairEvent.RIGHT_AGAIN, thing.difference.name)
             if thing.pause and now >= thing.fight_ends():
-                sayings.add(Said.FIGHT_OVER, thing.difference.name, put_back=thing.count - thing.fought_from)
+                sayings.add(RepairEvent.FIGHT_OVER, thing.difference.name, put_back=thing.count - thing.fought_from)
                 thing.pause = 0.0
         self._forget(now)
-        return Step(tuple(repair), sayings.all())
+        return RepairStep(tuple(repair), sayings.all())
 
     def repaired(self, now: float, differences: Iterable[Difference], by: str | None = None) -> tuple[Saying, ...]:
         """These were put back; ``by``: who made it necessary, if that is known."""
@@ -152,9 +152,11 @@ class Repairs:
                 thing.pause = PAUSE_FIRST if found.urgent else min(2 * thing.pause, PAUSE_MOST)
             elif len(thing.times) > FIGHT_REPAIRS and now - thing.times[0] <= FIGHT_WINDOW:
                 thing.pause, thing.fought_from = PAUSE_FIRST, thing.count - len(thing.times)
-                sayings.add(Said.FIGHT, found.name, **({"by": thing.by} if thing.by else {}), times=len(thing.times))
+                sayings.add(
+                    RepairEvent.FIGHT, found.name, **({"by": thing.by} if thing.by else {}), times=len(thing.times)
+                )
             else:
-                sayings.add(Said.PUT_BACK, found.name, reason=f"it {found.became}", **who)
+                sayings.add(RepairEvent.PUT_BACK, found.name, reason=f"it {found.became}", **who)
             thing.not_before = now + thing.pause
         return sayings.all()
 
@@ -164,7 +166,7 @@ class Repairs:
         for found in differences:
             thing = self._things[found.what, found.name]
             if thing.broken != reason:
-                sayings.add(Said.NOT_PUT_BACK, found.name, was=f"it {found.became}", reason=reason)
+                sayings.add(RepairEvent.NOT_PUT_BACK, found.name, was=f"it {found.became}", reason=reason)
             thing.broken = reason
             thing.not_before = now + thing.retry
             thing.retry = RETRY_FIRST if found.urgent else min(2 * thing.retry, RETRY_MOST)
@@ -245,9 +247,9 @@ class _Sayings:
     """Groups what is to be said alike of several things."""
 
     def __init__(self) -> None:
-        self._names: dict[tuple[Said, tuple[tuple[str, Any], ...]], list[str]] = {}
+        self._names: dict[tuple[RepairEvent, tuple[tuple[str, Any], ...]], list[str]] = {}
 
-    def add(self, event: Said, name: str, **fields: Any) -> None:
+    def add(self, event: RepairEvent, name: str, **fields: Any) -> None:
         self._names.setdefault((event, tuple(fields.items())), []).append(name)
 
     def all(self) -> tuple[Saying, ...]:

@@ -3,8 +3,8 @@
 
 A notice is only a hint to look again (:mod:`lb.daemon.kernel.keeper` does): its contents are read no further than
 needed to tell whose it is. What this daemon changes itself makes no hint: netlink requests are known by the port of
-their socket, runs of ``nft`` by their process (:class:`Own`). Where the kernel had to drop notices, everything counts
-as changed. Settings below ``/proc/sys`` have no notices; whoever keeps them compares them now and then.
+their socket, runs of ``nft`` by their process (:class:`OwnMarks`). Where the kernel had to drop notices, everything
+counts as changed. Settings below ``/proc/sys`` have no notices; whoever keeps them compares them now and then.
 
 In the event loop's thread; needs CAP_NET_ADMIN for nftables.
 """
@@ -69,7 +69,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class ChangingProgram:
     """Who changed something, as far as the kernel tells."""
 
     name: str
@@ -80,7 +80,7 @@ class Program:
 
 
 @dataclass(slots=True)
-class Own:
+class OwnMarks:
     """By what this daemon's own changes are known. Whoever makes changes adds to it, before it makes them."""
 
     ports: set[int] = field(default_factory=set)  #: of netlink sockets: ``socket.getsockname()[0]``
@@ -88,18 +88,20 @@ class Own:
 
 
 @dataclass(slots=True)
-class Notices:
+class KernelNotices:
     """What was heard since the last :meth:`KernelWatch.take`."""
 
     areas: Area = NOTHING
-    programs: dict[Area, Program] = field(default_factory=dict)  #: the last one, of each area where one is known
+    programs: dict[Area, ChangingProgram] = field(
+        default_factory=dict
+    )  #: the last one, of each area where one is known
 
-    def add(self, areas: Area, program: Program | None = None) -> None:
+    def add(self, areas: Area, program: ChangingProgram | None = None) -> None:
         self.areas |= areas
         if program is not None:
             self.programs[areas] = program
 
-    def program(self, areas: Area) -> Program | None:
+    def program(self, areas: Area) -> ChangingProgram | None:
         """Who changed something of these."""
         return next((program for area, program in self.programs.items() if area & areas), None)
 
@@ -108,15 +110,15 @@ class KernelWatch:
     """Listens from :meth:`start` to :meth:`close`; :attr:`noticed` is set when there is something to take."""
 
     def __init__(
-        self, areas: Area, *, own: Own | None = None, tables: Collection[str] = (), protocols: Collection[int] = ()
+        self, areas: Area, *, own: OwnMarks | None = None, tables: Collection[str] = (), protocols: Collection[int] = ()
     ) -> None:
         """``tables``: names of the nftables tables to hear of, in any family. ``protocols``: of routes; none: all."""
         self.noticed = asyncio.Event()
         self._areas = areas
-        self._own = own if own is not None else Own()
+        self._own = own if own is not None else OwnMarks()
         self._tables = frozenset(name.encode() for name in tables)
         self._protocols = frozenset(protocols)
-        self._notices = Notices()
+        self._notices = KernelNotices()
         self._sockets: list[socket.socket] = []
         self._touched = False  # the transaction that is being told of is about a table of ours
 
@@ -143,10 +145,10 @@ class KernelWatch:
             opened.close()
         self._sockets = []
 
-    def take(self) -> Notices:
+    def take(self) -> KernelNotices:
         """What was heard; begins anew."""
         self.noticed.clear()
-        taken, self._notices = self._notices, Notices()
+        taken, self._notices = self._notices, KernelNotices()
         return taken
 
     def _open(self, family: int, groups: Collection[int]) -> socket.socket:
@@ -195,14 +197,14 @@ class KernelWatch:
         pid = int.from_bytes(found.get(_PROC_PID, b""))
         if touched and pid not in self._own.processes:
             name = found.get(_PROC_NAME, b"").rstrip(b"\0").decode(errors="replace")
-            self._notices.add(Area.NFTABLES, Program(name, pid) if name else None)
+            self._notices.add(Area.NFTABLES, ChangingProgram(name, pid) if name else None)
 
 
-def _program_of(port: int) -> Program | None:
+def _program_of(port: int) -> ChangingProgram | None:
     """Most programs get their process's number as port, and many are still there; 0 is the kernel itself."""
     if not 0 < port < 1 << 22:
         return None
     try:
-        return Program(Path(f"/proc/{port}/comm").read_text().strip(), port)
+        return ChangingProgram(Path(f"/proc/{port}/comm").read_text().strip(), port)
     except OSError:
         return None

@@ -28,7 +28,7 @@ from lb.dataplane import (
     VipMap,
     lookup,
 )
-from lb.dataplane.compile.numbers import Numbers, Place, ServiceNumbers, Tables, places
+from lb.dataplane.compile.numbers import Numbers, NumberUsers, Place, ServiceNumbers, places
 from lb.dataplane.maglev import Maglev, build_table
 from lb.model import (
     Address,
@@ -40,7 +40,7 @@ from lb.model import (
     Service,
 )
 from lb.persistent_map import PersistentMap
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 _STATES = {BackendState.UP: 1, BackendState.DRAIN: 2, BackendState.DOWN: 3}
 _ABSENT = BackendEntry(hop=0, counter=0, state=0)
@@ -70,7 +70,7 @@ class HopNumbers:
     def __getitem__(self, address: Address) -> int:
         return self._numbers[address]
 
-    def after(self, change: Change) -> HopNumbers:
+    def after(self, change: ServiceDiff) -> HopNumbers:
         """With one use more for each backend that came, and one less for each that went. ``places`` and ``addresses``
         are the same objects where no machine came or went."""
         steps: dict[Address, int] = {}
@@ -244,9 +244,9 @@ class Compiler:
 
     def compile(self, services: Iterable[Service]) -> Forwarding:
         """Builds what differs from the call before, and shares what does not."""
-        return self.change(Change.between(self._last.services, services), self._last)
+        return self.change(ServiceDiff.between(self._last.services, services), self._last)
 
-    def change(self, change: Change, before: Forwarding) -> Forwarding:
+    def change(self, change: ServiceDiff, before: Forwarding) -> Forwarding:
         """``before`` is what the change begins with. Raises DataplaneError, and then nothing has changed."""
         hops = before.hops.after(change)
         gone = [before._by_name[service.name] for service in change.gone]
@@ -264,7 +264,7 @@ class Compiler:
         )
         return self._last
 
-    def follow(self, tables: Tables) -> None:
+    def follow(self, tables: NumberUsers) -> None:
         """From here on these hold the numbers, and say when they may be lent again."""
         self._numbers.tables = tables
 

@@ -31,7 +31,7 @@ MAX_COUNTERS = 1 << 20
 _NONE = 0xFFFFFFFF
 
 
-class Tables(Protocol):
+class NumberUsers(Protocol):
     """The flow tables and counters that hold the numbers."""
 
     def forgotten(self) -> int:
@@ -96,7 +96,7 @@ class Numbers:
     """Lends them. Not thread-safe."""
 
     def __init__(self) -> None:
-        self.tables: Tables | None = None  #: None: nobody tells, so numbers last as long as there are others
+        self.tables: NumberUsers | None = None  #: None: nobody tells, so numbers last as long as there are others
         self._services: dict[ServiceKey, ServiceNumbers] = {}
         self._left: dict[ServiceKey, int] = {}  #: services that are gone, as ServiceNumbers.left
         self._came: set[ServiceKey] = set()  #: services that came and were not seen to be there yet
@@ -106,7 +106,7 @@ class Numbers:
         self.counters = 0  #: all counter indices that were ever lent are below it
 
     def lend(
-        self, come: Iterable[Service], gone: Iterable[Service], serial: int, present: Collection[int], live: _Places
+        self, come: Iterable[Service], gone: Iterable[Service], serial: int, present: Collection[int], live: _FreePlaces
     ) -> Iterator[tuple[Service, ServiceNumbers]]:
         """Numbers for the services that come in a change.
 
@@ -202,7 +202,7 @@ class Numbers:
         for place in gone:
             self._free_counters.append(numbers.take_back(place))
 
-    def _lend_backend(self, numbers: ServiceNumbers, place: Place, present: Collection[int], live: _Places) -> None:
+    def _lend_backend(self, numbers: ServiceNumbers, place: Place, present: Collection[int], live: _FreePlaces) -> None:
         if not numbers.free and len(numbers.counters) >= MAX_BACKENDS_PER_SERVICE:
             # Replaced all at once, some go on in the place of others: who lost a backend loses it either way.
             _ = self._take_back_oldest(numbers, live(numbers.id)) or self._take_back_oldest(numbers, ())
@@ -223,7 +223,7 @@ class Numbers:
         self._free_counters.append(numbers.take_back(oldest))
         return True
 
-    def _lend_counter(self, numbers: ServiceNumbers, present: Collection[int], live: _Places) -> int:
+    def _lend_counter(self, numbers: ServiceNumbers, present: Collection[int], live: _FreePlaces) -> int:
         if not self._free_counters and self.counters < MAX_COUNTERS:
             self.counters += 1
             return self.counters - 1
@@ -241,5 +241,5 @@ class Numbers:
         return counter
 
 
-class _Places(Protocol):
+class _FreePlaces(Protocol):
     def __call__(self, service_id: int, /) -> Collection[Place]: ...

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lb.doctor.values.facts import Answer, Dialled, Row
+from lb.doctor.values.facts import Dialled, Row, WayAnswer
 from lb.doctor.values.findings import Finding, fault, ok, warning
 from lb.model import BgpPeer
 
@@ -46,7 +46,7 @@ def check_peer(peer: BgpPeer, row: Row | None, dialled: Dialled | None, config: 
 
 def judge(peer: BgpPeer, dialled: Dialled, where: str, config: str) -> Finding | None:
     """None: the port tells nothing."""
-    silent = dialled.unsigned is Answer.SILENT
+    silent = dialled.unsigned is WayAnswer.SILENT
     signed = dialled.signed
     if signed is None and silent and dialled.ping:
         return fault(
@@ -58,13 +58,13 @@ def judge(peer: BgpPeer, dialled: Dialled, where: str, config: str) -> Finding |
             f"port {PORT} "
             "is not filtered",
         )
-    if signed is Answer.SILENT and not silent:
+    if signed is WayAnswer.SILENT and not silent:
         return fault(
             "bgp_password",
             f"{where} is down: the router wants no password of this MUX, and password is set in {config}",
             f"remove password from [[bgp.peer]] {peer.name} and restart lb-mux, or set the same on the router",
         )
-    if signed is Answer.SILENT and silent and dialled.ping:
+    if signed is WayAnswer.SILENT and silent and dialled.ping:
         return fault(
             "bgp_password",
             f"{where} is down: the router drops what is signed with our password without a word, so its password "
@@ -73,13 +73,13 @@ def judge(peer: BgpPeer, dialled: Dialled, where: str, config: str) -> Finding |
             f"make password in [[bgp.peer]] {peer.name} of {config} the router's for this MUX, and restart lb-mux "
             f"(`systemctl restart lb-mux`); if they are equal, port {PORT} is filtered",
         )
-    if silent and signed in (None, Answer.SILENT):
+    if silent and signed in (None, WayAnswer.SILENT):
         return fault(
             "bgp",
             f"{where} is down: the router answers neither ping nor port {PORT}",
             f"`ip route get {peer.address}`, `ip neigh show {peer.address}`: is it up, and is address right?",
         )
-    if Answer.REFUSED in (dialled.unsigned, signed):
+    if WayAnswer.REFUSED in (dialled.unsigned, signed):
         return fault(
             "bgp",
             f"{where} is down: the router refuses connections to port {PORT}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from lb.doctor.values.facts import Daemon, Network, Own, Table
+from lb.doctor.values.facts import DaemonSeen, Network, NftTable, OwnBackend
 from lb.doctor.values.findings import Finding, fault, few, ok, unknown, warning
 
 #: A path below /proc/sys/net in the form of sysctl(8), where a dot in an interface's name is written as a slash.
@@ -13,7 +13,7 @@ _DOTS = str.maketrans("/.", "./")
 ARP = (("arp_ignore", 1), ("arp_announce", 2))
 
 
-def check_rp_filter(network: Network, mode: str | None, own: Collection[Own] = ()) -> Iterator[Finding]:
+def check_rp_filter(network: Network, mode: str | None, own: Collection[OwnBackend] = ()) -> Iterator[Finding]:
     """Clients' packets come out of the tunnel on our interface; a strict filter wants their route to lead by it too."""
     name = network.interface.name
     setting = f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
@@ -82,7 +82,7 @@ def effective(network: Network, key: str) -> int | None:
 
 
 def check_decapsulation(
-    network: Network, daemon: Daemon, own: Collection[Own] = (), *, asked: str = "auto"
+    network: Network, daemon: DaemonSeen, own: Collection[OwnBackend] = (), *, asked: str = "auto"
 ) -> Iterator[Finding]:
     """The way that the agent took is there, and is the good one, or that which its file asks for."""
     mode, name = daemon.status.get("mode"), network.interface.name
@@ -112,7 +112,7 @@ def check_decapsulation(
         yield ok("decapsulation", f"packets are taken out of tunnels by {mode}: {daemon.status.get('reason')}")
 
 
-def check_filters_ahead(network: Network, daemon: Daemon, own: Collection[Own] = ()) -> Iterator[Finding]:
+def check_filters_ahead(network: Network, daemon: DaemonSeen, own: Collection[OwnBackend] = ()) -> Iterator[Finding]:
     """A filter of others before ours that accepts a packet keeps it from ours. The agent judges by what ours counts."""
     if daemon.status.get("mode") != "bpf" or not network.filter or not network.ahead:
         return
@@ -143,7 +143,7 @@ def check_filters_ahead(network: Network, daemon: Daemon, own: Collection[Own] =
         )
 
 
-def check_strangers(daemon: Daemon) -> Iterator[Finding]:
+def check_strangers(daemon: DaemonSeen) -> Iterator[Finding]:
     """Tunnel packets from machines that are no MUXes of this host."""
     drops = daemon.status.get("drops")
     if not isinstance(drops, dict):
@@ -183,7 +183,7 @@ def check_settings(raised: Mapping[str, int] | None, now: Mapping[str, int]) -> 
 
 
 def check_translation(
-    tables: Collection[Table] | None, daemon: Daemon, own: str, lacking: Collection[Own] = ()
+    tables: Collection[NftTable] | None, daemon: DaemonSeen, own: str, lacking: Collection[OwnBackend] = ()
 ) -> Iterator[Finding]:
     """The agent's own nftables table, ``own``; ``lacking``: those that it does not translate, and should."""
     if not daemon.answers or not daemon.status.get("services"):
@@ -213,11 +213,15 @@ def check_translation(
 
 
 def lost(
-    network: Network, tables: Collection[Table] | None, own: Collection[Own], table: str, lacking: Collection[Own] = ()
-) -> dict[str, list[Own]]:
+    network: Network,
+    tables: Collection[NftTable] | None,
+    own: Collection[OwnBackend],
+    table: str,
+    lacking: Collection[OwnBackend] = (),
+) -> dict[str, list[OwnBackend]]:
     """What a host lacks of all that an agent who does not run left in its kernel, and who needs that. ``lacking``:
     those that the table does not translate, and should."""
-    found: dict[str, list[Own]] = {}
+    found: dict[str, list[OwnBackend]] = {}
     if tables is not None and not any((one.family, one.name) == ("inet", table) for one in tables):
         found[f"the nftables table inet {table}"] = [one for one in own if one.port is not None]
     elif lacking:
@@ -231,7 +235,7 @@ def lost(
     return found if own else {}
 
 
-def check_backends(daemon: Daemon) -> Iterator[Finding]:
+def check_backends(daemon: DaemonSeen) -> Iterator[Finding]:
     """What the agent's probes say of this host's processes."""
     down: dict[tuple[str, str], list[str]] = {}
     for row in daemon.backends:

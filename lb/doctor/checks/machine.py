@@ -10,10 +10,10 @@ from pathlib import PurePath
 
 from lb.daemon.privileges import Capability
 from lb.doctor.values.facts import (
-    Certificate,
+    CertificateFile,
     Clock,
-    Conntrack,
-    Daemon,
+    ConntrackUse,
+    DaemonSeen,
     Disk,
     Interface,
     Kernel,
@@ -50,7 +50,7 @@ def start(role: Role, config: str) -> str:
 def check_daemon(
     role: Role,
     config: str,
-    daemon: Daemon,
+    daemon: DaemonSeen,
     lost: Sequence[str] = (),
     about: Collection[str] = (),
     *,
@@ -86,7 +86,7 @@ def check_daemon(
 
 
 def check_rights(
-    role: Role, config: str, needed: Collection[Capability], daemon: Daemon, rights: Rights
+    role: Role, config: str, needed: Collection[Capability], daemon: DaemonSeen, rights: Rights
 ) -> Iterator[Finding]:
     """The daemon has what it needs; where it does not run, whoever starts it from here would have it (who would not is
     told by :func:`check_daemon`)."""
@@ -224,7 +224,9 @@ def _bytes(number: int) -> str:
 _NOT_FOLLOWED = ("manager",)
 
 
-def check_certificate(role: Role, name: str, config: str, certificate: Certificate, now: float) -> Iterator[Finding]:
+def check_certificate(
+    role: Role, name: str, config: str, certificate: CertificateFile, now: float
+) -> Iterator[Finding]:
     """Of a node."""
     expected = f"{role.value}:{name}"
     anew = join_again(role, name, config)
@@ -275,7 +277,7 @@ def join_again(role: Role, name: str, config: str) -> str:
     )
 
 
-def check_server_certificate(certificate: Certificate, now: float) -> Iterator[Finding]:
+def check_server_certificate(certificate: CertificateFile, now: float) -> Iterator[Finding]:
     """The one that a manager shows to nodes and operators; a running manager makes it anew long before its end."""
     if certificate.missing or certificate.error is not None:
         return  # it is made at the next start, and the authority's check says who may not read here
@@ -293,7 +295,7 @@ def check_server_certificate(certificate: Certificate, now: float) -> Iterator[F
         )
 
 
-def check_authority(certificate: Certificate, now: float) -> Iterator[Finding]:
+def check_authority(certificate: CertificateFile, now: float) -> Iterator[Finding]:
     """The manager's own."""
     directory = PurePath(certificate.file).parent
     if certificate.missing:
@@ -405,7 +407,7 @@ def another_name(kind: str, name: str, config: str = "its file") -> str:
     )
 
 
-def check_repairs(role: Role, daemon: Daemon, now: float, about: Collection[str] = ()) -> Iterator[Finding]:
+def check_repairs(role: Role, daemon: DaemonSeen, now: float, about: Collection[str] = ()) -> Iterator[Finding]:
     """What the daemon has put into the kernel, and what other programs did to it. ``now`` is Unix time; ``about``: what
     all of that is for."""
     rows = daemon.status.get("kernel")
@@ -441,7 +443,7 @@ _SEEN_BY: Mapping[str, frozenset[str]] = {
 }
 
 
-def but_undone(findings: Iterable[Finding], daemon: Daemon) -> Iterator[Finding]:
+def but_undone(findings: Iterable[Finding], daemon: DaemonSeen) -> Iterator[Finding]:
     """Without those of what another program undoes again and again, or what cannot be put back: :func:`check_repairs`
     says so, and that is the cause."""
     rows = daemon.status.get("kernel")
@@ -491,7 +493,7 @@ def _times(row: Row, now: float) -> str:
 CONNTRACK_WARNING, CONNTRACK_FAULT = 0.85, 0.97
 
 
-def check_conntrack(found: Conntrack | None, hurt: str, about: Collection[str] = ()) -> Iterator[Finding]:
+def check_conntrack(found: ConntrackUse | None, hurt: str, about: Collection[str] = ()) -> Iterator[Finding]:
     """``hurt``: who suffers where it is full."""
     if found is None or not found.maximum:
         return

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
 from typing import Any
 
-from lb.doctor.values.facts import Claim, Daemon, Row, Table
+from lb.doctor.values.facts import ArpClaim, DaemonSeen, NftTable, Row
 from lb.doctor.values.findings import Finding, fault, ok, unknown, warning
 from lb.model import Address, IoMode
 from lb.mux.io.prefixes import Prefix
@@ -17,9 +17,9 @@ FLOWS_WARNING = 0.9
 
 
 def check_isolation(
-    tables: Sequence[Table] | None,
+    tables: Sequence[NftTable] | None,
     own: str,
-    daemon: Daemon,
+    daemon: DaemonSeen,
     others: Collection[str],
     vips: Collection[str],
     *,
@@ -92,7 +92,7 @@ def _fewest(version: int, elements: Collection[str]) -> set[Prefix]:
     return {Prefix.of(network) for network in collapse_addresses(found)}
 
 
-def stale(tables: Sequence[Table], running: Collection[str]) -> list[Table]:
+def stale(tables: Sequence[NftTable], running: Collection[str]) -> list[NftTable]:
     """Tables of MUXes that are no more, on a MUX or on any other machine. ``running``: those of who runs here."""
     from lb.mux.io.isolation import OF_AGENT  # noqa: PLC0415  it needs asyncio
 
@@ -100,7 +100,7 @@ def stale(tables: Sequence[Table], running: Collection[str]) -> list[Table]:
     return [table for table in tables if (table.family, table.name) not in live]
 
 
-def told_stale(found: Sequence[Table]) -> Iterator[Finding]:
+def told_stale(found: Sequence[NftTable]) -> Iterator[Finding]:
     for table in found:
         yield fault(
             "stale_table",
@@ -126,7 +126,7 @@ def check_vips_not_local(vips: Collection[str], addresses: Mapping[Address, str]
         yield ok("local_vip", "no VIP is an address of this machine")
 
 
-def check_claims(claims: Sequence[Claim] | str, interface: str, asked: int) -> Iterator[Finding]:
+def check_claims(claims: Sequence[ArpClaim] | str, interface: str, asked: int) -> Iterator[Finding]:
     """Who answers ARP for VIPs on this machine's link; a text: why nobody was asked."""
     if isinstance(claims, str):
         yield unknown("vip_arp", f"nobody was asked on {interface} whether he answers for VIPs: {claims}")

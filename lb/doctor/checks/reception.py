@@ -13,8 +13,8 @@ from ipaddress import IPv4Address, IPv4Network, ip_address, ip_network
 from typing import Any, TypeVar
 
 from lb.doctor.firewall import packet_filter
-from lb.doctor.firewall.packet_filter import Packet, Place, Ruleset
-from lb.doctor.values.facts import Arrival, Listener, Network, Own, Row
+from lb.doctor.firewall.packet_filter import FilteredPacket, RulePlace, Ruleset
+from lb.doctor.values.facts import Arrival, ListeningSocket, Network, OwnBackend, Row
 from lb.doctor.values.findings import Finding, fault, few, ok, unknown
 from lb.model import Address
 
@@ -27,18 +27,18 @@ _EARLY, _LATE = range(packet_filter.EVERY.start, TRANSLATED), range(TRANSLATED, 
 SHOWN = 6
 
 
-def owns(services: Iterable[Row], backends: Iterable[Row]) -> list[Own]:
+def owns(services: Iterable[Row], backends: Iterable[Row]) -> list[OwnBackend]:
     """This host's backends, from the agent's rows."""
     known = {row.get("name"): row for row in services}
     found = (_own(known[row.get("service")], row) for row in backends if row.get("service") in known)
     return [own for own in found if own is not None]
 
 
-def _own(service: Row, row: Row) -> Own | None:
+def _own(service: Row, row: Row) -> OwnBackend | None:
     try:
         first, _, last = str(service.get("port")).partition("-")
         ports = (int(first), int(last or first))
-        return Own(
+        return OwnBackend(
             f"{row.get('service')}/{row.get('name')}",
             ip_network(str(service.get("vip"))),
             str(service.get("protocol")),
@@ -56,14 +56,14 @@ def _own(service: Row, row: Row) -> Own | None:
 # --- routes and the reverse path filter ------------------------------------------------------------------------------
 
 
-def questions(own: Iterable[Own], muxes: Iterable[Address]) -> list[tuple[IPv4Address, IPv4Address]]:
+def questions(own: Iterable[OwnBackend], muxes: Iterable[Address]) -> list[tuple[IPv4Address, IPv4Address]]:
     """The packets, by source and destination, whose arrival the kernel is asked about: those of MUXes' probes."""
     places = sorted({one.place[0] for one in own if isinstance(one.place[0], IPv4Address)})
     return [(mux, place) for mux in muxes if isinstance(mux, IPv4Address) for place in places]
 
 
 def check_arrivals(
-    own: Collection[Own], arrivals: Sequence[Arrival] | None, network: Network, strict: int | None
+    own: Collection[OwnBackend], arrivals: Sequence[Arrival] | None, network: Network, strict: int | None
 ) -> Iterator[Finding]:
     """``strict``: the reverse path filter in force; 1 is strict, 2 loose."""
     if arrivals is None or not own:
@@ -106,7 +106,7 @@ def _kind(arrival: Arrival, network: Network, strict: int | None) -> str:
     return "local_table" if owned else "vip_missing"
 
 
-def _no_way_back(own: Collection[Own], refused: Sequence[Arrival], name: str, strict: int | None) -> Finding:
+def _no_way_back(own: Collection[OwnBackend], refused: Sequence[Arrival], name: str, strict: int | None) -> Finding:
     sources = few(sorted({str(arrival.source) for arrival in refused}))
     setting = f"net.ipv4.conf.{name.replace('.', '/')}.rp_filter"
     places = {arrival.destination for arrival in refused}
@@ -130,7 +130,7 @@ def _no_way_back(own: Collection[Own], refused: Sequence[Arrival], name: str, st
 
 
 def _not_local(
-    own: Collection[Own], lost: Sequence[IPv4Address], held: Sequence[IPv4Address], network: Network
+    own: Collection[OwnBackend], lost: Sequence[IPv4Address], held: Sequence[IPv4Address], network: Network
 ) -> Iterator[Finding]:
     """Addresses whose packets the kernel does not take for its own; ``held``: though it has them."""
     vips = [one for one in own if one.port is None and one.place[0] in lost]
@@ -169,12 +169,12 @@ def _owning(vip: Any) -> str:
 # --- translation -----------------------------------------------------------------------------------------------------
 
 
-def untranslated(own: Iterable[Own], ruleset: Ruleset, table: str, interface: str) -> list[Own]:
+def untranslated(own: Iterable[OwnBackend], ruleset: Ruleset, table: str, interface: str) -> list[OwnBackend]:
     """Those that the agent's table should translate, and does not (any more) as it should."""
     return [one for one in own if one.port is not None and not _translated(one, ruleset, table, interface)]
 
 
-def _translated(own: Own, ruleset: Ruleset, table: str, interface: str) -> bool:
+def _translated(own: OwnBackend, ruleset: Ruleset, table: str, interface: str) -> bool:
     found = packet_filter.translations(ruleset, _arriving(own, None, interface))
     return any(
         place.table == table and isinstance(target, Mapping) and target.get("port") == own.port
@@ -186,7 +186,12 @@ def _translated(own: Own, ruleset: Ruleset, table: str, interface: str) -> bool:
 
 
 def check_firewall(
-    own: Collection[Own], ruleset: Ruleset | None, *, interface: str, muxes: Collection[Address], mode: str | None
+    own: Collection[OwnBackend],
+    ruleset: Ruleset | None,
+    *,
+    interface: str,
+    muxes: Collection[Address],
+    mode: str | None,
 ) -> Iterator[Finding]:
     """``mode``: how tunnels are taken off. tc-BPF does it before any rule of nftables sees a packet."""
     if not own:
@@ -202,13 +207,13 @@ def check_firewall(
 
 
 def _tunnels_dropped(
-    own: Collection[Own], ruleset: Ruleset, interface: str, muxes: Collection[Address], mode: str | None
+    own: Collection[OwnBackend], ruleset: Ruleset, interface: str, muxes: Collection[Address], mode: str | None
 ) -> Iterator[Finding]:
     if mode in (None, "bpf"):
         return
     address = next((one.address for one in own if one.address.version == 4), None)
     for mux in muxes:
-        packet = Packet("ipencap", mux, address, interface=interface)
+        packet = FilteredPacket("ipencap", mux, address, interface=interface)
         for hook in ("ingress", "prerouting", "input"):
             place = packet_filter.dropped_at(ruleset, packet, hook)
             if place is not None:
@@ -224,9 +229,11 @@ def _tunnels_dropped(
                 return
 
 
-def _dropped(own: Collection[Own], ruleset: Ruleset, interface: str, muxes: Collection[Address]) -> Iterator[Finding]:
+def _dropped(
+    own: Collection[OwnBackend], ruleset: Ruleset, interface: str, muxes: Collection[Address]
+) -> Iterator[Finding]:
     """One for each place that drops, and what it drops."""
-    alike: dict[tuple[Place, str, str, bool, Address | None], list[Own]] = {}
+    alike: dict[tuple[RulePlace, str, str, bool, Address | None], list[OwnBackend]] = {}
     for one in own:
         for source in (None, *(mux for mux in muxes if mux.version == one.vip.version)):
             place, hook = _dropping(one, ruleset, interface, source)
@@ -239,8 +246,8 @@ def _dropped(own: Collection[Own], ruleset: Ruleset, interface: str, muxes: Coll
 
 
 def _dropping(
-    own: Own, ruleset: Ruleset, interface: str, source: Address | None, state: str | None = None
-) -> tuple[Place | None, str]:
+    own: OwnBackend, ruleset: Ruleset, interface: str, source: Address | None, state: str | None = None
+) -> tuple[RulePlace | None, str]:
     """Who drops the first packet of a client, or the answer to it."""
     state = state or ("new" if own.tracked else "untracked")
     arriving, placed = _arriving(own, source, interface, state), _placed(own, source, interface, state)
@@ -258,25 +265,31 @@ def _dropping(
     return None, ""
 
 
-def _arriving(own: Own, source: Address | None, interface: str, state: str = "new") -> Packet:
+def _arriving(own: OwnBackend, source: Address | None, interface: str, state: str = "new") -> FilteredPacket:
     first, last = own.ports
     port = first if first == last else None
-    return Packet(own.protocol, source, own.vip.network_address, None, port, interface, state)
+    return FilteredPacket(own.protocol, source, own.vip.network_address, None, port, interface, state)
 
 
-def _placed(own: Own, source: Address | None, interface: str, state: str) -> Packet:
+def _placed(own: OwnBackend, source: Address | None, interface: str, state: str) -> FilteredPacket:
     address, port = own.place
-    return Packet(own.protocol, source, address, None, port, interface, state)
+    return FilteredPacket(own.protocol, source, address, None, port, interface, state)
 
 
-def _leaving(own: Own, client: Address | None, interface: str, state: str) -> Packet:
+def _leaving(own: OwnBackend, client: Address | None, interface: str, state: str) -> FilteredPacket:
     address, port = own.place
     answer = "established" if state == "new" else state
-    return Packet(own.protocol, address, client, port, None, interface, answer, leaving=True)
+    return FilteredPacket(own.protocol, address, client, port, None, interface, answer, leaving=True)
 
 
 def _drop(
-    place: Place, hook: str, protocol: str, members: Sequence[Own], source: Address | None, *, untracked: bool
+    place: RulePlace,
+    hook: str,
+    protocol: str,
+    members: Sequence[OwnBackend],
+    source: Address | None,
+    *,
+    untracked: bool,
 ) -> Finding:
     out = hook == "output"
     ports = sorted({port for one in members if (port := one.place[1]) is not None})
@@ -297,7 +310,7 @@ def _drop(
     return fault("host_firewall", f"{words}: {_labels(members)}", remedy, cause=cause, about=_about(members))
 
 
-def _match(place: Place, protocol: str, ports: Sequence[int], members: Sequence[Own], side: str) -> str:
+def _match(place: RulePlace, protocol: str, ports: Sequence[int], members: Sequence[OwnBackend], side: str) -> str:
     if place.iptables:
         if not ports:
             end = "-s" if side == "sport" else "-d"
@@ -311,7 +324,7 @@ def _match(place: Place, protocol: str, ports: Sequence[int], members: Sequence[
     return f"{protocol} {side} {_nft_set(ports)}"
 
 
-def _insertion(place: Place, match: str) -> str:
+def _insertion(place: RulePlace, match: str) -> str:
     if place.iptables:
         program = "ip6tables" if place.family == "ip6" else "iptables"
         table = "" if place.table == "filter" else f"-t {place.table} "
@@ -328,12 +341,16 @@ def _nft_set(values: Sequence[object]) -> str:
 
 
 def check_listeners(
-    own: Iterable[Own], listeners: Collection[Listener] | None, ruleset: Ruleset | None, table: str, interface: str
+    own: Iterable[OwnBackend],
+    listeners: Collection[ListeningSocket] | None,
+    ruleset: Ruleset | None,
+    table: str,
+    interface: str,
 ) -> Iterator[Finding]:
     """Whether somebody listens where packets are for. A backend whose probe is well is asked nothing more."""
     if listeners is None:
         return
-    silent: dict[tuple[str, Address, int | None], list[Own]] = {}
+    silent: dict[tuple[str, Address, int | None], list[OwnBackend]] = {}
     for one in own:
         port = one.place[1]
         probed_well = one.health == "up" and not one.reason.startswith("not probed")
@@ -344,16 +361,16 @@ def check_listeners(
         yield from _judge(members, listeners)
 
 
-def _elsewhere(own: Own, ruleset: Ruleset | None, table: str, interface: str) -> bool:
+def _elsewhere(own: OwnBackend, ruleset: Ruleset | None, table: str, interface: str) -> bool:
     """Somebody else's rules lead its packets on, to a container's port perhaps: who listens here does not matter."""
     if ruleset is None:
         return False
     address, port = own.place
-    packets = (_arriving(own, None, interface), Packet(own.protocol, None, address, None, port, interface))
+    packets = (_arriving(own, None, interface), FilteredPacket(own.protocol, None, address, None, port, interface))
     return any(place.table != table for packet in packets for place, _ in packet_filter.translations(ruleset, packet))
 
 
-def _judge(members: Sequence[Own], listeners: Collection[Listener]) -> Iterator[Finding]:
+def _judge(members: Sequence[OwnBackend], listeners: Collection[ListeningSocket]) -> Iterator[Finding]:
     first = members[0]
     address, port = first.place
     same = [one.address for one in listeners if (one.protocol, one.port) == (first.protocol, port)]
@@ -393,7 +410,7 @@ def _judge(members: Sequence[Own], listeners: Collection[Listener]) -> Iterator[
         yield _nobody(members, listeners)
 
 
-def _nobody(members: Sequence[Own], listeners: Collection[Listener]) -> Finding:
+def _nobody(members: Sequence[OwnBackend], listeners: Collection[ListeningSocket]) -> Finding:
     first = members[0]
     address, port = first.place
     other = sorted({one.port for one in listeners if one.protocol == first.protocol and not one.address.is_loopback})
@@ -416,15 +433,15 @@ def _takes(listening: Address, address: Address) -> bool:
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
-def _about(own: Iterable[Own]) -> list[str]:
+def _about(own: Iterable[OwnBackend]) -> list[str]:
     return sorted({one.about for one in own})
 
 
-def _labels(own: Iterable[Own]) -> str:
+def _labels(own: Iterable[OwnBackend]) -> str:
     return few(sorted({one.label for one in own}))
 
 
-def _vips(own: Iterable[Own]) -> list[str]:
+def _vips(own: Iterable[OwnBackend]) -> list[str]:
     return sorted({_short(one.vip) for one in own})
 
 

@@ -35,7 +35,7 @@ UNKNOWN = Unknown.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
-class Packet:
+class FilteredPacket:
     """The first of a connection, or an answer to it (``leaving``)."""
 
     protocol: str  #: tcp, udp or ipencap, as nft writes them
@@ -54,7 +54,7 @@ class Packet:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RulePlace:
     """A chain, and the rule in it; no rule: its policy."""
 
     family: str
@@ -79,7 +79,7 @@ class End(enum.Enum):
 
 
 #: The ends of a walk: End, or the Place that drops.
-Ends = frozenset[End | Place]
+Ends = frozenset[End | RulePlace]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def with_rules(
 # --- asked -----------------------------------------------------------------------------------------------------------
 
 
-def dropped_at(ruleset: Ruleset, packet: Packet, hook: str, *, among: range = EVERY) -> Place | None:
+def dropped_at(ruleset: Ruleset, packet: FilteredPacket, hook: str, *, among: range = EVERY) -> RulePlace | None:
     """Who drops it at this hook for certain; None: nobody, or that cannot be told. Chains that translate are left out:
     they drop nothing. ``among``: priorities of chains."""
     families = ("netdev", "inet") if hook == "ingress" else (packet.family, "inet")
@@ -172,15 +172,15 @@ def dropped_at(ruleset: Ruleset, packet: Packet, hook: str, *, among: range = EV
         if chain.kind == "nat" or chain.priority not in among or chain.device not in (None, packet.interface):
             continue
         ends = _Walk(ruleset, packet, tracked=hook == "input" or chain.priority > CONNTRACK).base(chain)
-        places = [end for end in ends if isinstance(end, Place)]
+        places = [end for end in ends if isinstance(end, RulePlace)]
         if places and len(places) == len(ends):
             return min(places, key=lambda place: (place.handle is not None, -(place.handle or 0), place.chain))
     return None
 
 
-def translations(ruleset: Ruleset, packet: Packet) -> list[tuple[Place, Any]]:
+def translations(ruleset: Ruleset, packet: FilteredPacket) -> list[tuple[RulePlace, Any]]:
     """Rules that may send a packet that comes in to another address or port, and to which, as nft's JSON has it."""
-    found: list[tuple[Place, Any]] = []
+    found: list[tuple[RulePlace, Any]] = []
     for chain in ruleset.hooked("prerouting", (packet.family, "inet")):
         if chain.kind == "nat":
             walk = _Walk(ruleset, packet, tracked=True)
@@ -192,20 +192,20 @@ def translations(ruleset: Ruleset, packet: Packet) -> list[tuple[Place, Any]]:
 class _Walk:
     """One packet through the chains of one hook."""
 
-    def __init__(self, ruleset: Ruleset, packet: Packet, *, tracked: bool) -> None:
+    def __init__(self, ruleset: Ruleset, packet: FilteredPacket, *, tracked: bool) -> None:
         self._ruleset = ruleset
         self._packet = packet
         self._tracked = tracked
         self._known: dict[tuple[str, str, str], Ends] = {}
-        self.translating: list[tuple[Place, Any]] = []
+        self.translating: list[tuple[RulePlace, Any]] = []
 
     def base(self, chain: Chain) -> Ends:
         ends = self._chain(chain, 0)
         if End.THROUGH not in ends:
             return ends
-        policy: End | Place = End.ACCEPT
+        policy: End | RulePlace = End.ACCEPT
         if chain.policy == "drop":
-            policy = Place(chain.family, chain.table, chain.name, None, chain.iptables)
+            policy = RulePlace(chain.family, chain.table, chain.name, None, chain.iptables)
         return ends - {End.THROUGH} | {policy}
 
     def _chain(self, chain: Chain, depth: int) -> Ends:
@@ -217,7 +217,7 @@ class _Walk:
             self._known[key] = frozenset(self._rules(chain, depth))
         return self._known[key]
 
-    def _rules(self, chain: Chain, depth: int) -> Iterator[End | Place]:
+    def _rules(self, chain: Chain, depth: int) -> Iterator[End | RulePlace]:
         for rule in chain.rules:
             surely, ends = self._rule(chain, rule, depth)
             yield from (End.THROUGH if end is End.BACK else end for end in ends - {End.THROUGH})
@@ -249,7 +249,7 @@ class _Walk:
         return surely, through
 
     def _verdict(self, chain: Chain, rule: Mapping[str, Any], word: str, what: Any, depth: int) -> Ends:
-        place = Place(chain.family, chain.table, chain.name, _handle(rule), chain.iptables, words_of(rule))
+        place = RulePlace(chain.family, chain.table, chain.name, _handle(rule), chain.iptables, words_of(rule))
         if word in ("drop", "reject"):
             return frozenset({place})
         if word in ("jump", "goto"):
@@ -266,7 +266,7 @@ class _Walk:
         """``vmap``: the verdict of the element that the key is; any of them where that cannot be told."""
         value, data = self._value(what.get("key")), what.get("data")
         elements = data.get("set") if isinstance(data, Mapping) else self._set(chain, str(data))
-        ends: set[End | Place] = set()
+        ends: set[End | RulePlace] = set()
         for element in elements or ():
             key, verdict = element if isinstance(element, list) and len(element) == 2 else (None, None)
             matches = _one(value, _plain(key), "==")

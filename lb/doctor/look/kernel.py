@@ -20,7 +20,7 @@ from typing import Any
 
 from lb.doctor.firewall import iptables, packet_filter
 from lb.doctor.look.this_machine import NFT_TIMEOUT, values
-from lb.doctor.values.facts import Arrival, Conntrack, Listener
+from lb.doctor.values.facts import Arrival, ConntrackUse, ListeningSocket
 
 #: Between two looks at counters, seconds.
 PAUSE = 0.5
@@ -63,9 +63,9 @@ def _run(program: str, *arguments: str) -> str | None:
 # --- sockets ---------------------------------------------------------------------------------------------------------
 
 
-def listeners() -> frozenset[Listener] | None:
+def listeners() -> frozenset[ListeningSocket] | None:
     """All of this network namespace, whoever has them."""
-    found: set[Listener] = set()
+    found: set[ListeningSocket] = set()
     try:
         for protocol, wanted in (("tcp", _LISTENS), ("udp", _UNCONNECTED)):
             for family in ("", "6"):
@@ -77,7 +77,7 @@ def listeners() -> frozenset[Listener] | None:
     return frozenset(found)
 
 
-def read_sockets(text: str, protocol: str, wanted: str) -> Iterator[Listener]:
+def read_sockets(text: str, protocol: str, wanted: str) -> Iterator[ListeningSocket]:
     """A table of /proc/net: addresses in hexadecimal, each 32-bit word as this machine stores it."""
     for line in text.splitlines()[1:]:
         words = line.split()
@@ -90,7 +90,7 @@ def read_sockets(text: str, protocol: str, wanted: str) -> Iterator[Listener]:
         )
         known = IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
         mapped = known.ipv4_mapped if isinstance(known, IPv6Address) else None
-        yield Listener(protocol, mapped or known, int(port, 16))
+        yield ListeningSocket(protocol, mapped or known, int(port, 16))
 
 
 _LITTLE = sys.byteorder == "little"
@@ -99,19 +99,19 @@ _LITTLE = sys.byteorder == "little"
 # --- connections -----------------------------------------------------------------------------------------------------
 
 
-def conntrack() -> Conntrack | None:
+def conntrack() -> ConntrackUse | None:
     """None: there is none here. Waits a moment where the table is filling, to see what it refuses."""
     count, maximum = _occupied()
     if not maximum:
         return None
     if count < maximum // 2:
-        return Conntrack(count, maximum)
+        return ConntrackUse(count, maximum)
     before, began = _refused(), time.monotonic()
     time.sleep(PAUSE)
     after = _refused()
     count, _ = _occupied()
     dropped, early = (max(0, late - soon) for late, soon in zip(after, before, strict=True))
-    return Conntrack(count, maximum, dropped, early, time.monotonic() - began)
+    return ConntrackUse(count, maximum, dropped, early, time.monotonic() - began)
 
 
 def _occupied() -> tuple[int, int]:

@@ -28,18 +28,18 @@ from urllib.parse import urlsplit
 from lb.daemon.control_socket import request
 from lb.daemon.privileges import effective
 from lb.doctor.values.facts import (
-    Certificate,
+    CertificateFile,
     Clock,
-    Daemon,
+    DaemonSeen,
     Disk,
     Interface,
     Kernel,
     Network,
+    NftTable,
     Private,
     Rights,
     Role,
     Row,
-    Table,
     Twin,
 )
 from lb.errors import ControlError
@@ -131,7 +131,7 @@ def user_of(pid: int | None) -> int:
         return os.geteuid()
 
 
-def certificate(file: Path) -> Certificate:
+def certificate(file: Path) -> CertificateFile:
     """The first certificate in a PEM file."""
     from cryptography import x509  # noqa: PLC0415  slow to import
     from cryptography.x509.oid import NameOID  # noqa: PLC0415
@@ -139,16 +139,18 @@ def certificate(file: Path) -> Certificate:
     try:
         data = file.read_bytes()
     except FileNotFoundError:
-        return Certificate(str(file), missing=True)
+        return CertificateFile(str(file), missing=True)
     except OSError as error:
-        return Certificate(str(file), error=_reason(error))
+        return CertificateFile(str(file), error=_reason(error))
     try:
         found = x509.load_pem_x509_certificate(data)
         names = found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     except ValueError:
-        return Certificate(str(file), error="is damaged")
+        return CertificateFile(str(file), error="is damaged")
     owner = str(names[0].value) if names else None
-    return Certificate(str(file), owner, found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
+    return CertificateFile(
+        str(file), owner, found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp()
+    )
 
 
 def clock(manager: str | None) -> Clock:
@@ -199,17 +201,17 @@ def _synchronised() -> bool | None:
 # --- the daemon ------------------------------------------------------------------------------------------------------
 
 
-def daemon(role: Role, state_dir: str) -> Daemon:
+def daemon(role: Role, state_dir: str) -> DaemonSeen:
     """Asks it for all that it says of itself."""
     path = Path(state_dir) / f"{role.value}.sock"
     try:
         pid = _listener_of(path)
     except PermissionError:
-        return Daemon(str(path), answers=False, error=f"{path}: permission denied", may_ask=False)
+        return DaemonSeen(str(path), answers=False, error=f"{path}: permission denied", may_ask=False)
     except OSError as error:
         known = {errno.ENOENT: "is not there", errno.ECONNREFUSED: "nobody listens"}
         why = known.get(error.errno or 0, _reason(error))
-        return Daemon(str(path), answers=False, error=f"{path}: {why}")
+        return DaemonSeen(str(path), answers=False, error=f"{path}: {why}")
     capabilities = _capabilities(pid)
     rows: dict[str, list[Row]] = {}
     try:
@@ -217,10 +219,10 @@ def daemon(role: Role, state_dir: str) -> Daemon:
             found = request(path, {"op": "get", "what": what})
             rows[what] = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
     except ControlError as error:
-        return Daemon(str(path), answers=bool(pid), error=str(error), pid=pid, capabilities=capabilities)
+        return DaemonSeen(str(path), answers=bool(pid), error=str(error), pid=pid, capabilities=capabilities)
     status = rows["status"][0] if rows["status"] else {}
     services, backends, peers = (tuple(rows.get(what, ())) for what in ("services", "backends", "peers"))
-    return Daemon(str(path), True, None, True, pid, capabilities, status, services, backends, peers)
+    return DaemonSeen(str(path), True, None, True, pid, capabilities, status, services, backends, peers)
 
 
 def _listener_of(path: Path) -> int | None:
@@ -409,7 +411,7 @@ def _lro(asked: socket.socket, name: str) -> bool | None:
 # --- nftables --------------------------------------------------------------------------------------------------------
 
 
-def tables() -> list[Table] | None:
+def tables() -> list[NftTable] | None:
     """Those of ours, of whatever age; None where they may not be looked at."""
     listed = _nft("list", "tables")
     if listed is None:
@@ -422,15 +424,15 @@ def tables() -> list[Table] | None:
     return found
 
 
-def _table(family: str, name: str) -> Table:
+def _table(family: str, name: str) -> NftTable:
     if family not in ("inet", "netdev"):
-        return Table(family, name)
+        return NftTable(family, name)
     addresses: set[str] = set()
     for item in _nft("list", "table", family, name) or []:
         held = item.get("set")
         if isinstance(held, dict) and str(held.get("name")).startswith("vips"):
             addresses |= set(_elements(held.get("elem") or []))
-    return Table(family, name, frozenset(addresses))
+    return NftTable(family, name, frozenset(addresses))
 
 
 def _elements(elements: Iterable[Any]) -> Iterator[str]:

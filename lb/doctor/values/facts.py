@@ -48,7 +48,7 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
-class Daemon:
+class DaemonSeen:
     """The daemon that the file is for."""
 
     socket: str
@@ -107,7 +107,7 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class OwnBackend:
     """A backend on this host, and what is done with its service's packets."""
 
     label: str  #: service/backend
@@ -133,7 +133,7 @@ class Own:
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class ListeningSocket:
     """A socket that takes connections, or datagrams of anybody."""
 
     protocol: str  #: tcp or udp
@@ -152,7 +152,7 @@ class Arrival:
 
 
 @dataclass(frozen=True, slots=True)
-class Conntrack:
+class ConntrackUse:
     """The table of connections, and what it did not take between two looks."""
 
     count: int
@@ -173,7 +173,7 @@ class Private:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class NftTable:
     """One nftables table of ours."""
 
     family: str
@@ -195,7 +195,7 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
-class Certificate:
+class CertificateFile:
     """One certificate's file."""
 
     file: str
@@ -217,7 +217,7 @@ class Clock:
     error: str | None = None  #: why the manager's clock is not known
 
 
-class Answer(enum.Enum):
+class WayAnswer(enum.Enum):
     """What came back."""
 
     ACCEPTED = "accepted"  #: SYN+ACK, or an echo
@@ -226,7 +226,7 @@ class Answer(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class WayTarget:
     """A way to be tried: to one backend, for one of its services."""
 
     name: str  #: service/backend
@@ -243,24 +243,24 @@ class Target:
 class Path:
     """What came back from one target. ``mtu`` is what the MUX believes of the way."""
 
-    target: Target
+    target: WayTarget
     mtu: int
-    plain: Answer  #: to a small packet without a tunnel
-    plain_full: Answer | None = None  #: to one of ``mtu`` bytes
+    plain: WayAnswer  #: to a small packet without a tunnel
+    plain_full: WayAnswer | None = None  #: to one of ``mtu`` bytes
     largest: int | None = None  #: the largest of some sizes that was answered without a tunnel
-    tunnel: Answer = Answer.SILENT  #: to a small one in a tunnel
-    tunnel_some: Answer | None = None  #: to one with data, in a tunnel
-    tunnel_full: Answer | None = None  #: to one that fills ``mtu``
+    tunnel: WayAnswer = WayAnswer.SILENT  #: to a small one in a tunnel
+    tunnel_some: WayAnswer | None = None  #: to one with data, in a tunnel
+    tunnel_full: WayAnswer | None = None  #: to one that fills ``mtu``
     said: str | None = None  #: what ICMP said of tunnel packets
     said_mtu: int | None = None  #: the MTU that ICMP told
-    direct: Answer | None = None  #: to a plain connection to the port at the host's own address; None: not tried
+    direct: WayAnswer | None = None  #: to a plain connection to the port at the host's own address; None: not tried
 
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
     """Who answered a UDP service's request that went through a tunnel."""
 
-    target: Target
+    target: WayTarget
     answered_by: IPv4Address | None = None
 
 
@@ -269,12 +269,12 @@ class Dialled:
     """What a BGP peer's port answers."""
 
     ping: bool
-    unsigned: Answer
-    signed: Answer | None = None  #: with the file's password; None: the file has none
+    unsigned: WayAnswer
+    signed: WayAnswer | None = None  #: with the file's password; None: the file has none
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class ArpClaim:
     """Somebody on the link who answers ARP for a VIP."""
 
     vip: IPv4Address

@@ -20,7 +20,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Any
 
-from lb.doctor.values.facts import Answer, Datagram, Path, Row, Target
+from lb.doctor.values.facts import Datagram, Path, Row, WayAnswer, WayTarget
 from lb.doctor.values.findings import Finding, Severity, fault, few, ok, unknown, warning
 
 #: Bytes of an outer IPv4 header.
@@ -29,7 +29,7 @@ TUNNEL = 20
 TARGETS_MAX = 256
 
 
-def targets(rows: Iterable[Row], services: Iterable[Row], *, managed: bool = False) -> list[Target]:
+def targets(rows: Iterable[Row], services: Iterable[Row], *, managed: bool = False) -> list[WayTarget]:
     """TCP services of backends with IPv4, from a MUX's rows; of too many one for each address.
 
     ``managed``: "down" is what the manager makes of probes; otherwise an operator wants it so.
@@ -37,15 +37,15 @@ def targets(rows: Iterable[Row], services: Iterable[Row], *, managed: bool = Fal
     return _targets(rows, services, "tcp", managed=managed)
 
 
-def questions(rows: Iterable[Row], services: Iterable[Row], *, managed: bool = False) -> list[Target]:
+def questions(rows: Iterable[Row], services: Iterable[Row], *, managed: bool = False) -> list[WayTarget]:
     """UDP services that answer to what their probe asks."""
     asked = [service for service in services if service.get("request") is not None]
     return [target for target in _targets(rows, asked, "udp", managed=managed) if target.exact]
 
 
-def _targets(rows: Iterable[Row], services: Iterable[Row], protocol: str, *, managed: bool) -> list[Target]:
+def _targets(rows: Iterable[Row], services: Iterable[Row], protocol: str, *, managed: bool) -> list[WayTarget]:
     known = {row.get("name"): row for row in services}
-    found: list[Target] = []
+    found: list[WayTarget] = []
     for row in rows:
         service = known.get(row.get("service"))
         if service is None or service.get("protocol") != protocol:
@@ -58,7 +58,7 @@ def _targets(rows: Iterable[Row], services: Iterable[Row], protocol: str, *, man
     return found
 
 
-def _target(row: Row, service: Row, told: str) -> Target | None:
+def _target(row: Row, service: Row, told: str) -> WayTarget | None:
     try:
         address = IPv4Address(str(row.get("address")))
         vip = IPv4Address(str(service.get("vip")).partition("/")[0])
@@ -68,7 +68,7 @@ def _target(row: Row, service: Row, told: str) -> Target | None:
     exact = str(service.get("port")) == first and first != "0"
     port = max(1, int(first)) if first.isdecimal() else 1
     inside, request = row.get("port"), service.get("request")
-    return Target(
+    return WayTarget(
         f"{row.get('service')}/{row.get('name')}",
         address,
         vip,
@@ -83,7 +83,7 @@ def _target(row: Row, service: Row, told: str) -> Target | None:
 def check_paths(paths: Sequence[Path], source: IPv4Address) -> Iterator[Finding]:
     """One finding for each cause, however many hosts and services have it; of what does not listen one a place."""
     alike: dict[tuple[object, ...], tuple[Finding, Path, list[Path]]] = {}
-    taken = {path.target.address for path in paths if path.tunnel is not Answer.SILENT}
+    taken = {path.target.address for path in paths if path.tunnel is not WayAnswer.SILENT}
     for path in paths:
         finding = judge(path, source, takes_others=path.target.address in taken)
         if finding.severity is Severity.OK:
@@ -109,11 +109,11 @@ def judge(path: Path, source: IPv4Address, *, takes_others: bool = False) -> Fin
     """The one thing to say of a way. ``takes_others``: the host answers for another service through its tunnel."""
     target = path.target
     where = f"{target.address} ({target.name})"
-    if path.tunnel is Answer.SILENT:
+    if path.tunnel is WayAnswer.SILENT:
         found = _silent(path, source, where, takes_others=takes_others)
-    elif path.tunnel_full is Answer.SILENT and path.tunnel_some is not Answer.SILENT:
+    elif path.tunnel_full is WayAnswer.SILENT and path.tunnel_some is not WayAnswer.SILENT:
         found = _too_small(path, where)
-    elif path.tunnel is Answer.REFUSED and target.exact:
+    elif path.tunnel is WayAnswer.REFUSED and target.exact:
         found = fault(
             "backend",
             f"{target.name}: nobody listens behind {target.vip}:{target.port} on {target.address}: the tunnel "
@@ -122,12 +122,12 @@ def judge(path: Path, source: IPv4Address, *, takes_others: bool = False) -> Fin
             f"start the process there; `ss -ltn` on {target.address} shows who listens; meanwhile `lb drain backend "
             f"{target.name}`",
         )
-    elif path.tunnel_full is Answer.SILENT:
+    elif path.tunnel_full is WayAnswer.SILENT:
         found = unknown(
             "mtu_path",
             f"whether {path.mtu} bytes reach {where} is not known: connections that begin with data are filtered",
         )
-    elif path.plain_full is Answer.SILENT and path.largest is not None:
+    elif path.plain_full is WayAnswer.SILENT and path.largest is not None:
         found = _too_small_back(path, where)
     else:
         found = ok(
@@ -146,7 +146,7 @@ def _about(label: str) -> tuple[str, ...]:
 
 def _silent(path: Path, source: IPv4Address, where: str, *, takes_others: bool) -> Finding:
     target = path.target
-    if path.plain is Answer.SILENT:
+    if path.plain is WayAnswer.SILENT:
         return fault(
             "unreachable",
             f"the host {where} cannot be reached from {source}: neither ping nor TCP is answered, with or "
@@ -169,7 +169,7 @@ def _silent(path: Path, source: IPv4Address, where: str, *, takes_others: bool) 
             f"IP-in-IP (protocol 4) from {source} to {where} is refused on the way: {path.said}",
             "allow protocol 4 (not TCP port 4) from MUXes to hosts in that machine's firewall",
         )
-    if path.direct is Answer.SILENT:
+    if path.direct is WayAnswer.SILENT:
         return fault(
             "host_firewall",
             f"TCP port {target.inside} of the host {where} answers neither in a tunnel nor beside it, and the host "
@@ -227,7 +227,7 @@ def _too_small_back(path: Path, where: str) -> Finding:
 
 def check_datagrams(found: Sequence[Datagram]) -> Iterator[Finding]:
     """Clients throw away what comes from another address than they asked; nothing is said of who did not answer."""
-    wrong: dict[IPv4Address, list[Target]] = {}
+    wrong: dict[IPv4Address, list[WayTarget]] = {}
     for datagram in found:
         target = datagram.target
         if datagram.answered_by == target.vip:

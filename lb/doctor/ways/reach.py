@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
-from lb.doctor.values.facts import Answer, Claim, Datagram, Dialled, Path, Target
+from lb.doctor.values.facts import ArpClaim, Datagram, Dialled, Path, WayAnswer, WayTarget
 from lb.doctor.ways.paths import TUNNEL
 from lb.model import Address
 
@@ -58,9 +58,9 @@ _UNREACHABLE = {
 class _Way:
     """What is known of one target so far."""
 
-    target: Target
+    target: WayTarget
     pings: set[int] = field(default_factory=set)  #: sizes that were answered
-    tunnels: dict[int, Answer] = field(default_factory=dict)  #: by size
+    tunnels: dict[int, WayAnswer] = field(default_factory=dict)  #: by size
     said: str | None = None
     said_mtu: int | None = None
     answered_by: IPv4Address | None = None
@@ -75,7 +75,7 @@ class _Try:
     tunnel: bool
 
 
-def paths(targets: Sequence[Target], source: IPv4Address, mtu: int) -> list[Path]:
+def paths(targets: Sequence[WayTarget], source: IPv4Address, mtu: int) -> list[Path]:
     """Tries all at once. Raises PermissionError without CAP_NET_RAW."""
     ways = [_Way(target) for target in targets]
     with contextlib.closing(_Prober(source)) as prober:
@@ -89,12 +89,14 @@ def paths(targets: Sequence[Target], source: IPv4Address, mtu: int) -> list[Path
     silent = [way for way in ways if way not in reached]
     with ThreadPoolExecutor(32) as dialling:
         inside = dict(zip(map(id, silent), dialling.map(_dial_inside, silent), strict=True))
-        mute = [way for way in silent if not way.pings and inside[id(way)] in (None, Answer.SILENT)]
+        mute = [way for way in silent if not way.pings and inside[id(way)] in (None, WayAnswer.SILENT)]
         other = dict(zip(map(id, mute), dialling.map(_dial_other, mute), strict=True))
-    return [_path(way, mtu, inside.get(id(way)), other.get(id(way), Answer.ACCEPTED), way in reached) for way in ways]
+    return [
+        _path(way, mtu, inside.get(id(way)), other.get(id(way), WayAnswer.ACCEPTED), way in reached) for way in ways
+    ]
 
 
-def datagrams(targets: Sequence[Target], source: IPv4Address) -> list[Datagram]:
+def datagrams(targets: Sequence[WayTarget], source: IPv4Address) -> list[Datagram]:
     """Has each UDP service asked what its probe asks, through the tunnel. Raises PermissionError without
     CAP_NET_RAW."""
     ways = [_Way(target) for target in targets]
@@ -103,29 +105,29 @@ def datagrams(targets: Sequence[Target], source: IPv4Address) -> list[Datagram]:
     return [Datagram(way.target, way.answered_by) for way in ways]
 
 
-def _dial_inside(way: _Way) -> Answer | None:
+def _dial_inside(way: _Way) -> WayAnswer | None:
     """To the backend's own port, beside the tunnel."""
     port = way.target.inside
     return _dial(str(way.target.address), port, None, None, 1.0) if port is not None else None
 
 
-def _dial_other(way: _Way) -> Answer:
+def _dial_other(way: _Way) -> WayAnswer:
     """To some port: whoever refuses is there."""
     return _dial(str(way.target.address), way.target.port, None, None, 1.0)
 
 
-def _path(way: _Way, mtu: int, inside: Answer | None, plain: Answer, reached: bool) -> Path:
+def _path(way: _Way, mtu: int, inside: WayAnswer | None, plain: WayAnswer, reached: bool) -> Path:
     target = way.target
     below = [size for size in way.pings if SMALL < size < mtu]
     return Path(
         target,
         mtu,
         plain,
-        None if SMALL not in way.pings else Answer.ACCEPTED if mtu in way.pings else Answer.SILENT,
+        None if SMALL not in way.pings else WayAnswer.ACCEPTED if mtu in way.pings else WayAnswer.SILENT,
         max(below, default=None),
-        way.tunnels.get(SMALL, Answer.SILENT),
-        way.tunnels.get(SOME, Answer.SILENT) if reached else None,
-        way.tunnels.get(mtu, Answer.SILENT) if reached else None,
+        way.tunnels.get(SMALL, WayAnswer.SILENT),
+        way.tunnels.get(SOME, WayAnswer.SILENT) if reached else None,
+        way.tunnels.get(mtu, WayAnswer.SILENT) if reached else None,
         way.said,
         way.said_mtu,
         inside,
@@ -247,7 +249,7 @@ def _answered(item: _Try) -> bool:
 # --- packets ---------------------------------------------------------------------------------------------------------
 
 
-def tunnel_packet(source: IPv4Address, target: Target, port: int, size: int) -> bytes:
+def tunnel_packet(source: IPv4Address, target: WayTarget, port: int, size: int) -> bytes:
     """A SYN for the VIP in a tunnel to the backend, ``size`` bytes in all, as the data plane would send it."""
     data = bytes(max(0, size - TUNNEL - _IP.size - _TCP.size))
     segment = _TCP.pack(port, target.port, random.getrandbits(32), 0, 5 << 4, 0x02, 64240, 0, 0) + data
@@ -257,7 +259,7 @@ def tunnel_packet(source: IPv4Address, target: Target, port: int, size: int) -> 
     return _header(source, target.address, 4, len(inner)) + inner
 
 
-def tunnel_datagram(source: IPv4Address, target: Target, port: int, size: int) -> bytes:
+def tunnel_datagram(source: IPv4Address, target: WayTarget, port: int, size: int) -> bytes:
     """A UDP service's request in a tunnel to the backend; ``size`` says nothing here."""
     data = target.request or b""
     length = _UDP.size + len(data)
@@ -289,7 +291,7 @@ class Segment:
 
     source: IPv4Address
     port: int
-    answer: Answer
+    answer: WayAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +315,11 @@ def read_answer(packet: bytes) -> Segment | None:
     """Of a packet that begins with its IP header, TCP or UDP; None for whatever else it may be."""
     header = (packet[0] & 0x0F) * 4 if packet else 0
     if header >= _IP.size and len(packet) >= header + _UDP.size and packet[9] == socket.IPPROTO_UDP:
-        return Segment(IPv4Address(packet[12:16]), _UDP.unpack_from(packet, header)[1], Answer.ACCEPTED)
+        return Segment(IPv4Address(packet[12:16]), _UDP.unpack_from(packet, header)[1], WayAnswer.ACCEPTED)
     if header < _IP.size or len(packet) < header + _TCP.size:
         return None
     _, port, _, _, _, flags, _, _, _ = _TCP.unpack_from(packet, header)
-    return Segment(IPv4Address(packet[12:16]), port, Answer.REFUSED if flags & 0x04 else Answer.ACCEPTED)
+    return Segment(IPv4Address(packet[12:16]), port, WayAnswer.REFUSED if flags & 0x04 else WayAnswer.ACCEPTED)
 
 
 def read_icmp(packet: bytes) -> Echo | Complaint | None:
@@ -381,13 +383,13 @@ def dial_bgp(address: Address, source: Address, password: str | None) -> Dialled
 
 
 def _ping(address: IPv4Address, source: IPv4Address) -> bool:
-    way = _Way(Target("", address, address, 1))
+    way = _Way(WayTarget("", address, address, 1))
     with contextlib.closing(_Prober(source)) as prober:
         prober.run([_Try(way, SMALL, False)])
     return bool(way.pings)
 
 
-def _dial(address: str, port: int, source: str | None, password: str | None, seconds: float) -> Answer:
+def _dial(address: str, port: int, source: str | None, password: str | None, seconds: float) -> WayAnswer:
     """Connects and closes at once."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as dialled:
@@ -399,10 +401,10 @@ def _dial(address: str, port: int, source: str | None, password: str | None, sec
                 dialled.bind((source, 0))
             dialled.connect((address, port))
         except ConnectionRefusedError:
-            return Answer.REFUSED
+            return WayAnswer.REFUSED
         except OSError:
-            return Answer.SILENT
-    return Answer.ACCEPTED
+            return WayAnswer.SILENT
+    return WayAnswer.ACCEPTED
 
 
 def _signature(address: str, family: int, password: str) -> bytes:
@@ -417,7 +419,7 @@ def _signature(address: str, family: int, password: str) -> bytes:
 # --- ARP -------------------------------------------------------------------------------------------------------------
 
 
-def claims(interface: str, vips: Iterable[IPv4Address]) -> list[Claim]:
+def claims(interface: str, vips: Iterable[IPv4Address]) -> list[ArpClaim]:
     """Who answers for these on the link. Asked as RFC 5227 probes, which change nobody's cache."""
     asked = set(vips)
     found: dict[tuple[IPv4Address, str], None] = {}
@@ -434,7 +436,7 @@ def claims(interface: str, vips: Iterable[IPv4Address]) -> list[Claim]:
                 if address in asked and sender != mac:
                     found[address, ":".join(f"{byte:02x}" for byte in sender)] = None
     known = _neighbours() if found else {}
-    return [Claim(vip, mac, known.get(mac)) for vip, mac in found]
+    return [ArpClaim(vip, mac, known.get(mac)) for vip, mac in found]
 
 
 def _arp(mac: bytes, vip: IPv4Address) -> bytes:

@@ -22,7 +22,7 @@ from typing import Any
 from lb.daemon.kernel.netlink_bytes import with_headers
 from lb.daemon.kernel.rtnetlink import AsyncIPRoute, MarshalRtnl, NetlinkDumpInterrupted, NetlinkError
 from lb.model import Address
-from lb.mux.hops.next_hops import Link, Neighbour, NeighbourKey, NeighbourState, Route, RouteKind
+from lb.mux.hops.next_hops import Link, Neighbour, NeighbourKey, NeighbourState, RouteAnswer, RouteKind
 
 #: How often a table that changes while it is read is read anew.
 DUMP_ATTEMPTS = 20
@@ -43,7 +43,7 @@ _RECEIVE_BUFFER = 4 << 20
 
 
 @dataclass(slots=True)
-class Notices:
+class HopNotices:
     """What changed since they were last taken."""
 
     everything: bool = False  #: notices were lost
@@ -62,7 +62,7 @@ class Netlink:
         self._ipr = AsyncIPRoute()
         self._marshal = MarshalRtnl()
         self._listener: socket.socket | None = None
-        self._notices = Notices()
+        self._notices = HopNotices()
         self._dumping = asyncio.Lock()
         self._changed: Callable[[], None] = lambda: None
         self._told = 0  # notices of links and addresses so far
@@ -108,7 +108,7 @@ class Netlink:
                     await asyncio.sleep(0.01)
         raise AssertionError("the last attempt returns or raises")
 
-    async def route(self, address: Address) -> Route | None:
+    async def route(self, address: Address) -> RouteAnswer | None:
         """Where the kernel would send a packet for this address."""
         try:
             answers = await self._ipr.route("get", dst=str(address), family=_family(address))
@@ -116,9 +116,9 @@ class Netlink:
             if error.code in {errno.ENETUNREACH, errno.EHOSTUNREACH}:
                 return None
             if error.code == errno.EINVAL:  # how IPv4 answers for a blackhole
-                return Route(RouteKind.BLACKHOLE, 0)
+                return RouteAnswer(RouteKind.BLACKHOLE, 0)
             if error.code == errno.EACCES:
-                return Route(RouteKind.PROHIBIT, 0)
+                return RouteAnswer(RouteKind.PROHIBIT, 0)
             raise
         return _route(answers[0]) if answers else None
 
@@ -189,9 +189,9 @@ class Netlink:
         self._told += 1
         asyncio.get_running_loop().add_reader(listener.fileno(), self._read)
 
-    def take_notices(self) -> Notices:
+    def take_notices(self) -> HopNotices:
         """What was collected; begins anew."""
-        taken, self._notices = self._notices, Notices()
+        taken, self._notices = self._notices, HopNotices()
         return taken
 
     def _read(self) -> None:
@@ -231,7 +231,7 @@ def _family(address: Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
-def _route(message: Any) -> Route:
+def _route(message: Any) -> RouteAnswer:
     try:
         kind = RouteKind(message["type"])
     except ValueError:
@@ -240,7 +240,7 @@ def _route(message: Any) -> Route:
     via = message.get_attr("RTA_VIA")  # an IPv4 route through an IPv6 gateway
     if gateway is None and via:
         gateway = via["addr"]
-    return Route(kind, message.get_attr("RTA_OIF") or 0, ip_address(gateway) if gateway else None)
+    return RouteAnswer(kind, message.get_attr("RTA_OIF") or 0, ip_address(gateway) if gateway else None)
 
 
 def _link(message: Any) -> Link:

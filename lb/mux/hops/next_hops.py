@@ -28,7 +28,7 @@ class RouteKind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class RouteAnswer:
     """The kernel's answer for one destination."""
 
     kind: RouteKind
@@ -109,7 +109,7 @@ Resolution = NextHop | Unreachable
 
 def resolve(
     address: Address,
-    route: Route | None,
+    route: RouteAnswer | None,
     links: Mapping[int, Link],
     neighbours: Mapping[NeighbourKey, Neighbour],
 ) -> Resolution:
@@ -188,7 +188,7 @@ def to_ask(
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class HopChange:
     """Backend addresses whose way changed alike, in words for the log."""
 
     addresses: tuple[Address, ...]
@@ -196,14 +196,14 @@ class Change:
     text: str
 
 
-def changes(before: Mapping[Address, Resolution], after: Mapping[Address, Resolution]) -> list[Change]:
+def changes(before: Mapping[Address, Resolution], after: Mapping[Address, Resolution]) -> list[HopChange]:
     """What the log should say, each thing once: a gateway that moved is one change, however many are behind it."""
     said: dict[tuple[bool, str], list[Address]] = {}
     for address, new in after.items():
         change = _change(before.get(address), new)
         if change is not None:
             said.setdefault(change, []).append(address)
-    return [Change(tuple(addresses), reachable, text) for (reachable, text), addresses in said.items()]
+    return [HopChange(tuple(addresses), reachable, text) for (reachable, text), addresses in said.items()]
 
 
 def _change(old: Resolution | None, new: Resolution) -> tuple[bool, str] | None:

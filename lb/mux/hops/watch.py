@@ -15,13 +15,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from lb.daemon.kernel.rtnetlink import NetlinkError
 from lb.daemon.log import get_logger
 from lb.model import Address
-from lb.mux.hops.netlink import Netlink, Notices
+from lb.mux.hops.netlink import HopNotices, Netlink
 from lb.mux.hops.next_hops import (
     Link,
     Neighbour,
     NeighbourKey,
     Resolution,
-    Route,
+    RouteAnswer,
     Unreachable,
     changes,
     remember,
@@ -50,7 +50,7 @@ class HopWatch:
         self._on_change = on_change
         self._on_links = on_links
         self._wanted: frozenset[Address] = frozenset()
-        self._routes: dict[Address, Route | None] = {}
+        self._routes: dict[Address, RouteAnswer | None] = {}
         self._links: dict[int, Link] = {}
         self._neighbours: dict[NeighbourKey, Neighbour] = {}
         self._resolutions: dict[Address, Resolution] = {}
@@ -141,7 +141,7 @@ class HopWatch:
             await self._apply(notices)
         self._blind = None
 
-    async def _apply(self, notices: Notices) -> None:
+    async def _apply(self, notices: HopNotices) -> None:
         links_before = self._links
         if notices.everything:
             await self._read_everything()

@@ -18,7 +18,7 @@ from pathlib import Path
 from lb.daemon.kernel import sysctls
 from lb.daemon.kernel.repairs import Difference
 from lb.daemon.kernel.watch import Area
-from lb.dataplane import GatedIo, Link, WholeProgram
+from lb.dataplane import GatedIo, LinkHeader, WholeProgram
 from lb.errors import IoError
 
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _SIOCSIFTXQLEN = 0x8913, 0x8914, 0x8943
@@ -54,7 +54,7 @@ class Gate:
             name += "b"
         try:
             # The right to load it is given up before the device may have to be made anew.
-            self._program = self._program or WholeProgram(Link.NEXT_HOP)
+            self._program = self._program or WholeProgram(LinkHeader.NEXT_HOP)
             for io in ios:
                 io.set_gate(name, self._program, shared=len(ios) > 1)
             _silence(name)

@@ -26,10 +26,10 @@ from typing import Any
 
 from lb.daemon.kernel import nftables
 from lb.daemon.kernel.repairs import Difference
-from lb.daemon.kernel.watch import Area, Own
+from lb.daemon.kernel.watch import Area, OwnMarks
 from lb.errors import IoError
 from lb.model import Network
-from lb.mux.io.prefixes import Cover, Prefix, Step
+from lb.mux.io.prefixes import Cover, CoverStep, Prefix
 
 #: Before every chain that others may have at the same hook.
 PRIORITY = -500
@@ -93,7 +93,7 @@ def update_text(table: str, vips: Cover) -> str:
     return "\n".join(lines) + "\n"
 
 
-def step_text(table: str, step: Step) -> str:
+def step_text(table: str, step: CoverStep) -> str:
     """As :func:`update_text`, by what differs."""
     lines = [
         f"{verb} element inet {table} vips{version} {{ {', '.join(elements)} }}"
@@ -199,7 +199,7 @@ def _networks(written: Iterable[str]) -> frozenset[Network]:
 # -- the kernel ---------------------------------------------------------------------------------------------------
 
 
-async def apply(text: str, own: Own | None = None) -> None:
+async def apply(text: str, own: OwnMarks | None = None) -> None:
     """Runs one transaction; it happens whole or not at all."""
     done = await nftables.run("-f", "-", text=text, own=own)
     if done.code:
@@ -220,7 +220,7 @@ class Isolation:
     areas = Area.NFTABLES | Area.LINK
     interval = 10.0
 
-    def __init__(self, mux: str, interface: str, own: Own | None = None) -> None:
+    def __init__(self, mux: str, interface: str, own: OwnMarks | None = None) -> None:
         self.table = table_name(mux)
         self._interface = interface
         self._own = own
@@ -258,7 +258,7 @@ class Isolation:
                 self._vips, self._cover, self._sure = before, Cover(before), False
                 raise
 
-    async def _step(self, step: Step) -> None:
+    async def _step(self, step: CoverStep) -> None:
         """What differs; or everything, where that is quicker, or the kernel has something else than we believe.
 
         The table may be gone, the sets flushed, a run of nft cancelled half way: none of it is a reason to refuse

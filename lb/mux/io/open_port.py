@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lb.daemon.kernel.watch import Own
+from lb.daemon.kernel.watch import OwnMarks
 from lb.daemon.log import get_logger
 from lb.errors import IoError, VipmuxError
 from lb.model import IoMode, MuxSettings, Network
@@ -18,7 +18,7 @@ from lb.mux.hops.netlink import Netlink
 from lb.mux.io.ethernet import OffNote
 from lb.mux.io.mode import Mode, candidates, nothing_works, obtained
 from lb.mux.io.ports import PacketPort, Port, TunPort
-from lb.mux.io.startup import Claim
+from lb.mux.io.startup import NamespaceClaim
 from lb.mux.io.xdp_port import OFF_NOTE, XdpPort
 
 log = get_logger()
@@ -31,7 +31,7 @@ _KINDS: Mapping[IoMode, type[XdpPort] | type[PacketPort] | type[TunPort]] = {
 
 
 async def open_port(
-    settings: MuxSettings, vips: Iterable[Network], netlink: Netlink, state_dir: Path, own: Own
+    settings: MuxSettings, vips: Iterable[Network], netlink: Netlink, state_dir: Path, own: OwnMarks
 ) -> tuple[Port, Mode]:
     """The best I/O that works here, open, with the reason for it. ``own`` learns what changes of it are known by."""
     vips = frozenset(vips)
@@ -56,12 +56,12 @@ async def open_port(
     raise nothing_works(settings.io, refused)
 
 
-def _claims(settings: MuxSettings) -> list[Claim]:
+def _claims(settings: MuxSettings) -> list[NamespaceClaim]:
     """Before anything is touched; a TUN device is of its MUX alone, and several may be on one interface."""
-    claims = [Claim("name", settings.name)]
+    claims = [NamespaceClaim("name", settings.name)]
     if IoMode.PACKET in candidates(settings.io):
         try:
-            claims.append(Claim("interface", settings.interface))
+            claims.append(NamespaceClaim("interface", settings.interface))
         except IoError:
             claims[0].close()
             raise

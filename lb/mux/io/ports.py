@@ -16,11 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from lb.daemon.kernel.keeper import Kept
+from lb.daemon.kernel.keeper import KeptPart
 from lb.daemon.kernel.repairs import Difference
-from lb.daemon.kernel.watch import Area, Own
+from lb.daemon.kernel.watch import Area, OwnMarks
 from lb.daemon.log import get_logger
-from lb.dataplane import NO_MAC, Hop, Io, Link, PacketIo, SteerProgram, TunIo, WholeProgram
+from lb.dataplane import NO_MAC, Hop, Io, LinkHeader, PacketIo, SteerProgram, TunIo, WholeProgram
 from lb.errors import FeatureError, IoError, VipmuxError
 from lb.model import Address, MuxSettings, Network
 from lb.mux.hops.netlink import Netlink
@@ -29,7 +29,7 @@ from lb.mux.io.gate import Gate
 from lb.mux.io.isolation import Isolation
 from lb.mux.io.mode import RINGS_BOTH, RINGS_SLOTS, WHOLE, cut
 from lb.mux.io.socket_filter import Filter, vip_filter
-from lb.mux.io.startup import Claim
+from lb.mux.io.startup import NamespaceClaim
 from lb.mux.io.tun import Tun
 
 log = get_logger()
@@ -56,7 +56,7 @@ class Crew(Protocol):
 class Port(Protocol):
     """One I/O mode of one MUX."""
 
-    link: Link  #: what pipelines write before the outer header
+    link: LinkHeader  #: what pipelines write before the outer header
     watches_hops: bool  #: frames need next hops; otherwise the kernel finds the way
     guesses_checksums: bool  #: its ios cannot tell which checksums are left unfinished
 
@@ -89,7 +89,7 @@ class Port(Protocol):
 
         Raises VipmuxError, with all as it was unless no worker runs."""
 
-    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[Kept]:
+    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[KeptPart]:
         """What is kept in the kernel. ``reopen`` stops the workers, reopens the port and starts them again."""
 
     @property
@@ -183,12 +183,12 @@ class _Opened:
 class PacketPort:
     """AF_PACKET on the interface, nftables below it."""
 
-    link = Link.NEXT_HOP
+    link = LinkHeader.NEXT_HOP
     watches_hops = True
     guesses_checksums = False  # the virtio header tells
 
     def __init__(
-        self, settings: MuxSettings, netlink: Netlink, state_dir: Path, own: Own, claims: Sequence[Claim]
+        self, settings: MuxSettings, netlink: Netlink, state_dir: Path, own: OwnMarks, claims: Sequence[NamespaceClaim]
     ) -> None:
         self._settings = settings
         self._claims = claims
@@ -312,7 +312,7 @@ class PacketPort:
             self.close_ios()
             raise
 
-    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[Kept]:
+    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[KeptPart]:
         return [_Opened(self, reopen), self._isolation, self._gate]
 
     @property
@@ -334,12 +334,12 @@ class PacketPort:
 class TunPort:
     """A TUN device that the kernel routes the VIPs into."""
 
-    link = Link.NONE
+    link = LinkHeader.NONE
     watches_hops = False
     guesses_checksums = False  # the kernel finishes them all
 
     def __init__(
-        self, settings: MuxSettings, netlink: Netlink, state_dir: Path, own: Own, claims: Sequence[Claim]
+        self, settings: MuxSettings, netlink: Netlink, state_dir: Path, own: OwnMarks, claims: Sequence[NamespaceClaim]
     ) -> None:
         del own
         self._settings = settings
@@ -383,7 +383,7 @@ class TunPort:
         try:
             # The right to load it is given up before the device may have to be made anew.
             self._cut = None
-            self._program = self._program or WholeProgram(Link.NONE)
+            self._program = self._program or WholeProgram(LinkHeader.NONE)
             self._open_queues(self._ios, self._settings.workers)
         except IoError as error:
             self._cut = str(error)
@@ -473,7 +473,7 @@ class TunPort:
             self.close_ios()
             raise
 
-    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[Kept]:
+    def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[KeptPart]:
         return [_Opened(self, reopen), self._tun, self._tun.settings]
 
     @property

@@ -60,7 +60,7 @@ class Prefix(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CoverStep:
     """What makes one cover of another. An interval set wants what goes to go first."""
 
     come: tuple[Prefix, ...]
@@ -87,13 +87,13 @@ class Cover:
     def networks(self) -> list[Network]:
         return [prefix.network for prefix in self]
 
-    def step(self, come: Collection[Network], gone: Collection[Network]) -> Step:
+    def step(self, come: Collection[Network], gone: Collection[Network]) -> CoverStep:
         """Networks that were not there come, and some that were there go."""
         if len(come) + len(gone) > MANY:
             left = self._wanted - set(map(Prefix.of, gone)) | set(map(Prefix.of, come))
             new, old = Cover(prefix.network for prefix in left), self._prefixes
             self._wanted, self._prefixes = new._wanted, new._prefixes
-            return Step(tuple(self._prefixes - old), tuple(old - self._prefixes))
+            return CoverStep(tuple(self._prefixes - old), tuple(old - self._prefixes))
         before: dict[Prefix, bool] = {}  # of those that were touched, whether they were part of the cover
         for network in gone:
             self._remove(Prefix.of(network), before)
@@ -102,7 +102,7 @@ class Cover:
             self._wanted.add(prefix)
             self._add(prefix, before)
         now = {prefix: prefix in self._prefixes for prefix in before}
-        return Step(
+        return CoverStep(
             tuple(prefix for prefix, was in before.items() if now[prefix] and not was),
             tuple(prefix for prefix, was in before.items() if was and not now[prefix]),
         )

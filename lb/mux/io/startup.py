@@ -50,7 +50,7 @@ class StateDir:
         os.close(self._lock)
 
 
-class Claim:
+class NamespaceClaim:
     """What only one ``lb-mux`` of a network namespace may have, held until the process ends, however it ends.
 
     It is an abstract UNIX socket: the kernel frees it, and it is not found in any directory, so that two with other

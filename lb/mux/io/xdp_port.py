@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lb.daemon.kernel.repairs import Difference
-from lb.daemon.kernel.watch import Own
+from lb.daemon.kernel.watch import OwnMarks
 from lb.daemon.log import get_logger
 from lb.dataplane import Io, Redirect, XdpIo
 from lb.errors import IoError, VipmuxError
@@ -21,7 +21,7 @@ from lb.mux.hops.netlink import Netlink
 from lb.mux.io.ethernet import Facts, Offloads, OffNote, address_of, facts_of, queues_of
 from lb.mux.io.mode import TOGETHER, apart
 from lb.mux.io.ports import Anchor, Crew, PacketPort, exists
-from lb.mux.io.startup import Claim
+from lb.mux.io.startup import NamespaceClaim
 from lb.mux.io.xdp_support import LINK_HEADER, Attempt, attempts, described, refusal
 
 log = get_logger()
@@ -38,7 +38,7 @@ class XdpPort(PacketPort):
     guesses_checksums = True
 
     def __init__(
-        self, settings: MuxSettings, netlink: Netlink, state_dir: Path, own: Own, claims: Sequence[Claim]
+        self, settings: MuxSettings, netlink: Netlink, state_dir: Path, own: OwnMarks, claims: Sequence[NamespaceClaim]
     ) -> None:
         super().__init__(settings, netlink, state_dir, own, claims)
         self._redirect: Redirect | None = None  # loaded while all privileges are there, and kept

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from lb.model import Address, Backend, BackendState, Service
 from lb.probe.board import Known, Label
 from lb.probe.fail_open import too_few
-from lb.probe.state import Health
+from lb.probe.state import ProbeHealth
 
 #: How long the manager must be away, seconds: longer than it takes one to start again.
 PATIENCE = 10.0
@@ -65,7 +65,7 @@ def _dead(service: Service, known: Mapping[Label, Known], reachable: Set[Address
         if not _takes_flows(backend):
             continue
         word = known.get((service.name, backend.name))
-        if word is not None and word.health is Health.DOWN:
+        if word is not None and word.health is ProbeHealth.DOWN:
             dead[backend.name] = word.reason
         elif backend.address not in reachable:
             dead[backend.name] = f"there is no way to {backend.address} from here"

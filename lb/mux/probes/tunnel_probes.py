@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from lb.daemon.kernel.keeper import Kept
+from lb.daemon.kernel.keeper import KeptPart
 from lb.daemon.log import get_logger
 from lb.errors import VipmuxError
 from lb.model import Address, Backend, MuxSettings, Probe, ProbeType, Protocol, Service
@@ -34,8 +34,8 @@ from lb.mux.probes.path import ProbePath
 from lb.node.messages import HealthReport
 from lb.probe.board import Board, Known, Label, NotProbed
 from lb.probe.checkers import PlainSockets, ask
-from lb.probe.state import Answer, Health
-from lb.service_diff import Change
+from lb.probe.state import ProbeAnswer, ProbeHealth
+from lb.service_diff import ServiceDiff
 
 #: Services that are looked at in one turn of the event loop.
 PIECE = 100
@@ -161,12 +161,12 @@ class Hosts:
     def __init__(self) -> None:
         self._met: set[Address] = set()
 
-    def heard(self, check: HostCheck, answer: Answer) -> Answer:
+    def heard(self, check: HostCheck, answer: ProbeAnswer) -> ProbeAnswer:
         if not answer.made:
             return answer
         if answer.success or answer.refused:
             self._met.add(check.backend)
-            return Answer(True, f"its machine is there ({check.instead})")
+            return ProbeAnswer(True, f"its machine is there ({check.instead})")
         lost = f"its machine {check.backend} does not answer any more: {answer.reason}"
         return replace(answer, reason=lost, news=check.backend in self._met)
 
@@ -191,9 +191,9 @@ class TunnelProbes:
         self._wake = asyncio.Event()
         self._path = ProbePath(settings.name, settings.address, settings.mtu, netlink, self._wake)
         self._hosts = Hosts()
-        self._board: Board[AnyCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=Health.UNKNOWN)
+        self._board: Board[AnyCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=ProbeHealth.UNKNOWN)
         self._told = "the manager" if send else "nobody: there is no manager; see lb get backends --local"
-        self._changes: list[Change] = []  # that the board has not yet followed
+        self._changes: list[ServiceDiff] = []  # that the board has not yet followed
         self._services: dict[str, Service] = {}  # those that the board has: they are to be probed
         self._kernel = _Kernel(settings.interface, 0, {})
         self._anew: frozenset[str] = frozenset()  # services to be looked at whether they changed or not
@@ -204,9 +204,9 @@ class TunnelProbes:
         """Repairs what a killed predecessor left; probes begin with :meth:`run`."""
         if await self._path.repair():
             log.info("repaired", reason="an earlier lb-mux did not stop cleanly; its rule for probes was removed")
-        self.update(Change.between((), services))
+        self.update(ServiceDiff.between((), services))
 
-    def update(self, change: Change) -> None:
+    def update(self, change: ServiceDiff) -> None:
         """The services that are live. Nobody waits for probes: they follow a moment later."""
         self._changes.append(change)
         self._wake.set()
@@ -218,7 +218,7 @@ class TunnelProbes:
     def reports(self) -> list[HealthReport]:
         return self._board.reports()
 
-    def parts(self) -> list[Kept]:
+    def parts(self) -> list[KeptPart]:
         """What is kept in the kernel."""
         return [self._path]
 
@@ -247,7 +247,7 @@ class TunnelProbes:
             changes, self._changes = self._changes, []
             await self._take(changes)
 
-    async def _take(self, changes: Sequence[Change]) -> None:
+    async def _take(self, changes: Sequence[ServiceDiff]) -> None:
         """Looks at those alone that are others than before: there may be ten thousand, and they change often."""
         before: dict[str, Service | None] = {}
         for change in changes:
@@ -279,7 +279,7 @@ class TunnelProbes:
         if len(self._board) != probes:
             log.info("probing", probes=len(self._board), through="the tunnel", told=self._told)
 
-    async def _ask(self, check: AnyCheck) -> Answer:
+    async def _ask(self, check: AnyCheck) -> ProbeAnswer:
         if isinstance(check, HostCheck):
             answer = await ask(check.probe, check.backend, HOST_PORT, PlainSockets(check.backend))
             return self._hosts.heard(check, answer)

@@ -25,7 +25,6 @@ from lb.dataplane import (
     REASONS,
     RECORD_BYTES,
     Adoption,
-    Answer,
     Census,
     Counters,
     Exceptional,
@@ -33,7 +32,8 @@ from lb.dataplane import (
     Hop,
     Io,
     IoStats,
-    Link,
+    LinkHeader,
+    LookupAnswer,
     Pipeline,
     ServiceCounters,
     Snapshot,
@@ -43,7 +43,7 @@ from lb.dataplane import (
     regroup,
 )
 from lb.dataplane.compile.compiler import Forwarding
-from lb.dataplane.regroup import Member
+from lb.dataplane.regroup import RegroupMember
 from lb.errors import DataplaneError
 from lb.model import Address, MuxSettings
 from lb.mux.workers.shedding import Rule
@@ -69,7 +69,7 @@ class _Elder:
 
 
 @dataclass(frozen=True, slots=True)
-class Totals:
+class WorkerTotals:
     """Counters of all workers together."""
 
     received: int
@@ -87,7 +87,7 @@ class Engine:
     """Pipelines and workers of one MUX."""
 
     def __init__(
-        self, settings: MuxSettings, link: Link, forwarding: Forwarding, *, guesses_checksums: bool = False
+        self, settings: MuxSettings, link: LinkHeader, forwarding: Forwarding, *, guesses_checksums: bool = False
     ) -> None:
         """``guesses_checksums``: what its ios receive may have unfinished ones, and they cannot tell."""
         self._settings = settings
@@ -237,9 +237,9 @@ class Engine:
         return self._pipelines[: self._active]
 
     @property
-    def _members(self) -> list[Member]:
+    def _members(self) -> list[RegroupMember]:
         workers: Sequence[Worker | None] = self._workers or [None] * self._active
-        return [Member(*pair) for pair in zip(self._running, workers, strict=True)]
+        return [RegroupMember(*pair) for pair in zip(self._running, workers, strict=True)]
 
     def _replace_tables(self, workers: int) -> None:
         """Each a table of its share; what the tables remember that there were becomes the elders'."""
@@ -411,7 +411,7 @@ class Engine:
             census.add(pipeline, snapshot)
         return census
 
-    def lookup(self, flow: FlowTuple) -> Answer:
+    def lookup(self, flow: FlowTuple) -> LookupAnswer:
         """What a packet would get: its flow entry if a worker has one, else what a new flow gets.
 
         Raises DataplaneError while there are no workers.
@@ -431,7 +431,7 @@ class Engine:
     def heartbeats(self) -> tuple[WorkerCounters, ...]:
         return tuple(worker.counters() for worker in self._workers)
 
-    def totals(self) -> Totals:
+    def totals(self) -> WorkerTotals:
         """Sums over workers; each worker's own counters add up."""
         with self._guard:
             counters = [self._counters(number) for number in range(len(self._pipelines))]
@@ -440,7 +440,7 @@ class Engine:
         reasons = {
             reason.name: sum(counter.reasons[number] for counter in counters) for number, reason in enumerate(REASONS)
         }
-        return Totals(
+        return WorkerTotals(
             received=sum(counter.received for counter in counters),
             reasons=reasons,
             live=sum(sum(counter.flows.live) for counter in counters),
@@ -490,7 +490,7 @@ class Engine:
         """Flows that found no room in their table, so far."""
         return sum(pipeline.counters().flows.refused for pipeline in self._pipelines)
 
-    # -- numbers, see lb.dataplane.compile.numbers.Tables
+    # -- numbers, see lb.dataplane.compile.numbers.NumberUsers
     # --------------------------------------------------------------------------
 
     def forgotten(self) -> int:

@@ -12,9 +12,9 @@ import pytest
 
 pytest.importorskip("lb._dataplane")
 
-from lb.bench.overload import Moment, OverloadBench, Step, cpu_of, first_losses, lines
+from lb.bench.overload import LoadStep, Moment, OverloadBench, cpu_of, first_losses, lines
 
-STEP = Step(
+STEP = LoadStep(
     factor=2.0,
     offered=2_000_000,
     arrived=1_900_000,

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("lb._dataplane")
 
 from lb.bench.pipeline import bench_services
-from lb.dataplane import BENCH_FRAMES, BENCH_SEGMENT, REASONS, Bench, BenchMode, Link, Pipeline
+from lb.dataplane import BENCH_FRAMES, BENCH_SEGMENT, REASONS, Bench, BenchMode, LinkHeader, Pipeline
 from lb.dataplane.compile.compiler import Compiler
 from lb.errors import DataplaneError
 from lb.model import MuxSettings
@@ -76,7 +76,7 @@ def test_the_ring_is_of_ones_choice_and_a_figure_has_its_floor() -> None:
 def test_packets_of_the_benchmark_are_what_it_says(family: int, mode: BenchMode, reasons: set[str], ring: int) -> None:
     """Or a benchmark of nothing would look fast."""
     forwarding = Compiler(SETTINGS).compile(bench_services(3, 5, family))
-    pipeline = Pipeline(10_000, Link.SWAP)
+    pipeline = Pipeline(10_000, LinkHeader.SWAP)
     bench = Bench(pipeline, forwarding.offline_snapshot(), mode, 3000, ring)
     bench.run(0.05)
     packets = pipeline.counters().received
@@ -90,7 +90,7 @@ def test_packets_of_the_benchmark_are_what_it_says(family: int, mode: BenchMode,
 def test_a_ring_that_no_segment_fits_is_refused() -> None:
     forwarding = Compiler(SETTINGS).compile(bench_services(1, 1))
     with pytest.raises(DataplaneError, match="a ring of 1000 frames"):
-        Bench(Pipeline(0, Link.SWAP), forwarding.offline_snapshot(), BenchMode.HIT, 1000, 1000)
+        Bench(Pipeline(0, LinkHeader.SWAP), forwarding.offline_snapshot(), BenchMode.HIT, 1000, 1000)
 
 
 def test_bench_takes_many_services_and_backends() -> None:

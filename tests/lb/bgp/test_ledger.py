@@ -8,8 +8,8 @@ from ipaddress import ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.bgp.ledger import Ledger
-from lb.bgp.routes import Command, Key, plan
+from lb.bgp.ledger import AnnouncementLedger
+from lb.bgp.routes import ExabgpCommand, Key, plan
 from tests.lb.bgp.values import INSIDE, OUTSIDE, key
 
 PEERS = (OUTSIDE.address, INSIDE.address)
@@ -17,13 +17,13 @@ ONE, TWO = key("10.0.1.1", "203.0.113.1"), key("10.0.1.1", "203.0.113.2")
 PLAIN, MED = "next-hop self", "next-hop self med 5"
 
 
-def left(ledger: Ledger) -> tuple[Command, ...]:
+def left(ledger: AnnouncementLedger) -> tuple[ExabgpCommand, ...]:
     """All that is still to be said, from everything."""
     possible = {key: text for key, text in ledger.wanted.items() if ledger.refused.get(key) != text}
     return plan(ledger.accepted, possible)
 
 
-def said(ledger: Ledger, most: int = 1000) -> list[str]:
+def said(ledger: AnnouncementLedger, most: int = 1000) -> list[str]:
     """What is said until nothing is left, all of it taken."""
     lines = []
     while commands := ledger.next(most):
@@ -34,7 +34,7 @@ def said(ledger: Ledger, most: int = 1000) -> list[str]:
 
 
 def test_only_what_differs_is_said_and_withdrawals_come_first() -> None:
-    ledger = Ledger(PEERS)
+    ledger = AnnouncementLedger(PEERS)
     assert ledger.want(ONE, PLAIN)
     assert said(ledger) == ["neighbor 10.0.1.1 announce attributes next-hop self nlri 203.0.113.1/32"]
     assert not ledger.want(ONE, PLAIN)
@@ -49,7 +49,7 @@ def test_only_what_differs_is_said_and_withdrawals_come_first() -> None:
 
 
 def test_what_is_refused_is_not_said_again_until_it_is_another() -> None:
-    ledger = Ledger(PEERS)
+    ledger = AnnouncementLedger(PEERS)
     ledger.want(ONE, PLAIN)
     (command,) = ledger.next(10)
     ledger.answered(command, taken=False)
@@ -61,7 +61,7 @@ def test_what_is_refused_is_not_said_again_until_it_is_another() -> None:
 
 
 def test_what_is_wanted_otherwise_while_it_is_said_is_said_again() -> None:
-    ledger = Ledger(PEERS)
+    ledger = AnnouncementLedger(PEERS)
     ledger.want(ONE, PLAIN)
     (command,) = ledger.next(10)
     ledger.want(ONE, None)
@@ -70,7 +70,7 @@ def test_what_is_wanted_otherwise_while_it_is_said_is_said_again() -> None:
 
 
 def test_a_new_exabgp_is_told_everything() -> None:
-    ledger = Ledger(PEERS)
+    ledger = AnnouncementLedger(PEERS)
     for each in (ONE, TWO):
         ledger.want(each, PLAIN)
     said(ledger)
@@ -95,7 +95,7 @@ STEPS = st.lists(
 
 @given(STEPS, st.integers(1, 100))
 def test_any_story_leaves_to_be_said_what_a_look_at_everything_says(steps: list[tuple[object, ...]], most: int) -> None:
-    ledger = Ledger(PEERS)
+    ledger = AnnouncementLedger(PEERS)
     for what, *rest in steps:
         if what == "want":
             for each, text in rest[0].items():  # type: ignore[attr-defined]

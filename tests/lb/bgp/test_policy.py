@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from lb.bgp.policy import by_policy
-from lb.bgp.routes import Route
+from lb.bgp.routes import BgpRoute
 from lb.model import Announce, AnnouncePeers, AnnouncePolicy, Backend
 from tests.lb.bgp.values import net, service
 
@@ -45,7 +45,7 @@ def test_a_vip_of_two_services_is_announced_as_long_as_one_asks_for_it() -> None
     sick = service("a", "203.0.113.10", announce=Announce(AnnouncePolicy.ANY_BACKEND, med=5))
     well = service("b", "203.0.113.10", BACKENDS[0], port=443)
     wanted, declined = by_policy([sick, well], lambda b: True)
-    assert wanted == {VIP: Route(med=5)}
+    assert wanted == {VIP: BgpRoute(med=5)}
     assert declined == {}
 
 
@@ -54,4 +54,4 @@ def test_the_first_announce_table_of_a_vip_says_how() -> None:
     first = service("b", "203.0.113.10", port=443, announce=Announce(prepend=2, peers=AnnouncePeers.INTERNAL))
     second = service("c", "203.0.113.10", port=444, announce=Announce(prepend=1))
     wanted, _ = by_policy([plain, first, second], lambda b: True)
-    assert wanted == {VIP: Route(prepend=2, peers=AnnouncePeers.INTERNAL)}
+    assert wanted == {VIP: BgpRoute(prepend=2, peers=AnnouncePeers.INTERNAL)}

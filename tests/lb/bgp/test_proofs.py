@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lb.bgp.proofs import Proofs
 from lb.model import Network, Service
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 from tests.lb.bgp.values import net, service
 
 VIP, OTHER = net("203.0.113.10"), net("203.0.113.11")
@@ -18,7 +18,7 @@ BROKEN = "drop: no_next_hop"
 
 
 def live(proofs: Proofs, *services: Service) -> set[Network]:
-    return proofs.follow(Change.between(proofs.services, services))
+    return proofs.follow(ServiceDiff.between(proofs.services, services))
 
 
 def test_a_vip_is_proved_once_all_its_services_passed() -> None:
@@ -124,7 +124,7 @@ def test_once_all_was_tested_the_proved_vips_are_those_that_a_test_of_everything
         for port, vip in places:
             if (port, vip) not in known:
                 known[port, vip] = service(f"s{port}-{vip}", f"203.0.113.{vip}", port=port + 1)
-        change = Change.between(proofs.services, (known[place] for place in places))
+        change = ServiceDiff.between(proofs.services, (known[place] for place in places))
         if not change:
             continue  # the table is the same, and so is what is wrong with it
         proofs.follow(change)

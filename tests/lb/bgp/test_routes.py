@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from lb.bgp.routes import (
     BATCH,
     GRACEFUL_SHUTDOWN,
+    BgpRoute,
     Key,
-    Route,
     Wishes,
     is_safe,
     offers,
@@ -31,10 +31,10 @@ WEB, SIX = net("203.0.113.10/32"), net("2001:db8::10/128")
 
 def test_a_peer_hears_its_kind_and_its_families_only() -> None:
     wanted = {
-        net("203.0.113.1"): Route(),
-        net("203.0.113.2"): Route(peers=AnnouncePeers.EXTERNAL),
-        net("203.0.113.3"): Route(peers=AnnouncePeers.INTERNAL),
-        SIX: Route(),
+        net("203.0.113.1"): BgpRoute(),
+        net("203.0.113.2"): BgpRoute(peers=AnnouncePeers.EXTERNAL),
+        net("203.0.113.3"): BgpRoute(peers=AnnouncePeers.INTERNAL),
+        SIX: BgpRoute(),
     }
     heard = offers(SPEAKS, wanted)
     assert {k.vip for k in heard if k.peer == OUTSIDE.address} == {net("203.0.113.1"), net("203.0.113.2"), SIX}
@@ -42,24 +42,24 @@ def test_a_peer_hears_its_kind_and_its_families_only() -> None:
 
 
 def test_next_hop_is_the_session_s_own_address_or_ours_of_the_other_family() -> None:
-    heard = offers(SPEAKS, {WEB: Route(), SIX: Route()})
+    heard = offers(SPEAKS, {WEB: BgpRoute(), SIX: BgpRoute()})
     assert heard[key("10.0.1.1", "203.0.113.10/32")] == "next-hop self"
     assert heard[key("10.0.1.1", "2001:db8::10/128")] == "next-hop fd00:1::11"
 
 
 def test_attributes_are_written_as_exabgp_reads_them() -> None:
-    route = Route(("65000:1", "65000:1:2", "65000:3"), med=50, prepend=2)
+    route = BgpRoute(("65000:1", "65000:1:2", "65000:3"), med=50, prepend=2)
     assert offers(SPEAKS, {WEB: route})[key("10.0.1.1", "203.0.113.10/32")] == (
         "next-hop self as-path [ 65001 65001 65001 ] med 50 community [ 65000:1 65000:3 ] large-community [ 65000:1:2 ]"
     )
 
 
 def test_prepending_is_left_out_within_one_as_where_it_would_be_a_loop() -> None:
-    assert "as-path" not in offers(SPEAKS, {WEB: Route(prepend=2)})[key("10.0.1.2", "203.0.113.10/32")]
+    assert "as-path" not in offers(SPEAKS, {WEB: BgpRoute(prepend=2)})[key("10.0.1.2", "203.0.113.10/32")]
 
 
 def test_draining_adds_graceful_shutdown_once_and_changes_nothing_else() -> None:
-    route = Route(("65000:1", GRACEFUL_SHUTDOWN), med=5)
+    route = BgpRoute(("65000:1", GRACEFUL_SHUTDOWN), med=5)
     drained = offers(SPEAKS, {WEB: route}, drained=True)[key("10.0.1.1", "203.0.113.10/32")]
     assert drained == "next-hop self med 5 community [ 65000:1 65535:0 ]"
 
@@ -133,8 +133,8 @@ def test_a_manager_s_announcements_become_routes() -> None:
         "2001:db8::10/128": {"communities": [], "med": None, "prepend": 0, "peers": "all"},
     }
     assert parse_announcements(table) == {
-        WEB: Route(("65000:1",), 5, 1, AnnouncePeers.INTERNAL),
-        SIX: Route(),
+        WEB: BgpRoute(("65000:1",), 5, 1, AnnouncePeers.INTERNAL),
+        SIX: BgpRoute(),
     }
 
 
@@ -167,7 +167,7 @@ def test_wishes_that_are_read_by_what_differs_are_those_of_the_whole_table(
     tables: list[tuple[dict[str, object], bool]],
 ) -> None:
     wishes = Wishes()
-    now: dict[Network, Route] = {}
+    now: dict[Network, BgpRoute] = {}
     persistent: PersistentMap[str, object] = PersistentMap()
     for table, taken in tables:
         persistent = persistent.replaced(persistent, table)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lb.bgp.session import Session, State, in_words, peer_of, started, step, stopped
+from lb.bgp.session import BgpSession, SessionState, in_words, peer_of, started, step, stopped
 from tests.lb.bgp.values import OUTSIDE
 
 
@@ -18,15 +18,20 @@ def event(state: str, reason: str = "") -> dict[str, Any]:
 
 
 def test_a_session_comes_up_and_forgets_its_error() -> None:
-    session = started(stopped(Session(OUTSIDE), "ExaBGP ended", 1.0), 2.0)
+    session = started(stopped(BgpSession(OUTSIDE), "ExaBGP ended", 1.0), 2.0)
     session = step(step(session, event("connected"), 3.0), event("up"), 3.5)
-    assert (session.state, session.since, session.error, session.established) == (State.ESTABLISHED, 3.5, None, 1)
+    assert (session.state, session.since, session.error, session.established) == (
+        SessionState.ESTABLISHED,
+        3.5,
+        None,
+        1,
+    )
 
 
 def test_a_session_that_ends_keeps_why() -> None:
-    up = step(Session(OUTSIDE), event("up"), 1.0)
+    up = step(BgpSession(OUTSIDE), event("up"), 1.0)
     down = step(up, event("down", "peer reset, message [notification sent (4,0)] error[hold timer expired]"), 5.0)
-    assert (down.state, down.since) == (State.CONNECTING, 5.0)
+    assert (down.state, down.since) == (SessionState.CONNECTING, 5.0)
     assert down.error == "told 10.0.1.1: the hold timer expired: nothing arrived in time (notification 4/0)"
 
 
@@ -47,7 +52,7 @@ def test_reasons_are_sentences(reason: str, words: str) -> None:
 
 
 def test_a_connection_that_closes_before_a_session_was_up_is_told_as_refused() -> None:
-    session = step(step(Session(OUTSIDE), event("connected"), 1.0), event("down", "closing connection"), 1.0)
+    session = step(step(BgpSession(OUTSIDE), event("connected"), 1.0), event("down", "closing connection"), 1.0)
     assert session.error is not None
     assert session.error.startswith("10.0.1.1 refuses the connection or closes it at once")
     up = step(step(session, event("up"), 2.0), event("down", "closing connection"), 3.0)
@@ -55,7 +60,7 @@ def test_a_connection_that_closes_before_a_session_was_up_is_told_as_refused() -
 
 
 def test_a_session_that_never_connects_is_explained_after_a_while() -> None:
-    session = started(Session(OUTSIDE), 10.0)
+    session = started(BgpSession(OUTSIDE), 10.0)
     assert session.why(11.0) is None
     why = session.why(20.0)
     assert why is not None
@@ -64,7 +69,7 @@ def test_a_session_that_never_connects_is_explained_after_a_while() -> None:
 
 
 def test_events_of_another_shape_change_nothing() -> None:
-    session = started(Session(OUTSIDE), 1.0)
+    session = started(BgpSession(OUTSIDE), 1.0)
     odd: list[dict[str, Any]] = [{}, {"type": "state"}, {"type": "state", "neighbor": []}, {"type": "notification"}]
     for each in [*odd, event("dancing")]:
         assert step(session, each, 2.0) == session

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from lb.bgp import launch
 from lb.bgp import sidecar as module
-from lb.bgp.sidecar import Account, Listener, Sidecar
+from lb.bgp.sidecar import Account, Sidecar, SidecarListener
 
 
 def no_descriptors(*_: Any, **__: Any) -> Any:
@@ -56,7 +56,7 @@ def lives(monkeypatch: pytest.MonkeyPatch, break_: Callable[[pytest.MonkeyPatch]
 
     async def main() -> None:
         break_(monkeypatch)
-        listener = Listener(lambda: None, down.append, lambda _: None, lambda _: None)
+        listener = SidecarListener(lambda: None, down.append, lambda _: None, lambda _: None)
         speaks: Any = None
         sidecar = Sidecar(speaks, Account("nobody", None, None, ""), listener)
         running = asyncio.create_task(sidecar.run())

@@ -42,7 +42,7 @@ class Clock:
 def wait(timeout: float, *answers: Any) -> drain_wait.Wait:
     clock = Clock()
     manager: Any = Manager(*answers)
-    return drain_wait.Wait(manager, timeout, drain_wait.Line(), clock, clock.sleep)
+    return drain_wait.Wait(manager, timeout, drain_wait.ProgressLine(), clock, clock.sleep)
 
 
 def backend(*left: tuple[str, int | None], empty: float | None = None, state: str = "drain") -> Row:

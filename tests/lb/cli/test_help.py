@@ -11,7 +11,7 @@ import click
 import pytest
 
 from lb.cli.main import COMMANDS, lb, run
-from lb.replay.pcap import Packet, PcapWriter
+from lb.replay.pcap import CapturedPacket, PcapWriter
 from tests.packets.build import ethernet, ipv4, tcp
 
 ROOT = Path(__file__).parents[3]
@@ -83,7 +83,7 @@ def test_example_of_an_offline_tool_runs(
     (tmp_path / "mux.toml").write_text((ROOT / "deploy" / "mux.toml").read_text())
     with (tmp_path / "seen.pcap").open("wb") as stream:
         frame = ethernet(ipv4(tcp("S")))
-        PcapWriter(stream, 1).write(Packet(frame, len(frame), 10**9))
+        PcapWriter(stream, 1).write(CapturedPacket(frame, len(frame), 10**9))
     monkeypatch.chdir(tmp_path)
     for line in examples(name):
         assert run(words(line)[1:]) == 0, line

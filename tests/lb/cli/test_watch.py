@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from lb.cli.watch_table import Rows
+from lb.cli.watch_table import WatchedRows
 from tests.lb.cli.test_with_manager import ROOT, SERVICES, SIX, Daemon, fine, lb
 
 
@@ -204,7 +204,7 @@ def row(service: str, name: str, state: str = "up") -> dict[str, Any]:
 
 
 def test_rows_that_changed_came_or_went_are_told() -> None:
-    rows = Rows("backends")
+    rows = WatchedRows("backends")
     assert rows.take(answer(row("web", "b"), row("dns", "a"), row("web", "a"), whole=True)) != []
     assert [(found["service"], found["name"]) for found in rows.all()] == [("dns", "a"), ("web", "a"), ("web", "b")]
     assert rows.take(answer(row("web", "a"), row("web", "b", "down"))) == [row("web", "b", "down")]
@@ -216,9 +216,9 @@ def test_rows_that_changed_came_or_went_are_told() -> None:
 
 
 def test_what_retires_comes_last_and_what_has_no_peer_first() -> None:
-    services = Rows("services")
+    services = WatchedRows("services")
     services.take(answer({"name": "a", "state": "retiring"}, {"name": "b", "state": "up"}, whole=True))
     assert [found["name"] for found in services.all()] == ["b", "a"]
-    told = Rows("announcements")
+    told = WatchedRows("announcements")
     told.take(answer({"vip": "v", "mux": "m", "peer": "r"}, {"vip": "v", "mux": "m", "peer": None}, whole=True))
     assert [found["peer"] for found in told.all()] == [None, "r"]

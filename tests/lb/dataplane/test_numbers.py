@@ -10,13 +10,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from lb.dataplane import Link, Pipeline, Result
+from lb.dataplane import LinkHeader, Pipeline, Result
 from lb.dataplane.compile import numbers as lending
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.errors import DataplaneError
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 from lb.mux.workers.engine import Engine
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 from tests.packets.build import ipv4, tcp
 
 SECOND = 1_000_000_000
@@ -131,8 +131,8 @@ def any_service(number: int, walk: random.Random) -> Service:
     return replace(service(number, 0), backends=backends)
 
 
-def change_to(live: Forwarding, services: Sequence[Service]) -> Change:
-    return Change.between(live.services, services)
+def change_to(live: Forwarding, services: Sequence[Service]) -> ServiceDiff:
+    return ServiceDiff.between(live.services, services)
 
 
 def test_without_anybody_who_tells_numbers_last_for_ever_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ class Mux:
 
     def __init__(self) -> None:
         self.compiler = Compiler(MUX)
-        self.engine = Engine(MUX, Link.NONE, self.compiler.compile([]))
+        self.engine = Engine(MUX, LinkHeader.NONE, self.compiler.compile([]))
         self.compiler.follow(self.engine)
         self.pipeline: Pipeline = self.engine._pipelines[0]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lb.doctor.fleet import (
-    Fleet,
+    FleetSeen,
     check_announcements,
     check_fleet,
     check_node,
@@ -52,8 +52,8 @@ def test_what_is_wrong_with_a_node_is_named(changed: dict[str, Any], expected: l
     assert wrong(check_node("mux", {**NODE, **changed}, NOW)) == expected
 
 
-def fleet_of(*muxes: dict[str, Any]) -> Fleet:
-    return Fleet({"now": NOW}, muxes, (), (), (), ())
+def fleet_of(*muxes: dict[str, Any]) -> FleetSeen:
+    return FleetSeen({"now": NOW}, muxes, (), (), (), ())
 
 
 def test_a_mux_that_does_not_keep_up_is_named_and_one_that_is_away_is_not_asked() -> None:
@@ -88,7 +88,7 @@ def test_what_operators_wished_is_taken_back_by_the_remedy() -> None:
     row = {"name": "web", "state": "down", "announced_by": ["mux1"], "wanted_by": ["mux1"]}
     note = {**row, "note": "no backend takes new flows: all 1 drained"}
     backend = {"service": "web", "name": "a", "state": "drain", "weight": 1}
-    fleet = Fleet({"now": NOW}, [NODE], [], [note], [backend], [])
+    fleet = FleetSeen({"now": NOW}, [NODE], [], [note], [backend], [])
     (found,) = [one for one in check_fleet(fleet) if one.severity is FAULT]
     assert (found.remedy or "").startswith("`lb undrain backend web/a`; ")
     none = replace(fleet, backends=[{**backend, "state": "up", "weight": 0}])
@@ -113,14 +113,14 @@ def refusal(**changed: Any) -> dict[str, Any]:
 )
 def test_nodes_with_newer_orders_than_the_store_are_no_findings_beside_that_of_the_store(refused: str) -> None:
     node = {**NODE, "state": "refused", "refused": refused}
-    (found,) = [one for one in check_fleet(Fleet({"now": NOW}, [node], [], [], [], [])) if one.severity is FAULT]
+    (found,) = [one for one in check_fleet(FleetSeen({"now": NOW}, [node], [], [], [], [])) if one.severity is FAULT]
     assert (found.about, found.cause) == (("history",), None)
 
 
 def test_of_the_sessions_of_a_mux_that_is_away_nothing_is_said() -> None:
     peer = {"name": "tor1", "address": "10.0.1.1", "state": "connecting", "error": "refused"}
     away = {**NODE, "state": "away", "peers": [peer]}
-    assert wrong(check_fleet(Fleet({"now": NOW}, [away], [], [], [], []))) == [("node", FAULT)]
+    assert wrong(check_fleet(FleetSeen({"now": NOW}, [away], [], [], [], []))) == [("node", FAULT)]
 
 
 def test_two_machines_of_one_name_are_told_with_both_addresses_and_what_to_do() -> None:
@@ -153,12 +153,14 @@ def test_sessions_services_backends_and_announcements_are_judged() -> None:
 
 def test_a_fleet_that_is_well_has_no_fault_and_an_empty_one_is_said() -> None:
     backend = {"service": "web", "name": "a", "state": "up"}
-    fleet = Fleet({"now": NOW, "refusals": []}, [NODE], [{**NODE, "name": "host1"}], [], [backend], [])
+    fleet = FleetSeen({"now": NOW, "refusals": []}, [NODE], [{**NODE, "name": "host1"}], [], [backend], [])
     assert wrong(check_fleet(fleet)) == []
-    assert wrong(check_fleet(Fleet({"now": NOW}, [], [], [], [], []))) == [("node", WARNING)]
+    assert wrong(check_fleet(FleetSeen({"now": NOW}, [], [], [], [], []))) == [("node", WARNING)]
 
 
 def test_rows_of_an_older_manager_or_of_nonsense_raise_nothing() -> None:
     nonsense: list[dict[str, Any]] = [{}, {"peers": "x", "state": 7, "since": "never", "clock_skew": "fast"}]
-    fleet = Fleet({"refusals": [{}, 3, refusal(node=None, last="x")]}, nonsense, nonsense, nonsense, nonsense, nonsense)
+    fleet = FleetSeen(
+        {"refusals": [{}, 3, refusal(node=None, last="x")]}, nonsense, nonsense, nonsense, nonsense, nonsense
+    )
     assert list(check_fleet(fleet))

@@ -21,22 +21,22 @@ from lb.doctor.checks import reception
 from lb.doctor.firewall.packet_filter import Ruleset, read
 from lb.doctor.look import kernel, this_machine
 from lb.doctor.values.facts import (
-    Answer,
     Arrival,
-    Certificate,
+    CertificateFile,
     Clock,
-    Conntrack,
-    Daemon,
+    ConntrackUse,
+    DaemonSeen,
     Disk,
     Interface,
     Kernel,
-    Listener,
+    ListeningSocket,
     Network,
+    NftTable,
     Rights,
     Role,
     Row,
-    Table,
     Twin,
+    WayAnswer,
 )
 from lb.doctor.values.facts import Path as Way
 from lb.doctor.values.findings import Finding, Severity, explained
@@ -82,10 +82,10 @@ class Machine:
     peers: tuple[Row, ...] = ()
     elements: tuple[str, ...] | None = None  #: of the MUX's nftables set
     others: tuple[Twin, ...] = ()
-    foreign: tuple[Table, ...] = ()
-    listeners: tuple[Listener, ...] = (
-        Listener("tcp", ip_address("0.0.0.0"), 80),
-        Listener("tcp", ip_address("0.0.0.0"), 8080),
+    foreign: tuple[NftTable, ...] = ()
+    listeners: tuple[ListeningSocket, ...] = (
+        ListeningSocket("tcp", ip_address("0.0.0.0"), 80),
+        ListeningSocket("tcp", ip_address("0.0.0.0"), 8080),
     )
 
     @property
@@ -113,7 +113,7 @@ OPEN = [match(DPORT, {"set": [22, 80, 8080]}), ACCEPT]
 SOME = match(SADDR, {"prefix": {"addr": "198.51.100.0", "len": 24}})
 TRACKED = service("files", "203.0.113.20", track=True)
 DNS = service("dns", "203.0.113.53", protocol="udp", port="53", translated_to=5353)
-DNS_LISTENS = (Listener("udp", ip_address("10.0.3.21"), 5353),)
+DNS_LISTENS = (ListeningSocket("udp", ip_address("10.0.3.21"), 5353),)
 LO = {"addresses": {ip_address(HOST): "eth0", ip_address("203.0.113.20"): "lo"}}
 ARP = {"ipv4/conf/all/arp_ignore": 1, "ipv4/conf/all/arp_announce": 2}
 
@@ -180,9 +180,9 @@ MUX_SETUPS: dict[str, Machine] = {
     ),
     "jumbo frames": Machine(link=replace(LINK, mtu=9000), settings="mtu = 9000"),
     "another MUX on another interface": Machine(
-        others=(Twin(99, "/etc/vipmux/second.toml", "second"),), foreign=(Table("inet", table_name("second")),)
+        others=(Twin(99, "/etc/vipmux/second.toml", "second"),), foreign=(NftTable("inet", table_name("second")),)
     ),
-    "tables of others": Machine(foreign=(Table("inet", "vipmux_agent"),)),
+    "tables of others": Machine(foreign=(NftTable("inet", "vipmux_agent"),)),
     "without a manager": Machine(managed=False),
     "a backend that drains": Machine((WEB,), (backend(WEB, state="drain"),)),
 }
@@ -206,10 +206,12 @@ def look_at(seen: Machine, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
             one for one, by in dict(seen.network.get("addresses", {})).items() if by == "lo" and one.version == 4
         ),
     )  # fmt: skip
-    daemon = Daemon("s", True, None, True, 77, EVERY, status, seen.services, seen.rows, seen.peers)
+    daemon = DaemonSeen("s", True, None, True, 77, EVERY, status, seen.services, seen.rows, seen.peers)
     held = tuple(str(row["vip"]) for row in seen.services) if seen.elements is None else seen.elements
-    own = [] if status.get("io") == "tun" or role is Role.AGENT else [Table("inet", table_name(name), frozenset(held))]
-    tables = [*own, *seen.foreign, *([Table("inet", "vipmux_agent")] if role is Role.AGENT else [])]
+    own = (
+        [] if status.get("io") == "tun" or role is Role.AGENT else [NftTable("inet", table_name(name), frozenset(held))]
+    )
+    tables = [*own, *seen.foreign, *([NftTable("inet", "vipmux_agent")] if role is Role.AGENT else [])]
     fakes: dict[Any, dict[str, Callable[..., Any]]] = {
         this_machine: {
             "rights": lambda: Rights(True, EVERY),
@@ -219,14 +221,16 @@ def look_at(seen: Machine, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
             "tables": lambda: tables,
             "kernel": lambda: Kernel("6.1.0", True, None),
             "disk": lambda path: Disk(path, 1 << 34, 1 << 35, 1000, 2000),
-            "certificate": lambda file: Certificate(str(file), f"{role.value}:{name}", NOW - 86400, NOW + 20 * 86400),
+            "certificate": lambda file: CertificateFile(
+                str(file), f"{role.value}:{name}", NOW - 86400, NOW + 20 * 86400
+            ),
             "clock": lambda url: Clock(NOW, True, 0.0 if url else None, url),
             "private_in": lambda _: [],
             "user_of": lambda _: 0,
             "values": lambda _: {},
         },
         kernel: {
-            "conntrack": lambda: Conntrack(100, 65536),
+            "conntrack": lambda: ConntrackUse(100, 65536),
             "ruleset": lambda: seen.rules,
             "listeners": lambda: frozenset(seen.listeners),
             "arrivals": lambda _, pairs: [Arrival(source, to, True, "eth0") for source, to in pairs],
@@ -243,8 +247,8 @@ def look_at(seen: Machine, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(module, function, fake)
 
 
-def _answers(target: paths.Target, mtu: int) -> Way:
-    yes = Answer.ACCEPTED
+def _answers(target: paths.WayTarget, mtu: int) -> Way:
+    yes = WayAnswer.ACCEPTED
     return Way(target, mtu, yes, yes, None, yes, yes, yes)
 
 

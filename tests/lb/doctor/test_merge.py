@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from lb.doctor.checks.mux import check_vips_not_local
-from lb.doctor.merge import Said, merged
+from lb.doctor.merge import NodeReport, merged
 from lb.doctor.values.findings import Finding, Severity, fault, ok, unknown, warning
 
 HOSTED = {
@@ -36,7 +36,7 @@ def way(check: str = "protocol_4", *about: str) -> Finding:
     return fault(check, "IP-in-IP is dropped", "allow it", about=about or WEB1)
 
 
-def shown(own: Sequence[Finding], *said: Said) -> list[tuple[str, Severity]]:
+def shown(own: Sequence[Finding], *said: NodeReport) -> list[tuple[str, Severity]]:
     found = merged(own, said, HOSTED)
     return [(one.check, one.severity) for one in found if one.severity is not Severity.OK]
 
@@ -55,22 +55,26 @@ AWAY = fault("node", "agent host1 is away", "start it", cause="node", about=("ag
         pytest.param([], [], [], id="nothing"),
         pytest.param(
             [down(*WEB1), panic(*WEB1)],
-            [Said("agent", "host1", [firewall(*WEB1)]), Said("mux", "mux1", [way()]), Said("mux", "mux2", [way()])],
+            [
+                NodeReport("agent", "host1", [firewall(*WEB1)]),
+                NodeReport("mux", "mux1", [way()]),
+                NodeReport("mux", "mux2", [way()]),
+            ],
             ["host_firewall"],
             id="what a host knows explains what MUXes and the manager see",
         ),
         pytest.param(
             [down(*WEB1)],
-            [Said("mux", "mux1", [way()]), Said("mux", "mux2", [way()])],
+            [NodeReport("mux", "mux1", [way()]), NodeReport("mux", "mux2", [way()])],
             ["protocol_4"],
             id="what two MUXes say of one way is one finding",
         ),
         pytest.param(
             [],
             [
-                Said("agent", "host1", [firewall(*WEB1)]),
-                Said("agent", "host2", [firewall("backend web/web-2")]),
-                Said("mux", "mux1", [way("protocol_4", *WEB1, "backend web/web-2")]),
+                NodeReport("agent", "host1", [firewall(*WEB1)]),
+                NodeReport("agent", "host2", [firewall("backend web/web-2")]),
+                NodeReport("mux", "mux1", [way("protocol_4", *WEB1, "backend web/web-2")]),
             ],
             ["host_firewall", "host_firewall"],
             id="what a MUX says of two hosts, each of which knows better",
@@ -78,21 +82,24 @@ AWAY = fault("node", "agent host1 is away", "start it", cause="node", about=("ag
         pytest.param(
             [],
             [
-                Said("agent", "host1", [firewall(*WEB1)]),
-                Said("mux", "mux1", [way("protocol_4", *WEB1, "backend web/web-2")]),
+                NodeReport("agent", "host1", [firewall(*WEB1)]),
+                NodeReport("mux", "mux1", [way("protocol_4", *WEB1, "backend web/web-2")]),
             ],
             ["host_firewall", "protocol_4"],
             id="and of two of which one is well by its own word",
         ),
         pytest.param(
             [],
-            [Said("mux", "mux1", [way("unreachable")]), Said("mux", "mux2", [way("unreachable", "backend web/web-2")])],
+            [
+                NodeReport("mux", "mux1", [way("unreachable")]),
+                NodeReport("mux", "mux2", [way("unreachable", "backend web/web-2")]),
+            ],
             ["unreachable", "unreachable"],
             id="and of two ways it is two",
         ),
         pytest.param(
             [down(*WEB1), down("backend web/web-2"), panic("backend web/web-1", "backend web/web-2")],
-            [Said("agent", "host1", [firewall(*WEB1)])],
+            [NodeReport("agent", "host1", [firewall(*WEB1)])],
             ["host_firewall", "backend"],
             id="what a host does not explain stays",
         ),
@@ -101,110 +108,117 @@ AWAY = fault("node", "agent host1 is away", "start it", cause="node", about=("ag
         ),
         pytest.param(
             [FLEET_BGP, UNHEARD, UNTOLD],
-            [Said("mux", "mux1", [BGP])],
+            [NodeReport("mux", "mux1", [BGP])],
             ["bgp_password"],
             id="a session that is down, and all that is not announced for it",
         ),
         pytest.param([FLEET_BGP, UNHEARD, UNTOLD], [], ["bgp"], id="the same by the manager's word alone"),
         pytest.param(
-            [FLEET_BGP], [Said("mux", "mux2", [BGP])], ["bgp_password", "bgp"], id="of another MUX it explains nothing"
+            [FLEET_BGP],
+            [NodeReport("mux", "mux2", [BGP])],
+            ["bgp_password", "bgp"],
+            id="of another MUX it explains nothing",
         ),
         pytest.param(
             [AWAY, down(*HOSTED["host1"])],
-            [Said("mux", "mux1", [way("unreachable", *HOSTED["host1"])])],
+            [NodeReport("mux", "mux1", [way("unreachable", *HOSTED["host1"])])],
             ["unreachable"],
             id="of a host that cannot be reached the agent is away as well",
         ),
         pytest.param(
             [AWAY, down(*HOSTED["host1"])],
-            [Said("mux", "mux1", [way("backend", *HOSTED["host1"])])],
+            [NodeReport("mux", "mux1", [way("backend", *HOSTED["host1"])])],
             ["backend", "node"],
             id="but not of one whose processes do not listen",
         ),
         pytest.param(
             [],
             [
-                Said("mux", "mux1", [fault("vip_arp", "a machine answers", "there", about=("vip 203.0.113.30",))]),
-                Said("mux", "mux2", list(check_vips_not_local(["203.0.113.30"], {ip_address("203.0.113.30"): "lo"}))),
+                NodeReport(
+                    "mux", "mux1", [fault("vip_arp", "a machine answers", "there", about=("vip 203.0.113.30",))]
+                ),
+                NodeReport(
+                    "mux", "mux2", list(check_vips_not_local(["203.0.113.30"], {ip_address("203.0.113.30"): "lo"}))
+                ),
             ],
             ["local_vip"],
             id="a MUX that has a VIP answers ARP for it",
         ),
         pytest.param(
             [AWAY, down(*HOSTED["host1"])],
-            [Said("mux", "mux1", [way("protocol_4", *WEB1)])],
+            [NodeReport("mux", "mux1", [way("protocol_4", *WEB1)])],
             ["node"],
             id="while an agent is away it is not protocol 4 that is dropped",
         ),
         pytest.param(
             [fault("clock", "of host1", "ntp", about=("agent host1: clock",))],
-            [Said("agent", "host1", [fault("clock", "10 min ahead", "ntp")])],
+            [NodeReport("agent", "host1", [fault("clock", "10 min ahead", "ntp")])],
             ["clock"],
             id="what both know of one node is said once",
         ),
         pytest.param(
             [fault("history", "older", "`lb-manager take-over`", cause="backup_restored", about=("history",))],
-            [Said(kind, "x", [fault("history", "older", "take over")]) for kind in ("mux", "agent")],
+            [NodeReport(kind, "x", [fault("history", "older", "take over")]) for kind in ("mux", "agent")],
             ["history"],
             id="a backup that was put back is known to all",
         ),
         pytest.param(
             [fault("history", "older", "`lb-manager take-over`", cause="backup_restored", about=("history",))],
-            [Said(kind, "x", [fault("manager", "does not follow", "look")]) for kind in ("mux", "agent")],
+            [NodeReport(kind, "x", [fault("manager", "does not follow", "look")]) for kind in ("mux", "agent")],
             ["history"],
             id="nodes that get no orders for a backup do not follow",
         ),
         pytest.param(
             [],
-            [Said("mux", "mux1", [fault("manager", "does not follow", "look")])],
+            [NodeReport("mux", "mux1", [fault("manager", "does not follow", "look")])],
             ["manager"],
             id="a node that does not follow for another reason says so",
         ),
         pytest.param(
             [down(*WEB1)],
-            [Said("agent", "host1", [warning("settings", "lower", "raise", about=WEB1)])],
+            [NodeReport("agent", "host1", [warning("settings", "lower", "raise", about=WEB1)])],
             ["settings", "backend"],
             id="a warning is no reason for a fault",
         ),
     ],
 )
-def test_one_cause_is_one_finding(own: Sequence[Finding], said: Sequence[Said], left: Sequence[str]) -> None:
+def test_one_cause_is_one_finding(own: Sequence[Finding], said: Sequence[NodeReport], left: Sequence[str]) -> None:
     assert sorted(check for check, _ in shown(own, *said)) == sorted(left)
 
 
 def test_what_a_finding_explains_and_who_says_so_too_is_named() -> None:
-    said = [Said("agent", "host1", [firewall(*WEB1)]), Said("mux", "mux1", [way()])]
+    said = [NodeReport("agent", "host1", [firewall(*WEB1)]), NodeReport("mux", "mux1", [way()])]
     (found,) = [one for one in merged([panic(*WEB1)], said, HOSTED) if one.severity is FAULT]
     assert found.what.startswith("agent host1 says: drops TCP port 8080")
     assert "panic: service web: 1 of 2" in found.what
     assert "protocol_4: IP-in-IP is dropped" in found.what
     assert found.remedy == "`nft insert`"
-    said = [Said("mux", f"mux{number}", [way()]) for number in range(1, 9)]
+    said = [NodeReport("mux", f"mux{number}", [way()]) for number in range(1, 9)]
     (found,) = [one for one in merged([], said, HOSTED) if one.severity is FAULT]
     assert found.what.endswith("; mux mux2, mux mux3, mux mux4, mux mux5 and 3 more say the same")
 
 
 def test_a_node_that_lies_hides_nothing_of_others() -> None:
     everything = ("backend web/web-2", "mux mux1", "mux mux1: bgp", "agent host2: node", *WEB1)
-    lie = Said("agent", "host1", [firewall(*everything)])
+    lie = NodeReport("agent", "host1", [firewall(*everything)])
     assert shown([down("backend web/web-2"), FLEET_BGP], lie) == [
         ("host_firewall", FAULT),
         ("backend", FAULT),
         ("bgp", FAULT),
     ]
-    lie = Said("mux", "mux2", [way("protocol_4", *everything)])
+    lie = NodeReport("mux", "mux2", [way("protocol_4", *everything)])
     assert ("bgp", FAULT) in shown([FLEET_BGP], lie)
 
 
 def test_what_cannot_be_looked_at_is_one_line_and_so_are_nodes_that_did_not_look() -> None:
     blind = [unknown("vip_arp", "needs root"), unknown("certificate", "may not be read")]
-    said = [Said("agent", f"host{number}", blind) for number in range(1, 7)]
-    said += [Said("mux", f"mux{number}", error="it did not answer within 20 s") for number in (1, 2)]
+    said = [NodeReport("agent", f"host{number}", blind) for number in range(1, 7)]
+    said += [NodeReport("mux", f"mux{number}", error="it did not answer within 20 s") for number in (1, 2)]
     found = [one for one in merged([], said, HOSTED) if one.severity is UNKNOWN]
     assert [one.check for one in found] == ["node_view", "node_view"]
     assert "vip_arp (agent host1, agent host2, agent host3, agent host4 and 2 more)" in found[0].what
     assert found[1].what == "mux mux1, mux mux2: not examined: it did not answer within 20 s"
-    (more,) = [one for one in merged([], [Said("mux", "m", left_out=7)], {}) if one.severity is UNKNOWN]
+    (more,) = [one for one in merged([], [NodeReport("mux", "m", left_out=7)], {}) if one.severity is UNKNOWN]
     assert "7 more than it may tell" in more.what
 
 
@@ -220,6 +234,8 @@ def test_ten_thousand_services_that_are_ill_are_soon_sorted() -> None:
 
 
 def test_what_is_fine_is_counted() -> None:
-    found = merged([ok("node", "mux1 is connected")], [Said("mux", "mux1", fine=30), Said("agent", "h", fine=12)], {})
+    found = merged(
+        [ok("node", "mux1 is connected")], [NodeReport("mux", "mux1", fine=30), NodeReport("agent", "h", fine=12)], {}
+    )
     assert [(one.check, one.severity) for one in found] == [("node_view", OK), ("node", OK)]
     assert "2 nodes examined their machines, and found 42 things" in found[0].what

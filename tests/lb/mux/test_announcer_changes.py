@@ -16,14 +16,14 @@ import pytest
 
 from lb.bgp import selftest
 from lb.bgp.routes import Speaks, offers, parse_announcements
-from lb.bgp.sidecar import Account, Listener
+from lb.bgp.sidecar import Account, SidecarListener
 from lb.dataplane import NO_MAC, Hop
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import Address, Backend, MuxSettings, Network, Service
 from lb.mux import announcer as module
 from lb.mux.announcer import Announcer, rows_of
 from lb.persistent_map import PersistentMap
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 from tests.lb.bgp.values import OUTSIDE, SPEAKS, net, service
 
 SETTINGS = MuxSettings(
@@ -36,7 +36,7 @@ WEB, FILES = net("203.0.113.10"), net("203.0.113.11")
 class PretendedExabgp:
     """In the place of the sidecar: takes every line, and counts them."""
 
-    def __init__(self, speaks: Speaks, account: Account, listener: Listener) -> None:
+    def __init__(self, speaks: Speaks, account: Account, listener: SidecarListener) -> None:
         self.listener = listener
         self.lines: list[str] = []
         self.pid = None
@@ -83,9 +83,9 @@ class PretendedEngine:
         self.unsound: str | None = None
         self.publish(services)
 
-    def publish(self, services: Iterable[Service]) -> Change:
+    def publish(self, services: Iterable[Service]) -> ServiceDiff:
         before = self.forwarding.services if hasattr(self, "forwarding") else ()
-        change = Change.between(before, services)
+        change = ServiceDiff.between(before, services)
         self.forwarding = self._compiler.change(change, self._compiler._last)
         ways: dict[Address, Hop] = {address: Hop(address, NO_MAC) for address in self.forwarding.hop_addresses}
         self.reachable = frozenset(ways)
@@ -223,7 +223,7 @@ async def test_a_released_vip_is_withdrawn_before_and_stays_where_the_change_fai
         await made.announcer.release({FILES})
         assert made.exabgp.lines[-1].split()[2] == "withdraw"
         assert made.states()["203.0.113.11", OUTSIDE.name] == "held"
-        made.announcer.restore(Change.between([first, files], [first]))  # which never became live
+        made.announcer.restore(ServiceDiff.between([first, files], [first]))  # which never became live
         await made.rest()
         assert made.states()["203.0.113.11", OUTSIDE.name] == "announced"
         await made.announcer.release({FILES})

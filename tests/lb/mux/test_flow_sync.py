@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from lb.dataplane import Link
+from lb.dataplane import LinkHeader
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import BackendState, MuxSettings, Service
 from lb.mux import flow_sync
-from lb.mux.flow_sync import Export, Handover, export, parts_of, place_of, pool_name, take_over
+from lb.mux.flow_sync import Export, FlowSync, export, parts_of, place_of, pool_name, take_over
 from lb.mux.workers.engine import Engine
 from lb.node.messages import (
     FLOWS_MAX,
@@ -67,12 +67,12 @@ class Mux:
     def __init__(self, office: Office, name: str, told: tuple[Service, ...], **keys: Any) -> None:
         settings: MuxSettings = replace(SMALL, name=name, flows=1000, **keys)
         self.compiler = Compiler(settings)
-        self.engine = Engine(settings, Link.NONE, self.compiler.compile(told))
+        self.engine = Engine(settings, LinkHeader.NONE, self.compiler.compile(told))
         self.name, self.office = name, office
         self.connected = True
         self.letters: Callable[[FlowsToNode], None] | None = None
         self.events: list[str] = []
-        self.handover = Handover(settings, lambda: self.engine, self)
+        self.handover = FlowSync(settings, lambda: self.engine, self)
         office.muxes[name] = self
 
     def send_letter(self, letter: FlowsFromNode) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from lb.daemon.kernel.keeper import Keeper
 from lb.daemon.kernel.main_rule import MainRule
-from lb.daemon.kernel.watch import EVERYTHING, KernelWatch, Own
+from lb.daemon.kernel.watch import EVERYTHING, KernelWatch, OwnMarks
 from lb.mux.hops.netlink import Netlink
 from lb.mux.io.isolation import Isolation
 from lb.mux.io.tun import ROUTE_PROTOCOL, Tun
@@ -59,7 +59,7 @@ async def costs(keeper: Keeper) -> float:
 def test_ten_thousand_vips_in_nftables_and_as_routes_cost_next_to_nothing(namespace: str, tmp_path: Path) -> None:
     async def test() -> float:
         async with Netlink() as netlink:
-            own, tun = Own(), Tun(netlink, "mux1", tmp_path)
+            own, tun = OwnMarks(), Tun(netlink, "mux1", tmp_path)
             isolation = Isolation("mux1", "lo", own)
             await isolation.install(VIPS)
             netns.ip("tuntap", "add", tun.name, "mode", "tun")

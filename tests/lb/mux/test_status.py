@@ -6,7 +6,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 from typing import Any, cast
 
-from lb.mux.announcer import FEW, Announcer, Rows
+from lb.mux.announcer import FEW, AnnouncementRows, Announcer
 from lb.mux.status import ANNOUNCED_MAX, ROWS_RATE, Condition, Status
 
 
@@ -67,7 +67,7 @@ def test_announcements_told_are_bounded_and_none_without_bgp() -> None:
 def test_few_announcements_that_are_others_are_told_by_themselves() -> None:
     vips = [IPv4Network(("10.0.0.0", 32)), *(IPv4Network((f"10.0.1.{number}", 32)) for number in range(3))]
     states = dict.fromkeys(vips, "announced")
-    rows = Rows(lambda vip: ((None, states[vip], None),) if vip in states else ())
+    rows = AnnouncementRows(lambda vip: ((None, states[vip], None),) if vip in states else ())
 
     def since() -> dict[str, str]:
         rows.all(states)

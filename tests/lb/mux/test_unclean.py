@@ -20,10 +20,10 @@ from lb.daemon.notify import Supervisor
 from lb.dataplane import FlowTuple
 from lb.errors import ControlError, DataplaneError
 from lb.model import IoMode, MuxConfig, MuxSettings, Protocol
-from lb.mux.daemon import Daemon
+from lb.mux.daemon import RunningMux
 from lb.mux.io.mode import WHOLE, Mode, cut
 from lb.mux.io.startup import StateDir
-from lb.mux.plane import Plane
+from lb.mux.plane import MuxPlane
 from lb.mux.workers.engine import Engine
 
 
@@ -64,7 +64,7 @@ def stopped(directory: Path, *, served: bool, inherited: bool, clean: bool) -> t
         settings = MuxSettings("m", IPv4Address("10.0.1.11"), bytes(16), "eth0", state_dir=str(directory))
         state_dir = StateDir(directory)
         nothing: Any = None
-        daemon: Any = Daemon(
+        daemon: Any = RunningMux(
             directory / "mux.toml",
             MuxConfig(settings, ()),
             nothing,
@@ -112,7 +112,7 @@ def made(directory: Path) -> Any:
     """A daemon that was not started."""
     settings = MuxSettings("m", IPv4Address("10.0.1.11"), bytes(16), "eth0", state_dir=str(directory))
     nothing: Any = None
-    return Daemon(
+    return RunningMux(
         directory / "mux.toml",
         MuxConfig(settings, ()),
         nothing,
@@ -122,10 +122,10 @@ def made(directory: Path) -> Any:
     )
 
 
-def opened(daemon: Any, port: Any, engine: Any) -> Plane:
+def opened(daemon: Any, port: Any, engine: Any) -> MuxPlane:
     """What its start would have opened."""
     mode = Mode(IoMode.PACKET, "asked for", WHOLE)
-    return Plane(port, mode, engine, interface="eth0", workers=1, tasks=daemon._tasks, lost=daemon._port_lost)
+    return MuxPlane(port, mode, engine, interface="eth0", workers=1, tasks=daemon._tasks, lost=daemon._port_lost)
 
 
 def test_an_interface_whose_workers_do_not_start_counts_as_lost_whatever_the_reason(tmp_path: Path) -> None:

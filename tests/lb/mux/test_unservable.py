@@ -13,7 +13,7 @@ from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.errors import ConfigError, DataplaneError
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
 from lb.mux.unservable import compile_most, local_vips, readable
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 MUX = MuxSettings("m", IPv4Address("10.0.1.11"), bytes(range(16)), "eth0", slots=251)
 
@@ -31,7 +31,7 @@ class Narrow(Compiler):
         self.no_room = set(no_room)
         self.calls = 0
 
-    def change(self, change: Change, before: Forwarding) -> Forwarding:
+    def change(self, change: ServiceDiff, before: Forwarding) -> Forwarding:
         self.calls += 1
         if any(service.name in self.no_room for service in change.come):
             raise DataplaneError("no memory for a Maglev table")
@@ -50,7 +50,7 @@ def test_those_without_room_are_left_out_and_all_others_are_served(no_room: tupl
     before = compiler.compile([service(20), service(21)])
     compiler.no_room = set(no_room)
     come = tuple(service(number) for number in range(1, 10))
-    change = Change.between(before.services, (before.services[0], *come))
+    change = ServiceDiff.between(before.services, (before.services[0], *come))
     forwarding, left_out = compile_most(compiler, change, before)
     assert left_out == dict.fromkeys(no_room, "no memory for a Maglev table")
     assert names(forwarding) == {"s20", *(f"s{n}" for n in range(1, 10))} - set(no_room), "and what goes has gone"
@@ -65,7 +65,7 @@ def test_of_a_thousand_one_is_found_by_halves() -> None:
     come = tuple(
         Service(f"s{n}", IPv4Network(f"203.0.{n >> 8}.{n & 255}"), Protocol.TCP, PortRange(80, 80)) for n in range(1000)
     )
-    forwarding, left_out = compile_most(compiler, Change.between((), come), compiler.compile(()))
+    forwarding, left_out = compile_most(compiler, ServiceDiff.between((), come), compiler.compile(()))
     assert list(left_out) == ["s77"]
     assert len(forwarding.services) == 999
     assert compiler.calls < 30
@@ -75,13 +75,13 @@ def test_two_services_at_one_place_cost_the_second_alone() -> None:
     compiler = Compiler(MUX)
     twin = Service("twin", service(1).vip, Protocol.TCP, PortRange(80, 80))
     come = (service(1), service(2), twin)
-    forwarding, left_out = compile_most(compiler, Change.between((), come), compiler.compile(()))
+    forwarding, left_out = compile_most(compiler, ServiceDiff.between((), come), compiler.compile(()))
     assert (names(forwarding), set(left_out)) == ({"s1", "s2"}, {"twin"})
 
 
 def test_where_nothing_comes_a_failure_is_one_of_the_whole() -> None:
     class Broken(Narrow):
-        def change(self, change: Change, before: Forwarding) -> Forwarding:
+        def change(self, change: ServiceDiff, before: Forwarding) -> Forwarding:
             if change.gone:
                 raise DataplaneError("no memory")
             return super().change(change, before)
@@ -89,7 +89,7 @@ def test_where_nothing_comes_a_failure_is_one_of_the_whole() -> None:
     compiler = Broken()
     before = compiler.compile([service(1)])
     with pytest.raises(DataplaneError, match="no memory"):
-        compile_most(compiler, Change.between(before.services, ()), before)
+        compile_most(compiler, ServiceDiff.between(before.services, ()), before)
 
 
 def test_a_vip_that_is_local_is_left_out_unless_it_is_served_already() -> None:

@@ -18,7 +18,7 @@ from lb.model import MuxSettings, Service
 from lb.node.cache import Cache, Cached
 from lb.node.follower import Follower, ServiceTables
 from lb.node.messages import NodeState, apply, diff, digest, keys_of
-from lb.service_diff import Change
+from lb.service_diff import ServiceDiff
 
 TOKEN = "lb1." + "x" * 32 + "." + "0" * 64
 
@@ -34,7 +34,7 @@ def table(name: str, last: int = 10, **keys: Any) -> dict[str, Any]:
 STATE: NodeState = {"services": {"web": table("web"), "dns": table("dns", 53)}}
 
 
-def follow(tables: ServiceTables, before: NodeState, after: NodeState) -> Change:
+def follow(tables: ServiceTables, before: NodeState, after: NodeState) -> ServiceDiff:
     """The next state, taken."""
     names = keys_of(diff(before, after)).get("services", ())
     reading = tables.read(after.get("services", {}), names)
@@ -133,14 +133,14 @@ class Node:
     """A daemon that takes what it is given."""
 
     def __init__(self, directory: Path, token: str | None = None) -> None:
-        self.taken: list[Change] = []
+        self.taken: list[ServiceDiff] = []
         self.error: Exception | None = None
         self.left_out: dict[str, str] = {}
         self.follower = Follower(
             "https://127.0.0.1:1", token, "mux", settings(str(directory)), self._take, config=directory / "mux.toml"
         )
 
-    async def _take(self, state: NodeState, change: Change) -> dict[str, str]:
+    async def _take(self, state: NodeState, change: ServiceDiff) -> dict[str, str]:
         if self.error is not None:
             raise self.error
         self.taken.append(change)

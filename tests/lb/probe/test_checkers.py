@@ -19,7 +19,7 @@ import pytest
 
 from lb.model import Probe, ProbeType
 from lb.probe.checkers import PlainSockets, ask
-from lb.probe.state import Answer
+from lb.probe.state import ProbeAnswer
 from tests.lab.process import wait_for
 from tests.lb.probe.server import Script, says, tcp, udp
 
@@ -29,7 +29,7 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nfin\r\n2;x
 BIG = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1_000_000 + b"fine!"
 
 
-def words(answer: Answer) -> tuple[bool, str]:
+def words(answer: ProbeAnswer) -> tuple[bool, str]:
     return answer.success, answer.reason
 
 
@@ -281,7 +281,7 @@ def test_without_a_socket_the_probe_is_not_made(kind: ProbeType, number: int) ->
 def test_a_connection_that_this_machine_does_not_begin_says_nothing_of_the_backend(
     number: int, made: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def main() -> Answer:
+    async def main() -> ProbeAnswer:
         async def refuses(*_: object) -> None:
             raise OSError(number, os.strerror(number))
 
@@ -293,7 +293,7 @@ def test_a_connection_that_this_machine_does_not_begin_says_nothing_of_the_backe
 
 
 def test_without_descriptors_a_command_is_not_run_and_that_is_no_news() -> None:
-    async def main() -> Answer:
+    async def main() -> ProbeAnswer:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
         try:

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from lb.model import Probe, ProbeType
 from lb.probe.scheduler import Scheduler, spread
-from lb.probe.state import Answer, Health, Say
+from lb.probe.state import ProbeAnswer, ProbeHealth, Say
 
 
 def probe(interval: float = 2.0, timeout: float = 1.0, **more: Any) -> Probe:
@@ -33,7 +33,7 @@ class Target:
         self.said: list[tuple[str, Say]] = []
         self.now, self.most = 0, 0
 
-    async def ask(self, key: str) -> Answer:
+    async def ask(self, key: str) -> ProbeAnswer:
         self.starts.setdefault(key, []).append(asyncio.get_running_loop().time())
         self.now += 1
         self.most = max(self.most, self.now)
@@ -42,8 +42,8 @@ class Target:
         finally:
             self.now -= 1
         if not self.made:
-            return Answer(False, "no socket", made=False)
-        return Answer(self.well, "well" if self.well else "ill", self.silent)
+            return ProbeAnswer(False, "no socket", made=False)
+        return ProbeAnswer(self.well, "well" if self.well else "ill", self.silent)
 
     def say(self, key: str, say: Say) -> None:
         self.said.append((key, say))
@@ -85,7 +85,7 @@ def test_first_probe_is_immediate_and_one_success_is_said() -> None:
         want(probes, "a")
         await asyncio.sleep(0.1)
         assert target.starts == {"a": [0.0]}
-        assert target.said == [("a", Say(Health.UP, "well", changed=True))]
+        assert target.said == [("a", Say(ProbeHealth.UP, "well", changed=True))]
         assert probes.since("a") == 1e9
         await probes.close()
 
@@ -129,7 +129,7 @@ def test_a_failure_is_found_within_interval_times_fall_plus_timeout() -> None:
         await asyncio.sleep(11)
         target.well, target.takes = False, 1.0
         await asyncio.sleep(2.0 * 3 + 1.0)
-        assert probes.state("a").health is Health.DOWN
+        assert probes.state("a").health is ProbeHealth.DOWN
         await probes.close()
 
     play(story)
@@ -222,7 +222,7 @@ def test_what_goes_on_is_kept_what_is_dropped_ends_and_what_is_new_begins() -> N
         assert len(target.starts["kept"]) >= 3
         assert [key for key, _ in target.said] == ["old", "kept", "new"]
         assert len(probes) == 2
-        assert probes.state("old").health is Health.UNKNOWN
+        assert probes.state("old").health is ProbeHealth.UNKNOWN
         await probes.close()
 
     play(story)
@@ -237,10 +237,10 @@ def test_silence_while_this_process_stood_still_says_nothing_of_the_backend() ->
         target.well, target.silent, target.takes = False, True, 1.5  # its timeout is 1.0
         await asyncio.sleep(60)
         assert len(target.starts["a"]) > 20
-        assert probes.state("a").health is Health.UP
+        assert probes.state("a").health is ProbeHealth.UP
         target.takes = 1.0
         await asyncio.sleep(10)
-        assert probes.state("a").health is Health.DOWN
+        assert probes.state("a").health is ProbeHealth.DOWN
         await probes.close()
 
     play(story)
@@ -250,7 +250,7 @@ def test_a_programming_error_in_a_probe_is_said_and_no_news_and_others_are_asked
     async def story() -> None:
         target = Target()
 
-        async def ask(key: str) -> Answer:
+        async def ask(key: str) -> ProbeAnswer:
             if key == "odd":
                 raise ZeroDivisionError("odd")
             return await target.ask(key)
@@ -258,7 +258,7 @@ def test_a_programming_error_in_a_probe_is_said_and_no_news_and_others_are_asked
         probes: Scheduler[str] = Scheduler(ask, target.say)
         want(probes, "odd", "a")
         await asyncio.sleep(60)
-        assert probes.state("odd").health is Health.UNKNOWN
+        assert probes.state("odd").health is ProbeHealth.UNKNOWN
         assert probes.unmade("odd") == "ZeroDivisionError: odd"
         assert len(target.starts["a"]) > 20
         await probes.close()
@@ -285,7 +285,7 @@ def test_what_could_not_be_asked_is_no_news_and_is_said_once_and_counted() -> No
         target.made = False
         await asyncio.sleep(600)
         assert len(target.said) == said, "nobody is up or down for it"
-        assert all(probes.state(key).health is Health.UP for key in ("up", "down", "gone"))
+        assert all(probes.state(key).health is ProbeHealth.UP for key in ("up", "down", "gone"))
         assert probes.unmade("up") == "no socket"
         probes.drop("gone")
         target.made = True

@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.errors import PcapError
-from lb.replay.pcap import LINKTYPE_ETHERNET, LINKTYPE_RAW, Capture, Packet, PcapWriter
+from lb.replay.pcap import LINKTYPE_ETHERNET, LINKTYPE_RAW, Capture, CapturedPacket, PcapWriter
 
 SECOND = 1_000_000_000
 
 
-def read(data: bytes) -> tuple[int, list[Packet]]:
+def read(data: bytes) -> tuple[int, list[CapturedPacket]]:
     capture = Capture(io.BytesIO(data))
     return capture.linktype, list(capture)
 
 
-def written(packets: list[Packet], linktype: int = LINKTYPE_ETHERNET) -> bytes:
+def written(packets: list[CapturedPacket], linktype: int = LINKTYPE_ETHERNET) -> bytes:
     stream = io.BytesIO()
     writer = PcapWriter(stream, linktype)
     for packet in packets:
@@ -77,7 +77,7 @@ class Ng:
 @given(
     st.lists(
         st.builds(
-            lambda data, cut, time: Packet(data, len(data) + cut, time),
+            lambda data, cut, time: CapturedPacket(data, len(data) + cut, time),
             st.binary(max_size=100),
             st.integers(0, 2000),
             st.integers(0, 2**32 * SECOND - 1),
@@ -86,7 +86,7 @@ class Ng:
     ),
     st.sampled_from([LINKTYPE_ETHERNET, LINKTYPE_RAW, 12, 14, 228, 229]),
 )
-def test_what_is_written_is_read_back(packets: list[Packet], linktype: int) -> None:
+def test_what_is_written_is_read_back(packets: list[CapturedPacket], linktype: int) -> None:
     assert read(written(packets, linktype)) == (linktype, packets)
 
 
@@ -94,7 +94,10 @@ def test_what_is_written_is_read_back(packets: list[Packet], linktype: int) -> N
 @pytest.mark.parametrize(("magic", "tick"), [(0xA1B2C3D4, 1000), (0xA1B23C4D, 1)])
 def test_pcap_is_read_in_either_order_and_resolution(order: str, magic: int, tick: int) -> None:
     data = pcap(order, magic, [(5, 7, b"abc", 3), (6, 999_999, b"", 60)], 101)
-    assert read(data) == (101, [Packet(b"abc", 3, 5 * SECOND + 7 * tick), Packet(b"", 60, 6 * SECOND + 999_999 * tick)])
+    assert read(data) == (
+        101,
+        [CapturedPacket(b"abc", 3, 5 * SECOND + 7 * tick), CapturedPacket(b"", 60, 6 * SECOND + 999_999 * tick)],
+    )
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -102,7 +105,7 @@ def test_pcapng_packets_of_all_kinds_are_read(order: str) -> None:
     data = Ng(order).interface(snaplen=4).enhanced(5_000_007, b"abcde"[:4], 5).old(6, b"xy").simple(b"1234", 9).data
     assert read(data) == (
         1,
-        [Packet(b"abcd", 5, 5 * SECOND + 7000), Packet(b"xy", 2, 6000), Packet(b"1234", 9, 0)],
+        [CapturedPacket(b"abcd", 5, 5 * SECOND + 7000), CapturedPacket(b"xy", 2, 6000), CapturedPacket(b"1234", 9, 0)],
     )
 
 
@@ -120,7 +123,7 @@ def test_pcapng_packets_of_all_kinds_are_read(order: str) -> None:
 def test_pcapng_resolution_and_offset_are_honoured(resolution: int, offset: int, ticks: int, time: int) -> None:
     options = option("<", 2, b"eth0") + option("<", 9, bytes([resolution])) + option("<", 14, struct.pack("<q", offset))
     data = Ng("<").interface(options=options + option("<", 0, b"")).enhanced(ticks, b"x").data
-    assert read(data)[1] == [Packet(b"x", 1, time)]
+    assert read(data)[1] == [CapturedPacket(b"x", 1, time)]
 
 
 def test_only_the_first_interface_of_pcapng_is_read() -> None:
@@ -133,7 +136,7 @@ def test_only_the_first_interface_of_pcapng_is_read() -> None:
         .block(99, b"?")
         .data
     )
-    assert read(data) == (1, [Packet(b"a", 1, 2000)])
+    assert read(data) == (1, [CapturedPacket(b"a", 1, 2000)])
 
 
 def test_pcapng_sections_may_differ_in_byte_order() -> None:
@@ -212,7 +215,7 @@ def test_scapy_reads_what_is_written_and_we_read_what_scapy_writes(tmp_path: Pat
     from scapy.utils import PcapNgWriter, rdpcap, wrpcap
 
     frame = bytes(Ether() / IP(dst="203.0.113.10") / UDP(dport=53) / b"hello")
-    (tmp_path / "ours.pcap").write_bytes(written([Packet(frame, len(frame), 5 * SECOND + 7)]))
+    (tmp_path / "ours.pcap").write_bytes(written([CapturedPacket(frame, len(frame), 5 * SECOND + 7)]))
     (theirs,) = rdpcap(str(tmp_path / "ours.pcap"))
     assert bytes(theirs) == frame
     assert int(theirs.time * SECOND) == 5 * SECOND + 7

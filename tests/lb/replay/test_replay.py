@@ -26,7 +26,7 @@ from lb.config.load import load_mux, parse
 from lb.config.render import format_config
 from lb.errors import RequestError
 from lb.model import Backend, BackendState, MuxConfig, MuxSettings, PortRange, Protocol, Service
-from lb.replay.pcap import Capture, Packet, PcapWriter
+from lb.replay.pcap import Capture, CapturedPacket, PcapWriter
 from lb.replay.plane import NativePlane
 from lb.replay.run import Replay, Switch, make_switch
 
@@ -82,24 +82,24 @@ def tcp(port: int = 40_000, flags: str = "S", to: str = "203.0.113.10", dport: i
     return ETHERNET / IP(src="192.0.2.1", dst=to, ttl=64) / TCP(sport=port, dport=dport, flags=flags) / b"hello"
 
 
-def packet(layers: Layers, time: int = SECOND, cut: int = 0) -> Packet:
+def packet(layers: Layers, time: int = SECOND, cut: int = 0) -> CapturedPacket:
     data = bytes(layers)
-    return Packet(data[: len(data) - cut], len(data), time)
+    return CapturedPacket(data[: len(data) - cut], len(data), time)
 
 
 Line = dict[str, Any]
 
 
 def play(
-    packets: Sequence[Packet],
+    packets: Sequence[CapturedPacket],
     switches: Sequence[Switch] = (),
     *,
     raw_ip: bool = False,
     services: Sequence[Service] = SERVICES,
-) -> tuple[list[Line], list[Packet]]:
+) -> tuple[list[Line], list[CapturedPacket]]:
     """The report and the output."""
     report: list[Line] = []
-    out: list[Packet] = []
+    out: list[CapturedPacket] = []
     plane = NativePlane(MUX, raw_ip=raw_ip)
     Replay(plane, write=out.append, report=lambda line: report.append(dict(line))).play(packets, services, switches)
     assert [line["n"] for line in report] == list(range(len(packets)))

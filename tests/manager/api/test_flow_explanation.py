@@ -14,7 +14,7 @@ from lb.config.load import parse_service_tables
 from lb.errors import RequestError
 from lb.model import Backend, BackendState, Protocol, Service
 from lb.node.messages import FlowAnswer, FlowQuestion
-from manager.api.flow_explanation import Flow, goes_to, mux_words, nearest, taker, together
+from manager.api.flow_explanation import AskedFlow, goes_to, mux_words, nearest, taker, together
 from manager.nodes.questions import OPEN_MAX, Questions
 from manager.plan.model import BackendPlan
 from tests.manager.api.test_server import api
@@ -23,8 +23,8 @@ from tests.manager.stage import StageManager, StageNode, until
 
 CLIENT = IPv4Address("198.51.100.7")
 VIP = IPv4Address("203.0.113.10")
-TCP = Flow(Protocol.TCP, CLIENT, 4711, VIP, 80)
-UDP = Flow(Protocol.UDP, CLIENT, 4711, VIP, 80)
+TCP = AskedFlow(Protocol.TCP, CLIENT, 4711, VIP, 80)
+UDP = AskedFlow(Protocol.UDP, CLIENT, 4711, VIP, 80)
 
 
 def item(name: str, state: str = "up") -> BackendPlan:
@@ -79,7 +79,7 @@ def answer(new: str | None = "a", remembered: str | None = None, **fields: Any) 
     ],
 )
 def test_each_muxes_word_says_where_the_flow_goes_and_why(
-    flow: Flow, said: FlowAnswer, words: str, next_to: str | None
+    flow: AskedFlow, said: FlowAnswer, words: str, next_to: str | None
 ) -> None:
     assert words in mux_words(flow, said, BACKENDS)
     assert goes_to(flow, said, BACKENDS) == next_to
@@ -137,8 +137,8 @@ def test_the_most_specific_service_takes_a_flow_and_others_are_near() -> None:
     found = taker(TCP, known)
     assert found is not None
     assert (found.name, found.vip) == ("web", ip_network("203.0.113.10/32"))
-    assert taker(Flow(Protocol.UDP, CLIENT, 1, VIP, 80), known) is None
-    near = nearest(Flow(Protocol.UDP, CLIENT, 1, VIP, 80), known)
+    assert taker(AskedFlow(Protocol.UDP, CLIENT, 1, VIP, 80), known) is None
+    near = nearest(AskedFlow(Protocol.UDP, CLIENT, 1, VIP, 80), known)
     assert near[0] == 'service "dns" is for port 53'
     assert 'service "web" is for tcp' in near
     assert near[-1] == 'service "far" is at 203.0.112.1 and is for tcp'

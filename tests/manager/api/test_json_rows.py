@@ -12,7 +12,7 @@ from lb.config.render import service_table
 from lb.config.toml import format_tables
 from lb.tables import manager_tables
 from lb.tables.manager_tables import Listing
-from manager.api.json_rows import Drawer, Texts, array
+from manager.api.json_rows import Drawer, JsonRows, array
 from manager.api.view import View
 from manager.controller.controller import Controller
 from tests.manager.fake_nodes import Site, running, until
@@ -27,7 +27,7 @@ class Both:
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
         self.view = View(controller)
-        self.texts = Texts(controller, self.view)
+        self.texts = JsonRows(controller, self.view)
         self.drawers = {
             table: Drawer()
             for table in (manager_tables.SERVICES, manager_tables.BACKENDS, manager_tables.ANNOUNCEMENTS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from manager.controller.change_feed import SAVED, SHARE, Budget, Changes, Cursor, News
+from manager.controller.change_feed import SAVED, SHARE, Budget, ChangeFeed, Cursor, News
 from tests.manager.api.test_server import api
 from tests.manager.fleet import service
 
@@ -43,7 +43,7 @@ def test_a_budget_is_a_share_of_the_time() -> None:
 
 
 async def test_news_of_a_service_come_at_once_and_of_others_not_at_all() -> None:
-    changes = Changes()
+    changes = ChangeFeed()
     cursor = changes.cursor()
     began = time.monotonic()
     asyncio.get_running_loop().call_later(0.05, changes.services, ["web"])
@@ -58,7 +58,7 @@ async def test_news_of_a_service_come_at_once_and_of_others_not_at_all() -> None
 
 
 async def test_counters_that_must_wait_hold_no_news_up_and_are_not_forgotten() -> None:
-    changes = Changes()
+    changes = ChangeFeed()
     cursor = changes.cursor()
     changes.spent(SAVED + SHARE * 0.3, counters=True)  # 0.3 s to wait
     changes.counted(["web", "dns"])
@@ -72,7 +72,7 @@ async def test_counters_that_must_wait_hold_no_news_up_and_are_not_forgotten() -
 
 
 async def test_who_saw_too_little_or_another_manager_gets_everything() -> None:
-    changes = Changes()
+    changes = ChangeFeed()
     changes.term = 7
     assert (await changes.wait("services", Cursor(6, 1, 1), 0.0))[0].services is None
     assert (await changes.wait("services", Cursor(7, 99, 1), 0.0))[0].services is None

@@ -25,7 +25,7 @@ from lb.daemon.clocks import Clocks
 from lb.errors import ConfigError, NotFoundError, VipmuxError
 from manager.api.view import View
 from manager.controller.controller import Controller
-from manager.desired.state import Change, Desired, Order, apply_tables, drain_backend, restore, take_back
+from manager.desired.state import Desired, DesiredChange, Order, apply_tables, drain_backend, restore, take_back
 from manager.store.events import about
 from manager.store.interface import ConflictError
 from manager.store.sqlite import SqliteStore
@@ -333,7 +333,7 @@ STEPS = st.lists(
 )
 
 
-def stepped(desired: Desired, step: tuple[Any, ...], number: int) -> Change | None:
+def stepped(desired: Desired, step: tuple[Any, ...], number: int) -> DesiredChange | None:
     try:
         if step[0] == "apply":
             _, name, port, hosts, alone = step

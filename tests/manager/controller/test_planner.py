@@ -15,7 +15,7 @@ import pytest
 from manager.controller import planner as planner_module
 from manager.controller.controller import Controller
 from manager.controller.planner import TURN
-from manager.desired.state import Change
+from manager.desired.state import DesiredChange
 from manager.plan import plan as plan_module
 from manager.store.interface import ConflictError, StoreError
 from manager.store.sqlite import SqliteStore
@@ -77,7 +77,7 @@ async def test_a_verdict_waits_for_no_change_that_is_worked_out(
     async with serving(tmp_path) as (controller, site):
         apply = controller.writer._given.apply
 
-        def slowly(*what: Any, **how: Any) -> Change:
+        def slowly(*what: Any, **how: Any) -> DesiredChange:
             working.set()
             goes_on.wait()
             return apply(*what, **how)

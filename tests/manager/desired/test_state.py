@@ -18,8 +18,8 @@ from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import BackendState, Service
 from lb.node.messages import apply
 from manager.desired.state import (
-    Change,
     Desired,
+    DesiredChange,
     Order,
     Rules,
     apply_tables,
@@ -226,9 +226,9 @@ def test_what_only_a_table_drains_is_undrained_there() -> None:
 def test_entries_make_the_same_desired_state_again() -> None:
     entries: dict[str, dict[str, Any]] = {}
     desired = Desired()
-    changes: list[Change] = []
+    changes: list[DesiredChange] = []
 
-    def run(change: Change) -> None:
+    def run(change: DesiredChange) -> None:
         nonlocal desired, entries
         changes.append(change)
         desired = change.new

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from lb.config import toml
 from lb.errors import ConfigError
 from manager.desired import state as module
-from manager.desired.state import Change, Desired, Rules, apply_tables
-from manager.desired.submitted import Given
+from manager.desired.state import Desired, DesiredChange, Rules, apply_tables
+from manager.desired.submitted import SubmittedTables
 from tests.manager.fleet import RULES, service
 
 MANY = [service(f"s{n}", f"203.0.113.{n}") for n in range(1, 31)]
@@ -40,7 +40,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_only_what_differs_is_read_again(read: list[int]) -> None:
-    known = Given()
+    known = SubmittedTables()
     there = known.apply(Desired(), MANY, RULES).new
     again = known.apply(there, copied(MANY), RULES)
     assert again.empty
@@ -61,7 +61,7 @@ def test_only_what_differs_is_read_again(read: list[int]) -> None:
 
 
 def test_a_change_that_was_not_made_is_not_taken_for_made(read: list[int]) -> None:
-    known = Given()
+    known = SubmittedTables()
     there = known.apply(Desired(), MANY[:2], RULES).new
     changed = [MANY[0], service("s2", "203.0.113.99")]
     for _ in range(2):  # as with --dry-run
@@ -72,7 +72,7 @@ def test_a_change_that_was_not_made_is_not_taken_for_made(read: list[int]) -> No
 
 
 def test_one_and_true_are_told_apart() -> None:
-    known = Given()
+    known = SubmittedTables()
     table = service()
     table["backend"][0]["weight"] = 1
     there = known.apply(Desired(), [table], RULES).new
@@ -83,7 +83,7 @@ def test_one_and_true_are_told_apart() -> None:
 
 
 def test_a_node_that_joined_since_is_looked_at_in_all_of_the_file() -> None:
-    known = Given()
+    known = SubmittedTables()
     there = known.apply(Desired(), MANY[:3], RULES).new
     for address, whose in (("203.0.113.2", "agent host1"), ("10.0.3.1", "MUX mux1")):
         rules = Rules(RULES.vip_prefixes, {IPv4Address(address): whose})
@@ -114,7 +114,9 @@ TABLES = st.builds(
 FILES = st.lists(st.one_of(TABLES, st.sampled_from([7, None, {}, {"name": 3}])), max_size=5)
 
 
-def outcome(there: Desired, tables: list[Any], known: Given | None, *, whole: bool) -> Change | list[str]:
+def outcome(
+    there: Desired, tables: list[Any], known: SubmittedTables | None, *, whole: bool
+) -> DesiredChange | list[str]:
     try:
         return (known.apply if known is not None else apply_tables)(there, copied(tables), RULES, replace_all=whole)
     except ConfigError as error:
@@ -126,7 +128,7 @@ def outcome(there: Desired, tables: list[Any], known: Given | None, *, whole: bo
 def test_with_what_was_given_and_without_it_every_file_means_the_same(
     files: list[tuple[list[Any], bool, bool, bool]],
 ) -> None:
-    known = Given()
+    known = SubmittedTables()
     there = Desired()
     last: list[Any] = []
     for tables, with_last, whole, dry_run in files:
@@ -151,7 +153,7 @@ def test_with_what_was_given_and_without_it_every_file_means_the_same(
 
 
 def test_of_a_file_too_only_what_differs_is_read_again(read: list[int]) -> None:
-    known = Given()
+    known = SubmittedTables()
     there = known.apply(Desired(), toml.format_tables(MANY), RULES).new
     assert known.apply(there, toml.format_tables(MANY), RULES).empty
     assert known.apply(there, "# mine\n\n" + toml.format_tables(reversed(MANY)) + "\n\n", RULES).empty
@@ -166,7 +168,7 @@ def test_of_a_file_too_only_what_differs_is_read_again(read: list[int]) -> None:
 
 
 def test_a_mistake_in_a_file_is_told_by_its_place_in_the_whole() -> None:
-    known = Given()
+    known = SubmittedTables()
     text = toml.format_tables(MANY[:3])
     there = known.apply(Desired(), text, RULES).new
     for wrong, sentence in (
@@ -199,7 +201,7 @@ PLAIN = toml.format_tables([service("a", "203.0.113.1"), service("b", "203.0.113
 TEXTS = st.lists(st.one_of(LINES, st.sampled_from(PLAIN.split("\n\n"))), max_size=14).map("\n".join)
 
 
-def written(there: Desired, text: str) -> Change | list[str]:
+def written(there: Desired, text: str) -> DesiredChange | list[str]:
     """The oracle: the file is read as a whole, each time."""
     try:
         tables, mistakes = toml.service_tables(text)
@@ -217,12 +219,12 @@ def written(there: Desired, text: str) -> Change | list[str]:
 @given(st.lists(TEXTS, max_size=5))
 @settings(max_examples=400, deadline=None)
 def test_in_pieces_and_as_a_whole_every_file_means_the_same(texts: list[str]) -> None:
-    known = Given()
+    known = SubmittedTables()
     there = known.apply(Desired(), PLAIN, RULES).new
     for text in texts:
         plain = written(there, text)
         try:
-            quick: Change | list[str] = known.apply(there, text, RULES)
+            quick: DesiredChange | list[str] = known.apply(there, text, RULES)
         except ConfigError as error:
             quick = error.lines
         if isinstance(plain, list) or isinstance(quick, list):

@@ -19,7 +19,7 @@ from lb.node.cache import Cache, Cached
 from lb.node.client import refusal_of
 from lb.node.messages import Ack, Delta, EventMessage, FlowAnswer, FlowQuestion, Hello, NodeState, StateMessage
 from lb.node.outbox import EVENTS_MAX, Outbox
-from manager.nodes.stream import Connection
+from manager.nodes.stream import StreamConnection
 from tests.manager.stage import StageManager, StageNode, until
 
 
@@ -164,7 +164,7 @@ def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path: Path, monkeypatc
         acknowledged: list[int] = []
         live = manager.hub.live
 
-        def hear(connection: Connection, generation: int, held: NodeState, left_out: Mapping[str, str]) -> None:
+        def hear(connection: StreamConnection, generation: int, held: NodeState, left_out: Mapping[str, str]) -> None:
             acknowledged.append(generation)
             assert generation in on_disk
             live(connection, generation, held, left_out)
@@ -241,20 +241,20 @@ def test_what_is_left_out_is_acknowledged_and_tried_again_and_said_once(
 ) -> None:
     acks: list[Ack] = []
     hellos: list[Hello] = []
-    said = Connection._acknowledged
+    said = StreamConnection._acknowledged
 
-    def heard(self: Connection, hub: Any, ack: Ack) -> None:
+    def heard(self: StreamConnection, hub: Any, ack: Ack) -> None:
         acks.append(ack)
         said(self, hub, ack)
 
-    monkeypatch.setattr(Connection, "_acknowledged", heard)
-    began = Connection.__init__
+    monkeypatch.setattr(StreamConnection, "_acknowledged", heard)
+    began = StreamConnection.__init__
 
-    def begin(self: Connection, peer: Any, address: str, hello: Hello, *others: Any) -> None:
+    def begin(self: StreamConnection, peer: Any, address: str, hello: Hello, *others: Any) -> None:
         hellos.append(hello)
         began(self, peer, address, hello, *others)
 
-    monkeypatch.setattr(Connection, "__init__", begin)
+    monkeypatch.setattr(StreamConnection, "__init__", begin)
 
     async def test(manager: StageManager) -> None:
         manager.hub.state = state(1)

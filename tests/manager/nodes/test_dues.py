@@ -21,7 +21,7 @@ from manager.nodes.dues import (
     WAIT_FIRST,
     WAIT_MAX,
     Dues,
-    Ledger,
+    NodeLedger,
 )
 
 
@@ -121,7 +121,7 @@ def test_who_comes_and_goes_makes_no_more_work_than_a_share_of_the_core() -> Non
 
 
 def test_of_nodes_that_are_too_many_none_is_remembered() -> None:
-    ledger = Ledger(Clock())
+    ledger = NodeLedger(Clock())
     first = ledger.of("mux:0")
     assert ledger.of("mux:0") is first
     for number in range(1, NODES_MAX + 1):

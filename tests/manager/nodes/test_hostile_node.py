@@ -21,7 +21,7 @@ from lb.errors import AccessError, MessageError
 from lb.node.messages import Examination, Hello, NodeFinding
 from manager.controller.controller import TICK
 from manager.nodes.status import read
-from manager.nodes.stream import Connection
+from manager.nodes.stream import StreamConnection
 from manager.trust.trust import Peer
 from tests.manager.fake_nodes import Site, running
 from tests.manager.fleet import service
@@ -133,11 +133,11 @@ async def test_whatever_a_node_says_nobody_else_notices(kind: str, tmp_path: Pat
                 message = read(text)
                 peer = Peer("mux", hostile.name)
                 if isinstance(message, Hello):
-                    connection = Connection(peer, "10.0.1.11", message, cast("Any", None))
+                    connection = StreamConnection(peer, "10.0.1.11", message, cast("Any", None))
                     hub.arrived(connection)
                 else:
                     hello = Hello(0, 0, "", {"name": hostile.name, "address": "10.0.1.11"})
-                    connection = Connection(peer, "10.0.1.11", hello, cast("Any", None))
+                    connection = StreamConnection(peer, "10.0.1.11", hello, cast("Any", None))
                     controller.hub.entries[hostile.id].connection = connection
                     connection.said(hub, message)
                 taken += 1

@@ -10,10 +10,10 @@ import pytest
 from lb.daemon.clocks import Clocks
 from lb.errors import AccessError
 from lb.node.client import BACKOFF_MAX
-from manager.nodes.hub import OTHERS_KEPT, Listener, NodeHub
+from manager.nodes.hub import OTHERS_KEPT, NodeHub, NodeListener
 from manager.plan.model import AGENT, MUX
 from manager.store.interface import NodeRecord
-from manager.store.lineage import Standing
+from manager.store.lineage import StoreStanding
 from tests.manager.fake_nodes import FakeNode
 
 HOLD = 3.0
@@ -24,7 +24,7 @@ NOW = [100.0]
 def hub() -> NodeHub:
     """Of a manager that begins at second 100 and knows one MUX."""
     NOW[0] = 100.0
-    found = NodeHub(Standing(1), 1, Mock(spec=Listener), HOLD, Clocks(lambda: NOW[0], lambda: NOW[0]))
+    found = NodeHub(StoreStanding(1), 1, Mock(spec=NodeListener), HOLD, Clocks(lambda: NOW[0], lambda: NOW[0]))
     found.load([NodeRecord(MUX, "mux1", "192.0.2.1", None, 0.0, 0.0)])
     return found
 
@@ -69,7 +69,12 @@ def test_a_mux_that_leaves_later_is_awaited_for_the_hold_time(hub: NodeHub) -> N
 def test_a_node_does_not_say_just_any_address(address: str, why: str) -> None:
     served = ["203.0.113.10"]
     hub = NodeHub(
-        Standing(1), 0, Mock(spec=Listener), HOLD, Clocks(time, time), served=lambda found: str(found) in served
+        StoreStanding(1),
+        0,
+        Mock(spec=NodeListener),
+        HOLD,
+        Clocks(time, time),
+        served=lambda found: str(found) in served,
     )
     with pytest.raises(AccessError, match=why):
         hub.arrived(FakeNode(MUX, "mux1", address))
@@ -87,9 +92,9 @@ def test_the_address_of_another_machine_is_not_taken_by_a_node_of_another_kind(h
 
 
 def test_rows_of_services_that_there_are_not_are_heard_by_nobody() -> None:
-    listener = Mock(spec=Listener)
+    listener = Mock(spec=NodeListener)
     knows, announced = "web".__eq__, "203.0.113.10/32".__eq__
-    hub = NodeHub(Standing(1), 0, listener, HOLD, Clocks(time, time), known=knows, known_vip=announced)
+    hub = NodeHub(StoreStanding(1), 0, listener, HOLD, Clocks(time, time), known=knows, known_vip=announced)
     node = FakeNode(MUX, "mux1", "10.0.1.11")
     hub.arrived(node)
     body = {

@@ -14,7 +14,7 @@ import pytest
 
 from lb.errors import MessageError
 from lb.node.messages import StatusMessage, encode
-from manager.api.json_rows import Texts
+from manager.api.json_rows import JsonRows
 from manager.api.metrics import ManagerCollector
 from manager.api.view import View
 from manager.controller.controller import TICK, Controller
@@ -125,7 +125,7 @@ def every_answer(controller: Controller) -> dict[str, Any]:
     overview.refresh()
     overview.muxes()
     list(ManagerCollector(controller).collect())
-    Texts(controller, view).list_announcements().text()
+    JsonRows(controller, view).list_announcements().text()
     json.dumps([view.announcements(), view.agents(), view.status(), view.top("mux", "pps", 10), view.describe("web")])
     return {"services": view.services(), "muxes": view.muxes()}
 

@@ -24,7 +24,7 @@ from lb.node.cache import Cached
 from lb.node.messages import Ack, FlowGroup, FlowsMessage, HealthReport, Hello, NodeState, StatusMessage, digest, encode
 from manager.nodes import stream as stream_module
 from manager.nodes.dues import PER_MESSAGE, Dues
-from manager.nodes.stream import Connection
+from manager.nodes.stream import StreamConnection
 from manager.trust.trust import Peer
 from tests.manager.stage import StageManager, StageNode, until
 
@@ -394,7 +394,7 @@ def test_a_node_that_never_acknowledges_makes_the_manager_remember_no_more_than_
         from manager.trust.trust import Peer
 
         socket: Any = Slow()
-        connection = Connection(Peer("mux", "mux1", "1"), "-", Hello(0, 0, "", {}), socket)
+        connection = StreamConnection(Peer("mux", "mux1", "1"), "-", Hello(0, 0, "", {}), socket)
         sending = asyncio.create_task(connection.send_states(manager.hub))
         for number in range(100):
             manager.hub.generation += 1
@@ -520,7 +520,7 @@ async def test_others_have_half_of_the_time_while_a_node_is_heard_that_never_sto
             for _ in range(20):
                 yield frame
 
-    def status(connection: Connection, body: Mapping[str, Any]) -> None:
+    def status(connection: StreamConnection, body: Mapping[str, Any]) -> None:
         assert "newer" in body
         end = time.thread_time() + 0.01
         while time.thread_time() < end:  # as long as it takes
@@ -530,7 +530,7 @@ async def test_others_have_half_of_the_time_while_a_node_is_heard_that_never_sto
     manager = StageManager(tmp_path)
     manager.hub.status = status  # type: ignore[method-assign]
     peer = Peer("mux", "mux1", "1", time.time() + 60)
-    connection = Connection(peer, "test", Hello(0, 0, "", {}), Socket())  # type: ignore[arg-type]
+    connection = StreamConnection(peer, "test", Hello(0, 0, "", {}), Socket())  # type: ignore[arg-type]
     turns: list[float] = []
 
     async def others() -> None:

@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from lb.cli.change_options import lines
 from lb.doctor.fleet import check_notes
 from lb.doctor.values.findings import Severity
-from manager.api.json_rows import Texts
+from manager.api.json_rows import JsonRows
 from manager.api.metrics import ManagerCollector
 from manager.api.view import View, warn_of_drain
 from manager.controller.controller import Controller
@@ -72,7 +72,7 @@ class Fleet:
         self.site = Site(muxes).connect(controller)
         self.mux1, self.mux2 = self.site.muxes[:2]
         self.view = View(controller)
-        self.texts = Texts(controller, self.view)
+        self.texts = JsonRows(controller, self.view)
         self.overview = Overview(controller, self.view)
 
     def row(self) -> dict[str, Any]:

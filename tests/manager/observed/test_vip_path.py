@@ -14,11 +14,11 @@ from lb.config.load import load_manager
 from lb.errors import ConfigError
 from manager.api.metrics import ManagerCollector
 from manager.observed import vip_path
-from manager.observed.vip_path import FALL, NotMadeError, Paths, Target, connect, targets
+from manager.observed.vip_path import FALL, NotConnectedError, Paths, VipTarget, connect, targets
 from tests.manager.fake_nodes import Site, running, until
 from tests.manager.fleet import Fleet, service
 
-TARGET = Target("203.0.113.10", 80)
+TARGET = VipTarget("203.0.113.10", 80)
 
 
 class Told:
@@ -49,7 +49,7 @@ def test_some_failures_in_a_row_are_news_and_one_success_ends_them() -> None:
 def test_what_is_not_asked_any_more_or_elsewhere_is_not_known() -> None:
     told = Told()
     told.hear(*["no answer"] * FALL)
-    told.paths.keep({"v": Target("203.0.113.10", 81)})
+    told.paths.keep({"v": VipTarget("203.0.113.10", 81)})
     assert (told.said[-1], told.paths.reached) == (("v", None), {})
     told.hear(*["no answer"] * FALL)
     assert told.paths.reached == {}, "answers to the question of before"
@@ -70,8 +70,8 @@ def test_asked_are_tcp_ports_of_announced_vips_behind_which_somebody_is_well() -
     )
     fleet.settle()
     assert targets(fleet.last, fleet.last.vips) == {
-        "203.0.113.10/32": Target("203.0.113.10", 80),
-        "203.0.113.14/32": Target("203.0.113.14", 443),
+        "203.0.113.10/32": VipTarget("203.0.113.10", 80),
+        "203.0.113.14/32": VipTarget("203.0.113.14", 443),
     }
     assert targets(fleet.last, {"203.0.113.14/32"}).keys() == {"203.0.113.14/32"}
 
@@ -80,9 +80,9 @@ async def test_real_connections_come_through_or_say_why_not(monkeypatch: pytest.
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-        assert await connect(Target("127.0.0.1", port)) is None, "a refusal came through as well"
+        assert await connect(VipTarget("127.0.0.1", port)) is None, "a refusal came through as well"
         listening.listen()
-        assert await connect(Target("127.0.0.1", port)) is None
+        assert await connect(VipTarget("127.0.0.1", port)) is None
 
     async def fails(number: int) -> None:
         async def opened(*_: object) -> None:
@@ -93,7 +93,7 @@ async def test_real_connections_come_through_or_say_why_not(monkeypatch: pytest.
     await fails(errno.EHOSTUNREACH)
     assert await connect(TARGET) == "no route to host"
     await fails(errno.EMFILE)
-    with pytest.raises(NotMadeError):
+    with pytest.raises(NotConnectedError):
         await connect(TARGET)
 
     async def silent(*_: object) -> None:
@@ -107,7 +107,7 @@ async def test_real_connections_come_through_or_say_why_not(monkeypatch: pytest.
 async def test_a_manager_whose_file_asks_for_it_looks_itself(tmp_path: Path) -> None:
     answers: dict[str, str | None] = {}
 
-    async def asked(target: Target) -> str | None:
+    async def asked(target: VipTarget) -> str | None:
         return answers.get(target.address)
 
     async with running(tmp_path, path_interval=1.0) as controller:

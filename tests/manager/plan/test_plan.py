@@ -18,9 +18,9 @@ from lb.config.load import parse_service_tables
 from lb.model import Probe, ProbeType
 from lb.node.messages import digest
 from lb.probe.scheduler import spread
-from manager.desired.state import Change, Order, delete_service, drain_backend, drain_mux, purge
+from manager.desired.state import DesiredChange, Order, delete_service, drain_backend, drain_mux, purge
 from manager.plan.health import Report, Source
-from manager.plan.model import Memory, Plan
+from manager.plan.model import Plan, PlanMemory
 from manager.plan.plan import plan, replan
 from manager.plan.previous import HANDOVER, served
 from tests.manager.fleet import Fleet, service, with_probe
@@ -256,7 +256,9 @@ def restarted(fleet: Fleet) -> Fleet:
     anew = Fleet(0, 0)
     anew.desired = fleet.desired
     known = fleet.last.memory
-    anew.last = Plan(memory=Memory(known.backends, known.granted, served=served(fleet.desired), leaving=known.leaving))
+    anew.last = Plan(
+        memory=PlanMemory(known.backends, known.granted, served=served(fleet.desired), leaving=known.leaving)
+    )
     for name, node in fleet.muxes.items():
         anew.muxes[name] = replace(node, connected=False, live=None)
     for name, node in fleet.agents.items():
@@ -866,7 +868,7 @@ def test_planning_only_what_was_touched_gives_the_same(events: list[tuple[Any, .
         touched: set[Any] | None = None
         if event[0] in ("apply", "delete"):
             names = frozenset(old.services) | fleet.desired.services.keys()
-            touched = Change(old, fleet.desired, (), names).vips()
+            touched = DesiredChange(old, fleet.desired, (), names).vips()
         elif event[0] in ("report", "tunnel"):
             found = fleet.desired.services.get(event[1] if event[0] == "report" else event[2])
             touched = {str(found.vip)} if found else set()

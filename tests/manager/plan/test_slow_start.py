@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lb.dataplane.maglev import Maglev, Member, permutation
+from lb.dataplane.maglev import Maglev, MaglevMember, permutation
 from lb.model import Backend
 from manager.desired.state import Order, drain_backend
 from manager.plan.slow_start import STEPS, WEIGHT_MAX, Ramp, ramp, weights
@@ -29,7 +29,7 @@ def backends(*weights_: int) -> list[Backend]:
 
 def slots(found: list[Backend], told: tuple[int, ...]) -> list[int]:
     rows = [
-        Member(*permutation(bytes(16), backend.name, SLOT_COUNT), weight, i)
+        MaglevMember(*permutation(bytes(16), backend.name, SLOT_COUNT), weight, i)
         for i, (backend, weight) in enumerate(zip(found, told, strict=True))
     ]
     return list(Maglev(SLOT_COUNT, rows).slots())

@@ -29,13 +29,13 @@ from lb.errors import ConfigError
 from lb.model import Address, AgentConfig, AgentSettings, Backend, BackendState, ManagerSettings, MuxSettings, Service
 from lb.node.follower import ServiceTables
 from lb.node.messages import FlowsToNode, HealthMessage, HealthReport, NodeState, Question, diff, keys_of
-from manager.controller.planner import Planner, Surroundings
-from manager.desired.state import Change, Desired, Rules, apply_tables, purge
+from manager.controller.planner import Planner, PlannerSurroundings
+from manager.desired.state import Desired, DesiredChange, Rules, apply_tables, purge
 from manager.nodes.hub import Entry, NodeHub
 from manager.plan.health import Report, Source
 from manager.plan.model import MUX
 from manager.plan.previous import HANDOVER
-from manager.store.lineage import Marks, Standing
+from manager.store.lineage import Marks, StoreStanding
 
 MUXES = {f"mux{n}": f"10.0.1.{10 + n}" for n in (1, 2)}
 HOSTS = {f"host{n}": f"10.0.3.{n}" for n in (1, 2, 3, 4)}
@@ -176,8 +176,8 @@ class Stage:
         self.now = 1000.0
         self.desired = Desired()
         clocks = Clocks(wall=lambda: self.now, steady=lambda: self.now)
-        self.hub = NodeHub(Standing(1), 1, self, 9.0, clocks)
-        around = Surroundings(lambda: self.desired, lambda *_: None, self._retired)
+        self.hub = NodeHub(StoreStanding(1), 1, self, 9.0, clocks)
+        around = PlannerSurroundings(lambda: self.desired, lambda *_: None, self._retired)
         settings = ManagerSettings("m", RULES.vip_prefixes)
         self.planner = Planner(settings, self.hub, _Journal(), clocks, around)  # type: ignore[arg-type]
         self.muxes = [Peer(MUX, name, address, self) for name, address in MUXES.items()]
@@ -224,7 +224,7 @@ class Stage:
             self.served[name] &= (before & self.wanted) - fallen
         return True
 
-    def _change(self, change: Change) -> None:
+    def _change(self, change: DesiredChange) -> None:
         self.desired = replace(change.new, version=self.desired.version + 1)
         self.planner.touched(change.vips())
 

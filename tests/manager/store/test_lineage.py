@@ -19,14 +19,14 @@ from lb.node.messages import StateMessage, encode, parse_to_node
 from manager.api.view import View
 from manager.controller.controller import Controller
 from manager.store.interface import ConflictError
-from manager.store.lineage import Behind, Marks, Standing, newer
+from manager.store.lineage import Behind, Marks, StoreStanding, newer
 from manager.store.sqlite import FILE, WITNESS, SqliteStore
 from tests.manager.fake_nodes import FakeNode, Site, running, until
 from tests.manager.fleet import service
 
 WHO = "operator:alice"
-OURS = Standing(5, "a", 60)
-TAKEN_OVER = Standing(9, "b", 60, floor=8)
+OURS = StoreStanding(5, "a", 60)
+TAKEN_OVER = StoreStanding(9, "b", 60, floor=8)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ TAKEN_OVER = Standing(9, "b", 60, floor=8)
         ),
     ],
 )
-def test_who_had_newer_orders(theirs: Marks, ours: Standing, why: str | None) -> None:
+def test_who_had_newer_orders(theirs: Marks, ours: StoreStanding, why: str | None) -> None:
     assert newer(theirs, ours, 100) == why
 
 
@@ -310,7 +310,7 @@ async def test_a_revocation_is_a_part_of_the_history(tmp_path: Path) -> None:
         await until(lambda: controller.hub.revision == before.revision + 1)
         await until(lambda: len(site.muxes[0].states) == states + 1, "nobody was told")
         assert site.muxes[0].states[-1] == site.muxes[0].states[-2]
-    assert newer(replace(before, revision=before.revision + 1), Standing(9, before.lineage, before.revision), 0)
+    assert newer(replace(before, revision=before.revision + 1), StoreStanding(9, before.lineage, before.revision), 0)
 
 
 def test_of_many_nodes_a_few_are_named() -> None:

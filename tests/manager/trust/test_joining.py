@@ -34,7 +34,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity_module, "TIMEOUT", 60.0)
 
 
-class FromNet(trust_module.Listener):
+class FromNet(trust_module.LoggingListener):
     """As if everybody came from an address of its own in one /64."""
 
     numbers = itertools.count(1)
@@ -48,11 +48,11 @@ async def token(trust: Trust, kind: str = "agent", name: str | None = None) -> T
     return TokenText.parse(await trust.make_token(kind, name, 900, "operator:test"))
 
 
-@pytest.mark.parametrize("listen", [trust_module.Listener, FromNet], ids=["one address", "one /64"])
+@pytest.mark.parametrize("listen", [trust_module.LoggingListener, FromNet], ids=["one address", "one /64"])
 async def test_a_fleet_behind_one_address_joins_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listen: type[trust_module.Listener]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listen: type[trust_module.LoggingListener]
 ) -> None:
-    monkeypatch.setattr(trust_module, "Listener", listen)
+    monkeypatch.setattr(trust_module, "LoggingListener", listen)
     async with StageManager(tmp_path).serving() as manager:
         nodes = [Identity(tmp_path / f"host{n}", "agent", f"host{n}") for n in range(FLEET)]
         made = [await token(manager.trust, name=node.name) for node in nodes]

@@ -22,7 +22,7 @@ from manager.api.view import View
 from manager.controller.controller import Controller
 from manager.store.sqlite import SqliteStore
 from manager.trust import tokens
-from manager.trust.ca import Authority
+from manager.trust.ca import CertificateAuthority
 from manager.trust.trust import listener
 from tests.manager.fake_nodes import Site, running, settings_for
 from tests.manager.fleet import service
@@ -81,7 +81,7 @@ class Asker:
 
 @asynccontextmanager
 async def manager(directory: Path) -> AsyncIterator[Asker]:
-    authority = await asyncio.to_thread(Authority.create, directory / CA_DIRECTORY)
+    authority = await asyncio.to_thread(CertificateAuthority.create, directory / CA_DIRECTORY)
     store = await SqliteStore.open(directory)
     async with running(directory, store) as controller:
         Site().connect(controller)

@@ -26,7 +26,7 @@ from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unrea
 from lb.node.keys import new_key
 from manager.api.openapi import ROUTES
 from manager.trust import ca, joining, tokens
-from manager.trust.ca import Authority, subject
+from manager.trust.ca import CertificateAuthority, subject
 from manager.trust.tokens import parse_ttl
 from manager.trust.trust import RENEWALS, Peer, Trust, listener
 from tests.manager.memory import MemoryTrust
@@ -36,7 +36,7 @@ class Manager:
     """As much of a manager as trust needs."""
 
     def __init__(self, directory: Path) -> None:
-        self.authority = Authority.create(directory / "ca")
+        self.authority = CertificateAuthority.create(directory / "ca")
         self.store = MemoryTrust()
         self.now = 0.0  # beside the real clock
         self.trust = Trust(self.authority, self.store, 3600, clock=lambda: time.time() + self.now)
@@ -195,7 +195,7 @@ def test_a_revoked_certificate_gets_nothing(tmp_path: Path) -> None:
 
 def test_a_certificate_of_another_authority_is_refused_and_logged_with_who_and_why(tmp_path: Path) -> None:
     async def test(manager: Manager) -> None:
-        stranger = Authority.create(tmp_path / "other")
+        stranger = CertificateAuthority.create(tmp_path / "other")
         issued, key = stranger.make_operator("mallory")
         write_private(tmp_path / "mallory.pem", (key + issued.pem).encode())
         context = ssl.create_default_context(cafile=str(manager.authority.ca_file))
@@ -289,9 +289,9 @@ def test_renewal_gives_a_new_key_and_the_old_certificate_still_works(tmp_path: P
 
 
 def test_renewal_is_due_after_a_third_of_its_life() -> None:
-    from lb.node.keys import Held
+    from lb.node.keys import HeldCertificate
 
-    held = Held("mux:mux1", "1", 1000, 1300)
+    held = HeldCertificate("mux:mux1", "1", 1000, 1300)
     assert not held.renewal_due(1099)
     assert held.renewal_due(1100)
 
@@ -321,17 +321,17 @@ def test_no_manager_is_worth_another_try(tmp_path: Path) -> None:
 
 
 def test_there_is_one_authority_and_it_is_never_replaced(tmp_path: Path) -> None:
-    made = Authority.create(tmp_path / "ca")
+    made = CertificateAuthority.create(tmp_path / "ca")
     with pytest.raises(AccessError, match="already"):
-        Authority.create(tmp_path / "ca")
-    assert Authority.load(tmp_path / "ca").fingerprint == made.fingerprint
+        CertificateAuthority.create(tmp_path / "ca")
+    assert CertificateAuthority.load(tmp_path / "ca").fingerprint == made.fingerprint
     assert stat.S_IMODE((tmp_path / "ca" / "ca.key").stat().st_mode) == 0o600
     with pytest.raises(AccessError, match="lb-manager init"):
-        Authority.load(tmp_path / "elsewhere")
+        CertificateAuthority.load(tmp_path / "elsewhere")
 
 
 def test_the_server_certificate_is_made_anew_only_when_names_are_missing(tmp_path: Path) -> None:
-    made = Authority.create(tmp_path / "ca", ["lb.example.net"])
+    made = CertificateAuthority.create(tmp_path / "ca", ["lb.example.net"])
     first = made.server_certificate("m1", "127.0.0.1:9740").read_bytes()
     assert made.server_certificate("m1", "127.0.0.1:9740").read_bytes() == first
     assert made.server_certificate("m1", "127.0.0.2:9740").read_bytes() != first
@@ -376,7 +376,7 @@ def test_a_server_certificate_that_begins_in_the_future_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The clock was a day ahead when it was made: nobody would trust it until then."""
-    made = Authority.create(tmp_path / "ca")
+    made = CertificateAuthority.create(tmp_path / "ca")
 
     class Ahead(datetime):
         @classmethod

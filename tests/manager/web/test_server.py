@@ -22,7 +22,7 @@ from manager.api.view import View
 from manager.controller.controller import Controller
 from manager.store.sqlite import SqliteStore
 from manager.web import server as pages_module
-from manager.web.server import Pages, changes
+from manager.web.server import WebPage, changes
 from manager.web.sessions import FAILURES_MAX, WINDOW, Sessions, TooManyError
 from tests.manager.fake_nodes import Site, running, until
 from tests.manager.fleet import service, with_probe
@@ -46,7 +46,7 @@ class Reader:
     url: str
     site: Site
     controller: Controller
-    pages: Pages
+    pages: WebPage
     clock: Clock
     csrf: str = ""
 
@@ -95,7 +95,7 @@ async def page(directory: Path, *, login: bool = True, services: int = 1) -> Asy
         for table in tables:
             for host, backend in zip(site.hosts, table["backend"], strict=False):
                 host.report(table["name"], backend["name"], True)
-        pages = Pages(controller, View(controller), Sessions(check, clock) if login else None, secure=False)
+        pages = WebPage(controller, View(controller), Sessions(check, clock) if login else None, secure=False)
         running_pages = asyncio.create_task(pages.run())
         jar = CookieJar(unsafe=True)
         try:

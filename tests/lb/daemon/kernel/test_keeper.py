@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from lb.daemon.kernel.keeper import Keeper, metrics
 from lb.daemon.kernel.repairs import Difference
-from lb.daemon.kernel.watch import Area, Notices, Program
+from lb.daemon.kernel.watch import Area, ChangingProgram, KernelNotices
 from lb.errors import IoError
 
 
@@ -34,7 +34,7 @@ class Told:
 
     def __init__(self) -> None:
         self.noticed = asyncio.Event()
-        self.notices = Notices()
+        self.notices = KernelNotices()
         self.open = False
 
     def start(self) -> None:
@@ -43,12 +43,12 @@ class Told:
     def close(self) -> None:
         self.open = False
 
-    def take(self) -> Notices:
+    def take(self) -> KernelNotices:
         self.noticed.clear()
-        taken, self.notices = self.notices, Notices()
+        taken, self.notices = self.notices, KernelNotices()
         return taken
 
-    def tell(self, area: Area, program: Program | None = None) -> None:
+    def tell(self, area: Area, program: ChangingProgram | None = None) -> None:
         self.notices.add(area, program)
         self.noticed.set()
 
@@ -110,7 +110,7 @@ async def test_what_the_kernel_tells_of_is_looked_at_and_put_back_at_once() -> N
     with capture_logs() as logs:
         async with kept(part, other) as (watch, keeper):
             part.there.clear()
-            watch.tell(Area.ROUTE, Program("ip", 42))
+            watch.tell(Area.ROUTE, ChangingProgram("ip", 42))
             await until(lambda: part.there == part.wanted)
             await until(lambda: keeper.figures().repairs == {"route": 2})
             assert other.looks == 1, "what it is not about is left alone"

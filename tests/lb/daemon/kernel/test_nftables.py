@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lb.daemon.kernel import nftables
-from lb.daemon.kernel.watch import Own
+from lb.daemon.kernel.watch import OwnMarks
 from lb.errors import FeatureError, IoError
 from tests.lab import netns
 
@@ -28,7 +28,7 @@ def slow_nft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("slow_nft")
 def test_a_run_that_is_cancelled_is_killed_and_waited_for() -> None:
     async def test() -> None:
-        own = Own()
+        own = OwnMarks()
         running = asyncio.create_task(nftables.run("-f", "-", text="flush ruleset", own=own))
         while not own.processes:  # noqa: ASYNC110  a set
             await asyncio.sleep(0.005)

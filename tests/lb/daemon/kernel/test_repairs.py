@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
-from lb.daemon.kernel.repairs import FIGHT_REPAIRS, FORGET, PAUSE_MOST, RETRY_MOST, Difference, Repairs, Said, Saying
+from lb.daemon.kernel.repairs import (
+    FIGHT_REPAIRS,
+    FORGET,
+    PAUSE_MOST,
+    RETRY_MOST,
+    Difference,
+    RepairEvent,
+    Repairs,
+    Saying,
+)
 
 TABLE = Difference("nftables", "table inet vipmux_mux1")
 RULE = Difference("rule", "ip rule 118")
 
 
-def undone(repairs: Repairs, now: float, by: str | None = None) -> tuple[bool, list[Said]]:
+def undone(repairs: Repairs, now: float, by: str | None = None) -> tuple[bool, list[RepairEvent]]:
     """The table was removed again: whether it is put back at once, and what is said."""
     step = repairs.step(now, [TABLE])
     said = [saying.event for saying in step.sayings]
@@ -21,8 +30,8 @@ def undone(repairs: Repairs, now: float, by: str | None = None) -> tuple[bool, l
 def fight(repairs: Repairs, now: float = 0.0, by: str | None = None) -> float:
     """Until it is noticed; returns the time of the last repair."""
     for number in range(FIGHT_REPAIRS):
-        assert undone(repairs, now + number, by) == (True, [Said.PUT_BACK])
-    assert undone(repairs, now + FIGHT_REPAIRS, by) == (True, [Said.FIGHT])
+        assert undone(repairs, now + number, by) == (True, [RepairEvent.PUT_BACK])
+    assert undone(repairs, now + FIGHT_REPAIRS, by) == (True, [RepairEvent.FIGHT])
     return now + FIGHT_REPAIRS
 
 
@@ -32,7 +41,7 @@ def test_what_is_missing_is_put_back_at_once_said_with_its_name_and_counted() ->
     assert step.repair == (TABLE,)
     assert step.sayings == ()
     (saying,) = repairs.repaired(10.1, step.repair, "nft (pid 42)")
-    assert saying == Saying(Said.PUT_BACK, (TABLE.name,), {"reason": "it was removed", "by": "nft (pid 42)"})
+    assert saying == Saying(RepairEvent.PUT_BACK, (TABLE.name,), {"reason": "it was removed", "by": "nft (pid 42)"})
     assert repairs.counts == {"nftables": 1}
     assert repairs.again_at() is None
     (row,) = repairs.rows(now=20.1, wall=1_000.0)
@@ -90,15 +99,15 @@ def test_the_end_of_a_fight_is_said_and_then_it_is_put_back_at_once_again() -> N
     assert ends == now + 2.0 + 60.0
     assert repairs.step(ends - 0.1, []).sayings == ()
     (saying,) = repairs.step(ends, []).sayings
-    assert saying == Saying(Said.FIGHT_OVER, (TABLE.name,), {"put_back": FIGHT_REPAIRS + 2})
+    assert saying == Saying(RepairEvent.FIGHT_OVER, (TABLE.name,), {"put_back": FIGHT_REPAIRS + 2})
     assert repairs.fights == 0
-    assert undone(repairs, ends + 1.0) == (True, [Said.PUT_BACK])
+    assert undone(repairs, ends + 1.0) == (True, [RepairEvent.PUT_BACK])
 
 
 def test_repairs_that_are_far_apart_are_no_fight() -> None:
     repairs = Repairs()
     for number in range(50):
-        assert undone(repairs, 13.0 * number) == (True, [Said.PUT_BACK])
+        assert undone(repairs, 13.0 * number) == (True, [RepairEvent.PUT_BACK])
     assert repairs.fights == 0
 
 
@@ -117,7 +126,7 @@ def test_what_cannot_be_repaired_is_said_once_for_each_reason_and_tried_ever_mor
         step = repairs.step(now, [TABLE])
         assert step.repair == (TABLE,)
         sayings = repairs.failed(now, step.repair, "nft is not installed")
-        assert [saying.event for saying in sayings] == ([Said.NOT_PUT_BACK] if attempt == 0 else [])
+        assert [saying.event for saying in sayings] == ([RepairEvent.NOT_PUT_BACK] if attempt == 0 else [])
         again = repairs.again_at()
         assert again is not None
         assert repairs.step(again - 0.1, [TABLE]).repair == ()
@@ -134,7 +143,7 @@ def test_what_cannot_be_repaired_is_said_once_for_each_reason_and_tried_ever_mor
 def test_a_repair_that_works_at_last_is_said() -> None:
     repairs = Repairs()
     repairs.failed(0.0, repairs.step(0.0, [TABLE]).repair, "no space left")
-    assert undone(repairs, 1.0) == (True, [Said.PUT_BACK])
+    assert undone(repairs, 1.0) == (True, [RepairEvent.PUT_BACK])
     assert repairs.amiss == 0
 
 
@@ -142,7 +151,7 @@ def test_what_others_put_right_is_said_as_well() -> None:
     repairs = Repairs()
     repairs.failed(0.0, repairs.step(0.0, [TABLE]).repair, "no space left")
     (saying,) = repairs.step(0.5, []).sayings
-    assert saying.event is Said.RIGHT_AGAIN
+    assert saying.event is RepairEvent.RIGHT_AGAIN
     assert repairs.again_at() is None
 
 

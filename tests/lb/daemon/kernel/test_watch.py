@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from lb.daemon.kernel import nftables
-from lb.daemon.kernel.watch import EVERYTHING, Area, KernelWatch, Notices, Own
+from lb.daemon.kernel.watch import EVERYTHING, Area, KernelNotices, KernelWatch, OwnMarks
 from tests.lab import netns
 
 OURS = 118
@@ -26,12 +26,12 @@ def namespace() -> Iterator[str]:
     netns.ip("netns", "del", name)
 
 
-async def heard_of(watch: KernelWatch, *command: str) -> Notices:
+async def heard_of(watch: KernelWatch, *command: str) -> KernelNotices:
     """What is told of while the command runs, and shortly after it."""
     watch.take()
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
     assert await process.wait() == 0, command
-    heard = Notices()
+    heard = KernelNotices()
     async with asyncio.timeout(5):
         while True:
             try:
@@ -81,7 +81,7 @@ def test_each_kind_of_change_is_heard(namespace: str) -> None:
 @pytest.mark.lab
 def test_what_is_not_ours_or_was_done_by_us_is_no_hint(namespace: str) -> None:
     async def test() -> None:
-        own = Own()
+        own = OwnMarks()
         watch = KernelWatch(Area.ROUTE | Area.NFTABLES, own=own, tables=["vipmux_t"], protocols=[OURS])
         watch.start()
         try:

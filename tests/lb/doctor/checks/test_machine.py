@@ -13,10 +13,10 @@ import pytest
 from lb.daemon.privileges import Capability
 from lb.doctor.checks import machine
 from lb.doctor.values.facts import (
-    Certificate,
+    CertificateFile,
     Clock,
-    Conntrack,
-    Daemon,
+    ConntrackUse,
+    DaemonSeen,
     Disk,
     Interface,
     Kernel,
@@ -30,9 +30,9 @@ from lb.doctor.values.findings import Finding, Severity, explained, fault, ok, o
 ROOT = Path(__file__).parents[4]
 FAULT, WARNING, UNKNOWN, OK = Severity
 FILE = "/etc/vipmux/mux.toml"
-RUNS = Daemon("/s/mux.sock", True, pid=7, capabilities=0)
-GONE = Daemon("/s/mux.sock", False, error="/s/mux.sock: is not there")
-MUTE = Daemon("/s/mux.sock", False, error="/s/mux.sock: permission denied", may_ask=False)
+RUNS = DaemonSeen("/s/mux.sock", True, pid=7, capabilities=0)
+GONE = DaemonSeen("/s/mux.sock", False, error="/s/mux.sock: is not there")
+MUTE = DaemonSeen("/s/mux.sock", False, error="/s/mux.sock: permission denied", may_ask=False)
 ALL = (1 << 41) - 1
 GIB = 1 << 30
 
@@ -127,7 +127,7 @@ def test_a_filter_of_others_that_stands_before_the_agents_is_not_called_a_repair
 
 @pytest.mark.parametrize("why", ["the certificate expired", "closed the connection at once"])
 def test_a_certificate_that_ended_explains_why_the_manager_is_not_followed(why: str) -> None:
-    ended = machine.check_certificate(Role.MUX, "mux1", FILE, Certificate("node.pem", "mux:mux1", 0.0, 10.0), 20.0)
+    ended = machine.check_certificate(Role.MUX, "mux1", FILE, CertificateFile("node.pem", "mux:mux1", 0.0, 10.0), 20.0)
     connection = {"url": "https://m", "connected": False, "problem": why}
     found = explained([*ended, *machine.check_manager(Role.MUX, "mux1", FILE, connection)])
     assert [one.check for one in found] == ["certificate"]
@@ -146,7 +146,7 @@ def test_of_a_daemon_that_does_not_tell_what_it_keeps_nothing_is_said() -> None:
     ],
 )
 def test_a_daemon_that_is_not_there_is_told_from_one_that_may_not_be_asked(
-    daemon: Daemon, severity: Severity, words: str
+    daemon: DaemonSeen, severity: Severity, words: str
 ) -> None:
     found = only(list(machine.check_daemon(Role.MUX, FILE, daemon)), "daemon")
     assert found.severity is severity
@@ -175,7 +175,7 @@ NEEDED = (Capability.NET_ADMIN, Capability.NET_RAW)
     ],
 )
 def test_rights_are_those_of_the_daemon_or_of_who_would_start_it(
-    daemon: Daemon, own: int, severity: Severity, words: str
+    daemon: DaemonSeen, own: int, severity: Severity, words: str
 ) -> None:
     (found,) = machine.check_rights(Role.MUX, FILE, NEEDED, daemon, Rights(False, own))
     assert found.severity is severity
@@ -254,7 +254,7 @@ def test_a_disk_is_full_before_nothing_at_all_is_left(disk: Disk, severity: Seve
 
 
 DAY = 86400.0
-HELD = Certificate("/s/identity/node.pem", "mux:mux1", 0.0, 30 * DAY)
+HELD = CertificateFile("/s/identity/node.pem", "mux:mux1", 0.0, 30 * DAY)
 
 
 @pytest.mark.parametrize(
@@ -265,13 +265,13 @@ HELD = Certificate("/s/identity/node.pem", "mux:mux1", 0.0, 30 * DAY)
         (HELD, 30 * DAY + 7200, FAULT, "expired 2 h ago"),
         (HELD, -600, FAULT, "becomes valid in 10 min: a clock is wrong"),
         (replace(HELD, owner="mux:other"), DAY, FAULT, "is the certificate of mux:other"),
-        (Certificate("/s/node.pem", missing=True), DAY, FAULT, "there is no certificate"),
-        (Certificate("/s/node.pem", error="is damaged"), DAY, FAULT, "is damaged"),
-        (Certificate("/s/node.pem", error="permission denied"), DAY, UNKNOWN, "may not be read"),
+        (CertificateFile("/s/node.pem", missing=True), DAY, FAULT, "there is no certificate"),
+        (CertificateFile("/s/node.pem", error="is damaged"), DAY, FAULT, "is damaged"),
+        (CertificateFile("/s/node.pem", error="permission denied"), DAY, UNKNOWN, "may not be read"),
     ],
 )
 def test_what_is_wrong_with_a_certificate_is_named(
-    certificate: Certificate, now: float, severity: Severity, words: str
+    certificate: CertificateFile, now: float, severity: Severity, words: str
 ) -> None:
     (found,) = machine.check_certificate(Role.MUX, "mux1", FILE, certificate, now)
     assert found.severity is severity
@@ -283,15 +283,15 @@ def test_what_is_wrong_with_a_certificate_is_named(
 
 @pytest.mark.parametrize(("left", "severity"), [(3650 * DAY, OK), (30 * DAY, WARNING), (DAY / 2, FAULT), (-DAY, FAULT)])
 def test_an_authority_that_ends_is_told_in_time(left: float, severity: Severity) -> None:
-    (found,) = machine.check_authority(Certificate("/m/ca/ca.pem", "authority", 0.0, left), 0.0)
+    (found,) = machine.check_authority(CertificateFile("/m/ca/ca.pem", "authority", 0.0, left), 0.0)
     assert found.severity is severity
 
 
 def test_the_managers_own_certificate_is_looked_at() -> None:
-    held = Certificate("/m/ca/server.pem", "manager:m1", 0.0, DAY)
+    held = CertificateFile("/m/ca/server.pem", "manager:m1", 0.0, DAY)
     assert [f.severity for f in machine.check_server_certificate(held, 0.0)] == [OK]
     assert [f.severity for f in machine.check_server_certificate(held, 2 * DAY)] == [FAULT]
-    assert list(machine.check_server_certificate(Certificate("/m/ca/server.pem", missing=True), 0.0)) == []
+    assert list(machine.check_server_certificate(CertificateFile("/m/ca/server.pem", missing=True), 0.0)) == []
 
 
 @pytest.mark.parametrize(
@@ -360,15 +360,15 @@ def test_two_daemons_of_one_name_on_a_machine_are_named_with_pid_and_file() -> N
 @pytest.mark.parametrize(
     ("found", "severity"),
     [
-        (Conntrack(100, 262144), OK),
-        (Conntrack(230_000, 262144), WARNING),
-        (Conntrack(230_000, 262144, dropped=3, seconds=0.5), FAULT),
-        (Conntrack(262_144, 262144), FAULT),
-        (Conntrack(90, 100_000, dropped=3), OK),  # a helper's doing, or a race
+        (ConntrackUse(100, 262144), OK),
+        (ConntrackUse(230_000, 262144), WARNING),
+        (ConntrackUse(230_000, 262144, dropped=3, seconds=0.5), FAULT),
+        (ConntrackUse(262_144, 262144), FAULT),
+        (ConntrackUse(90, 100_000, dropped=3), OK),  # a helper's doing, or a race
     ],
 )
 def test_a_full_table_of_connections_is_told_with_the_setting_that_makes_room(
-    found: Conntrack, severity: Severity
+    found: ConntrackUse, severity: Severity
 ) -> None:
     (finding,) = machine.check_conntrack(found, "new connections are dropped")
     assert finding.severity is severity
@@ -436,7 +436,7 @@ def test_who_undoes_what_is_kept_is_the_cause_of_what_follows(word: str, cause: 
 
 
 def test_a_daemon_that_is_down_tells_what_of_its_own_is_gone() -> None:
-    daemon = Daemon("/s", False, error="is not there")
+    daemon = DaemonSeen("/s", False, error="is not there")
     (found,) = machine.check_daemon(Role.AGENT, "agent.toml", daemon, ["the nftables table"], ["backend web/a"])
     assert (found.cause, found.about) == ("daemon_down", ("backend web/a",))
     assert "what it left in the kernel is gone: the nftables table" in found.what

@@ -11,7 +11,7 @@ import pytest
 
 from lb.dataplane.xdp import ATTACH_REFUSALS, SOCKET_REFUSALS
 from lb.doctor.checks import host, mux
-from lb.doctor.values.facts import Claim, Daemon, Interface, Network, Own, Table
+from lb.doctor.values.facts import ArpClaim, DaemonSeen, Interface, Network, NftTable, OwnBackend
 from lb.doctor.values.findings import Severity
 from lb.model import IoMode
 from lb.mux.io.ethernet import Facts
@@ -20,10 +20,10 @@ from lb.mux.io.xdp_support import GENERIC, NATIVE, described, refusal
 
 FAULT, WARNING, UNKNOWN, OK = Severity
 VIP = IPv4Address("203.0.113.20")
-OWN = Table("inet", "vipmux_mux1", frozenset({str(VIP)}))
-OLD = Table("inet", "vipmux_old", frozenset({"203.0.113.9"}))
-RUNS = Daemon("/s", True, status={"io": "packet"})
-GONE = Daemon("/s", False, error="is not there")
+OWN = NftTable("inet", "vipmux_mux1", frozenset({str(VIP)}))
+OLD = NftTable("inet", "vipmux_old", frozenset({"203.0.113.9"}))
+RUNS = DaemonSeen("/s", True, status={"io": "packet"})
+GONE = DaemonSeen("/s", False, error="is not there")
 LIBERAL = "netfilter/nf_conntrack_tcp_be_liberal"
 ETH0 = Interface("eth0", True, True, True, 1500, False)
 
@@ -40,12 +40,12 @@ ETH0 = Interface("eth0", True, True, True, 1500, False)
         ([], GONE, []),
         ([OWN], replace(GONE, may_ask=False), []),  # nobody knows whether it runs
         (None, RUNS, [("isolation", UNKNOWN)]),
-        ([OWN, Table("inet", "vipmux_mux2")], RUNS, []),  # another MUX runs here as well
-        ([OWN, Table("inet", "vipmux_agent")], RUNS, []),
+        ([OWN, NftTable("inet", "vipmux_mux2")], RUNS, []),  # another MUX runs here as well
+        ([OWN, NftTable("inet", "vipmux_agent")], RUNS, []),
     ],
 )
 def test_tables_of_no_running_mux_are_stale_and_the_own_one_must_be_there(
-    tables: list[Table] | None, daemon: Daemon, wrong: list[tuple[str, Severity]]
+    tables: list[NftTable] | None, daemon: DaemonSeen, wrong: list[tuple[str, Severity]]
 ) -> None:
     found = list(mux.check_isolation(tables, "vipmux_mux1", daemon, {"vipmux_mux2"}, {str(VIP)}))
     assert [(f.check, f.severity) for f in found if f.severity is not OK] == wrong
@@ -85,7 +85,7 @@ def test_a_vip_that_is_an_address_of_the_mux_is_a_fault() -> None:
 
 
 def test_who_answers_arp_for_a_vip_is_named() -> None:
-    (found,) = mux.check_claims([Claim(VIP, "02:00:00:00:00:01", "10.0.3.21")], "eth0", 1)
+    (found,) = mux.check_claims([ArpClaim(VIP, "02:00:00:00:00:01", "10.0.3.21")], "eth0", 1)
     assert found.severity is FAULT
     assert "10.0.3.21 (MAC 02:00:00:00:00:01) answers ARP for the VIP 203.0.113.20 on eth0" in found.what
     assert "net.ipv4.conf.all.arp_ignore=1" in (found.remedy or "")
@@ -263,9 +263,9 @@ def test_settings_that_the_agent_raised_must_stay(
 
 @pytest.mark.parametrize(
     ("tables", "severity"),
-    [([Table("inet", "vipmux_agent")], OK), ([], FAULT), (None, UNKNOWN)],
+    [([NftTable("inet", "vipmux_agent")], OK), ([], FAULT), (None, UNKNOWN)],
 )
-def test_the_agents_own_table_must_be_there(tables: list[Table] | None, severity: Severity) -> None:
+def test_the_agents_own_table_must_be_there(tables: list[NftTable] | None, severity: Severity) -> None:
     daemon = replace(RUNS, status={"services": 1})
     assert [f.severity for f in host.check_translation(tables, daemon, "vipmux_agent")] == [severity]
 
@@ -289,9 +289,9 @@ def test_without_its_table_a_mux_that_forwards_sends_packets_round() -> None:
 
 
 def test_what_an_agent_that_is_down_left_undone_is_found_by_who_needs_it() -> None:
-    web = Own("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), ip_address("10.0.3.21"), 8080)
-    files = Own("files/a", ip_network(VIP), "tcp", (80, 80), ip_address("10.0.3.21"))
-    agent = Table("inet", "vipmux_agent")
+    web = OwnBackend("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), ip_address("10.0.3.21"), 8080)
+    files = OwnBackend("files/a", ip_network(VIP), "tcp", (80, 80), ip_address("10.0.3.21"))
+    agent = NftTable("inet", "vipmux_agent")
     whole = Network(ETH0, {VIP: "lo"}, frozenset({VIP}), "eth0", filter=True)
     assert host.lost(whole, [agent], [web, files], "vipmux_agent") == {}
     assert host.lost(whole, [], [web, files], "vipmux_agent") == {"the nftables table inet vipmux_agent": [web]}
@@ -308,8 +308,8 @@ def test_what_an_agent_that_is_down_left_undone_is_found_by_who_needs_it() -> No
 
 
 def test_a_table_that_was_changed_is_told_with_what_makes_it_anew() -> None:
-    web = Own("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), ip_address("10.0.3.21"), 8080)
+    web = OwnBackend("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), ip_address("10.0.3.21"), 8080)
     daemon = replace(RUNS, status={"services": 1})
-    (found,) = host.check_translation([Table("inet", "vipmux_agent")], daemon, "vipmux_agent", [web])
+    (found,) = host.check_translation([NftTable("inet", "vipmux_agent")], daemon, "vipmux_agent", [web])
     assert (found.cause, found.about) == ("table_changed", ("backend web/a",))
     assert (found.remedy or "").startswith("`nft delete table inet vipmux_agent`")

@@ -12,13 +12,13 @@ import pytest
 from lb.doctor.checks import reception
 from lb.doctor.firewall import packet_filter
 from lb.doctor.firewall.packet_filter import Ruleset
-from lb.doctor.values.facts import Arrival, Interface, Listener, Network, Own
+from lb.doctor.values.facts import Arrival, Interface, ListeningSocket, Network, OwnBackend
 from lb.doctor.values.findings import Finding, Severity
 
 MUX, HOST, VIP = IPv4Address("10.0.1.11"), IPv4Address("10.0.3.21"), IPv4Address("203.0.113.20")
-WEB = Own("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), HOST, 8080, tracked=True)
-FILES = Own("files/a", ip_network(VIP), "tcp", (80, 80), HOST)
-DNS = Own("dns/a", ip_network("203.0.113.53"), "udp", (53, 53), HOST)
+WEB = OwnBackend("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), HOST, 8080, tracked=True)
+FILES = OwnBackend("files/a", ip_network(VIP), "tcp", (80, 80), HOST)
+DNS = OwnBackend("dns/a", ip_network("203.0.113.53"), "udp", (53, 53), HOST)
 ETH0 = Interface("eth0", True, True, True, 1500, False)
 NETWORK = Network(ETH0, {HOST: "eth0", VIP: "lo"}, frozenset({VIP}), "eth0", local_rule=True)
 AGENT = "vipmux_agent"
@@ -213,8 +213,10 @@ ANY, ANY6, LOCAL = ip_address("0.0.0.0"), ip_address("::"), ip_address("127.0.0.
         (replace(WEB, port=None, ports=(8000, 8100)), [], None, ""),  # one of these may do
     ],
 )
-def test_who_listens_where(own: Own, listeners: list[tuple[str, Any, int]], cause: str | None, words: str) -> None:
-    sockets = {Listener(*one) for one in listeners}
+def test_who_listens_where(
+    own: OwnBackend, listeners: list[tuple[str, Any, int]], cause: str | None, words: str
+) -> None:
+    sockets = {ListeningSocket(*one) for one in listeners}
     found = faults(list(reception.check_listeners([own], sockets, Ruleset(), AGENT, "eth0")))
     assert [finding.cause for finding in found] == ([cause] if cause else [])
     for finding in found:
@@ -225,7 +227,9 @@ def test_who_listens_where(own: Own, listeners: list[tuple[str, Any, int]], caus
 def test_a_udp_server_that_answers_from_the_hosts_address_is_told_to_be_translated() -> None:
     reason = "no answer within 1 s at the VIP 203.0.113.53, but well at 10.0.3.21:53: give the backend `port = 53`"
     ill = replace(DNS, health="down", reason=reason)
-    (found,) = faults(list(reception.check_listeners([ill], {Listener("udp", ANY, 53)}, Ruleset(), AGENT, "eth0")))
+    (found,) = faults(
+        list(reception.check_listeners([ill], {ListeningSocket("udp", ANY, 53)}, Ruleset(), AGENT, "eth0"))
+    )
     assert found.cause == "udp_answer_source"
     assert "answers from 10.0.3.21" in found.what
     assert (found.remedy or "").startswith("`port = 53` in the backend")

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from lb.doctor.firewall import iptables, packet_filter
-from lb.doctor.firewall.packet_filter import Packet, Ruleset
+from lb.doctor.firewall.packet_filter import FilteredPacket, Ruleset
 
 MUX, HOST = ip_address("10.0.1.11"), ip_address("10.0.3.21")
-WEB = Packet("tcp", None, HOST, None, 8080)
+WEB = FilteredPacket("tcp", None, HOST, None, 8080)
 Rule = list[dict[str, Any]]
 
 
@@ -132,7 +132,7 @@ def test_chains_that_are_called_come_back_as_they_do_in_the_kernel(
 def test_what_is_not_tracked_is_not_new() -> None:
     rules = ruleset([match(STATE, "new", "in"), match(DPORT, 8080), ACCEPT], policy="drop")
     assert packet_filter.dropped_at(rules, WEB, "input") is None
-    untracked = Packet("tcp", None, HOST, None, 8080, state="untracked")
+    untracked = FilteredPacket("tcp", None, HOST, None, 8080, state="untracked")
     assert packet_filter.dropped_at(rules, untracked, "input") is not None
 
 
@@ -143,8 +143,8 @@ def test_an_answer_leaves_by_our_interface_and_is_established() -> None:
         {"rule": {**table, "chain": "o", "handle": 1, "expr": [match({"meta": {"key": "oifname"}}, "lo"), ACCEPT]}},
         {"rule": {**table, "chain": "o", "handle": 2, "expr": [match(STATE, "established", "in"), ACCEPT]}},
     ]
-    answer = Packet("tcp", HOST, None, 8080, None, state="established", leaving=True)
-    untracked = Packet("tcp", HOST, None, 8080, None, state="untracked", leaving=True)
+    answer = FilteredPacket("tcp", HOST, None, 8080, None, state="established", leaving=True)
+    untracked = FilteredPacket("tcp", HOST, None, 8080, None, state="untracked", leaving=True)
     assert packet_filter.dropped_at(packet_filter.read(items), answer, "output") is None
     assert packet_filter.dropped_at(packet_filter.read(items), untracked, "output") is not None
 
@@ -177,17 +177,20 @@ COMMIT
     ("packet", "text"),
     [
         (WEB, None),
-        (Packet("tcp", None, HOST, None, 8080, state="untracked"), "-j REJECT --reject-with icmp-port-unreachable"),
-        (Packet("tcp", None, HOST, None, 80, state="untracked"), None),
-        (Packet("tcp", None, HOST, None, 9050), None),
-        (Packet("udp", None, HOST, None, 80), "-j REJECT --reject-with icmp-port-unreachable"),
-        (Packet("tcp", MUX, HOST, None, 22), "-p tcp -m tcp --syn -j DROP"),
-        (Packet("tcp", None, HOST, None, 25), None),  # who knows
-        (Packet("ipencap", MUX, HOST), None),
-        (Packet("tcp", None, HOST, None, 443, interface="lo"), None),
+        (
+            FilteredPacket("tcp", None, HOST, None, 8080, state="untracked"),
+            "-j REJECT --reject-with icmp-port-unreachable",
+        ),
+        (FilteredPacket("tcp", None, HOST, None, 80, state="untracked"), None),
+        (FilteredPacket("tcp", None, HOST, None, 9050), None),
+        (FilteredPacket("udp", None, HOST, None, 80), "-j REJECT --reject-with icmp-port-unreachable"),
+        (FilteredPacket("tcp", MUX, HOST, None, 22), "-p tcp -m tcp --syn -j DROP"),
+        (FilteredPacket("tcp", None, HOST, None, 25), None),  # who knows
+        (FilteredPacket("ipencap", MUX, HOST), None),
+        (FilteredPacket("tcp", None, HOST, None, 443, interface="lo"), None),
     ],
 )
-def test_iptables_is_read_from_what_it_saves(packet: Packet, text: str | None) -> None:
+def test_iptables_is_read_from_what_it_saves(packet: FilteredPacket, text: str | None) -> None:
     found = packet_filter.dropped_at(iptables.merged(Ruleset(), SAVED), packet, "input")
     assert (found.why if found else None) == text
     assert found is None or found.iptables
@@ -197,7 +200,7 @@ def test_what_iptables_tells_goes_before_what_nft_tells_of_the_same_table() -> N
     chain = {"family": "ip", "table": "filter", "name": "INPUT", "type": "filter", "hook": "input", "policy": "accept"}
     rules = iptables.merged(packet_filter.read([{"chain": chain}]), SAVED)
     assert [found.policy for found in rules.hooked("input", ("ip",))] == ["drop"]
-    ((place, _),) = packet_filter.translations(rules, Packet("tcp", None, HOST, None, 81))
+    ((place, _),) = packet_filter.translations(rules, FilteredPacket("tcp", None, HOST, None, 81))
     assert (place.table, place.chain) == ("nat", "PREROUTING")
     assert packet_filter.translations(rules, WEB) == []
 
@@ -209,5 +212,5 @@ def test_a_translation_tells_where_to() -> None:
         {"chain": {**table, "name": "translate", "type": "nat", "hook": "prerouting", "prio": -100}},
         {"rule": {**table, "chain": "translate", "handle": 1, "expr": [match(DPORT, 80), dnat]}},
     ]
-    ((_, target),) = packet_filter.translations(packet_filter.read(items), Packet("tcp", None, HOST, None, 80))
+    ((_, target),) = packet_filter.translations(packet_filter.read(items), FilteredPacket("tcp", None, HOST, None, 80))
     assert target["port"] == 8080

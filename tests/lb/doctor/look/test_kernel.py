@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from lb.doctor.look import kernel
-from lb.doctor.values.facts import Listener
+from lb.doctor.values.facts import ListeningSocket
 
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="the sample was taken on a little-endian machine")
@@ -24,10 +24,10 @@ def test_the_kernels_tables_of_sockets_are_read() -> None:
         "   4: 0000000000000000FFFF00001503000A:0051 00000000000000000000000000000000:0000 0A 0:0\n"
     )
     assert list(kernel.read_sockets(text, "tcp", "0A")) == [
-        Listener("tcp", ip_address("10.0.3.21"), 8080),
-        Listener("tcp", ip_address("127.0.0.1"), 22),
-        Listener("tcp", ip_address("::"), 80),
-        Listener("tcp", ip_address("10.0.3.21"), 81),
+        ListeningSocket("tcp", ip_address("10.0.3.21"), 8080),
+        ListeningSocket("tcp", ip_address("127.0.0.1"), 22),
+        ListeningSocket("tcp", ip_address("::"), 80),
+        ListeningSocket("tcp", ip_address("10.0.3.21"), 81),
     ]
 
 
@@ -36,8 +36,8 @@ def test_who_listens_here_is_found() -> None:
         datagrams.bind(("127.0.0.1", 0))
         found = kernel.listeners()
         assert found is not None
-        assert Listener("tcp", ip_address("127.0.0.1"), server.getsockname()[1]) in found
-        assert Listener("udp", ip_address("127.0.0.1"), datagrams.getsockname()[1]) in found
+        assert ListeningSocket("tcp", ip_address("127.0.0.1"), server.getsockname()[1]) in found
+        assert ListeningSocket("udp", ip_address("127.0.0.1"), datagrams.getsockname()[1]) in found
 
 
 def test_what_conntrack_refused_is_summed_over_the_cores() -> None:

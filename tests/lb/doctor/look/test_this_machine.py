@@ -20,7 +20,7 @@ from lb.daemon.control_socket import ControlServer
 from lb.doctor.look import this_machine
 from lb.doctor.values.facts import Role
 from lb.node.keys import new_key
-from manager.trust.ca import Authority, Subject
+from manager.trust.ca import CertificateAuthority, Subject
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def test_a_daemon_with_more_rights_than_the_doctor_is_seen_as_well() -> None:
 
 
 def test_a_certificate_is_read_or_it_is_said_why_not(tmp_path: Path) -> None:
-    authority = Authority.create(tmp_path / "ca")
+    authority = CertificateAuthority.create(tmp_path / "ca")
     _, csr = new_key()
     file = tmp_path / "node.pem"
     file.write_text(authority.sign_request(csr, Subject("mux", "mux1"), 3600.0).pem)

@@ -12,15 +12,15 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 
 from lb.doctor.checks import bgp
-from lb.doctor.values.facts import Answer, Datagram, Dialled, Path, Target
+from lb.doctor.values.facts import Datagram, Dialled, Path, WayAnswer, WayTarget
 from lb.doctor.values.findings import Severity
 from lb.doctor.ways import paths, reach
 from lb.model import BgpFamily, BgpPeer
 
 FAULT, WARNING, UNKNOWN, OK = Severity
-YES, NO, RST = Answer.ACCEPTED, Answer.SILENT, Answer.REFUSED
+YES, NO, RST = WayAnswer.ACCEPTED, WayAnswer.SILENT, WayAnswer.REFUSED
 MUX, HOST, VIP = IPv4Address("10.0.1.11"), IPv4Address("10.0.3.21"), IPv4Address("203.0.113.10")
-TARGET = Target("web/a", HOST, VIP, 80)
+TARGET = WayTarget("web/a", HOST, VIP, 80)
 WELL = Path(TARGET, 1500, YES, YES, None, YES, YES, YES)
 
 
@@ -63,7 +63,7 @@ def test_a_host_that_answers_for_another_service_is_not_behind_a_firewall_that_d
     assert [finding.check for finding in paths.check_paths([WELL, elsewhere], MUX)] == ["path", "protocol_4"]
 
 
-DNS = Target("dns/a", HOST, IPv4Address("203.0.113.53"), 53, request=b"?")
+DNS = WayTarget("dns/a", HOST, IPv4Address("203.0.113.53"), 53, request=b"?")
 
 
 def test_a_udp_answer_from_the_hosts_own_address_is_told_once() -> None:
@@ -124,7 +124,7 @@ def test_a_way_that_is_too_small_there_and_another_that_is_so_back_are_two_cause
     assert [one.about for one in found] == [("backend web/a",), ("backend web/b",)]
 
 
-def rows(number: int, **service: object) -> list[Target]:
+def rows(number: int, **service: object) -> list[WayTarget]:
     backends = [
         {"service": "web", "name": f"b{n}", "address": str(HOST + n % 50), "state": "down"} for n in range(number)
     ]
@@ -132,11 +132,11 @@ def rows(number: int, **service: object) -> list[Target]:
 
 
 def test_what_is_tried_are_tcp_services_and_not_too_many() -> None:
-    assert rows(1) == [Target("web/b0", HOST, VIP, 80, True, "down")]
+    assert rows(1) == [WayTarget("web/b0", HOST, VIP, 80, True, "down")]
     assert rows(1, protocol="udp") == []
     assert rows(1, vip="2001:db8::1") == []
-    assert rows(1, port="8000-8099") == [Target("web/b0", HOST, VIP, 8000, False, "down")]
-    assert rows(1, port="0") == [Target("web/b0", HOST, VIP, 1, False, "down")]
+    assert rows(1, port="8000-8099") == [WayTarget("web/b0", HOST, VIP, 8000, False, "down")]
+    assert rows(1, port="0") == [WayTarget("web/b0", HOST, VIP, 1, False, "down")]
     assert len(rows(1000)) == 50  # each host once
     assert paths.targets([{"service": "web"}, {}], [{"name": "web", "protocol": "tcp"}]) == []
 

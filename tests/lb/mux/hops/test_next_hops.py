@@ -12,7 +12,7 @@ from lb.mux.hops.next_hops import (
     Neighbour,
     NeighbourState,
     NextHop,
-    Route,
+    RouteAnswer,
     RouteKind,
     Unreachable,
     changes,
@@ -31,8 +31,8 @@ LINKS = {
     3: Link(3, "eth1", up=False, mac=OUR_MAC),
     4: Link(4, "wg0", up=True, mac=None),
 }
-ON_LINK = Route(RouteKind.UNICAST, 2)
-BEHIND = Route(RouteKind.UNICAST, 2, GATEWAY)
+ON_LINK = RouteAnswer(RouteKind.UNICAST, 2)
+BEHIND = RouteAnswer(RouteKind.UNICAST, 2, GATEWAY)
 REACHABLE = Neighbour(NeighbourState.REACHABLE, MAC)
 
 
@@ -60,15 +60,15 @@ def test_a_link_address_is_used_in_every_state_that_holds_one(state: str) -> Non
     ("route", "reason"),
     [
         (None, "no route"),
-        (Route(RouteKind.LOCAL, 1), "it is an address of this machine"),
-        (Route(RouteKind.BLACKHOLE, 0), "its route is blackhole"),
-        (Route(RouteKind.PROHIBIT, 0), "its route is prohibit"),
-        (Route(RouteKind.UNICAST, 3), "interface eth1 is down"),
-        (Route(RouteKind.UNICAST, 4), "its route leaves by wg0, which has no Ethernet addresses"),
-        (Route(RouteKind.UNICAST, 9), "its route leaves by interface 9, which does not exist"),
+        (RouteAnswer(RouteKind.LOCAL, 1), "it is an address of this machine"),
+        (RouteAnswer(RouteKind.BLACKHOLE, 0), "its route is blackhole"),
+        (RouteAnswer(RouteKind.PROHIBIT, 0), "its route is prohibit"),
+        (RouteAnswer(RouteKind.UNICAST, 3), "interface eth1 is down"),
+        (RouteAnswer(RouteKind.UNICAST, 4), "its route leaves by wg0, which has no Ethernet addresses"),
+        (RouteAnswer(RouteKind.UNICAST, 9), "its route leaves by interface 9, which does not exist"),
     ],
 )
-def test_a_backend_without_a_usable_route_is_unreachable_and_says_why(route: Route | None, reason: str) -> None:
+def test_a_backend_without_a_usable_route_is_unreachable_and_says_why(route: RouteAnswer | None, reason: str) -> None:
     assert resolve(BACKEND, route, LINKS, {(2, BACKEND): REACHABLE}) == Unreachable(BACKEND, reason)
 
 

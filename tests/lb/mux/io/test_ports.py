@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lb.daemon.kernel.watch import Own
+from lb.daemon.kernel.watch import OwnMarks
 from lb.dataplane import IoStats
 from lb.errors import DataplaneError, IoError
 from lb.model import MuxSettings
@@ -59,7 +59,7 @@ class Isolation:
 def port(tmp_path: Path) -> Any:
     settings = MuxSettings("m", IPv4Address("10.0.1.11"), bytes(16), "eth0", state_dir=str(tmp_path))
     netlink: Any = None
-    made: Any = PacketPort(settings, netlink, tmp_path, Own(), ())
+    made: Any = PacketPort(settings, netlink, tmp_path, OwnMarks(), ())
     made._isolation, made._ios = Isolation(), [Ring(), Ring()]
     made._vips, made._filter = frozenset([OLD]), vip_filter([OLD])
     return made
@@ -199,7 +199,7 @@ def tun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(ports, "TunIo", Queue)
     settings = MuxSettings("m", IPv4Address("10.0.1.11"), bytes(16), "eth0", state_dir=str(tmp_path), workers=3)
     netlink: Any = None
-    made: Any = TunPort(settings, netlink, tmp_path, Own(), ())
+    made: Any = TunPort(settings, netlink, tmp_path, OwnMarks(), ())
     made._ios, made._steer = [Queue(waiting=5) for _ in range(3)], object()
     return made
 

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 import lb.dataplane.io as plain_io
 import lb.dataplane.xdp as plane
-from lb.daemon.kernel.watch import Own
+from lb.daemon.kernel.watch import OwnMarks
 from lb.dataplane.binding import c, ffi
 from lb.errors import FeatureError, IoError
 from lb.model import IoMode, MuxSettings, Network
@@ -30,7 +30,7 @@ from lb.mux.io import ports, xdp_port
 from lb.mux.io.ethernet import Facts
 from lb.mux.io.mode import TOGETHER, Mode
 from lb.mux.io.open_port import open_port
-from lb.mux.io.startup import Claim
+from lb.mux.io.startup import NamespaceClaim
 from lb.mux.io.xdp_port import OFF_NOTE, XdpPort
 from lb.mux.io.xdp_support import LINK_HEADER
 
@@ -258,7 +258,7 @@ NETLINK: Any = None
 
 def opened(wanted: MuxSettings, *vips: Network) -> tuple[Any, Mode]:
     made: Any
-    made, mode = asyncio.run(open_port(wanted, vips or [OLD], NETLINK, Path(wanted.state_dir), Own()))
+    made, mode = asyncio.run(open_port(wanted, vips or [OLD], NETLINK, Path(wanted.state_dir), OwnMarks()))
     for claim in made._claims:
         claim.close()
     return made, mode
@@ -267,7 +267,7 @@ def opened(wanted: MuxSettings, *vips: Network) -> tuple[Any, Mode]:
 def claimable(wanted: MuxSettings) -> bool:
     """Whether another MUX could start now."""
     for what, name in (("name", wanted.name), ("interface", wanted.interface)):
-        Claim(what, name).close()
+        NamespaceClaim(what, name).close()
     return True
 
 
@@ -412,7 +412,7 @@ def test_what_another_mux_has_is_refused_before_anything_is_touched(
     machine: Machine, tmp_path: Path, what: str
 ) -> None:
     wanted = settings(tmp_path)
-    claim = Claim(what, wanted.name if what == "name" else wanted.interface)
+    claim = NamespaceClaim(what, wanted.name if what == "name" else wanted.interface)
     try:
         with pytest.raises(IoError, match="another lb-mux"):
             opened(wanted)
@@ -424,7 +424,7 @@ def test_what_another_mux_has_is_refused_before_anything_is_touched(
 
 def test_muxes_with_a_device_of_their_own_may_be_on_one_interface(machine: Machine, tmp_path: Path) -> None:
     wanted = settings(tmp_path, IoMode.TUN)
-    claim = Claim("interface", wanted.interface)
+    claim = NamespaceClaim("interface", wanted.interface)
     try:
         (name,) = opening._claims(wanted)
         name.close()
@@ -548,7 +548,7 @@ def test_workers_stay_as_many_as_they_are_while_it_runs(machine: Machine, tmp_pa
 
 
 def test_a_port_without_a_program_says_so(machine: Machine, tmp_path: Path) -> None:
-    port = XdpPort(settings(tmp_path), NETLINK, tmp_path, Own(), ())
+    port = XdpPort(settings(tmp_path), NETLINK, tmp_path, OwnMarks(), ())
     assert port.details == ""
     with pytest.raises(IoError, match="there is no XDP program"):
         asyncio.run(port.cover([NEW]))

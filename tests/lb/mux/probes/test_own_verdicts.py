@@ -11,7 +11,7 @@ import pytest
 from lb.model import Backend, BackendState, PortRange, Protocol, Service
 from lb.mux.probes.own_verdicts import own_verdicts
 from lb.probe.board import Known
-from lb.probe.state import Health
+from lb.probe.state import ProbeHealth
 
 UP, DRAIN, DOWN = BackendState.UP, BackendState.DRAIN, BackendState.DOWN
 
@@ -25,7 +25,7 @@ def service(*backends: Backend, name: str = "web", protocol: Protocol = Protocol
 
 
 def known(*down: str, of: str = "web") -> dict[tuple[str, str], Known]:
-    return {(of, name): Known(Health.DOWN, "connect timed out", 1.0) for name in down}
+    return {(of, name): Known(ProbeHealth.DOWN, "connect timed out", 1.0) for name in down}
 
 
 ALL = frozenset(IPv4Address(f"10.0.3.{number}") for number in range(1, 9))
@@ -88,7 +88,10 @@ def test_how_much_may_go_is_the_services_to_say() -> None:
 
 
 def test_what_is_not_known_is_not_dead() -> None:
-    words = {("web", "b1"): Known(Health.UNKNOWN, "not probed", 0.0), ("web", "b2"): Known(Health.UP, "well", 1.0)}
+    words = {
+        ("web", "b1"): Known(ProbeHealth.UNKNOWN, "not probed", 0.0),
+        ("web", "b2"): Known(ProbeHealth.UP, "well", 1.0),
+    }
     before = service(backend(1), backend(2), backend(3))
     assert own_verdicts([before], words, ALL).services == (before,)
 

@@ -16,7 +16,7 @@ from lb.model import Backend, PortRange, Probe, ProbeType, Protocol, Service
 from lb.mux.probes.path import names, outer_header, source_port
 from lb.mux.probes.tunnel_probes import HostCheck, Hosts, TunnelCheck, checks, deaf
 from lb.probe.board import NotProbed
-from lb.probe.state import Answer
+from lb.probe.state import ProbeAnswer
 
 VIP, HOST, MUX = IPv4Address("203.0.113.10"), IPv4Address("10.0.3.21"), IPv4Address("10.0.1.11")
 TCP_PROBE = Probe(ProbeType.TCP, interval=5, timeout=2, rise=1, fall=4)
@@ -99,15 +99,15 @@ def test_checks(given: Service, asked: TunnelCheck | HostCheck | NotProbed) -> N
 
 def test_a_machine_is_lost_only_after_it_has_answered_and_who_refuses_is_there() -> None:
     hosts, check = Hosts(), HostCheck(TCP_PROBE, HOST, UDP_SILENT)
-    silence = Answer(False, "connect timed out after 2 s", silent=True)
+    silence = ProbeAnswer(False, "connect timed out after 2 s", silent=True)
     assert not hosts.heard(check, silence).news, "a packet filter is silent, too"
-    assert hosts.heard(check, Answer(False, "connection refused", refused=True)) == Answer(
+    assert hosts.heard(check, ProbeAnswer(False, "connection refused", refused=True)) == ProbeAnswer(
         True, f"its machine is there ({UDP_SILENT})"
     )
     lost = hosts.heard(check, silence)
     assert (lost.success, lost.news) == (False, True)
     assert lost.reason == f"its machine {HOST} does not answer any more: connect timed out after 2 s"
-    assert not hosts.heard(check, Answer(False, "no socket for the probe", made=False)).made
+    assert not hosts.heard(check, ProbeAnswer(False, "no socket for the probe", made=False)).made
     hosts.keep_only(set())
     assert not hosts.heard(check, silence).news
 

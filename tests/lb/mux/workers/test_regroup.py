@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.dataplane import FlowTuple, IoStats, Link, regroup
+from lb.dataplane import FlowTuple, IoStats, LinkHeader, regroup
 from lb.dataplane.compile.compiler import Compiler
 from lb.errors import DataplaneError
 from lb.model import Protocol, Service
@@ -32,7 +32,7 @@ class Group:
     def __init__(self, workers: int = 1, flows: int = 1000) -> None:
         self.settings = replace(SMALL, flows=flows, workers=workers)
         self.compiler = Compiler(self.settings)
-        self.engine = Engine(self.settings, Link.NONE, self.compiler.compile(services(UP, UP)))
+        self.engine = Engine(self.settings, LinkHeader.NONE, self.compiler.compile(services(UP, UP)))
         self.compiler.follow(self.engine)
         self.now = 0
         self.engine._now = lambda: self.now  # type: ignore[method-assign]
@@ -369,6 +369,6 @@ class _Answers:
         self._age, self._backend = age, backend
 
     def lookup(self, *_: object) -> object:
-        from lb.dataplane import Answer, FlowEntry
+        from lb.dataplane import FlowEntry, LookupAnswer
 
-        return Answer(0, 1, 0, FlowEntry(self._backend, "tcp_trusted", self._age))
+        return LookupAnswer(0, 1, 0, FlowEntry(self._backend, "tcp_trusted", self._age))
