@@ -20,7 +20,10 @@ from lb.tables import manager_tables
 from lb.tables.layout import aligned
 from lb.tables.manager_tables import Listing
 from lb.tables.values import rate
-from manager.api.view import BACKEND_COUNTERS, SERVICE_COUNTERS, Counters, Row, View, announced_rows
+from manager.api.announcement_rows import announced_rows
+from manager.api.reader import Row
+from manager.api.service_rows import BACKEND_COUNTERS, SERVICE_COUNTERS, Counters
+from manager.api.view import View
 from manager.controller.controller import Controller
 from manager.plan.model import VipPlan
 
@@ -138,22 +141,22 @@ class JsonRows:
     def services(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """By name, and sorted, as :meth:`View.services` has them."""
         wanted = self._wanted(names)
-        counters = self._view.counters_of_services(None if names is None else wanted)
+        counters = self._view.services.counters(None if names is None else wanted)
         found = {}
         for name in wanted:
             known = self._kept(name)
             if known.row is None:
-                known.row = _open(self._view.planned_service(known.service))
+                known.row = _open(self._view.services.planned(known.service))
             if known.announced is None:
-                known.announced = f", {_open(self._view.announced_service(known.service))[1:]}"
+                known.announced = f", {_open(self._view.services.announced(known.service))[1:]}"
             found[name] = _closed(known.row + known.announced, SERVICE_COUNTERS, counters.get((name,), _NOTHING))
-        found.update((row["name"], _text(row)) for row in self._view.retiring(names))
+        found.update((row["name"], _text(row)) for row in self._view.services.retiring(names))
         return found
 
     def backends(self, names: Iterable[str] | None = None) -> dict[str, str]:
         """By service: the rows of its backends, with commas between them. One that has none has no text."""
         wanted = self._wanted(names)
-        counters = self._view.counters_of_backends(None if names is None else wanted)
+        counters = self._view.services.backend_counters(None if names is None else wanted)
         found = {}
         for name in wanted:
             rows = [
@@ -167,7 +170,7 @@ class JsonRows:
     def _backends(self, known: _Kept) -> Sequence[tuple[str, str]]:
         if known.backends is not None:
             return known.backends
-        rows = self._view.plain_backends(known.service)
+        rows = self._view.services.plain_backends(known.service)
         texts = [(row["name"], _open(row)) for row in rows]
         if not any(row["state"] == "drain" for row in rows):  # since when nothing is left of one is not in the plan
             known.backends = texts
@@ -178,16 +181,16 @@ class JsonRows:
     def list_services(self, names: Iterable[str] | None = None) -> Listing:
         """What :func:`lb.tables.manager_tables.services` makes of the rows."""
         wanted = self._wanted(names)
-        counters = self._view.counters_of_services(None if names is None else wanted)
+        counters = self._view.services.counters(None if names is None else wanted)
         found = []
         notes: dict[str, list[str]] = {}
         for name in wanted:
             known = self._kept(name)
             if known.cells is None:
-                row = self._view.plain_service(known.service)
+                row = self._view.services.plain(known.service)
                 known.cells, known.note, known.stale = manager_tables.service_cells(row), row["note"], False
             elif known.stale:
-                row = self._view.announced_service(known.service)
+                row = self._view.services.announced(known.service)
                 known.cells, known.note, known.stale = (
                     manager_tables.announced_anew(known.cells, row),
                     row["note"],
@@ -199,14 +202,14 @@ class JsonRows:
             found.append(
                 known.cells if counted is None else _with_rates(known.cells, manager_tables.SERVICE_NUMBERS, counted)
             )
-        found += [manager_tables.service_cells(row) for row in self._view.retiring(names)]
+        found += [manager_tables.service_cells(row) for row in self._view.services.retiring(names)]
         lines = list(zip(*found, strict=True)) or [()] * len(manager_tables.SERVICES)
         return Listing(manager_tables.SERVICES, lines, manager_tables.service_notes(notes))
 
     def list_backends(self, names: Iterable[str] | None = None) -> Listing:
         """What :func:`lb.tables.manager_tables.backends` makes of the rows."""
         wanted = self._wanted(names)
-        counters = self._view.counters_of_backends(None if names is None else wanted)
+        counters = self._view.services.backend_counters(None if names is None else wanted)
         busy = {service for service, _ in counters}
         found: list[tuple[str, ...]] = []
         because: manager_tables.Because = {}
@@ -222,7 +225,7 @@ class JsonRows:
     def _list(self, known: _Kept) -> _BackendLines:
         if known.listed is not None:
             return known.listed
-        rows = self._view.plain_backends(known.service)
+        rows = self._view.services.plain_backends(known.service)
         columns = (
             tuple("\n".join(column) for column in zip(*manager_tables.backend_cells(rows), strict=True)) if rows else ()
         )
@@ -233,7 +236,7 @@ class JsonRows:
 
     def list_announcements(self) -> Listing:
         """What :func:`lb.tables.manager_tables.announcements` makes of the rows."""
-        vips, told = self._controller.plan.vips, self._view.told()
+        vips, told = self._controller.plan.vips, self._view.announcements.of_muxes()
         muxes = tuple((mux.name, mux.away, mux.silent) for mux in told)
         before, self._announced = self._announced, {}
         because: manager_tables.Withheld = {}

@@ -28,7 +28,8 @@ from lb.tables.manager_tables import Listing
 from manager.api.flow_explanation import AskedFlow
 from manager.api.json_rows import Drawer, JsonRows, array
 from manager.api.openapi import ROUTES, describe
-from manager.api.view import View, warn_of_drain
+from manager.api.status_rows import warn_of_drain
+from manager.api.view import View
 from manager.controller.change_feed import BY_SERVICE, TABLES, Cursor, News
 from manager.controller.controller import Applied, Controller
 from manager.observed.rates import FIELDS, SERVICES_KEPT
@@ -137,7 +138,7 @@ class Api:
     # -- reading ------------------------------------------------------------------------------------------------
 
     async def status(self, _: web.Request) -> web.Response:
-        return _answer(self._view.status())
+        return _answer(self._view.manager.status())
 
     async def services(self, request: web.Request) -> web.Response:
         return await self._rows("services", request)
@@ -176,7 +177,7 @@ class Api:
         return self._texts.services(names) if table == "services" else self._texts.backends(names)
 
     async def describe(self, request: web.Request) -> web.Response:
-        return _answer(self._view.describe(request.match_info["name"]))
+        return _answer(self._view.explanations.service(request.match_info["name"]))
 
     async def tables(self, request: web.Request) -> web.Response:
         as_file = _choice(request, "as", ("json", "toml")) == "toml"
@@ -187,7 +188,7 @@ class Api:
             return _json_answer(array(await asyncio.to_thread(self._texts.tables, names)))
 
     async def vip(self, request: web.Request) -> web.Response:
-        return _answer(self._view.vip(_address("the address", request.match_info["address"])))
+        return _answer(self._view.explanations.vip(_address("the address", request.match_info["address"])))
 
     async def flow(self, request: web.Request) -> web.Response:
         source, destination = (_address(key, request.query.get(key, "")) for key in ("source", "destination"))
@@ -197,42 +198,44 @@ class Api:
         if -1 in ports:
             raise RequestError("source_port and destination_port must be given")
         protocol = Protocol(_choice(request, "protocol", ("tcp", "udp")))
-        return _answer(await self._view.flow(AskedFlow(protocol, source, ports[0], destination, ports[1]), FLOW_WAIT))
+        return _answer(
+            await self._view.explanations.flow(AskedFlow(protocol, source, ports[0], destination, ports[1]), FLOW_WAIT)
+        )
 
     async def examination(self, _: web.Request) -> web.Response:
-        rows = await self._view.examination(EXAMINATION_WAIT)
+        rows = await self._view.explanations.examination(EXAMINATION_WAIT)
         return await asyncio.to_thread(lambda: _answer(rows))
 
     async def backends(self, request: web.Request) -> web.Response:
         return await self._rows("backends", request)
 
     async def backend(self, request: web.Request) -> web.Response:
-        return _answer(self._view.backend(request.match_info["service"], request.match_info["backend"]))
+        return _answer(self._view.services.backend(request.match_info["service"], request.match_info["backend"]))
 
     async def muxes(self, _: web.Request) -> web.Response:
-        return _answer(self._view.muxes())
+        return _answer(self._view.nodes.muxes())
 
     async def agents(self, _: web.Request) -> web.Response:
-        return _answer(self._view.agents())
+        return _answer(self._view.nodes.agents())
 
     async def announcements(self, request: web.Request) -> web.Response:
         form = _choice(request, "as", AS)
         if form != "json":
             return await self._listing(self._texts.list_announcements(), form, self._drawers["announcements"])
-        return _answer(self._view.announcements())
+        return _answer(self._view.announcements.rows())
 
     async def events(self, request: web.Request) -> web.Response:
         query = request.query
         since = _within(request, "since", 0, 0, 2**53) or None
         after = int(_within(request, "after", 0, 0, 2**53)) or None
         bad = _choice(request, "bad", ("false", "true")) == "true"
-        return _answer(self._view.events(_limit(request), Wanted(query.get("subject"), since, after, bad)))
+        return _answer(self._view.manager.events(_limit(request), Wanted(query.get("subject"), since, after, bad)))
 
     async def top(self, request: web.Request) -> web.Response:
         by = _choice(request, "by", ("service", "backend", "mux"))
         sort = _choice(request, "sort", SORTS)
         limit = int(_within(request, "limit", 20, 1, LIMIT_MAX))
-        return _answer(self._view.top(by, sort, limit, request.query.get("service")))
+        return _answer(self._view.busiest.top(by, sort, limit, request.query.get("service")))
 
     async def watch(self, request: web.Request) -> web.Response:
         table = _choice(request, "what", TABLES)
@@ -261,7 +264,7 @@ class Api:
         if table == "history":
             rows = [asdict(line) for line in await self._store.history(100)]
         elif table == "events":
-            rows = self._view.events(100)
+            rows = self._view.manager.events(100)
         else:
             rows = self._view.table(table)
         return {str(number): _text(row) for number, row in enumerate(rows)}
@@ -269,7 +272,7 @@ class Api:
     async def rates(self, request: web.Request) -> web.Response:
         since = _within(request, "since", 0, 0, 2**53)
         services = int(_within(request, "services", 8, 0, SERVICES_KEPT))
-        return _answer(self._view.rates(since or None, services, request.query.getall("service", [])))
+        return _answer(self._view.busiest.rates(since or None, services, request.query.getall("service", [])))
 
     async def audit(self, request: web.Request) -> web.Response:
         with_changes = _choice(request, "change", ("true", "false")) == "true"
@@ -302,7 +305,9 @@ class Api:
         else:
             done = await self._controller.apply(_services(given), request[WHO], replace_all=prune, dry_run=True)
         # Of thousands of services it takes seconds, which others must not wait for.
-        return await asyncio.to_thread(lambda: _change(done, dry_run=True, services=self._view.preview(done.change)))
+        return await asyncio.to_thread(
+            lambda: _change(done, dry_run=True, services=self._view.manager.preview(done.change))
+        )
 
     async def rollback(self, request: web.Request) -> web.Response:
         body = await _table(request, {"to", "dry_run", "wait", "why", "confirm"})
@@ -334,7 +339,7 @@ class Api:
         vips = {str(services[name].vip) for name in done.change.names if name in services}
         ending = time.monotonic() + min(seconds, ANNOUNCE_WAIT)
         while True:
-            found, soon = self._view.announced_by(vips)
+            found, soon = self._view.announcements.of_vips(vips)
             if not soon or time.monotonic() >= ending:
                 return found or None
             await asyncio.sleep(ANNOUNCE_TURN)
@@ -380,7 +385,7 @@ class Api:
             done = await controller.drain_host(names["name"], who, why=_why(body), **how)
         if not drain:
             return _change(done, how["dry_run"])
-        left = self._view.left_by(done.change)
+        left = self._view.manager.left_by(done.change)
         return _change(done, how["dry_run"], warnings=warn_of_drain(left, what) or None, left=left or None)
 
     async def drain_mux(self, request: web.Request) -> web.Response:

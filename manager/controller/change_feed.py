@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lb.daemon.time_budget import Budget
+
 #: Of the manager's time, so much at most is spent on answers to watchers.
 SHARE = 0.02
 #: What was not spent may be spent at once, up to so much; seconds.
@@ -58,33 +60,6 @@ class News:
 
     services: frozenset[str] | None
     gone: frozenset[str] = frozenset()
-
-
-class Budget:
-    """So many seconds may be spent in each second."""
-
-    def __init__(
-        self, share: float, clock: Callable[[], float], saved: float = SAVED, owed: float = float("inf")
-    ) -> None:
-        self._share = share
-        self._clock = clock
-        self._saved = saved  #: so much of it at once, at most
-        self._owed = owed  #: what is spent beyond so much is forgiven
-        self._left = saved
-        self._at = clock()
-        self.spent = 0.0  #: in all
-
-    def wait(self) -> float:
-        """Seconds until something may be spent again."""
-        now = self._clock()
-        self._left = min(self._saved, self._left + (now - self._at) * self._share)
-        self._at = now
-        return max(0.0, -self._left / self._share)
-
-    def spend(self, seconds: float) -> None:
-        self.wait()
-        self._left = max(-self._owed, self._left - seconds)
-        self.spent += seconds
 
 
 class ChangeFeed:

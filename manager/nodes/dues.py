@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from manager.controller.change_feed import Budget
+from lb.daemon.time_budget import Budget
 
 #: The share of the manager's core that hearing one node may take, and so many seconds of it at once: all that a MUX
 #: with ten thousand services says when it connects. Nobody is left unheard for longer than PAUSE_MAX, for then its

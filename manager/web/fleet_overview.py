@@ -20,7 +20,8 @@ from typing import Any
 from lb.daemon.kernel.repairs import goes_on
 from lb.model import Service
 from lb.tables.manager_tables import node_words
-from manager.api.view import Row, View
+from manager.api.reader import Row
+from manager.api.view import View
 from manager.controller.controller import Controller
 from manager.nodes.hub import Entry, rows
 from manager.observed.announcements import NO_WAY
@@ -159,7 +160,7 @@ class Overview:
 
     def _replace(self, name: str) -> None:
         service = self._controller.desired.services[name]
-        row = self._view.plain_service(service)
+        row = self._view.services.plain(service)
         vip = self._controller.plan.vips.get(str(service.vip))
         backends = [item for item in vip.backends if item.service == name] if vip is not None else []
         words = [name, row["vip"], *(word for item in backends for word in (item.backend.name, item.address))]
@@ -210,7 +211,7 @@ class Overview:
         """One service in words, as ``lb describe``, and what its backends forward; None: there is no such service."""
         if name not in self._lines:
             return None
-        found = self._view.describe(name)
+        found = self._view.explanations.service(name)
         told = self._controller.rates.total(self._controller.clocks.steady()) is not None
         rates = self._controller.rates.backends(self._controller.clocks.steady(), name)
         for row in found["backends"]:
@@ -233,7 +234,7 @@ class Overview:
         """As ``lb get muxes``, with what a MUX tells of itself."""
         entries = {entry.record.name: entry for entry in self._entries(MUX)}
         found = []
-        for row in self._view.muxes():
+        for row in self._view.nodes.muxes():
             entry = entries[row["name"]]
             told = entry.status.get("mux")
             told = told if isinstance(told, dict) else {}
@@ -268,7 +269,7 @@ class Overview:
                 "repaired": _text(row["repaired"]),
                 "backends": dict(+self._hosts.get(row["name"], Counter())),
             }
-            for row in self._view.agents()
+            for row in self._view.nodes.agents()
         ]
         for name, states in sorted(self._hosts.items()):
             if name not in known and +states:

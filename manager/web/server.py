@@ -29,8 +29,9 @@ from aiohttp import web
 
 from lb.daemon.log import get_logger
 from lb.errors import AccessError, RequestError, VipmuxError
+from manager.api.reader import Row
 from manager.api.server import Handler, refusal
-from manager.api.view import Row, View
+from manager.api.view import View
 from manager.controller.controller import Controller
 from manager.trust.door import known
 from manager.trust.guests import Limits, group

@@ -36,24 +36,24 @@ class Both:
     def agree(self) -> tuple[list[Any], list[Any]]:
         """Services and backends, within one turn of the loop."""
         for names in (None, ["web", "nono"], []):
-            assert _rows(self.texts.services(names)) == self.view.services(names)
-            assert _rows(self.texts.backends(names)) == self.view.backends(names)
+            assert _rows(self.texts.services(names)) == self.view.services.rows(names)
+            assert _rows(self.texts.backends(names)) == self.view.services.backends(names)
             for made, rows in (
-                (self.texts.list_services(names), manager_tables.services(self.view.services(names))),
-                (self.texts.list_backends(names), manager_tables.backends(self.view.backends(names))),
+                (self.texts.list_services(names), manager_tables.services(self.view.services.rows(names))),
+                (self.texts.list_backends(names), manager_tables.backends(self.view.services.backends(names))),
             ):
                 assert made.text() == rows.text()
                 assert self.drawers[made.header].draw(made) == "\n".join(manager_tables.listed(rows))
                 assert [list(column) for column in Listing.parse(made.text()).columns] == list(map(list, rows.columns))
-        made, rows = self.texts.list_announcements(), manager_tables.announcements(self.view.announcements())
+        made, rows = self.texts.list_announcements(), manager_tables.announcements(self.view.announcements.rows())
         assert made.text() == rows.text()
         assert self.drawers[made.header].draw(made) == "\n".join(manager_tables.listed(rows))
         services = self.controller.desired.services
         assert _rows(self.texts.tables()) == [service_table(services[name]) for name in sorted(services)]
         assert self.texts.file() == format_tables(service_table(services[name]) for name in sorted(services))
-        assert list(self.texts.services()) == [row["name"] for row in self.view.services()]
-        assert self.texts.backends().keys() == {row["service"] for row in self.view.backends()}
-        return self.view.services(), self.view.backends()
+        assert list(self.texts.services()) == [row["name"] for row in self.view.services.rows()]
+        assert self.texts.backends().keys() == {row["service"] for row in self.view.services.backends()}
+        return self.view.services.rows(), self.view.services.backends()
 
 
 def _rows(texts: Any) -> Any:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from manager.controller.change_feed import SAVED, SHARE, Budget, ChangeFeed, Cursor, News
+from lb.daemon.time_budget import Budget
+from manager.controller.change_feed import SAVED, SHARE, ChangeFeed, Cursor, News
 from tests.manager.api.test_server import api
 from tests.manager.fleet import service
 

@@ -69,7 +69,7 @@ async def test_a_jump_changes_no_verdict_no_mux_and_no_weight(tmp_path: Path, ju
         assert controller.hub.generation == generation
         assert [node.state for node in site.nodes] == states
         assert [event.text for event in controller.events.latest(100)] == events
-        assert [row["state"] for row in View(controller).muxes()] == ["ready", "away"]
+        assert [row["state"] for row in View(controller).nodes.muxes()] == ["ready", "away"]
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR])
@@ -83,8 +83,10 @@ async def test_a_host_that_is_silent_is_believed_for_its_lease_and_a_mux_for_the
         site.hosts[0].leave()
         site.muxes[1].leave()
         hands.passed = 20.0
-        await until(lambda: "no report" in View(controller).backends(["web"])[0]["reason"], "its word still counts")
-        await until(lambda: View(controller).muxes()[1]["state"] == "gone", "it is waited for still")
+        await until(
+            lambda: "no report" in View(controller).services.backends(["web"])[0]["reason"], "its word still counts"
+        )
+        await until(lambda: View(controller).nodes.muxes()[1]["state"] == "gone", "it is waited for still")
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR])
@@ -95,7 +97,7 @@ async def test_ten_minutes_to_confirm_are_ten_minutes(tmp_path: Path, jump: floa
         hands.wrong = jump
         hands.passed = 590.0
         assert not await controller.writer.end_confirmation()
-        left = View(controller).status()
+        left = View(controller).manager.status()
         assert 0 < left["confirm"]["until"] - left["now"] <= 10
     async with running(tmp_path, clocks=hands.clocks) as controller:  # and for a manager that starts anew
         assert controller.desired.unconfirmed is not None

@@ -126,8 +126,16 @@ def every_answer(controller: Controller) -> dict[str, Any]:
     overview.muxes()
     list(ManagerCollector(controller).collect())
     JsonRows(controller, view).list_announcements().text()
-    json.dumps([view.announcements(), view.agents(), view.status(), view.top("mux", "pps", 10), view.describe("web")])
-    return {"services": view.services(), "muxes": view.muxes()}
+    json.dumps(
+        [
+            view.announcements.rows(),
+            view.nodes.agents(),
+            view.manager.status(),
+            view.busiest.top("mux", "pps", 10),
+            view.explanations.service("web"),
+        ]
+    )
+    return {"services": view.services.rows(), "muxes": view.nodes.muxes()}
 
 
 def test_a_chart_takes_whatever_rate_there_is() -> None:

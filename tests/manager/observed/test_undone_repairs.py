@@ -39,7 +39,7 @@ async def test_lb_get_the_page_and_the_events_tell_of_it(tmp_path: Path) -> None
         site, view = Site().connect(controller), View(controller)
         for said, there in ((FIGHT, True), (ONCE, False)):
             controller.hub.status(site.hosts[0], {"agent": {"repaired": said}})
-            (row,) = [row for row in view.agents() if row["name"] == "host1"]
+            (row,) = [row for row in view.nodes.agents() if row["name"] == "host1"]
             assert row["repaired"] == said
             overview = Overview(controller, view)
             overview.refresh()

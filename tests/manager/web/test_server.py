@@ -103,7 +103,9 @@ async def page(directory: Path, *, login: bool = True, services: int = 1) -> Asy
                 url = str(server.make_url("")).rstrip("/")
                 reader = Reader(session, url, site, controller, pages, clock)
                 await until(lambda: reader.shown() == "up")
-                await until(lambda: all(row["announced_by"] == ["mux1", "mux2"] for row in View(controller).services()))
+                await until(
+                    lambda: all(row["announced_by"] == ["mux1", "mux2"] for row in View(controller).services.rows())
+                )
                 yield reader
         finally:
             running_pages.cancel()
@@ -168,9 +170,9 @@ async def test_every_row_says_why_it_is_as_it_is_in_the_words_of_lb_get(tmp_path
         assert whys["mux2"].startswith("is disconnected; it goes on with what it has")
         assert whys["host2"].startswith("is disconnected; it goes on with what it has")
         view = View(reader.controller)
-        for row in view.muxes():  # the same sentences
+        for row in view.nodes.muxes():  # the same sentences
             assert all(word in whys[row["name"]] for word in node_words(row))
-        (note,) = [note for note in backends(view.backends()).notes if "web/web-1" in note]
+        (note,) = [note for note in backends(view.services.backends()).notes if "web/web-1" in note]
         assert note.replace("web/", "") in whys["web"]
 
 
