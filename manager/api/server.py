@@ -290,7 +290,7 @@ class Api:
     async def apply(self, request: web.Request) -> web.Response:
         given, body = await _given(request, {"dry_run", "prune", "wait", "why", "confirm"})
         dry_run, prune, wait, confirm = _flag(body, "dry_run"), _flag(body, "prune"), _wait(body), _confirm(body)
-        done = await self._controller.apply(
+        done = await self._controller.writer.apply(
             _services(given), request[WHO], replace_all=prune, dry_run=dry_run, why=_why(body), confirm=confirm
         )
         return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
@@ -301,9 +301,9 @@ class Api:
         if to is not None:
             if given is not None or prune:
                 raise RequestError("give either services, or the version to go back to")
-            done = await self._controller.rollback(to, request[WHO], dry_run=True)
+            done = await self._controller.writer.rollback(to, request[WHO], dry_run=True)
         else:
-            done = await self._controller.apply(_services(given), request[WHO], replace_all=prune, dry_run=True)
+            done = await self._controller.writer.apply(_services(given), request[WHO], replace_all=prune, dry_run=True)
         # Of thousands of services it takes seconds, which others must not wait for.
         return await asyncio.to_thread(
             lambda: _change(done, dry_run=True, services=self._view.manager.preview(done.change))
@@ -312,12 +312,14 @@ class Api:
     async def rollback(self, request: web.Request) -> web.Response:
         body = await _table(request, {"to", "dry_run", "wait", "why", "confirm"})
         to, dry_run, wait, confirm = _version(body, "to"), _flag(body, "dry_run"), _wait(body), _confirm(body)
-        done = await self._controller.rollback(to, request[WHO], dry_run=dry_run, why=_why(body), confirm=confirm)
+        done = await self._controller.writer.rollback(
+            to, request[WHO], dry_run=dry_run, why=_why(body), confirm=confirm
+        )
         return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
 
     async def confirm(self, request: web.Request) -> web.Response:
         body = await _table(request, {"version", "why"})
-        return _change(await self._controller.confirm(_version(body, "version"), request[WHO], why=_why(body)))
+        return _change(await self._controller.writer.confirm(_version(body, "version"), request[WHO], why=_why(body)))
 
     async def _followed(self, done: Applied, wait: float, *, dry_run: bool, confirm: float | None) -> web.Response:
         if dry_run:
@@ -328,8 +330,8 @@ class Api:
         began = time.monotonic()
         # Of what was given and is as it was, nodes may not have all yet either.
         same = any(line.action == "unchanged" for line in done.change.lines)
-        behind = await self._controller.followed(wait, None if same else done.change.vips())
-        why = self._controller.why_behind(behind) | self._controller.without(done.change.names)
+        behind = await self._controller.followers.wait(wait, None if same else done.change.vips())
+        why = self._controller.followers.why_behind(behind) | self._controller.followers.without(done.change.names)
         announced = await self._announced(done, 0.0 if behind else wait - (time.monotonic() - began))
         return _change(done, behind=sorted({*behind, *why}), why=why, confirm=unconfirmed, announced=announced)
 
@@ -346,18 +348,18 @@ class Api:
 
     async def replace_services(self, request: web.Request) -> web.Response:
         tables = _array(await _json(request), "the body")
-        return _change(await self._controller.apply(tables, request[WHO], replace_all=True))
+        return _change(await self._controller.writer.apply(tables, request[WHO], replace_all=True))
 
     async def put_service(self, request: web.Request) -> web.Response:
         body = await _table(request, None)
         name = request.match_info["name"]
         if body.setdefault("name", name) != name:
             raise RequestError(f"the table's name is {show(body['name'])}, and the path's is {show(name)}")
-        return _change(await self._controller.apply([body], request[WHO]))
+        return _change(await self._controller.writer.apply([body], request[WHO]))
 
     async def delete_service(self, request: web.Request) -> web.Response:
         why = _why(request.query)
-        return _change(await self._controller.delete_service(request.match_info["name"], request[WHO], why=why))
+        return _change(await self._controller.writer.delete_service(request.match_info["name"], request[WHO], why=why))
 
     async def drain_backend(self, request: web.Request) -> web.Response:
         return await self._drain_backends(request, drain=True)
@@ -379,10 +381,10 @@ class Api:
         how: dict[str, Any] = {"drain": drain, "now": _flag(body, "now"), "dry_run": _flag(body, "dry_run")}
         if "backend" in names:
             what = f"{names['service']}/{names['backend']}"
-            done = await controller.drain_backend(names["service"], names["backend"], who, why=_why(body), **how)
+            done = await controller.writer.drain_backend(names["service"], names["backend"], who, why=_why(body), **how)
         else:
             what = f"host {names['name']}"
-            done = await controller.drain_host(names["name"], who, why=_why(body), **how)
+            done = await controller.node_orders.drain_host(names["name"], who, why=_why(body), **how)
         if not drain:
             return _change(done, how["dry_run"])
         left = self._view.manager.left_by(done.change)
@@ -397,7 +399,7 @@ class Api:
     async def _drain_mux(self, request: web.Request, *, drain: bool) -> web.Response:
         why = _why(await _table(request, {"why"}) if await request.read() else {})
         name, who = request.match_info["name"], request[WHO]
-        return _change(await self._controller.drain_mux(name, who, drain=drain, why=why))
+        return _change(await self._controller.node_orders.drain_mux(name, who, drain=drain, why=why))
 
     async def set_weight(self, request: web.Request) -> web.Response:
         body = await _table(request, {"weight", "dry_run", "wait", "why", "confirm"})
@@ -405,17 +407,17 @@ class Api:
         if "weight" not in body:
             raise RequestError("weight must be given")
         names = request.match_info["service"], request.match_info["backend"]
-        done = await self._controller.set_weight(
+        done = await self._controller.writer.set_weight(
             *names, body["weight"], request[WHO], dry_run=dry_run, why=_why(body), confirm=confirm
         )
         return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
 
     async def forget_mux(self, request: web.Request) -> web.Response:
-        await self._controller.forget_node(MUX, request.match_info["name"], request[WHO])
+        await self._controller.node_orders.forget(MUX, request.match_info["name"], request[WHO])
         return _answer({})
 
     async def forget_agent(self, request: web.Request) -> web.Response:
-        await self._controller.forget_node(AGENT, request.match_info["name"], request[WHO])
+        await self._controller.node_orders.forget(AGENT, request.match_info["name"], request[WHO])
         return _answer({})
 
     async def make_token(self, request: web.Request) -> web.Response:
@@ -428,7 +430,7 @@ class Api:
         if self._make_token is None:
             raise RequestError("this manager serves without TLS, so it has no tokens")
         made = await self._make_token(kind, name, float(ttl), request[WHO], request.get(TOKEN_ENDS))
-        self._controller.happened(
+        self._controller.chronicle.happened(
             "tokens", f"{request[WHO]} made one for {kind} {name or 'of any name'}, for {ttl:g} s"
         )
         return _answer({"token": made})

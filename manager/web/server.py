@@ -327,10 +327,10 @@ class WebPage:
         body = await _body(request, {"drain": bool}, {"service": str, "backend": str, "mux": str})
         controller = self._controller
         if "mux" in body and len(body) == 2:
-            done = await controller.drain_mux(body["mux"], session.who, drain=body["drain"])
+            done = await controller.node_orders.drain_mux(body["mux"], session.who, drain=body["drain"])
         elif "service" in body and "backend" in body and len(body) == 3:
             names = body["service"], body["backend"]
-            done = await controller.drain_backend(*names, session.who, drain=body["drain"])
+            done = await controller.writer.drain_backend(*names, session.who, drain=body["drain"])
         else:
             raise RequestError("name either a mux, or a service and a backend")
         return _json({"version": done.version, "changed": not done.change.empty})

@@ -31,7 +31,7 @@ async def roll_out(controller: Controller, site: Site, number: int) -> None:
     """All backends of a service have other names than ever before."""
     table = with_probe(service())
     table["backend"] = [{"name": f"web-{number}-{n}", "address": f"10.0.3.{n}"} for n in (1, 2)]
-    await controller.apply([table], WHO, why=f"roll-out {number}")
+    await controller.writer.apply([table], WHO, why=f"roll-out {number}")
     for n in (1, 2):
         site.hosts[n - 1].report("web", f"web-{number}-{n}", True)
     await until(lambda: f"web-{number}-1" in site.muxes[0].backends("web"))
@@ -43,18 +43,18 @@ async def roll_out(controller: Controller, site: Site, number: int) -> None:
 async def test_roll_outs_with_ever_new_names_leave_nothing_behind(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([with_probe(service())], WHO)
+        await controller.writer.apply([with_probe(service())], WHO)
         await until(lambda: bool(site.muxes[0].states) and "web" in site.muxes[0].state.get("services", {}))
         for number in range(FULL):
             await roll_out(controller, site, number)
-        await controller.followed(5.0)
+        await controller.followers.wait(5.0)
         gc.collect()
         before = sys.getallocatedblocks()
         for number in range(FULL, FULL + MORE):
             await roll_out(controller, site, number)
-        await controller.followed(5.0)
+        await controller.followers.wait(5.0)
         gc.collect()
         grown = sys.getallocatedblocks() - before
         assert grown < 2 * MORE, f"{grown / MORE:.1f} blocks for each roll-out"
         assert len(controller.plan.memory.backends) <= 4
-        assert len((await controller._store.memory())["backends"]) <= 4
+        assert len((await controller.store.memory())["backends"]) <= 4

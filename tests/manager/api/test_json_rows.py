@@ -66,12 +66,12 @@ async def test_kept_rows_follow_everything_that_changes_them(tmp_path: Path) -> 
         both = Both(controller)
         assert both.agree() == ([], [])
         controller.tasks.end("plan")  # for a moment
-        await controller.apply(
+        await controller.writer.apply(
             [with_probe(service()), service("dns", "203.0.113.11"), service("none", hosts=(), port=9)], WHO
         )
         assert both.agree()[0][2]["state"] == "new", "not planned yet"
         controller.tasks.fatal("plan", controller.planner.run)
-        await controller.followed(5)
+        await controller.followers.wait(5)
         assert [row["state"] for row in both.agree()[1]] == ["up", "up", "unknown", "unknown"]
         site.hosts[0].report("web", "web-1", True)
         site.hosts[1].report("web", "web-2", False, 'it says "no", ünd\n')
@@ -83,18 +83,18 @@ async def test_kept_rows_follow_everything_that_changes_them(tmp_path: Path) -> 
                 controller.hub.status(mux, {"services": rows, "backends": backends})
             services, _ = both.agree()
             assert (services[2]["packets"], services[0]["packets"]) == (2 * packets, None)
-        await controller.drain_backend("web", "web-1", WHO, drain=True)
+        await controller.writer.drain_backend("web", "web-1", WHO, drain=True)
         await until(lambda: both.agree()[1][2]["state"] == "drain")
         for mux in site.muxes:
             drains = [{"service": "web", "name": "web-1", "flows": 0}]
             controller.hub.status(mux, {"services": rows, "backends": [], "drains": drains})
         await until(lambda: both.agree()[1][2]["empty_since"] is not None, "nothing is left of it")
-        await controller.drain_backend("web", "web-1", WHO, drain=False)
+        await controller.writer.drain_backend("web", "web-1", WHO, drain=False)
         await until(lambda: both.agree()[1][2]["state"] == "up")
         site.muxes[0].answers = False
-        await controller.delete_service("dns", WHO)
+        await controller.writer.delete_service("dns", WHO)
         await until(lambda: [row["state"] for row in both.agree()[0]][-1:] == ["retiring"])
-        await controller.apply([service("web", "203.0.113.20", hosts=(3,))], WHO)
+        await controller.writer.apply([service("web", "203.0.113.20", hosts=(3,))], WHO)
         both.agree()
         await asyncio.sleep(0.1)
         assert both.agree()[0][1]["vip"] == "203.0.113.20"

@@ -167,7 +167,7 @@ async def test_an_apply_is_answered_once_its_services_are_followed_though_report
 
         async def report() -> None:
             while True:
-                client.controller.touched(many)
+                client.controller.node_events.touched(many)
                 await asyncio.sleep(0)
 
         reporting = asyncio.create_task(report())

@@ -41,11 +41,11 @@ class Hands:
 async def serving(directory: Path, hands: Hands, **keys: float) -> AsyncIterator[tuple[Controller, Site]]:
     async with running(directory, clocks=hands.clocks, **keys) as controller:
         site = Site().connect(controller)
-        await controller.apply([{**with_probe(service()), "slow_start": 3000}], WHO)
+        await controller.writer.apply([{**with_probe(service()), "slow_start": 3000}], WHO)
         for n in (1, 2):
             site.hosts[n - 1].report("web", f"web-{n}", True)
         await until(lambda: all(mux.announces() == {VIP} for mux in site.muxes))
-        assert await controller.followed(5.0) == []
+        assert await controller.followers.wait(5.0) == []
         yield controller, site
 
 
@@ -58,7 +58,7 @@ async def test_a_jump_changes_no_verdict_no_mux_and_no_weight(tmp_path: Path, ju
         site.hosts[0].report("web", "web-1", True)  # slow start: it begins with a part of its weight
         await until(lambda: site.muxes[0].backends("web")["web-1"] == "up")
         site.muxes[1].leave()
-        assert await controller.followed(5.0) == ["mux:mux2"]
+        assert await controller.followers.wait(5.0) == ["mux:mux2"]
         states = [node.state for node in site.nodes]
         generation = controller.hub.generation
         events = [event.text for event in controller.events.latest(100)]
@@ -93,7 +93,7 @@ async def test_a_host_that_is_silent_is_believed_for_its_lease_and_a_mux_for_the
 async def test_ten_minutes_to_confirm_are_ten_minutes(tmp_path: Path, jump: float) -> None:
     hands = Hands()
     async with running(tmp_path, clocks=hands.clocks) as controller:
-        await controller.apply([service()], WHO, confirm=600)
+        await controller.writer.apply([service()], WHO, confirm=600)
         hands.wrong = jump
         hands.passed = 590.0
         assert not await controller.writer.end_confirmation()
@@ -145,9 +145,9 @@ def ramp(controller: Controller) -> float | None:
 async def test_a_mux_that_drains_goes_on_when_the_next_order_is_of_an_earlier_hour(tmp_path: Path) -> None:
     hands = Hands()
     async with serving(tmp_path, hands) as (controller, _):
-        await controller.drain_mux("mux2", WHO, drain=True)
+        await controller.node_orders.drain_mux("mux2", WHO, drain=True)
         hands.wrong = -HOUR
-        await controller.drain_mux("mux1", WHO, drain=True)
+        await controller.node_orders.drain_mux("mux1", WHO, drain=True)
         orders = controller.desired.mux_drains
         assert orders["mux2"].at < orders["mux1"].at
         fleet = Fleet()

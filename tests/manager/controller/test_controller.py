@@ -34,14 +34,14 @@ WHO = "operator:alice"
 async def served(controller: Controller, *tables: dict[str, Any]) -> Site:
     """A site with services that are announced."""
     site = Site().connect(controller)
-    await controller.apply(list(tables) or [service()], WHO)
+    await controller.writer.apply(list(tables) or [service()], WHO)
     for table in tables:
         if "probe" in table:
             for backend in table["backend"]:
                 host = site.hosts[int(backend["address"].rpartition(".")[2]) - 1]
                 host.report(table["name"], backend["name"], True)
     await until(lambda: all(mux.announces() for mux in site.muxes), "the VIP is not announced")
-    assert await controller.followed(5.0) == []
+    assert await controller.followers.wait(5.0) == []
     return site
 
 
@@ -71,7 +71,7 @@ async def test_a_manager_that_starts_anew_does_not_disturb_anybody(tmp_path: Pat
     async with running(tmp_path) as controller:
         assert controller.hub.term > term
         site.connect(controller)
-        assert await controller.followed(5.0) == []
+        assert await controller.followers.wait(5.0) == []
         site.hosts[0].report("web", "web-1", True)
         site.hosts[1].report("web", "web-2", False)
         await asyncio.sleep(0.3)
@@ -147,7 +147,7 @@ async def test_deleting_withdraws_first_and_leaves_an_audit(tmp_path: Path) -> N
     async with running(tmp_path, store) as controller:
         site = await served(controller)
         site.muxes[1].answers = False
-        await controller.delete_service("web", WHO)
+        await controller.writer.delete_service("web", WHO)
         await until(lambda: site.muxes[0].announces() == set())
         assert "web" in site.muxes[0].state["services"], "mux2 may still announce it"
         assert View(controller).services.rows()[0]["state"] == "retiring"
@@ -162,7 +162,7 @@ async def test_deleting_withdraws_first_and_leaves_an_audit(tmp_path: Path) -> N
 async def test_a_change_with_mistakes_changes_nothing(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         with pytest.raises(ConfigError) as caught:
-            await controller.apply([service(), service("far", "198.51.100.1"), service("web2", colour=1)], WHO)
+            await controller.writer.apply([service(), service("far", "198.51.100.1"), service("web2", colour=1)], WHO)
         assert len(caught.value.mistakes) == 3
         assert (controller.desired.version, controller.desired.services) == (0, {})
 
@@ -170,7 +170,7 @@ async def test_a_change_with_mistakes_changes_nothing(tmp_path: Path) -> None:
 async def test_changes_at_the_same_time_are_made_one_after_the_other(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         tables = [service(f"s{n}", f"203.0.113.{n}") for n in range(1, 21)]
-        done = await asyncio.gather(*(controller.apply([table], WHO) for table in tables))
+        done = await asyncio.gather(*(controller.writer.apply([table], WHO) for table in tables))
         assert sorted(item.version for item in done) == list(range(1, 21))
         assert len(controller.desired.services) == 20
 
@@ -193,13 +193,13 @@ async def test_nobody_is_said_to_have_followed_before_anybody_was_told(tmp_path:
     async with running(tmp_path, store) as controller:
         site = await served(controller)
         store.goes_on.clear()
-        await controller.apply([service("dns", "203.0.113.11")], WHO)
+        await controller.writer.apply([service("dns", "203.0.113.11")], WHO)
         await until(lambda: all("dns" in mux.state["services"] for mux in site.muxes), "what needs no disk is told")
         await asyncio.sleep(0.1)  # the announcement is planned, and waits for the disk
-        assert await controller.followed(0.1) == ["manager"]
+        assert await controller.followers.wait(0.1) == ["manager"]
         assert all(mux.announces() == {VIP} for mux in site.muxes)
         store.goes_on.set()
-        assert await controller.followed(5.0) == []
+        assert await controller.followers.wait(5.0) == []
         assert all(mux.announces() == {VIP, "203.0.113.11/32"} for mux in site.muxes)
 
 
@@ -228,7 +228,7 @@ async def test_with_a_full_disk_changes_are_refused_but_health_goes_on(tmp_path:
         site = await served(controller, with_probe(service()))
         store.full = True
         with pytest.raises(StoreError):
-            await controller.apply([service("more", "203.0.113.11")], WHO)
+            await controller.writer.apply([service("more", "203.0.113.11")], WHO)
         assert controller.desired.services.keys() == {"web"}
         site.hosts[0].report("web", "web-1", False)
         await until(lambda: site.muxes[0].backends("web")["web-1"] == "down")
@@ -247,7 +247,7 @@ async def test_a_node_that_refuses_its_state_is_said_everywhere(tmp_path: Path) 
     async with running(tmp_path) as controller:
         site = await served(controller)
         site.muxes[1].refuses = "no memory for 1 Maglev table"
-        await controller.apply([service("dns", "203.0.113.11")], WHO)
+        await controller.writer.apply([service("dns", "203.0.113.11")], WHO)
         await until(lambda: controller.hub.entries["mux:mux2"].refused is not None)
         view = View(controller)
         await until(lambda: site.muxes[0].announces() == {VIP, "203.0.113.11/32"})
@@ -259,7 +259,7 @@ async def test_a_node_that_refuses_its_state_is_said_everywhere(tmp_path: Path) 
             "reason": "it refused its state: no memory for 1 Maglev table",
             "peers": [],
         }
-        assert await controller.followed(0.1) == ["mux:mux2"]
+        assert await controller.followers.wait(0.1) == ["mux:mux2"]
         site.muxes[1].refuses = None
         site.muxes[1].take()
         await until(lambda: site.muxes[1].announces() == {VIP, "203.0.113.11/32"})
@@ -322,15 +322,15 @@ async def test_a_mux_is_drained_and_forgotten_by_name(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = await served(controller)
         with pytest.raises(NotFoundError, match='there is no MUX "mux7"; known are mux1, mux2'):
-            await controller.drain_mux("mux7", WHO, drain=True)
-        await controller.drain_mux("mux1", WHO, drain=True)
+            await controller.node_orders.drain_mux("mux7", WHO, drain=True)
+        await controller.node_orders.drain_mux("mux1", WHO, drain=True)
         await until(lambda: site.muxes[0].state.get("options") == {"drain": True})
-        await controller.drain_mux("mux2", WHO, drain=True)
+        await controller.node_orders.drain_mux("mux2", WHO, drain=True)
         await until(lambda: "waits" in (View(controller).nodes.muxes()[1]["drain"] or ""))
         with pytest.raises(AccessError, match="mux1 is connected; stop it first"):
-            await controller.forget_node("mux", "mux1", WHO)
+            await controller.node_orders.forget("mux", "mux1", WHO)
         site.muxes[0].leave()
-        await controller.forget_node("mux", "mux1", WHO)
+        await controller.node_orders.forget("mux", "mux1", WHO)
         assert controller.desired.mux_drains.keys() == {"mux2"}
         await until(lambda: site.muxes[1].state.get("options") == {"drain": True}, "the only one may drain")
         await until(lambda: site.hosts[0].state["muxes"].keys() == {"mux2"})
@@ -372,9 +372,9 @@ async def test_what_operators_drain_is_a_figure_and_clear_names_stand_beside_the
         site.muxes[0].expires = 2e9
         site.muxes[0].leave()
         site.muxes[0].connect(controller)
-        await controller.drain_mux("mux1", WHO, drain=True)
-        await controller.drain_backend("web", "web-1", WHO, drain=True)
-        await controller.drain_backend("web", "web-2", WHO, drain=True, now=True)
+        await controller.node_orders.drain_mux("mux1", WHO, drain=True)
+        await controller.writer.drain_backend("web", "web-1", WHO, drain=True)
+        await controller.writer.drain_backend("web", "web-2", WHO, drain=True, now=True)
         await until(lambda: [b.shown for b in controller.plan.vips["203.0.113.10/32"].backends] == ["drain", "down"])
         found = figures(controller)
         assert [found["lb_backend_drained", ("web", f"web-{n}")] for n in (1, 2)] == [1, 1]
@@ -383,7 +383,7 @@ async def test_what_operators_drain_is_a_figure_and_clear_names_stand_beside_the
         assert {n: found["lb_mux_drained", (f"mux{n}",)] for n in (1, 2)} == {1: 1, 2: 0}
         ends = [found[f"lb_node_certificate_expires_{name}seconds", ("mux", "mux1")] for name in ("", "timestamp_")]
         assert ends == [2e9, 2e9]
-        await controller.drain_backend("web", "web-1", WHO, drain=False)
+        await controller.writer.drain_backend("web", "web-1", WHO, drain=False)
         await until(lambda: figures(controller)["lb_backend_drained", ("web", "web-1")] == 0)
 
 
@@ -451,11 +451,11 @@ async def test_what_is_said_of_a_deleted_service_counts_as_long_as_nodes_have_it
         site = await served(controller, with_probe(service()))
         for mux in site.muxes:
             mux.answers = False
-        await controller.delete_service("web", WHO)
+        await controller.writer.delete_service("web", WHO)
         site.hosts[0].report("web", "web-1", False, "connection refused")
         for mux in site.muxes:
             mux.report("web", "web-2", False, "timed out")
-        await controller.apply([with_probe(service())], WHO)
+        await controller.writer.apply([with_probe(service())], WHO)
         reports = controller.planner.reports
         said = reports.agent(site.hosts[0].name, ("web", "web-1"))
         assert said is not None
@@ -468,16 +468,16 @@ async def test_what_a_node_leaves_out_is_shown_said_and_waited_for_no_longer(tmp
         site = Site(muxes=2, hosts=2).connect(controller)
         mux = site.muxes[0]
         mux.leaves_out = {"web": "is of a newer version"}
-        applied = await controller.apply([service()], "alice")
-        assert await controller.followed(5) == []
+        applied = await controller.writer.apply([service()], "alice")
+        assert await controller.followers.wait(5) == []
         await until(lambda: bool(site.muxes[1].announces()), "mux2 announces")
         assert mux.announces() == set()
         why = {"mux:mux1": "it leaves out service web: is of a newer version"}
-        assert controller.without(applied.change.names) == why
+        assert controller.followers.without(applied.change.names) == why
         mux.leaves_out = {}
         mux.again()
         await until(lambda: bool(mux.announces()), "mux1 announces as well")
-        assert controller.without(["web"]) == {}
+        assert controller.followers.without(["web"]) == {}
         said = [event.text for event in controller.events.latest(100) if event.subject == "mux mux1"]
         assert "leaves out web, and serves the rest: is of a newer version" in said
         assert "leaves out web no more" in said
@@ -486,8 +486,8 @@ async def test_what_a_node_leaves_out_is_shown_said_and_waited_for_no_longer(tmp
 async def test_what_a_node_leaves_out_is_told_of_the_service_of_its_vip_and_of_the_node(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([service()], WHO)
-        assert await controller.followed(5.0) == []
+        await controller.writer.apply([service()], WHO)
+        assert await controller.followers.wait(5.0) == []
         view, mux = View(controller), site.muxes[0]
         assert "Left out" not in [
             *describe.service(view.explanations.service("web")),

@@ -89,10 +89,10 @@ async def test_what_nobody_confirms_is_taken_back_on_every_mux(tmp_path: Path) -
     clock = Clock()
     async with managing(tmp_path, clock) as controller:
         site = Site().connect(controller)
-        await controller.apply([service(), service("dns", "203.0.113.11")], WHO)
+        await controller.writer.apply([service(), service("dns", "203.0.113.11")], WHO)
         await until(lambda: len(site.muxes[0].announces()) == 2)
         new = [service(port=81), service("more", "203.0.113.12")]
-        done = await controller.apply(new, WHO, replace_all=True, confirm=60)
+        done = await controller.writer.apply(new, WHO, replace_all=True, confirm=60)
         assert done.version == 2
         await until(lambda: site.muxes[0].state["services"]["web"]["port"] == 81)
         assert View(controller).manager.status()["confirm"]["version"] == 2
@@ -109,17 +109,17 @@ async def test_what_nobody_confirms_is_taken_back_on_every_mux(tmp_path: Path) -
             True,
             True,
         )
-        lines = [line for line in await controller.history(9) if "rolled back" in line.what]
+        lines = [line for line in await controller.writer.history(9) if "rolled back" in line.what]
         assert [line.who for line in lines] == ["manager"]
 
 
 async def test_what_is_confirmed_lasts(tmp_path: Path) -> None:
     clock = Clock()
     async with managing(tmp_path, clock) as controller:
-        await controller.apply([service()], WHO, confirm=60)
+        await controller.writer.apply([service()], WHO, confirm=60)
         with pytest.raises(NotFoundError, match="version 7 does not wait for a confirmation; version 1 does"):
-            await controller.confirm(7, WHO)
-        done = await controller.confirm(1, BOB, why="it works")
+            await controller.writer.confirm(7, WHO)
+        done = await controller.writer.confirm(1, BOB, why="it works")
         assert [str(line) for line in done.change.lines] == ["version 1 confirmed"]
         assert [event.text for event in controller.events.latest(9, about(["version 1"]))][1:] == [
             "confirmed by operator:bob (it works)"
@@ -128,8 +128,8 @@ async def test_what_is_confirmed_lasts(tmp_path: Path) -> None:
         await asyncio.sleep(0.5)
         assert ports(controller) == {"web": "80"}
         with pytest.raises(NotFoundError, match="no change waits for a confirmation"):
-            await controller.confirm(None, WHO)
-        line = (await controller.history(1))[0]
+            await controller.writer.confirm(None, WHO)
+        line = (await controller.writer.history(1))[0]
         assert (line.who, line.what, line.why) == (BOB, "version 1 confirmed", "it works")
 
 
@@ -138,8 +138,8 @@ async def test_a_manager_that_starts_after_the_deadline_takes_back_before_a_node
 ) -> None:
     clock = Clock()
     async with managing(tmp_path, clock) as controller:
-        await controller.apply([service()], WHO)
-        await controller.apply([service(port=81)], WHO, confirm=60)
+        await controller.writer.apply([service()], WHO)
+        await controller.writer.apply([service(port=81)], WHO, confirm=60)
     async with managing(tmp_path, clock) as controller:
         assert ports(controller) == {"web": "81"}, "there is time left, and it waits on"
         assert controller.desired.unconfirmed is not None
@@ -155,21 +155,21 @@ async def test_beside_what_waits_services_cannot_be_changed_but_machines_can_be_
     clock = Clock()
     async with managing(tmp_path, clock) as controller:
         Site().connect(controller)
-        await controller.apply([service()], WHO)
-        await controller.apply([service(port=81, hosts=(1, 2, 3))], WHO, confirm=60)
+        await controller.writer.apply([service()], WHO)
+        await controller.writer.apply([service(port=81, hosts=(1, 2, 3))], WHO, confirm=60)
         sentence = "version 2 of operator:alice waits for its confirmation, for another 60 s: `lb confirm` keeps it"
         for refused in (
-            controller.apply([service("dns", "203.0.113.11")], BOB),
-            controller.delete_service("web", BOB),
-            controller.rollback(0, BOB),
+            controller.writer.apply([service("dns", "203.0.113.11")], BOB),
+            controller.writer.delete_service("web", BOB),
+            controller.writer.rollback(0, BOB),
         ):
             with pytest.raises(ConflictError, match=sentence):
                 await refused
-        assert (await controller.apply([service("dns", "203.0.113.11")], BOB, dry_run=True)).change.lines
-        assert (await controller.apply([service(port=81, hosts=(1, 2, 3))], BOB)).change.empty
+        assert (await controller.writer.apply([service("dns", "203.0.113.11")], BOB, dry_run=True)).change.lines
+        assert (await controller.writer.apply([service(port=81, hosts=(1, 2, 3))], BOB)).change.empty
         for backend in ("web-1", "web-3"):
-            await controller.drain_backend("web", backend, BOB, drain=True)
-        await controller.drain_mux("mux1", BOB, drain=True)
+            await controller.writer.drain_backend("web", backend, BOB, drain=True)
+        await controller.node_orders.drain_mux("mux1", BOB, drain=True)
         clock.skip(60)
         await until(lambda: ports(controller) == {"web": "80"})
         assert controller.desired.drains.keys() == {"web/web-1"}, "a drain outlives it, but for backends that are gone"
@@ -178,19 +178,19 @@ async def test_beside_what_waits_services_cannot_be_changed_but_machines_can_be_
 
 async def test_a_rollback_ends_the_waiting_at_once(tmp_path: Path) -> None:
     async with managing(tmp_path, Clock()) as controller:
-        await controller.apply([service()], WHO)
-        await controller.apply([service(port=81)], WHO, confirm=60)
-        shown = await controller.rollback(None, BOB, dry_run=True)
+        await controller.writer.apply([service()], WHO)
+        await controller.writer.apply([service(port=81)], WHO, confirm=60)
+        shown = await controller.writer.rollback(None, BOB, dry_run=True)
         assert [line.name for line in shown.change.lines] == ["version 2", "service web"]
         assert controller.desired.unconfirmed is not None
-        await controller.rollback(None, BOB)
+        await controller.writer.rollback(None, BOB)
         assert (ports(controller), controller.desired.unconfirmed) == ({"web": "80"}, None)
 
 
 async def test_nothing_changed_is_nothing_to_confirm(tmp_path: Path) -> None:
     async with managing(tmp_path, Clock()) as controller:
-        await controller.apply([service()], WHO)
-        await controller.apply([service()], WHO, confirm=60)
+        await controller.writer.apply([service()], WHO)
+        await controller.writer.apply([service()], WHO, confirm=60)
         assert controller.desired.unconfirmed is None
 
 
@@ -200,7 +200,7 @@ async def test_a_disk_that_is_full_puts_off_taking_back_and_no_more(tmp_path: Pa
     assert isinstance(store, FullAtTimes)
     controller = Controller(settings_for(tmp_path), store, clocks=clock.clocks)
     await controller.start()
-    await controller.apply([service()], WHO, confirm=5)
+    await controller.writer.apply([service()], WHO, confirm=5)
     store.full = True
     clock.skip(5)
     await until(lambda: any("cannot roll back" in event.text for event in controller.events.latest(20)))
@@ -227,41 +227,41 @@ class FullAtTimes(SqliteStore):
 
 async def test_any_version_can_come_back_as_a_new_one(tmp_path: Path) -> None:
     async with managing(tmp_path, Clock()) as controller:
-        await controller.apply([service(), service("dns", "203.0.113.11")], WHO)
-        await controller.drain_backend("web", "web-1", WHO, drain=True)
-        await controller.apply([service(hosts=(2, 3))], WHO, replace_all=True, why="host1 is to go")
+        await controller.writer.apply([service(), service("dns", "203.0.113.11")], WHO)
+        await controller.writer.drain_backend("web", "web-1", WHO, drain=True)
+        await controller.writer.apply([service(hosts=(2, 3))], WHO, replace_all=True, why="host1 is to go")
         assert controller.desired.drains == {}
-        done = await controller.rollback(2, BOB, why="it was too early")
+        done = await controller.writer.rollback(2, BOB, why="it was too early")
         assert [str(line) for line in done.change.lines] == [
             "service web changed: backend web-1 added, backend web-3 removed",
             "service dns created: 203.0.113.11 tcp 80, 2 backends",
             "backend web/web-1 drained",
         ]
         assert controller.desired.drains["web/web-1"].who == WHO, "who drained it then"
-        line = next(line for line in await controller.history(9) if line.version == done.version)
+        line = next(line for line in await controller.writer.history(9) if line.version == done.version)
         assert (line.who, line.why, line.what.startswith("rolled back to version 2: ")) == (
             BOB,
             "it was too early",
             True,
         )
-        await controller.rollback(1, BOB)
+        await controller.writer.rollback(1, BOB)
         assert controller.desired.drains == {}
-        await controller.rollback(0, BOB)
+        await controller.writer.rollback(0, BOB)
         assert controller.desired.services == {}
-        assert (await controller.rollback(0, BOB)).change.empty
+        assert (await controller.writer.rollback(0, BOB)).change.empty
 
 
 async def test_without_a_version_the_latest_change_is_taken_back_and_twice_is_back(tmp_path: Path) -> None:
     async with managing(tmp_path, Clock()) as controller:
         Site().connect(controller)
         with pytest.raises(NotFoundError, match="none of the latest versions changed services or drains"):
-            await controller.rollback(None, WHO)
-        await controller.apply([service()], WHO)
-        await controller.apply([service(port=81)], WHO)
-        await controller.drain_mux("mux1", WHO, drain=True)
-        await controller.rollback(None, WHO)
+            await controller.writer.rollback(None, WHO)
+        await controller.writer.apply([service()], WHO)
+        await controller.writer.apply([service(port=81)], WHO)
+        await controller.node_orders.drain_mux("mux1", WHO, drain=True)
+        await controller.writer.rollback(None, WHO)
         assert (ports(controller), controller.desired.mux_drains.keys()) == ({"web": "80"}, {"mux1"})
-        await controller.rollback(None, WHO)
+        await controller.writer.rollback(None, WHO)
         assert ports(controller) == {"web": "81"}
 
 
@@ -270,19 +270,19 @@ async def test_what_was_taken_back_already_is_not_offered_again(tmp_path: Path, 
     clock = Clock()
     async with managing(tmp_path, clock) as controller:
         Site().connect(controller)
-        await controller.apply([service()], WHO)
-        await controller.apply([service(port=81)], WHO)
-        await controller.apply([service(port=82)], WHO, confirm=60)
+        await controller.writer.apply([service()], WHO)
+        await controller.writer.apply([service(port=81)], WHO)
+        await controller.writer.apply([service(port=82)], WHO, confirm=60)
         if by_hand:
-            await controller.rollback(None, WHO)
+            await controller.writer.rollback(None, WHO)
         else:
             clock.skip(60)
             await until(lambda: ports(controller) == {"web": "81"})
-        shown = await controller.rollback(None, WHO, dry_run=True)
+        shown = await controller.writer.rollback(None, WHO, dry_run=True)
         assert [str(line) for line in shown.change.lines] == ["service web changed: ports 81 → 80"]
-        await controller.rollback(None, WHO)
+        await controller.writer.rollback(None, WHO)
         assert ports(controller) == {"web": "80"}
-        await controller.rollback(None, WHO)
+        await controller.writer.rollback(None, WHO)
         assert ports(controller) == {"web": "81"}, "twice is back"
 
 
@@ -290,12 +290,12 @@ async def test_a_drain_ordered_while_a_change_waited_is_taken_back_alone(tmp_pat
     clock = Clock()
     async with managing(tmp_path, clock) as controller:
         Site().connect(controller)
-        await controller.apply([service()], WHO)
-        await controller.apply([service(port=81)], WHO, confirm=60)
-        await controller.drain_backend("web", "web-1", BOB, drain=True)
+        await controller.writer.apply([service()], WHO)
+        await controller.writer.apply([service(port=81)], WHO, confirm=60)
+        await controller.writer.drain_backend("web", "web-1", BOB, drain=True)
         clock.skip(60)
         await until(lambda: ports(controller) == {"web": "80"})
-        done = await controller.rollback(None, WHO)
+        done = await controller.writer.rollback(None, WHO)
         assert [str(line) for line in done.change.lines] == ["backend web/web-1 undrained"]
         assert done.change.title == "version 3 rolled back"
         assert (ports(controller), controller.desired.drains) == ({"web": "80"}, {})
@@ -303,16 +303,16 @@ async def test_a_drain_ordered_while_a_change_waited_is_taken_back_alone(tmp_pat
 
 async def test_what_was_right_then_is_checked_by_the_rules_of_today(tmp_path: Path) -> None:
     async with managing(tmp_path, Clock()) as controller:
-        await controller.apply([service()], WHO)
-        await controller.delete_service("web", WHO)
+        await controller.writer.apply([service()], WHO)
+        await controller.writer.delete_service("web", WHO)
         site = Site(hosts=0)
         site.muxes[0].settings = {"name": "mux1", "address": "203.0.113.10"}
         site.connect(controller)
         with pytest.raises(ConfigError, match=r"takes the address of MUX mux1, 203\.0\.113\.10"):
-            await controller.rollback(1, WHO)
+            await controller.writer.rollback(1, WHO)
         assert controller.desired.services == {}
         with pytest.raises(NotFoundError, match="there is no version 99; the latest is"):
-            await controller.rollback(99, WHO)
+            await controller.writer.rollback(99, WHO)
 
 
 # --- as values -------------------------------------------------------------------------------------------------------
@@ -383,14 +383,14 @@ def change_until_killed(directory: Path, acknowledge: int) -> None:
         found = controller.desired.services.get("web")
         port = found.ports.first if found is not None else 0
         while True:
-            await controller.apply([service(port=port + 1)], WHO, confirm=3600)
+            await controller.writer.apply([service(port=port + 1)], WHO, confirm=3600)
             if random.random() < 0.3:
-                await controller.drain_backend("web", "web-1", WHO, drain=not controller.desired.drains)
+                await controller.writer.drain_backend("web", "web-1", WHO, drain=not controller.desired.drains)
             if random.random() < 0.5:
-                await controller.confirm(None, WHO)
+                await controller.writer.confirm(None, WHO)
                 port += 1
             else:
-                await controller.rollback(None, WHO)
+                await controller.writer.rollback(None, WHO)
             os.write(acknowledge, f"{port}\n".encode())
 
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -411,9 +411,9 @@ async def port_after_a_start(directory: Path) -> int:
     clock.skip(3600)
     async with managing(directory, clock) as controller:
         assert controller.desired.unconfirmed is None
-        versions = [line.version for line in await controller.history(5000)]
+        versions = [line.version for line in await controller.writer.history(5000)]
         assert versions == list(range(controller.desired.version, 0, -1))
-        everything = await controller.rollback(0, WHO, dry_run=True)
+        everything = await controller.writer.rollback(0, WHO, dry_run=True)
         assert everything.change.new.services == {}
         found = controller.desired.services.get("web")
         return found.ports.first if found is not None else 0

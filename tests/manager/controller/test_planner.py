@@ -32,11 +32,11 @@ async def serving(directory: Path, store: SqliteStore | None = None) -> AsyncIte
     """A service with a probe, healthy and announced."""
     async with running(directory, store or await SqliteStore.open(directory)) as controller:
         site = Site().connect(controller)
-        await controller.apply([with_probe(service())], WHO)
+        await controller.writer.apply([with_probe(service())], WHO)
         for n in (1, 2):
             site.hosts[n - 1].report("web", f"web-{n}", True)
         await until(lambda: all(mux.announces() == {VIP} for mux in site.muxes), "the VIP is not announced")
-        assert await controller.followed(5.0) == []
+        assert await controller.followers.wait(5.0) == []
         yield controller, site
 
 
@@ -82,12 +82,12 @@ async def test_a_verdict_waits_for_no_change_that_is_worked_out(
             goes_on.wait()
             return apply(*what, **how)
 
-        await controller.apply([service("old", "203.0.113.99")], WHO)
+        await controller.writer.apply([service("old", "203.0.113.99")], WHO)
         await until(lambda: all("203.0.113.99/32" in mux.announces() for mux in site.muxes))
         monkeypatch.setattr(controller.writer._given, "apply", slowly)
-        await controller.delete_service("old", WHO)
+        await controller.writer.delete_service("old", WHO)
         large = [service(f"s{n}", f"203.0.1.{n}") for n in range(1, 101)]
-        applying = asyncio.create_task(controller.apply(large, WHO))
+        applying = asyncio.create_task(controller.writer.apply(large, WHO))
         try:
             await asyncio.to_thread(working.wait, SOON)
             await until(lambda: all("old" not in mux.state["services"] for mux in site.muxes), "it does not retire")
@@ -105,7 +105,7 @@ async def test_a_verdict_is_told_before_a_change_of_thousands_is_committed(tmp_p
         before = controller.desired.version
         with held(store):
             large = [service(f"s{n}", f"203.0.{n // 200 + 1}.{n % 200 + 1}") for n in range(500)]
-            applying = asyncio.create_task(controller.apply(large, WHO))
+            applying = asyncio.create_task(controller.writer.apply(large, WHO))
             await asyncio.sleep(0.05)
             await reaches_every_mux(site, up=False)
             assert controller.desired.version == before
@@ -117,7 +117,7 @@ async def test_a_verdict_passes_what_is_planned_for_thousands(tmp_path: Path, wh
     """At most one turn for the many lies between, whether they are changed or nodes have them."""
     async with serving(tmp_path) as (controller, site):
         many = {f"203.0.{n // 250}.{n % 250}/32" for n in range(40 * TURN)}
-        getattr(controller, why)(many)
+        getattr(controller.node_events, why)(many)
         await asyncio.sleep(0)
         site.hosts[0].report("web", "web-1", False)
         begun = controller.planner.turns
@@ -125,7 +125,7 @@ async def test_a_verdict_passes_what_is_planned_for_thousands(tmp_path: Path, wh
             await asyncio.sleep(0)
         assert controller.planner.turns - begun <= 4
         assert controller.planner.busy
-        assert await controller.followed(5.0) == [], "the many are planned as well"
+        assert await controller.followers.wait(5.0) == [], "the many are planned as well"
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["of others", "of its own as well"])
@@ -137,21 +137,21 @@ async def test_who_waits_for_a_change_waits_for_it_alone_though_reports_never_en
 
         async def report() -> None:
             while True:
-                controller.touched(many)
+                controller.node_events.touched(many)
                 await asyncio.sleep(0)
 
         reporting = asyncio.create_task(report())
         try:
             await asyncio.sleep(0)
-            applied = await controller.apply([service("dns", "203.0.113.11")], WHO)
-            assert await controller.followed(10.0, applied.change.vips()) == []
+            applied = await controller.writer.apply([service("dns", "203.0.113.11")], WHO)
+            assert await controller.followers.wait(10.0, applied.change.vips()) == []
             assert all(mux.announces() == {VIP, new} for mux in site.muxes), "it is followed to its end"
             assert controller.planner.unplanned(many), "the planner had no rest"
             site.muxes[1].answers = False
-            applied = await controller.apply([service("dns", "203.0.113.11", hosts=(1,))], WHO)
-            behind = await controller.followed(0.5, applied.change.vips())
+            applied = await controller.writer.apply([service("dns", "203.0.113.11", hosts=(1,))], WHO)
+            behind = await controller.followers.wait(0.5, applied.change.vips())
             assert set(behind) - {"manager"} == {"mux:mux2"}, "who does not answer is named"
-            assert await controller.followed(5.0, {VIP}) == [], "and holds up nobody whom it owes nothing"
+            assert await controller.followers.wait(5.0, {VIP}) == [], "and holds up nobody whom it owes nothing"
         finally:
             reporting.cancel()
             await asyncio.gather(reporting, return_exceptions=True)
@@ -160,8 +160,8 @@ async def test_who_waits_for_a_change_waits_for_it_alone_though_reports_never_en
 async def test_a_mux_whose_probes_fail_in_other_words_has_no_more_planned_than_their_services(tmp_path: Path) -> None:
     """Whether a host is lost matters to all that it serves, and only where its agent was there and is away."""
     async with serving(tmp_path) as (controller, site):
-        await controller.apply([service("dns", "203.0.113.11")], WHO)
-        assert await controller.followed(5.0) == []
+        await controller.writer.apply([service("dns", "203.0.113.11")], WHO)
+        assert await controller.followers.wait(5.0) == []
         touched: list[set[str]] = []
         controller.planner.touched = lambda vips: touched.append(set(vips or ()))  # type: ignore[method-assign]
 
@@ -175,15 +175,15 @@ async def test_a_mux_whose_probes_fail_in_other_words_has_no_more_planned_than_t
         assert report("no route to host") == {VIP}, "it was down before"
         assert report("TCP connects", up=True) == {VIP, "203.0.113.11/32"}
         assert report("connect timed out") == {VIP, "203.0.113.11/32"}
-        await controller.forget_node("agent", "host1", WHO)
+        await controller.node_orders.forget("agent", "host1", WHO)
         assert report("TCP connects", up=True) == {VIP}, "of a host that has no agent nobody asks"
 
 
 async def test_a_node_owes_word_of_what_is_new_to_it_and_of_nothing_else(tmp_path: Path) -> None:
     """Else each answer would have all planned again that was planned beside it, and verdicts would wait for that."""
     async with serving(tmp_path) as (controller, site):
-        await controller.apply([service("dns", "203.0.113.11")], WHO)
-        assert await controller.followed(5.0) == []
+        await controller.writer.apply([service("dns", "203.0.113.11")], WHO)
+        assert await controller.followers.wait(5.0) == []
         told: list[set[str]] = []
         want = controller.hub.want
 
@@ -193,7 +193,7 @@ async def test_a_node_owes_word_of_what_is_new_to_it_and_of_nothing_else(tmp_pat
             return changed
 
         controller.hub.want = noted  # type: ignore[method-assign]
-        controller.touched({VIP, "203.0.113.11/32"})
+        controller.node_events.touched({VIP, "203.0.113.11/32"})
         await reaches_every_mux(site, up=False)
         assert told[0] == {VIP}
 
@@ -228,7 +228,7 @@ async def test_a_verdict_waits_for_no_thousand_nodes_that_join(tmp_path: Path) -
             await keep(*what)
 
         store.keep = counted  # type: ignore[method-assign]
-        assert await controller.followed(10.0) == []
+        assert await controller.followers.wait(10.0) == []
         assert writes < 20
     async with running(tmp_path) as controller:
         assert len(controller.hub.entries) == 1005
@@ -242,7 +242,7 @@ async def test_a_full_disk_holds_announcements_up_for_one_attempt(tmp_path: Path
             raise StoreError("the disk is full")
 
         keep, store.keep = store.keep, full  # type: ignore[method-assign]
-        await controller.apply([service("dns", "203.0.113.11")], WHO)
+        await controller.writer.apply([service("dns", "203.0.113.11")], WHO)
         await until(lambda: all("203.0.113.11/32" in mux.announces() for mux in site.muxes))
         store.keep = keep  # type: ignore[method-assign]
         await until(lambda: not controller.journal.failing, "the disk is not tried again")
@@ -268,8 +268,8 @@ async def test_nodes_may_join_while_a_change_of_thousands_is_worked_out(
         monkeypatch.setattr(controller.hub, "addresses", noted(addresses))
         monkeypatch.setattr(controller.planner, "as_told", noted(as_told))
         large = [service(f"s{n}", f"203.0.1.{n}") for n in range(1, 101)]
-        await controller.apply(large, WHO)
-        await controller.rollback(None, WHO)
+        await controller.writer.apply(large, WHO)
+        await controller.writer.rollback(None, WHO)
         assert len(loops) >= 2
         assert all(loops)
 
@@ -281,7 +281,7 @@ async def test_what_is_committed_is_told_whatever_becomes_of_who_asked(
     store = await SqliteStore.open(tmp_path)
     async with serving(tmp_path, store) as (controller, site):
         with held(store):
-            asking = asyncio.create_task(controller.apply([service("dns", "203.0.113.11")], WHO))
+            asking = asyncio.create_task(controller.writer.apply([service("dns", "203.0.113.11")], WHO))
             await asyncio.sleep(0.1)
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
@@ -290,21 +290,21 @@ async def test_what_is_committed_is_told_whatever_becomes_of_who_asked(
         def fails(*_: object) -> None:
             raise BrokenPipeError(32, "Broken pipe")
 
-        monkeypatch.setattr(controller, "_say_changed", fails)
+        monkeypatch.setattr(controller.chronicle, "changed", fails)
         with pytest.raises(BrokenPipeError):
-            await controller.apply([service("more", "203.0.113.12")], WHO)
+            await controller.writer.apply([service("more", "203.0.113.12")], WHO)
         await until(lambda: all("more" in mux.state["services"] for mux in site.muxes), "it is committed, and not told")
         assert (await store.load()).version == controller.desired.version
         monkeypatch.undo()
-        await controller.apply([service("last", "203.0.113.13")], WHO)
+        await controller.writer.apply([service("last", "203.0.113.13")], WHO)
 
 
 async def test_whoever_leaves_before_a_change_is_begun_has_asked_for_nothing(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path)
     async with serving(tmp_path, store) as (controller, _):
         with held(store):
-            first = asyncio.create_task(controller.apply([service("dns", "203.0.113.11")], WHO))
-            second = asyncio.create_task(controller.apply([service("more", "203.0.113.12")], WHO))
+            first = asyncio.create_task(controller.writer.apply([service("dns", "203.0.113.11")], WHO))
+            second = asyncio.create_task(controller.writer.apply([service("more", "203.0.113.12")], WHO))
             await asyncio.sleep(0.05)
             second.cancel()
         await first
@@ -321,9 +321,9 @@ async def test_a_store_that_somebody_else_changed_is_read_anew(tmp_path: Path) -
         await other.commit(controller.desired.version, {"set": {"services": {"dns": table}}}, WHO, "elsewhere", 1.0)
         await other.close()
         with pytest.raises(ConflictError, match="it was read anew, so try again"):
-            await controller.apply([service("more", "203.0.113.12")], WHO)
+            await controller.writer.apply([service("more", "203.0.113.12")], WHO)
         await until(lambda: all("dns" in mux.state["services"] for mux in site.muxes), "nobody was told of it")
-        await controller.apply([service("more", "203.0.113.12")], WHO)
+        await controller.writer.apply([service("more", "203.0.113.12")], WHO)
         assert controller.desired.services.keys() == {"web", "dns", "more"}
 
 
@@ -349,7 +349,7 @@ async def test_a_vip_that_cannot_be_planned_stays_as_it_is_and_holds_nobody_up(
 ) -> None:
     async with serving(tmp_path) as (controller, site):
         broken = breaks(monkeypatch, "203.0.113.11/32")
-        await controller.apply([service("odd", "203.0.113.11"), service("new", "203.0.113.12")], WHO)
+        await controller.writer.apply([service("odd", "203.0.113.11"), service("new", "203.0.113.12")], WHO)
         await until(lambda: "new" in site.muxes[0].state["services"], "others wait for it")
         await reaches_every_mux(site, up=False)
         assert "odd" in site.muxes[0].state["services"], "what its tables say was to do"
@@ -360,10 +360,10 @@ async def test_a_vip_that_cannot_be_planned_stays_as_it_is_and_holds_nobody_up(
         await asyncio.sleep(0.2)
         assert VIP in site.muxes[0].announces()
         assert site.muxes[0].backends("web")["web-1"] == "down", "it stays as it was"
-        await controller.apply([service("more", "203.0.113.13")], WHO)
+        await controller.writer.apply([service("more", "203.0.113.13")], WHO)
         await until(lambda: "more" in site.muxes[0].state["services"], "others wait for it")
         broken.clear()
-        controller.touched(None)
+        controller.node_events.touched(None)
         await until(lambda: site.muxes[0].backends("web")["web-1"] == "up", "it is planned no more")
         assert any("can be planned again" in event.text for event in controller.events.latest(100))
 

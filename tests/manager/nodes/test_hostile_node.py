@@ -19,7 +19,7 @@ import pytest
 
 from lb.errors import AccessError, MessageError
 from lb.node.messages import Examination, Hello, NodeFinding
-from manager.controller.controller import TICK
+from manager.controller.ticker import TICK
 from manager.nodes.status import read
 from manager.nodes.stream import StreamConnection
 from manager.trust.trust import Peer
@@ -126,7 +126,7 @@ async def test_whatever_a_node_says_nobody_else_notices(kind: str, tmp_path: Pat
     refused = taken = 0
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([service()], "operator:alice")
+        await controller.writer.apply([service()], "operator:alice")
         hostile, hub = site.muxes[0], cast("Any", controller.hub)
         for number, text in enumerate(messages(kind, MESSAGES)):
             try:

@@ -17,7 +17,8 @@ from lb.node.messages import StatusMessage, encode
 from manager.api.json_rows import JsonRows
 from manager.api.metrics import ManagerCollector
 from manager.api.view import View
-from manager.controller.controller import TICK, Controller
+from manager.controller.controller import Controller
+from manager.controller.ticker import TICK
 from manager.nodes.status import DEPTH_MAX, ROWS_MAX, SECTIONS_MAX, TEXT_MAX, checked, read
 from manager.observed.rates import Rate, Ring
 from manager.web.fleet_overview import Overview
@@ -91,7 +92,7 @@ async def test_one_that_says_it_breaks_nobodys_answer_and_ends_no_task(
 ) -> None:
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([service()], "operator:alice")
+        await controller.writer.apply([service()], "operator:alice")
         good = {"mux": {"flows": 7}, "services": [ROW]}
         for mux in site.muxes:
             controller.hub.status(mux, good)

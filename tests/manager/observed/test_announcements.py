@@ -108,8 +108,8 @@ class Fleet:
 
 async def applied(controller: Controller, *tables: dict[str, Any], muxes: int = 2) -> Fleet:
     fleet = Fleet(controller, muxes)
-    await controller.apply(list(tables) or [service()], WHO)
-    await controller.followed(5)
+    await controller.writer.apply(list(tables) or [service()], WHO)
+    await controller.followers.wait(5)
     return fleet
 
 
@@ -207,14 +207,14 @@ async def test_one_mux_alone_of_several_is_told_whatever_the_reason(tmp_path: Pa
         fleet = await applied(controller)
         for mux in fleet.site.muxes:
             tell(controller, mux, VIP)
-        await controller.drain_mux("mux2", WHO, drain=True)
+        await controller.node_orders.drain_mux("mux2", WHO, drain=True)
         await until(lambda: fleet.row()["wanted_by"] == ["mux1"])
         assert fleet.row()["announced_by"] == ["mux1", "mux2"], "routers hear of it still"
         tell(controller, fleet.mux2, VIP, state="held")
         await fleet.noted("announced by mux1 alone; mux2: it drains")
         await until(lambda: f"one MUX alone announces {VIP}" in fleet.summary()["text"])
         assert [text for text, _ in fleet.events(f"vip {VIP}/32")][-1] == "announced by mux1 alone; mux2: it drains"
-        await controller.drain_mux("mux2", WHO, drain=False)
+        await controller.node_orders.drain_mux("mux2", WHO, drain=False)
         tell(controller, fleet.mux2, VIP)
         await fleet.fine()
         fleet.mux2.leave()
@@ -235,8 +235,8 @@ async def test_a_mux_that_announces_what_it_should_not_is_named(tmp_path: Path) 
 async def test_a_pool_of_one_mux_has_nothing_to_say(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = Site(1).connect(controller)
-        await controller.apply([service()], WHO)
-        await controller.followed(5)
+        await controller.writer.apply([service()], WHO)
+        await controller.followers.wait(5)
         tell(controller, site.muxes[0], VIP)
         await until(lambda: View(controller).services.rows()[0]["announced_by"] == ["mux1"])
         announced_now = controller.announced
@@ -253,7 +253,7 @@ async def test_of_many_vips_a_session_that_goes_is_one_event_and_costs_little(
     vips = [f"203.0.{n // 250}.{n % 250 + 1}" for n in range(count)]
     async with running(tmp_path) as controller:
         fleet = await applied(controller, *(service(f"s{n:05}", vip) for n, vip in enumerate(vips)))
-        await controller.followed(20)
+        await controller.followers.wait(20)
         for mux in fleet.site.muxes:
             tell(controller, mux, *vips)
         quiet = controller.announced
@@ -310,15 +310,15 @@ async def test_the_last_backend_that_drains_is_told_before_and_after(tmp_path: P
         await until(lambda: fleet.row()["healthy"] == 2)
 
         async def warned(backend: str) -> list[str]:
-            done = await controller.drain_backend("web", backend, WHO, drain=True, dry_run=True)
+            done = await controller.writer.drain_backend("web", backend, WHO, drain=True, dry_run=True)
             return warn_of_drain(fleet.view.manager.left_by(done.change), f"web/{backend}")
 
         assert await warned("web-1") == []
-        await controller.drain_backend("web", "web-1", WHO, drain=True)
+        await controller.writer.drain_backend("web", "web-1", WHO, drain=True)
         await until(lambda: controller.plan.vips[f"{VIP}/32"].backends[0].shown == "drain")
         (warning,) = await warned("web-2")
         assert "`lb undrain web/web-2` ends the drain" in warning
-        await controller.drain_backend("web", "web-2", WHO, drain=True)
+        await controller.writer.drain_backend("web", "web-2", WHO, drain=True)
         await until(lambda: fleet.row()["state"] == "down")
         note = "no backend takes new flows: all 2 drained"
         assert note in fleet.row()["note"]
@@ -326,7 +326,7 @@ async def test_the_last_backend_that_drains_is_told_before_and_after(tmp_path: P
         (finding,) = check_notes(fleet.view.services.rows())
         assert (finding.severity, note in finding.what) == (Severity.FAULT, True)
         assert any(note in it["text"] for it in fleet.summary()["problems"])
-        await controller.drain_backend("web", "web-2", WHO, drain=False)
+        await controller.writer.drain_backend("web", "web-2", WHO, drain=False)
         await until(lambda: ("a backend takes new flows again", False) in fleet.events("service web"))
         assert fleet.row()["note"] is None
 
@@ -338,13 +338,13 @@ async def test_weights_of_nothing_take_a_service_down_in_words(tmp_path: Path) -
         idle = service()
         for backend in idle["backend"]:
             backend["weight"] = 0
-        await controller.apply([idle], WHO)
+        await controller.writer.apply([idle], WHO)
         await until(lambda: fleet.row()["state"] == "down")
         note = "no backend takes new flows: all 2 of weight 0"
         assert fleet.row()["note"] == note
         assert (note, True) in fleet.events("service web")
         assert "web down" in fleet.summary()["text"]
-        await controller.apply([service()], WHO)
+        await controller.writer.apply([service()], WHO)
         await until(lambda: ("a backend takes new flows again", False) in fleet.events("service web"))
 
 
@@ -353,7 +353,7 @@ async def test_a_drained_mux_is_in_the_pages_verdict(tmp_path: Path) -> None:
         fleet = await applied(controller, muxes=3)
         await until(lambda: fleet.row()["healthy"] == 2)
         await fleet.fine()
-        await controller.drain_mux("mux2", WHO, drain=True)
+        await controller.node_orders.drain_mux("mux2", WHO, drain=True)
         await until(lambda: controller.announced.drained == {"mux2"})
         summary = fleet.summary()
         assert (summary["level"], summary["text"]) == ("well", "All well: 1 service, 3 MUXes, 3 hosts; mux2 drained")

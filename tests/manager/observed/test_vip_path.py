@@ -114,7 +114,7 @@ async def test_a_manager_whose_file_asks_for_it_looks_itself(tmp_path: Path) -> 
         assert controller.paths is not None
         controller.paths.interval, controller.paths.connect = 0.02, asked
         Site().connect(controller)
-        await controller.apply([service()], "operator:ada")
+        await controller.writer.apply([service()], "operator:ada")
         paths = controller.paths
         await until(lambda: paths.reached == {"203.0.113.10/32": True}, "it to be reached", 10)
         answers["203.0.113.10"] = "no answer within 2 s"

@@ -178,28 +178,28 @@ def test_slow_start_taken_from_the_service_ends_the_ramp() -> None:
 async def test_a_manager_that_starts_anew_goes_on_with_the_ramp(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([service(slow_start=3600.0)], "ada")
+        await controller.writer.apply([service(slow_start=3600.0)], "ada")
         await until(lambda: all(mux.announces() for mux in site.muxes), "the VIP is not announced")
-        await controller.drain_backend("web", "web-2", "ada", drain=True)
-        assert await controller.followed(5.0) == []
-        await controller.drain_backend("web", "web-2", "ada", drain=False)
-        assert await controller.followed(5.0) == []
+        await controller.writer.drain_backend("web", "web-2", "ada", drain=True)
+        assert await controller.followers.wait(5.0) == []
+        await controller.writer.drain_backend("web", "web-2", "ada", drain=False)
+        assert await controller.followers.wait(5.0) == []
         before = site.muxes[0].state["services"]["web"]
         assert [backend.get("weight", 1) for backend in before["backend"]] == [1000, 100]
     async with running(tmp_path) as controller:
         site.connect(controller)
-        assert await controller.followed(5.0) == []
+        assert await controller.followers.wait(5.0) == []
         assert site.muxes[0].state["services"]["web"] == before
 
 
 async def test_time_alone_brings_the_next_step_and_the_end_is_an_event(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([service(slow_start=1.0)], "ada")
+        await controller.writer.apply([service(slow_start=1.0)], "ada")
         await until(lambda: all(mux.announces() for mux in site.muxes), "the VIP is not announced")
-        await controller.drain_backend("web", "web-2", "ada", drain=True)
-        assert await controller.followed(5.0) == []
-        await controller.drain_backend("web", "web-2", "ada", drain=False)
+        await controller.writer.drain_backend("web", "web-2", "ada", drain=True)
+        assert await controller.followers.wait(5.0) == []
+        await controller.writer.drain_backend("web", "web-2", "ada", drain=False)
         await until(
             lambda: (
                 [b.get("weight", 1) for b in site.muxes[0].state["services"]["web"]["backend"]] == [1, 1]

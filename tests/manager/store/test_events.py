@@ -143,7 +143,7 @@ async def test_the_store_keeps_the_last_ones(tmp_path: Path) -> None:
 async def test_events_outlive_the_manager_and_count_on(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         Site().connect(controller)
-        await controller.apply([service()], WHO)
+        await controller.writer.apply([service()], WHO)
         await until(lambda: controller.events.last > 5)
         last = controller.events.last
     async with running(tmp_path) as controller:
@@ -151,14 +151,14 @@ async def test_events_outlive_the_manager_and_count_on(tmp_path: Path) -> None:
         assert ("service web", "created by operator:ada: 203.0.113.10 tcp 80, 2 backends") in texts
         assert any(subject == "mux mux1" and "connected from" in text for subject, text in texts)
         assert controller.events.last >= last
-        controller.happened("mux mux1", "and on")
+        controller.chronicle.happened("mux mux1", "and on")
         assert controller.events.latest(1)[0].id == controller.events.last > last
 
 
 async def test_a_manager_that_is_killed_loses_at_most_the_last_moment(tmp_path: Path) -> None:
     store = await SqliteStore.open(tmp_path)
     async with running(tmp_path, store) as controller:
-        controller.happened("mux mux1", "an hour ago")
+        controller.chronicle.happened("mux mux1", "an hour ago")
         other = await SqliteStore.open(tmp_path)  # what another process would find now
         for _ in range(100):
             if await other.events():
@@ -170,11 +170,11 @@ async def test_a_manager_that_is_killed_loses_at_most_the_last_moment(tmp_path: 
 
 async def test_an_operators_change_is_an_event_with_its_reason(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
-        await controller.apply([service()], WHO)
+        await controller.writer.apply([service()], WHO)
         table = service()
         table["backend"][0]["weight"] = 3
-        await controller.apply([table], WHO, why="more memory")
-        await controller.drain_backend("web", "web-2", WHO, drain=True)
+        await controller.writer.apply([table], WHO, why="more memory")
+        await controller.writer.drain_backend("web", "web-2", WHO, drain=True)
         assert said(controller, "service web")[-1] == "changed by operator:ada: weight of web-1 1 → 3 (more memory)"
         assert any(text == "drained by operator:ada" for text in said(controller, "backend web/web-2"))
 
@@ -194,7 +194,7 @@ async def test_events_that_a_full_disk_refused_are_written_later(
 
         with monkeypatch.context() as patched:
             patched.setattr(store, "keep", full)
-            controller.happened("mux mux1", "while it was full")
+            controller.chronicle.happened("mux mux1", "while it was full")
             await controller.journal.write()
             assert await store.events() == []
         await controller.journal.write()

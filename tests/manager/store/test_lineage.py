@@ -80,9 +80,9 @@ async def two_lives(directory: Path) -> tuple[Marks, Mapping[str, Any]]:
     """A service, a backup, and one service more; what nodes have in the end."""
     async with running(directory) as controller:
         site = Site().connect(controller)
-        await controller.apply([service()], WHO)
+        await controller.writer.apply([service()], WHO)
         backup(directory, directory / "backup")
-        await controller.apply([service("later", "203.0.113.11")], WHO)
+        await controller.writer.apply([service("later", "203.0.113.11")], WHO)
         await until(lambda: all("later" in mux.state["services"] for mux in site.muxes))
         return marks_of(controller), site.muxes[0].state
 
@@ -102,8 +102,8 @@ async def test_a_backup_of_the_same_term_leads_nobody_back(tmp_path: Path, witne
         await asyncio.sleep(0.3)
         assert [node.states for node in site.nodes] == [[]] * 5, "somebody was told of an older state"
         with pytest.raises(ConflictError, match="mux:mux1 has orders of revision 2, and this store is of revision 1"):
-            await controller.apply([service("more", "203.0.113.12")], WHO)
-        assert (await controller.apply([service("more", "203.0.113.12")], WHO, dry_run=True)).change.lines
+            await controller.writer.apply([service("more", "203.0.113.12")], WHO)
+        assert (await controller.writer.apply([service("more", "203.0.113.12")], WHO, dry_run=True)).change.lines
         status = View(controller).manager.status()["history"]
         assert status["nodes"] == ["agent:host1", "agent:host2", "agent:host3", "mux:mux1", "mux:mux2"]
         assert "what was revoked since is valid again" in status["why"]
@@ -121,7 +121,7 @@ async def test_a_backup_of_the_same_term_leads_nobody_back(tmp_path: Path, witne
         await until(lambda: all(mux.states and "web" in mux.state["services"] for mux in site.muxes))
         assert controller.hub.lineage != marks.lineage
         assert not controller.hub.behind
-        await controller.apply([service("more", "203.0.113.12")], WHO)
+        await controller.writer.apply([service("more", "203.0.113.12")], WHO)
 
 
 @pytest.mark.parametrize("witness", [True, False])
@@ -137,10 +137,10 @@ async def test_an_empty_store_starts_serves_says_so_and_takes_no_change(tmp_path
         await asyncio.sleep(0.2)
         assert mux.states == []
         with pytest.raises(ConflictError, match="the store is older than the orders that were given out"):
-            await controller.apply([service()], WHO)
+            await controller.writer.apply([service()], WHO)
     async with running(tmp_path) as controller:  # however often it is started, and before a node is there
         with pytest.raises(ConflictError, match="mux:mux1 has orders of another store than this one"):
-            await controller.apply([service()], WHO)
+            await controller.writer.apply([service()], WHO)
         mux.connect(controller)
         await asyncio.sleep(0.2)
         assert mux.states == []
@@ -158,7 +158,7 @@ async def test_a_lost_wal_is_an_older_store(tmp_path: Path) -> None:
 async def test_one_node_that_lies_stops_changes_until_it_is_deleted_and_no_verdict(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([{**service(), "probe": {"type": "tcp"}}], WHO)
+        await controller.writer.apply([{**service(), "probe": {"type": "tcp"}}], WHO)
         for n in (1, 2):
             site.hosts[n - 1].report("web", f"web-{n}", True)
         await until(lambda: site.muxes[0].announces() != set())
@@ -166,12 +166,12 @@ async def test_one_node_that_lies_stops_changes_until_it_is_deleted_and_no_verdi
         liar.marks = Marks(10**12, 1, "x", 1)
         liar.connect(controller)
         with pytest.raises(ConflictError, match="mux:mux9 has orders of term 1000000000000"):
-            await controller.delete_service("web", WHO)
+            await controller.writer.delete_service("web", WHO)
         site.hosts[0].report("web", "web-1", False)
         await until(lambda: site.muxes[0].backends("web")["web-1"] == "down")
         liar.leave()
-        await controller.forget_node("mux", "mux9", WHO)
-        await controller.delete_service("web", WHO)
+        await controller.node_orders.forget("mux", "mux9", WHO)
+        await controller.writer.delete_service("web", WHO)
     async with running(tmp_path) as controller:
         assert not controller.hub.behind
 
@@ -187,7 +187,7 @@ async def test_a_node_that_says_a_term_that_never_was_is_not_let_in_and_uses_up_
         with pytest.raises(AccessError, match=f"mux:mux9 says that it has orders of term {term}, which no manager"):
             liar.connect(controller)
         assert not controller.hub.behind
-        await controller.apply([service()], WHO)
+        await controller.writer.apply([service()], WHO)
         await until(lambda: "web" in site.muxes[0].state.get("services", {}))
         controller.journal.behind({"nodes": {"mux:mux9": "orders"}, "term": term})  # of a version that let it in
     store = await SqliteStore.open(tmp_path)
@@ -210,7 +210,7 @@ async def test_a_backup_that_was_changed_before_nodes_came_back_leads_nobody_ast
     put_back(tmp_path, tmp_path / "backup")
     (tmp_path / WITNESS).unlink()
     async with running(tmp_path) as controller:
-        await controller.apply([service("other", "203.0.113.12")], WHO)
+        await controller.writer.apply([service("other", "203.0.113.12")], WHO)
         assert controller.hub.revision == marks.revision
         mux = FakeNode("mux", "mux1", "10.0.1.11")
         mux.marks = marks
@@ -218,7 +218,7 @@ async def test_a_backup_that_was_changed_before_nodes_came_back_leads_nobody_ast
         await asyncio.sleep(0.2)
         assert mux.states == [], "it was told of another history than its own"
         with pytest.raises(ConflictError, match="mux:mux1 has orders of revision 2 of term 1, which in this store"):
-            await controller.apply([service("more", "203.0.113.13")], WHO)
+            await controller.writer.apply([service("more", "203.0.113.13")], WHO)
 
 
 async def test_a_backup_is_noticed_also_where_the_manager_had_begun_anew_since_and_changes_came_first(
@@ -228,14 +228,14 @@ async def test_a_backup_is_noticed_also_where_the_manager_had_begun_anew_since_a
     await two_lives(tmp_path)
     async with running(tmp_path) as controller:
         Site().connect(controller)
-        await controller.apply([service("last", "203.0.113.13")], WHO)
+        await controller.writer.apply([service("last", "203.0.113.13")], WHO)
         marks = marks_of(controller)
     put_back(tmp_path, tmp_path / "backup")
     (tmp_path / WITNESS).unlink()
     async with running(tmp_path) as controller:
         assert controller.hub.term == marks.term
         for number in range(4):
-            await controller.apply([service(f"other{number}", f"203.0.113.{20 + number}")], WHO)
+            await controller.writer.apply([service(f"other{number}", f"203.0.113.{20 + number}")], WHO)
         assert controller.hub.revision > marks.revision
         mux = FakeNode("mux", "mux1", "10.0.1.11")
         mux.marks = marks
@@ -243,16 +243,16 @@ async def test_a_backup_is_noticed_also_where_the_manager_had_begun_anew_since_a
         await asyncio.sleep(0.2)
         assert mux.states == [], "it was told of another history than its own"
         with pytest.raises(ConflictError, match="mux:mux1 has orders of term 2, which this manager did not give"):
-            await controller.apply([service("more", "203.0.113.14")], WHO)
+            await controller.writer.apply([service("more", "203.0.113.14")], WHO)
 
 
 async def test_a_node_that_was_forgotten_comes_back_with_the_orders_that_it_had(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         mux = FakeNode("mux", "mux1", "10.0.1.11").connect(controller)
-        await controller.apply([service()], WHO)
+        await controller.writer.apply([service()], WHO)
         await until(lambda: bool(mux.states) and "web" in mux.state.get("services", {}))
         mux.leave()
-        await controller.forget_node("mux", "mux1", WHO)
+        await controller.node_orders.forget("mux", "mux1", WHO)
         mux.marks = marks_of(controller)
         mux.connect(controller)
         assert not controller.hub.behind
@@ -268,7 +268,7 @@ async def test_whoever_has_the_orders_of_an_earlier_start_of_this_store_is_welco
                 mux.connect(controller)
                 await until(lambda found=mux: found.states != [])  # type: ignore[misc]
                 mux.leave()
-            await controller.apply([service(port=80 + number)], WHO)
+            await controller.writer.apply([service(port=80 + number)], WHO)
             had.append(marks_of(controller))
             other = await SqliteStore.open(tmp_path)
             await other.revoke([str(number)], 1.0, "lost")
@@ -281,15 +281,15 @@ async def test_a_mux_is_forgotten_whole_whatever_else_is_behind(tmp_path: Path) 
     """It was drained, and no change is taken."""
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([service()], WHO)
-        await controller.drain_mux("mux2", WHO, drain=True)
+        await controller.writer.apply([service()], WHO)
+        await controller.node_orders.drain_mux("mux2", WHO, drain=True)
         site.muxes[1].leave()
         liar = FakeNode("mux", "mux9", "10.0.1.19")
         liar.marks = Marks(10**12, 1, "x", 1)
         liar.connect(controller)
-        await controller.forget_node("mux", "mux2", WHO)
+        await controller.node_orders.forget("mux", "mux2", WHO)
         liar.leave()
-        await controller.forget_node("mux", "mux9", WHO)
+        await controller.node_orders.forget("mux", "mux9", WHO)
         assert controller.hub.entries.keys() == {"mux:mux1", "agent:host1", "agent:host2", "agent:host3"}
     async with running(tmp_path) as controller:
         assert not controller.hub.behind
@@ -301,8 +301,8 @@ async def test_a_revocation_is_a_part_of_the_history(tmp_path: Path) -> None:
     """Also by another process; nodes hear of it though their orders are the same."""
     async with running(tmp_path) as controller:
         site = Site().connect(controller)
-        await controller.apply([service()], WHO)
-        assert await controller.followed(5.0) == []
+        await controller.writer.apply([service()], WHO)
+        assert await controller.followers.wait(5.0) == []
         before, states = marks_of(controller), len(site.muxes[0].states)
         other = await SqliteStore.open(tmp_path)
         await other.revoke(["AB"], 1.0, "lost")

@@ -48,8 +48,8 @@ def put(section: str, key: str, value: Any) -> tuple[str, tuple[Any, ...]]:
 async def begin(directory: Path) -> None:
     async with running(directory) as controller:
         Site().connect(controller)
-        await controller.apply([service(), service("dns", "203.0.113.11")], WHO)
-        await controller.drain_backend("dns", "dns-1", WHO, drain=True)
+        await controller.writer.apply([service(), service("dns", "203.0.113.11")], WHO)
+        await controller.writer.drain_backend("dns", "dns-1", WHO, drain=True)
 
 
 async def test_a_key_of_a_newer_version_is_served_without_it_and_held(tmp_path: Path) -> None:
@@ -65,11 +65,11 @@ async def test_a_key_of_a_newer_version_is_served_without_it_and_held(tmp_path: 
         assert [finding.check for finding in check_held([row])] == ["held"]
         assert any("is served without it" in event.text and event.bad for event in controller.events.latest(20))
         with pytest.raises(ConflictError, match="apply it whole, or delete it, and then change it"):
-            await controller.drain_backend("web", "web-1", WHO, drain=True)
-        await controller.drain_backend("dns", "dns-2", WHO, drain=True)  # others are changed as ever
-        await controller.apply([service(hosts=(1, 2, 3))], WHO)
+            await controller.writer.drain_backend("web", "web-1", WHO, drain=True)
+        await controller.writer.drain_backend("dns", "dns-2", WHO, drain=True)  # others are changed as ever
+        await controller.writer.apply([service(hosts=(1, 2, 3))], WHO)
         assert controller.writer.held == {}
-        await controller.drain_backend("web", "web-1", WHO, drain=True)
+        await controller.writer.drain_backend("web", "web-1", WHO, drain=True)
     async with running(tmp_path) as controller:
         assert controller.writer.held == {}
 
@@ -80,7 +80,7 @@ async def test_what_cannot_be_read_at_all_is_set_aside_and_can_be_deleted(tmp_pa
     async with running(tmp_path) as controller:
         assert controller.desired.services.keys() == {"dns"}
         assert [row["served"] for row in View(controller).manager.status()["held"]] == [False]
-        await controller.delete_service("web", WHO)
+        await controller.writer.delete_service("web", WHO)
         assert controller.writer.held == {}
     async with running(tmp_path) as controller:
         assert controller.writer.held == {}
@@ -93,7 +93,7 @@ async def test_services_that_a_stricter_rule_sets_against_each_other_serve_on(tm
     edit(tmp_path, put("services", "twin", twin))  # ties with web
     async with running(tmp_path) as controller:
         assert controller.desired.services.keys() == {"web", "dns", "twin"}
-        await controller.delete_service("twin", WHO)
+        await controller.writer.delete_service("twin", WHO)
 
 
 async def test_orders_of_a_newer_version_are_read_as_far_as_they_can_be(tmp_path: Path) -> None:

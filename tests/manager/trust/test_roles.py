@@ -85,7 +85,7 @@ async def manager(directory: Path) -> AsyncIterator[Asker]:
     store = await SqliteStore.open(directory)
     async with running(directory, store) as controller:
         Site().connect(controller)
-        await controller.apply([service()], "operator:ada")
+        await controller.writer.apply([service()], "operator:ada")
         access = await asyncio.to_thread(Access, settings_for(directory), store, controller.hub)
         api = Api(controller, View(controller), store, "0", access.make_token)
         runner = web.AppRunner(application(api, access.authenticate, access.routes))
@@ -135,7 +135,7 @@ async def test_a_token_that_the_api_made_stands_in_the_audit(tmp_path: Path) -> 
         token = await asker.token("admin", "bob", 3600)
         status, _ = await asker.ask(token, "POST", "/v1/tokens", {"kind": "operator", "name": "eve", "ttl": 90})
         assert status == 200
-        (line, *_) = await asker.controller._store.audit(1)
+        (line, *_) = await asker.controller.store.audit(1)
         assert (line.who, line.version) == ("operator:bob", asker.controller.desired.version)
         assert re.sub("[0-9a-f]{12}", "ID", line.what) == "token ID made for operator eve to ask as operator, for 90 s"
         assert abs(line.at - time.time()) < 60

@@ -90,7 +90,7 @@ async def page(directory: Path, *, login: bool = True, services: int = 1) -> Asy
         for table in tables[:1]:
             for number, backend in enumerate(table["backend"]):
                 backend["name"] = f"web-{number + 1}"
-        await controller.apply(tables, "operator:alice")
+        await controller.writer.apply(tables, "operator:alice")
         await until(lambda: bool(site.hosts[1].state.get("services")))
         for table in tables:
             for host, backend in zip(site.hosts, table["backend"], strict=False):
@@ -197,9 +197,9 @@ async def test_services_are_searched_filtered_and_paged_by_the_manager(tmp_path:
 async def test_what_is_kept_of_services_agrees_with_the_plan_through_changes(tmp_path: Path) -> None:
     async with page(tmp_path, services=5) as reader:
         await reader.get("/v1/page")
-        await reader.controller.delete_service("web3", "operator:alice")
+        await reader.controller.writer.delete_service("web3", "operator:alice")
         reader.site.hosts[0].report("web", "web-1", False)
-        await reader.controller.drain_backend("web1", "web1-2", "operator:alice", drain=True)
+        await reader.controller.writer.drain_backend("web1", "web1-2", "operator:alice", drain=True)
         await until(lambda: reader.shown("web1-2") == "drain" and reader.shown() == "down")
         _, body = await reader.get("/v1/page")
         assert body["summary"]["service_states"] == {"degraded": 1, "up": 3}
