@@ -173,14 +173,14 @@ const char *mux_check(const struct mux *mux);
 struct census_row {
 	uint32_t tcp;
 	uint32_t udp;
-	uint32_t exceptional;
+	uint32_t unsynchronised;
 };
 /*
- * Adds to rows[count] by the backends' counter; those beyond are left out.  census_exceptional() writes at most max records and
+ * Adds to rows[count] by the backends' counter; those beyond are left out.  census_unsynchronised() writes at most max records and
  * owners, and returns how many there are.  Both from any thread beside the worker: what comes or goes meanwhile may be missed.
  */
 void census_count(const struct mux *mux, const struct snapshot *snapshot, struct census_row *rows, uint32_t count);
-uint32_t census_exceptional(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records,
+uint32_t census_unsynchronised(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records,
 			    uint32_t *owners, uint32_t max);
 struct adoption {
 	uint32_t taken;

@@ -18,7 +18,7 @@ Snapshots and everything below them are immutable and may be used from any threa
 to whoever runs it, and once a worker does, is only read.
 """
 
-from lb.dataplane.census import BackendFlows, Census, Exceptional, exceptional_flows
+from lb.dataplane.census import BackendFlows, Census, Unsynchronised, unsynchronised_flows
 from lb.dataplane.host import HOST_REASONS, DecapProgram, HostPipeline, HostReason, RawTunnel
 from lb.dataplane.io import RING_BYTES, GatedIo, Io, IoStats, PacketIo, TunIo
 from lb.dataplane.measure import (
@@ -95,7 +95,6 @@ __all__ = [
     "Census",
     "Counters",
     "DecapProgram",
-    "Exceptional",
     "Fate",
     "FlowCounters",
     "FlowEntry",
@@ -126,14 +125,15 @@ __all__ = [
     "Snapshot",
     "SteerProgram",
     "TunIo",
+    "Unsynchronised",
     "Verdict",
     "VipMap",
     "WholeProgram",
     "Worker",
     "WorkerCounters",
     "XdpIo",
-    "exceptional_flows",
     "flow_table_bytes",
     "lookup",
+    "unsynchronised_flows",
     "with_age",
 ]

@@ -13,11 +13,11 @@ from lb.dataplane.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True)
 class BackendFlows:
-    """Live flows of one backend of one service; ``exceptional``: those that Maglev would send elsewhere now."""
+    """Live flows of one backend of one service; ``unsynchronised``: those that Maglev would send elsewhere now."""
 
     tcp: int = 0
     udp: int = 0
-    exceptional: int = 0
+    unsynchronised: int = 0
 
     @property
     def live(self) -> int:
@@ -41,23 +41,24 @@ class Census:
         """Of a backend, by its counter index; none where it is newer than the census."""
         if counter >= self._counters:
             return BackendFlows()
-        tcp, udp, exceptional = self._numbers[3 * counter : 3 * counter + 3]
-        return BackendFlows(tcp, udp, exceptional)
+        tcp, udp, unsynchronised = self._numbers[3 * counter : 3 * counter + 3]
+        return BackendFlows(tcp, udp, unsynchronised)
 
 
 @dataclass(frozen=True, slots=True)
-class Exceptional:
-    """Exceptional flows by (service id, backend number), each as records; ``total`` counts those left out as well."""
+class Unsynchronised:
+    """Unsynchronised flows by (service id, backend number), each as records; ``total`` counts those left out as
+    well."""
 
     records: dict[tuple[int, int], bytes]
     total: int
 
 
-def exceptional_flows(pipeline: Pipeline, snapshot: Snapshot, most: int) -> Exceptional:
+def unsynchronised_flows(pipeline: Pipeline, snapshot: Snapshot, most: int) -> Unsynchronised:
     """No more than ``most`` of them. Read from beside, as a :class:`Census` is."""
     records, owners = ffi.new("uint64_t[]", max(most, 1)), ffi.new("uint32_t[]", max(most, 1))
-    total = int(c.census_exceptional(pipeline._c, snapshot._c, records, owners, most))
+    total = int(c.census_unsynchronised(pipeline._c, snapshot._c, records, owners, most))
     found: dict[tuple[int, int], list[int]] = {}
     for owner, record in zip(ffi.unpack(owners, min(total, most)), records, strict=False):
         found.setdefault((owner >> 12, owner & 0xFFF), []).append(record)
-    return Exceptional({owner: struct.pack(f"<{len(rows)}Q", *rows) for owner, rows in found.items()}, total)
+    return Unsynchronised({owner: struct.pack(f"<{len(rows)}Q", *rows) for owner, rows in found.items()}, total)

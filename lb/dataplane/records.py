@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lb.dataplane.binding import TICK_SHIFT, Cdata, ffi
 
-#: An exceptional flow: its name << 16 | class << 14 | age in units of 4 ticks; see native/questions/census.h.
+#: An unsynchronised flow: its name << 16 | class << 14 | age in units of 4 ticks; see native/questions/census.h.
 RECORD_BYTES = 8
 #: Flows that a worker takes over in one piece, between two bursts.
 ADOPT_MAX = 256

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from lb.daemon.log import get_logger
-from lb.dataplane import Adoption, Exceptional, with_age
+from lb.dataplane import Adoption, Unsynchronised, with_age
 from lb.dataplane.compile.compiler import Forwarding
 from lb.errors import VipmuxError
 from lb.model import MuxSettings, Service
@@ -243,7 +243,7 @@ def _log_taken(muxes: str, total: Adoption) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Exceptional flows as others understand them; ``total`` counts those beyond MOST as well."""
+    """Unsynchronised flows as others understand them; ``total`` counts those beyond MOST as well."""
 
     groups: tuple[FlowGroup, ...]
     total: int
@@ -265,11 +265,11 @@ def place_of(service: Service) -> str:
 
 def export(engine: Engine, most: int = MOST) -> Export:
     """From any thread."""
-    forwarding, found = engine.exceptional(most)
+    forwarding, found = engine.unsynchronised(most)
     return Export(tuple(_groups(forwarding, found)), found.total)
 
 
-def _groups(forwarding: Forwarding, found: Exceptional) -> Iterator[FlowGroup]:
+def _groups(forwarding: Forwarding, found: Unsynchronised) -> Iterator[FlowGroup]:
     for (service_id, number), records in found.records.items():
         service, backend = forwarding.service(service_id), forwarding.backend(service_id, number)
         if service is not None and backend is not None:

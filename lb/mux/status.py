@@ -301,8 +301,8 @@ def _session(row: Row) -> str:
 
 
 def _flow_row(flows: BackendFlows) -> Row:
-    """``exceptional``: flows that no other MUX would send to this backend."""
-    return {"flows": flows.live, "flows_udp": flows.udp, "exceptional": flows.exceptional}
+    """``unsynchronised``: flows that no other MUX would send to this backend."""
+    return {"flows": flows.live, "flows_udp": flows.udp, "exceptional": flows.unsynchronised}
 
 
 def _health(known: Known | None) -> Row:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flows that only one MUX knows, on their way to the others: who is asked, who has answered, when it is enough. Pure.
 
-A MUX that is about to leave tells its exceptional flows, and one that is about to come asks the others for theirs. The
-MUXes that stay tell one another as well: where the number of ways changes, most routers also move flows between the
+A MUX that is about to leave tells its unsynchronised flows, and one that is about to come asks the others for theirs.
+The MUXes that stay tell one another as well: where the number of ways changes, most routers also move flows between the
 ways that stay (RFC 2992, section 2.1). The manager passes on what it does not understand, and remembers only who began
 and whose answer is due. Whoever does not answer, or leaves, holds nobody up for longer than :data:`PATIENCE`: the MUX
 that began goes on then without.

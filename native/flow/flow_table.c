@@ -640,7 +640,7 @@ static void find_spare(const struct flow_table *table, struct flow_line *line, s
 		if (spare.age < flow_ticks(FLOW_SPARE_SECONDS))
 			continue;
 		spare.worth = worth_of(table, index_of(table, line), line->entry[way]);
-		if (spare.worth == FLOW_EXCEPTIONAL && spare.age < flow_ticks(FLOW_SPARE_EXCEPTIONAL_SECONDS))
+		if (spare.worth == FLOW_UNSYNCHRONISED && spare.age < flow_ticks(FLOW_SPARE_UNSYNCHRONISED_SECONDS))
 			continue;
 		if (!best->slot.line || spare.worth < best->worth ||
 		    (spare.worth == best->worth && spare.age > best->age))

@@ -68,7 +68,7 @@ enum flow_tier {
  * displaces nobody.  Ten times as long if Maglev would send it elsewhere, for then it would break.
  */
 #define FLOW_SPARE_SECONDS 30
-#define FLOW_SPARE_EXCEPTIONAL_SECONDS 300
+#define FLOW_SPARE_UNSYNCHRONISED_SECONDS 300
 
 /* One cache line.  Written only by the worker that owns the table; others may read single words. */
 struct flow_line {
@@ -99,7 +99,7 @@ typedef void flow_find_burst(const struct flow_table *table, const uint64_t *scr
 enum flow_worth {
 	FLOW_WORTHLESS = 0,   /* its service or backend is gone: its next packet would be a new flow's */
 	FLOW_CHEAP = 1,       /* Maglev would choose the same backend now */
-	FLOW_EXCEPTIONAL = 2, /* Maglev would choose another one: forgetting it breaks it */
+	FLOW_UNSYNCHRONISED = 2, /* Maglev would choose another one: forgetting it breaks it */
 };
 typedef enum flow_worth flow_judge(const void *owner, uint64_t scrambled, unsigned backend, enum flow_class class);
 
@@ -235,7 +235,7 @@ uint64_t flow_table_peek(const struct flow_table *table, uint64_t scrambled, uin
  *	3. a trusted flow of one of them can move to its own other line, where a way is free or holds one that ended and
  *	   is silent
  *	4. of both, the trusted flow that has been silent longest, and for FLOW_SPARE_SECONDS at least: a worthless or
- *	   cheap one before an exceptional one
+ *	   cheap one before an unsynchronised one
  *
  * Within a tier the flow that has been silent longest goes.  While nearly every alternate line has nothing better than
  * home has, home alone is looked at.  3 and 4 read up to a dozen lines; where they fail, they are not tried again for a

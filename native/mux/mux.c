@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "services/exceptional.h"
+#include "services/unsynchronised.h"
 #include "mux/mux_stages.h"
 #include "flow/neighbours.h"
 
@@ -68,7 +68,7 @@ static enum flow_worth judge(const void *owner, uint64_t scrambled, unsigned num
 
 	if (!service || !mux_backend_at(service, number))
 		return FLOW_WORTHLESS;
-	return flow_is_exceptional(map, service, number, key, class) ? FLOW_EXCEPTIONAL : FLOW_CHEAP;
+	return flow_is_unsynchronised(map, service, number, key, class) ? FLOW_UNSYNCHRONISED : FLOW_CHEAP;
 }
 
 void mux_set_table(struct mux *mux, struct flow_table *table)

@@ -2,7 +2,7 @@
 /* See census.h. */
 #include "questions/census.h"
 
-#include "services/exceptional.h"
+#include "services/unsynchronised.h"
 #include "services/vip_map.h"
 
 /* An entry touched after the clock was read seems to be of the future: it is new. */
@@ -86,9 +86,9 @@ static void visit(const struct mux *mux, const struct snapshot *snapshot, flow_v
 				visitor(context, snapshot->map, &flow);
 }
 
-static bool is_exceptional(const struct vip_map *map, const struct flow *flow)
+static bool is_unsynchronised(const struct vip_map *map, const struct flow *flow)
 {
-	return flow_is_exceptional(map, flow->service, flow->number, flow->key, flow->class);
+	return flow_is_unsynchronised(map, flow->service, flow->number, flow->key, flow->class);
 }
 
 /* ---- the two questions ---- */
@@ -110,7 +110,7 @@ static void count_flow(void *context, const struct vip_map *map, const struct fl
 		row->udp++;
 	else
 		row->tcp++;
-	row->exceptional += is_exceptional(map, flow);
+	row->unsynchronised += is_unsynchronised(map, flow);
 }
 
 void census_count(const struct mux *mux, const struct snapshot *snapshot, struct census_row *rows, uint32_t count)
@@ -131,7 +131,7 @@ static void list_flow(void *context, const struct vip_map *map, const struct flo
 {
 	struct listing *listing = context;
 
-	if (!is_exceptional(map, flow))
+	if (!is_unsynchronised(map, flow))
 		return;
 	if (listing->found < listing->max) {
 		listing->records[listing->found] = census_record(flow_key_name(flow->key), flow_class_plain(flow->class), flow->age);
@@ -140,7 +140,7 @@ static void list_flow(void *context, const struct vip_map *map, const struct flo
 	listing->found++;
 }
 
-uint32_t census_exceptional(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records, uint32_t *owners,
+uint32_t census_unsynchronised(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records, uint32_t *owners,
 			    uint32_t max)
 {
 	struct listing listing = { records, owners, max, 0 };

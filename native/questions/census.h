@@ -8,7 +8,7 @@
  * and the flow is one that stays.  A conversation that its client ended counts while it is younger than an untrusted one
  * may be: the last packets of both sides are under way.
  *
- * Which of them are *exceptional*, so that no other MUX knows where they go: see exceptional.h.
+ * Which of them are *unsynchronised*, so that no other MUX knows where they go: see unsynchronised.h.
  */
 #ifndef VIPMUX_CENSUS_H
 #define VIPMUX_CENSUS_H
@@ -22,14 +22,14 @@
 struct census_row {
 	uint32_t tcp;
 	uint32_t udp;
-	uint32_t exceptional; /* of both */
+	uint32_t unsynchronised; /* of both */
 };
 
 /* Adds the flows to rows by the backends' counter indices, as far as these are below `count`. */
 void census_count(const struct mux *mux, const struct snapshot *snapshot, struct census_row *rows, uint32_t count);
 
 /*
- * An exceptional flow, as another MUX of the pool understands it once it knows service and backend: the flow's name (see
+ * An unsynchronised flow, as another MUX of the pool understands it once it knows service and backend: the flow's name (see
  * flow_key_name()) << 16 | plain class (see flow_class_plain()) << 14 | age in units of 4 ticks.
  */
 #define CENSUS_AGE_SHIFT 2
@@ -41,10 +41,10 @@ static inline uint64_t census_record(uint64_t name, unsigned class, uint16_t age
 }
 
 /*
- * Writes the exceptional flows: a record and its owner (service id << 12 | backend number) each.  Returns how many there
+ * Writes the unsynchronised flows: a record and its owner (service id << 12 | backend number) each.  Returns how many there
  * are, of which no more than `max` were written.
  */
-uint32_t census_exceptional(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records,
+uint32_t census_unsynchronised(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records,
 			    uint32_t *owners, uint32_t max);
 
 #endif

@@ -68,7 +68,7 @@ def current(fleet: Fleet) -> Service:
     return replace(web(fleet.hosts), backends=tuple(backends))
 
 
-def exceptional(fleet: Fleet, flows: Sequence[Flow]) -> set[int]:
+def unsynchronised(fleet: Fleet, flows: Sequence[Flow]) -> set[int]:
     """Source ports of the connections that Maglev would send elsewhere now."""
     chosen = choices(fleet.mux_settings(fleet.muxes[0]), [current(fleet)], flows)
     return {flow.source_port for flow in flows if chosen[flow.source_port] != f"web-{flow.host}"}
@@ -115,11 +115,11 @@ def test_a_mux_drained_restarted_and_back_breaks_no_connection_also_none_that_it
     fleet: Fleet, load: KeepAlive
 ) -> None:
     mux, other = fleet.muxes
-    moved = exceptional(fleet, load.flows())
+    moved = unsynchronised(fleet, load.flows())
     assert len(moved) > CONNECTIONS / 3, "the lab would show nothing"
     wait_for(
         lambda: counted(fleet, mux, "exceptional") + counted(fleet, other, "exceptional") == len(moved),
-        f"both MUXes together to count {len(moved)} exceptional flows",
+        f"both MUXes together to count {len(moved)} unsynchronised flows",
     )
     alone = counted(fleet, mux, "exceptional")
     assert alone > 0
@@ -144,7 +144,9 @@ def test_a_mux_drained_restarted_and_back_breaks_no_connection_also_none_that_it
     lines.append(f"started: {say(fleet, mux)}")
 
     broken = [flow for flow in load.flows() if flow.broken]
-    print("", *lines, f"broken: {len(broken)} of {CONNECTIONS} connections, {len(moved)} of them exceptional", sep="\n")
+    print(
+        "", *lines, f"broken: {len(broken)} of {CONNECTIONS} connections, {len(moved)} of them unsynchronised", sep="\n"
+    )
     assert broken == []
     assert "received from 1 MUX" in say(fleet, mux)
     events = " ".join(str(row["text"]) for row in fleet.ask("events"))

@@ -146,7 +146,7 @@ class Table:
         return bool(self._lib.probe_crowd(self._table, tier))
 
     def judge_by_number(self) -> None:
-        """From now on backends 0, 3, 6 … are worthless, 1, 4, 7 … cheap, and 2, 5, 8 … exceptional."""
+        """From now on backends 0, 3, 6 … are worthless, 1, 4, 7 … cheap, and 2, 5, 8 … unsynchronised."""
         self._lib.probe_judge(self._table)
 
     def full(self, key: int) -> bool:

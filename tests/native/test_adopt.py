@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 
-from lb.dataplane import LinkHeader, Pipeline, exceptional_flows
+from lb.dataplane import LinkHeader, Pipeline, unsynchronised_flows
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import BackendState
 from tests.native.test_pressure import FORWARDING, SNAPSHOT, WEB, packet
@@ -26,7 +26,7 @@ def test_a_table_that_had_no_packet_for_hours_takes_flows_that_live_on() -> None
     for turn, flags in enumerate("SA"):
         first.process(SNAPSHOT, [(packet(flags, flow), 40, now + turn * SECOND) for flow in flows])
     second.process(SNAPSHOT, [(packet("S", 1000), 40, SECOND)])  # its clock stands there
-    told = exceptional_flows(first, DRAINED, 1000)
+    told = unsynchronised_flows(first, DRAINED, 1000)
     assert told.total > 20
     now += 2 * SECOND
     for (service, backend), records in told.records.items():
@@ -45,7 +45,7 @@ def test_a_flow_that_had_a_packet_since_it_was_told_is_not_forgotten() -> None:
         pipeline.process(SNAPSHOT, [(packet(flags, flow), 40, turn * SECOND) for flow in range(500)])
     now = 10 * SECOND
     pipeline.process(DRAINED, [(packet("A", 1000), 40, now)])  # the table's clock goes on
-    told = exceptional_flows(pipeline, DRAINED, 1000)
+    told = unsynchronised_flows(pipeline, DRAINED, 1000)
     assert told.total > 20
     live = sum(pipeline.counters().flows.live)
     pipeline.process(DRAINED, [(packet("A", flow), 40, now) for flow in range(0, 500, 2)])
@@ -66,9 +66,9 @@ def test_what_was_told_is_told_again_with_the_same_age() -> None:
     now = 10 * SECOND
     for pipeline in (first, second):
         pipeline.process(DRAINED, [(packet("A", 1000), 40, now)])  # their clocks go on
-    told = exceptional_flows(first, DRAINED, 1000)
+    told = unsynchronised_flows(first, DRAINED, 1000)
     for (service, backend), records in told.records.items():
         second.adopt(DRAINED, service, backend, records, now_ns=now)
-    again = exceptional_flows(second, DRAINED, 1000)
+    again = unsynchronised_flows(second, DRAINED, 1000)
     for owner, records in told.records.items():
         assert set(struct.iter_unpack("<Q", records)) == set(struct.iter_unpack("<Q", again.records[owner]))

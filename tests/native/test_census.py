@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from lb.dataplane import Adoption, BackendFlows, Census, LinkHeader, Pipeline, Snapshot, exceptional_flows, with_age
+from lb.dataplane import Adoption, BackendFlows, Census, LinkHeader, Pipeline, Snapshot, unsynchronised_flows, with_age
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import BackendState, HashMode, Protocol, Service
 from tests.model import flows
@@ -59,12 +59,12 @@ def expected(model: Mux) -> dict[tuple[str, str], BackendFlows]:
             continue
         if backend.state is BackendState.DRAIN and is_udp and chosen is not None:
             continue
-        exceptional = chosen is None or chosen.name != backend.name
+        unsynchronised = chosen is None or chosen.name != backend.name
         if service.hash is HashMode.SOURCE and backend.state is not BackendState.DRAIN:
-            exceptional = flow.trusted  # the shape's keys are wide: they do not tell
+            unsynchronised = flow.trusted  # the shape's keys are wide: they do not tell
         was = rows.get((service.name, backend.name), BackendFlows())
         rows[service.name, backend.name] = BackendFlows(
-            was.tcp + (not is_udp), was.udp + is_udp, was.exceptional + exceptional
+            was.tcp + (not is_udp), was.udp + is_udp, was.unsynchronised + unsynchronised
         )
     return rows
 
@@ -145,9 +145,9 @@ class Half:
     def live(self) -> int:
         return sum(row.live for row in self.counted().values())
 
-    def exceptional(self, most: int = 10_000) -> dict[tuple[str, str], bytes]:
+    def unsynchronised(self, most: int = 10_000) -> dict[tuple[str, str], bytes]:
         """Records by names."""
-        found = exceptional_flows(self.pipeline, self.snapshot, most)
+        found = unsynchronised_flows(self.pipeline, self.snapshot, most)
         return {_names(self.forwarding, owner): records for owner, records in found.records.items()}
 
     def adopt(self, told: dict[tuple[str, str], bytes]) -> Adoption:
@@ -179,7 +179,7 @@ def test_a_conversation_that_its_client_ended_counts_ten_seconds_more_and_is_rem
     assert mux.live() == len(CLIENTS) + 1, "data goes on with a conversation that seemed to end"
 
 
-def test_flows_of_a_draining_backend_are_exceptional_until_they_end() -> None:
+def test_flows_of_a_draining_backend_are_unsynchronised_until_they_end() -> None:
     mux = Half(services(UP, UP))
     went = mux.send("S")
     mux.send("A")
@@ -223,7 +223,7 @@ def test_another_mux_takes_over_exactly_the_flows_that_it_would_send_elsewhere(s
     other.publish(late)
     would = Half(late).send("A", port=port)
     moved = sum(a != b for a, b in zip(went, would, strict=True))
-    told = one.exceptional()
+    told = one.unsynchronised()
     assert 0 < moved < len(CLIENTS)
     assert sum(len(records) for records in told.values()) == 8 * moved
     assert other.adopt(told) == Adoption(taken=moved)
@@ -237,7 +237,7 @@ def test_what_was_handed_over_is_as_old_as_it_was() -> None:
     one.now += 200 * SECOND  # of 300
     one.publish(services(DRAIN, UP))
     one.send("S", [999])
-    told = one.exceptional()
+    told = one.unsynchronised()
     taken = other.adopt(told).taken
     assert other.live() == taken > 0
     other.now += 110 * SECOND
@@ -255,10 +255,10 @@ def test_the_mux_that_saw_a_flow_later_knows_better() -> None:
         half.now += 30 * SECOND
         half.send("A", [1])  # time passes with packets
     one.send("A")
-    assert other.adopt(one.exceptional()).known <= 1
+    assert other.adopt(one.unsynchronised()).known <= 1
     assert other.send("A", CLIENTS[1:]) == went[1:]
     one.publish(services(UP, UP, UP, UP))
-    stale = one.exceptional()
+    stale = one.unsynchronised()
     for half in (one, other):
         half.now += 30 * SECOND
         half.send("A")
@@ -273,7 +273,7 @@ def test_only_what_got_no_packet_for_so_long_is_forgotten() -> None:
     mux.now += 20 * SECOND
     mux.send("A", [999])
     left = [client for client, backend in zip(CLIENTS, went, strict=True) if backend == "b1"]
-    told = exceptional_flows(mux.pipeline, mux.snapshot, 10_000).records
+    told = unsynchronised_flows(mux.pipeline, mux.snapshot, 10_000).records
     mux.send("A", left[:5])
     for (service, backend), of_all in told.items():
         assert mux.pipeline.forget(mux.snapshot, service, backend, with_age(of_all, 30)) == 0
@@ -288,7 +288,7 @@ def test_nothing_is_taken_over_that_its_next_packet_would_move() -> None:
     one = Half(services(UP, UP))
     one.send("S"), one.send("A")
     one.publish(services(DRAIN, UP))
-    told = one.exceptional()
+    told = one.unsynchronised()
     count = sum(len(records) // 8 for records in told.values())
     for wanted in (services(DOWN, UP), (replace(services(UP, UP)[0], backends=services(UP, UP)[0].backends[1:]),)):
         assert Half(wanted).adopt(told) == Adoption(useless=count)
@@ -300,7 +300,7 @@ def test_no_more_flows_are_told_than_asked_for_and_all_are_counted() -> None:
     one = Half(services(UP, UP))
     one.send("S"), one.send("A")
     one.publish(services(DRAIN, DRAIN))
-    found = exceptional_flows(one.pipeline, one.snapshot, 100)
+    found = unsynchronised_flows(one.pipeline, one.snapshot, 100)
     assert found.total == len(CLIENTS)
     assert sum(len(records) for records in found.records.values()) == 800
 
@@ -310,7 +310,7 @@ def test_flows_of_a_service_whose_keys_do_not_tell_are_all_handed_over() -> None
     one, other = Half(services(UP, UP, shape=shape)), Half(services(UP, UP, UP, shape=shape))
     went = one.send("S", port=80)
     one.send("A", port=80)
-    assert other.adopt(one.exceptional()) == Adoption(taken=len(CLIENTS))
+    assert other.adopt(one.unsynchronised()) == Adoption(taken=len(CLIENTS))
     assert other.send("A", port=80) == went
 
 
@@ -330,5 +330,5 @@ def test_a_pipeline_without_a_flow_table_has_no_flows() -> None:
     pipeline, forwarding = Pipeline(0, LinkHeader.NONE), Compiler(SMALL).compile(services(UP, UP))
     snapshot = forwarding.offline_snapshot()
     assert counted(census(pipeline, forwarding, snapshot), forwarding) == {}
-    assert exceptional_flows(pipeline, snapshot, 10).total == 0
+    assert unsynchronised_flows(pipeline, snapshot, 10).total == 0
     assert pipeline.adopt(snapshot, 0, 0, bytes(8)) == Adoption(useless=1)

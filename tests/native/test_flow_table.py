@@ -35,8 +35,8 @@ from tests.native.table import (
 
 IDLE = (39, 225, 3354, 225)
 FOREVER = (60_000,) * 4
-#: Ticks that a trusted flow must have been silent before another takes its place; exceptional ones longer.
-SPARE, SPARE_EXCEPTIONAL = 113, 1119
+#: Ticks that a trusted flow must have been silent before another takes its place; unsynchronised ones longer.
+SPARE, SPARE_UNSYNCHRONISED = 113, 1119
 
 
 @dataclass
@@ -343,11 +343,11 @@ def test_who_moves_takes_a_free_way_and_else_that_of_the_flow_that_ended_and_is_
     assert table.check() is None
 
 
-def test_worthless_and_cheap_flows_go_before_exceptional_ones() -> None:
+def test_worthless_and_cheap_flows_go_before_unsynchronised_ones() -> None:
     table = Table(1, FOREVER)
     table.judge_by_number()
     keys = table.crowded(2, 40)
-    # Backend 2 is exceptional, 1 cheap, 0 worthless. The exceptional ones have been silent longest.
+    # Backend 2 is unsynchronised, 1 cheap, 0 worthless. The unsynchronised ones have been silent longest.
     for turn, key in enumerate(keys[:12]):
         assert table.insert(key, (2, 2, 1, 1, 0, 2, 2, 1, 1, 0, 2, 2)[turn], TCP_TRUSTED)
         table.advance(turn + 1)
@@ -359,7 +359,7 @@ def test_worthless_and_cheap_flows_go_before_exceptional_ones() -> None:
         gone += [keys.index(key) for key in before if not table.find(key)]
         assert made or len(gone) == 6
     assert gone == [4, 9, 2, 3, 7, 8], "one that Maglev would send elsewhere breaks if it is forgotten"
-    table.advance(12 + SPARE_EXCEPTIONAL)
+    table.advance(12 + SPARE_UNSYNCHRONISED)
     for key in keys[12:22]:
         if table.find(key):
             table.touch(key)

@@ -27,7 +27,6 @@ from lb.dataplane import (
     Adoption,
     Census,
     Counters,
-    Exceptional,
     FlowTuple,
     Hop,
     Io,
@@ -37,10 +36,11 @@ from lb.dataplane import (
     Pipeline,
     ServiceCounters,
     Snapshot,
+    Unsynchronised,
     Worker,
     WorkerCounters,
-    exceptional_flows,
     regroup,
+    unsynchronised_flows,
 )
 from lb.dataplane.compile.compiler import Forwarding
 from lb.dataplane.regroup import RegroupMember
@@ -346,7 +346,7 @@ class Engine:
 
     # -- flows of this MUX and of others ------------------------------------------------------------------------
 
-    def exceptional(self, most: int) -> tuple[Forwarding, Exceptional]:
+    def unsynchronised(self, most: int) -> tuple[Forwarding, Unsynchronised]:
         """The flows that no other MUX knows, and what their numbers mean. From any thread."""
         self.inherit()
         with self._guard:
@@ -354,11 +354,11 @@ class Engine:
         records: dict[tuple[int, int], bytes] = {}
         total = 0
         for pipeline in self._running:
-            found = exceptional_flows(pipeline, snapshot, max(0, most - total))
+            found = unsynchronised_flows(pipeline, snapshot, max(0, most - total))
             total += found.total
             for owner, more in found.records.items():
                 records[owner] = records.get(owner, b"") + more
-        return forwarding, Exceptional(records, total)
+        return forwarding, Unsynchronised(records, total)
 
     def adopt(self, service_id: int, backend: int, records: bytes) -> Adoption:
         """Takes over another MUX's flows: who knows one already, or else one worker for all, whom the others ask.

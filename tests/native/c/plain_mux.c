@@ -906,9 +906,9 @@ static enum flow_worth judge(const void *owner, uint64_t scrambled, unsigned num
 	if (!service || !service->present || !backend_at(service, number))
 		return FLOW_WORTHLESS;
 	if (service->backends[number].state == BACKEND_DRAIN)
-		return FLOW_EXCEPTIONAL;
+		return FLOW_UNSYNCHRONISED;
 	if (!is_narrow(service) && service->hash_source)
-		return class == FLOW_TCP_UNTRUSTED || class == FLOW_UDP_UNTRUSTED ? FLOW_CHEAP : FLOW_EXCEPTIONAL;
+		return class == FLOW_TCP_UNTRUSTED || class == FLOW_UDP_UNTRUSTED ? FLOW_CHEAP : FLOW_UNSYNCHRONISED;
 	if (is_narrow(service)) {
 		tuple.protocol = service->protocol;
 		memcpy(tuple.source, &source, 4);
@@ -917,7 +917,7 @@ static enum flow_worth judge(const void *owner, uint64_t scrambled, unsigned num
 		put16((uint8_t *)&tuple.destination_port, service->first);
 		hash = flow_tuple_hash(&mux->seed, &tuple, service->hash_source);
 	}
-	return slot_of(service->table, hash) == number ? FLOW_CHEAP : FLOW_EXCEPTIONAL;
+	return slot_of(service->table, hash) == number ? FLOW_CHEAP : FLOW_UNSYNCHRONISED;
 }
 
 void plain_mux_start(struct plain_mux *mux, uint32_t services, uint32_t counters)

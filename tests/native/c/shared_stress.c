@@ -110,7 +110,7 @@ static void *read_along(void *argument)
 		worker_counters(stage->workers[i], &counters);
 		mux_forgotten(stage->muxes[i]);
 		census_count(stage->muxes[i], stage->snapshots[0], rows, SERVICES * BACKENDS);
-		census_exceptional(stage->muxes[i], stage->snapshots[0], records, owners, 64);
+		census_unsynchronised(stage->muxes[i], stage->snapshots[0], records, owners, 64);
 	}
 	return NULL;
 }

@@ -308,7 +308,7 @@ def test_what_is_told_by_another_mux_has_one_place_and_whoever_sees_it_finds_it(
     one, other = Group(), Group(workers=4, flows=4000)
     went = one.known()
     other.publish(services(UP, UP, UP, UP))
-    _, found = one.engine.exceptional(1000)
+    _, found = one.engine.unsynchronised(1000)
     told = 0
     for (service, backend), records in found.records.items():
         outcome = other.engine.adopt(service, backend, records)
@@ -329,7 +329,7 @@ def test_what_is_told_goes_to_the_worker_that_knows_an_older_tale() -> None:
     other.now = 100 * SECOND
     other.publish(services(UP, UP, UP, UP))
     one.went("A", now=100)
-    _, found = one.engine.exceptional(1000)
+    _, found = one.engine.unsynchronised(1000)
     before = other.live()
     for (service, backend), records in found.records.items():
         other.engine.adopt(service, backend, records)
@@ -346,7 +346,7 @@ def test_of_what_is_told_that_which_nobody_knows_goes_to_one_worker_as_it_was_to
     other.publish(services(UP, UP, UP, UP))
     other.went("S", 1, CLIENTS[::2], now=1)
     other.now = 3 * SECOND
-    _, found = one.engine.exceptional(1000)
+    _, found = one.engine.unsynchronised(1000)
     for (service, backend), records in found.records.items():
         other.engine.adopt(service, backend, records)
     fresh = Group.fresh()

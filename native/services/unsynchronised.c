@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* See exceptional.h. */
-#include "services/exceptional.h"
+/* See unsynchronised.h. */
+#include "services/unsynchronised.h"
 
 #include <arpa/inet.h>
 #include <string.h>
@@ -20,7 +20,7 @@ static uint64_t slot_hash(const struct vip_map *map, const struct service *servi
 	return flow_tuple_hash(&map->seed, &tuple, service->hash_source);
 }
 
-bool flow_is_exceptional(const struct vip_map *map, const struct service *service, unsigned backend, uint64_t key,
+bool flow_is_unsynchronised(const struct vip_map *map, const struct service *service, unsigned backend, uint64_t key,
 			 enum flow_class class)
 {
 	if (backend_state(&service->backends[backend]) == BACKEND_DRAIN)
