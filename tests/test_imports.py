@@ -49,7 +49,8 @@ def reachable(start: str, graph: dict[str, set[str]]) -> set[str]:
     return seen
 
 
-GRAPH = {name: imports(name, path) for name, path in modules().items()}
+FILES = modules()
+GRAPH = {name: imports(name, path) for name, path in FILES.items()}
 
 
 def test_there_are_modules_to_look_at() -> None:
@@ -105,6 +106,62 @@ def test_imports_have_no_cycle() -> None:
     assert [module for module in GRAPH if module in reachable(module, GRAPH)] == []
 
 
+#: The rooms of the house, floor by floor from the ground; a room is a folder, and what lies in it beside its folders. A
+#: room uses rooms of the floors below its own, and none of its own floor or above. A new room gets the lowest floor
+#: that it can have.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("lb", "lb.tables"),
+    ("agent.rules", "lb.config", "lb.daemon", "lb.dataplane", "lb.doctor.firewall", "lb.doctor.values"),
+    (
+        "lb.bench.stage",
+        "lb.cli",
+        "lb.daemon.kernel",
+        "lb.dataplane.compile",
+        "lb.doctor.ways",
+        "lb.node",
+        "manager.desired",
+    ),
+    (
+        "agent.host",
+        "lb.bench",
+        "lb.bench.control",
+        "lb.bgp",
+        "lb.daemon.metrics",
+        "lb.doctor.look",
+        "lb.mux.hops",
+        "lb.mux.workers",
+        "lb.probe",
+        "lb.replay",
+        "manager.trust",
+    ),
+    ("lb.bench.peers", "lb.mux.io", "manager.plan"),
+    ("lb.doctor.checks", "lb.mux.probes", "manager.store"),
+    ("agent", "lb.mux", "manager.nodes"),
+    ("lb.doctor", "manager.observed"),
+    ("lb.cli.commands", "manager.controller"),
+    ("manager.api",),
+    ("manager.web",),
+    ("manager",),
+)
+
+
+def room(module: str) -> str:
+    return module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
+
+
+def test_every_room_has_its_floor_and_uses_only_those_below() -> None:
+    floors = {name: number for number, names in enumerate(FLOORS) for name in names}
+    assert {room(module) for module in GRAPH} - floors.keys() == set(), "rooms without a floor"
+    assert floors.keys() - {room(module) for module in GRAPH} == set(), "floors of rooms that are no more"
+    upward = {
+        f"{module} -> {used}"
+        for module, uses in GRAPH.items()
+        for used in uses & GRAPH.keys()
+        if room(used) != room(module) and floors[room(used)] >= floors[room(module)]
+    }
+    assert upward == set()
+
+
 # The same for C, by its #include "..." lines. api.h is left out: Python's view of everything.
 
 INCLUDES = {
@@ -116,6 +173,43 @@ INCLUDES = {
 
 def test_c_headers_have_no_cycle() -> None:
     assert [module for module in INCLUDES if module in reachable(module, INCLUDES)] == []
+
+
+#: The folders of native/, floor by floor; "." is what lies beside them: io.h, clock.h, cpu.h, and api_glue, which sees
+#: all.
+C_FLOORS: tuple[tuple[str, ...], ...] = (
+    (".",),
+    ("flow", "packet"),
+    ("services",),
+    ("worker",),
+    ("host", "mux"),
+    ("bpf", "questions"),
+    ("bench", "io"),
+)
+
+
+def test_every_folder_of_native_has_its_floor_and_includes_only_those_below() -> None:
+    native = ROOT / "native"
+    floors = {name: number for number, names in enumerate(C_FLOORS) for name in names}
+    sources = [path for path in sorted(native.rglob("*.[ch]")) if not path.stem.startswith("api")]
+    assert {str(path.parent.relative_to(native)) for path in sources} == floors.keys()
+    upward = set()
+    for path in sources:
+        here = str(path.parent.relative_to(native))
+        for included in re.findall(r'^#include "([\w/]+\.h)"', path.read_text(), re.MULTILINE):
+            there = str(Path(included).parent)
+            if there != here and floors[there] >= floors[here]:
+                upward.add(f"{path.relative_to(native)} -> {included}")
+    assert upward == set()
+
+
+def test_no_class_name_means_two_things() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
 def test_io_backends_know_nothing_of_the_data_plane() -> None:

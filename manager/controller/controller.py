@@ -2,9 +2,12 @@
 """The manager's heart: puts its parts together, and passes on between them what happens.
 
     operators (manager.api) -> Writer: what they want, checked and committed ----v
-    nodes (manager.nodes.stream) -> NodeHub: what they say  -> Controller ------> Planner: what every node should have
-                                  ^                                             |  |
-                                  +---------- what they should have <-----------+  +-> Journal: what outlives us
+    nodes (manager.nodes) -> NodeHub: what they say  -> NodeEvents ------------> Planner: what every node should have
+                               ^                                               |  |
+                               +------------ what they should have <-----------+  +-> Journal: what outlives us
+
+What happens is told by :class:`Chronicle`, what only time changes is looked at by :class:`Ticker`; :class:`NodeOrders`
+are of whole nodes, and :class:`Followers` says who has not followed yet. :class:`Core` is what they share.
 
 One :class:`Controller` in one event loop, with a task for each part. It is what others read (:mod:`manager.api.view`,
 :mod:`manager.api.metrics`), it hears what nodes say (:class:`manager.nodes.hub.NodeListener`), and it owns events and

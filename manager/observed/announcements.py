@@ -48,7 +48,7 @@ _NOBODY: tuple[str, ...] = ()
 class Note:
     """What is to be said of a VIP."""
 
-    #: "silent": nobody announces it; "unreached": it is announced, and no client gets through (manager.path); "alone":
+    #: "silent": nobody announces it; "unreached": it is announced, and no client gets through (vip_path); "alone":
     #: one MUX of several announces it; "differs": some do not, or should not.
     level: str
     text: str
