@@ -9,27 +9,27 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "questions/adopt.h"
 #include "bench/bench.h"
+#include "bench/generator.h"
 #include "bpf/decap.h"
 #include "bpf/redirect.h"
 #include "bpf/steer.h"
 #include "bpf/whole.h"
-#include "questions/census.h"
-#include "bench/generator.h"
 #include "host/host.h"
 #include "io/io_memory.h"
 #include "io/io_packet.h"
 #include "io/io_raw.h"
 #include "io/io_tun.h"
 #include "io/io_xdp.h"
-#include "services/maglev.h"
 #include "mux/mux.h"
+#include "questions/adopt.h"
+#include "questions/census.h"
 #include "questions/regroup.h"
+#include "questions/worker_ask.h"
+#include "services/maglev.h"
 #include "services/snapshot.h"
 #include "services/vip_map.h"
 #include "worker/worker.h"
-#include "questions/worker_ask.h"
 
 /* What became of a packet of the last burst. */
 struct memory_result {

@@ -8,8 +8,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "packet/checksum.h"
 #include "clock.h"
+#include "packet/checksum.h"
 
 /*
  * Frames start 20 bytes into a cache line: outer Ethernet, outer IP, inner IP and ports then lie in one.  The stride is

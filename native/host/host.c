@@ -9,9 +9,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "packet/checksum.h"
 #include "host/host_reason.h"
 #include "io.h"
+#include "packet/checksum.h"
 
 #define IPV4_HEADER 20u
 

@@ -24,8 +24,8 @@
 #include <unistd.h>
 
 #include "bpf/whole.h"
-#include "packet/merge.h"
 #include "io/packet_frame.h"
+#include "packet/merge.h"
 
 #ifndef TUN_F_USO4 /* newer than the oldest headers that this builds with */
 #define TUN_F_USO4 0x20

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "services/unsynchronised.h"
-#include "mux/mux_stages.h"
 #include "flow/neighbours.h"
+#include "mux/mux_stages.h"
+#include "services/unsynchronised.h"
 
 /* ---- count ---- */
 

@@ -17,12 +17,12 @@
 
 #include "flow/flow_table.h"
 #include "io.h"
-#include "packet/packet.h"
-#include "worker/pipeline.h"
 #include "mux/shed.h"
-#include "services/snapshot.h"
 #include "mux/stats.h"
 #include "mux/vector.h"
+#include "packet/packet.h"
+#include "services/snapshot.h"
+#include "worker/pipeline.h"
 
 enum mux_link {
 	MUX_LINK_NONE = 0,     /* IP packets, the kernel finds the way (TUN) */

@@ -2,8 +2,8 @@
 /* Second stage, see mux_stages.h: which backend each packet goes to, and what the flow table remembers of it. */
 #include <string.h>
 
-#include "mux/mux_stages.h"
 #include "flow/neighbours.h"
+#include "mux/mux_stages.h"
 
 /* ---- find flow ---- */
 

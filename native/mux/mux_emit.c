@@ -2,9 +2,9 @@
 /* Third stage, see mux_stages.h: outer headers, segments of what is too large, and out. */
 #include <string.h>
 
-#include "services/encap.h"
 #include "mux/mux_stages.h"
 #include "packet/segment.h"
+#include "services/encap.h"
 
 static void flush(struct mux *mux)
 {

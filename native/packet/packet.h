@@ -29,9 +29,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "packet/checksum.h"
 #include "cpu.h"
 #include "io.h"
+#include "packet/checksum.h"
 #include "packet/reason.h"
 
 #define ETHERNET_HEADER 14u

@@ -10,8 +10,8 @@
 
 #include <stdint.h>
 
-#include "mux/mux.h"
 #include "flow/neighbours.h"
+#include "mux/mux.h"
 #include "services/snapshot.h"
 
 #define RELEASE_MAX 256u   /* in one piece */

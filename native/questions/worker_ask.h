@@ -6,8 +6,8 @@
 #ifndef VIPMUX_WORKER_ASK_H
 #define VIPMUX_WORKER_ASK_H
 
-#include "questions/adopt.h"
 #include "mux/mux.h"
+#include "questions/adopt.h"
 #include "questions/regroup.h"
 #include "worker/worker.h"
 

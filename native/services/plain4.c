@@ -6,8 +6,8 @@
 #include <immintrin.h>
 #endif
 
-#include "services/exact_table.h"
 #include "flow/flow.h"
+#include "services/exact_table.h"
 
 /* Of a packet with all of its header. */
 static inline struct outer4 outer_of(const uint8_t *ip, uint32_t length)

@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "services/address.h"
 #include "flow/flow_table.h"
+#include "services/address.h"
 
 int service_validate(const struct service *service)
 {

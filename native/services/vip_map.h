@@ -14,9 +14,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "services/exact_table.h"
 #include "flow/flow.h"
 #include "flow/flow_table.h"
+#include "services/exact_table.h"
 #include "services/service.h"
 #include "services/vip_index.h"
 

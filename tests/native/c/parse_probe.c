@@ -6,11 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "packet/checksum.h"
-#include "services/exact_table.h"
 #include "flow/flow.h"
-#include "packet/packet.h"
 #include "mux/vector.h"
+#include "packet/checksum.h"
+#include "packet/packet.h"
+#include "services/exact_table.h"
 
 struct parse_counts {
 	uint64_t taken4, taken6; /* by a short way */
