@@ -148,7 +148,7 @@ def test_probes_go_through_the_tunnel_over_xdp_and_see_a_host_that_tunnels_do_no
 
 def test_agents_and_muxes_find_well_what_is_well(well: Health) -> None:
     assert well.row(well.mux, "web", well.one)["since"] > 1e9
-    well.mux.processes["mux"].wait_output('told="nobody, as there is no manager')
+    well.mux.processes["mux"].wait_output('told="nobody: there is no manager')
     well.one.processes["agent"].wait_output("event=probing")
 
 
