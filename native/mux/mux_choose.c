@@ -84,16 +84,13 @@ static ALWAYS_INLINE void note_entry(struct mux *mux, unsigned i, struct flow_sl
 	uint64_t entry = slot.line->entry[slot.way];
 	unsigned number = flow_entry_backend(entry);
 
-	const struct service *service = passage->service;
-	const struct backend *backend = &service->backends[number];
-
-	passage->backend = backend;
-	prefetch(backend);
+	passage->backend = &passage->service->backends[number];
+	prefetch(passage->backend);
 	mux->entries[i] = entry;
 	if (UNLIKELY(!flow_class_is_settled(flow_entry_class(entry))) ||
-	    UNLIKELY((uint16_t)(now - slot.line->stamp[slot.way]) >= service->idle))
+	    UNLIKELY((uint16_t)(now - slot.line->stamp[slot.way]) >= passage->service->idle))
 		return;
-	if (UNLIKELY(number >= service->backend_count) || UNLIKELY(packet_ends(packet)))
+	if (UNLIKELY(number >= passage->service->backend_count) || UNLIKELY(packet_ends(packet)))
 		return;
 	passage->backend_number = (uint16_t)number;
 	passage->flow = FLOW_KNOWN;
@@ -122,10 +119,10 @@ static unsigned look_elsewhere(struct mux *mux, unsigned count)
 static void look_for_flows(struct mux *mux)
 {
 	uint16_t now = (uint16_t)mux->table->clock;
-	unsigned count = 0, all = mux->count;
+	unsigned count = 0;
 
-	flow_table_find_home_burst(mux->table, mux->scrambled, mux->slots, all);
-	for (unsigned i = 0; i < all; i++) {
+	flow_table_find_home_burst(mux->table, mux->scrambled, mux->slots, mux->count);
+	for (unsigned i = 0; i < mux->count; i++) {
 		struct flow_slot slot = mux->slots[i];
 
 		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))

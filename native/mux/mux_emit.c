@@ -161,12 +161,9 @@ static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct 
  */
 static ALWAYS_INLINE bool is_plain(const struct mux *mux, uint8_t family, unsigned i, const struct frame *frame)
 {
-	uint32_t offloads; /* gso_size and csum_start, in one */
-
-	memcpy(&offloads, &frame->gso_size, sizeof(offloads));
-	return LIKELY(mux->packets[i].length + encap_overhead(family) <= mux->passages[i].service->mtu) && LIKELY(!offloads);
+	return LIKELY(mux->packets[i].length + encap_overhead(family) <= mux->passages[i].service->mtu) &&
+	       LIKELY(!(frame->gso_size | frame->csum_start));
 }
-_Static_assert(offsetof(struct frame, csum_start) == offsetof(struct frame, gso_size) + 2, "as is_plain() reads them");
 
 static ALWAYS_INLINE bool emit_plain6(struct mux *mux, enum mux_link link, unsigned i, const struct frame *frame,
 				      const struct hop *hop, struct frame *out)

@@ -207,16 +207,11 @@ static NEVER_INLINE void prefetch_services(const struct exact_table *exact, uint
 		prefetch(exact->rows[exact_place(exact, plain->services[__builtin_ctzll(left)])].service);
 }
 
-/*
- * One at a time, so that memory works while others are looked at: a core waits for so many lines at once, and who asks for one more
- * waits as well.  With a header that of a flow of the group before, if that has any.
- */
-static inline void prefetch_ahead(const struct mux *mux, const struct frame *frames, unsigned i, bool named)
+/* One at a time, so that memory works while others are looked at. */
+static inline void prefetch_ahead(const struct mux *mux, const struct frame *frames, unsigned i)
 {
 	if (i + AHEAD < mux->count)
 		prefetch_headers(&frames[i + AHEAD]);
-	if (named)
-		flow_table_prefetch(mux->table, mux->scrambled[i - GROUP]);
 }
 
 /*
@@ -224,7 +219,7 @@ static inline void prefetch_ahead(const struct mux *mux, const struct frame *fra
  * of the VIP map tells each.  False: it does not.
  */
 static ALWAYS_INLINE bool find_exact(struct mux *mux, const struct frame *frames, unsigned first, unsigned n,
-				     const struct plain *plain, bool named, uint64_t *keys)
+				     const struct plain *plain, uint64_t *keys)
 {
 	/* A copy, so that it need not be read again after each store. */
 	const struct exact_table exact = mux->snapshot->map->exact;
@@ -234,7 +229,7 @@ static ALWAYS_INLINE bool find_exact(struct mux *mux, const struct frame *frames
 		const struct exact_row *row = &exact.rows[exact_place(&exact, wanted)];
 		struct passage *passage = &mux->passages[first + i];
 
-		prefetch_ahead(mux, frames, first + i, named);
+		prefetch_ahead(mux, frames, first + i);
 		if (UNLIKELY(row->key != wanted))
 			return false;
 		passage->service = row->service;
@@ -252,7 +247,7 @@ static ALWAYS_INLINE bool find_exact(struct mux *mux, const struct frame *frames
  * of them goes on.
  */
 static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first, unsigned n,
-				  const struct plain *plain, bool named, uint64_t *key)
+				  const struct plain *plain, uint64_t *key)
 {
 	const struct vip_map *map = mux->snapshot->map;
 	const struct exact_table exact = map->exact, addresses = map->addresses;
@@ -267,7 +262,7 @@ static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, e
 		uint64_t wanted = plain->services[first + i];
 		const struct exact_row *row = &exact.rows[exact_place(&exact, wanted)];
 
-		prefetch_ahead(mux, frames, first + i, named);
+		prefetch_ahead(mux, frames, first + i);
 		passage->hashed = false;
 		passage->flow = FLOW_NONE;
 		if (UNLIKELY(!(is & 1))) {
@@ -291,7 +286,7 @@ static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, e
 
 /* find_any() where all are plain IPv6 and have been read. */
 static NEVER_INLINE bool find_six(struct mux *mux, const struct frame *frames, unsigned first, unsigned n,
-				  const struct flow_words6 *words, bool named, uint64_t *keys)
+				  const struct flow_words6 *words, uint64_t *keys)
 {
 	struct passage *passages = &mux->passages[first];
 	struct packet *packets = &mux->packets[first];
@@ -299,7 +294,7 @@ static NEVER_INLINE bool find_six(struct mux *mux, const struct frame *frames, u
 	bool any = false;
 
 	for (unsigned i = 0; i < n; i++) {
-		prefetch_ahead(mux, frames, first + i, named);
+		prefetch_ahead(mux, frames, first + i);
 		/* Of 40 bytes and the link's, the outer header begins in the line before. */
 		__builtin_prefetch(packets[i].ip - HOP_BYTES_MAX, 1);
 		passages[i].flow = FLOW_NONE;
@@ -327,10 +322,12 @@ static inline bool read_plain6(struct mux *mux, const struct frame *frames, enum
 	return !(mux->plain >> first & ((1u << n) - 1)) && mux->vector->read6(frames + first, n, link, &mux->packets[first], words);
 }
 
-/* Scrambles keys together, so that one vector instruction does many. */
-static inline void name_flows(const struct mux *mux, const uint64_t *keys, uint64_t *scrambled, unsigned n)
+/* Scrambles keys together, so that one vector instruction does many, and asks for their lines. */
+static inline void name_flows(struct mux *mux, const uint64_t *keys, uint64_t *scrambled, unsigned n)
 {
 	mux->vector->scramble(&mux->snapshot->map->seed, keys, scrambled, n);
+	for (unsigned i = 0; i < n; i++)
+		flow_table_prefetch(mux->table, scrambled[i]);
 }
 
 /*
@@ -403,7 +400,6 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 	bool far = vip_map_is_far(mux->snapshot->map);
 	struct flow_words6 words;
 	struct plain plain;
-	bool named = false; /* the group before has flows, whose lines are still to be asked for */
 
 	mux->plain = 0;
 	for (unsigned i = 0; i < count && (i < AHEAD || far); i++)
@@ -420,15 +416,14 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 
 		if (LIKELY(!far))
 			read_plain4(mux, frames, link, first, n, &plain);
-		exact = LIKELY((mux->plain >> first & all) == all) && find_exact(mux, frames, first, n, &plain, named, keys);
+		exact = LIKELY((mux->plain >> first & all) == all) && find_exact(mux, frames, first, n, &plain, keys);
 		if (LIKELY(exact))
 			onward = true;
 		else if (read_plain6(mux, frames, link, first, n, &words))
-			onward = find_six(mux, frames, first, n, &words, named, keys);
+			onward = find_six(mux, frames, first, n, &words, keys);
 		else
-			onward = find_any(mux, frames, link, first, n, &plain, named, keys);
+			onward = find_any(mux, frames, link, first, n, &plain, keys);
 		mux->onward |= onward;
-		named = mux->onward && mux->table;
 		if (!mux->table && exact)
 			hash_exact(mux, &plain, first, n);
 		else if (!mux->table)
@@ -438,6 +433,4 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 		else
 			memset(&mux->scrambled[first], 0, n * sizeof(mux->scrambled[0]));
 	}
-	for (unsigned i = count > GROUP ? count - GROUP : 0; i < count && named; i++)
-		flow_table_prefetch(mux->table, mux->scrambled[i]);
 }
