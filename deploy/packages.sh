@@ -49,7 +49,7 @@ test_needs() {
 	demo_needs
 	fuzz_needs
 	printf '%s\n' "command ping iputils-ping" "command tcpdump" "program /usr/lib/frr/bgpd frr" \
-		"command systemd-analyze systemd" "command chromium" "command prometheus" \
+		"command systemd-analyze systemd" "command mmdebstrap" "command chromium" "command prometheus" \
 		"command aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu" "command qemu-aarch64-static qemu-user-static" \
 		"file /usr/aarch64-linux-gnu/include/stdio.h libc6-dev-arm64-cross"
 }

@@ -4,8 +4,11 @@
 ``python -m tests.lab.sandbox UNIT --writable DIR -- PROGRAM ARGUMENT…`` reads the hardening of the unit and applies it
 to itself, then becomes the program: the capability bounding set, no new privileges, everything read-only but the
 daemon's directories, system calls, address families, namespaces, and no memory that is both writable and executable.
-The filters are seccomp programs as systemd makes them. Not done, as a lab cannot: ``User=``, ``ProtectHome``,
-``PrivateTmp`` (the interpreter and the lab's files are there), and the device cgroup.
+The filters are seccomp programs as systemd makes them. Not done, as a lab cannot: the device cgroup.
+
+With ``--machine PID`` all of it happens in the machine (:mod:`tests.lab.machine`) whose first process that is, which
+has a root directory of its own; there ``User=``, ``ProtectHome`` and ``PrivateTmp`` are done as well, which otherwise
+would hide the interpreter and the lab's files.
 """
 
 from __future__ import annotations
@@ -187,6 +190,42 @@ def _read_only(path: str, *, on: bool) -> None:
     _check(result, f"change the mount {path}")
 
 
+def enter(machine: int) -> None:
+    """Become a process of the machine: its namespaces, its root directory, a child of nobody there."""
+    root = os.open(f"/proc/{machine}/root", os.O_PATH | os.O_DIRECTORY)
+    kinds = [os.open(f"/proc/{machine}/ns/{kind}", os.O_RDONLY) for kind in ("net", "uts", "ipc", "pid", "mnt")]
+    for kind in kinds:
+        _check(_libc.setns(kind, 0), "enter the machine")
+        os.close(kind)
+    os.fchdir(root)
+    os.chroot(".")
+    os.close(root)
+    child = os.fork()  # the first one that is in the process namespace
+    if child:
+        _, status = os.waitpid(child, 0)
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    os.setsid()
+
+
+def become(user: str) -> None:
+    """``User=`` and its group, by the machine's own list: a library would look into our own."""
+    rows = (line.split(":") for line in Path("/etc/passwd").read_text().splitlines())
+    uid, gid = next((int(row[2]), int(row[3])) for row in rows if row[0] == user)
+    os.setgroups([gid])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def hide(unit: Unit) -> None:
+    """``ProtectHome`` and ``PrivateTmp``, in the mount namespace that :func:`mounts` made."""
+    if is_on(unit, "ProtectHome"):
+        for path in ("/root", "/home"):
+            _mount("none", path, "tmpfs", 0, "mode=000,size=0")
+    if is_on(unit, "PrivateTmp"):
+        for path in ("/tmp", "/var/tmp"):
+            _mount("none", path, "tmpfs", 0, "mode=1777")
+
+
 def mounts(unit: Unit, writable: Sequence[str]) -> None:
     """``ProtectSystem=strict`` and what goes with it, in a mount namespace of our own."""
     _check(_libc.unshare(_CLONE_NEWNS), "make a mount namespace")
@@ -222,13 +261,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("unit", type=Path)
     parser.add_argument("--writable", action="append", default=[], help="a directory of the daemon's")
+    parser.add_argument("--machine", type=int, help="the first process of the machine that it is done in")
     parser.add_argument("argv", nargs="+")
     arguments = parser.parse_args()
     argv = arguments.argv
     unit = read_unit(arguments.unit)
     programs = filters(unit)
+    if arguments.machine is not None:
+        enter(arguments.machine)
     mounts(unit, arguments.writable)
+    if arguments.machine is not None:
+        hide(unit)
     bound(unit)
+    if arguments.machine is not None and "User" in unit:
+        become(unit["User"][-1])
     if is_on(unit, "NoNewPrivileges"):
         _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "forbid new privileges")
     for program in programs:
