@@ -315,6 +315,12 @@ class RouteWatch:
             found |= {hop["gateway"] for hop in row.get("nexthops", [row]) if "gateway" in hop}
         return frozenset(found)
 
+    def settled(self, vip: str, hops: Hops) -> bool:
+        """Whether these are its hops, and what led there was heard: no change of before is taken for a later one."""
+        with self._guard:
+            heard = self._routes.get(vip, frozenset())
+        return self.hops(vip) == hops and (heard == hops or ":" in vip)  # of IPv6 routes hops are told one by one
+
     def count(self) -> int:
         """How many routes BGP has brought, by the kernel's table."""
         total = 0

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from ipaddress import ip_network
 from pathlib import Path
 from urllib.request import urlopen
@@ -45,6 +46,9 @@ def announced(bgp_lab: BgpLab) -> BgpLab:
     bgp_lab.publish((web(bgp_lab.hosts), files(bgp_lab.hosts), six(bgp_lab)))
     for vip in (WEB_VIP, FILES_VIP, SIX_VIP):
         bgp_lab.wait_hops(vip, *bgp_lab.muxes)
+    both = frozenset(str(mux.address) for mux in bgp_lab.muxes)
+    for vip in (WEB_VIP, FILES_VIP):
+        wait_for(partial(bgp_lab.watch.settled, vip, both), f"{vip}'s way there to be heard")
     for mux in bgp_lab.muxes:  # to which ExaBGP says so after it told the router
         bgp_lab.wait_announced(mux, WEB_VIP, FILES_VIP, SIX_VIP)
     return bgp_lab
