@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Where packets come from and go to: one interface, one file per backend (io_memory.c, io_packet.c, io_tun.c,
- * io_raw.c).  A worker calls it once per burst, so the function pointers cost nothing.  Not thread-safe: an io
- * belongs to the one worker that uses it; stats() alone, io_get() and io_put() may be called from any thread.
+ * Where packets come from and go to: one interface, one file per backend (io/io_memory.c, io_packet.c, io_tun.c, io_xdp.c,
+ * io_raw.c).  A worker calls it once per burst, so the function pointers cost nothing.  Not thread-safe: an io belongs to
+ * the one worker that uses it; stats() alone, io_get() and io_put() may be called from any thread.
  *
  * Whose memory: a received frame is the caller's until release(), the headroom before it included.  Once it, or what was made
  * of it in place, has been given to send(), the caller neither writes there nor sends from there again: an io may keep it

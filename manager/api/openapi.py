@@ -480,7 +480,7 @@ class ApiRoute:
 
     method: str
     path: str
-    operation: str  #: the method of manager.api.Api that serves it
+    operation: str  #: the method of manager.api.server.Api that serves it
     summary: str
     answer: Schema
     body: Schema | None = None

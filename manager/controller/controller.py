@@ -204,7 +204,7 @@ class Controller(Core):
             text = f"is rolled back in {terms.confirm:g} s unless it is confirmed; it is of {terms.who}"
             self.chronicle.happened(f"version {version}", text)
 
-    # -- what happens (manager.nodes.Listener) ------------------------------------------------------------------
+    # -- what happens (manager.nodes.hub.NodeListener) ----------------------------------------------------------
 
     def _served(self, address: Address) -> bool:
         return f"{address}/{address.max_prefixlen}" in self.desired.by_vip

@@ -2,7 +2,7 @@
 """A whole MUX as a model: packets in, one at a time; verdict, reason, flow, service, backend and packets out.
 
 Made of the same services and settings as :class:`lb.dataplane.compile.compiler.Compiler` gets, and of nothing that it
-makes: the permutations' numbers alone (:func:`lb.dataplane.compile.compiler.permutation`) are shared.
+makes: the permutations' numbers alone (:func:`lb.dataplane.maglev.permutation`) are shared.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from ipaddress import IPv4Network
 
 from lb.doctor.values.facts import DaemonSeen, Network, NftTable, OwnBackend
 from lb.doctor.values.findings import Finding, fault, few, ok, unknown, warning
@@ -230,7 +231,8 @@ def lost(
     if network.filter is False:
         found[f"the BPF filter at the ingress of {network.interface.name}"] = list(own)
     for one in own:
-        if one.port is None and one.vip.prefixlen == 32 and one.vip.network_address not in network.addresses:
+        held = isinstance(one.vip, IPv4Network) and one.vip.prefixlen == 32  # others are held by a route alone
+        if held and one.port is None and one.vip.network_address not in network.addresses:
             found.setdefault(f"the VIP {one.vip.network_address} on lo", []).append(one)
     return found if own else {}
 

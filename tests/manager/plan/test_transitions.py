@@ -228,7 +228,7 @@ class Stage:
         self.desired = replace(change.new, version=self.desired.version + 1)
         self.planner.touched(change.vips())
 
-    # -- manager.nodes.Listener ---------------------------------------------------------------------------------
+    # -- manager.nodes.hub.NodeListener -------------------------------------------------------------------------
 
     def touched(self, vips: Iterable[str] | None) -> None:
         self.planner.touched(vips)

@@ -305,6 +305,8 @@ def test_what_an_agent_that_is_down_left_undone_is_found_by_who_needs_it() -> No
         f"the VIP {VIP} on lo": [files]
     }
     assert host.lost(replace(whole, filter=False), [], [], "vipmux_agent") == {}  # it serves nothing
+    six = OwnBackend("six/a", ip_network("2001:db8::/32"), "tcp", (80, 80), ip_address("10.0.3.21"))
+    assert host.lost(whole, [agent], [six], "vipmux_agent") == {}  # a route has it, and no address
 
 
 def test_a_table_that_was_changed_is_told_with_what_makes_it_anew() -> None:
