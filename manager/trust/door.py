@@ -52,7 +52,7 @@ UNREAD_MAX = 30.0
 UNREAD_ALL, UNREAD_FRESH = 128 << 20, 2.0
 #: So many are accepted in one go, others being served between. Whoever opens more than so many at once, and so many a
 #: second after that, is accepted no faster: they wait so long for the next go, seconds.
-ACCEPTS, ACCEPT_BURST, ACCEPT_RATE, ACCEPT_PAUSE = 64, 2048.0, 3500.0, 0.02
+ACCEPTS, ACCEPT_BURST, ACCEPT_RATE, ACCEPT_PAUSE = 64, 2048.0, 4300.0, 0.02
 #: Nobody is accepted for so long where the machine has no room for more, seconds.
 FULL_PAUSE = 0.25
 #: How often time is looked at, and what was turned away is said, seconds.
