@@ -67,19 +67,27 @@ static ALWAYS_INLINE TARGET_AVX2 __m256i not_above(__m256i a, __m256i b)
 						(at) + 4, -1, -1, (at) + 9, (at) + 8, -1, -1, (at) + 13, (at) + 12, -1, \
 						-1))
 
+/* Rows of four words, from pairs of their columns, to places `step` bytes apart. */
+static ALWAYS_INLINE TARGET_AVX2 void store_rows(void *to, size_t step, __m256i first_low, __m256i first_high, __m256i last_low,
+						 __m256i last_high)
+{
+	__m256i rows[4] = { _mm256_unpacklo_epi64(first_low, last_low), _mm256_unpackhi_epi64(first_low, last_low),
+			    _mm256_unpacklo_epi64(first_high, last_high), _mm256_unpackhi_epi64(first_high, last_high) };
+
+	for (unsigned i = 0; i < 4; i++) {
+		_mm_storeu_si128((__m128i *)((uint8_t *)to + i * step), _mm256_castsi256_si128(rows[i]));
+		_mm_storeu_si128((__m128i *)((uint8_t *)to + (i + 4) * step), _mm256_extracti128_si256(rows[i], 1));
+	}
+}
+
 /* Three columns to the second to the sixth word of eight packets; the fifth (transport, family, reason) is the same of all. */
 static ALWAYS_INLINE TARGET_AVX2 void store_packets(struct packet *packets, __m256i length, __m256i ports, __m256i same,
 						    __m256i last)
 {
 	__m256i a = _mm256_unpacklo_epi32(length, ports), b = _mm256_unpackhi_epi32(length, ports);
 	__m256i c = _mm256_unpacklo_epi32(same, last), d = _mm256_unpackhi_epi32(same, last);
-	__m256i rows[4] = { _mm256_unpacklo_epi64(a, c), _mm256_unpackhi_epi64(a, c), _mm256_unpacklo_epi64(b, d),
-			    _mm256_unpackhi_epi64(b, d) };
 
-	for (unsigned i = 0; i < 4; i++) {
-		_mm_storeu_si128((__m128i *)&packets[i].length, _mm256_castsi256_si128(rows[i]));
-		_mm_storeu_si128((__m128i *)&packets[i + 4].length, _mm256_extracti128_si256(rows[i], 1));
-	}
+	store_rows(&packets->length, sizeof(*packets), a, b, c, d);
 }
 _Static_assert(offsetof(struct packet, length) == 8 && offsetof(struct packet, source_port) == 12 &&
 		       offsetof(struct packet, destination_port) == 14 && offsetof(struct packet, transport) == 16 &&

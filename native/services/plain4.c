@@ -2,12 +2,9 @@
 /* See plain4.h. */
 #include "services/plain4.h"
 
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-
 #include "flow/flow.h"
 #include "services/exact_table.h"
+#include "services/lanes8.h"
 
 /* Of a packet with all of its header. */
 static inline struct outer4 outer_of(const uint8_t *ip, uint32_t length)
@@ -50,39 +47,12 @@ uint64_t plain4_read_plain(const struct frame *frames, unsigned count, enum link
 }
 
 #ifdef VECTORS_X86
-#define LANES 8u
-
-/*
- * Words of 32 bits of eight headers, a lane each, as they lie in memory; numbered by their offset in the IP header.  Lanes 0 to 3
- * are packets 0 to 3 in the lower half, 4 to 7 in the upper one.
- */
+/* Words of 32 bits of eight headers (lanes8.h), numbered by their offset in the IP header. */
 struct headers {
 	__m256i link; /* the four bytes before the IP header */
 	__m256i at0, at4, at8, at12, at16, at20, at24, at32;
 	__m256i len, wire_len; /* of the frames */
 };
-
-static ALWAYS_INLINE TARGET_AVX2 __m256i load_pair(const void *low, const void *high)
-{
-	return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(low)), _mm_loadu_si128(high), 1);
-}
-
-/* Of four rows of four words the last two columns. */
-static ALWAYS_INLINE TARGET_AVX2 void last_columns(const __m256i rows[4], __m256i *third, __m256i *fourth)
-{
-	__m256i a = _mm256_unpackhi_epi32(rows[0], rows[1]), b = _mm256_unpackhi_epi32(rows[2], rows[3]);
-
-	*third = _mm256_unpacklo_epi64(a, b);
-	*fourth = _mm256_unpackhi_epi64(a, b);
-}
-
-static ALWAYS_INLINE TARGET_AVX2 void first_columns(const __m256i rows[4], __m256i *first, __m256i *second)
-{
-	__m256i a = _mm256_unpacklo_epi32(rows[0], rows[1]), b = _mm256_unpacklo_epi32(rows[2], rows[3]);
-
-	*first = _mm256_unpacklo_epi64(a, b);
-	*second = _mm256_unpackhi_epi64(a, b);
-}
 
 /* From 12 bytes before each IP header, which are in the headroom at least. */
 static ALWAYS_INLINE TARGET_AVX2 void load_beginnings(struct headers *headers, const struct frame *frames, uint32_t before)
@@ -109,40 +79,11 @@ static ALWAYS_INLINE TARGET_AVX2 void load_headers(struct headers *headers, cons
 	headers->at32 = _mm256_unpackhi_epi64(_mm256_unpackhi_epi32(rows[0], rows[1]), _mm256_unpackhi_epi32(rows[2], rows[3]));
 }
 
-/* Length and length on the wire are the third and the fourth word of a frame. */
-static ALWAYS_INLINE TARGET_AVX2 void load_lengths(struct headers *headers, const struct frame *frames)
-{
-	__m256i rows[4];
-
-	for (unsigned i = 0; i < 4; i++)
-		rows[i] = load_pair(&frames[i], &frames[i + 4]);
-	last_columns(rows, &headers->len, &headers->wire_len);
-}
-_Static_assert(offsetof(struct frame, len) == 8 && offsetof(struct frame, wire_len) == 12, "as load_lengths() has it");
-
-/* The same number in each lane. */
-static ALWAYS_INLINE TARGET_AVX2 __m256i word(uint32_t value)
-{
-	return _mm256_set1_epi32((int)value);
-}
-
-static ALWAYS_INLINE TARGET_AVX2 __m256i not_above(__m256i a, __m256i b)
-{
-	return _mm256_cmpeq_epi32(_mm256_min_epu32(a, b), a);
-}
-
 /* Adds both halves of each word. */
 static ALWAYS_INLINE TARGET_AVX2 __m256i fold(__m256i x)
 {
 	return _mm256_add_epi32(_mm256_and_si256(x, word(0xffff)), _mm256_srli_epi32(x, 16));
 }
-
-/* The number in wire order that begins at byte `at` of each word. */
-#define WIRE16(x, at)                                                                                                  \
-	_mm256_shuffle_epi8(x, _mm256_setr_epi8((at) + 1, at, -1, -1, (at) + 5, (at) + 4, -1, -1, (at) + 9, (at) + 8,   \
-						-1, -1, (at) + 13, (at) + 12, -1, -1, (at) + 1, at, -1, -1, (at) + 5,   \
-						(at) + 4, -1, -1, (at) + 9, (at) + 8, -1, -1, (at) + 13, (at) + 12, -1, \
-						-1))
 
 /* Ten halves of up to 0xffff add up to a word, and fold to 0xffff alone where the checksum is right: zero they never are. */
 static ALWAYS_INLINE TARGET_AVX2 __m256i checksum_is_right(const struct headers *h)
@@ -162,44 +103,6 @@ static ALWAYS_INLINE TARGET_AVX2 __m256i source_is_odd(const struct headers *h)
 	odd = _mm256_or_si256(odd, _mm256_cmpeq_epi32(octet, word(127)));
 	odd = _mm256_or_si256(odd, _mm256_cmpeq_epi32(octet, word(255)));
 	return _mm256_or_si256(odd, _mm256_cmpeq_epi32(_mm256_and_si256(octet, word(0xf0)), word(0xe0)));
-}
-
-/* Rows of four words, from pairs of their columns, to places `step` bytes apart. */
-static ALWAYS_INLINE TARGET_AVX2 void store_rows(void *to, size_t step, __m256i first_low, __m256i first_high, __m256i last_low,
-						 __m256i last_high)
-{
-	__m256i rows[4] = { _mm256_unpacklo_epi64(first_low, last_low), _mm256_unpackhi_epi64(first_low, last_low),
-			    _mm256_unpacklo_epi64(first_high, last_high), _mm256_unpackhi_epi64(first_high, last_high) };
-
-	for (unsigned i = 0; i < 4; i++) {
-		_mm_storeu_si128((__m128i *)((uint8_t *)to + i * step), _mm256_castsi256_si128(rows[i]));
-		_mm_storeu_si128((__m128i *)((uint8_t *)to + (i + 4) * step), _mm256_extracti128_si256(rows[i], 1));
-	}
-}
-
-/* Three columns to the second to the sixth word of eight packets; the fifth is the same of all. */
-static ALWAYS_INLINE TARGET_AVX2 void store_packets(struct packet *packets, __m256i length, __m256i ports, __m256i last)
-{
-	const __m256i same = word(20 | 4u << 16 | (uint32_t)REASON_FORWARDED << 24);
-	__m256i a = _mm256_unpacklo_epi32(length, ports), b = _mm256_unpackhi_epi32(length, ports);
-	__m256i c = _mm256_unpacklo_epi32(same, last), d = _mm256_unpackhi_epi32(same, last);
-
-	store_rows(&packets->length, sizeof(*packets), a, b, c, d);
-}
-_Static_assert(offsetof(struct packet, length) == 8 && offsetof(struct packet, source_port) == 12 &&
-		       offsetof(struct packet, destination_port) == 14 && offsetof(struct packet, transport) == 16 &&
-		       offsetof(struct packet, family) == 18 && offsetof(struct packet, reason) == 19 &&
-		       offsetof(struct packet, protocol) == 20 && offsetof(struct packet, flags) == 21 &&
-		       sizeof(struct packet) == 24,
-	       "as store_packets() writes it");
-
-/* Words to the lower and the upper halves of eight numbers, in the order of the packets. */
-static ALWAYS_INLINE TARGET_AVX2 void store_numbers(uint64_t *to, __m256i lower, __m256i upper)
-{
-	__m256i a = _mm256_unpacklo_epi32(lower, upper), b = _mm256_unpackhi_epi32(lower, upper);
-
-	_mm256_storeu_si256((__m256i *)to, _mm256_permute2x128_si256(a, b, 0x20));
-	_mm256_storeu_si256((__m256i *)(to + 4), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
 /* outer_of() of eight. */
@@ -229,7 +132,7 @@ static ALWAYS_INLINE TARGET_AVX2 uint64_t read_lanes(const struct frame *frames,
 	const uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0;
 	struct headers h;
 
-	load_lengths(&h, frames);
+	load_lengths(frames, &h.len, &h.wire_len);
 	/* Where one is so short that bytes read here might not be there, all are read one by one. */
 	if (UNLIKELY(_mm256_movemask_epi8(not_above(word(before + 40), h.len)) != -1))
 		return read_each(frames, LANES, link, packets, services, flows, outer);
@@ -261,7 +164,7 @@ static ALWAYS_INLINE TARGET_AVX2 uint64_t read_lanes(const struct frame *frames,
 
 	for (unsigned i = 0; i < LANES; i++)
 		packets[i].ip = frames[i].data + before;
-	store_packets(packets, length, h.at20,
+	store_packets(packets, length, h.at20, word(20 | 4u << 16 | (uint32_t)REASON_FORWARDED << 24),
 		      _mm256_or_si256(protocol, _mm256_and_si256(_mm256_and_si256(h.at32, tcp), word(0xff00))));
 	store_numbers(services, _mm256_or_si256(_mm256_slli_epi32(protocol, 16), _mm256_srli_epi32(h.at20, 16)), h.at16);
 	store_numbers(flows, h.at12, _mm256_and_si256(h.at20, word(0xffff)));
