@@ -113,7 +113,7 @@ sanitize: build
 # Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.  A target
 # may include a source file, to reach what is static there; it is not compiled a second time then.
 # Looking through the whole flow table teaches libFuzzer nothing, and takes it three times as long.
-$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h tests/fuzz/uncounted.txt $(wildcard tests/native/c/plain_mux.*) $(NATIVE)
+$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h tests/fuzz/uncounted.txt $(wildcard tests/native/c/reference_mux.*) $(NATIVE)
 	@deploy/packages.sh --check fuzz
 	@mkdir -p $(@D)
 	@echo 'compiling $*'

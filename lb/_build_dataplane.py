@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles ``native/`` into the extension ``lb._dataplane``; run by setuptools, never imported at run time.
 
-``native/api.h`` is read verbatim: it is the one description of what Python may call.
+``native/api/api.h`` is read verbatim: it is the one description of what Python may call.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FLAGS = [
 
 #: The module's init function is the one function of the binding without a prototype.
 PREAMBLE = """
-#include "api_glue.h"
+#include "api/api_glue.h"
 #pragma GCC diagnostic ignored "-Wmissing-prototypes"
 """
 
 ffibuilder = FFI()
-ffibuilder.cdef((NATIVE / "api.h").read_text())
+ffibuilder.cdef((NATIVE / "api" / "api.h").read_text())
 ffibuilder.set_source(
     "lb._dataplane",
     PREAMBLE,

@@ -20,7 +20,7 @@ to whoever runs it, and once a worker does, is only read.
 
 from lb.dataplane.census import BackendFlows, Census, Unsynchronised, unsynchronised_flows
 from lb.dataplane.host import HOST_REASONS, DecapProgram, HostPipeline, HostReason, RawTunnel
-from lb.dataplane.io import RING_BYTES, GatedIo, Io, IoStats, PacketIo, TunIo
+from lb.dataplane.io import RING_BYTES, Io, IoStats, PacketIo, TapIo, TunIo
 from lb.dataplane.measure import (
     BENCH_FRAMES,
     BENCH_SEGMENT,
@@ -53,7 +53,7 @@ from lb.dataplane.pipeline import (
     flow_table_bytes,
     lookup,
 )
-from lb.dataplane.programs import SteerProgram, WholeProgram
+from lb.dataplane.programs import TunnelGsoProgram, TunSteeringProgram
 from lb.dataplane.reasons import REASONS, Reason, Verdict
 from lb.dataplane.records import ADOPT_MAX, RECORD_BYTES, Adoption, with_age
 from lb.dataplane.snapshot import (
@@ -99,7 +99,6 @@ __all__ = [
     "FlowCounters",
     "FlowEntry",
     "FlowTuple",
-    "GatedIo",
     "Generator",
     "GeneratorKind",
     "Hop",
@@ -123,12 +122,13 @@ __all__ = [
     "ServiceCounters",
     "ServiceEntry",
     "Snapshot",
-    "SteerProgram",
+    "TapIo",
     "TunIo",
+    "TunSteeringProgram",
+    "TunnelGsoProgram",
     "Unsynchronised",
     "Verdict",
     "VipMap",
-    "WholeProgram",
     "Worker",
     "WorkerCounters",
     "XdpIo",

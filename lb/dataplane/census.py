@@ -25,17 +25,17 @@ class BackendFlows:
 
 
 class Census:
-    """How many live flows each backend has. Counted from beside, while workers go on; see native/questions/census.h."""
+    """How many live flows each backend has, counted while workers go on; see native/control/flow_table_scan.h."""
 
     def __init__(self, counters: int) -> None:
         """``counters``: how many counter indices are in use."""
-        self._rows = ffi.new("struct census_row[]", max(counters, 1))
+        self._rows = ffi.new("struct flow_scan_row[]", max(counters, 1))
         self._numbers = memoryview(ffi.buffer(self._rows)).cast("B").cast("I")
         self._counters = counters
 
     def add(self, pipeline: Pipeline, snapshot: Snapshot) -> None:
         """Adds a pipeline's flows, whether a worker runs it or not. Takes a while, and lets other threads run."""
-        c.census_count(pipeline._c, snapshot._c, self._rows, self._counters)
+        c.flow_scan_count(pipeline._c, snapshot._c, self._rows, self._counters)
 
     def of(self, counter: int) -> BackendFlows:
         """Of a backend, by its counter index; none where it is newer than the census."""
@@ -57,7 +57,7 @@ class Unsynchronised:
 def unsynchronised_flows(pipeline: Pipeline, snapshot: Snapshot, most: int) -> Unsynchronised:
     """No more than ``most`` of them. Read from beside, as a :class:`Census` is."""
     records, owners = ffi.new("uint64_t[]", max(most, 1)), ffi.new("uint32_t[]", max(most, 1))
-    total = int(c.census_unsynchronised(pipeline._c, snapshot._c, records, owners, most))
+    total = int(c.flow_scan_unsynchronised(pipeline._c, snapshot._c, records, owners, most))
     found: dict[tuple[int, int], list[int]] = {}
     for owner, record in zip(ffi.unpack(owners, min(total, most)), records, strict=False):
         found.setdefault((owner >> 12, owner & 0xFFF), []).append(record)

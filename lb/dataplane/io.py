@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lb.dataplane.binding import Cdata, Closable, c, ffi
-from lb.dataplane.programs import SteerProgram, WholeProgram, attach_refusal
+from lb.dataplane.programs import TunnelGsoProgram, TunSteeringProgram, attach_refusal
 from lb.errors import IoError
 
 #: Receive ring of one worker: some 100,000 small frames.
@@ -58,27 +58,27 @@ class Io(Closable):
         super().close()
 
 
-class GatedIo(Io):
-    """One whose super-packets leave by a device of their own (``native/io/gate.h``)."""
+class TapIo(Io):
+    """One whose super-packets leave by a device of their own (``native/io/gso_tap.h``)."""
 
-    def set_gate(self, name: str | None, program: WholeProgram | None = None, *, shared: bool = False) -> None:
+    def set_gso_tap(self, name: str | None, program: TunnelGsoProgram | None = None, *, shared: bool = False) -> None:
         """Before a worker runs: super-packets leave whole by a TAP device, which is made; None, or an IoError: they are
         cut.
 
         ``shared``: other ios have queues of the same device."""
         device = ffi.NULL if name is None else name.encode()
-        code = self._set_gate(device, int(shared), program.fd if program is not None else -1)
+        code = self._set_gso_tap(device, int(shared), program.fd if program is not None else -1)
         if code < 0:
             raise IoError(f"no device {name} for them: {attach_refusal(-code)}")
 
-    def _set_gate(self, name: Cdata, shared: int, program: int) -> int:
+    def _set_gso_tap(self, name: Cdata, shared: int, program: int) -> int:
         raise NotImplementedError
 
 
-class PacketIo(GatedIo):
+class PacketIo(TapIo):
     """AF_PACKET on one interface; sends by any."""
 
-    #: The only ring of the interface, or the first of a group; see native/io/io_packet.h.
+    #: The only ring of the interface, or the first of a group; see native/io/af_packet/io_packet.h.
     ALONE = -1
     NEW_GROUP = -2
 
@@ -119,21 +119,21 @@ class PacketIo(GatedIo):
         if code < 0:
             raise IoError(f"cannot let packets into other rings: {os.strerror(-code).lower()}")
 
-    def _set_gate(self, name: Cdata, shared: int, program: int) -> int:
-        return int(c.packet_io_gate(self._c, name, shared, program))
+    def _set_gso_tap(self, name: Cdata, shared: int, program: int) -> int:
+        return int(c.packet_io_set_gso_tap(self._c, name, shared, program))
 
 
 class TunIo(Io):
     """One queue of a TUN device, which exists as long as its queues do."""
 
-    def __init__(self, name: str, *, shared: bool = False, program: WholeProgram | None = None) -> None:
+    def __init__(self, name: str, *, shared: bool = False, program: TunnelGsoProgram | None = None) -> None:
         """``shared``: further queues of the same device will follow, or this is one. ``program``: super-packets come
         and go whole; else the kernel cuts them before."""
         fd = program.fd if program is not None else -1
         super().__init__(f"TUN device {name}", lambda out: c.tun_io_open(name.encode(), int(shared), fd, out))
         self._name = name
 
-    def steer(self, program: SteerProgram | None) -> None:
+    def steer(self, program: TunSteeringProgram | None) -> None:
         """Every packet goes to the device's first queue while it has the program; None: to all queues again."""
         code = c.tun_io_steer(self._c, program.fd if program is not None else -1)
         if code < 0:

@@ -13,7 +13,7 @@ from lb.dataplane.snapshot import Snapshot
 
 
 class BenchMode(enum.IntEnum):
-    """What packets a benchmark makes; see native/bench/bench.h."""
+    """What packets a benchmark makes; see native/bench/pipeline_bench.h."""
 
     HIT = 0
     FLOOD = 1
@@ -34,7 +34,7 @@ class BenchSample:
 #: Packets in one timed segment.
 BENCH_SEGMENT = 2048
 
-#: Frames of the ring that packets lie in, where nothing else is said; see native/bench/bench.h.
+#: Frames of the ring that packets lie in, where nothing else is said; see native/bench/pipeline_bench.h.
 BENCH_FRAMES = 65536
 
 
@@ -58,7 +58,7 @@ class Bench:
         return self._samples(c.bench_run, seconds)
 
     def floor(self, seconds: float) -> list[BenchSample]:
-        """Only what memory alone demands of the same packets; see native/bench/bench.h."""
+        """Only what memory alone demands of the same packets; see native/bench/pipeline_bench.h."""
         return self._samples(c.bench_floor, seconds)
 
     def _samples(self, run: Callable[..., int], seconds: float) -> list[BenchSample]:
@@ -129,7 +129,7 @@ class Sent:
 
 
 class GeneratorKind(enum.IntEnum):
-    """Who makes the packets; see native/bench/generator.h."""
+    """Who makes the packets; see native/bench/packet_generator.h."""
 
     SOCKET = 0
     LIVE = 1

@@ -39,7 +39,7 @@ FLOW_CLASSES = (
 #: What flows that made room for others were, by number in C; see ``enum flow_tier`` in native/flow/flow_table.h.
 FLOW_TIERS = ("trusted", "young", "untrusted", "ended")
 
-#: Levels of vector instructions, by number in C; see native/mux/vector.h.
+#: Levels of vector instructions, by number in C; see native/mux/vector_level.h.
 VECTORS = tuple(text(name) for name in map(c.vector_name, range(4)))
 #: Environment variable that names one of them, for tests and measurements. Unset: the best that the processor has.
 VECTOR_VARIABLE = "VIPMUX_VECTOR"
@@ -63,7 +63,7 @@ class LinkHeader(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Offload:
-    """What a NIC's driver tells of a packet; ``csum_start`` from the frame's first byte. See native/io.h."""
+    """What a NIC's driver tells of a packet; ``csum_start`` from the frame's first byte. See native/machine/io.h."""
 
     gso_size: int = 0
     csum_start: int = 0

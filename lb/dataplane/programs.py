@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BPF programs of our own devices: super-packets leave whole (``native/bpf/whole.h``), queues run dry (``steer.h``)."""
+"""BPF programs of our own devices, so that super-packets leave whole (``native/bpf/tunnel_gso.h``) and queues run dry
+(``native/bpf/tun_steering.h``)."""
 
 from __future__ import annotations
 
@@ -32,15 +33,15 @@ class _Program:
             self.fd = -1
 
 
-class WholeProgram(_Program):
+class TunnelGsoProgram(_Program):
     """Super-packets leave whole."""
 
     def __init__(self, link: LinkHeader) -> None:
-        """Of a TUN device (``NONE``) or of packet mode's gate (``NEXT_HOP``). Raises IoError: what the kernel says."""
-        super().__init__(lambda log: c.whole_load(_PLACES[link], log, _LOG_BYTES))
+        """Of a TUN device (``NONE``) or of a TAP device (``NEXT_HOP``). Raises IoError: what the kernel says."""
+        super().__init__(lambda log: c.tunnel_gso_load(_PLACES[link], log, _LOG_BYTES))
 
 
-class SteerProgram(_Program):
+class TunSteeringProgram(_Program):
     """All packets of a TUN device go to its first queue."""
 
     def __init__(self) -> None:

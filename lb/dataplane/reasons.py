@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can become of a packet of a MUX, and why; the list is C's (native/packet/reason.h)."""
+"""What can become of a packet of a MUX, and why; the list is C's (native/packet/mux_reason.h)."""
 
 from __future__ import annotations
 

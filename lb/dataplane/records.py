@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from lb.dataplane.binding import TICK_SHIFT, Cdata, ffi
 
-#: An unsynchronised flow: its name << 16 | class << 14 | age in units of 4 ticks; see native/questions/census.h.
+#: An unsynchronised flow: its name << 16 | class << 14 | age in units of 4 ticks; see native/control/flow_table_scan.h.
 RECORD_BYTES = 8
 #: Flows that a worker takes over in one piece, between two bursts.
 ADOPT_MAX = 256
@@ -17,7 +17,7 @@ ADOPT_MAX = 256
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What became of flows that were to be taken over; see native/questions/adopt.h."""
+    """What became of flows that were to be taken over; see native/control/adopt_flows.h."""
 
     taken: int = 0
     known: int = 0

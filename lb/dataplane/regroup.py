@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flows between the workers of one MUX, whose number or whose queues change; see native/questions/regroup.h.
+"""Flows between the workers of one MUX, whose number or whose queues change; see native/control/regroup_flows.h.
 
 Where a worker runs the pipeline, it is asked between two bursts.
 """
@@ -16,7 +16,7 @@ from lb.dataplane.records import Adoption, pieces
 from lb.dataplane.snapshot import Snapshot
 from lb.dataplane.worker import ASK_TIMEOUT, Worker
 
-#: Keys that a worker notes until it is asked for them; see native/flow/neighbours.h.
+#: Keys that a worker notes until it is asked for them; see native/flow/sibling_tables.h.
 CLAIMS_MAX = 4096
 #: Of one piece, between two bursts.
 RELEASE_MAX, INHERIT_LINES = 256, 128

@@ -8,7 +8,7 @@ import os
 
 from lb.dataplane.binding import Cdata, Closable, c, ffi
 from lb.dataplane.host import bpf_refusal, host_prefixes
-from lb.dataplane.io import GatedIo
+from lb.dataplane.io import TapIo
 from lb.errors import IoError
 from lb.model import Network
 
@@ -93,7 +93,7 @@ class Redirect(Closable):
             raise IoError(f"cannot {what}: {os.strerror(-code).lower()}")
 
 
-class XdpIo(GatedIo):
+class XdpIo(TapIo):
     """AF_XDP sockets of some queues of an interface; sends by any."""
 
     def __init__(
@@ -114,8 +114,8 @@ class XdpIo(GatedIo):
         super().__init__(f"AF_XDP on {interface}", lambda out: c.xdp_io_open(name, redirect._c, settings, out))
         self.busy_poll = bool(settings.busy_poll)  #: obtained; False: not asked for, or refused by the kernel
 
-    def _set_gate(self, name: Cdata, shared: int, program: int) -> int:
-        return int(c.xdp_io_gate(self._c, name, shared, program))
+    def _set_gso_tap(self, name: Cdata, shared: int, program: int) -> int:
+        return int(c.xdp_io_set_gso_tap(self._c, name, shared, program))
 
     @staticmethod
     def _why(number: int) -> str:

@@ -160,7 +160,7 @@ NAME_MAX = 128
 LEFT_OUT_MAX, LEFT_OUT_REASON_MAX, LEFT_OUT_KEY_MAX = 32_768, 200, 300
 #: Flows, and groups of them, in one message of a hand-over.
 FLOWS_MAX = GROUPS_MAX = 4096
-#: Bytes of one flow; see native/questions/census.h.
+#: Bytes of one flow; see native/control/flow_table_scan.h.
 FLOW_BYTES = 8
 #: Findings of one examination, things that one is about, and characters of it all: a thousand nodes are asked at once.
 FINDINGS_MAX, ABOUT_MAX, EXAMINATION_MAX = 100, 64, 1 << 16

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* See decap.h.  host.c is the same in userspace: whoever changes a check changes both. */
+/* See decap.h.  host_pipeline.c is the same in userspace: whoever changes a check changes both. */
 #include "bpf/decap.h"
 
 #include <arpa/inet.h>
@@ -13,8 +13,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "bpf/asm.h"
-#include "bpf/sys.h"
+#include "bpf/assembler.h"
+#include "bpf/bpf_syscalls.h"
 #include "host/host_reason.h"
 
 #define NAME_PROGRAM "vipmux_decap"

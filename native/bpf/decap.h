@@ -7,12 +7,12 @@
  * A struct decap owns the file descriptors in it.  Addresses are always 16 bytes, IPv4 as ::ffff:a.b.c.d, so that one
  * map holds both families.  Not thread-safe; the program itself of course runs on every CPU.
  */
-#ifndef VIPMUX_BPF_DECAP_H
-#define VIPMUX_BPF_DECAP_H
+#ifndef VIPMUX_DECAP_H
+#define VIPMUX_DECAP_H
 
 #include <stdint.h>
 
-#include "host/host.h"
+#include "host/host_pipeline.h"
 
 #define DECAP_TAG_SIZE 8u
 /* What tunnel packets are addressed to, and how long the link header before them is (14 on Ethernet, else 0). */

@@ -2,7 +2,7 @@
 /* See flow.h. */
 #include "flow/flow.h"
 
-#include "cpu.h"
+#include "machine/cpu.h"
 
 #define SPECK_ROUNDS 12
 #define SIP_0 0x736f6d6570736575u
@@ -137,21 +137,21 @@ uint64_t flow_unscramble(const struct flow_seed *seed, uint64_t scrambled)
 	return (uint64_t)x << 32 | y;
 }
 
-/* ---- many at once, for each level of vector instructions, see vector.h ---- */
+/* ---- many at once, for each level of vector instructions, see vector_level.h ---- */
 
-#define LANES(name) name##_plain
+#define LANES(name) name##_scalar
 #define LANES_TARGET
 #define LANES_BYTES 16
-#include "flow/flow_lanes.h"
+#include "flow/hash_lanes.h"
 
 #ifdef VECTORS_X86
 #define LANES(name) name##_avx2
 #define LANES_TARGET TARGET_AVX2
 #define LANES_BYTES 32
-#include "flow/flow_lanes.h"
+#include "flow/hash_lanes.h"
 
 #define LANES(name) name##_avx512
 #define LANES_TARGET TARGET_AVX512
 #define LANES_BYTES 64
-#include "flow/flow_lanes.h"
+#include "flow/hash_lanes.h"
 #endif

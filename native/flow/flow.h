@@ -41,7 +41,7 @@ void flow_seed_init(struct flow_seed *seed, const uint8_t bytes[16]);
 uint64_t flow_tuple_hash(const struct flow_seed *seed, const struct flow_tuple *tuple, bool source_only);
 
 /*
- * What of an IPv4 tuple is hashed, as two words; flow_hash4_burst_plain() hashes many, and so do those that
+ * What of an IPv4 tuple is hashed, as two words; flow_hash4_burst_scalar() hashes many, and so do those that
  * struct vector chooses from.  The values are those of flow_tuple_hash().  Addresses and ports as they lie in memory.
  */
 static inline uint64_t flow_word4_addresses(uint32_t source, uint32_t destination)
@@ -56,7 +56,7 @@ static inline uint64_t flow_word4_ports(uint16_t source_port, uint16_t destinati
 
 typedef void flow_hash4_many(const struct flow_seed *seed, const uint64_t *addresses, const uint64_t *ports,
 			     uint64_t *out, unsigned count);
-flow_hash4_many flow_hash4_burst_plain, flow_hash4_burst_avx2, flow_hash4_burst_avx512;
+flow_hash4_many flow_hash4_burst_scalar, flow_hash4_burst_avx2, flow_hash4_burst_avx512;
 
 /*
  * What is hashed of IPv6 tuples, a column for each word of them: struct flow_tuple as words, as they lie in memory.  The burst makes
@@ -82,7 +82,7 @@ static inline void flow_words6_set(struct flow_words6 *words, unsigned at, const
 }
 
 typedef void flow_hash6_many(const struct flow_seed *seed, const struct flow_words6 *words, uint64_t *out, unsigned count);
-flow_hash6_many flow_hash6_burst_plain, flow_hash6_burst_avx2, flow_hash6_burst_avx512;
+flow_hash6_many flow_hash6_burst_scalar, flow_hash6_burst_avx2, flow_hash6_burst_avx512;
 
 /*
  * The key of a flow of an IPv4 service with one address and one port: source address, source port and service are
@@ -126,12 +126,12 @@ static inline uint32_t flow_key_service(uint64_t key)
 /*
  * A keyed bijection over 64 bits: 12 of the 27 rounds of Speck64/128 (Beaulieu et al. 2013).  It spreads keys that an
  * attacker chooses evenly over the table without losing a bit, so a table that stores what the line number does not
- * tell can compare keys exactly.  It is flood resistance, not encryption.  flow_scramble_burst_plain() does many
+ * tell can compare keys exactly.  It is flood resistance, not encryption.  flow_scramble_burst_scalar() does many
  * at once, and so do those that struct vector chooses from; flow_unscramble() is the inverse.
  */
 uint64_t flow_scramble(const struct flow_seed *seed, uint64_t key);
 uint64_t flow_unscramble(const struct flow_seed *seed, uint64_t scrambled);
 typedef void flow_scramble_many(const struct flow_seed *seed, const uint64_t *keys, uint64_t *out, unsigned count);
-flow_scramble_many flow_scramble_burst_plain, flow_scramble_burst_avx2, flow_scramble_burst_avx512;
+flow_scramble_many flow_scramble_burst_scalar, flow_scramble_burst_avx2, flow_scramble_burst_avx512;
 
 #endif

@@ -72,7 +72,7 @@ int flow_table_create(uint64_t flows, struct flow_table **out)
 
 	if (!table)
 		return -ENOMEM;
-	table->find_burst = flow_find_burst_plain;
+	table->find_burst = flow_find_burst_scalar;
 	table->line_count = lines_for(flows);
 	table->remainder_bits = 64 - (63 - (unsigned)__builtin_clzll(table->line_count));
 	table->bytes = (flow_table_bytes(flows) + huge - 1) & ~(huge - 1);
@@ -198,7 +198,7 @@ uint64_t flow_slot_key(const struct flow_table *table, struct flow_slot slot)
 
 /* ---- find ---- */
 
-void flow_find_burst_plain(const struct flow_table *table, const uint64_t *scrambled, struct flow_slot *slots,
+void flow_find_burst_scalar(const struct flow_table *table, const uint64_t *scrambled, struct flow_slot *slots,
 			   unsigned count)
 {
 	bool elsewhere;
@@ -435,7 +435,7 @@ static inline struct flow_slot offer_slot(struct flow_line *line, struct offer o
 	 TIER(FLOW_TCP_TRUSTED_ENDED, FLOW_TIER_ENDED) | TIER(FLOW_UDP_YOUNG, FLOW_TIER_UNTRUSTED))
 
 /* No branches: what is in a way is as good as random. */
-__attribute__((unused)) static struct offer offer_of_plain(const struct flow_table *table, const struct flow_line *line)
+__attribute__((unused)) static struct offer offer_of_scalar(const struct flow_table *table, const struct flow_line *line)
 {
 	struct offer offer = { 0, 0 };
 	uint16_t now = (uint16_t)table->clock, quiet = table->idle[FLOW_TCP_UNTRUSTED];
@@ -495,7 +495,7 @@ static inline int highest(__m128i low_halves, __m128i high_halves)
 }
 
 /*
- * offer_of_plain() on all ways at once.  Of an entry it takes the lowest 16 bits, which are zero only where a way is
+ * offer_of_scalar() on all ways at once.  Of an entry it takes the lowest 16 bits, which are zero only where a way is
  * empty; a stamp has as many.  Behind the stamps lies `away`, which is masked off.
  */
 static inline struct offer offer_of(const struct flow_table *table, const struct flow_line *line)
@@ -529,7 +529,7 @@ _Static_assert(offsetof(struct flow_line, stamp) % 16 == 0 && FLOW_WAYS == 6, "a
 #else
 static inline struct offer offer_of(const struct flow_table *table, const struct flow_line *line)
 {
-	return offer_of_plain(table, line);
+	return offer_of_scalar(table, line);
 }
 #endif
 

@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "cpu.h"
+#include "machine/cpu.h"
 
 #define FLOW_TICK_SHIFT 28 /* 268 ms; 16 bits of it wrap after 4.9 hours */
 #define FLOW_IDLE_MAX_SECONDS 14400
@@ -196,8 +196,8 @@ void flow_table_settle(struct flow_table *table);
 static inline struct flow_slot flow_table_find_home(const struct flow_table *table, uint64_t scrambled, bool *elsewhere);
 
 /*
- * Looks in the home lines of many flows, whose keys may be any numbers.  flow_find_burst_plain() is what it means, and what
- * a new table does; the others do the same faster where vector.h says that the processor can run them.
+ * Looks in the home lines of many flows, whose keys may be any numbers.  flow_find_burst_scalar() is what it means, and what
+ * a new table does; the others do the same faster where vector_level.h says that the processor can run them.
  */
 static inline void flow_table_find_home_burst(const struct flow_table *table, const uint64_t *scrambled,
 					      struct flow_slot *slots, unsigned count)
@@ -205,7 +205,7 @@ static inline void flow_table_find_home_burst(const struct flow_table *table, co
 	table->find_burst(table, scrambled, slots, count);
 }
 
-flow_find_burst flow_find_burst_plain, flow_find_burst_avx2, flow_find_burst_avx512;
+flow_find_burst flow_find_burst_scalar, flow_find_burst_avx2, flow_find_burst_avx512;
 
 static inline void flow_table_set_find(struct flow_table *table, flow_find_burst *find)
 {

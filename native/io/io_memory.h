@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#include "io.h"
+#include "machine/io.h"
 
 struct memory_sent {
 	const uint8_t *data;

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#include "io.h"
+#include "machine/io.h"
 
 /* address: the host's own, network order.  Creates the TUN device, which ends with the io. */
 int raw_io_open(const uint8_t address[4], const char *tun_name, struct io **out);

@@ -23,8 +23,8 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include "bpf/whole.h"
-#include "io/packet_frame.h"
+#include "bpf/tunnel_gso.h"
+#include "io/virtio_frame.h"
 #include "packet/merge.h"
 
 #ifndef TUN_F_USO4 /* newer than the oldest headers that this builds with */
@@ -223,7 +223,7 @@ static int take_whole(struct tun_io *tun, int program)
 	unsigned tcp = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
 
 	if (tun->first) {
-		tun->link = whole_attach(program, if_nametoindex(tun->name));
+		tun->link = tunnel_gso_attach(program, if_nametoindex(tun->name));
 		if (tun->link < 0)
 			return tun->link;
 	}

@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "flow/neighbours.h"
+#include "flow/sibling_tables.h"
 #include "mux/mux_stages.h"
-#include "services/unsynchronised.h"
+#include "services/snapshot/unsynchronised.h"
 
 /* ---- count ---- */
 
@@ -208,7 +208,7 @@ static void mux_free(struct pipeline *pipeline)
 {
 	struct mux *mux = (struct mux *)pipeline;
 
-	neighbours_free(mux->neighbours);
+	sibling_tables_free(mux->siblings);
 	flow_table_destroy(mux->table);
 	free(mux->segments);
 	free(mux->service_counters);

@@ -16,12 +16,12 @@
 #include <stdint.h>
 
 #include "flow/flow_table.h"
-#include "io.h"
+#include "machine/io.h"
 #include "mux/shed.h"
-#include "mux/stats.h"
-#include "mux/vector.h"
+#include "mux/mux_stats.h"
+#include "mux/vector_level.h"
 #include "packet/packet.h"
-#include "services/snapshot.h"
+#include "services/snapshot/snapshot.h"
 #include "worker/pipeline.h"
 
 enum mux_link {
@@ -37,7 +37,7 @@ enum flow_report {
 	FLOW_UNTRACKED = 3, /* forwarded without an entry */
 };
 
-struct neighbours;
+struct sibling_tables;
 
 struct mux_config {
 	uint64_t flows;       /* capacity of the flow table; 0: none, every packet by Maglev */
@@ -62,7 +62,7 @@ struct mux {
 	struct pipeline pipeline; /* first: a worker runs it through this */
 	struct mux_config config;
 	struct flow_table *table; /* NULL without one */
-	struct neighbours *neighbours; /* who else may know a flow; NULL: nobody */
+	struct sibling_tables *siblings; /* who else may know a flow; NULL: nobody */
 	const struct snapshot *snapshot; /* of the burst at hand */
 	uint64_t forgotten;    /* see mux_forgotten(); others read it */
 	uint64_t pass_serial;  /* serial of the map when the sweep was last at the first line */
@@ -72,7 +72,7 @@ struct mux {
 	/* the burst at hand; results stay readable until the next */
 	unsigned count;
 	bool onward; /* one of its packets goes on from the first stage; of a burst that is none yet, of the one before */
-	uint64_t plain; /* a bit for each packet that plain4.h has read: of those outers[] is there */
+	uint64_t plain; /* a bit for each packet that read_ipv4.h has read: of those outers[] is there */
 	struct packet packets[BURST_MAX];
 	struct passage passages[BURST_MAX];
 	struct outer4 outers[BURST_MAX];

@@ -2,7 +2,7 @@
 /* Second stage, see mux_stages.h: which backend each packet goes to, and what the flow table remembers of it. */
 #include <string.h>
 
-#include "flow/neighbours.h"
+#include "flow/sibling_tables.h"
 #include "mux/mux_stages.h"
 
 /* ---- find flow ---- */
@@ -135,9 +135,9 @@ static void look_for_flows(struct mux *mux)
 		}
 	}
 	count = look_elsewhere(mux, count);
-	if (UNLIKELY(mux->neighbours != NULL))
+	if (UNLIKELY(mux->siblings != NULL))
 		for (unsigned n = 0; n < count; n++)
-			neighbours_prefetch(mux->neighbours, mux->scrambled[mux->listed[n]]);
+			sibling_tables_prefetch(mux->siblings, mux->scrambled[mux->listed[n]]);
 	ask_maglev(mux, count);
 }
 
@@ -311,8 +311,8 @@ static NEVER_INLINE enum reason choose_flow(struct mux *mux, unsigned i, struct 
 	struct passage *passage = &mux->passages[i];
 	uint64_t scrambled = mux->scrambled[i];
 
-	if (UNLIKELY(mux->neighbours != NULL) && is_strange(mux, passage, slot))
-		slot = neighbours_take(mux->neighbours, mux->table, scrambled, slot);
+	if (UNLIKELY(mux->siblings != NULL) && is_strange(mux, passage, slot))
+		slot = sibling_tables_take(mux->siblings, mux->table, scrambled, slot);
 	*begun_word(begun, scrambled) |= begun_bit(scrambled);
 	if (LIKELY(slot.line != NULL) && use_entry(mux, &mux->packets[i], passage, slot))
 		return REASON_FORWARDED;

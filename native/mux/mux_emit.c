@@ -4,7 +4,7 @@
 
 #include "mux/mux_stages.h"
 #include "packet/segment.h"
-#include "services/encap.h"
+#include "services/snapshot/encap.h"
 
 static void flush(struct mux *mux)
 {

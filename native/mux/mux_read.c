@@ -189,7 +189,7 @@ struct plain {
 	uint64_t flows[BURST_MAX];    /* flow_key_narrow() */
 };
 
-/* Reads packets first to first + n - 1, see plain4.h. */
+/* Reads packets first to first + n - 1, see read_ipv4.h. */
 static inline void read_plain4(struct mux *mux, const struct frame *frames, enum link_type link, unsigned first, unsigned n,
 			       struct plain *plain)
 {
@@ -199,7 +199,7 @@ static inline void read_plain4(struct mux *mux, const struct frame *frames, enum
 }
 
 /* Where there are many services, their rows are in no near cache, nor is what these name: all of a burst are asked for together. */
-static NEVER_INLINE void prefetch_services(const struct exact_table *exact, uint64_t is, const struct plain *plain)
+static NEVER_INLINE void prefetch_services(const struct exact4_table *exact, uint64_t is, const struct plain *plain)
 {
 	for (uint64_t left = is; left; left &= left - 1)
 		prefetch(&exact->rows[exact_place(exact, plain->services[__builtin_ctzll(left)])]);
@@ -222,7 +222,7 @@ static ALWAYS_INLINE bool find_exact(struct mux *mux, const struct frame *frames
 				     const struct plain *plain, uint64_t *keys)
 {
 	/* A copy, so that it need not be read again after each store. */
-	const struct exact_table exact = mux->snapshot->map->exact;
+	const struct exact4_table exact = mux->snapshot->map->exact;
 
 	for (unsigned i = 0; i < n; i++) {
 		uint64_t wanted = plain->services[first + i];
@@ -250,7 +250,7 @@ static NEVER_INLINE bool find_any(struct mux *mux, const struct frame *frames, e
 				  const struct plain *plain, uint64_t *key)
 {
 	const struct vip_map *map = mux->snapshot->map;
-	const struct exact_table exact = map->exact, addresses = map->addresses;
+	const struct exact4_table exact = map->exact, addresses = map->addresses;
 	bool exact_alone = vip_map_is_exact4(map);
 	struct passage *passage = &mux->passages[first];
 	struct packet *packet = &mux->packets[first];
@@ -355,7 +355,7 @@ static inline void hash_exact(struct mux *mux, const struct plain *plain, unsign
 }
 
 /* Whether this is IPv4 to an address of which the first probe says that no service has it; nothing before that in packet.h's list. */
-static inline bool is_strange4(const struct exact_table *addresses, const struct frame *frame, enum link_type link)
+static inline bool is_strange4(const struct exact4_table *addresses, const struct frame *frame, enum link_type link)
 {
 	uint32_t before = link == LINK_ETHERNET ? ETHERNET_HEADER : 0, address;
 	const uint8_t *ip = frame->data + before;
@@ -371,7 +371,7 @@ static inline bool is_strange4(const struct exact_table *addresses, const struct
 bool mux_read_strangers(struct mux *mux, const struct frame *frames)
 {
 	const struct vip_map *map = mux->snapshot->map;
-	const struct exact_table addresses = map->addresses;
+	const struct exact4_table addresses = map->addresses;
 	enum link_type link = mux->io->link;
 	unsigned count = mux->count;
 

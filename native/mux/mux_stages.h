@@ -32,7 +32,7 @@
  *	             without a table
  *	scrambled[]  only with a table: the flow's name there, whose home line has been asked for; of a packet that does
  *	             not go on, any, which may be looked up but says nothing
- *	plain        a bit for each packet that plain4.h has read, and outers[] of those, for mux_emit_burst()
+ *	plain        a bit for each packet that read_ipv4.h has read, and outers[] of those, for mux_emit_burst()
  *	onward       whether any packet goes on; where none does, the other stages are left out
  */
 void mux_read_burst(struct mux *mux, const struct frame *frames);

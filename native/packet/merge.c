@@ -9,7 +9,7 @@
 #include "packet/packet.h"
 
 #define PAYLOAD_LEAST 512u /* of a first segment: of less little is gained */
-#define MERGED_MAX 65000u  /* IP packet: an outer header and a gate's number fit before it */
+#define MERGED_MAX 65000u  /* IP packet: an outer header and a tap's number fit before it */
 #define ROOM (192u << 10)  /* of a burst of full Ethernet frames, with what lies between super-packets */
 #define IPV4_HEADER 20u    /* without options; a packet with options stays by itself */
 #define IPV6_HEADER 40u

@@ -15,7 +15,7 @@
 
 #include <stdbool.h>
 
-#include "io.h"
+#include "machine/io.h"
 
 struct merge;
 

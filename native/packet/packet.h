@@ -29,10 +29,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "cpu.h"
-#include "io.h"
+#include "machine/cpu.h"
+#include "machine/io.h"
 #include "packet/checksum.h"
-#include "packet/reason.h"
+#include "packet/mux_reason.h"
 
 #define ETHERNET_HEADER 14u
 #define IPV6_EXTENSIONS_MAX 8u

@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "cpu.h"
+#include "machine/cpu.h"
 #include "flow/flow.h"
 #include "services/maglev.h"
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a worker runs: the MUX's inbound pipeline (mux.c) and the host's decapsulation (host.c) embed this as their
+ * What a worker runs: the MUX's inbound pipeline (mux.c) and the host's decapsulation (host_pipeline.c) embed this as their
  * first member.  Called only by the one worker that owns the pipeline, or by a test that stands in for it.
  */
 #ifndef VIPMUX_PIPELINE_H

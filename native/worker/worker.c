@@ -20,8 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "services/snapshot.h"
-#include "worker/pace.h"
+#include "services/snapshot/snapshot.h"
+#include "worker/worker_pace.h"
 
 #define IDLE_MS 100
 #define WORKER_NICE (-10)

@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-#include "io.h"
+#include "machine/io.h"
 #include "worker/pipeline.h"
 
 struct worker;

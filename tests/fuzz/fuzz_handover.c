@@ -3,11 +3,11 @@
  * Any bytes as what other MUXes tell of their flows: whatever they say, the table stays sound, what is counted is there,
  * and what is unsynchronised can be told and forgotten to the last flow.
  *
- * Input: which snapshots (1 byte), then records as census.h has them.  The records are taken for flows of each service
+ * Input: which snapshots (1 byte), then records as flow_table_scan.h has them.  The records are taken for flows of each service
  * in turn; then the second snapshot is live, and half of them are told once more.
  */
-#include "questions/adopt.h"
-#include "questions/census.h"
+#include "control/adopt_flows.h"
+#include "control/flow_table_scan.h"
 #include "world.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -29,17 +29,17 @@ static void adopt(struct mux *mux, const struct snapshot *snapshot, unsigned bac
 /* How many of the table's flows are unsynchronised; counted, and told one by one. */
 static uint32_t count_flows(const struct mux *mux, const struct snapshot *snapshot)
 {
-	struct census_row rows[SERVICES * BACKENDS] = { 0 };
+	struct flow_scan_row rows[SERVICES * BACKENDS] = { 0 };
 	uint32_t counted = 0, unsynchronised = 0;
 
-	census_count(mux, snapshot, rows, SERVICES * BACKENDS);
+	flow_scan_count(mux, snapshot, rows, SERVICES * BACKENDS);
 	for (unsigned i = 0; i < SERVICES * BACKENDS; i++) {
 		expect(rows[i].unsynchronised <= rows[i].tcp + rows[i].udp);
 		counted += rows[i].tcp + rows[i].udp;
 		unsynchronised += rows[i].unsynchronised;
 	}
 	expect(counted <= flow_table_live(mux->table));
-	expect(census_unsynchronised(mux, snapshot, records, owners, RECORDS) == unsynchronised && unsynchronised <= RECORDS);
+	expect(flow_scan_unsynchronised(mux, snapshot, records, owners, RECORDS) == unsynchronised && unsynchronised <= RECORDS);
 	return unsynchronised;
 }
 
@@ -64,6 +64,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (uint32_t i = 0; i < told; i++)
 		expect(mux_forget(&mux, snapshot, owners[i] >> 12, owners[i] & 0xfff, &records[i], 1, 0) == 1);
 	expect(flow_table_check(mux.table) == NULL);
-	expect(census_unsynchronised(&mux, snapshot, records, owners, RECORDS) == 0);
+	expect(flow_scan_unsynchronised(&mux, snapshot, records, owners, RECORDS) == 0);
 	return 0;
 }

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "host/host.h"
+#include "host/host_pipeline.h"
 #include "host/host_reason.h"
 #include "io/io_memory.h"
 

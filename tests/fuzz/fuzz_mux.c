@@ -3,15 +3,15 @@
  * Any packets, in any bursts, at any time, to the whole inbound pipeline: the small MUX of world.h, with
  * an io of its own whose buffers have exactly the packet's size.
  * After each burst the counters must add up, and what was sent must be a right outer header around a packet.  What becomes of
- * each packet, and every byte that leaves, is that of the plain MUX of tests/native/c/plain_mux.h.
+ * each packet, and every byte that leaves, is that of the reference MUX of tests/native/c/reference_mux.h.
  *
  * Input: how the MUX is set up (1 byte), then records: what to do (1), how (1), length (2), bytes.
  */
 #include <arpa/inet.h>
 
-#include "../native/c/plain_mux.c"
+#include "../native/c/reference_mux.c"
 #include "packet/checksum.h"
-#include "services/encap.h"
+#include "services/snapshot/encap.h"
 #include "world.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -31,7 +31,7 @@ struct fuzz_io {
 	const struct mux *mux;
 	uint64_t sent;
 	bool fails; /* every third frame is refused */
-	const struct plain_mux *plain;
+	const struct reference_mux *plain;
 	uint32_t sent_now; /* of this burst */
 };
 
@@ -77,7 +77,7 @@ static void check_sent(const struct mux *mux, const struct frame *frame)
 	expect(!link || load_be16(frame->data + 12) == (ip[0] == 0x45 ? 0x0800 : 0x86dd));
 }
 
-static void check_same(const struct plain_mux *plain, uint32_t number, const struct frame *frame)
+static void check_same(const struct reference_mux *plain, uint32_t number, const struct frame *frame)
 {
 	const struct plain_sent *wanted = &plain->sent[number];
 
@@ -170,19 +170,19 @@ static void add_packet(struct burst *burst, const struct mux *mux, const uint8_t
 							.offload = what & OFFLOAD ? FRAME_TOLD | (how & FRAME_VERIFIED) : 0 };
 }
 
-/* The world of a snapshot, as the plain MUX has it. */
-static const struct plain_world *plain_world_of(unsigned which)
+/* The world of a snapshot, as the reference MUX has it. */
+static const struct reference_world *plain_world_of(unsigned which)
 {
 	static struct plain_service services[2][SERVICES];
 	static struct hop_spec hops[2][HOPS];
-	static struct plain_world worlds[2];
-	struct plain_world *world = &worlds[which];
+	static struct reference_world worlds[2];
+	struct reference_world *world = &worlds[which];
 	const struct vip_map *map = snapshot_of(which)->map;
 
 	if (world->count)
 		return world;
 	make_hops(which, hops[which]);
-	*world = (struct plain_world){ .services = services[which], .count = SERVICES, .crowd = SERVICES,
+	*world = (struct reference_world){ .services = services[which], .count = SERVICES, .crowd = SERVICES,
 				       .idle_untrusted = map->idle_untrusted, .hops = hops[which], .hop_count = HOPS };
 	for (uint32_t i = 0; i < map->service_count; i++) {
 		const struct service *from = map->services[i];
@@ -199,13 +199,13 @@ static const struct plain_world *plain_world_of(unsigned which)
 	return world;
 }
 
-static void run_plain(struct plain_mux *plain, const struct plain_world *world, const struct burst *burst, uint64_t now,
+static void run_plain(struct reference_mux *plain, const struct reference_world *world, const struct burst *burst, uint64_t now,
 		      struct plain_result *results)
 {
-	plain_mux_burst(plain, world, now);
+	reference_mux_burst(plain, world, now);
 	for (unsigned i = 0; i < burst->count; i++)
-		plain_mux_packet(plain, &burst->frames[i], (uint8_t)i, &results[i]);
-	plain_mux_tick(plain);
+		reference_mux_packet(plain, &burst->frames[i], (uint8_t)i, &results[i]);
+	reference_mux_tick(plain);
 }
 
 static void check_results(const struct mux *mux, const struct plain_result *results, unsigned count)
@@ -219,7 +219,7 @@ static void check_results(const struct mux *mux, const struct plain_result *resu
 	}
 }
 
-static void run(struct mux *mux, struct fuzz_io *io, struct plain_mux *plain, unsigned which, struct burst *burst, uint64_t now)
+static void run(struct mux *mux, struct fuzz_io *io, struct reference_mux *plain, unsigned which, struct burst *burst, uint64_t now)
 {
 	const struct snapshot *snapshot = snapshot_of(which);
 	uint64_t reasons = 0, received = mux->counters.received;
@@ -241,12 +241,12 @@ static void run(struct mux *mux, struct fuzz_io *io, struct plain_mux *plain, un
 
 /* ---- one input ---- */
 
-static void start_plain(struct plain_mux *plain, const struct mux_config *config, const struct fuzz_io *io)
+static void start_plain(struct reference_mux *plain, const struct mux_config *config, const struct fuzz_io *io)
 {
 	static uint64_t backends[SERVICES * BACKENDS];
 	static struct service_counters services[SERVICES];
 
-	*plain = (struct plain_mux){ .config = *config, .link = io->io.link, .sends_whole = io->io.sends_whole,
+	*plain = (struct reference_mux){ .config = *config, .link = io->io.link, .sends_whole = io->io.sends_whole,
 				     .fails = io->fails ? 3 : 0, .seed = snapshot_of(0)->map->seed, .services = services,
 				     .backends = backends, .bytes = plain->bytes, .room = plain->room, .sent = plain->sent,
 				     .sent_room = plain->sent_room };
@@ -256,7 +256,7 @@ static void start_plain(struct plain_mux *plain, const struct mux_config *config
 	flow_table_set_judge(plain->table, judge, plain);
 }
 
-static void start(struct mux *mux, struct fuzz_io *io, struct plain_mux *plain, uint8_t setup)
+static void start(struct mux *mux, struct fuzz_io *io, struct reference_mux *plain, uint8_t setup)
 {
 	struct mux_config config = { .flows = setup & 4 ? 0 : 1,
 				     .link = setup % 3,
@@ -276,7 +276,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static struct mux mux;
 	static struct burst burst;
-	static struct plain_mux plain;
+	static struct reference_mux plain;
 	static uint64_t inputs;
 	unsigned which = 0;
 	uint64_t now = 0;

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "services/vip_map.h"
+#include "services/vip/vip_map.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

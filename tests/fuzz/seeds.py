@@ -21,7 +21,7 @@ from tests.packets.world import MUX
 #: What to do with a record of fuzz_mux.c.
 GROW, OFFLOAD, BURST_ENDS, TIME_PASSES, OTHER_SNAPSHOT = 0x04, 0x08, 0x20, 0x40, 0x80
 LONGEST = 4000
-#: With one of fuzz_gate.c.
+#: With one of fuzz_gso_tap.c.
 GATE_FIX, GATE_AIM, GATE_TELL = 0x01, 0x02, 0x04
 
 
@@ -84,7 +84,7 @@ def services() -> Iterator[bytes]:
         yield b"".join(bytes([kind[0] | n % 4 << 6]) + kind[1:] for n, kind in enumerate(some))
 
 
-def gate() -> Iterator[bytes]:
+def gso_tap() -> Iterator[bytes]:
     """Every row as a plain frame and as a super-packet, and TCP rows with more behind them than a segment takes."""
     told = struct.pack("=BBHHHH", 0, 0, 0, 300, 0, 0)  # a virtio header of which the segments' size counts
     for row in ROWS:
@@ -100,7 +100,7 @@ def _gate_record(frame: bytes, what: int, offload: bytes) -> bytes:
     return bytes([what]) + len(frame).to_bytes(2, "big") + offload + frame
 
 
-def neighbours() -> Iterator[bytes]:
+def sibling_tables() -> Iterator[bytes]:
     """What others know is asked for, of every class, at once and after each jump of a clock."""
     known = b"".join(bytes([2 | table << 3, n, 7 * n + table]) for n in range(24) for table in (2, 3))
     ask = b"".join(bytes([0, n, 0]) for n in range(24))
@@ -112,8 +112,8 @@ def neighbours() -> Iterator[bytes]:
 
 
 SEEDS = {
-    "fuzz_gate": gate,
-    "fuzz_neighbours": neighbours,
+    "fuzz_gso_tap": gso_tap,
+    "fuzz_sibling_tables": sibling_tables,
     "fuzz_mux": mux,
     "fuzz_packet": packet,
     "fuzz_host": host,

@@ -60,7 +60,7 @@ class Manager:
                 return
 
     def wait_lost(self, least: int) -> None:
-        """Until so many lines are counted: the log's thread pauses after each failure, and counts behind the answers."""
+        """Until so many lines are counted: the log's thread pauses after each failure, and counts later."""
         end = time.monotonic() + 30
         while (lost := self.lost()) < least:
             assert time.monotonic() < end, f"{lost} lines are counted as lost, not {least}"

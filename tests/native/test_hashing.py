@@ -24,8 +24,8 @@ def c() -> CDLL:
     lib.flow_scramble.argtypes = lib.flow_unscramble.argtypes = [c_void_p, c_uint64]
     lib.flow_tuple_hash.argtypes = [c_void_p, c_char_p, c_bool]
     lib.flow_seed_init.argtypes = [c_void_p, c_char_p]
-    lib.flow_scramble_burst_plain.argtypes = [c_void_p, c_void_p, c_void_p, c_uint]
-    lib.flow_hash4_burst_plain.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_uint]
+    lib.flow_scramble_burst_scalar.argtypes = [c_void_p, c_void_p, c_void_p, c_uint]
+    lib.flow_hash4_burst_scalar.argtypes = [c_void_p, c_void_p, c_void_p, c_void_p, c_uint]
     return lib
 
 
@@ -49,7 +49,7 @@ def test_many_keys_are_scrambled_as_one_by_one(seed: bytes, keys: list[int]) -> 
     room = expanded(seed)
     out = (c_uint64 * (len(keys) + 1))()
     out[len(keys)] = 7
-    c().flow_scramble_burst_plain(room, (c_uint64 * len(keys))(*keys), out, len(keys))
+    c().flow_scramble_burst_scalar(room, (c_uint64 * len(keys))(*keys), out, len(keys))
     assert list(out) == [*(c().flow_scramble(room, key) for key in keys), 7]
 
 
@@ -59,7 +59,7 @@ def test_many_tuples_are_hashed_as_siphash_1_3_hashes_each(seed: bytes, words: l
     count = len(words)
     addresses, ports = ((c_uint64 * count)(*column) for column in (zip(*words, strict=True) if words else ((), ())))
     out = (c_uint64 * (count + 1))()
-    c().flow_hash4_burst_plain(expanded(seed), addresses, ports, out, count)
+    c().flow_hash4_burst_scalar(expanded(seed), addresses, ports, out, count)
     messages = [a.to_bytes(8, "little") + b.to_bytes(8, "little") for a, b in words]
     assert list(out) == [*(hashing.siphash(seed, message, 1, 3) for message in messages), 0]
 

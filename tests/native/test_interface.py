@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What native/api.h promises, called as C is called: what may be NULL, and numbers that mean nothing."""
+"""What native/api/api.h promises, called as C is called: what may be NULL, and numbers that mean nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_what_is_not_there_is_put_without_harm() -> None:
 
 def test_every_function_of_the_interface_is_explained() -> None:
     """By a comment, or a section's title, above it: of its own, or of it and its neighbours."""
-    plain, bare = (NATIVE / "api.h").read_text(), []
+    plain, bare = (NATIVE / "api" / "api.h").read_text(), []
     for block in plain.split("\n\n"):
         explained = False
         for line in block.splitlines():
@@ -77,8 +77,8 @@ int main(void)
 	struct flow_seed seed;
 
 	flow_seed_init(&seed, (const uint8_t *)"0123456789abcdef");
-	flow_scramble_burst_plain(&seed, keys, out, 3);
-	flow_hash4_burst_plain(&seed, keys, keys, out, 3);
+	flow_scramble_burst_scalar(&seed, keys, out, 3);
+	flow_hash4_burst_scalar(&seed, keys, keys, out, 3);
 	puts("runs");
 	return 0;
 }

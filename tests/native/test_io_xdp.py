@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.native.compiled import library
-from tests.native.test_ways_out import GATE
+from tests.native.test_send_by_any import GATE
 
 RING, SEND_RING, BURST = 128, 64, 64  #: as in xdp_probe.c
 OWN, OUT = 1, 2  #: interfaces: where frames come from, and one to leave by

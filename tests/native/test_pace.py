@@ -46,7 +46,7 @@ class Decisions:
     """Both machines on one clock that the test moves."""
 
     def __init__(self) -> None:
-        c = library("worker/pace.c", "io/ring_choice.c")
+        c = library("worker/worker_pace.c", "io/af_packet/ring_choice.c")
         c.pace_count.argtypes = (ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint64)
         c.ring_choice_step.argtypes = (ctypes.c_void_p, ctypes.c_uint, ctypes.c_bool, ctypes.c_uint64)
         c.pace_pause.argtypes = (ctypes.c_void_p,)

@@ -27,11 +27,11 @@ def probe() -> CDLL:
     files = (
         "packet/packet.c",
         "packet/checksum.c",
-        "mux/vector.c",
+        "mux/vector_level.c",
         "flow/flow.c",
         "flow/flow_table.c",
-        "services/plain4.c",
-        "services/plain6.c",
+        "packet/burst/read_ipv4.c",
+        "packet/burst/read_ipv6.c",
     )
     c = library("parse_probe.c", "burst_probe.c", *files)
     for name in ("probe_parse", "probe_bursts", "probe_groups6", "probe_decrement", "probe_header_sums"):

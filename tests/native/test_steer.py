@@ -16,7 +16,7 @@ from tests.packets.frames import SYN, SYN6
 
 def test_every_packet_goes_to_the_first_queue() -> None:
     """Through the kernel; what a program of this kind returns is the queue, see drivers/net/tun.c."""
-    kernel = library("bpf/steer.c", "bpf/asm.c", "bpf/sys.c")
+    kernel = library("bpf/tun_steering.c", "bpf/assembler.c", "bpf/bpf_syscalls.c")
     log = create_string_buffer(1 << 16)
     program = kernel.steer_load(log, len(log))
     if program == -errno.EPERM:

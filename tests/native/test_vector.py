@@ -27,7 +27,12 @@ NEEDS = {1: set(), 2: {"avx2", "bmi", "bmi2"}, 3: set(FEATURES) - {"avx2"}}
 @cache
 def c() -> CDLL:
     lib = library(
-        "burst_probe.c", "mux/vector.c", "flow/flow.c", "flow/flow_table.c", "services/plain4.c", "services/plain6.c"
+        "burst_probe.c",
+        "mux/vector_level.c",
+        "flow/flow.c",
+        "flow/flow_table.c",
+        "packet/burst/read_ipv4.c",
+        "packet/burst/read_ipv6.c",
     )
     lib.probe_runs.argtypes, lib.probe_runs.restype = [c_uint32], c_bool
     lib.probe_chosen.argtypes = [c_uint32, c_void_p]

@@ -155,7 +155,7 @@ def test_ten_thousand_services_are_found() -> None:
 def test_vips_that_differ_in_a_few_bytes_are_spread_over_the_index(first: str, counted: int, exact: bool) -> None:
     """A quarter of the rows is taken: where VIPs are spread, some twenty in a row at most; where not, thousands."""
     address = ip_address(first)
-    probe = library("index_probe.c", "services/exact6_table.c")
+    probe = library("index_probe.c", "services/vip/exact6_table.c")
     longest = probe.probe_longest(address.version, address.packed.ljust(16, b"\0"), counted, 5000, exact)
     elsewhere = exact and address.version == 4  # in the exact table
     assert (longest == 0) if elsewhere else (0 < longest < 100)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole pipeline, at each vector level and whatever the burst, is the plain MUX of plain_mux.c, byte for byte.
+"""The whole pipeline, at each vector level and whatever the burst, does what reference_mux.c does, byte for byte.
 
 ``VIPMUX_PACKETS=10000000`` sends so many instead of a few; ``-s`` shows what was met.
 """
@@ -66,8 +66,8 @@ MEETS = {
 
 @cache
 def c() -> CDLL:
-    pipeline = sorted(str(path.relative_to(NATIVE)) for room in PIPELINE for path in (NATIVE / room).glob("*.c"))
-    lib = library("whole_probe.c", "plain_mux.c", "traffic.c", *pipeline)
+    pipeline = sorted(str(path.relative_to(NATIVE)) for room in PIPELINE for path in (NATIVE / room).rglob("*.c"))
+    lib = library("whole_probe.c", "reference_mux.c", "traffic.c", *pipeline)
     lib.whole_run.argtypes, lib.whole_run.restype = [POINTER(Setup), POINTER(Seen), c_char_p, c_size_t], None
     return lib
 
@@ -77,7 +77,7 @@ def test_shares_are_of_all_packets() -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_pipeline_is_the_plain_mux(name: str) -> None:
+def test_the_pipeline_is_the_reference_mux(name: str) -> None:
     share, how = RUNS[name]
     seen, report = Seen(), create_string_buffer(4000)
     setup = Setup(seed=list(RUNS).index(name) + 1, packets=PACKETS * share // 100, **how)

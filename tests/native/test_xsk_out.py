@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The quick way out of packet mode (native/io/xsk_out.c): what it sends, what it leaves to others, and how it ends."""
+"""Packet mode sends by AF_XDP (native/io/af_xdp/xsk_out.c): what it sends, what it leaves, and how it ends."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.dataplane import REASONS, Hop, LinkHeader, PacketIo, Pipeline, Snapshot, WholeProgram, Worker
+from lb.dataplane import REASONS, Hop, LinkHeader, PacketIo, Pipeline, Snapshot, TunnelGsoProgram, Worker
 from lb.dataplane.compile.compiler import Compiler
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.model.checksum import checksum, ones_complement_sum, pseudo_header
@@ -73,15 +73,15 @@ class Wire:
         io = inside(mux, lambda: PacketIo("m0"))
         stack.callback(io.close)
         if whole:
-            self._open_gate(mux, io, card=card)
+            self._open_gso_tap(mux, io, card=card)
         self.worker = Worker(Pipeline(SETTINGS.flows, LinkHeader.NEXT_HOP), io, self.snapshot())
         stack.callback(self.worker.close)
         self.worker.start()
 
     @staticmethod
-    def _open_gate(namespace: str, io: PacketIo, *, card: bool) -> None:
-        program = WholeProgram(LinkHeader.NEXT_HOP)
-        inside(namespace, lambda: io.set_gate(GATE, program))
+    def _open_gso_tap(namespace: str, io: PacketIo, *, card: bool) -> None:
+        program = TunnelGsoProgram(LinkHeader.NEXT_HOP)
+        inside(namespace, lambda: io.set_gso_tap(GATE, program))
         program.close()
         ip("-n", namespace, "link", "set", "dev", GATE, "up")
         if not card:

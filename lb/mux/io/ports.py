@@ -20,12 +20,12 @@ from lb.daemon.kernel.keeper import KeptPart
 from lb.daemon.kernel.repairs import Difference
 from lb.daemon.kernel.watch import Area, OwnMarks
 from lb.daemon.log import get_logger
-from lb.dataplane import NO_MAC, Hop, Io, LinkHeader, PacketIo, SteerProgram, TunIo, WholeProgram
+from lb.dataplane import NO_MAC, Hop, Io, LinkHeader, PacketIo, TunIo, TunnelGsoProgram, TunSteeringProgram
 from lb.errors import FeatureError, IoError, VipmuxError
 from lb.model import Address, MuxSettings, Network
 from lb.mux.hops.netlink import Netlink
 from lb.mux.hops.next_hops import NextHop, Resolution
-from lb.mux.io.gate import Gate
+from lb.mux.io.gso_tap import GsoTap
 from lb.mux.io.isolation import Isolation
 from lb.mux.io.mode import RINGS_BOTH, RINGS_SLOTS, WHOLE, cut
 from lb.mux.io.socket_filter import Filter, vip_filter
@@ -194,7 +194,7 @@ class PacketPort:
         self._claims = claims
         self._isolation = Isolation(settings.name, settings.interface, own)
         self._anchor: Anchor | None = None
-        self._gate = Gate(settings.interface)
+        self._gso_tap = GsoTap(settings.interface)
         self._left_by_tun = Tun(netlink, settings.name, state_dir)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[PacketIo] = []
@@ -209,7 +209,7 @@ class PacketPort:
     @property
     def details(self) -> str:
         both = all(io.switches is not None for io in self._ios)
-        return f"{RINGS_BOTH if both else RINGS_SLOTS}; {_supers(self._gate.refused)}"
+        return f"{RINGS_BOTH if both else RINGS_SLOTS}; {_supers(self._gso_tap.refused)}"
 
     async def open(self, vips: Iterable[Network]) -> None:
         self._vips = frozenset(vips)
@@ -232,7 +232,7 @@ class PacketPort:
         self._anchor = Anchor(interface)  # first: what happens from now on is not missed
         self._filter = vip_filter(self._vips)
         _open_packet_ios(self._ios, interface, self._settings.workers, self._filter.program)
-        self._gate.open(self._ios)
+        self._gso_tap.open(self._ios)
 
     def keeps_workers(self, workers: int) -> str | None:
         del workers
@@ -246,15 +246,15 @@ class PacketPort:
             return
         self._filter = self._filter or vip_filter(self._vips)
         fresh: list[PacketIo] = []
-        before = self._gate.now
+        before = self._gso_tap.now
         try:
             _open_packet_ios(fresh, self._settings.interface, workers, NOTHING)
-            self._gate.open(fresh)
+            self._gso_tap.open(fresh)
             PacketIo.swap(self._ios, fresh, self._filter.program)
             await self._see_to_the_last(fresh, crew)
         except VipmuxError:
             _close(fresh)
-            self._gate.now = before
+            self._gso_tap.now = before
             raise
         old, self._ios = self._ios, fresh
         self._settings = replace(self._settings, workers=workers)
@@ -301,7 +301,7 @@ class PacketPort:
             return None  # it may come back
         if self._anchor is None or not self._anchor.holds(interface):
             return Difference("interface", f"interface {interface}", "was made anew", urgent=True)
-        return Difference("interface", f"device {self._gate.name}", urgent=True) if self._gate.lost else None
+        return Difference("interface", f"device {self._gso_tap.name}", urgent=True) if self._gso_tap.lost else None
 
     async def reopen(self) -> None:
         self.close_ios()
@@ -313,7 +313,7 @@ class PacketPort:
             raise
 
     def parts(self, reopen: Callable[[], Awaitable[None]]) -> list[KeptPart]:
-        return [_Opened(self, reopen), self._isolation, self._gate]
+        return [_Opened(self, reopen), self._isolation, self._gso_tap]
 
     @property
     def tables(self) -> Sequence[str]:
@@ -322,7 +322,7 @@ class PacketPort:
     def close_ios(self) -> None:
         _close(self._ios)
         self._ios = []
-        self._gate.closed()
+        self._gso_tap.closed()
         if self._anchor is not None:
             self._anchor.close()
             self._anchor = None
@@ -349,9 +349,9 @@ class TunPort:
         self._left_by_packet = Isolation(settings.name, settings.interface)
         self._vips: frozenset[Network] = frozenset()
         self._ios: list[TunIo] = []
-        self._program: WholeProgram | None = None
+        self._program: TunnelGsoProgram | None = None
         self._cut: str | None = None  # why super-packets are
-        self._steer: SteerProgram | None = None
+        self._steer: TunSteeringProgram | None = None
         self._unsteered = ""  # why there is none
         self._hops_of: tuple[Address, ...] = ()
         self._hops: Mapping[Address, Hop] = {}
@@ -383,14 +383,14 @@ class TunPort:
         try:
             # The right to load it is given up before the device may have to be made anew.
             self._cut = None
-            self._program = self._program or WholeProgram(LinkHeader.NONE)
+            self._program = self._program or TunnelGsoProgram(LinkHeader.NONE)
             self._open_queues(self._ios, self._settings.workers)
         except IoError as error:
             self._cut = str(error)
             self.close_ios()
             self._open_queues(self._ios, self._settings.workers)
         try:
-            self._steer = self._steer or SteerProgram()
+            self._steer = self._steer or TunSteeringProgram()
         except IoError as error:
             self._unsteered = str(error)
         self._anchor = Anchor(self._tun.name)

@@ -66,7 +66,7 @@ class XdpPort(PacketPort):
         )
         if self._attempt.zero_copy:
             return words  # frames are on their way for a while: others must not overtake them
-        return f"{words}; {TOGETHER if self._gate.refused is None else apart(self._gate.refused)}"
+        return f"{words}; {TOGETHER if self._gso_tap.refused is None else apart(self._gso_tap.refused)}"
 
     async def open(self, vips: Iterable[Network]) -> None:
         """What speaks against it is found before anything is touched."""
@@ -104,7 +104,7 @@ class XdpPort(PacketPort):
                 continue
             self._attempt, self._queues = attempt, queues_of(interface)
             if not attempt.zero_copy:
-                self._gate.open(self._xdp_ios)
+                self._gso_tap.open(self._xdp_ios)
             self._say(facts, list(refused))
             return
         raise IoError("; ".join(refused))

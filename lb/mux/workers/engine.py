@@ -8,7 +8,7 @@ workers and ios come and go with the interface, and become more or fewer with th
 Each worker has a flow table of its own, and the kernel decides whose packet it is. Where that may have changed (other
 workers, other queues), or where flows of another MUX came that no worker has seen yet, a flow may be in the table of a
 worker that does not get its packets. For as long as such a flow may live, a worker asks the others for a flow that it
-does not know: see native/flow/neighbours.h. In all other times nobody asks, and nothing is shared.
+does not know: see native/flow/sibling_tables.h. In all other times nobody asks, and nothing is shared.
 """
 
 from __future__ import annotations

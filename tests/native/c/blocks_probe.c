@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* native/io/block_ring.c before a kernel that fills each block anew as soon as it has it.  For tests/native/test_rings.py. */
+/* native/io/af_packet/block_ring.c before a kernel that fills each block anew as soon as it has it.  For tests/native/test_rings.py. */
 #define _GNU_SOURCE
 #include <linux/if_packet.h>
 #include <stdlib.h>
 
 #undef TP_STATUS_KERNEL
 #define TP_STATUS_KERNEL TP_STATUS_USER
-#include "io/block_ring.c"
+#include "io/af_packet/block_ring.c"
 
 int probe_blocks(unsigned blocks, unsigned calls);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What each level of vector instructions does to a burst, in the form of plain calls; for tests/native/test_vector.py. */
-#include "mux/vector.h"
+#include "mux/vector_level.h"
 
 bool probe_runs(uint32_t level);
 unsigned probe_chosen(uint32_t level, const bool has[7]);
@@ -74,7 +74,7 @@ int probe_same_slots(uint32_t level, const uint64_t *keys, unsigned key_count, c
 	flow_table_advance(table, 5ULL << FLOW_TICK_SHIFT); /* all stamps are 5 */
 	for (unsigned i = 0; i < key_count; i++)
 		flow_table_insert(table, keys[i], i % FLOW_BACKEND_MAX, (enum flow_class)(i % FLOW_CLASSES));
-	flow_find_burst_plain(table, asked, plain, count);
+	flow_find_burst_scalar(table, asked, plain, count);
 	flow_table_set_find(table, vector_get(level)->find);
 	flow_table_find_home_burst(table, asked, fast, count);
 	for (unsigned i = 0; i < count && same; i++) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Virtio headers as native/io/packet_frame.h reads and writes them, for tests/native/test_frames.py. */
-#include "io/packet_frame.h"
+/* Virtio headers as native/io/virtio_frame.h reads and writes them, for tests/native/test_frames.py. */
+#include "io/virtio_frame.h"
 
 struct told {
 	uint32_t gso_size, csum_start, csum_offset, offload;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* How many rows in a row of the index of services are taken: what a lookup may have to go through. */
-#include "services/vip_index.c"
+#include "services/vip/vip_index.c"
 
 uint32_t probe_longest(uint8_t family, const uint8_t *first, unsigned bytes, uint32_t count, int exact);
 

@@ -7,10 +7,10 @@
 #include <string.h>
 
 #include "flow/flow.h"
-#include "mux/vector.h"
+#include "mux/vector_level.h"
 #include "packet/checksum.h"
 #include "packet/packet.h"
-#include "services/exact_table.h"
+#include "services/vip/exact4_table.h"
 
 struct parse_counts {
 	uint64_t taken4, taken6; /* by a short way */
@@ -207,7 +207,7 @@ static bool prepared(const struct packet *packet, const struct outer4 *outer)
  */
 uint64_t probe_bursts(uint32_t level, uint64_t seed, uint64_t count, uint64_t *taken)
 {
-	plain4_read *read = vector_get(level)->read4;
+	read_ipv4_burst *read = vector_get(level)->read4;
 	struct packet packets[BURST_MAX + 1], packet = { 0 };
 	uint64_t services[BURST_MAX + 1], flows[BURST_MAX + 1], wrong = 0;
 	struct outer4 outers[BURST_MAX + 1];
@@ -249,7 +249,7 @@ uint64_t probe_bursts(uint32_t level, uint64_t seed, uint64_t count, uint64_t *t
  */
 uint64_t probe_groups6(uint32_t level, uint64_t seed, uint64_t count, uint64_t *taken)
 {
-	plain6_read *read = vector_get(level)->read6;
+	read_ipv6_burst *read = vector_get(level)->read6;
 	struct packet packets[FLOW_WORDS6 + 1], packet = { 0 };
 	struct frame frames[FLOW_WORDS6];
 	uint64_t wrong = 0;

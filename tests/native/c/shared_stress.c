@@ -12,9 +12,9 @@
 #include <unistd.h>
 
 #include "../../fuzz/world.h"
-#include "api_glue.h"
-#include "questions/census.h"
-#include "questions/worker_ask.h"
+#include "api/api_glue.h"
+#include "control/flow_table_scan.h"
+#include "control/worker_ask.h"
 
 #define TURNS 6
 #define WORKERS 2
@@ -98,7 +98,7 @@ struct stage {
 static void *read_along(void *argument)
 {
 	struct stage *stage = argument;
-	struct census_row rows[SERVICES * BACKENDS];
+	struct flow_scan_row rows[SERVICES * BACKENDS];
 	uint64_t received, reasons[REASON_COUNT], records[64];
 	struct flow_counters flows;
 	struct worker_counters counters;
@@ -109,8 +109,8 @@ static void *read_along(void *argument)
 		mux_counters_read(stage->muxes[i], &received, reasons, &flows);
 		worker_counters(stage->workers[i], &counters);
 		mux_forgotten(stage->muxes[i]);
-		census_count(stage->muxes[i], stage->snapshots[0], rows, SERVICES * BACKENDS);
-		census_unsynchronised(stage->muxes[i], stage->snapshots[0], records, owners, 64);
+		flow_scan_count(stage->muxes[i], stage->snapshots[0], rows, SERVICES * BACKENDS);
+		flow_scan_unsynchronised(stage->muxes[i], stage->snapshots[0], records, owners, 64);
 	}
 	return NULL;
 }

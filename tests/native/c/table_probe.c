@@ -155,7 +155,7 @@ bool probe_offers_agree(struct flow_table *table, uint64_t seed, unsigned lines)
 			line.stamp[way] = (uint16_t)(table->clock - (random & 24 ? age % 4500 : age));
 		}
 
-		struct offer offer = offer_of(table, &line), plain = offer_of_plain(table, &line);
+		struct offer offer = offer_of(table, &line), plain = offer_of_scalar(table, &line);
 
 		if (offer.free != plain.free || offer.lose != plain.lose)
 			return false;

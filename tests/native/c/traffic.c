@@ -155,7 +155,7 @@ static void add_to_map(struct vip_map *map, const struct plain_service *service)
 		abort();
 }
 
-static void give_hops(struct traffic *traffic, struct plain_world *world)
+static void give_hops(struct traffic *traffic, struct reference_world *world)
 {
 	for (uint32_t i = 0; i < world->hop_count; i++) {
 		struct hop_spec *hop = &world->hops[i];
@@ -174,7 +174,7 @@ static void give_hops(struct traffic *traffic, struct plain_world *world)
 	}
 }
 
-static void publish(const struct plain_world *world, struct vip_map *map, struct snapshot **snapshot)
+static void publish(const struct reference_world *world, struct vip_map *map, struct snapshot **snapshot)
 {
 	static uint64_t generation;
 
@@ -183,7 +183,7 @@ static void publish(const struct plain_world *world, struct vip_map *map, struct
 	vip_map_put(map);
 }
 
-void traffic_make_world(struct traffic *traffic, struct plain_world *world, struct snapshot **out)
+void traffic_make_world(struct traffic *traffic, struct reference_world *world, struct snapshot **out)
 {
 	struct vip_map *map;
 
@@ -214,7 +214,7 @@ void traffic_make_world(struct traffic *traffic, struct plain_world *world, stru
 	traffic->seed = (*out)->map->seed;
 }
 
-void traffic_change_world(struct traffic *traffic, struct plain_world *world, struct snapshot **snapshot)
+void traffic_change_world(struct traffic *traffic, struct reference_world *world, struct snapshot **snapshot)
 {
 	uint32_t *gone = malloc(world->count * sizeof(*gone)), *changed = malloc(world->count * sizeof(*changed));
 	uint32_t gone_count = 0, changed_count = 0;
@@ -249,7 +249,7 @@ void traffic_change_world(struct traffic *traffic, struct plain_world *world, st
 	free(changed);
 }
 
-void traffic_free_world(struct plain_world *world, struct snapshot *snapshot)
+void traffic_free_world(struct reference_world *world, struct snapshot *snapshot)
 {
 	for (uint32_t id = 0; id < world->count; id++)
 		maglev_put(world->services[id].table);
@@ -319,7 +319,7 @@ static void any_client(struct traffic *traffic, struct traffic_flow *flow)
 }
 
 /* Mostly of a service, within its prefix and its ports, at their edges now and then, and just beyond. */
-static void any_destination(struct traffic *traffic, const struct plain_world *world, struct traffic_flow *flow)
+static void any_destination(struct traffic *traffic, const struct reference_world *world, struct traffic_flow *flow)
 {
 	uint32_t n = traffic->crowded && one_in(traffic, 3) ? traffic_below(traffic, world->count) :
 							     traffic_below(traffic, world->crowd);
@@ -341,7 +341,7 @@ static void any_destination(struct traffic *traffic, const struct plain_world *w
 }
 
 /* A flow that was seen lately, or another. */
-static void any_flow(struct traffic *traffic, const struct plain_world *world, struct traffic_flow *flow)
+static void any_flow(struct traffic *traffic, const struct reference_world *world, struct traffic_flow *flow)
 {
 	struct traffic_flow *recent = &traffic->recent[traffic_below(traffic, TRAFFIC_RECENT)];
 
@@ -643,7 +643,7 @@ static void put_link(struct traffic *traffic, uint8_t *frame, uint8_t family)
 		put16(frame + 12, others[traffic_below(traffic, 7)]);
 }
 
-void traffic_frame(struct traffic *traffic, const struct plain_world *world, uint8_t *bytes, struct frame *frame)
+void traffic_frame(struct traffic *traffic, const struct reference_world *world, uint8_t *bytes, struct frame *frame)
 {
 	static const enum check checks[] = { CHECK_RIGHT, CHECK_RIGHT, CHECK_RIGHT, CHECK_RIGHT, CHECK_LEFT, CHECK_NONE, CHECK_WRONG };
 	bool large = traffic->supers ? one_in(traffic, 2) : one_in(traffic, 200), tunnel = large && one_in(traffic, 8);
@@ -684,7 +684,7 @@ void traffic_frame(struct traffic *traffic, const struct plain_world *world, uin
 		frame->offload = FRAME_TOLD;
 }
 
-uint64_t traffic_pause(struct traffic *traffic, const struct plain_world *world)
+uint64_t traffic_pause(struct traffic *traffic, const struct reference_world *world)
 {
 	uint16_t idle = one_in(traffic, 2) ? world->idle_untrusted : world->services[traffic_below(traffic, world->crowd)].idle;
 

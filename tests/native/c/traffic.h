@@ -6,7 +6,7 @@
 #ifndef VIPMUX_TRAFFIC_H
 #define VIPMUX_TRAFFIC_H
 
-#include "plain_mux.h"
+#include "reference_mux.h"
 
 #define TRAFFIC_FRAME_MAX 100000u
 #define TRAFFIC_RECENT 64u
@@ -34,15 +34,15 @@ static inline uint32_t traffic_below(struct traffic *traffic, uint32_t limit)
 }
 
 /* The first world, and in *out the snapshot that says the same. */
-void traffic_make_world(struct traffic *traffic, struct plain_world *world, struct snapshot **out);
+void traffic_make_world(struct traffic *traffic, struct reference_world *world, struct snapshot **out);
 /* Changes some of it: services come and go, backends change their state, hops are lost and found. */
-void traffic_change_world(struct traffic *traffic, struct plain_world *world, struct snapshot **snapshot);
-void traffic_free_world(struct plain_world *world, struct snapshot *snapshot);
+void traffic_change_world(struct traffic *traffic, struct reference_world *world, struct snapshot **snapshot);
+void traffic_free_world(struct reference_world *world, struct snapshot *snapshot);
 
 /* Writes a frame to `bytes` (TRAFFIC_FRAME_MAX) and says in *frame all but where it is and its headroom. */
-void traffic_frame(struct traffic *traffic, const struct plain_world *world, uint8_t *bytes, struct frame *frame);
+void traffic_frame(struct traffic *traffic, const struct reference_world *world, uint8_t *bytes, struct frame *frame);
 
 /* Nanoseconds until the next burst: mostly some microseconds, now and then beyond a timeout. */
-uint64_t traffic_pause(struct traffic *traffic, const struct plain_world *world);
+uint64_t traffic_pause(struct traffic *traffic, const struct reference_world *world);
 
 #endif

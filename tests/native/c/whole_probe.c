@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The pipeline beside the plain MUX (plain_mux.h), given the same packets (traffic.h): with every level of vector
+ * The pipeline beside the reference MUX (reference_mux.h), given the same packets (traffic.h): with every level of vector
  * instructions that the processor has, in bursts as they come, and one packet at a time.  After each burst everything that
  * each says of each packet and every byte that it sends must be the same, and now and then all counters and the whole
  * flow table.
@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "mux/mux.h"
-#include "plain_mux.h"
+#include "reference_mux.h"
 #include "traffic.h"
 
 #define SLAB (TRAFFIC_FRAME_MAX + 2 * IO_HEADROOM)
@@ -55,9 +55,9 @@ struct twin {
 struct run {
 	const struct whole_setup *setup;
 	struct traffic traffic;
-	struct plain_world world;
+	struct reference_world world;
 	struct snapshot *snapshot;
-	struct plain_mux plain;
+	struct reference_mux plain;
 	struct twin twins[TWINS];
 	uint32_t twin_count;
 	uint8_t *bytes, *slabs; /* frames as they came; as one of the twins is given them */
@@ -210,13 +210,13 @@ static void run_twin(struct run *run, struct twin *twin)
 
 static void run_plain(struct run *run, struct whole_seen *seen)
 {
-	plain_mux_burst(&run->plain, &run->world, run->now);
+	reference_mux_burst(&run->plain, &run->world, run->now);
 	for (unsigned i = 0; i < run->count; i++) {
-		plain_mux_packet(&run->plain, &run->frames[i], (uint8_t)i, &run->results[i]);
+		reference_mux_packet(&run->plain, &run->frames[i], (uint8_t)i, &run->results[i]);
 		seen->reasons[run->results[i].reason]++;
 		seen->flows[run->results[i].flow]++;
 	}
-	plain_mux_tick(&run->plain);
+	reference_mux_tick(&run->plain);
 	for (unsigned i = 0; i < run->plain.sent_count; i++)
 		seen->whole += run->plain.sent[i].gso_size != 0;
 }
@@ -307,7 +307,7 @@ static void fill_table(const struct run *run, struct flow_table *table)
 
 static void fill_tables(struct run *run)
 {
-	plain_mux_burst(&run->plain, &run->world, run->now);
+	reference_mux_burst(&run->plain, &run->world, run->now);
 	fill_table(run, run->plain.table);
 	for (uint32_t i = 0; i < run->twin_count; i++) {
 		mux_set_time(run->twins[i].mux, run->snapshot, run->now);
@@ -334,8 +334,8 @@ static void start(struct run *run)
 	run->plain.sends_whole = setup->whole;
 	run->plain.fails = setup->fails;
 	run->plain.seed = run->snapshot->map->seed;
-	plain_mux_start(&run->plain, run->world.count, run->world.count * PLAIN_BACKENDS);
-	for (uint32_t level = VECTOR_PLAIN; level < VECTOR_LEVELS; level++)
+	reference_mux_start(&run->plain, run->world.count, run->world.count * PLAIN_BACKENDS);
+	for (uint32_t level = VECTOR_SCALAR; level < VECTOR_LEVELS; level++)
 		add_twin(run, level, false);
 	add_twin(run, VECTOR_BEST, true);
 	run->now = 1000000000000;
@@ -351,7 +351,7 @@ static void end(struct run *run)
 {
 	for (uint32_t i = 0; i < run->twin_count; i++)
 		mux_destroy(run->twins[i].mux);
-	plain_mux_end(&run->plain);
+	reference_mux_end(&run->plain);
 	traffic_free_world(&run->world, run->snapshot);
 	free(run->bytes);
 	free(run->slabs);

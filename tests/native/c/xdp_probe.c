@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * native/io/io_xdp.c over a kernel of our own, in place of xsk.c: small rings, so that all of them run full.  The kernel holds
+ * native/io/af_xdp/io_xdp.c over a kernel of our own, in place of xsk.c: small rings, so that all of them run full.  The kernel holds
  * what it took to send for as long as it is told, and then looks whether the frame is still what it was: a chunk that was
  * given away too early shows.  For tests/native/test_io_xdp.py.
  */
@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "io/xsk.h"
+#include "io/af_xdp/xsk.h"
 
 #undef XSK_RECEIVE_RING
 #undef XSK_RECEIVE_LEAST
@@ -310,7 +310,7 @@ int redirect_set_socket(struct redirect *redirect, uint32_t queue, int socket)
 #define setsockopt fake_setsockopt
 #define if_nametoindex fake_if_nametoindex
 #define nanosleep fake_nanosleep
-#include "io/io_xdp.c"
+#include "io/af_xdp/io_xdp.c"
 
 /* ---- what Python asks for ---- */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * native/io/xsk_out.c over a kernel of our own, in place of xsk.c: it takes some frames a call, drops one, refuses, or says late
+ * native/io/af_xdp/xsk_out.c over a kernel of our own, in place of xsk.c: it takes some frames a call, drops one, refuses, or says late
  * what it is done with, as it is told.  For tests/native/test_xsk_out.py.
  */
 #define _GNU_SOURCE
@@ -16,8 +16,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "io.h"
-#include "io/xsk.h"
+#include "machine/io.h"
+#include "io/af_xdp/xsk.h"
 
 #define RING 4096u
 
@@ -135,7 +135,7 @@ static ssize_t fake_sendto(void)
 #define sendto(fd, data, length, flags, address, size) fake_sendto()
 #define socket(domain, type, protocol) 8
 #define close(fd) ((void)(fd))
-#include "io/xsk_out.c"
+#include "io/af_xdp/xsk_out.c"
 
 static struct xsk_out *out;
 

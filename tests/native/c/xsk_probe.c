@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* native/io/xsk.c over system calls of our own, which write down what they were asked for.  For tests/native/test_xsk.py. */
+/* native/io/af_xdp/xsk.c over system calls of our own, which write down what they were asked for.  For tests/native/test_xsk.py. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/if_xdp.h>
@@ -13,7 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "io/xsk.h"
+#include "io/af_xdp/xsk.h"
 
 #define FD 77
 
@@ -133,7 +133,7 @@ static int fake_close(int fd)
 #define setrlimit(what, limit) fake_setrlimit(what, limit)
 #define bind fake_bind
 #define close fake_close
-#include "io/xsk.c"
+#include "io/af_xdp/xsk.c"
 
 static struct xsk_memory memory;
 static struct xsk xsk;

@@ -14,7 +14,7 @@ from lb.daemon.kernel.watch import OwnMarks
 from lb.dataplane import IoStats
 from lb.errors import DataplaneError, IoError
 from lb.model import MuxSettings
-from lb.mux.io import gate, ports
+from lb.mux.io import gso_tap, ports
 from lb.mux.io.mode import WHOLE, cut
 from lb.mux.io.ports import PacketPort, TunPort
 from lb.mux.io.socket_filter import vip_filter
@@ -26,7 +26,7 @@ class Ring:
     """Of a worker."""
 
     #: What the kernel says of the device by which super-packets leave.
-    gate_refused: str | None = None
+    gso_tap_refused: str | None = None
     switches = None
     group = 1
 
@@ -39,9 +39,9 @@ class Ring:
             raise IoError("cannot change the packet filter on eth0: cannot allocate memory")
         self.filter = program
 
-    def set_gate(self, name: str | None, *_: object, **__: object) -> None:
-        if name is not None and self.gate_refused is not None:
-            raise IoError(self.gate_refused)
+    def set_gso_tap(self, name: str | None, *_: object, **__: object) -> None:
+        if name is not None and self.gso_tap_refused is not None:
+            raise IoError(self.gso_tap_refused)
 
     def close(self) -> None:
         pass
@@ -94,13 +94,13 @@ def test_a_port_that_is_opened_again_says_what_becomes_of_super_packets_now(
     """The way out of whole ones may be refused then, and be had the next time."""
     monkeypatch.setattr(ports, "PacketIo", lambda *_, **__: Ring())
     monkeypatch.setattr(ports, "Anchor", lambda _: Ring())
-    monkeypatch.setattr(gate, "WholeProgram", lambda _: None)
-    monkeypatch.setattr(gate, "_silence", lambda _: None)
-    monkeypatch.setattr(gate, "_set_up", lambda _: None)
-    monkeypatch.setattr(gate.socket, "if_nametoindex", lambda _: 7)
+    monkeypatch.setattr(gso_tap, "TunnelGsoProgram", lambda _: None)
+    monkeypatch.setattr(gso_tap, "_silence", lambda _: None)
+    monkeypatch.setattr(gso_tap, "_set_up", lambda _: None)
+    monkeypatch.setattr(gso_tap.socket, "if_nametoindex", lambda _: 7)
     said = []
     for refused in (None, "cannot make device lbwhole7: invalid argument", None):
-        monkeypatch.setattr(Ring, "gate_refused", refused)
+        monkeypatch.setattr(Ring, "gso_tap_refused", refused)
         asyncio.run(port.reopen())
         said.append(port.details.partition("; ")[2])
     assert said == [WHOLE, cut("cannot make device lbwhole7: invalid argument"), WHOLE]
@@ -160,13 +160,13 @@ def swaps(monkeypatch: pytest.MonkeyPatch, port: Any) -> list[tuple[int, int]]:
             done.append((len(before), len(after)))
 
     monkeypatch.setattr(ports, "PacketIo", Packets)
-    monkeypatch.setattr(gate, "WholeProgram", lambda _: None)
-    monkeypatch.setattr(gate, "_silence", lambda _: None)
-    monkeypatch.setattr(gate, "_set_up", lambda _: None)
-    monkeypatch.setattr(gate.socket, "if_nametoindex", lambda _: 7)
+    monkeypatch.setattr(gso_tap, "TunnelGsoProgram", lambda _: None)
+    monkeypatch.setattr(gso_tap, "_silence", lambda _: None)
+    monkeypatch.setattr(gso_tap, "_set_up", lambda _: None)
+    monkeypatch.setattr(gso_tap.socket, "if_nametoindex", lambda _: 7)
     Packets.NEW_GROUP, Packets.ALONE = -2, -1
     port._ios = [Packets(waiting=10), Packets(waiting=4)]
-    port._gate.open(port._ios)
+    port._gso_tap.open(port._ios)
     return done
 
 
@@ -180,7 +180,7 @@ def test_rings_are_closed_when_their_workers_have_seen_to_all_that_is_in_them(
     assert [ring.open for ring in old] == [False, False]
     assert crew.ios == port.ios
     assert len(port.ios) == workers
-    assert port._gate.name == "lbwhole7b", "beside that of the rings before"
+    assert port._gso_tap.name == "lbwhole7b", "beside that of the rings before"
 
 
 def test_rings_go_on_where_others_cannot_take_over(port: Any, swaps: list[tuple[int, int]]) -> None:
@@ -191,7 +191,7 @@ def test_rings_go_on_where_others_cannot_take_over(port: Any, swaps: list[tuple[
     assert swaps == [(2, 3), (3, 2)]
     assert port.ios == old
     assert all(ring.open for ring in old)
-    assert (crew.regrouped, port._settings.workers, port._gate.name) == (0, 1, "lbwhole7")
+    assert (crew.regrouped, port._settings.workers, port._gso_tap.name) == (0, 1, "lbwhole7")
 
 
 @pytest.fixture

@@ -138,8 +138,8 @@ class Calls:
         out[0] = ffi.cast("struct io *", len(machine.sockets))
         return 0
 
-    def xdp_io_gate(self, _io: Any, _name: bytes, _shared: int, _program: int) -> int:
-        self._machine.done.append("gate")
+    def xdp_io_set_gso_tap(self, _io: Any, _name: bytes, _shared: int, _program: int) -> int:
+        self._machine.done.append("tap")
         return 0
 
     def io_close(self, _io: Any) -> None:
@@ -214,9 +214,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
             if made.packet is not None:
                 raise IoError(made.packet)
 
-        def set_gate(self, name: str | None, *_: object, **__: object) -> None:
+        def set_gso_tap(self, name: str | None, *_: object, **__: object) -> None:
             if name is not None:
-                raise IoError("no gate")
+                raise IoError("no TAP device")
 
         def close(self) -> None:
             pass
@@ -226,10 +226,10 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(ports, "Anchor", Anchor)
     monkeypatch.setattr(ports, "PacketIo", PacketIo)
     monkeypatch.setattr(ports, "exists", lambda _: made.there)
-    monkeypatch.setattr("lb.mux.io.gate.WholeProgram", lambda _: None)
+    monkeypatch.setattr("lb.mux.io.gso_tap.TunnelGsoProgram", lambda _: None)
     for act in ("_silence", "_set_up"):
-        monkeypatch.setattr(f"lb.mux.io.gate.{act}", lambda _: None)
-    monkeypatch.setattr("lb.mux.io.gate._exists", lambda _: made.there)
+        monkeypatch.setattr(f"lb.mux.io.gso_tap.{act}", lambda _: None)
+    monkeypatch.setattr("lb.mux.io.gso_tap._exists", lambda _: made.there)
     monkeypatch.setattr(xdp_port, "Anchor", Anchor)
     monkeypatch.setattr(xdp_port, "Offloads", Offloads)
     monkeypatch.setattr(xdp_port, "facts_of", lambda _: made.facts)
@@ -327,7 +327,7 @@ def test_the_best_that_driver_and_kernel_give_is_taken(machine: Machine, tmp_pat
     assert (mode.io, mode.reason) == (IoMode.XDP, "asked for by the configuration")
     words = f"{case.mode}, 2 queues" + ("" if case.mode == ZERO_COPY else f"; {TOGETHER}")
     assert mode.text == f"AF_XDP: {words}"
-    assert machine.done.count("gate") == (case.mode != ZERO_COPY), "others must not overtake what zero-copy sends"
+    assert machine.done.count("tap") == (case.mode != ZERO_COPY), "others must not overtake what zero-copy sends"
     assert machine.attached == case.mode.split()[0].rstrip(",")
     (line,) = (line for line in logs if line["event"] == "XDP program attached")
     assert line["mode"] == words
@@ -354,7 +354,7 @@ def test_where_no_way_of_it_works_packet_mode_serves_and_says_all_that_was_tried
         f"asked for was xdp: xdp refused: {ZERO_COPY}: AF_XDP on {LINK}: {NO_SHARING}; {COPYING}: {NO_LOCKING}; "
         f"{GENERIC}: {NO_LOCKING}; so there is no busy polling either"
     )
-    assert mode.details.endswith("super-packets are cut (no gate)")
+    assert mode.details.endswith("super-packets are cut (no TAP device)")
     assert (machine.attached, machine.programs, machine.sockets, machine.merges) == (None, 0, [], True)
     assert machine.done[-1] == f"keep away {OLD}"
 
