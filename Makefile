@@ -11,7 +11,7 @@ NATIVE := $(shell find native -name '*.[ch]' 2>/dev/null)
 C_SOURCES := $(filter %.c,$(NATIVE))
 WARNINGS := -std=gnu11 -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Werror
 
-# How long "make fuzz" runs each target; "make test" gives it FUZZ_SECONDS.
+# How long "make fuzz" runs each target, in seconds of a processor; "make test" gives it FUZZ_SECONDS.
 SECONDS := 60
 FUZZ_SECONDS := 40
 FUZZ_SOURCES := $(wildcard tests/fuzz/fuzz_*.c)
@@ -23,7 +23,7 @@ unexport SECONDS PYTHONPATH PYTHONHOME
 
 ROOT := $(filter 0,$(shell id -u))
 
-.PHONY: help build test unit lab sanitize demo demo-standalone screenshots docs check bench dist bundle fuzz fuzz-node clean distclean packages
+.PHONY: help build test unit lab sanitize sanitize-build sanitize-test demo demo-standalone screenshots docs check bench dist bundle fuzz fuzz-node clean distclean packages
 
 help:
 	@echo 'make build     .venv with all programs and development tools; compiles the extension'
@@ -70,30 +70,18 @@ packages:
 # Tests. $(call pytest,options) runs them; "-ra" in pyproject.toml prints every skip with its reason.
 
 pytest = $(PY) -m pytest --quiet
-# What measures no time needs no machine for itself: a process for each core, whole files to each.
-SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
+# Whole files to each process. Some tests wait more than they work, and three keep two cores at work.
+SIDE_BY_SIDE := -n $(shell echo $$(($$(nproc) + 1))) --maxprocesses 8 --dist loadfile
+SLOWEST := --durations=15 --durations-min=5
 
 unit: build
-	@$(pytest) $(SIDE_BY_SIDE) -m 'not lab'
+	@$(pytest) $(SIDE_BY_SIDE) $(SLOWEST) -m 'not lab'
 
-ifdef ROOT
+# tests/phases.py tells what runs beside what.
 test:
-	@deploy/packages.sh test
+	@deploy/packages.sh $(if $(ROOT),test,fuzz)
 	@$(MAKE) build
-	@echo 'fast tests' && $(MAKE) unit
-	@$(MAKE) sanitize
-	@echo 'namespace labs' && $(MAKE) lab
-	@$(MAKE) fuzz SECONDS=$(FUZZ_SECONDS)
-	@echo 'make test: all passed'
-else
-test:
-	@deploy/packages.sh fuzz
-	@$(MAKE) build
-	@echo 'fast tests' && $(MAKE) unit
-	@$(MAKE) sanitize
-	@$(MAKE) fuzz SECONDS=$(FUZZ_SECONDS)
-	@echo 'make test: all passed that needs no root. Not run: the namespace labs; "sudo make test" runs them too.'
-endif
+	@$(PY) -m tests.phases $(FUZZ_SECONDS)
 
 # K=name runs those whose names have it; tests/lab/suite.py tells how they run.
 lab: build
@@ -101,25 +89,39 @@ lab: build
 
 # A copy of the sources with an extension of its own, so that the ordinary one stays as it is.
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -O1
-sanitize: build
+sanitize: sanitize-build
+	@$(MAKE) sanitize-test
+
+sanitize-build: build
 	@rm -rf $(BUILD)/sanitize/{lb,agent,native,tests} && mkdir -p $(BUILD)/sanitize
-	@cp -r lb agent native tests setup.py pyproject.toml README.md LICENSE $(BUILD)/sanitize/ && rm -f $(BUILD)/sanitize/lb/_dataplane*
+	@tar -c --exclude=__pycache__ --exclude='_dataplane*' lb agent native tests setup.py pyproject.toml README.md LICENSE | tar -x -C $(BUILD)/sanitize
 	@echo 'compiling the data plane with the address and undefined-behaviour sanitizers'
 	@cd $(BUILD)/sanitize && VIPMUX_CFLAGS='$(SANITIZE)' LDFLAGS='-fsanitize=address,undefined' $(CURDIR)/$(PY) setup.py --quiet build_ext --inplace
+
+sanitize-test:
 	@cd $(BUILD)/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc VIPMUX_CFLAGS='$(SANITIZE)' \
-	  $(CURDIR)/$(PY) -m pytest --quiet -p no:cacheprovider $(SIDE_BY_SIDE) -m 'not lab' tests/native tests/packets
+	  $(CURDIR)/$(PY) -m pytest --quiet -p no:cacheprovider $(SIDE_BY_SIDE) $(SLOWEST) -m 'not lab' tests/native tests/packets
 
 # Every parser of outside bytes has a fuzz target, tests/fuzz/fuzz_*.c: libFuzzer drives the data plane itself.  A target
-# may include a source file, to reach what is static there; it is not compiled a second time then.
+# may include a source file, to reach what is static there; it is not linked a second time then.
 # Looking through the whole flow table teaches libFuzzer nothing, and takes it three times as long.
-$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h tests/fuzz/uncounted.txt $(wildcard tests/native/c/reference_mux.*) $(NATIVE)
+FUZZ_FLAGS := -g -O1 -std=gnu11 -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+  -fsanitize-coverage-ignorelist=tests/fuzz/uncounted.txt -Inative
+FUZZ_OBJECTS := $(C_SOURCES:native/%.c=$(BUILD)/fuzz/native/%.o)
+.SECONDARY: $(FUZZ_OBJECTS)
+$(BUILD)/fuzz/tools: deploy/packages.sh
 	@deploy/packages.sh --check fuzz
+	@mkdir -p $(@D) && touch $@
+
+$(BUILD)/fuzz/native/%.o: native/%.c tests/fuzz/uncounted.txt $(filter %.h,$(NATIVE)) | $(BUILD)/fuzz/tools
 	@mkdir -p $(@D)
+	@clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -c $< -o $@
+
+$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h $(wildcard tests/native/c/reference_mux.*) $(FUZZ_OBJECTS)
 	@echo 'compiling $*'
-	@clang -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
-	  -fsanitize-coverage-ignorelist=tests/fuzz/uncounted.txt -Inative $< \
-	  $(filter-out $(shell sed -n 's|^#include "\(.*\.c\)"|native/\1|p' $<),$(C_SOURCES)) -lpthread -o $@
+	@clang $(FUZZ_FLAGS) -fsanitize=fuzzer $< \
+	  $(filter-out $(shell sed -n 's|^#include "\(.*\)\.c"|$(BUILD)/fuzz/native/\1.o|p' $<),$(FUZZ_OBJECTS)) -lpthread -o $@
 
 fuzz: build $(FUZZERS)
 	@$(PY) -m tests.fuzz.seeds $(BUILD)/fuzz

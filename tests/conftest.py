@@ -10,6 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
+
+#: How long an example takes says how busy the machine is, and nothing about the example.
+settings.register_profile("vipmux", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("vipmux")
 
 #: Programs that the labs run, and the Debian packages that bring them.
 LAB_PROGRAMS = {

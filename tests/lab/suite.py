@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make lab``: labs side by side, then those that measure time by themselves, then the few that failed once more.
 
-Labs wait for daemons and timers more than they work, so a process for each core takes whole files of them. Labs marked
-``timed`` compare how long something takes and have the machine for themselves afterwards.
+Labs wait for daemons and timers more than they work, so two processes for each core take whole files of them. Labs
+marked ``timed`` compare how long something takes and have the machine for themselves afterwards. ``make test`` runs the
+same parts, with other tests beside the first (:mod:`tests.phases`).
 
 A lab is made of real daemons and kernels on a machine that others may load; one in several hundred fails now and then
 for a reason of its own. To throw a whole run away for it teaches no more than to run it again, as long as nobody
@@ -19,14 +20,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 #: Side by side, whole files to each process, in the order that they are named in.
-BESIDE = ("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+BESIDE = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 #: What takes longest goes first, so that no process is left alone with it in the end.
 ALL = (
     "tests/lab/test_operations.py",
-    "tests/lab/bgp/test_death.py",
+    "tests/lab/test_doctor.py",
+    "tests/lab/test_manager_away.py",
+    "tests/lab/bgp",
     "tests/lab/test_fleet.py",
     "tests/lab/test_upgrade.py",
     "tests/lab/test_manager_lab.py",
+    "tests/lab/test_probes.py",
+    "tests/lab/test_doctor_fleet.py",
     "tests",
 )
 #: The slowest are printed: what a run of all labs is spent on.
@@ -36,7 +41,35 @@ FEW = 2
 #: pytest's exit statuses.
 PASSED, SOME_FAILED, NONE_THERE = 0, 1, 5
 
-_FAILED = Path(".pytest_cache/v/cache/lastfailed")
+#: Of labs alone: other tests run beside them, and keep what failed elsewhere.
+_CACHE = Path(".build/labs")
+_FAILED = _CACHE / "v/cache/lastfailed"
+
+
+def beside(*options: str) -> tuple[str, ...]:
+    """The command that runs all but those that measure time; ``options`` of pytest choose among them."""
+    return _labs("lab and not timed", *BESIDE, *options, *ALL)
+
+
+def timed(*options: str) -> tuple[str, ...]:
+    return _labs("lab and timed", *options)
+
+
+def again(failed: Iterable[str]) -> tuple[str, ...]:
+    return _labs("lab", *failed)
+
+
+def _labs(which: str, *options: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", "pytest", "--quiet", "-o", f"cache_dir={_CACHE}", *SLOWEST, "-m", which, *options)
+
+
+def forget_failures() -> None:
+    _FAILED.unlink(missing_ok=True)
+
+
+def failures() -> list[str]:
+    """What failed since :func:`forget_failures`, as node ids of pytest."""
+    return list(json.loads(_FAILED.read_text())) if _FAILED.exists() else []
 
 
 def worth_another_run(status: int, failed: Iterable[str]) -> bool:
@@ -53,20 +86,19 @@ def worst(statuses: Iterable[int]) -> int:
 
 def main(options: list[str]) -> int:
     """``options`` of pytest choose among the labs; returns the exit status of the whole."""
-    _FAILED.unlink(missing_ok=True)
-    status = worst([_labs("lab and not timed", *BESIDE, *options, *ALL), _labs("lab and timed", *options)])
-    failed = list(json.loads(_FAILED.read_text())) if _FAILED.exists() else []
+    forget_failures()
+    status = worst([_run(beside(*options)), _run(timed(*options))])
+    failed = failures()
     if not worth_another_run(status, failed):
         return status
     print(f"run once more, by themselves: {' '.join(failed)}", flush=True)
-    again = _labs("lab", *failed)
-    if again == PASSED:
+    second = _run(again(failed))
+    if second == PASSED:
         print(f"FAILED ONCE, passed the second time, and is to be looked into: {' '.join(failed)}", flush=True)
-    return again
+    return second
 
 
-def _labs(which: str, *options: str) -> int:
-    command = [sys.executable, "-m", "pytest", "--quiet", *SLOWEST, "-m", which, *options]
+def _run(command: tuple[str, ...]) -> int:
     return subprocess.run(command, check=False).returncode
 
 

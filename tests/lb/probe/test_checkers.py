@@ -111,14 +111,18 @@ def test_tcp_send_and_expect(answer: Script, outcome: tuple[bool, str]) -> None:
 
 
 def test_a_probe_leaves_no_port_in_time_wait() -> None:
-    async def run() -> int:
-        async with tcp(says(b"+PONG")) as port:
-            assert (await ask(Probe(ProbeType.TCP), HERE, port, PlainSockets(HERE))).success
-            return port
+    def waiting(port: int) -> set[tuple[str, str]]:
+        """Connections to this port in TIME_WAIT; others may have had the number a moment before."""
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        return {(row[1], row[2]) for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "06"}
 
-    port = asyncio.run(run())
-    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    assert not [row for row in rows if row[2].endswith(f":{port:04X}") and row[3] == "06"]
+    async def run() -> set[tuple[str, str]]:
+        async with tcp(says(b"+PONG")) as port:
+            before = waiting(port)
+            assert (await ask(Probe(ProbeType.TCP), HERE, port, PlainSockets(HERE))).success
+        return waiting(port) - before
+
+    assert asyncio.run(run()) == set()
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
