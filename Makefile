@@ -58,7 +58,7 @@ $(BUILD)/environment: pyproject.toml setup.py deploy/packages.sh deploy/python.s
 	@$(PY) -m compileall -q lb agent manager # as pip does with what it installs for good: each "lb" starts faster
 	@touch $@
 
-$(BUILD)/extension: $(BUILD)/environment lb/_build_dataplane.py $(NATIVE)
+$(BUILD)/extension: $(BUILD)/environment native/api/build_extension.py $(NATIVE)
 	@echo 'compiling the data plane'
 	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@

@@ -37,7 +37,7 @@ class InstallData(install_data):
 
 
 setup(
-    cffi_modules=["lb/_build_dataplane.py:ffibuilder"],
+    cffi_modules=["native/api/build_extension.py:ffibuilder"],
     cmdclass={"install_data": InstallData},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -20,7 +20,9 @@ from agent.host.change_log import ChangeLog, HostChanges
 from agent.host.conntrack import Expected, FlowTarget, changed_places
 from agent.host.interface import Host, HostLink
 from agent.plan import Action, DesiredHost, Found
-from agent.rules import fence, nat, sysctls
+from agent.rules import nftables_table as nat
+from agent.rules import stray_packets as fence
+from agent.rules import sysctls
 from agent.rules.foreign_filters import Stranger
 from agent.rules.local_services import OwnService, Served, serve
 from agent.rules.vips import owned_vips, served_vips

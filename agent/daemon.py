@@ -28,29 +28,29 @@ import click
 from agent.agent import Agent, AppliedConfig
 from agent.host.change_log import ChangeLog, Lock
 from agent.host.linux import RTPROT_KERNEL, LinuxHost
-from agent.keeping import FiltersAhead, HostInterface, HostParts, HostSettings
+from agent.kernel_parts import FiltersAhead, HostInterface, HostParts, HostSettings
 from agent.probes import LocalProbes, command_user
-from agent.rules.nat import TABLE
+from agent.rules.nftables_table import TABLE
 from agent.rules.vips import ROUTE_PROTOCOL
 from agent.status import AgentCollector, HostRepairs, Picture, answer, for_manager
 from lb.config.load import load_agent, parse_manager_url
 from lb.daemon import log as logging
 from lb.daemon.control_socket import ControlServer
+from lb.daemon.files.clean_shutdown import RunMarker
 from lb.daemon.kernel.keeper import Keeper
 from lb.daemon.kernel.main_rule import MainRule
 from lb.daemon.kernel.watch import EVERYTHING, KernelWatch, OwnMarks
 from lb.daemon.log import get_logger
-from lb.daemon.marker import RunMarker
 from lb.daemon.metrics import collectors
 from lb.daemon.notify import Supervisor
-from lb.daemon.privileges import Capability, keep_only, require
+from lb.daemon.process.privileges import Capability, keep_only, require
 from lb.daemon.supervise import Tasks, until
 from lb.doctor.checks import startup
-from lb.doctor.values.facts import Role
+from lb.doctor.model.facts import Role
 from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
 from lb.model import Address, AgentConfig, DecapMode, Service
+from lb.model.service_diff import ServiceDiff
 from lb.node.token_option import given_token, token_options
-from lb.service_diff import ServiceDiff
 
 if TYPE_CHECKING:
     from lb.node.follower import Follower

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
 from agent.host.change_log import HostChanges
-from agent.rules.fence import Fence
+from agent.rules.stray_packets import Fence
 from agent.rules.sysctls import TCP_LIBERAL, needed
 from agent.rules.vips import OwnedVips
 from lb.model import DecapMode, Network

@@ -33,8 +33,8 @@ from lb.daemon.log import get_logger
 from lb.errors import ConfigError
 from lb.model import Address, AgentConfig, AgentSettings, Backend, Probe, ProbeType, Protocol, Service
 from lb.node.messages import HealthReport
-from lb.probe.board import Board, Known, Label, NotProbed
 from lb.probe.checkers import PlainSockets, RunAs, ask
+from lb.probe.results import Board, Known, Label, NotProbed
 from lb.probe.state import ProbeAnswer, ProbeHealth
 
 log = get_logger()

@@ -18,7 +18,7 @@ from lb.daemon.kernel.keeper import metrics as kept_metrics
 from lb.daemon.metrics.collectors import probe_durations
 from lb.errors import RequestError
 from lb.model import AgentConfig
-from lb.probe.board import Known, Label
+from lb.probe.results import Known, Label
 from lb.probe.state import ProbeHealth
 
 _NOTHING: Mapping[Label, Known] = {}

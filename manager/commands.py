@@ -18,12 +18,12 @@ from typing import TypeVar
 import click
 
 from lb.config.load import load_manager
+from lb.daemon.files.private_files import make_private_directory, write_private
+from lb.daemon.files.state_dir import check_private
 from lb.daemon.log import only_warnings
-from lb.daemon.private_files import make_private_directory, write_private
-from lb.daemon.state_dir import check_private
 from lb.errors import IoError, RequestError
 from lb.model import ManagerSettings
-from manager.access import CA_DIRECTORY
+from manager.endpoints import CA_DIRECTORY
 from manager.store.sqlite import SqliteStore
 from manager.trust.ca import CertificateAuthority
 from manager.trust.tokens import KINDS, parse_ttl

@@ -25,26 +25,26 @@ from aiohttp import web
 
 from lb.config.load import load_manager
 from lb.daemon import log as log_setup
+from lb.daemon.files.state_dir import check_private
 from lb.daemon.log import get_logger
-from lb.daemon.memory import tame_allocator
 from lb.daemon.metrics.collectors import program_version, serve
 from lb.daemon.notify import Supervisor
-from lb.daemon.privileges import Capability, effective, keep_only
-from lb.daemon.state_dir import check_private
+from lb.daemon.process.memory import tame_allocator
+from lb.daemon.process.privileges import Capability, effective, keep_only
 from lb.daemon.supervise import until
 from lb.doctor.checks import startup
-from lb.doctor.values.facts import Role
+from lb.doctor.model.facts import Role
 from lb.errors import AccessError, ConfigError, IoError, RequestError, VipmuxError
 from lb.model import ManagerSettings
-from manager.access import Access
 from manager.api.metrics import ManagerCollector
 from manager.api.server import Api, Authenticate, application
 from manager.api.view import View
 from manager.commands import COMMANDS
 from manager.controller.controller import Controller
+from manager.endpoints import Access
 from manager.store.interface import Store
 from manager.store.sqlite import SqliteStore
-from manager.trust.door import nobody, serving, small_buffers
+from manager.trust.bounded_listener import nobody, serving, small_buffers
 from manager.trust.trust import listener
 from manager.web.server import READERS, WebPage, is_loopback
 from manager.web.sessions import Sessions

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from lb.daemon.private_files import write_private
-from lb.daemon.state_dir import check_private
+from lb.daemon.files.private_files import write_private
+from lb.daemon.files.state_dir import check_private
 from lb.errors import IoError
 
 _VERSION = 1

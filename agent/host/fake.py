@@ -12,7 +12,7 @@ from ipaddress import IPv4Address
 
 from agent.host.conntrack import ConntrackEntry, FlowTarget, holds
 from agent.host.interface import HostLink, Ingress, Loopback
-from agent.rules.fence import Fence
+from agent.rules.stray_packets import Fence
 from lb.errors import FeatureError, IoError
 from lb.model import Network
 

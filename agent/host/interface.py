@@ -14,8 +14,8 @@ from ipaddress import IPv4Address
 from typing import Protocol
 
 from agent.host.conntrack import ConntrackEntry, FlowTarget
-from agent.rules.fence import Fence
 from agent.rules.foreign_filters import Stranger
+from agent.rules.stray_packets import Fence
 from lb.model import Address, Network
 
 

@@ -21,9 +21,10 @@ from typing import Any
 
 from agent.host.conntrack import ConntrackEntry, ConntrackSocket, FlowTarget
 from agent.host.interface import HostLink, Ingress, Loopback
-from agent.rules import fence, nat
-from agent.rules.fence import Fence
+from agent.rules import nftables_table as nat
+from agent.rules import stray_packets as fence
 from agent.rules.foreign_filters import Stranger
+from agent.rules.stray_packets import Fence
 from agent.rules.vips import LABEL, ROUTE_PROTOCOL
 from lb.daemon.kernel import nftables
 from lb.daemon.kernel.routes import RoutesOf, parse

@@ -10,7 +10,7 @@ what our filter counts::
     none came before, nor since                                    nobody can tell: said once, no fault
 
 So a filter that lives in peace with ours (a firewall's, a container network's) is never called a fault, however quiet
-the host is later. :class:`agent.keeping.FiltersAhead` asks; one object for one interface.
+the host is later. :class:`agent.kernel_parts.FiltersAhead` asks; one object for one interface.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from lb.bench.stage import netns
-from lb.bench.stage.daemons import ended_by_signals, first_in_line, needs, ticks
-from lb.bench.stage.machine import commit_name, cpu_name
-from lb.bench.stage.switch import ANSWER_BYTES, HOST, PORT, VIP, SwitchStage
+from lb.bench.testbed import netns
+from lb.bench.testbed.daemons import ended_by_signals, first_in_line, needs, ticks
+from lb.bench.testbed.machine import commit_name, cpu_name
+from lb.bench.testbed.switch import ANSWER_BYTES, HOST, PORT, VIP, SwitchStage
 from lb.errors import IoError
 from lb.model import IoMode
 

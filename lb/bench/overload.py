@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures what a MUX loses when more comes than it can take, where, and what it does not lose.
 
-Called by ``lb bench overload``. The stage is that of :mod:`lb.bench.stage.switch`. A router (BIRD, where it is
+Called by ``lb bench overload``. The stage is that of :mod:`lb.bench.testbed.switch`. A router (BIRD, where it is
 installed) has a BGP session with the MUX, and a generator on another core floods one VIP, at multiples of the rate that
 the MUX was seen to forward at full speed. Meanwhile a client asks another VIP, over a kept connection and over new
 ones. ``lb-mux`` and its BGP process have one core, for what they need to stay alive is a part of what is measured.
@@ -26,9 +26,9 @@ from typing import Any
 
 from lb.bench.latency import ask, ask_anew, connect
 from lb.bench.packet_rate import merge_received, settle_thread, two_cores, udp_frame
-from lb.bench.stage import netns
-from lb.bench.stage.bird import ABSENT, ROUTERS, Router, bgp_settings, programs
-from lb.bench.stage.daemons import (
+from lb.bench.testbed import netns
+from lb.bench.testbed.bird import ABSENT, ROUTERS, Router, bgp_settings, programs
+from lb.bench.testbed.daemons import (
     NICE,
     BenchProgram,
     add_namespace,
@@ -38,8 +38,8 @@ from lb.bench.stage.daemons import (
     ticks,
     wait,
 )
-from lb.bench.stage.machine import commit_name, cpu_name, kernel_name
-from lb.bench.stage.switch import ANSWER_BYTES, MUX, VIP, SwitchStage, web_service
+from lb.bench.testbed.machine import commit_name, cpu_name, kernel_name
+from lb.bench.testbed.switch import ANSWER_BYTES, MUX, VIP, SwitchStage, web_service
 from lb.dataplane import Generator, GeneratorKind, Sent
 from lb.errors import DataplaneError, IoError
 from lb.model import Backend, BgpSettings, IoMode, PortRange, Protocol, Service

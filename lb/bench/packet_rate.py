@@ -5,7 +5,7 @@ Called by ``lb bench io`` and ``lb bench all``. The path is generator - veth - M
 a thread of ours) has one core, ``lb-mux`` another. Runs that go as fast as they can alternate with runs at half of
 that rate: the first give packets per second and CPU per packet, the second what is lost when there is room. A
 :class:`RateStage` owns namespaces, process and directory; other ways than ours stand in for the MUX in
-:mod:`lb.bench.peers.comparison`.
+:mod:`lb.bench.compare.comparison`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lb.bench.stage import netns
-from lb.bench.stage.daemons import (
+from lb.bench.testbed import netns
+from lb.bench.testbed.daemons import (
     NICE,
     MuxDaemon,
     Stage,
@@ -35,7 +35,7 @@ from lb.bench.stage.daemons import (
     needs,
     ticks,
 )
-from lb.bench.stage.machine import commit_name, cpu_name
+from lb.bench.testbed.machine import commit_name, cpu_name
 from lb.dataplane import Generator, GeneratorKind, Sent
 from lb.errors import DataplaneError, IoError
 from lb.model import Backend, IoMode, MuxSettings, PortRange, Protocol, Service

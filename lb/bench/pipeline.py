@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from queue import SimpleQueue
 from typing import Any
 
-from lb.bench.stage.machine import commit_name, cpu_name
+from lb.bench.testbed.machine import commit_name, cpu_name
 from lb.dataplane import (
     BENCH_FRAMES,
     BENCH_SEGMENT,

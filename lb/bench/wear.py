@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.bench.pipeline import bench_services
-from lb.bench.stage.machine import commit_name, cpu_name
+from lb.bench.testbed.machine import commit_name, cpu_name
 from lb.dataplane import FLOW_TIERS, Fate, LinkHeader, Pipeline, Script, Snapshot
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import BackendState, MuxSettings, Service

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 
-from lb.daemon.privileges import keep_only
+from lb.daemon.process.privileges import keep_only
 
 #: After the first SYN; the second goes a second after it, and two seconds later it is over.
 SYNS_AGAIN = 1

@@ -15,7 +15,7 @@ from itertools import chain, islice
 from typing import TypeVar
 
 from lb.model import Network, Service
-from lb.service_diff import ServiceDiff
+from lb.model.service_diff import ServiceDiff
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from lb.errors import ConfigError
 from lb.model import Address, AnnouncePeers, BgpFamily, BgpPeer, BgpSettings, Network
-from lb.persistent_map import differences
+from lb.model.persistent_map import differences
 
 #: RFC 8326: routers that honour it prefer every other path, and none is lost as long as there is another.
 GRACEFUL_SHUTDOWN = "65535:0"

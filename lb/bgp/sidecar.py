@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.bgp import helper as helper_module
-from lb.bgp.config import ENVIRONMENT, exabgp_config
+from lb.bgp.exabgp_config import ENVIRONMENT, exabgp_config
 from lb.bgp.routes import Speaks, is_safe
 from lb.daemon.log import get_logger
 from lb.daemon.supervise import describe, unwrap

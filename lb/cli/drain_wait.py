@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from lb.cli.ask_manager import Manager
-from lb.cli.clock_times import lasting
-from lb.cli.output import plural
+from lb.cli.ask.manager import Manager
+from lb.cli.terminal.output import plural
+from lb.cli.terminal.times import lasting
 from lb.errors import ControlError, NotFoundError, RequestError
 from lb.tables.values import cell
 

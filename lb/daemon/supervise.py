@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from lb.daemon.log import get_logger
-from lb.daemon.vitals import VITALS, Vitals
+from lb.daemon.process.fault_counts import VITALS, Vitals
 from lb.errors import VipmuxError
 
 #: The pause before a task is begun anew, seconds: doubled with each failure up to the last.

@@ -2,7 +2,7 @@
 """``lb doctor``: finds what is wrong with a machine or a fleet, and says what to do.
 
 Ask :func:`lb.doctor.examine.machine` (a MUX, a host or a manager, by its file) or :func:`lb.doctor.fleet.examine` (what
-a manager knows); both return :class:`~lb.doctor.values.findings.Finding`. Inside, looking and judging are apart:
+a manager knows); both return :class:`~lb.doctor.model.findings.Finding`. Inside, looking and judging are apart:
 
     look, reach    read the machine and try its ways; no judgement     ->  facts
     facts          values                                              ->  machine, mux, host, paths, bgp, fleet

@@ -12,15 +12,16 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
 from lb.config.load import load_agent, load_manager, load_mux
-from lb.daemon.privileges import Capability
+from lb.daemon.process.privileges import Capability
 from lb.doctor.checks import bgp, host, reception
 from lb.doctor.checks import machine as machines
 from lb.doctor.checks import mux as muxes
+from lb.doctor.collect import kernel, this_machine
 from lb.doctor.firewall.packet_filter import Ruleset
-from lb.doctor.look import kernel, this_machine
-from lb.doctor.values.facts import ArpClaim, DaemonSeen, Network, NftTable, OwnBackend, Rights, Role, Row
-from lb.doctor.values.findings import Finding, Severity, fault, ok, unknown
-from lb.doctor.ways import paths, reach
+from lb.doctor.model.facts import ArpClaim, DaemonSeen, Network, NftTable, OwnBackend, Rights, Role, Row
+from lb.doctor.model.findings import Finding, Severity, fault, ok, unknown
+from lb.doctor.path_tests import explain as paths
+from lb.doctor.path_tests import send as reach
 from lb.errors import ConfigError, IoError
 from lb.model import Address, AgentConfig, AgentSettings, BgpSettings, ManagerSettings, MuxConfig, MuxSettings
 
@@ -184,7 +185,7 @@ def _bgp(
 
 def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     from agent.host.linux import FILTER_NAME, FILTER_PRIORITY  # noqa: PLC0415
-    from agent.rules.nat import TABLE  # noqa: PLC0415
+    from agent.rules.nftables_table import TABLE  # noqa: PLC0415
 
     settings, rights = file.agent, this_machine.rights()
     daemon = this_machine.daemon(Role.AGENT, settings.state_dir)
@@ -236,7 +237,7 @@ def _reception(
     daemon: DaemonSeen, file: AgentConfig, network: Network, own: list[OwnBackend], ruleset: Ruleset | None
 ) -> Iterator[Finding]:
     """What becomes of packets once they are out of their tunnels."""
-    from agent.rules.nat import TABLE  # noqa: PLC0415
+    from agent.rules.nftables_table import TABLE  # noqa: PLC0415
 
     interface = file.agent.interface
     mode = str(daemon.status["mode"]) if daemon.status.get("mode") else None

@@ -13,8 +13,8 @@ from typing import Any
 from lb.doctor.checks.machine import another_name, judge_skew
 from lb.doctor.checks.mux import check_saturation
 from lb.doctor.merge import NodeReport, merged
-from lb.doctor.values.facts import Row
-from lb.doctor.values.findings import Finding, Severity, fault, of_row, ok, warning
+from lb.doctor.model.facts import Row
+from lb.doctor.model.findings import Finding, Severity, fault, of_row, ok, warning
 from lb.errors import NotFoundError
 
 #: A certificate that ends sooner has missed its renewal: it renews after a third of its life. Seconds.

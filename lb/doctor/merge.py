@@ -18,7 +18,7 @@ import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from lb.doctor.values.findings import Finding, Severity, ok, unknown
+from lb.doctor.model.findings import Finding, Severity, ok, unknown
 
 #: Checks of a MUX that judge others from outside: the way to a backend, and who answers for a VIP.
 OUTSIDE = frozenset(

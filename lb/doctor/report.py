@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lb.doctor.values.findings import Finding
+    from lb.doctor.model.findings import Finding
 
 #: What an examination may take: seconds of a core, and bytes of memory.
 CPU_MAX, MEMORY_MAX = 20, 2 << 30
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def report(found: Sequence[Finding]) -> dict[str, Any]:
     """The gravest first, as many as may be told."""
-    from lb.doctor.values.findings import Severity, explained, ordered, row  # noqa: PLC0415
+    from lb.doctor.model.findings import Severity, explained, ordered, row  # noqa: PLC0415
     from lb.node.messages import ABOUT_MAX, EXAMINATION_MAX, FINDING_MAX, FINDINGS_MAX, LEFT_OUT_KEY_MAX  # noqa: PLC0415
 
     known = explained(found)

@@ -31,10 +31,10 @@ from lb.daemon.metrics.collectors import BgpFigures
 from lb.daemon.supervise import Tasks
 from lb.dataplane import Snapshot
 from lb.model import Address, Backend, BackendState, BgpSettings, MuxSettings, Network, Service
+from lb.model.persistent_map import differences
+from lb.model.service_diff import ServiceDiff
 from lb.mux.workers.engine import Engine
 from lb.mux.workers.heartbeat import BEAT, STILL, Heart
-from lb.persistent_map import differences
-from lb.service_diff import ServiceDiff
 
 #: How long ExaBGP may take to take a withdrawal before a VIP is removed all the same, seconds.
 SETTLE = 2.0

@@ -7,7 +7,7 @@ again: right, it is published with no flow forgotten; wrong, every mistake is lo
 Whatever a killed predecessor left in the kernel is taken over by the start. One event loop; the workers are C.
 
 With a manager the services come from it: what this MUX cannot serve of them is left out alone, and told to the manager
-(:mod:`lb.mux.unservable`). The start takes the last good state from the disk, so that it waits for nobody.
+(:mod:`lb.mux.rules.unservable`). The start takes the last good state from the disk, so that it waits for nobody.
 
 Every task is one of :class:`lb.daemon.supervise.Tasks`. A stop that was not asked for, whatever the reason, leaves the
 isolation of the VIPs in the kernel, and the file ``mux.running`` in the state directory.
@@ -33,22 +33,23 @@ from lb.bgp.session import SessionState
 from lb.config.load import load_mux, parse_manager_url
 from lb.daemon import log as log_setup
 from lb.daemon.control_socket import ControlServer
+from lb.daemon.files.clean_shutdown import RunMarker
 from lb.daemon.kernel.keeper import Keeper
 from lb.daemon.kernel.main_rule import MainRule
 from lb.daemon.kernel.watch import EVERYTHING, NOTHING, KernelWatch, OwnMarks
 from lb.daemon.log import get_logger
-from lb.daemon.marker import RunMarker
-from lb.daemon.memory import give_back, tame_allocator
 from lb.daemon.metrics.collectors import MetricsServer, MuxCollector, serve
 from lb.daemon.notify import Supervisor
-from lb.daemon.priority import control_first, helpers
-from lb.daemon.privileges import Capability, keep_only, require
+from lb.daemon.process.memory import give_back, tame_allocator
+from lb.daemon.process.priority import control_first, helpers
+from lb.daemon.process.privileges import Capability, keep_only, require
 from lb.daemon.supervise import Tasks, describe, until
 from lb.dataplane.compile.compiler import Compiler
 from lb.doctor.checks import startup
-from lb.doctor.values.facts import Role
+from lb.doctor.model.facts import Role
 from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
 from lb.model import Address, BgpSettings, IoMode, MuxConfig, Service
+from lb.model.service_diff import ServiceDiff
 from lb.mux.announcer import Announcer
 from lb.mux.hops.netlink import Netlink
 from lb.mux.hops.next_hops import Link, Resolution
@@ -61,20 +62,19 @@ from lb.mux.io.xdp_support import maps_need_rights
 from lb.mux.live_services import SETTLE, LiveServices
 from lb.mux.plane import MuxPlane
 from lb.mux.probes.tunnel_probes import TunnelProbes
-from lb.mux.reload import changed_passwords, check_bgp, check_settings
 from lb.mux.requests import answer, handlers
+from lb.mux.rules.reload import changed_passwords, check_bgp, check_settings
+from lb.mux.rules.unservable import readable
 from lb.mux.status import Condition, Status
-from lb.mux.unservable import readable
 from lb.mux.without_manager import WithoutManager
-from lb.mux.workers.care import Care
 from lb.mux.workers.engine import Engine
-from lb.mux.workers.flow_census import FlowCensus
+from lb.mux.workers.flow_counts import FlowCensus
 from lb.mux.workers.overload import OverloadWatch
+from lb.mux.workers.worker_watch import Care
 from lb.node.token_option import given_token, token_options
-from lb.service_diff import ServiceDiff
 
 if TYPE_CHECKING:
-    from lb.mux.flow_sync import FlowSync
+    from lb.mux.workers.flow_sync import FlowSync
     from lb.node.follower import Follower
     from lb.node.messages import NodeState
 
@@ -523,7 +523,7 @@ class RunningMux:
     def _hand_over(self) -> FlowSync | None:
         if self._follower is None:
             return None
-        from lb.mux.flow_sync import FlowSync  # noqa: PLC0415
+        from lb.mux.workers.flow_sync import FlowSync  # noqa: PLC0415
 
         return FlowSync(self._settings, lambda: self._plane.engine, self._follower.client)
 

@@ -20,14 +20,14 @@ from lb.daemon.supervise import Tasks
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.errors import VipmuxError
 from lb.model import Address, Service
+from lb.model.service_diff import ServiceDiff, Vips
 from lb.mux.announcer import Announcer
 from lb.mux.hops.netlink import Netlink
 from lb.mux.hops.watch import HopWatch
 from lb.mux.plane import MuxPlane
 from lb.mux.probes.tunnel_probes import TunnelProbes
-from lb.mux.reload import check_vips
-from lb.mux.unservable import compile_most, local_vips
-from lb.service_diff import ServiceDiff, Vips
+from lb.mux.rules.reload import check_vips
+from lb.mux.rules.unservable import compile_most, local_vips
 
 #: How long a change waits for backends to answer ARP before it goes on without them, seconds.
 SETTLE = 1.0

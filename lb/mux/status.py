@@ -16,12 +16,12 @@ from lb.daemon.metrics.collectors import BackendFigures, Figures, IoFigures, Ser
 from lb.dataplane import REASONS, BackendFlows, Verdict
 from lb.model import Backend, BackendState, MuxSettings, ProbeType, Protocol, Service
 from lb.mux.announcer import Announcer
-from lb.mux.flow_sync import pool_name
 from lb.mux.io.mode import Mode
 from lb.mux.workers.engine import Engine, WorkerTotals
-from lb.mux.workers.flow_census import FlowCensus
+from lb.mux.workers.flow_counts import FlowCensus
+from lb.mux.workers.flow_sync import pool_name
 from lb.mux.workers.overload import OverloadWatch
-from lb.probe.board import Known, Label
+from lb.probe.results import Known, Label
 from lb.probe.state import ProbeHealth
 
 Row = dict[str, Any]

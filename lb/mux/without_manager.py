@@ -12,12 +12,12 @@ from collections.abc import Mapping, Set
 from typing import TYPE_CHECKING
 
 from lb.daemon.log import get_logger
+from lb.model.service_diff import ServiceDiff
 from lb.mux.live_services import LiveServices
 from lb.mux.probes.own_verdicts import PATIENCE, own_verdicts
 from lb.mux.probes.tunnel_probes import TunnelProbes
 from lb.mux.status import Condition
 from lb.mux.workers.engine import Engine
-from lb.service_diff import ServiceDiff
 
 if TYPE_CHECKING:
     from lb.node.follower import Follower

@@ -24,11 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lb.daemon.files.private_files import make_private_directory, write_private
 from lb.daemon.log import get_logger
-from lb.daemon.private_files import make_private_directory, write_private
 from lb.errors import IoError
+from lb.node.lazy_section import canonical, pack_sections, sections_text
 from lb.node.messages import NodeState, apply
-from lb.node.packed import canonical, pack_sections, sections_text
 
 log = get_logger()
 

@@ -34,6 +34,7 @@ from lb.daemon.supervise import describe, first
 from lb.errors import AccessError, IoError, MessageError, VipmuxError
 from lb.node.cache import Cache, Cached
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
+from lb.node.lazy_section import pack_sections
 from lb.node.messages import (
     LEFT_OUT_KEY_MAX,
     LEFT_OUT_MAX,
@@ -69,7 +70,6 @@ from lb.node.messages import (
     parse_to_node,
 )
 from lb.node.outbox import Outbox
-from lb.node.packed import pack_sections
 
 #: Between two attempts, seconds; doubled each time, and each time shortened at random by up to a half.
 BACKOFF_MIN, BACKOFF_MAX = 0.2, 5.0

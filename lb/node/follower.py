@@ -21,12 +21,12 @@ from lb.daemon.log import get_logger
 from lb.daemon.supervise import Tasks
 from lb.errors import AccessError, ConfigError
 from lb.model import AgentSettings, MuxSettings, Service
+from lb.model.service_diff import ServiceDiff
 from lb.node.cache import Cache, Cached
 from lb.node.client import SMALL, NodeClient
 from lb.node.examiner import Examiner
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText
 from lb.node.messages import Delta, NodeState, keys_of
-from lb.service_diff import ServiceDiff
 
 #: Makes a state live, with what differs of its services; returns what it had to leave out, and why (names of services,
 #: and ``section/key`` of other sections); raises VipmuxError, with all as it was, where it cannot.

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lb.daemon.private_files import make_private_directory, write_private
+from lb.daemon.files.private_files import make_private_directory, write_private
 from lb.errors import AccessError, IoError, RequestError
 from lb.node.keys import HeldCertificate, held, new_key
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lb.errors import MessageError
-from lb.node.packed import PackedMap, canonical, pack, text_of
-from lb.persistent_map import PersistentMap, differences
+from lb.model.persistent_map import PersistentMap, differences
+from lb.node.lazy_section import PackedMap, canonical, pack, text_of
 
 NodeState = Mapping[str, Mapping[str, Any]]
 
@@ -166,7 +166,7 @@ FLOW_BYTES = 8
 FINDINGS_MAX, ABOUT_MAX, EXAMINATION_MAX = 100, 64, 1 << 16
 #: Characters of what a finding says, and of its remedy.
 FINDING_MAX = 2000
-#: How grave a finding may be; what is fine is only counted. As in lb.doctor.values.findings, which this need not
+#: How grave a finding may be; what is fine is only counted. As in lb.doctor.model.findings, which this need not
 #: import.
 SEVERITIES = frozenset({"fault", "warning", "unknown"})
 #: Terms and generations are counters; nothing of ours counts so far.
@@ -437,7 +437,7 @@ class ExamineQuestion:
 
 @dataclass(frozen=True, slots=True)
 class NodeFinding:
-    """One of :mod:`lb.doctor.values.findings`, as a node says it."""
+    """One of :mod:`lb.doctor.model.findings`, as a node says it."""
 
     check: str
     severity: str

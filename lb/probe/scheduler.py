@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs probes again and again: each at once, then at its interval, spread out and never two of one at a time.
 
-Used by :mod:`lb.probe.board`. A :class:`Scheduler` owns the state of every probe; what has the same key is the same
+Used by :mod:`lb.probe.results`. A :class:`Scheduler` owns the state of every probe; what has the same key is the same
 probe, whoever wants it, and keeps its state as long as somebody does. A probe that waits is an entry in a queue; only
 one that runs is a task.
 

@@ -3,8 +3,8 @@
 
 There may be sixty thousand rows. As JSON objects they take a second to be written, read and drawn; as columns, each of
 which is one text with a line for each row, a tenth of it. :mod:`manager.api.json_rows` makes a :class:`Listing` of what
-it keeps, and draws it for who takes it as wide as it is; :mod:`lb.cli.manager_rows` draws it for a terminal, or makes
-one of rows that it follows. Pure; starts quickly.
+it keeps, and draws it for who takes it as wide as it is; :mod:`lb.cli.tables.manager_rows` draws it for a terminal, or
+makes one of rows that it follows. Pure; starts quickly.
 """
 
 from __future__ import annotations

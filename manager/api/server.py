@@ -36,7 +36,7 @@ from manager.observed.rates import FIELDS, SERVICES_KEPT
 from manager.plan.model import AGENT, MUX
 from manager.store.events import Wanted
 from manager.store.interface import ConflictError, Store, StoreError
-from manager.trust.door import known
+from manager.trust.bounded_listener import known
 
 #: Largest request: some tens of thousands of services.
 BODY_MAX = 64 * 2**20

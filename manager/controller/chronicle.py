@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from lb.daemon.log import get_logger
-from manager.controller.core import Core
+from manager.controller.shared_state import Core
 from manager.controller.writer import Made
 from manager.plan.model import Plan
 from manager.store.events import differences

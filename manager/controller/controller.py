@@ -28,11 +28,11 @@ from lb.model import Address, ManagerSettings
 from manager.controller import planner, writer
 from manager.controller.change_feed import ChangeFeed
 from manager.controller.chronicle import Chronicle
-from manager.controller.core import Core
 from manager.controller.followers import Followers
 from manager.controller.node_events import NodeEvents
 from manager.controller.node_orders import NodeOrders
 from manager.controller.planner import Planner
+from manager.controller.shared_state import Core
 from manager.controller.ticker import Ticker
 from manager.controller.writer import Applied, Made, Writer
 from manager.desired.state import AsTold

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Set
 
-from manager.controller.core import Core
+from manager.controller.shared_state import Core
 
 
 class Followers:

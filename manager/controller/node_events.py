@@ -9,7 +9,7 @@ from typing import Any
 from lb.model import Address, Protocol
 from lb.node.messages import HealthMessage
 from manager.controller.chronicle import Chronicle
-from manager.controller.core import Core
+from manager.controller.shared_state import Core
 from manager.controller.ticker import Ticker
 from manager.nodes.hub import Entry
 from manager.plan.health import Report, Source

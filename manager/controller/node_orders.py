@@ -9,7 +9,7 @@ from typing import Any
 from lb.errors import NotFoundError
 from lb.model import Address
 from manager.controller.chronicle import Chronicle
-from manager.controller.core import Core
+from manager.controller.shared_state import Core
 from manager.controller.writer import Applied
 from manager.plan.health import Source
 from manager.plan.model import AGENT, MUX

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 
 from manager.controller.chronicle import Chronicle
-from manager.controller.core import Core
+from manager.controller.shared_state import Core
 
 #: How often time itself is looked at: leases, hold times, late nodes; seconds.
 TICK = 0.2

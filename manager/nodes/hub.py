@@ -48,7 +48,7 @@ from lb.node.messages import (
 )
 from manager.nodes.flow_sync import FlowSyncStep as Passed
 from manager.nodes.flow_sync import Handovers
-from manager.nodes.questions import Questions, Rounds
+from manager.nodes.node_requests import Questions, Rounds
 from manager.nodes.refused import DuplicateError, TurnedAway
 from manager.nodes.status import REMEMBERED
 from manager.plan.model import AGENT, MUX, Node

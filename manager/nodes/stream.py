@@ -50,11 +50,11 @@ from lb.node.messages import (
     diff,
     encode,
 )
-from manager.nodes.dues import PAUSE_MAX, PER_BYTE, PER_MESSAGE, PER_STATE, PER_STREAM, Dues, NodeLedger
+from manager.nodes.node_budget import PAUSE_MAX, PER_BYTE, PER_MESSAGE, PER_STATE, PER_STREAM, Dues, NodeLedger
 from manager.nodes.refused import DuplicateError
 from manager.nodes.status import read
 from manager.store.lineage import Marks
-from manager.trust import door
+from manager.trust import bounded_listener as door
 from manager.trust.joining import address_of, certificate_of
 from manager.trust.trust import Peer, Trust, peer_of
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from lb.config.render import service_table, vip_text
 from lb.model import Address, Backend, BackendState, PortRange, Protocol, Service
+from lb.model.persistent_map import differences
 from lb.node.messages import NodeState
-from lb.persistent_map import differences
 from manager.desired.state import Desired
 from manager.plan.health import Reports
 from manager.plan.slow_start import Ramp

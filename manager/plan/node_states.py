@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from lb.config.render import port_value
 from lb.model import PortRange
+from lb.model.persistent_map import PersistentMap
 from lb.node.messages import NAME_MAX, NodeState
-from lb.persistent_map import PersistentMap
 from manager.desired.state import Desired
 from manager.plan.model import AGENT, MUX, Node, Plan, Prepared, Vip, VipPlan, World, tables_of
 from manager.plan.previous import Previous, overlap, ports_of, without

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from lb.daemon.private_files import make_private_directory, write_private
+from lb.daemon.files.private_files import make_private_directory, write_private
 from lb.errors import AccessError, IoError
 
 CA_LIFETIME = timedelta(days=3650)

@@ -14,7 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from lb.errors import AccessError
-from manager.trust.door import known
+from manager.trust.bounded_listener import known
 from manager.trust.trust import Trust
 
 BODY_MAX = 64 * 1024

@@ -22,7 +22,7 @@ from lb.daemon.log import get_logger
 from lb.errors import AccessError, IoError, RequestError
 from manager.trust import tokens
 from manager.trust.ca import CertificateAuthority, Issued, Subject, subject
-from manager.trust.guests import Credit
+from manager.trust.stranger_limits import Credit
 from manager.trust.tokens import Certificate, JoinRefusal, Token, TrustStore
 
 log = get_logger()

@@ -33,9 +33,9 @@ from manager.api.reader import Row
 from manager.api.server import Handler, refusal
 from manager.api.view import View
 from manager.controller.controller import Controller
-from manager.trust.door import known
-from manager.trust.guests import Limits, group
+from manager.trust.bounded_listener import known
 from manager.trust.joining import address_of
+from manager.trust.stranger_limits import Limits, group
 from manager.web.fleet_overview import PAGE_MAX, Overview, Query
 from manager.web.sessions import LIFETIME, LoginSession, Sessions, TooManyError, proves
 

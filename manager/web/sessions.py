@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from lb.errors import AccessError
-from manager.trust.guests import ADDRESSES_MAX, group
+from manager.trust.stranger_limits import ADDRESSES_MAX, group
 
 #: How long a session lasts at most, seconds.
 LIFETIME = 30 * 60.0

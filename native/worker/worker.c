@@ -155,7 +155,7 @@ static void *worker_main(void *argument)
 
 	pthread_setname_np(pthread_self(), "lb-worker");
 	/* Packets go before whatever else runs here, above all our own threads when they read a file; but for what
-	 * keeps us alive to others, see lb/daemon/priority.py.  Without CAP_SYS_NICE all are equal, and that is all. */
+	 * keeps us alive to others, see lb/daemon/process/priority.py.  Without CAP_SYS_NICE all are equal, and that is all. */
 	setpriority(PRIO_PROCESS, (id_t)gettid(), WORKER_NICE);
 	prctl(PR_SET_TIMERSLACK, 1ul); /* a pause is as short as it is meant, not 50 us longer */
 	if (worker->pipeline->warm)

@@ -18,8 +18,8 @@ from agent.host.change_log import ChangeLog, HostChanges, SettingChange
 from agent.host.conntrack import ConntrackEntry
 from agent.host.fake import FakeHost
 from agent.host.interface import Host, HostLink
-from agent.keeping import amiss
-from agent.rules.fence import Fence
+from agent.kernel_parts import amiss
+from agent.rules.stray_packets import Fence
 from lb.daemon.kernel.repairs import Difference
 from lb.errors import ConfigError, FeatureError, IoError
 from lb.model import DecapMode, Protocol, Service

@@ -18,8 +18,8 @@ from agent.probes import FORBIDDEN, LocalCheck, LocalProbes, checks, command_use
 from lb.errors import ConfigError
 from lb.model import Probe, ProbeType, Service
 from lb.node.messages import HealthReport
-from lb.probe.board import NotProbed
 from lb.probe.checkers import PlainSockets, RunAs, ask
+from lb.probe.results import NotProbed
 from lb.probe.state import ProbeAnswer, ProbeHealth
 from tests.agent.values import ANY_PORT, HOST, HOST6, config, service
 from tests.lb.probe.server import says, tcp

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lb.bench.peers.comparison import TABLES, Figure, cell
+from lb.bench.compare.comparison import TABLES, Figure, cell
 from tests.bench.measure import CURVES, PEERS, ROOT, Answer, command, overload_words, pipeline_words
 from tests.bench.plots import NAMES
 

@@ -173,7 +173,7 @@ def test_the_bundle_installs_with_nothing_else_and_its_checksums_are_right(wheel
 
 def test_nothing_is_compiled_for_the_builders_processor_alone() -> None:
     """Faster code for newer processors is chosen at run time; see native/flow/flow_table.c."""
-    text = (ROOT / "lb/_build_dataplane.py").read_text() + (ROOT / "Makefile").read_text()
+    text = (ROOT / "native/api/build_extension.py").read_text() + (ROOT / "Makefile").read_text()
     assert re.findall(r"-m(?:arch|tune|cpu|avx\w*|sse\w*|bmi\w*)\b", text) == []
 
 

@@ -18,10 +18,10 @@ from ipaddress import IPv4Address, ip_network
 from pathlib import Path
 from typing import Any
 
-from lb.cli.ask_manager import Manager
+from lb.cli.ask.manager import Manager
 from lb.config.render import format_config
 from lb.doctor.fleet import examine
-from lb.doctor.values.findings import Finding
+from lb.doctor.model.findings import Finding
 from lb.model import AgentConfig, IoMode, ManagerSettings, MuxConfig, Service
 from tests.lab import netns
 from tests.lab.netns import LabError

@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import Self
 
 from lb.bench.packet_rate import merge_received
-from lb.bench.stage import netns as own_netns
-from lb.bench.stage.daemons import first_in_line
+from lb.bench.testbed import netns as own_netns
+from lb.bench.testbed.daemons import first_in_line
 from lb.dataplane import Generator, GeneratorKind
 from tests.lab import netns
 from tests.lab.fleet import Fleet

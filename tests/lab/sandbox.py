@@ -22,7 +22,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lb.daemon.privileges import Capability
+from lb.daemon.process.privileges import Capability
 
 #: Unit settings by name, each with all that was assigned to it.
 Unit = dict[str, list[str]]

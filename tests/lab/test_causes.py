@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from lb.doctor.examine import machine
-from lb.doctor.values.findings import Finding, Severity, explained
+from lb.doctor.model.findings import Finding, Severity, explained
 from lb.errors import IoError
 from lb.model import AgentSettings, DecapMode
 from tests.lab import netns

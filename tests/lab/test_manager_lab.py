@@ -318,7 +318,7 @@ def test_a_node_that_starts_before_its_manager_joins_when_it_is_there() -> None:
 
 def forge(identity: Path, authority: CertificateAuthority, kind: str, name: str, lifetime: float) -> None:
     """An identity as if the authority had signed it."""
-    from lb.daemon.private_files import write_private
+    from lb.daemon.files.private_files import write_private
     from lb.node.keys import new_key
 
     key, csr = new_key()

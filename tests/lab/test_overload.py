@@ -11,7 +11,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from lb.doctor.values.findings import Severity
+from lb.doctor.model.findings import Severity
 from lb.model import Backend, IoMode, Service
 from lb.probe.scheduler import spread
 from tests.lab.accounts import unbalanced

@@ -15,7 +15,7 @@ import pytest
 
 from lb.config.render import format_config
 from lb.daemon.control_socket import request
-from lb.doctor.values.findings import Severity
+from lb.doctor.model.findings import Severity
 from tests.lab import netns
 from tests.lab.fleet import Fleet
 from tests.lab.process import wait_for

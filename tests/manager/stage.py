@@ -18,8 +18,8 @@ from lb.node.identity import Identity, TokenText
 from lb.node.messages import Delta, FlowAnswer, FlowsFromNode, FlowsMessage, HealthMessage, NodeState
 from manager.nodes.stream import StreamConnection, Streams
 from manager.trust import joining
+from manager.trust.bounded_listener import serving
 from manager.trust.ca import CertificateAuthority
-from manager.trust.door import serving
 from manager.trust.trust import Trust, listener, peer_of
 from tests.manager.memory import MemoryTrust
 

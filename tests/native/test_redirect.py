@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lb.bench.stage.netns import batch, inside, ip, unique_prefix
+from lb.bench.testbed.netns import batch, inside, ip, unique_prefix
 from lb.dataplane import Redirect
 from lb.errors import IoError
 from lb.model import Network

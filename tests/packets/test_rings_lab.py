@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("lb._dataplane")
 
 from lb.bench.packet_rate import merge_received, open_counters
-from lb.bench.stage.netns import enter
+from lb.bench.testbed.netns import enter
 from lb.dataplane import Generator, GeneratorKind, Hop, LinkHeader, PacketIo, Pipeline, Worker
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service

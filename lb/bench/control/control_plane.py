@@ -2,10 +2,11 @@
 """Measures the control plane: ten thousand services, three MUXes, a hundred agents, one manager, two routers.
 
 Called by ``lb bench control`` and ``lb bench all``. Manager and MUXes are real processes (mutual TLS, SQLite on disk,
-every MUX publishes to its data plane); agents are simulated by :mod:`lb.bench.control.agents` with the real client. A
-change is live when every node that it concerns has acknowledged it: a MUX does so after it has published, and it counts
-from the beginning of the operator's request, connection and TLS handshake included, to the answer of ``lb apply
---wait``. Every MUX announces all VIPs to two BIRDs (:mod:`lb.bench.stage.bird`), if BIRD is installed; at the end
+every MUX publishes to its data plane); agents are simulated by :mod:`lb.bench.control.simulated_nodes` with the real
+client. A change is live when every node that it concerns has acknowledged it: a MUX does so after it has published, and
+it counts from the beginning of the operator's request, connection and TLS handshake included, to the answer of ``lb
+apply
+--wait``. Every MUX announces all VIPs to two BIRDs (:mod:`lb.bench.testbed.bird`), if BIRD is installed; at the end
 they must have all of them by every MUX, and nothing else.
 """
 
@@ -23,7 +24,7 @@ from dataclasses import asdict, dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
 
-from lb.bench.control.fleet import (
+from lb.bench.control.testbed import (
     FIRST_VIP,
     SERVICE_PORT,
     BenchFleet,
@@ -34,9 +35,9 @@ from lb.bench.control.fleet import (
     memory_of,
     rings_of,
 )
-from lb.bench.stage import netns
-from lb.bench.stage.bird import ABSENT
-from lb.bench.stage.machine import commit_name, cpu_name
+from lb.bench.testbed import netns
+from lb.bench.testbed.bird import ABSENT
+from lb.bench.testbed.machine import commit_name, cpu_name
 from lb.config.toml import format_tables
 from lb.errors import IoError
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import ChangeOptions, finish, terms_options
-from lb.cli.output import example, output_option
-from lb.cli.service_files import files_option, read_files
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.options.change import ChangeOptions, finish, terms_options
+from lb.cli.options.service_files import files_option, read_files
+from lb.cli.terminal.output import example, output_option
 from lb.errors import ConfigError, RequestError
 
 

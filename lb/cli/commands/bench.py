@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lb.cli.output import console, example, output_option, plural, print_json, size, table
+from lb.cli.terminal.output import console, example, output_option, plural, print_json, size, table
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -337,7 +337,7 @@ def peers(
     Ways are direct, kernel, nft-stateless, nft-dnat, ipvs, haproxy, nginx, and vipmux-IO for each I/O mode. What cannot
     be measured here is named with its reason. Exits 1 if a request failed.
     """
-    from lb.bench.peers.comparison import bench_peers, lines  # noqa: PLC0415  brings the extension
+    from lb.bench.compare.comparison import bench_peers, lines  # noqa: PLC0415  brings the extension
 
     result = bench_peers(
         only=only,

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from lb.cli.output import example, output_option, plural, print_json, size
+from lb.cli.terminal.output import example, output_option, plural, print_json, size
 from lb.errors import ConfigError
 
 

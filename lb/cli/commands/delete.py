@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import show, why_option
-from lb.cli.completing import by_kind
-from lb.cli.output import example, output_option, print_json
-from lb.cli.service_files import files_option, read_files
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.options.change import show, why_option
+from lb.cli.options.completion import by_kind
+from lb.cli.options.service_files import files_option, read_files
+from lb.cli.terminal.output import example, output_option, print_json
 from lb.errors import ConfigError, RequestError
 
 PATHS = {"service": "services", "mux": "muxes", "agent": "agents"}

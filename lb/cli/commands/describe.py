@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.clock_times import clock, terminal_width
-from lb.cli.completing import by_kind
-from lb.cli.output import example, output_option, print_json
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.options.completion import by_kind
+from lb.cli.terminal.output import example, output_option, print_json
+from lb.cli.terminal.times import clock, terminal_width
 from lb.errors import NotFoundError, RequestError
 from lb.tables.layout import hanging
 from lb.tables.values import ago, cell, endpoint
@@ -79,7 +79,7 @@ def _ask(manager: Manager, kind: str, name: str) -> tuple[Any, list[str]]:
 
 
 def _flow(manager: Manager, name: str | None, src: str | None, dst: str | None, proto: str, *, as_json: bool) -> int:
-    from lb.cli.flow_endpoint import parse_endpoint  # noqa: PLC0415
+    from lb.cli.options.flow_endpoint import parse_endpoint  # noqa: PLC0415
 
     if name is not None or src is None or dst is None:
         raise RequestError("which flow? `lb describe flow --src ADDR:PORT --dst ADDR:PORT [--proto udp]`")

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import describe
-from lb.cli.colour import wanted
+from lb.cli.ask.manager import Manager, manager_options
 from lb.cli.commands.apply import post_files
-from lb.cli.output import example, output_option, plural, print_json
-from lb.cli.service_files import files_option
+from lb.cli.options.change import describe
+from lb.cli.options.service_files import files_option
+from lb.cli.terminal.colour import wanted
+from lb.cli.terminal.output import example, output_option, plural, print_json
 from lb.errors import RequestError
 from lb.tables.values import cell
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.colour import ATTENTION, BAD, painted
-from lb.cli.output import example, output_option, print_json
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.terminal.colour import ATTENTION, BAD, painted
+from lb.cli.terminal.output import example, output_option, print_json
 from lb.errors import RequestError
 
 if TYPE_CHECKING:
-    from lb.doctor.values.findings import Finding
+    from lb.doctor.model.findings import Finding
 
 #: Where files are looked for with --local alone.
 DIRECTORY = Path("/etc/vipmux")
@@ -43,7 +43,7 @@ def command(*, config: str | None, local: bool, show_all: bool, manager: Manager
     Changes nothing. On a MUX, as root, it sends packets of its own through the tunnel to each backend. Exit code 0: no
     fault; 1: faults were found; 2: the request was wrong.
     """
-    from lb.doctor.values.findings import Severity, count, explained, ordered, row, verdict  # noqa: PLC0415
+    from lb.doctor.model.findings import Severity, count, explained, ordered, row, verdict  # noqa: PLC0415
 
     found: list[Finding] = []
     files = [config] if config is not None else _files() if local else []
@@ -92,7 +92,7 @@ def _files() -> list[str]:
 
 def lines(found: list[Finding], *, show_all: bool) -> list[str]:
     """Each finding in lines that fit the terminal; what is fine only if asked for."""
-    from lb.doctor.values.findings import Severity  # noqa: PLC0415
+    from lb.doctor.model.findings import Severity  # noqa: PLC0415
 
     width = max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
     shown: list[str] = []

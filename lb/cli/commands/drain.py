@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import show, why_option
-from lb.cli.clock_times import parse_duration
-from lb.cli.completing import agents, backends, by_words, muxes
-from lb.cli.output import example, output_option, print_json
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.options.change import show, why_option
+from lb.cli.options.completion import agents, backends, by_words, muxes
+from lb.cli.terminal.output import example, output_option, print_json
+from lb.cli.terminal.times import parse_duration
 from lb.errors import RequestError
 
 complete = by_words({"host": agents, "mux": muxes, "backend": backends}, backends)

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.completing import of, services
-from lb.cli.output import example
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.options.completion import of, services
+from lb.cli.terminal.output import example
 
 
 @click.command("export", epilog=example("lb export > services.toml", "lb export web"))

@@ -10,16 +10,16 @@ from typing import Any
 
 import click
 
-from lb.cli.ask_daemon import ask, find_socket, local_options
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.clock_times import lasting, parse_duration, terminal_width
-from lb.cli.colour import states
-from lb.cli.completing import by_kind, of
-from lb.cli.completing import services as service_names
-from lb.cli.manager_rows import LISTED, STATS
-from lb.cli.manager_rows import TABLES as MANAGER_TABLES
-from lb.cli.output import console, example, output_option, print_json, size, table
-from lb.cli.row_filter import JUDGED, NAMED, SINGULAR, amiss, by_name
+from lb.cli.ask.daemon import ask, find_socket, local_options
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.options.completion import by_kind, of
+from lb.cli.options.completion import services as service_names
+from lb.cli.tables.manager_rows import LISTED, STATS
+from lb.cli.tables.manager_rows import TABLES as MANAGER_TABLES
+from lb.cli.tables.row_filter import JUDGED, NAMED, SINGULAR, amiss, by_name
+from lb.cli.terminal.colour import states
+from lb.cli.terminal.output import console, example, output_option, print_json, size, table
+from lb.cli.terminal.times import lasting, parse_duration, terminal_width
 from lb.errors import ControlError, RequestError
 from lb.tables.layout import hanging
 from lb.tables.manager_tables import listed
@@ -262,7 +262,7 @@ def _follow(
     *,
     as_json: bool,
 ) -> None:
-    from lb.cli import watch_table  # noqa: PLC0415
+    from lb.cli.tables import watch_table  # noqa: PLC0415
 
     if what == "events":
         watch_table.events(manager, limit or 100, query, draw, as_json=as_json)

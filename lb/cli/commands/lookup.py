@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from lb.cli.ask_daemon import ask, find_socket, local_options, require_local
-from lb.cli.flow_endpoint import parse_endpoint
-from lb.cli.output import example, output_option, print_json
+from lb.cli.ask.daemon import ask, find_socket, local_options, require_local
+from lb.cli.options.flow_endpoint import parse_endpoint
+from lb.cli.terminal.output import example, output_option, print_json
 from lb.errors import ControlError, RequestError
 from lb.model import Address, Protocol
 from lb.tables.values import cell

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.output import console, example, output_option, print_json, table
+from lb.cli.terminal.output import console, example, output_option, print_json, table
 
 
 @click.command("reasons", epilog=example("lb reasons"))

@@ -12,12 +12,12 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import click
 
-from lb.cli.output import example, plural
+from lb.cli.terminal.output import example, plural
 from lb.errors import PcapError, RequestError
 
 if TYPE_CHECKING:
+    from lb.dataplane.replay.run import ReplayTotals, Switch
     from lb.model import MuxConfig
-    from lb.replay.run import ReplayTotals, Switch
 
 
 @click.command(
@@ -62,7 +62,7 @@ def command(*, config: str, source: str, target: str, report_file: str | None, s
 
 def _switch(text: str, loaded: MuxConfig) -> Switch:
     from lb.config.load import load_mux  # noqa: PLC0415
-    from lb.replay.run import make_switch  # noqa: PLC0415
+    from lb.dataplane.replay.run import make_switch  # noqa: PLC0415
 
     match = re.fullmatch(r"([0-9]{1,12})=(.+)", text, re.DOTALL)
     if match is None:
@@ -79,9 +79,9 @@ def _distinct(source: str, target: str, report_file: str | None) -> None:
 
 
 def _play(loaded: MuxConfig, switches: list[Switch], source: str, target: str, report_file: str | None) -> ReplayTotals:
-    from lb.replay.pcap import Capture, PcapWriter  # noqa: PLC0415
-    from lb.replay.plane import NativePlane  # noqa: PLC0415  brings the extension
-    from lb.replay.run import Replay  # noqa: PLC0415
+    from lb.dataplane.replay.pcap import Capture, PcapWriter  # noqa: PLC0415
+    from lb.dataplane.replay.plane import NativePlane  # noqa: PLC0415  brings the extension
+    from lb.dataplane.replay.run import Replay  # noqa: PLC0415
 
     with contextlib.ExitStack() as files:
         capture = Capture(cast(BinaryIO, _open(files, source, "rb")), source)

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import ChangeOptions, finish, terms_options
-from lb.cli.output import example, output_option
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.options.change import ChangeOptions, finish, terms_options
+from lb.cli.terminal.output import example, output_option
 
 
 @click.command("rollback", epilog=example("lb rollback --dry-run", "lb rollback --to 12 --confirm 60s"))

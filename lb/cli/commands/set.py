@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import ChangeOptions, finish, terms_options
+from lb.cli.ask.manager import Manager, manager_options
 from lb.cli.commands.drain import target
-from lb.cli.completing import backends, by_words
-from lb.cli.output import example, output_option
+from lb.cli.options.change import ChangeOptions, finish, terms_options
+from lb.cli.options.completion import backends, by_words
+from lb.cli.terminal.output import example, output_option
 from lb.errors import RequestError
 
 

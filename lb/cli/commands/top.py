@@ -13,10 +13,10 @@ from typing import Any
 
 import click
 
-from lb.cli.ask_daemon import ask, find_socket, local_options
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.colour import states
-from lb.cli.output import example, output_option, plural, print_json
+from lb.cli.ask.daemon import ask, find_socket, local_options
+from lb.cli.ask.manager import Manager, manager_options
+from lb.cli.terminal.colour import states
+from lb.cli.terminal.output import example, output_option, plural, print_json
 from lb.errors import ControlError, RequestError
 from lb.tables.layout import columns
 from lb.tables.values import cell, endpoint, rate
@@ -101,7 +101,7 @@ def _follow(view: Callable[[], View], interval: float, as_json: bool) -> None:
 
 
 def _watch(view: Callable[[], View], look: Look, interval: float, *, keys: bool) -> None:
-    from lb.cli.redraw import screen  # noqa: PLC0415
+    from lb.cli.terminal.redraw import screen  # noqa: PLC0415
 
     with screen() as terminal, _keys() as pressed:
         while not look.ended:

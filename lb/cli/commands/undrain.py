@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import click
 
-from lb.cli.ask_manager import Manager, manager_options
-from lb.cli.change_options import show, why_option
+from lb.cli.ask.manager import Manager, manager_options
 from lb.cli.commands.drain import complete, order, target
-from lb.cli.output import example, output_option, print_json
+from lb.cli.options.change import show, why_option
+from lb.cli.terminal.output import example, output_option, print_json
 
 
 @click.command("undrain", epilog=example("lb undrain web/web-1", "lb undrain host 10.0.3.21", "lb undrain mux mux1"))

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from lb.daemon.kernel.keeper import KeptFigures
 from lb.daemon.kernel.keeper import metrics as kept_metrics
 from lb.daemon.metrics.server import ScrapeServer
-from lb.daemon.vitals import VITALS, Vitals
+from lb.daemon.process.fault_counts import VITALS, Vitals
 from lb.errors import IoError
 
 

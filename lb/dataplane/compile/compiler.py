@@ -39,8 +39,8 @@ from lb.model import (
     Protocol,
     Service,
 )
-from lb.persistent_map import PersistentMap
-from lb.service_diff import ServiceDiff
+from lb.model.persistent_map import PersistentMap
+from lb.model.service_diff import ServiceDiff
 
 _STATES = {BackendState.UP: 1, BackendState.DRAIN: 2, BackendState.DOWN: 3}
 _ABSENT = BackendEntry(hop=0, counter=0, state=0)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lb.doctor.values.facts import Dialled, Row, WayAnswer
-from lb.doctor.values.findings import Finding, fault, ok, warning
+from lb.doctor.model.facts import Dialled, Row, WayAnswer
+from lb.doctor.model.findings import Finding, fault, ok, warning
 from lb.model import BgpPeer
 
 PORT = 179

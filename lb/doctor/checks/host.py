@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from ipaddress import IPv4Network
 
-from lb.doctor.values.facts import DaemonSeen, Network, NftTable, OwnBackend
-from lb.doctor.values.findings import Finding, fault, few, ok, unknown, warning
+from lb.doctor.model.facts import DaemonSeen, Network, NftTable, OwnBackend
+from lb.doctor.model.findings import Finding, fault, few, ok, unknown, warning
 
 #: A path below /proc/sys/net in the form of sysctl(8), where a dot in an interface's name is written as a slash.
 _DOTS = str.maketrans("/.", "./")

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
-from lb.daemon.privileges import Capability
-from lb.doctor.values.facts import (
+from lb.daemon.process.privileges import Capability
+from lb.doctor.model.facts import (
     CertificateFile,
     Clock,
     ConntrackUse,
@@ -23,7 +23,7 @@ from lb.doctor.values.facts import (
     Row,
     Twin,
 )
-from lb.doctor.values.findings import Finding, Severity, fault, ok, unknown, warning
+from lb.doctor.model.findings import Finding, Severity, fault, ok, unknown, warning
 from lb.tables.values import ago
 
 KERNEL_MIN = (5, 10)

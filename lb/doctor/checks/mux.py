@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
 from typing import Any
 
-from lb.doctor.values.facts import ArpClaim, DaemonSeen, NftTable, Row
-from lb.doctor.values.findings import Finding, fault, ok, unknown, warning
+from lb.doctor.model.facts import ArpClaim, DaemonSeen, NftTable, Row
+from lb.doctor.model.findings import Finding, fault, ok, unknown, warning
 from lb.model import Address, IoMode
 from lb.mux.io.prefixes import Prefix
 

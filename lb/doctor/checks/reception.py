@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from lb.doctor.firewall import packet_filter
 from lb.doctor.firewall.packet_filter import FilteredPacket, RulePlace, Ruleset
-from lb.doctor.values.facts import Arrival, ListeningSocket, Network, OwnBackend, Row
-from lb.doctor.values.findings import Finding, fault, few, ok, unknown
+from lb.doctor.model.facts import Arrival, ListeningSocket, Network, OwnBackend, Row
+from lb.doctor.model.findings import Finding, fault, few, ok, unknown
 from lb.model import Address
 
 K = TypeVar("K", bound=Hashable)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from lb.daemon.log import get_logger
 from lb.doctor.checks.machine import check_disk, check_interface
-from lb.doctor.look import this_machine
-from lb.doctor.values.facts import Role
-from lb.doctor.values.findings import Finding, Severity
+from lb.doctor.collect import this_machine
+from lb.doctor.model.facts import Role
+from lb.doctor.model.findings import Finding, Severity
 
 log = get_logger()
 

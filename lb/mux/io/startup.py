@@ -15,8 +15,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from lb.daemon.files.state_dir import check_private
 from lb.daemon.log import get_logger
-from lb.daemon.state_dir import check_private
 from lb.errors import IoError
 from lb.model import Address, MuxSettings
 from lb.mux.hops.next_hops import Link

@@ -26,12 +26,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lb.daemon.files.private_files import write_private
 from lb.daemon.kernel import routes, sysctls
 from lb.daemon.kernel.repairs import Difference
 from lb.daemon.kernel.rtnetlink import NetlinkError
 from lb.daemon.kernel.watch import Area
 from lb.daemon.log import get_logger
-from lb.daemon.private_files import write_private
 from lb.errors import IoError
 from lb.model import Network
 from lb.mux.hops.netlink import Netlink

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from lb.model import Address, Backend, BackendState, Service
-from lb.probe.board import Known, Label
 from lb.probe.fail_open import too_few
+from lb.probe.results import Known, Label
 from lb.probe.state import ProbeHealth
 
 #: How long the manager must be away, seconds: longer than it takes one to start again.

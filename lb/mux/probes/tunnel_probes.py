@@ -28,14 +28,14 @@ from lb.daemon.kernel.keeper import KeptPart
 from lb.daemon.log import get_logger
 from lb.errors import VipmuxError
 from lb.model import Address, Backend, MuxSettings, Probe, ProbeType, Protocol, Service
+from lb.model.service_diff import ServiceDiff
 from lb.mux.hops.netlink import Netlink
 from lb.mux.hops.next_hops import RouteKind
 from lb.mux.probes.path import ProbePath
 from lb.node.messages import HealthReport
-from lb.probe.board import Board, Known, Label, NotProbed
 from lb.probe.checkers import PlainSockets, ask
+from lb.probe.results import Board, Known, Label, NotProbed
 from lb.probe.state import ProbeAnswer, ProbeHealth
-from lb.service_diff import ServiceDiff
 
 #: Services that are looked at in one turn of the event loop.
 PIECE = 100

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """When to tell the operator that a flow table is full: once for each time that it is, not for each flow.
 
-Pure; :mod:`lb.mux.workers.care` feeds it and writes the log line.
+Pure; :mod:`lb.mux.workers.worker_watch` feeds it and writes the log line.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 
 A worker that does not keep up loses packets before it sees them: the kernel's ring (queue, in TUN mode) is full and
 drops what comes, whosever it is. The kernel counts that, see ``missed`` of native/machine/io.h. One full ring is no
-news: a worker that lost its core for some milliseconds has one. So a MUX is *saturated* from when more than one packet of a
-thousand was lost throughout a second and a half, until less than one of ten thousand was for five seconds.
+news: a worker that lost its core for some milliseconds has one. So a MUX is *saturated* from when more than one packet
+of a thousand was lost throughout a second and a half, until less than one of ten thousand was for five seconds.
 
 Pure; the daemon's care loop feeds it, and tells what it returns.
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lb.bench.control.control_plane import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
-from lb.bench.stage.bird import ABSENT, Router, programs
+from lb.bench.testbed.bird import ABSENT, Router, programs
 from lb.config.load import parse_service_tables
 from tests.lb.cli.test_help import parse
 

@@ -17,7 +17,7 @@ import pytest
 
 pytest.importorskip("lb._dataplane")
 
-from lb.bench.stage import netns
+from lb.bench.testbed import netns
 from tests.lab.process import wait_for
 
 pytestmark = pytest.mark.timed

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lb.bgp.proofs import Proofs
 from lb.model import Network, Service
-from lb.service_diff import ServiceDiff
+from lb.model.service_diff import ServiceDiff
 from tests.lb.bgp.values import net, service
 
 VIP, OTHER = net("203.0.113.10"), net("203.0.113.11")

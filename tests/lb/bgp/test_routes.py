@@ -23,7 +23,7 @@ from lb.bgp.routes import (
 )
 from lb.errors import ConfigError
 from lb.model import AnnouncePeers, Network
-from lb.persistent_map import PersistentMap
+from lb.model.persistent_map import PersistentMap
 from tests.lb.bgp.values import INSIDE, OUTSIDE, SPEAKS, key, net
 
 WEB, SIX = net("203.0.113.10/32"), net("2001:db8::10/128")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lb.cli.manager_rows import TABLES
+from lb.cli.tables.manager_rows import TABLES
 from tests.lb.cli.test_with_manager import SERVICES, SIX, Daemon, fine, lb
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lb.cli import drain_wait
-from lb.cli.clock_times import lasting, parse_duration
+from lb.cli.terminal.times import lasting, parse_duration
 from lb.errors import ControlError, RequestError, VipmuxError
 
 Row = dict[str, Any]

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from lb.cli.main import COMMANDS, lb, run
-from lb.replay.pcap import CapturedPacket, PcapWriter
+from lb.dataplane.replay.pcap import CapturedPacket, PcapWriter
 from tests.packets.build import ethernet, ipv4, tcp
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +38,7 @@ def examples(name: str) -> list[str]:
     """The command lines at the end of the help."""
     text = ALL[name].get_help(click.Context(ALL[name], info_name=f"lb {name}"))
     _, mark, rest = text.rpartition("\n  Example:\n")
-    assert mark, f"`lb {name} --help` has no example; give its command epilog=example(…) of lb.cli.output"
+    assert mark, f"`lb {name} --help` has no example; give its command epilog=example(…) of lb.cli.terminal.output"
     assert "\n\n" not in rest.strip("\n"), f"`lb {name} --help` goes on after its example"
     return [line.strip() for line in rest.splitlines() if line.strip()]
 

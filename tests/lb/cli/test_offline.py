@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lb.cli.commands.top import Sample, rates
-from lb.cli.output import plural, size
+from lb.cli.terminal.output import plural, size
 from lb.tables.values import cell
 
 ROOT = Path(__file__).parents[3]

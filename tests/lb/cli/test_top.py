@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lb.cli.commands.top import fleet_lines
-from lb.cli.redraw import Screen, fitted
+from lb.cli.terminal.redraw import Screen, fitted
 from lb.tables.values import rate
 
 TOTAL = {"pps": 1234567.0, "bps": 9.87e9, "cps": 40_123.0, "dropped": 0.0, "flows": 999_999}

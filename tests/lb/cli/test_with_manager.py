@@ -19,11 +19,11 @@ from typing import Any
 import click
 import pytest
 
-from lb.cli import ask_manager
-from lb.cli.ask_manager import local_manager
+from lb.cli.ask import manager as ask_manager
+from lb.cli.ask.manager import local_manager
 from lb.cli.commands.drain import target
 from lb.cli.main import run
-from lb.cli.manager_rows import TABLES
+from lb.cli.tables.manager_rows import TABLES
 from lb.errors import RequestError
 from lb.tables.layout import columns
 from lb.tables.values import ago, endpoint

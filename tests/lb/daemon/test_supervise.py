@@ -14,8 +14,8 @@ from typing import ParamSpec
 import pytest
 from structlog.testing import capture_logs
 
+from lb.daemon.process.fault_counts import Vitals
 from lb.daemon.supervise import PAUSE_FIRST, PAUSE_LAST, TaskFailedError, Tasks, describe, first, until, unwrap
-from lb.daemon.vitals import Vitals
 from lb.errors import IoError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -211,8 +211,8 @@ async def test_until_says_whether_the_work_ended_by_itself(ends: bool) -> None:
 MAKERS = {
     "lb/daemon/supervise.py": "it is what all others use",
     "lb/probe/scheduler.py": "thousands of short tasks, whose failures it hands to the task that awaits failed()",
-    "manager/trust/door.py": "a short task for each handshake; one that fails costs its guest alone, and is said",
-    "lb/bench/control/agents.py": "a benchmark, and no daemon",
+    "manager/trust/bounded_listener.py": "one short task for each handshake; a failure costs its guest, and is said",
+    "lb/bench/control/simulated_nodes.py": "a benchmark, and no daemon",
 }
 
 

@@ -15,8 +15,8 @@ from lb.dataplane.compile import numbers as lending
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.errors import DataplaneError
 from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
+from lb.model.service_diff import ServiceDiff
 from lb.mux.workers.engine import Engine
-from lb.service_diff import ServiceDiff
 from tests.packets.build import ipv4, tcp
 
 SECOND = 1_000_000_000

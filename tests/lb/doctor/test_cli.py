@@ -15,7 +15,7 @@ import pytest
 from lb.cli.commands import doctor
 from lb.cli.main import run
 from lb.doctor import examine, fleet
-from lb.doctor.values.findings import Finding, Severity
+from lb.doctor.model.findings import Finding, Severity
 
 ROOT = Path(__file__).parents[3]
 FOUND = [

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from lb.doctor.values.findings import Finding, Severity, explained, fault, of_row, ok, row, unknown, warning
+from lb.doctor.model.findings import Finding, Severity, explained, fault, of_row, ok, row, unknown, warning
 
 FIREWALL = fault(
     "host_firewall", "drops TCP 8080", "`nft …`", cause="host_firewall", about=["backend web/a", "backend files/a"]

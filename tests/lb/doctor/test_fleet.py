@@ -19,7 +19,7 @@ from lb.doctor.fleet import (
     check_service,
     check_sessions,
 )
-from lb.doctor.values.findings import Finding, Severity
+from lb.doctor.model.findings import Finding, Severity
 
 FAULT, WARNING, UNKNOWN, OK = Severity
 NOW = 1e9

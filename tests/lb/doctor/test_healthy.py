@@ -18,9 +18,9 @@ import pytest
 
 from lb.doctor import examine, fleet
 from lb.doctor.checks import reception
+from lb.doctor.collect import kernel, this_machine
 from lb.doctor.firewall.packet_filter import Ruleset, read
-from lb.doctor.look import kernel, this_machine
-from lb.doctor.values.facts import (
+from lb.doctor.model.facts import (
     Arrival,
     CertificateFile,
     Clock,
@@ -38,9 +38,10 @@ from lb.doctor.values.facts import (
     Twin,
     WayAnswer,
 )
-from lb.doctor.values.facts import Path as Way
-from lb.doctor.values.findings import Finding, Severity, explained
-from lb.doctor.ways import paths, reach
+from lb.doctor.model.facts import Path as Way
+from lb.doctor.model.findings import Finding, Severity, explained
+from lb.doctor.path_tests import explain as paths
+from lb.doctor.path_tests import send as reach
 from lb.mux.io.isolation import table_name
 from tests.lb.doctor.firewall.test_packet_filter import ACCEPT, DPORT, DROP, IIF, SADDR, STATE, jump, match
 

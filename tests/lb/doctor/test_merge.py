@@ -11,7 +11,7 @@ import pytest
 
 from lb.doctor.checks.mux import check_vips_not_local
 from lb.doctor.merge import NodeReport, merged
-from lb.doctor.values.findings import Finding, Severity, fault, ok, unknown, warning
+from lb.doctor.model.findings import Finding, Severity, fault, ok, unknown, warning
 
 HOSTED = {
     "host1": ["backend web/web-1", "backend files/files-1"],

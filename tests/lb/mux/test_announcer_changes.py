@@ -20,10 +20,10 @@ from lb.bgp.sidecar import Account, SidecarListener
 from lb.dataplane import NO_MAC, Hop
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import Address, Backend, MuxSettings, Network, Service
+from lb.model.persistent_map import PersistentMap
+from lb.model.service_diff import ServiceDiff
 from lb.mux import announcer as module
 from lb.mux.announcer import Announcer, rows_of
-from lb.persistent_map import PersistentMap
-from lb.service_diff import ServiceDiff
 from tests.lb.bgp.values import OUTSIDE, SPEAKS, net, service
 
 SETTINGS = MuxSettings(

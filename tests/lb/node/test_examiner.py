@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lb.doctor.model.findings import fault, ok, unknown, warning
 from lb.doctor.report import report
-from lb.doctor.values.findings import fault, ok, unknown, warning
 from lb.node.examiner import Examiner
 from lb.node.messages import EXAMINATION_MAX, FINDINGS_MAX, Examination, ExamineQuestion, encode, parse_from_node
 

@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 
 from lb.errors import AccessError, IoError, RequestError
 from lb.model import MuxSettings, Service
+from lb.model.service_diff import ServiceDiff
 from lb.node.cache import Cache, Cached
 from lb.node.follower import Follower, ServiceTables
 from lb.node.messages import NodeState, apply, diff, digest, keys_of
-from lb.service_diff import ServiceDiff
 
 TOKEN = "lb1." + "x" * 32 + "." + "0" * 64
 

@@ -15,7 +15,7 @@ from lb.errors import RequestError
 from lb.model import Backend, BackendState, Protocol, Service
 from lb.node.messages import FlowAnswer, FlowQuestion
 from manager.api.flow_explanation import AskedFlow, goes_to, mux_words, nearest, taker, together
-from manager.nodes.questions import OPEN_MAX, Questions
+from manager.nodes.node_requests import OPEN_MAX, Questions
 from manager.plan.model import BackendPlan
 from tests.manager.api.test_server import api
 from tests.manager.fleet import service

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lb.cli.commands import describe
-from lb.cli.manager_rows import TABLES
+from lb.cli.tables.manager_rows import TABLES
 from lb.errors import AccessError, ConfigError, NotFoundError
 from lb.node.messages import HealthMessage, StatusMessage
 from manager.api.metrics import ManagerCollector

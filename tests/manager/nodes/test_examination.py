@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lb.node.messages import Examination, ExamineQuestion, FlowAnswer, NodeFinding, Question
-from manager.nodes.questions import Questions, Rounds
+from manager.nodes.node_requests import Questions, Rounds
 from tests.manager.api.test_server import api
 
 

@@ -23,7 +23,7 @@ from lb.node import client as client_module
 from lb.node.cache import Cached
 from lb.node.messages import Ack, FlowGroup, FlowsMessage, HealthReport, Hello, NodeState, StatusMessage, digest, encode
 from manager.nodes import stream as stream_module
-from manager.nodes.dues import PER_MESSAGE, Dues
+from manager.nodes.node_budget import PER_MESSAGE, Dues
 from manager.nodes.stream import StreamConnection
 from manager.trust.trust import Peer
 from tests.manager.stage import StageManager, StageNode, until

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from prometheus_client.core import Metric
 
-from lb.cli.change_options import lines
+from lb.cli.options.change import lines
 from lb.doctor.fleet import check_notes
-from lb.doctor.values.findings import Severity
+from lb.doctor.model.findings import Severity
 from manager.api.json_rows import JsonRows
 from manager.api.metrics import ManagerCollector
 from manager.api.status_rows import warn_of_drain

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lb.doctor.fleet import check_pool
-from lb.doctor.values.findings import Severity
+from lb.doctor.model.findings import Severity
 from manager.api.metrics import ManagerCollector
 from manager.api.view import View
 from manager.observed.pool_agreement import Pools, disagreements

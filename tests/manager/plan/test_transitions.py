@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from agent.rules import nat
+from agent.rules import nftables_table as nat
 from agent.rules.local_services import serve
 from agent.rules.vips import owned_vips, served_vips
 from lb.bgp.routes import parse_announcements

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, TCPConnector, web
 
-from manager.access import CA_DIRECTORY, Access
 from manager.api.openapi import ROUTES
 from manager.api.server import Api, application
 from manager.api.view import View
 from manager.controller.controller import Controller
+from manager.endpoints import CA_DIRECTORY, Access
 from manager.store.sqlite import SqliteStore
 from manager.trust import tokens
 from manager.trust.ca import CertificateAuthority

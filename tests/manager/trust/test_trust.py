@@ -20,7 +20,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from lb.daemon.private_files import write_private
+from lb.daemon.files.private_files import write_private
 from lb.errors import AccessError, RequestError
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
 from lb.node.keys import new_key

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from lb.daemon.privileges import Capability
+from lb.daemon.process.privileges import Capability
 from lb.doctor.checks import machine
-from lb.doctor.values.facts import (
+from lb.doctor.model.facts import (
     CertificateFile,
     Clock,
     ConntrackUse,
@@ -25,7 +25,7 @@ from lb.doctor.values.facts import (
     Role,
     Twin,
 )
-from lb.doctor.values.findings import Finding, Severity, explained, fault, ok, ordered, verdict
+from lb.doctor.model.findings import Finding, Severity, explained, fault, ok, ordered, verdict
 
 ROOT = Path(__file__).parents[4]
 FAULT, WARNING, UNKNOWN, OK = Severity

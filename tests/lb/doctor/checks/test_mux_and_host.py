@@ -11,8 +11,8 @@ import pytest
 
 from lb.dataplane.xdp import ATTACH_REFUSALS, SOCKET_REFUSALS
 from lb.doctor.checks import host, mux
-from lb.doctor.values.facts import ArpClaim, DaemonSeen, Interface, Network, NftTable, OwnBackend
-from lb.doctor.values.findings import Severity
+from lb.doctor.model.facts import ArpClaim, DaemonSeen, Interface, Network, NftTable, OwnBackend
+from lb.doctor.model.findings import Severity
 from lb.model import IoMode
 from lb.mux.io.ethernet import Facts
 from lb.mux.io.mode import obtained

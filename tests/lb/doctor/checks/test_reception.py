@@ -12,8 +12,8 @@ import pytest
 from lb.doctor.checks import reception
 from lb.doctor.firewall import packet_filter
 from lb.doctor.firewall.packet_filter import Ruleset
-from lb.doctor.values.facts import Arrival, Interface, ListeningSocket, Network, OwnBackend
-from lb.doctor.values.findings import Finding, Severity
+from lb.doctor.model.facts import Arrival, Interface, ListeningSocket, Network, OwnBackend
+from lb.doctor.model.findings import Finding, Severity
 
 MUX, HOST, VIP = IPv4Address("10.0.1.11"), IPv4Address("10.0.3.21"), IPv4Address("203.0.113.20")
 WEB = OwnBackend("web/a", ip_network("203.0.113.10"), "tcp", (80, 80), HOST, 8080, tracked=True)

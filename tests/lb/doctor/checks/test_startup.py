@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lb.doctor.checks.startup import look_around
-from lb.doctor.values.facts import Role
+from lb.doctor.model.facts import Role
 
 
 def test_an_mtu_that_is_too_small_is_said_and_one_that_is_not_is_no_line(tmp_path: Path) -> None:

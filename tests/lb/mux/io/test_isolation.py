@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, collapse_addresses, ip_network
 
 import pytest
 
-from agent.rules.nat import TABLE
+from agent.rules.nftables_table import TABLE
 from lb.daemon.kernel import nftables
 from lb.mux.io.isolation import (
     GONE_MANY,

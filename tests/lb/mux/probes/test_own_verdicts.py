@@ -10,7 +10,7 @@ import pytest
 
 from lb.model import Backend, BackendState, PortRange, Protocol, Service
 from lb.mux.probes.own_verdicts import own_verdicts
-from lb.probe.board import Known
+from lb.probe.results import Known
 from lb.probe.state import ProbeHealth
 
 UP, DRAIN, DOWN = BackendState.UP, BackendState.DRAIN, BackendState.DOWN

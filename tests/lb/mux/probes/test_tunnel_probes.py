@@ -15,7 +15,7 @@ from scapy.layers.inet6 import IPv6
 from lb.model import Backend, PortRange, Probe, ProbeType, Protocol, Service
 from lb.mux.probes.path import names, outer_header, source_port
 from lb.mux.probes.tunnel_probes import HostCheck, Hosts, TunnelCheck, checks, deaf
-from lb.probe.board import NotProbed
+from lb.probe.results import NotProbed
 from lb.probe.state import ProbeAnswer
 
 VIP, HOST, MUX = IPv4Address("203.0.113.10"), IPv4Address("10.0.3.21"), IPv4Address("10.0.1.11")

@@ -18,8 +18,8 @@ from lb.errors import DataplaneError
 from lb.model import Protocol, Service
 from lb.mux.workers import engine as engine_module
 from lb.mux.workers.engine import Engine
-from tests.lb.mux.test_flow_sync import CLIENTS, DRAIN, UP
-from tests.native.test_census import services
+from tests.lb.mux.workers.test_flow_sync import CLIENTS, DRAIN, UP
+from tests.native.test_flow_table_scan import services
 from tests.native.test_pipeline import SMALL
 from tests.packets.build import CLIENT, ipv4, tcp
 
