@@ -5,9 +5,10 @@ Checks what was asked; reads only."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
+
+import msgspec
 
 from lb.daemon.control_socket import Handler, Request
 from lb.dataplane import FlowTuple
@@ -75,7 +76,7 @@ def _port(asked: Mapping[str, Any], key: str) -> int:
 def answer(engine: Engine, question: FlowQuestion) -> FlowAnswer:
     """To the manager's question: what a new flow gets here, and what is remembered of this one."""
     try:
-        flow = parse_flow(asdict(question))
+        flow = parse_flow(msgspec.structs.asdict(question))
     except RequestError as error:
         return FlowAnswer(question.serial, error=str(error))
     found = engine.lookup(flow)

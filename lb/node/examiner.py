@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+import msgspec
 
 from lb.daemon.log import get_logger
 from lb.errors import MessageError
@@ -68,7 +68,7 @@ class Examiner:
             self._waiting.clear()
             found = await self._look()
             for serial in serials:
-                self._tell(replace(found, serial=serial))
+                self._tell(msgspec.structs.replace(found, serial=serial))
             await asyncio.sleep(self._pause)
 
     async def _look(self) -> Examination:
@@ -132,10 +132,12 @@ async def _some(stream: asyncio.StreamReader | None) -> str:
 def _read(output: str) -> Examination | None:
     """What the manager would read of it; raises MessageError."""
     try:
-        raw = json.loads(output)
-    except ValueError:
+        raw = msgspec.json.decode(output)
+    except (ValueError, RecursionError):
         raise MessageError("its examination said nothing that can be read") from None
     if not isinstance(raw, dict):
         return None
-    message: FromNode = parse_from_node(json.dumps({**raw, "type": "examination", "serial": 0}, ensure_ascii=False))
+    if "findings" not in raw:
+        raise MessageError("its examination told no findings")
+    message: FromNode = parse_from_node(msgspec.json.encode({**raw, "type": "examination", "serial": 0}).decode())
     return message if isinstance(message, Examination) else None

@@ -8,19 +8,18 @@ Used by :mod:`lb.node.client` and :mod:`lb.node.cache` for the sections in :data
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+import msgspec
 
 from lb.model.persistent_map import PersistentMap, differences
 
 #: Sections that nodes hold as texts.
 PACKED = frozenset({"services"})
 
-
-def canonical(value: Any) -> bytes:
-    """JSON in the one form that is hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+#: JSON in the one form that is hashed: keys in order, no spaces.
+canonical = msgspec.json.Encoder(order="sorted").encode
 
 
 class PackedMap(Mapping[str, Any]):
@@ -38,7 +37,7 @@ class PackedMap(Mapping[str, Any]):
         return made
 
     def __getitem__(self, key: str) -> Any:
-        return json.loads(self._texts[key])
+        return msgspec.json.decode(self._texts[key])
 
     def text(self, key: str) -> bytes:
         """The canonical JSON of a value."""
@@ -91,6 +90,13 @@ def share(entries: Mapping[str, Any]) -> dict[str, Any]:
 def text_of(entries: Mapping[str, Any], key: str) -> bytes:
     """The canonical JSON of an entry."""
     return entries.text(key) if isinstance(entries, PackedMap) else canonical(entries[key])
+
+
+def plain_section(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """For the JSON encoder, which knows dicts alone."""
+    if isinstance(entries, PackedMap):
+        return {key: msgspec.Raw(entries.text(key)) for key in entries}
+    return dict(sorted(entries.items()))
 
 
 def sections_text(sections: Mapping[str, Mapping[str, Any]]) -> bytes:

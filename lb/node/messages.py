@@ -14,17 +14,16 @@ whoever changes one makes a new one, so that the same object is the same value a
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+import msgspec
+from msgspec import Meta, Struct
 
 from lb.errors import MessageError
 from lb.model.persistent_map import PersistentMap, differences
-from lb.node.lazy_section import PackedMap, canonical, pack, text_of
+from lb.node.lazy_section import PackedMap, canonical, pack, plain_section, text_of
 
 NodeState = Mapping[str, Mapping[str, Any]]
 
@@ -144,8 +143,9 @@ def digest(state: Mapping[str, Mapping[str, Any]]) -> str:
 
 # --- messages --------------------------------------------------------------------------------------------------------
 #
-# JSON objects in text frames, known by "type". What came over the wire is checked here once: types, lengths, finite
-# numbers. What a state's entries mean is checked by whoever applies them.
+# JSON objects in text frames, known by "type". Their classes say what may come over the wire, types, lengths and
+# ranges; msgspec holds what comes to that as it reads it. Fields of a newer version are passed over. What a state's
+# entries mean is checked by whoever applies them.
 
 #: Largest message from a node, characters: a status with thousands of rows. Reports are cut into several messages.
 FROM_NODE_MAX = 16 * 2**20
@@ -166,11 +166,17 @@ FLOW_BYTES = 8
 FINDINGS_MAX, ABOUT_MAX, EXAMINATION_MAX = 100, 64, 1 << 16
 #: Characters of what a finding says, and of its remedy.
 FINDING_MAX = 2000
-#: How grave a finding may be; what is fine is only counted. As in lb.doctor.model.findings, which this need not
-#: import.
-SEVERITIES = frozenset({"fault", "warning", "unknown"})
 #: Terms and generations are counters; nothing of ours counts so far.
 COUNT_MAX = 2**53
+
+Count = Annotated[int, Meta(ge=0, lt=COUNT_MAX)]
+Number = Annotated[float, Meta(ge=0, lt=COUNT_MAX)]
+Text = Annotated[str, Meta(max_length=TEXT_MAX)]
+Name = Annotated[str, Meta(max_length=NAME_MAX)]
+Key = Annotated[str, Meta(max_length=LEFT_OUT_KEY_MAX)]
+Word = Annotated[str, Meta(max_length=NAME_MAX, pattern=r"^[A-Za-z_][A-Za-z0-9_]*\Z")]
+#: What a node leaves out, and why.
+Reasons = Annotated[Mapping[Key, Annotated[str, Meta(max_length=LEFT_OUT_REASON_MAX)]], Meta(max_length=LEFT_OUT_MAX)]
 
 
 # A store's history is known by two marks, which orders carry and nodes give back:
@@ -184,50 +190,41 @@ COUNT_MAX = 2**53
 # another history. take-over makes a new lineage and a higher term, and so leads out of each of these.
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Struct, frozen=True, tag="hello"):
     """The node begins: what it holds, and what it is."""
 
-    term: int
-    generation: int
-    digest: str
+    term: Count
+    generation: Count
+    digest: Text
     settings: Mapping[str, Any]
-    version: str = ""
-    lineage: str = ""  #: of the order of which it has, or would have, its state
-    revision: int = 0  #: the highest of that lineage that it was told
-    left_out: Mapping[str, str] = field(default_factory=dict)  #: as in an acknowledgement
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "hello", **_fields(self)}
+    version: Text = ""
+    lineage: Name = ""  #: of the order of which it has, or would have, its state
+    revision: Count = 0  #: the highest of that lineage that it was told
+    left_out: Reasons = {}  #: as in an acknowledgement
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Struct, frozen=True, tag="ack"):
     """A generation is live at the node, or is refused and the one before serves on.
 
     ``left_out``: what of a generation that is live is not served by this node alone, and why: names of services, and
     ``section/key`` for what is in other sections. The same generation is acknowledged again when that changes.
     """
 
-    term: int
-    generation: int
-    error: str | None = None
-    left_out: Mapping[str, str] = field(default_factory=dict)
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "ack", **_fields(self)}
+    term: Count
+    generation: Count
+    error: Text | None = None
+    left_out: Reasons = {}
 
 
-@dataclass(frozen=True, slots=True)
-class HealthReport:
+class HealthReport(Struct, frozen=True, omit_defaults=True):
     """A node's word on one backend."""
 
-    service: str
-    backend: str
-    source: str  #: agent or tunnel
+    service: Name
+    backend: Name
+    source: Literal["agent", "tunnel"]
     up: bool
-    reason: str
-    since: float
+    reason: Text
+    since: Number
     host: bool = False  #: it tells of the backend's machine alone, whether that answers at all
     refused: bool = False  #: down, and the backend's machine itself says that nobody listens there
 
@@ -236,83 +233,58 @@ class HealthReport:
         return (self.service, self.backend, self.source)
 
 
-@dataclass(frozen=True, slots=True)
-class HealthMessage:
+class HealthMessage(Struct, frozen=True, tag="health"):
     """Words on backends that are new; those said before stand. An empty one renews the lease."""
 
-    lease: float
-    reports: tuple[HealthReport, ...] = ()
-    clock: float | None = None  #: the node's time, for the manager to see whose clock is wrong
-
-    def plain(self) -> dict[str, Any]:
-        reports = [_report_fields(report) for report in self.reports]
-        return {"type": "health", "lease": self.lease, "reports": reports, "clock": self.clock}
+    lease: Number
+    reports: Annotated[tuple[HealthReport, ...], Meta(max_length=REPORTS_MAX)] = ()
+    clock: Number | None = None  #: the node's time, for the manager to see whose clock is wrong
 
 
-@dataclass(frozen=True, slots=True)
-class StatusMessage:
+class StatusMessage(Struct, frozen=True, tag="status"):
     """How the node is, for people: of its sections those that are others than it said before on this connection."""
 
     body: Mapping[str, Any]
 
-    def plain(self) -> dict[str, Any]:
-        return {"type": "status", "body": dict(self.body)}
 
-
-@dataclass(frozen=True, slots=True)
-class EventMessage:
+class EventMessage(Struct, frozen=True, tag="event"):
     """Something that happened at the node, in words."""
 
-    text: str
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "event", "text": self.text}
+    text: Text
 
 
-@dataclass(frozen=True, slots=True)
-class StateMessage:
+class StateMessage(Struct, frozen=True, tag="state"):
     """The whole state of the node."""
 
-    term: int
-    generation: int
-    digest: str
+    term: Count
+    generation: Count
+    digest: Text
     body: NodeState
-    lineage: str = ""
-    revision: int = 0
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "state", **_fields(self)}
+    lineage: Name = ""
+    revision: Count = 0
 
 
-@dataclass(frozen=True, slots=True)
-class DeltaMessage:
+class DeltaMessage(Struct, frozen=True, tag="delta"):
     """What makes the state of ``generation`` of that of ``base``."""
 
-    term: int
-    base: int
-    generation: int
-    digest: str
-    set: Mapping[str, Mapping[str, Any]]
-    remove: Mapping[str, Sequence[str]]
-    lineage: str = ""
-    revision: int = 0
+    term: Count
+    base: Count
+    generation: Count
+    digest: Text
+    set: NodeState
+    remove: Mapping[str, list[str]]
+    lineage: Name = ""
+    revision: Count = 0
 
     @property
     def delta(self) -> dict[str, Any]:
         return {"set": self.set, "remove": self.remove}
 
-    def plain(self) -> dict[str, Any]:
-        return {"type": "delta", **_fields(self)}
 
-
-@dataclass(frozen=True, slots=True)
-class RefusedMessage:
+class RefusedMessage(Struct, frozen=True, tag="refused"):
     """The manager will not talk to this node, and why; it closes the connection."""
 
-    reason: str
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "refused", "reason": self.reason}
+    reason: Text
 
 
 # Flows that only one MUX knows go from MUX to MUX by way of the manager, which understands nothing of them. A MUX that
@@ -320,158 +292,122 @@ class RefusedMessage:
 # by the others with ``flows`` to it). The manager tells the one that began how far it is: ``flows_done``.
 
 
-@dataclass(frozen=True, slots=True)
-class FlowGroup:
+class FlowGroup(Struct, frozen=True, array_like=True):
     """Flows of one backend of one service. The service is known by what it is to its flows, such as
     ``tcp 203.0.113.10/32 80``: numbers and names of services are other ones elsewhere."""
 
-    place: str
-    backend: str
-    records: bytes
+    place: Name
+    backend: Name
+    records: Annotated[bytes, Meta(min_length=FLOW_BYTES, max_length=FLOWS_MAX * FLOW_BYTES)]  #: in base64
+
+    def __post_init__(self) -> None:
+        if len(self.records) % FLOW_BYTES:
+            raise ValueError(f"each flow must be {FLOW_BYTES} bytes")
 
     @property
     def count(self) -> int:
         return len(self.records) // FLOW_BYTES
 
-    def plain(self) -> list[str]:
-        return [self.place, self.backend, base64.b64encode(self.records).decode()]
 
-
-@dataclass(frozen=True, slots=True)
-class FlowsMessage:
+class FlowsMessage(Struct, frozen=True, tag="flows"):
     """A part of what a MUX alone knows. ``mux``: from a node, the MUX that wants it, or "" for all others; to a node,
     the MUX that it comes from. Only MUXes of one ``pool`` (one hash seed) understand each other's flows."""
 
-    serial: int  #: given by the MUX that began
-    mux: str
-    pool: str
+    serial: Count  #: given by the MUX that began
+    mux: Name
+    pool: Name
     last: bool
-    left_out: int  #: flows that were too many to tell
-    groups: tuple[FlowGroup, ...]
+    left_out: Count  #: flows that were too many to tell
+    groups: Annotated[tuple[FlowGroup, ...], Meta(max_length=GROUPS_MAX)]
+
+    def __post_init__(self) -> None:
+        if self.count > FLOWS_MAX:
+            raise ValueError(f"{self.count} flows in one message; none of ours has more than {FLOWS_MAX}")
 
     @property
     def count(self) -> int:
         return sum(group.count for group in self.groups)
 
-    def plain(self) -> dict[str, Any]:
-        return {"type": "flows", **_fields(self), "groups": [group.plain() for group in self.groups]}
 
-
-@dataclass(frozen=True, slots=True)
-class FlowsWantedMessage:
+class FlowsWantedMessage(Struct, frozen=True, tag="flows_wanted"):
     """A MUX begins to serve. ``mux``: to a node, the MUX that wants them; from a node, ""."""
 
-    serial: int
-    mux: str = ""
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "flows_wanted", **_fields(self)}
+    serial: Count
+    mux: Name = ""
 
 
-@dataclass(frozen=True, slots=True)
-class FlowsTakenMessage:
+class FlowsTakenMessage(Struct, frozen=True, tag="flows_taken"):
     """A MUX has taken over all parts of what ``mux`` told; how many flows of them it did not know before."""
 
-    serial: int
-    mux: str
-    taken: int
-    refused: int = 0
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "flows_taken", **_fields(self)}
+    serial: Count
+    mux: Name
+    taken: Count
+    refused: Count = 0
 
 
-@dataclass(frozen=True, slots=True)
-class FlowsDoneMessage:
+class FlowsDoneMessage(Struct, frozen=True, tag="flows_done"):
     """To the MUX that began: how many others have done their part, and how many it waits for: for none, it is over."""
 
-    serial: int
-    muxes: int
-    waiting: int
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "flows_done", **_fields(self)}
+    serial: Count
+    muxes: Count
+    waiting: Count
 
 
-@dataclass(frozen=True, slots=True)
-class FlowQuestion:
+class FlowQuestion(Struct, frozen=True, tag="flow_question"):
     """To a MUX: what of one flow? For ``lb describe flow``."""
 
-    serial: int
-    protocol: str
-    source: str
-    source_port: int
-    destination: str
-    destination_port: int
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "flow_question", **_fields(self)}
+    serial: Count
+    protocol: Text
+    source: Text
+    source_port: Count
+    destination: Text
+    destination_port: Count
 
 
-@dataclass(frozen=True, slots=True)
-class FlowAnswer:
+class FlowAnswer(Struct, frozen=True, tag="flow_answer"):
     """From a MUX: what a new flow gets, and what its table remembers of this one. None where there is none."""
 
-    serial: int
-    service: str | None = None
-    slot: int | None = None
-    new: str | None = None  #: the backend that a new flow gets
-    remembered: str | None = None  #: the backend of the entry in the flow table
-    flow_class: str | None = None
-    age: float | None = None  #: seconds since the flow's last packet
-    error: str | None = None
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "flow_answer", **_fields(self)}
+    serial: Count
+    service: Text | None = None
+    slot: Count | None = None
+    new: Text | None = None  #: the backend that a new flow gets
+    remembered: Text | None = None  #: the backend of the entry in the flow table
+    flow_class: Text | None = None
+    age: Number | None = None  #: seconds since the flow's last packet
+    error: Text | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ExamineQuestion:
+class ExamineQuestion(Struct, frozen=True, tag="examine"):
     """To a node: what does its own doctor find? For ``lb doctor`` of the fleet."""
 
-    serial: int
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "examine", "serial": self.serial}
+    serial: Count
 
 
-@dataclass(frozen=True, slots=True)
-class NodeFinding:
-    """One of :mod:`lb.doctor.model.findings`, as a node says it."""
+class NodeFinding(Struct, frozen=True):
+    """One of :mod:`lb.doctor.model.findings`, as a node says it; what is fine is only counted."""
 
-    check: str
-    severity: str
-    what: str
-    remedy: str | None = None
-    cause: str | None = None
-    about: tuple[str, ...] = ()
-
-    def plain(self) -> dict[str, Any]:
-        return {**_fields(self), "about": list(self.about)}
+    check: Word
+    severity: Literal["fault", "warning", "unknown"]
+    what: Annotated[str, Meta(max_length=FINDING_MAX)]
+    remedy: Annotated[str, Meta(max_length=FINDING_MAX)] | None = None
+    cause: Word | None = None
+    about: Annotated[tuple[Key, ...], Meta(max_length=ABOUT_MAX)] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Examination:
+class Examination(Struct, frozen=True, tag="examination"):
     """From a node: what its own doctor found wrong, or why it did not look."""
 
-    serial: int
-    findings: tuple[NodeFinding, ...] = ()
-    fine: int = 0  #: checks that found nothing
-    left_out: int = 0  #: findings that were too many to tell
-    error: str | None = None
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": "examination", **_fields(self), "findings": [finding.plain() for finding in self.findings]}
+    serial: Count
+    findings: Annotated[tuple[NodeFinding, ...], Meta(max_length=FINDINGS_MAX)] = ()
+    fine: Count = 0  #: checks that found nothing
+    left_out: Count = 0  #: findings that were too many to tell
+    error: Text | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownMessage:
+class UnknownMessage(Struct, frozen=True):
     """Of a type that a newer version has: passed over, for while an upgrade lasts versions are mixed."""
 
     type: str
-
-    def plain(self) -> dict[str, Any]:
-        return {"type": self.type}
 
 
 FlowsFromNode = FlowsMessage | FlowsWantedMessage | FlowsTakenMessage
@@ -479,132 +415,67 @@ FlowsToNode = FlowsMessage | FlowsWantedMessage | FlowsDoneMessage
 #: What is asked of a node, and what it answers.
 Question = FlowQuestion | ExamineQuestion
 Answer = FlowAnswer | Examination
-FromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode | Answer | UnknownMessage
+_KnownFromNode = Hello | Ack | HealthMessage | StatusMessage | EventMessage | FlowsFromNode | Answer
+FromNode = _KnownFromNode | UnknownMessage
 Order = StateMessage | DeltaMessage
-ToNode = Order | RefusedMessage | FlowsToNode | Question | UnknownMessage
-
-#: Types that only the one side says; from the other they are a mistake, and not of a newer version.
-_NODES_OWN = frozenset({"hello", "ack", "health", "status", "event", "flows_taken", "flow_answer", "examination"})
-_MANAGERS_OWN = frozenset({"state", "delta", "refused", "flows_done", "flow_question", "examine"})
+_KnownToNode = Order | RefusedMessage | FlowsToNode | Question
+ToNode = _KnownToNode | UnknownMessage
 
 
 def encode(message: FromNode | ToNode) -> str:
     """One text frame."""
-    return json.dumps(message.plain(), separators=(",", ":"), ensure_ascii=False, default=_in_order)
+    return _ENCODER.encode(message).decode()
 
 
-def _in_order(value: object) -> dict[str, Any] | list[Any]:
-    """A section of a whole state, or rows that are made when they are read, as JSON has them."""
-    if isinstance(value, PersistentMap):
-        return dict(sorted(value.items()))
+def _plain(value: object) -> Any:
+    """A section of a state, or rows that are made when they are read, as JSON has them."""
+    if isinstance(value, Mapping):
+        return plain_section(value)
     if isinstance(value, Sequence):
         return list(value)
     raise TypeError(f"{type(value).__name__} has no form in JSON")
 
 
-def parse_from_node(text: str) -> FromNode:  # noqa: PLR0911  one way for each type
+def _types(messages: Any) -> frozenset[str]:
+    return frozenset(message.__struct_config__.tag for message in get_args(messages))
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
+_FROM_NODE: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_KnownFromNode)
+_TO_NODE: msgspec.json.Decoder[Any] = msgspec.json.Decoder(_KnownToNode)
+_TYPES_FROM_NODE, _TYPES_TO_NODE = _types(_KnownFromNode), _types(_KnownToNode)
+
+
+class _Type(Struct):
+    """What there is of any message."""
+
+    type: Any = None
+
+
+def parse_from_node(text: str) -> FromNode:
     """A node's message; raises MessageError, and nothing else, whatever it is given."""
-    read = _Fields(text, FROM_NODE_MAX)
-    match read.type:
-        case "hello":
-            return Hello(
-                read.count("term"),
-                read.count("generation"),
-                read.text("digest"),
-                read.table("settings"),
-                read.text("version", ""),
-                read.text("lineage", "", NAME_MAX),
-                read.optional_count("revision") or 0,
-                read.reasons("left_out"),
-            )
-        case "ack":
-            return Ack(
-                read.count("term"), read.count("generation"), read.optional_text("error"), read.reasons("left_out")
-            )
-        case "health":
-            array = read.array("reports", REPORTS_MAX)
-            return HealthMessage(
-                read.number("lease"), tuple(_report(item) for item in array), read.optional_number("clock")
-            )
-        case "status":
-            return StatusMessage(read.table("body"))
-        case "event":
-            return EventMessage(read.text("text"))
-        case "flows":
-            return _flows(read)
-        case "flows_wanted":
-            return FlowsWantedMessage(read.count("serial"), read.text("mux", "", NAME_MAX))
-        case "flows_taken":
-            taken, refused = read.count("taken"), read.count("refused")
-            return FlowsTakenMessage(read.count("serial"), read.text("mux", limit=NAME_MAX), taken, refused)
-        case "flow_answer":
-            return FlowAnswer(
-                read.count("serial"),
-                read.optional_text("service"),
-                read.optional_count("slot"),
-                read.optional_text("new"),
-                read.optional_text("remembered"),
-                read.optional_text("flow_class"),
-                read.optional_number("age"),
-                read.optional_text("error"),
-            )
-        case "examination":
-            return _examination(read, len(text))
-        case _:
-            return _newer(read.type, _MANAGERS_OWN, "a node")
+    if len(text) > FROM_NODE_MAX:
+        raise MessageError(f"a message of {len(text)} characters; none of ours is longer than {FROM_NODE_MAX}")
+    if len(text) > VALUES_MAX and (values := _values(text)) > VALUES_MAX:
+        raise MessageError(f"a message of {values} values; none of ours has more than {VALUES_MAX}")
+    try:
+        message: FromNode = _FROM_NODE.decode(text)
+    except (ValueError, RecursionError) as error:
+        return _newer(text, error, _TYPES_FROM_NODE, _TYPES_TO_NODE)
+    if isinstance(message, Examination) and len(text) > EXAMINATION_MAX:
+        raise MessageError(f"an examination of {len(text)} characters; none of ours is longer than {EXAMINATION_MAX}")
+    return message
 
 
-def parse_to_node(text: str) -> ToNode:  # noqa: PLR0911  one way for each type
+def parse_to_node(text: str) -> ToNode:
     """A manager's message; raises MessageError, and nothing else, whatever it is given."""
-    read = _Fields(text, TO_NODE_MAX)
-    match read.type:
-        case "state":
-            return StateMessage(
-                read.count("term"),
-                read.count("generation"),
-                read.text("digest"),
-                _sections(read.table("body")),
-                read.text("lineage", "", NAME_MAX),
-                read.optional_count("revision") or 0,
-            )
-        case "delta":
-            return DeltaMessage(
-                read.count("term"),
-                read.count("base"),
-                read.count("generation"),
-                read.text("digest"),
-                _sections(read.table("set")),
-                _removals(read.table("remove")),
-                read.text("lineage", "", NAME_MAX),
-                read.optional_count("revision") or 0,
-            )
-        case "refused":
-            return RefusedMessage(read.text("reason"))
-        case "flows":
-            return _flows(read)
-        case "flows_wanted":
-            return FlowsWantedMessage(read.count("serial"), read.text("mux", limit=NAME_MAX))
-        case "flows_done":
-            return FlowsDoneMessage(read.count("serial"), read.count("muxes"), read.count("waiting"))
-        case "flow_question":
-            return FlowQuestion(
-                read.count("serial"),
-                read.text("protocol"),
-                read.text("source"),
-                read.count("source_port"),
-                read.text("destination"),
-                read.count("destination_port"),
-            )
-        case "examine":
-            return ExamineQuestion(read.count("serial"))
-        case _:
-            return _newer(read.type, _NODES_OWN, "a manager")
-
-
-def _newer(kind: object, others: frozenset[str], whose: str) -> UnknownMessage:
-    if isinstance(kind, str) and 0 < len(kind) <= NAME_MAX and kind.isidentifier() and kind not in others:
-        return UnknownMessage(kind)
-    raise MessageError(f"unknown type of message from {whose}: {_show(kind)}")
+    if len(text) > TO_NODE_MAX:
+        raise MessageError(f"a message of {len(text)} characters; none of ours is longer than {TO_NODE_MAX}")
+    try:
+        message: ToNode = _TO_NODE.decode(text)
+    except (ValueError, RecursionError) as error:
+        return _newer(text, error, _TYPES_TO_NODE, _TYPES_FROM_NODE)
+    return message
 
 
 def _values(text: str) -> int:
@@ -612,216 +483,23 @@ def _values(text: str) -> int:
     return text.count(",") + text.count("{") + text.count("[")
 
 
-class _Fields:
-    """One message's fields, each checked as it is read. Unknown fields are of a newer version, and left alone."""
-
-    def __init__(self, source: str | Mapping[str, Any], limit: int = 0) -> None:
-        if isinstance(source, str):
-            if len(source) > limit:
-                raise MessageError(f"a message of {len(source)} characters; none of ours is longer than {limit}")
-            if limit == FROM_NODE_MAX and len(source) > VALUES_MAX and (values := _values(source)) > VALUES_MAX:
-                raise MessageError(f"a message of {values} values; none of ours has more than {VALUES_MAX}")
-            try:
-                source = json.loads(source, parse_constant=_no_constant)
-            except (ValueError, RecursionError):
-                raise MessageError("a message must be one JSON object") from None
-        if not isinstance(source, dict):
-            raise MessageError("a message must be one JSON object")
-        self._raw: dict[str, Any] = source
-        self.type = source.get("type")
-
-    def _wrong(self, key: str, expected: str) -> MessageError:
-        where = f"in a message of type {_show(self.type)}" if self.type is not None else "in a part of a message"
-        return MessageError(f"{key} {where} must be {expected}, not {_show(self._raw.get(key))}")
-
-    def count(self, key: str) -> int:
-        value = self._raw.get(key)
-        if type(value) is not int or not 0 <= value < COUNT_MAX:
-            raise self._wrong(key, "a counter")
-        return value
-
-    def optional_count(self, key: str) -> int | None:
-        return None if self._raw.get(key) is None else self.count(key)
-
-    def number(self, key: str) -> float:
-        value = self._raw.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < COUNT_MAX:
-            raise self._wrong(key, "a number that is not negative")
-        return float(value)
-
-    def optional_number(self, key: str) -> float | None:
-        return None if self._raw.get(key) is None else self.number(key)
-
-    def text(self, key: str, default: str | None = None, limit: int = TEXT_MAX) -> str:
-        value = self._raw.get(key, default)
-        if not isinstance(value, str) or len(value) > limit or not _is_text(value):
-            raise self._wrong(key, f"text of at most {limit} characters")
-        return value
-
-    def optional_text(self, key: str) -> str | None:
-        return None if self._raw.get(key) is None else self.text(key)
-
-    def flag(self, key: str) -> bool:
-        value = self._raw.get(key)
-        if not isinstance(value, bool):
-            raise self._wrong(key, "true or false")
-        return value
-
-    def table(self, key: str) -> dict[str, Any]:
-        value = self._raw.get(key)
-        if not isinstance(value, dict):
-            raise self._wrong(key, "a table")
-        return value
-
-    def reasons(self, key: str) -> dict[str, str]:
-        """What is left out, and why; nothing where an older version says none."""
-        value = self.table(key) if self._raw.get(key) is not None else {}
-        if len(value) > LEFT_OUT_MAX:
-            raise self._wrong(key, f"a table of at most {LEFT_OUT_MAX}")
-        for name, reason in value.items():
-            if not _is_short(name, LEFT_OUT_KEY_MAX) or not _is_short(reason, LEFT_OUT_REASON_MAX):
-                raise self._wrong(key, "reasons by name")
-        return value
-
-    def array(self, key: str, limit: int) -> list[Any]:
-        value = self._raw.get(key)
-        if not isinstance(value, list) or len(value) > limit:
-            raise self._wrong(key, f"an array of at most {limit}")
-        return value
-
-
-def _report_fields(report: HealthReport) -> dict[str, Any]:
-    """There may be many, and what is so of few is left out of the others."""
-    plain = _fields(report)
-    for key in ("host", "refused"):
-        if not plain[key]:
-            del plain[key]
-    return plain
-
-
-def _report(raw: object) -> HealthReport:
-    if not isinstance(raw, dict):
-        raise MessageError(f"a report must be a table, not {_show(raw)}")
-    read = _Fields({key: value for key, value in raw.items() if key != "type"})
-    source = read.text("source")
-    if source not in ("agent", "tunnel"):
-        raise MessageError(f"source in a report must be agent or tunnel, not {_show(source)}")
-    return HealthReport(
-        read.text("service", limit=NAME_MAX),
-        read.text("backend", limit=NAME_MAX),
-        source,
-        read.flag("up"),
-        read.text("reason"),
-        read.number("since"),
-        raw.get("host") is True,
-        raw.get("refused") is True,
-    )
-
-
-def _flows(read: _Fields) -> FlowsMessage:
-    groups = tuple(_group(raw) for raw in read.array("groups", GROUPS_MAX))
-    count = sum(group.count for group in groups)
-    if count > FLOWS_MAX:
-        raise MessageError(f"{count} flows in one message; none of ours has more than {FLOWS_MAX}")
-    return FlowsMessage(
-        read.count("serial"),
-        read.text("mux", "", NAME_MAX),
-        read.text("pool", limit=NAME_MAX),
-        read.flag("last"),
-        read.count("left_out"),
-        groups,
-    )
-
-
-def _group(raw: object) -> FlowGroup:
-    if not isinstance(raw, list) or len(raw) != 3:
-        raise MessageError(f"a group of flows must be a service, a backend and flows, not {_show(raw)}")
-    read = _Fields(dict(zip(("service", "backend", "flows"), raw, strict=True)))
-    place, backend = read.text("service", limit=NAME_MAX), read.text("backend", limit=NAME_MAX)
-    text = read.text("flows", limit=FLOWS_MAX * FLOW_BYTES * 4 // 3 + 4)
+def _newer(text: str, error: Exception, known: frozenset[str], others: frozenset[str]) -> UnknownMessage:
+    """What is no message that this side knows. A type that the other side alone says is a mistake, and not of a newer
+    version."""
     try:
-        records = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error):
-        raise MessageError(f"flows of {_show(place)} must be base64") from None
-    if not records or len(records) % FLOW_BYTES:
-        raise MessageError(f"flows of {_show(place)} must be {FLOW_BYTES} bytes each")
-    return FlowGroup(place, backend, records)
+        kind = msgspec.json.decode(text, type=_Type).type
+    except (ValueError, RecursionError):
+        raise MessageError("a message must be one JSON object") from None
+    if not isinstance(kind, str):
+        raise MessageError(f"unknown type of message: {type(kind).__name__}") from None
+    if kind in known:
+        raise MessageError(f"a message of type {kind} is wrong: {_printable(str(error))}") from None
+    if kind in others or not 0 < len(kind) <= NAME_MAX or not kind.isidentifier():
+        raise MessageError(f"unknown type of message: {_printable(kind)}") from None
+    return UnknownMessage(kind)
 
 
-def _examination(read: _Fields, size: int) -> Examination:
-    if size > EXAMINATION_MAX:
-        raise MessageError(f"an examination of {size} characters; none of ours is longer than {EXAMINATION_MAX}")
-    return Examination(
-        read.count("serial"),
-        tuple(_finding(raw) for raw in read.array("findings", FINDINGS_MAX)),
-        read.count("fine"),
-        read.count("left_out"),
-        read.optional_text("error"),
-    )
-
-
-def _finding(raw: object) -> NodeFinding:
-    if not isinstance(raw, dict):
-        raise MessageError(f"a finding must be a table, not {_show(raw)}")
-    read = _Fields(raw)
-    severity = read.text("severity", limit=NAME_MAX)
-    if severity not in SEVERITIES:
-        raise MessageError(f"severity of a finding must be fault, warning or unknown, not {_show(severity)}")
-    about = read.array("about", ABOUT_MAX)
-    if not all(_is_short(one, LEFT_OUT_KEY_MAX) for one in about):
-        raise MessageError("what a finding is about must be names")
-    what, remedy, cause = read.text("what", limit=FINDING_MAX), None, None
-    if raw.get("remedy") is not None:
-        remedy = read.text("remedy", limit=FINDING_MAX)
-    if raw.get("cause") is not None:
-        cause = _word(read, "cause")
-    return NodeFinding(_word(read, "check"), severity, what, remedy, cause, tuple(about))
-
-
-def _word(read: _Fields, key: str) -> str:
-    word = read.text(key, limit=NAME_MAX)
-    if not word.isidentifier() or not word.isascii():
-        raise MessageError(f"{key} of a finding must be a word, not {_show(word)}")
-    return word
-
-
-def _sections(raw: dict[str, Any]) -> NodeState:
-    """Sections that a newer manager knows are kept: the digest counts them."""
-    for section, entries in raw.items():
-        if not isinstance(entries, dict):
-            raise MessageError(f"section {_show(section)} must be a table, not {_show(entries)}")
-    return raw
-
-
-def _removals(raw: dict[str, Any]) -> dict[str, list[str]]:
-    for section, keys in raw.items():
-        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise MessageError(f"what is removed from section {_show(section)} must be an array of names")
-    return raw
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(name)
-
-
-def _is_short(value: object, limit: int) -> bool:
-    return isinstance(value, str) and len(value) <= limit and _is_text(value)
-
-
-def _is_text(value: str) -> bool:
-    """Half a surrogate pair can be written in JSON, and could not be sent or printed again."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _show(value: object) -> str:
-    """A value of somebody else's, cut short, safe to print."""
-    text = ascii(value) if not isinstance(value, dict | list) else type(value).__name__
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _fields(message: Any) -> dict[str, Any]:
-    return {field.name: getattr(message, field.name) for field in fields(message)}
+def _printable(text: str) -> str:
+    """Words that may hold somebody else's, cut short, safe to print."""
+    text = "".join(c if c.isprintable() else "?" for c in text[:121])
+    return text if len(text) <= 120 else text[:117] + "..."

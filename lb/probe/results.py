@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from lb.daemon.log import get_logger
 from lb.daemon.process.fault_counts import VITALS
@@ -73,7 +73,7 @@ class Board(Generic[CheckT]):
 
     def __init__(
         self,
-        source: str,
+        source: Literal["agent", "tunnel"],
         ask: Callable[[CheckT], Awaitable[ProbeAnswer]],
         send: Callable[[Sequence[HealthReport]], None],
         *,

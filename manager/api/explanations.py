@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+import msgspec
+
 from lb.config.render import service_table, vip_text
 from lb.errors import NotFoundError
 from lb.model import Address, AnnouncePolicy, Network, Protocol, Service
@@ -94,7 +96,7 @@ class Explanations(Reader):
             if isinstance(answer, str):
                 row["error"] = answer
             else:
-                row |= {key: value for key, value in answer.plain().items() if key in row}
+                row |= {key: value for key, value in msgspec.to_builtins(answer).items() if key in row}
             found.append(row)
         return found
 

@@ -14,8 +14,10 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
+
+import msgspec
 
 from lb.daemon.log import get_logger
 from lb.dataplane import Adoption, Unsynchronised, with_age
@@ -210,7 +212,7 @@ class FlowSync:
             log.error(
                 "flows not accepted", mux=letter.mux, reason="its hash seed is another one: set it right in [mux]"
             )
-            letter = replace(letter, groups=())
+            letter = msgspec.structs.replace(letter, groups=())
         if ours is not None and ours.serial == letter.serial:
             if len(ours.parts) < WAITING_MAX:
                 ours.parts.append(letter)

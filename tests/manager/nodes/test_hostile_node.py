@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from lb.errors import AccessError, MessageError
@@ -69,9 +70,11 @@ VALID: Mapping[str, dict[str, Any]] = {
     "flows_wanted": {"serial": 1, "mux": ""},
     "flows_taken": {"serial": 1, "mux": "mux2", "taken": 1, "refused": 0},
     "flow_answer": {"serial": 1, "service": "web", "slot": 1, "new": "web-1", "age": 1.0, "error": None},
-    "examination": Examination(
-        1, (NodeFinding("table", "fault", "it is flushed", "systemctl reload lb-mux", "table", ("web",)),), 20, 1
-    ).plain(),
+    "examination": msgspec.to_builtins(
+        Examination(
+            1, (NodeFinding("table", "fault", "it is flushed", "systemctl reload lb-mux", "table", ("web",)),), 20, 1
+        )
+    ),
     "of_a_newer_version": {"anything": [1]},
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lb.errors import MessageError
-from lb.node.messages import StatusMessage, encode
+from lb.node.messages import StatusMessage
 from manager.api.json_rows import JsonRows
 from manager.api.metrics import ManagerCollector
 from manager.api.view import View
@@ -115,7 +115,7 @@ async def test_what_nobody_reads_is_not_remembered(tmp_path: Path) -> None:
 
 def status_of(body: dict[str, Any]) -> Mapping[str, Any]:
     """As it comes in."""
-    message = read(encode(StatusMessage(body)))
+    message = read(json.dumps({"type": "status", "body": body}))
     assert isinstance(message, StatusMessage)
     return message.body
 

@@ -14,6 +14,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import aiohttp
+import msgspec
 import pytest
 from aiohttp import WSMsgType, web
 from structlog.testing import capture_logs
@@ -64,7 +65,9 @@ def test_a_node_joins_gets_its_state_and_acknowledges_it(tmp_path: Path) -> None
 
 def test_a_change_is_sent_as_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[dict[str, Any]] = []
-    monkeypatch.setattr(stream_module, "encode", lambda message: (sent.append(message.plain()), encode(message))[1])
+    monkeypatch.setattr(
+        stream_module, "encode", lambda message: (sent.append(msgspec.to_builtins(message)), encode(message))[1]
+    )
 
     async def test(manager: StageManager) -> None:
         many = {f"s{number}": {"vip": f"203.0.113.{number % 256}", "n": number} for number in range(10_000)}
