@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``make docs``: docs/reference.md, every key of every configuration file, made of the models themselves.
 
-What a key means is said beside it in :mod:`lb.config.tables`. What its value must be is what its own validator says of
+What a key means is said beside it in :mod:`lb.config.tables`. What its value must be is what its own check says of
 a wrong one. Its default is that of the value in :mod:`lb.model`. So the page cannot say anything else than the program
 does; ``tests/deploy/test_reference.py`` sees to it that the page is current.
 """
@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from pydantic import PlainValidator
 
 from lb import model
 from lb.config import tables
@@ -84,25 +82,20 @@ def _section(section: Section) -> Iterator[str]:
     defaults = {} if section.values is None else {item.name: item for item in fields(section.values)}
     title = section.title if " of " in section.title else f"`{section.title}`"
     yield f"\n## {title}\n\n{section.about}\n\n| key | value | default | meaning |\n| --- | --- | --- | --- |\n"
-    for name, info in section.table.model_fields.items():
+    for name, key in section.table.KEYS.items():
         if name in section.table.REQUIRED:
             default = "required"
         else:
             known = defaults.get(name)
             default = "" if known is None or known.default is MISSING else _shown(known.default)
-        cells = (f"`{name}`", must_be(info.metadata), default, info.description or "")
+        cells = (f"`{name}`", must_be(key.check), default, key.meaning)
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
-def must_be(metadata: Iterable[object]) -> str:
-    """What the key's own validator says that a value must be; a table has none."""
-    for item in metadata:
-        if isinstance(item, PlainValidator):
-            return _what(item.func)
-    return "a table"
-
-
-def _what(check: Any) -> str:
+def must_be(check: Callable[[object], Any] | None) -> str:
+    """What the key's own check says that a value must be; a table has none."""
+    if check is None:
+        return "a table"
     text = next(said for wrong in WRONG if (said := _complaint(check, wrong)) is not None)
     if text == "an IP address":
         text = next((said for wrong in FAMILIES if (said := _complaint(check, wrong)) is not None), text)

@@ -33,7 +33,7 @@ from lb.dataplane import (
 )
 from lb.dataplane.compile.compiler import Compiler
 from lb.errors import RequestError
-from lb.model import Backend, MuxSettings, PortRange, Protocol, Service
+from lb.model import DEFAULT_SLOTS, Backend, MuxSettings, PortRange, Protocol, Service
 
 #: Runs that a measurement is divided into; their median counts.
 RUNS = 5
@@ -46,7 +46,7 @@ _FIRST_VIP = int(IPv4Address("198.18.0.0"))
 _FIRST_BACKEND6 = int(IPv6Address("fd00:1::"))
 _FIRST_VIP6 = int(IPv6Address("2001:2::1:0"))
 #: With the default size, ten thousand services of a hundred backends would want a gigabyte of tables.
-_SLOTS_ONE, _SLOTS_MANY = 65537, 4093
+_SLOTS_ONE, _SLOTS_MANY = DEFAULT_SLOTS, 4093
 
 
 @dataclass(frozen=True, slots=True)

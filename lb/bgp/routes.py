@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any, NamedTuple
 
+from lb.config import tables
 from lb.errors import ConfigError
 from lb.model import Address, AnnouncePeers, BgpFamily, BgpPeer, BgpSettings, Network
 from lb.model.persistent_map import differences
@@ -165,8 +166,6 @@ def parse_announcements(table: Mapping[str, Any]) -> dict[Network, BgpRoute]:
 
 
 def _read_vip(vip: str, mistakes: list[tuple[str, str]]) -> Network | None:
-    from lb.config import tables  # noqa: PLC0415  brings pydantic, which a MUX without BGP can do without
-
     try:
         network = tables.parse_vip(vip)
     except ValueError as error:
@@ -178,8 +177,6 @@ def _read_vip(vip: str, mistakes: list[tuple[str, str]]) -> Network | None:
 
 
 def _read_route(vip: str, raw: Any, mistakes: list[tuple[str, str]]) -> BgpRoute | None:
-    from lb.config import tables  # noqa: PLC0415  as above
-
     where = f"announcements.{tables.show(vip)}"
     if not isinstance(raw, dict):
         mistakes.append((where, f"must be a table, not {tables.show(raw)}"))

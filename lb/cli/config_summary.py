@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lb.model import AgentConfig, BackendState, ManagerSettings, MuxConfig, MuxSettings, Protocol, Service
+from lb.model import (
+    DEFAULT_SLOTS,
+    AgentConfig,
+    BackendState,
+    ManagerSettings,
+    MuxConfig,
+    MuxSettings,
+    Protocol,
+    Service,
+)
 
 Config = MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]
 
@@ -67,7 +76,7 @@ def summarize(config: Config, flow_table_bytes: Callable[[int], int] | None = No
         name = f"{config.name}, serving at {config.listen}"
         return Summary("a manager's file", name, services=0, tcp=0, udp=0, vips=0, backends=0, addresses=0)
     services = config if isinstance(config, tuple) else config.services
-    kind, owner, memory, default_slots = "services alone", None, None, 65537
+    kind, owner, memory, default_slots = "services alone", None, None, DEFAULT_SLOTS
     if isinstance(config, MuxConfig):
         kind = "a MUX's file"
         owner = f"{config.mux.name}, {config.mux.address} on {config.mux.interface}"

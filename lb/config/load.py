@@ -20,13 +20,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from lb.config import tables, toml
 from lb.config.render import service_table as service_table  # noqa: PLC0414  offered here, beside its counterpart
 from lb.config.tables import MTU_MIN6, show
 from lb.errors import ConfigError
 from lb.model import (
+    DEFAULT_SLOTS,
     MAX_BACKENDS_PER_SERVICE,
     MAX_SERVICES,
     Address,
@@ -62,7 +61,6 @@ KeyT = TypeVar("KeyT")
 #: The table of the program that the file is for; services alone have none.
 Owner = tables.MuxTable | tables.AgentTable | tables.ManagerTable | None
 
-_DEFAULT_SLOTS = 65537  # as MuxSettings.slots
 _PROBE = Probe(ProbeType.TCP)
 
 _TOP = ("mux", "bgp", "agent", "manager", "service")
@@ -83,9 +81,6 @@ _PROBE_KEYS: dict[str, tuple[ProbeType, ...]] = {
     "command": (ProbeType.COMMAND,),
 }
 
-#: Larger files are not configurations.
-_FILE_MAX = 256 * 2**20
-
 #: Characters from which on a text is read in pieces, and services in each.
 _PIECES_FROM = 2**18
 _PIECE = 100
@@ -104,35 +99,35 @@ class Kind(enum.Enum):
 def load_mux(path: str | Path, *, offline: bool = False, manager: str | None = None) -> MuxConfig:
     """A MUX's file. ``offline`` tools never look at the interface, so for them it may be absent. ``manager``: as
     ``[manager] url`` would be, and instead of it."""
-    config = parse(_read(path), Kind.MUX, file=str(path), offline=offline, manager=manager)
+    config = parse(toml.read_text(path), Kind.MUX, file=str(path), offline=offline, manager=manager)
     assert isinstance(config, MuxConfig)  # noqa: S101  what Kind.MUX promises
     return config
 
 
 def load_agent(path: str | Path, *, manager: str | None = None) -> AgentConfig:
     """A host agent's file; ``manager`` as for a MUX's."""
-    config = parse(_read(path), Kind.AGENT, file=str(path), manager=manager)
+    config = parse(toml.read_text(path), Kind.AGENT, file=str(path), manager=manager)
     assert isinstance(config, AgentConfig)  # noqa: S101  what Kind.AGENT promises
     return config
 
 
 def load_manager(path: str | Path) -> ManagerSettings:
     """A manager's file."""
-    config = parse(_read(path), Kind.MANAGER, file=str(path))
+    config = parse(toml.read_text(path), Kind.MANAGER, file=str(path))
     assert isinstance(config, ManagerSettings)  # noqa: S101  what Kind.MANAGER promises
     return config
 
 
 def load_services(path: str | Path) -> tuple[Service, ...]:
     """A file of services alone."""
-    config = parse(_read(path), Kind.SERVICES, file=str(path))
+    config = parse(toml.read_text(path), Kind.SERVICES, file=str(path))
     assert isinstance(config, tuple)  # noqa: S101  what Kind.SERVICES promises
     return config
 
 
 def load_any(path: str | Path) -> Config:
     """Whichever of the four the file is."""
-    return parse(_read(path), Kind.ANY, file=str(path))
+    return parse(toml.read_text(path), Kind.ANY, file=str(path))
 
 
 def parse(
@@ -150,7 +145,7 @@ def parse(
             config = reader.read(*_in_pieces(text), kind)
         except _OnlyWholeError:
             reader = _Reader(offline, manager)
-            document = _toml(text, file)
+            document = toml.loads(text, file)
             config = reader.read(document, document.pop("service", []), kind)
     tables.forget_addresses()
     if config is None:
@@ -175,9 +170,9 @@ def parse_service_tables(
 def _owner_table(owner: MuxSettings | AgentSettings | None) -> Owner:
     """As much of the owner's table as services are checked against."""
     if isinstance(owner, MuxSettings):
-        return tables.MuxTable.model_construct(address=owner.address, address6=owner.address6, slots=owner.slots)
+        return tables.MuxTable({"address": owner.address, "address6": owner.address6, "slots": owner.slots})
     if isinstance(owner, AgentSettings):
-        return tables.AgentTable.model_construct(address=owner.address, address6=owner.address6)
+        return tables.AgentTable({"address": owner.address, "address6": owner.address6})
     return None
 
 
@@ -201,26 +196,6 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read(path: str | Path) -> str:
-    try:
-        with Path(path).open("rb") as file:
-            data = bytearray()
-            while len(data) <= _FILE_MAX and (more := file.read(2**20)):
-                data += more
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError([(str(path), f"cannot be read: {reason}")]) from None
-    except ValueError:  # a NUL in the name
-        raise ConfigError([(show(str(path)), "cannot be the name of a file")]) from None
-    if len(data) > _FILE_MAX:
-        raise ConfigError([(str(path), f"is larger than {_FILE_MAX >> 20} MiB")])
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError([(f"line {line}", "must be UTF-8 text")], str(path)) from None
-
-
 class _OnlyWholeError(Exception):
     """The text is small, or wrong, or written in a way that cannot be read in pieces."""
 
@@ -231,19 +206,18 @@ def _in_pieces(text: str) -> tuple[dict[str, Any], Iterator[Any]]:
     Dicts of a hundred thousand backends at once would take, and leave behind as holes, twice the memory of the
     values that are made of them.
     """
-    if len(text) < _PIECES_FROM or '"""' in text or "'''" in text:
+    pieces = toml.cut(text) if len(text) >= _PIECES_FROM else None
+    if pieces is None:
         raise _OnlyWholeError
-    starts = [match.start() for match in re.finditer(r"^\[\[service\]\]", text, re.MULTILINE)]
-    head = _piece(text[: starts[0]] if starts else text)
+    head = _piece(pieces[0])
     if "service" in head:
         raise _OnlyWholeError
-    return head, _services_in_pieces(text, starts)
+    return head, _services_in_pieces(pieces[1])
 
 
-def _services_in_pieces(text: str, starts: list[int]) -> Iterator[Any]:
-    for first in range(0, len(starts), _PIECE):
-        end = starts[first + _PIECE] if first + _PIECE < len(starts) else len(text)
-        piece = _piece(text[starts[first] : end])
+def _services_in_pieces(pieces: list[str]) -> Iterator[Any]:
+    for first in range(0, len(pieces), _PIECE):
+        piece = _piece("".join(pieces[first : first + _PIECE]))
         if piece.keys() != {"service"}:
             raise _OnlyWholeError  # a table of another name after a service
         yield from piece["service"]
@@ -252,29 +226,8 @@ def _services_in_pieces(text: str, starts: list[int]) -> Iterator[Any]:
 def _piece(text: str) -> dict[str, Any]:
     try:
         return toml.loads(text)
-    except (ValueError, RecursionError):
+    except ConfigError:
         raise _OnlyWholeError from None
-
-
-def _toml(text: str, file: str | None) -> dict[str, Any]:
-    """Text to plain dict; a mistake of syntax ends the reading, so there is only one."""
-    try:
-        return toml.loads(text)
-    except RecursionError:
-        raise ConfigError([("file", "is nested too deeply")], file) from None
-    except ValueError as error:  # tomllib.TOMLDecodeError, or a number that Python will not read
-        match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error), re.DOTALL)
-        if match is None:
-            raise ConfigError([("file", "is not TOML: a number has too many digits")], file) from None
-        line = match[2] or str(text.count("\n") + (not text.endswith("\n")))
-        column = f"column {match[3]}" if match[3] else "the end of the file"
-        reason = {"Cannot overwrite a value": "this key is there twice"}.get(match[1], _one_line(match[1]))
-        message = f"is not TOML at {column}: {reason[:1].lower()}{reason[1:]}"
-        raise ConfigError([(f"line {line}", message)], file) from None
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def format_path(path: Path_) -> str:
@@ -339,7 +292,8 @@ class _Reader:
             self._check_no_services(raw_services, "a manager's file; `lb apply -f FILE` brings services")
             if isinstance(owner, tables.ManagerTable):
                 self._check_listeners(owner)
-            return None if self.mistakes else ManagerSettings(**_given(owner))
+                return None if self.mistakes else ManagerSettings(**owner.given())
+            return None  # [manager] is missing, or no table
         if self._manager is not None:
             self._check_no_services(raw_services, "a file with a manager; services come from the manager")
             raw_services = []
@@ -347,10 +301,15 @@ class _Reader:
         if self.mistakes:
             return None
         if isinstance(owner, tables.MuxTable):
-            given = {"interface": "", **_given(owner, "idle")}
-            return MuxConfig(MuxSettings(**given, idle=Idle(**_given(idle))), services, bgp, self._manager)
+            given = {"interface": "", **owner.given("idle")}
+            return MuxConfig(
+                MuxSettings(**given, idle=Idle() if idle is None else Idle(**idle.given())),
+                services,
+                bgp,
+                self._manager,
+            )
         if isinstance(owner, tables.AgentTable):
-            return AgentConfig(AgentSettings(**{"muxes": (), **_given(owner)}), services, self._manager)
+            return AgentConfig(AgentSettings(**{"muxes": (), **owner.given()}), services, self._manager)
         self._check_announcements(services)
         return None if self.mistakes else services
 
@@ -415,18 +374,15 @@ class _Reader:
         for key, hint in shape.REQUIRED.items():
             if key not in raw and not self._may_lack(key):
                 self.mistake((*path, key), f"is missing: {hint}")
-        try:
-            return shape.model_validate(raw)
-        except ValidationError as error:
-            wrong = set()
-            for detail in error.errors(include_url=False):
-                key = str(detail["loc"][0])
-                wrong.add(key)
-                if detail["type"] == "extra_forbidden":
-                    self.mistake((*path, key), "unknown key" + _suggest(key, shape.model_fields))
-                else:
-                    self.mistake((*path, key), str(detail["ctx"]["error"]))
-            return shape.model_validate({key: value for key, value in raw.items() if key not in wrong})
+        known, right = shape.KEYS, {}
+        for key, value in raw.items():
+            try:
+                right[key] = value if (check := known[key].check) is None else check(value)
+            except KeyError:
+                self.mistake((*path, key), "unknown key" + _suggest(key, known))
+            except ValueError as error:
+                self.mistake((*path, key), str(error))
+        return shape(right)
 
     def _may_lack(self, key: str) -> bool:
         return (self._offline and key == "interface") or (self._manager is not None and key == "muxes")
@@ -505,10 +461,10 @@ class _Reader:
             self._check_peer(peer, mux, here)
             if not self.mistakes and peer.address is not None:
                 own = BgpFamily.IPV4 if peer.address.version == 4 else BgpFamily.IPV6
-                peers.append(BgpPeer(**{"families": (own,), **_given(peer)}))
+                peers.append(BgpPeer(**{"families": (own,), **peer.given()}))
         if self.mistakes:
             return None
-        return BgpSettings(peers=tuple(peers), **_given(table, "peer"))
+        return BgpSettings(peers=tuple(peers), **table.given("peer"))
 
     def _check_first_peer(self, seen: dict[KeyT, int], key: KeyT | None, i: int, path: Path_, message: str) -> None:
         if key is not None and seen.setdefault(key, i) != i:
@@ -530,7 +486,7 @@ class _Reader:
     def _services(self, raw: object, owner: Owner) -> tuple[Service, ...]:
         """All services; once there was a mistake they are only checked, not kept."""
         array = raw if isinstance(raw, Iterator) else iter(self._array(raw, ("service",)))
-        default_slots = _DEFAULT_SLOTS
+        default_slots = DEFAULT_SLOTS
         if isinstance(owner, tables.MuxTable):
             default_slots = owner.slots or default_slots
         services: list[Service] = []
@@ -569,7 +525,7 @@ class _Reader:
         partly.append(_Partly(i, table, addresses))
         if self.mistakes:
             return None
-        given = _given(table, "backend", "probe", "announce")
+        given = table.given("backend", "probe", "announce")
         return Service(ports=given.pop("port"), **given, backends=tuple(backends), probe=probe, announce=announce)
 
     def _backends(
@@ -593,7 +549,7 @@ class _Reader:
             if table.address is not None:
                 self._check_place(places, table.address, j, table.port or service_port, here)
             if not self.mistakes:
-                backends.append(Backend(**_given(table)))
+                backends.append(Backend(**table.given()))
         self._backend_raw = None
         return backends, addresses
 
@@ -639,7 +595,7 @@ class _Reader:
         if timeout > interval and self._wrong.isdisjoint({(*path, "interval"), (*path, "timeout")}):
             key = "timeout" if table.timeout else "interval"
             self.mistake((*path, key), f"leaves timeout ({timeout:g} s) longer than interval ({interval:g} s)")
-        return None if self.mistakes else Probe(**_given(table))
+        return None if self.mistakes else Probe(**table.given())
 
     def _check_probe_keys(self, table: tables.ProbeTable, kind: ProbeType, path: Path_) -> None:
         """Each type has keys of its own."""
@@ -660,7 +616,7 @@ class _Reader:
                 self.mistake((*path, "n"), f"must be at most the number of backends, {backends}, not {table.n}")
         elif table.n is not None and (*path, "policy") not in self._wrong:
             self.mistake((*path, "n"), 'has a meaning only with policy = "min-healthy"')
-        return None if self.mistakes else Announce(**_given(table))
+        return None if self.mistakes else Announce(**table.given())
 
     # --- what spans services -------------------------------------------------------------------------------------
 
@@ -804,13 +760,6 @@ def _holder(address: Address, vips: dict[tuple[int, int], dict[int, _Partly]]) -
             if part is not None:
                 return part
     return None
-
-
-def _given(table: tables.TomlTable | None, *without: str) -> dict[str, Any]:
-    """The keys that the file had."""
-    if table is None:
-        return {}
-    return {key: getattr(table, key) for key in table.model_fields_set if key not in without}
 
 
 def _suggest(key: str, known: Iterable[str]) -> str:

@@ -3,9 +3,9 @@
 
 Used only by :mod:`lb.config.load`, which reads a file into these, checks what spans several values, and turns
 them into the values of :mod:`lb.model`. Every key is optional here and ``None`` where it is absent or was
-wrong, so that one mistake hides no other; ``REQUIRED`` says what must be there. A validator raises
+wrong, so that one mistake hides no other; ``REQUIRED`` says what must be there. A check raises
 ``ValueError`` with the end of a sentence that begins with the key's path. :func:`key` says what a key means;
-docs/reference.md is made of that, of what the validators say, and of the defaults in :mod:`lb.model`.
+docs/reference.md is made of that, of what the checks say, and of the defaults in :mod:`lb.model`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ import json
 import math
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
-
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from lb.model import (
     Address,
@@ -432,19 +430,10 @@ def check_user(value: object) -> str:
 
 # --- the tables --------------------------------------------------------------------------------------------------
 
-_Name = Annotated[str | None, PlainValidator(check_name)]
-_Text = Annotated[str | None, PlainValidator(check_text)]
-_Port = Annotated[int | None, PlainValidator(between(1, 65535))]
-_Slots = Annotated[int | None, PlainValidator(check_slots)]
-_Mtu = Annotated[int | None, PlainValidator(between(MTU_MIN, MTU_MAX))]
-_Idle = Annotated[int | None, PlainValidator(between(1, MAX_IDLE, " s"))]
-_Count = Annotated[int | None, PlainValidator(between(1, 100))]
-_Address4 = Annotated[IPv4Address | None, PlainValidator(parse_address4)]
-_Address6 = Annotated[IPv6Address | None, PlainValidator(parse_address6)]
-_Interface = Annotated[str | None, PlainValidator(check_interface)]
-_Listen = Annotated[str | None, PlainValidator(parse_listen)]
-_Directory = Annotated[str | None, PlainValidator(check_directory)]
-_Payload = Annotated[str | None, PlainValidator(check_payload)]
+_PORT = between(1, 65535)
+_MTU = between(MTU_MIN, MTU_MAX)
+_IDLE = between(1, MAX_IDLE, " s")
+_COUNT = between(1, 100)
 
 
 def _check_muxes(value: object) -> tuple[Address, ...]:
@@ -475,301 +464,329 @@ def _check_panic(value: object) -> float:
     return float(value)
 
 
-def key(meaning: str) -> Any:
-    """A key that may be absent, and what it means to an operator: a sentence or two, for the reference."""
-    return Field(default=None, description=meaning)
+class TomlKey(NamedTuple):
+    """A key of a table, which may be absent."""
+
+    #: Makes a value of what the file says, or raises ValueError. None: a table, which is read by itself.
+    check: Callable[[object], Any] | None
+    meaning: str  #: to an operator, a sentence or two, for the reference
 
 
-class TomlTable(BaseModel):
+def key(check: Callable[[object], Any] | None, meaning: str) -> Any:
+    """A :class:`TomlKey`, where its value is annotated."""
+    return TomlKey(check, meaning)
+
+
+class TomlTable:
     """A table of the file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
 
     #: Keys that must be there, and what to write.
     REQUIRED: ClassVar[dict[str, str]] = {}
+    KEYS: ClassVar[dict[str, TomlKey]]
+
+    def __init_subclass__(cls) -> None:
+        cls.KEYS = {name: item for name, item in vars(cls).items() if isinstance(item, TomlKey)}
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        """``given``: the keys that the file has, checked; the others are None."""
+        vars(self).update(dict.fromkeys(self.KEYS), **given)
+
+    def given(self, *without: str) -> dict[str, Any]:
+        """The keys that the file has."""
+        return {name: value for name, value in vars(self).items() if value is not None and name not in without}
 
 
 class IdleTable(TomlTable):
     """``[mux.idle]``"""
 
-    tcp: _Idle = key("Seconds without a packet after which a trusted TCP flow is forgotten.")
-    tcp_untrusted: _Idle = key(
-        "The same for a TCP flow that was seen only once, and for one whose client said FIN or RST once room is needed."
+    tcp: int | None = key(_IDLE, "Seconds without a packet after which a trusted TCP flow is forgotten.")
+    tcp_untrusted: int | None = key(
+        _IDLE,
+        "The same for a TCP flow that was seen only once, and for one whose client said FIN or RST once room is "
+        "needed.",
     )
-    udp: _Idle = key("The same for a UDP flow.")
+    udp: int | None = key(_IDLE, "The same for a UDP flow.")
 
 
 class MuxTable(TomlTable):
     """``[mux]``"""
 
-    REQUIRED = {
+    REQUIRED: ClassVar = {
         "name": 'the name of this MUX, such as "mux1"',
         "address": "the IPv4 address that tunnels come from",
         "interface": 'the interface that packets arrive on, such as "eth0"',
         "seed": "32 hex digits, the same on every MUX of the pool",
     }
 
-    name: _Name = key("The MUX's name: in metrics, in commands, and in its certificate. Two MUXes must not share one.")
-    address: _Address4 = key("Tunnels come from this IPv4 address. It must be one of this machine's.")
-    address6: _Address6 = key("The same for IPv6 services, which need it.")
-    interface: _Interface = key("Clients' packets arrive on this interface.")
-    io: Annotated[IoMode | None, PlainValidator(word(IoMode))] = key(
-        "How packets come in and go out. `auto` takes the fastest mode that works, and says which and why."
+    name: str | None = key(
+        check_name, "The MUX's name: in metrics, in commands, and in its certificate. Two MUXes must not share one."
     )
-    busy_poll: Annotated[bool | None, PlainValidator(check_bool)] = key(
-        "With `xdp`: workers never sleep. Less latency, and a whole core for each worker all the time."
+    address: IPv4Address | None = key(
+        parse_address4, "Tunnels come from this IPv4 address. It must be one of this machine's."
     )
-    workers: Annotated[int | None, PlainValidator(between(1, 64))] = key(
-        "Data-plane threads. May change with SIGHUP in `packet` and `tun` mode."
+    address6: IPv6Address | None = key(parse_address6, "The same for IPv6 services, which need it.")
+    interface: str | None = key(check_interface, "Clients' packets arrive on this interface.")
+    io: IoMode | None = key(
+        word(IoMode),
+        "How packets come in and go out. `auto` takes the fastest mode that works, and says which and why.",
     )
-    flows: Annotated[int | None, PlainValidator(between(1, MAX_FLOWS))] = key(
-        "How many flows are remembered, over all workers. `lb check` prints the memory."
+    busy_poll: bool | None = key(
+        check_bool, "With `xdp`: workers never sleep. Less latency, and a whole core for each worker all the time."
     )
-    encap: Annotated[Encap | None, PlainValidator(check_encap)] = key(
-        "The tunnel to the hosts. `gue` is refused: it is not built yet."
+    workers: int | None = key(between(1, 64), "Data-plane threads. May change with SIGHUP in `packet` and `tun` mode.")
+    flows: int | None = key(
+        between(1, MAX_FLOWS), "How many flows are remembered, over all workers. `lb check` prints the memory."
     )
-    seed: Annotated[bytes | None, PlainValidator(check_seed)] = key(
-        "The hash seed, the same on every MUX of the pool. Make one with `openssl rand -hex 16`."
+    encap: Encap | None = key(check_encap, "The tunnel to the hosts. `gue` is refused: it is not built yet.")
+    seed: bytes | None = key(
+        check_seed, "The hash seed, the same on every MUX of the pool. Make one with `openssl rand -hex 16`."
     )
-    mtu: _Mtu = key("MTU of the network between MUXes and hosts, in bytes. Raise it there rather than lower it here.")
-    slots: _Slots = key(
-        "Size of a service's Maglev table, a prime; at least 100 for each backend. The same on every MUX of the pool."
+    mtu: int | None = key(
+        _MTU, "MTU of the network between MUXes and hosts, in bytes. Raise it there rather than lower it here."
     )
-    metrics: _Listen = key("Where Prometheus asks.")
-    state_dir: _Directory = key("Local socket, certificate, last good state.")
+    slots: int | None = key(
+        check_slots,
+        "Size of a service's Maglev table, a prime; at least 100 for each backend. The same on every MUX of the pool.",
+    )
+    metrics: str | None = key(parse_listen, "Where Prometheus asks.")
+    state_dir: str | None = key(check_directory, "Local socket, certificate, last good state.")
     # An IdleTable, read by itself.
-    idle: Any = key("Idle timeouts of flows: [`[mux.idle]`](#muxidle).")
+    idle: Any = key(None, "Idle timeouts of flows: [`[mux.idle]`](#muxidle).")
 
 
 class BgpTable(TomlTable):
     """``[bgp]``"""
 
-    REQUIRED = {"asn": "this MUX's AS number", "peer": "at least one router, in a table [[bgp.peer]]"}
+    REQUIRED: ClassVar = {"asn": "this MUX's AS number", "peer": "at least one router, in a table [[bgp.peer]]"}
 
-    asn: Annotated[int | None, PlainValidator(check_asn)] = key("The MUX's AS number.")
-    router_id: Annotated[IPv4Address | None, PlainValidator(check_router_id)] = key(
-        "BGP identifier. Default: `mux.address`."
+    asn: int | None = key(check_asn, "The MUX's AS number.")
+    router_id: IPv4Address | None = key(check_router_id, "BGP identifier. Default: `mux.address`.")
+    hold: int | None = key(
+        between(3, 65535, " s"), "Hold time in seconds: a router gives up a MUX that was silent for so long."
     )
-    hold: Annotated[int | None, PlainValidator(between(3, 65535, " s"))] = key(
-        "Hold time in seconds: a router gives up a MUX that was silent for so long."
-    )
-    shutdown: Annotated[float | None, PlainValidator(seconds(0, 300))] = key(
-        "Seconds that routers get at a planned stop, after GRACEFUL_SHUTDOWN and again after the withdrawal."
+    shutdown: float | None = key(
+        seconds(0, 300),
+        "Seconds that routers get at a planned stop, after GRACEFUL_SHUTDOWN and again after the withdrawal.",
     )
     # PeerTables, read by themselves.
-    peer: Any = key("The routers: [`[[bgp.peer]]`](#bgppeer).")
+    peer: Any = key(None, "The routers: [`[[bgp.peer]]`](#bgppeer).")
 
 
 class PeerTable(TomlTable):
     """``[[bgp.peer]]``"""
 
-    REQUIRED = {
+    REQUIRED: ClassVar = {
         "name": 'a unique name, such as "router1"',
         "address": "the router's address on this side",
         "asn": "the router's AS number",
     }
 
-    name: _Name = key("The router's name in `lb get peers` and in metrics.")
-    address: Annotated[Address | None, PlainValidator(parse_address)] = key(
-        "The router's address. Sessions come from `mux.address` or `mux.address6`."
+    name: str | None = key(check_name, "The router's name in `lb get peers` and in metrics.")
+    address: Address | None = key(
+        parse_address, "The router's address. Sessions come from `mux.address` or `mux.address6`."
     )
-    asn: Annotated[int | None, PlainValidator(check_asn)] = key("The router's AS number.")
-    password: Annotated[str | None, PlainValidator(check_password)] = key(
-        "TCP MD5 password (RFC 2385). Default: none. FRR takes none with a space."
+    asn: int | None = key(check_asn, "The router's AS number.")
+    password: str | None = key(
+        check_password, "TCP MD5 password (RFC 2385). Default: none. FRR takes none with a space."
     )
-    kind: Annotated[PeerKind | None, PlainValidator(word(PeerKind))] = key(
-        "Who is behind the router. A service's `announce.peers` may choose one kind."
+    kind: PeerKind | None = key(
+        word(PeerKind), "Who is behind the router. A service's `announce.peers` may choose one kind."
     )
-    families: Annotated[tuple[BgpFamily, ...] | None, PlainValidator(check_families)] = key(
-        "Which prefixes the session carries. Default: the family of the address."
+    families: tuple[BgpFamily, ...] | None = key(
+        check_families, "Which prefixes the session carries. Default: the family of the address."
     )
-    gtsm: Annotated[bool | None, PlainValidator(check_bool)] = key(
-        "TTL security (RFC 5082): both ends send TTL 255 and accept nothing less."
-    )
+    gtsm: bool | None = key(check_bool, "TTL security (RFC 5082): both ends send TTL 255 and accept nothing less.")
 
 
 class AgentTable(TomlTable):
     """``[agent]``"""
 
-    REQUIRED = {
+    REQUIRED: ClassVar = {
         "name": 'the name of this host, such as "host1"',
         "address": "this host's DIP",
         "interface": 'the interface that tunnels arrive on, such as "eth0"',
         "muxes": "the addresses that tunnels are accepted from",
     }
 
-    name: _Name = key("The host's name: in metrics, in commands, and in its certificate.")
-    address: _Address4 = key("The host's own IPv4 address (DIP). Backends with this address are its own.")
-    address6: _Address6 = key("The same for IPv6.")
-    interface: _Interface = key("Tunnels arrive on this interface.")
-    muxes: Annotated[tuple[Address, ...] | None, PlainValidator(_check_muxes)] = key(
+    name: str | None = key(check_name, "The host's name: in metrics, in commands, and in its certificate.")
+    address: IPv4Address | None = key(
+        parse_address4, "The host's own IPv4 address (DIP). Backends with this address are its own."
+    )
+    address6: IPv6Address | None = key(parse_address6, "The same for IPv6.")
+    interface: str | None = key(check_interface, "Tunnels arrive on this interface.")
+    muxes: tuple[Address, ...] | None = key(
+        _check_muxes,
         "Tunnels are accepted from these addresses only. Needed without a manager; refused with one, which knows the "
-        "MUXes."
+        "MUXes.",
     )
-    decap: Annotated[DecapMode | None, PlainValidator(word(DecapMode))] = key(
-        "How the outer header is taken off. `auto` takes the fastest that works, and says which and why."
+    decap: DecapMode | None = key(
+        word(DecapMode),
+        "How the outer header is taken off. `auto` takes the fastest that works, and says which and why.",
     )
-    mtu: _Mtu = key("MTU of the network from the MUXes, in bytes. TCP's segment size is clamped to fit.")
-    metrics: _Listen = key("Where Prometheus asks.")
-    state_dir: _Directory = key(
-        "Local socket, certificate, last good state, and the record of what the agent changed on the host."
+    mtu: int | None = key(_MTU, "MTU of the network from the MUXes, in bytes. TCP's segment size is clamped to fit.")
+    metrics: str | None = key(parse_listen, "Where Prometheus asks.")
+    state_dir: str | None = key(
+        check_directory,
+        "Local socket, certificate, last good state, and the record of what the agent changed on the host.",
     )
-    command_probes: Annotated[bool | None, PlainValidator(check_bool)] = key(
-        "Whether this host runs probes of type `command`. Without it TCP is asked in their place."
+    command_probes: bool | None = key(
+        check_bool, "Whether this host runs probes of type `command`. Without it TCP is asked in their place."
     )
-    command_user: Annotated[str | None, PlainValidator(check_user)] = key(
-        "The account that runs them. `root` is possible."
-    )
+    command_user: str | None = key(check_user, "The account that runs them. `root` is possible.")
 
 
 class FollowTable(TomlTable):
     """``[manager]`` in the file of a MUX or an agent"""
 
-    REQUIRED = {"url": 'the manager\'s address, such as "https://10.0.1.9:9740"'}
+    REQUIRED: ClassVar = {"url": 'the manager\'s address, such as "https://10.0.1.9:9740"'}
 
-    url: Annotated[str | None, PlainValidator(check_url)] = key(
-        "Where the manager is. The port is 9740 unless it is given."
-    )
+    url: str | None = key(check_url, "Where the manager is. The port is 9740 unless it is given.")
 
 
 class ManagerTable(TomlTable):
     """``[manager]``"""
 
-    REQUIRED = {
+    REQUIRED: ClassVar = {
         "name": 'the name of this manager, such as "manager1"',
         "vip_prefixes": 'the prefixes that VIPs must be in, such as ["203.0.113.0/24"]',
     }
 
-    name: _Name = key("The manager's name.")
-    vip_prefixes: Annotated[tuple[Network, ...] | None, PlainValidator(_check_prefixes)] = key(
-        "VIPs must be inside one of these prefixes."
+    name: str | None = key(check_name, "The manager's name.")
+    vip_prefixes: tuple[Network, ...] | None = key(_check_prefixes, "VIPs must be inside one of these prefixes.")
+    listen: str | None = key(parse_listen, "Where operators and nodes connect, over mutual TLS.")
+    metrics: str | None = key(parse_listen, "Where Prometheus asks.")
+    web: str | None = key(parse_listen, "Where the web page is served. Default: nowhere.")
+    state_dir: str | None = key(check_directory, "The store (`manager.db`) and the CA. [Back it up](backup.md).")
+    withdraw_cap: float | None = key(
+        _check_share, "The largest share of MUXes that may withdraw a VIP at once for reasons of their own."
     )
-    listen: _Listen = key("Where operators and nodes connect, over mutual TLS.")
-    metrics: _Listen = key("Where Prometheus asks.")
-    web: _Listen = key("Where the web page is served. Default: nowhere.")
-    state_dir: _Directory = key("The store (`manager.db`) and the CA. [Back it up](backup.md).")
-    withdraw_cap: Annotated[float | None, PlainValidator(_check_share)] = key(
-        "The largest share of MUXes that may withdraw a VIP at once for reasons of their own."
+    health_lease: float | None = key(
+        seconds(1, 300), "Seconds for which a node's health reports count after its last message."
     )
-    health_lease: Annotated[float | None, PlainValidator(seconds(1, 300))] = key(
-        "Seconds for which a node's health reports count after its last message."
+    node_lifetime: float | None = key(
+        seconds(5, 366 * 86400),
+        "Seconds for which a node's certificate is valid. The node renews it after a third of that.",
     )
-    node_lifetime: Annotated[float | None, PlainValidator(seconds(5, 366 * 86400))] = key(
-        "Seconds for which a node's certificate is valid. The node renews it after a third of that."
-    )
-    hold: Annotated[float | None, PlainValidator(seconds(0.1, 600))] = key(
+    hold: float | None = key(
+        seconds(0.1, 600),
         "Seconds after which a disconnected MUX counts as expired and announces nothing any more: the hold time of "
-        "its BGP sessions."
+        "its BGP sessions.",
     )
-    path_interval: Annotated[float | None, PlainValidator(seconds(1, 3600))] = key(
+    path_interval: float | None = key(
+        seconds(1, 3600),
         "Connect to each VIP as a client does, once in so many seconds. Default: never. Only where this machine "
-        "reaches VIPs as clients do."
+        "reaches VIPs as clients do.",
     )
 
 
 class BackendTable(TomlTable):
     """``[[service.backend]]``"""
 
-    REQUIRED = {"name": 'a name that is unique in the service, such as "web-1"', "address": "the backend's address"}
+    REQUIRED: ClassVar = {
+        "name": 'a name that is unique in the service, such as "web-1"',
+        "address": "the backend's address",
+    }
 
-    name: _Name = key(
-        "The backend's name, unique in the service. Names decide the places in the Maglev table, so keep them."
+    name: str | None = key(
+        check_name,
+        "The backend's name, unique in the service. Names decide the places in the Maglev table, so keep them.",
     )
-    address: Annotated[Address | None, PlainValidator(parse_address)] = key(
-        "The backend's own address (DIP); the tunnel leads there."
-    )
-    port: _Port = key(
+    address: Address | None = key(parse_address, "The backend's own address (DIP); the tunnel leads there.")
+    port: int | None = key(
+        _PORT,
         "Where the server listens. The agent translates VIP and port to this; give it to UDP servers also where it is "
-        "the service's own. Default: not translated. Refused with a range or any port."
+        "the service's own. Default: not translated. Refused with a range or any port.",
     )
-    weight: Annotated[int | None, PlainValidator(between(0, 1000))] = key(
-        "Share of new flows, relative to the other backends. 0 takes none."
-    )
-    state: Annotated[BackendState | None, PlainValidator(word(BackendState))] = key(
-        "`drain` keeps TCP flows and takes no new ones; `down` takes nothing."
+    weight: int | None = key(between(0, 1000), "Share of new flows, relative to the other backends. 0 takes none.")
+    state: BackendState | None = key(
+        word(BackendState), "`drain` keeps TCP flows and takes no new ones; `down` takes nothing."
     )
 
 
 class ProbeTable(TomlTable):
     """``[service.probe]``"""
 
-    REQUIRED = {"type": '"tcp", "http", "udp" or "command"'}
+    REQUIRED: ClassVar = {"type": '"tcp", "http", "udp" or "command"'}
 
-    type: Annotated[ProbeType | None, PlainValidator(word(ProbeType))] = key("How the backend is asked.")
-    port: _Port = key("Where to ask. Default: the backend's own port. Not for `command`.")
-    path: Annotated[str | None, PlainValidator(check_http_path)] = key("`http`: what to get.")
-    status: Annotated[tuple[int, int] | None, PlainValidator(parse_status)] = key(
-        "`http`: which status counts as success, a number or a range."
+    type: ProbeType | None = key(word(ProbeType), "How the backend is asked.")
+    port: int | None = key(_PORT, "Where to ask. Default: the backend's own port. Not for `command`.")
+    path: str | None = key(check_http_path, "`http`: what to get.")
+    status: tuple[int, int] | None = key(parse_status, "`http`: which status counts as success, a number or a range.")
+    request: str | None = key(check_payload, "`tcp`, `udp`: text that is sent first. Default: nothing.")
+    expect: str | None = key(
+        check_payload, "`tcp`, `udp`, `http`: text that the answer must contain. Default: any answer."
     )
-    request: _Payload = key("`tcp`, `udp`: text that is sent first. Default: nothing.")
-    expect: _Payload = key("`tcp`, `udp`, `http`: text that the answer must contain. Default: any answer.")
-    command: Annotated[tuple[str, ...] | None, PlainValidator(check_command)] = key(
-        "`command`: the program and its arguments, without a shell. Exit code 0 is success."
+    command: tuple[str, ...] | None = key(
+        check_command, "`command`: the program and its arguments, without a shell. Exit code 0 is success."
     )
-    interval: Annotated[float | None, PlainValidator(seconds(0.1, 300))] = key("Seconds between probes.")
-    timeout: Annotated[float | None, PlainValidator(seconds(0.05, 60))] = key(
-        "Seconds until a probe has failed; at most `interval`."
-    )
-    rise: _Count = key("Successes in a row that bring the backend up.")
-    fall: _Count = key("Failures in a row that take it down.")
+    interval: float | None = key(seconds(0.1, 300), "Seconds between probes.")
+    timeout: float | None = key(seconds(0.05, 60), "Seconds until a probe has failed; at most `interval`.")
+    rise: int | None = key(_COUNT, "Successes in a row that bring the backend up.")
+    fall: int | None = key(_COUNT, "Failures in a row that take it down.")
 
 
 class AnnounceTable(TomlTable):
     """``[service.announce]``"""
 
-    policy: Annotated[AnnouncePolicy | None, PlainValidator(word(AnnouncePolicy))] = key(
-        "When the VIP is announced: always, while any backend can take flows, or while at least `n` can."
+    policy: AnnouncePolicy | None = key(
+        word(AnnouncePolicy),
+        "When the VIP is announced: always, while any backend can take flows, or while at least `n` can.",
     )
-    n: Annotated[int | None, PlainValidator(between(1, 4095))] = key(
-        "`min-healthy`: how many backends; at most as many as there are. Required there, refused elsewhere."
+    n: int | None = key(
+        between(1, 4095),
+        "`min-healthy`: how many backends; at most as many as there are. Required there, refused elsewhere.",
     )
-    communities: Annotated[tuple[str, ...] | None, PlainValidator(check_communities)] = key(
-        "BGP communities, plain (`65000:100`) or large (`65000:1:2`)."
+    communities: tuple[str, ...] | None = key(
+        check_communities, "BGP communities, plain (`65000:100`) or large (`65000:1:2`)."
     )
-    med: Annotated[int | None, PlainValidator(between(0, 0xFFFFFFFF))] = key("Multi-exit discriminator. Default: none.")
-    prepend: Annotated[int | None, PlainValidator(between(0, 16))] = key(
-        "How often the own AS is put in front, towards other ASes."
-    )
-    peers: Annotated[AnnouncePeers | None, PlainValidator(word(AnnouncePeers))] = key(
-        "Which kind of BGP peers hear of the VIP."
-    )
+    med: int | None = key(between(0, 0xFFFFFFFF), "Multi-exit discriminator. Default: none.")
+    prepend: int | None = key(between(0, 16), "How often the own AS is put in front, towards other ASes.")
+    peers: AnnouncePeers | None = key(word(AnnouncePeers), "Which kind of BGP peers hear of the VIP.")
 
 
 class ServiceTable(TomlTable):
     """``[[service]]``"""
 
-    REQUIRED = {
+    REQUIRED: ClassVar = {
         "name": 'a unique name, such as "web"',
         "vip": "the address that clients connect to",
         "protocol": '"tcp" or "udp"',
         "port": 'a number, a range such as "8000-8099", or 0 for any port',
     }
 
-    name: _Name = key("The service's name, unique in the file.")
-    vip: Annotated[Network | None, PlainValidator(parse_vip)] = key("The address that clients connect to, or a prefix.")
-    protocol: Annotated[Protocol | None, PlainValidator(word(Protocol))] = key("The protocol.")
-    port: Annotated[PortRange | None, PlainValidator(parse_ports)] = key(
-        "The port that clients connect to. The most specific service gets a packet: exact port, then range, then any."
+    name: str | None = key(check_name, "The service's name, unique in the file.")
+    vip: Network | None = key(parse_vip, "The address that clients connect to, or a prefix.")
+    protocol: Protocol | None = key(word(Protocol), "The protocol.")
+    port: PortRange | None = key(
+        parse_ports,
+        "The port that clients connect to. The most specific service gets a packet: exact port, then range, then any.",
     )
-    slots: _Slots = key("Size of the Maglev table, a prime; at least the number of backends. Default: the MUX's.")
-    hash: Annotated[HashMode | None, PlainValidator(word(HashMode))] = key(
-        "What chooses the backend of a new flow: the whole 5-tuple, or the client's address alone."
+    slots: int | None = key(
+        check_slots, "Size of the Maglev table, a prime; at least the number of backends. Default: the MUX's."
     )
-    mtu: _Mtu = key("MTU towards these backends, in bytes. Default: the MUX's.")
-    track: Annotated[bool | None, PlainValidator(check_bool)] = key(
-        "Hosts track these connections, for a stateful firewall or published containers."
+    hash: HashMode | None = key(
+        word(HashMode), "What chooses the backend of a new flow: the whole 5-tuple, or the client's address alone."
     )
-    idle: _Idle = key("Seconds without a packet after which a trusted flow is forgotten. Default: the MUX's.")
-    slow_start: Annotated[float | None, PlainValidator(seconds(1, 3600))] = key(
-        "Seconds in which a backend that returns gets its weight back, in ten steps. Needs a manager. Default: at once."
+    mtu: int | None = key(_MTU, "MTU towards these backends, in bytes. Default: the MUX's.")
+    track: bool | None = key(
+        check_bool, "Hosts track these connections, for a stateful firewall or published containers."
     )
-    panic: Annotated[float | None, PlainValidator(_check_panic)] = key(
+    idle: int | None = key(
+        _IDLE, "Seconds without a packet after which a trusted flow is forgotten. Default: the MUX's."
+    )
+    slow_start: float | None = key(
+        seconds(1, 3600),
+        "Seconds in which a backend that returns gets its weight back, in ten steps. Needs a manager. Default: at "
+        "once.",
+    )
+    panic: float | None = key(
+        _check_panic,
         "Below this share of healthy backends, by weight and by number, probes take none out; 0: they may take out "
-        "all. Default: 0.5."
+        "all. Default: 0.5.",
     )
     # Tables of their own, read by themselves.
     probe: Any = key(
-        "How backends are probed: [`[service.probe]`](#serviceprobe). Default: TCP connect, or nothing for UDP."
+        None, "How backends are probed: [`[service.probe]`](#serviceprobe). Default: TCP connect, or nothing for UDP."
     )
-    announce: Any = key("How the VIP is announced: [`[service.announce]`](#serviceannounce).")
-    backend: Any = key("The backends: [`[[service.backend]]`](#servicebackend).")
+    announce: Any = key(None, "How the VIP is announced: [`[service.announce]`](#serviceannounce).")
+    backend: Any = key(None, "The backends: [`[[service.backend]]`](#servicebackend).")

@@ -1,130 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads and writes TOML: the standard library's parser, and a quick way for files of thousands of services.
-
-:mod:`tomllib` takes a second for ten thousand services. Such a file is nearly always as plain as `lb export` writes it:
-headers, and on each line a key with a text or a number. :func:`loads` reads these lines by itself, and gives the value
-of any other line to tomllib. What it does not know for sure, and every mistake, it leaves to tomllib as a whole, so
-that both give the same value or the same error; tests/lb/config/test_toml.py holds it to that. Pure.
-"""
+"""Reads and writes TOML, and cuts files of thousands of services in pieces. Holds no state."""
 
 from __future__ import annotations
 
 import enum
-import functools
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import rtoml
 
 from lb.errors import ConfigError
 
-_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_HEADER = re.compile(r"(\[{1,2})([A-Za-z0-9_-]+)(?:\.([A-Za-z0-9_-]+))?(\]{1,2})")
-#: In one line: no key of ours has more than two, and no text as many as this.
-DOTS_MAX = 255
-#: What TOML forbids on a line; \r is looked at by tomllib.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-#: Longer ones have limits that tomllib knows.
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,14}")
+#: Larger files are not configurations, bytes.
+FILE_MAX = 256 * 2**20
 
 
-class _NotQuickError(Exception):
-    """For tomllib."""
-
-
-def loads(text: str) -> dict[str, Any]:
-    """The document; raises what :func:`tomllib.loads` raises."""
+def read_text(path: str | Path) -> str:
+    """A file's text; raises ConfigError."""
     try:
-        return _plain(text)
-    except (_NotQuickError, ValueError, RecursionError):
-        _check_depth(text)
-        return tomllib.loads(text)
+        with Path(path).open("rb") as file:
+            data = bytearray()
+            while len(data) <= FILE_MAX and (more := file.read(2**20)):
+                data += more
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError([(str(path), f"cannot be read: {reason}")]) from None
+    except ValueError:  # a NUL in the name
+        raise ConfigError([(ascii(str(path)), "cannot be the name of a file")]) from None
+    if len(data) > FILE_MAX:
+        raise ConfigError([(str(path), f"is larger than {FILE_MAX >> 20} MiB")])
+    return decoded(data, str(path))
 
 
-def _check_depth(text: str) -> None:
-    """Of a key of a hundred thousand parts tomllib makes gigabytes."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.count(".") > DOTS_MAX:
-            raise ValueError(f"Too many dots (at line {number}, column 1); no line of ours has more than {DOTS_MAX}")
+def decoded(data: bytes | bytearray, file: str | None = None) -> str:
+    """What was sent, or is in the file, as text; raises ConfigError."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([(f"line {line}", "must be UTF-8 text")], file) from None
 
 
-def _plain(text: str) -> dict[str, Any]:
-    text = text.replace("\r\n", "\n")
-    if _CONTROL.search(text):
-        raise _NotQuickError
-    document: dict[str, Any] = {}
-    table = document
-    keys: set[str] = set()  # that are known to be bare
-    begun: set[int] = set()  # the tables and arrays that headers made: what is written in a line is complete
-    slashed = "\\" in text
-    for whole in text.split("\n"):
-        # As `lb export` writes it; of these there may be a million.
-        key, mark, value = whole.partition(" = ")
-        if key not in keys or not mark:
-            line = whole.strip(" \t")
-            if not line or line[0] == "#":
-                continue
-            if line[0] == "[":
-                table = _table(document, line, begun)
-                continue
-            key, mark, value = line.partition("=")
-            key, value = key.rstrip(" \t"), value.lstrip(" \t")
-            if not mark or not _KEY.fullmatch(key):
-                raise _NotQuickError
-            keys.add(key)
-        if key in table:
-            raise _NotQuickError
-        parts = value.split('"')
-        if len(parts) == 3 and not parts[0] and not parts[2] and not (slashed and "\\" in value):
-            table[key] = parts[1]
-        elif _NUMBER.fullmatch(value):
-            table[key] = int(value)
-        else:  # one that goes on in the next line is wrong by itself, so the whole is left to tomllib
-            table[key] = tomllib.loads(f"value = {value}")["value"]
+def read(path: str | Path) -> dict[str, Any]:
+    """The document in a file, as far as that is TOML; raises ConfigError."""
+    return loads(read_text(path), str(path))
+
+
+def loads(text: str, file: str | None = None) -> dict[str, Any]:
+    """The document. A mistake of syntax ends the reading, so ConfigError tells only one, with its line."""
+    try:
+        document: dict[str, Any] = rtoml.loads(text)
+    except ValueError as error:
+        raise ConfigError([_mistake(str(error))], file) from None
     return document
 
 
-def _table(document: dict[str, Any], line: str, begun: set[int]) -> dict[str, Any]:
-    """The table that a header begins: ``[a]`` or ``[[a]]``, and ``[a.b]`` or ``[[a.b]]`` in the latest ``a``."""
-    of_array, name, inner = _header(line)
-    parent = document
-    if inner is not None:
-        found: Any = document.get(name)
-        if id(found) not in begun:
-            raise _NotQuickError
-        parent, name = found[-1] if isinstance(found, list) else found, inner
-    table: dict[str, Any] = {}
-    there = parent.get(name)
-    if of_array and there is None:
-        parent[name] = [table]
-        begun.add(id(parent[name]))
-    elif of_array and isinstance(there, list) and id(there) in begun:
-        there.append(table)
-    elif not of_array and there is None:
-        parent[name] = table
-        begun.add(id(table))
-    else:
-        raise _NotQuickError
-    return table
+def _mistake(said: str) -> tuple[str, str]:
+    match = re.fullmatch(r"(.*) at line (\d+) column (\d+)", said, re.DOTALL)
+    if match is None:  # a key of thousands of parts, or a number of thousands of digits
+        return "file", f"is not TOML: {said}"
+    reason = "".join(c if c.isprintable() else " " for c in match[1])
+    return f"line {match[2]}", f"is not TOML at column {match[3]}: {reason}"
 
 
-@functools.lru_cache(64)
-def _header(line: str) -> tuple[bool, str, str | None]:
-    """Whether it is of an array, and its one or two names."""
-    match = _HEADER.fullmatch(line)
-    if match is None or len(match[1]) != len(match[4]):
-        raise _NotQuickError
-    return match[1] == "[[", match[2], match[3]
+def cut(text: str) -> tuple[str, list[str]] | None:
+    """What stands before the first ``[[service]]``, and a piece from each of them to the next. None: a text of several
+    lines may hold what looks like one."""
+    if '"""' in text or "'''" in text:
+        return None
+    starts = [match.start() for match in re.finditer(r"^\[\[service\]\]", text, re.MULTILINE)]
+    ends = [*starts[1:], len(text)]
+    return text[: starts[0]] if starts else text, [text[a:b] for a, b in zip(starts, ends, strict=bool(starts))]
 
 
 def service_tables(text: str) -> tuple[list[Any], list[tuple[str, str]]]:
     """The ``[[service]]`` tables of a file, and what else in it has no place there, as mistakes. Raises ConfigError for
     what is no TOML."""
-    try:
-        document = loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError([("", f"is not TOML: {str(error).lower()}")]) from None
+    document = loads(text)
     tables = document.pop("service", [])
     mistakes = [(key, "has no place in a file of services") for key in document]
     if not isinstance(tables, list):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
+from lb.config import toml
 from lb.config.load import load_agent, load_manager, load_mux
 from lb.daemon.process.privileges import Capability
 from lb.doctor.checks import bgp, host, reception
@@ -34,15 +35,7 @@ _FOR_BGP = (Capability.KILL, Capability.SETGID, Capability.SETUID)
 
 def role_of(config: str) -> Role:
     """What the file is for; raises ConfigError."""
-    import tomllib  # noqa: PLC0415
-
-    try:
-        with Path(config).open("rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError([(config, f"cannot be read: {(error.strerror or str(error)).lower()}")]) from None
-    except (ValueError, RecursionError):
-        raise ConfigError([(config, "is not TOML; `lb check` says where")]) from None
+    document = toml.read(config)
     for role in (Role.MUX, Role.AGENT, Role.MANAGER):  # [manager] may stand beside one of the others
         if role.value in document:
             return role

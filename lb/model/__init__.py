@@ -19,6 +19,8 @@ Network = IPv4Network | IPv6Network
 MAX_BACKENDS_PER_SERVICE = 4095
 #: A flow key names its service in 15 bits.
 MAX_SERVICES = 32767
+#: Size of a Maglev table where nobody says otherwise, a prime.
+DEFAULT_SLOTS = 65537
 
 
 class Protocol(enum.Enum):
@@ -213,7 +215,7 @@ class MuxSettings:
     flows: int = 1_000_000
     encap: Encap = Encap.IPIP
     mtu: int = 1500
-    slots: int = 65537
+    slots: int = DEFAULT_SLOTS
     metrics: str = "127.0.0.1:9741"
     state_dir: str = "/var/lib/lb"
     idle: Idle = Idle()

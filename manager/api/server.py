@@ -21,6 +21,7 @@ from typing import Any
 from aiohttp import web
 
 from lb.config.tables import show
+from lb.config.toml import decoded
 from lb.daemon.log import get_logger
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
 from lb.model import MAX_SERVICES, Address, Protocol
@@ -484,10 +485,7 @@ async def _given(request: web.Request, known: set[str]) -> tuple[object, dict[st
         body = await _table(request, known | {"services"})
         return body.pop("services", None), body
     _check_keys(request.query.keys(), known)
-    try:
-        text = (await request.read()).decode()
-    except ValueError as error:
-        raise ConfigError([("", f"is not TOML: {error}")]) from None
+    text = decoded(await request.read())
     return _File(text), {key: _of_query(key, value) for key, value in request.query.items()}
 
 

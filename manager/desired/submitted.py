@@ -22,9 +22,8 @@ from manager.desired.state import AsTold, Desired, DesiredChange, Rules, apply_t
 #: So many pieces that make no service of today may be remembered.
 _GONE = 1000
 _DIGEST = 16
+#: What begins a service in a file.
 HEADER = "[[service]]"
-#: In any of these a line may be a part of a text.
-_LONG_TEXTS = ('"""', "'''")
 
 
 class _ReadWholeError(Exception):
@@ -69,7 +68,7 @@ class SubmittedTables:
         if isinstance(given, str):
             try:
                 return self._pieces(given, services)
-            except (_ReadWholeError, ValueError, RecursionError):
+            except (_ReadWholeError, ConfigError):
                 return _whole(given)
         digests = [_digest(marshal.dumps(table, 0)) if isinstance(table, dict) else None for table in given]
         items = [self._service(digest, services) or table for table, digest in zip(given, digests, strict=True)]
@@ -78,8 +77,11 @@ class SubmittedTables:
     def _pieces(self, text: str, services: Mapping[str, Service]) -> _Tables:
         """Each piece is valid by itself, and has no other table than services; so all of them together are a file that
         means the same, and its mistakes are those of the pieces."""
+        pieces = toml.cut(text)
+        if pieces is None or toml.loads(pieces[0]):
+            raise _ReadWholeError
         found = _Tables([], [], [])
-        for piece in _cut(text):
+        for piece in (piece.rstrip("\n") for piece in pieces[1]):
             digest = _digest(piece.encode())
             service = self._service(digest, services)
             if service is not None:
@@ -106,16 +108,6 @@ class SubmittedTables:
                 self._known[digest] = services[item["name"]]
         if len(self._known) > len(services) + len(tables.items) + _GONE:
             self._known = {digest: one for digest, one in self._known.items() if services.get(one.name) is one}
-
-
-def _cut(text: str) -> list[str]:
-    """A file in pieces, the first line of each a header."""
-    if any(quotes in text for quotes in _LONG_TEXTS):
-        raise _ReadWholeError
-    head, *pieces = f"\n{text}".split(f"\n{HEADER}\n")
-    if toml.loads(head):
-        raise _ReadWholeError
-    return [f"{HEADER}\n" + piece.rstrip("\n") for piece in pieces]
 
 
 def _whole(text: str) -> _Tables:

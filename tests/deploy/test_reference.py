@@ -14,10 +14,10 @@ def test_the_page_is_current() -> None:
 
 @pytest.mark.parametrize("section", reference.SECTIONS, ids=lambda section: section.title)
 def test_every_key_has_a_meaning_and_says_what_it_must_be(section: reference.Section) -> None:
-    for name, info in section.table.model_fields.items():
-        assert info.description, f"{section.title} {name}"
-        assert info.description.endswith("."), f"{section.title} {name}"
-        assert reference.must_be(info.metadata), f"{section.title} {name}"
+    for name, info in section.table.KEYS.items():
+        assert info.meaning, f"{section.title} {name}"
+        assert info.meaning.endswith("."), f"{section.title} {name}"
+        assert reference.must_be(info.check), f"{section.title} {name}"
 
 
 def test_every_key_of_the_models_is_on_the_page() -> None:
@@ -42,4 +42,4 @@ def test_every_key_of_the_models_is_on_the_page() -> None:
 def test_what_a_value_must_be_is_what_its_validator_says(key: str, says: str) -> None:
     from lb.config.tables import MuxTable
 
-    assert says in reference.must_be(MuxTable.model_fields[key].metadata)
+    assert says in reference.must_be(MuxTable.KEYS[key].check)

@@ -63,15 +63,9 @@ def ask(path: Path, asked: dict[str, Any]) -> Any:
 
 def _from_file(config: str) -> tuple[Path, str]:
     """Only ``state_dir`` is needed: the daemon may well be running although the file has since been broken."""
-    import tomllib  # noqa: PLC0415
+    from lb.config import toml  # noqa: PLC0415
 
-    try:
-        with Path(config).open("rb") as file:
-            document = tomllib.load(file)
-    except OSError as error:
-        raise ConfigError([(config, f"cannot be read: {(error.strerror or str(error)).lower()}")]) from None
-    except (ValueError, RecursionError):
-        raise ConfigError([(config, "is not TOML; `lb check` says where")]) from None
+    document = toml.read(config)
     for name in ("mux", "agent"):
         owner = document.get(name)
         if isinstance(owner, dict) and isinstance(owner.get("state_dir", ""), str):

@@ -204,15 +204,15 @@ def local_manager(file: Path) -> str | None:
     """
     if not file.exists():
         return None
-    import tomllib  # noqa: PLC0415  6 ms
     from ipaddress import ip_address  # noqa: PLC0415
 
+    from lb.config import toml  # noqa: PLC0415
+
     try:
-        with file.open("rb") as opened:
-            listen = tomllib.load(opened)["manager"].get("listen", f"0.0.0.0:{PORT}")
+        listen = toml.read(file)["manager"].get("listen", f"0.0.0.0:{PORT}")
         host, _, port = str(listen).rpartition(":")
         address, number = ip_address(host.strip("[]")), int(port)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    except (ConfigError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if address.is_unspecified:
         return f"https://127.0.0.1:{number}" if address.version == 4 else f"https://[::1]:{number}"

@@ -20,7 +20,7 @@ def command(file: str, print_file: bool, as_json: bool) -> int:
 
     Prints one line for each mistake (path: what is wrong) and exits 2; or a summary, and exits 0.
     """
-    from lb.config.load import load_any  # noqa: PLC0415  brings pydantic
+    from lb.config.load import load_any  # noqa: PLC0415
 
     try:
         config = load_any(file)

@@ -45,15 +45,13 @@ def command(
 
 
 def _names_in(paths: tuple[str, ...]) -> tuple[str, ...]:
-    from lb.config.toml import service_tables  # noqa: PLC0415
+    from lb.config.toml import decoded, service_tables  # noqa: PLC0415
 
     files = read_files(paths)
     try:
-        tables, mistakes = service_tables(files.text.decode())
+        tables, mistakes = service_tables(decoded(files.text))
     except ConfigError as error:
         raise files.blame(error) from None
-    except ValueError as error:
-        raise files.blame(ConfigError([("", f"is not TOML: {error}")])) from None
     names = [table.get("name") for table in tables if isinstance(table, dict)]
     mistakes += [(f"service[{i}].name", "is missing") for i, name in enumerate(names) if not isinstance(name, str)]
     if mistakes:

@@ -86,7 +86,7 @@ def _pool(mux: str | None) -> Pool:
 
     if mux is None:
         return Pool()
-    from lb.config.load import load_mux  # noqa: PLC0415  brings pydantic
+    from lb.config.load import load_mux  # noqa: PLC0415
 
     found = load_mux(mux, offline=True).mux
     return Pool(found.seed, found.slots)

@@ -66,7 +66,7 @@ def command(
 def _offline(
     config: str, protocol: Protocol, source: tuple[Address, int], destination: tuple[Address, int]
 ) -> dict[str, Any]:
-    from lb.config.load import load_mux  # noqa: PLC0415  brings pydantic
+    from lb.config.load import load_mux  # noqa: PLC0415
     from lb.dataplane.compile.compiler import Compiler  # noqa: PLC0415  brings the extension
 
     loaded = load_mux(config, offline=True)

@@ -50,7 +50,7 @@ def command(*, config: str, source: str, target: str, report_file: str | None, s
     The report has one object per packet: n, verdict (forward, pass, drop, reply), reason, service, backend,
     flow (new, known, untracked), and out, the places of what was sent for it in OUT.pcap.
     """
-    from lb.config.load import load_mux  # noqa: PLC0415  brings pydantic
+    from lb.config.load import load_mux  # noqa: PLC0415
 
     loaded = load_mux(config, offline=True)
     switches = [_switch(text, loaded) for text in switch_texts]

@@ -79,15 +79,13 @@ def _expanded(path: str) -> list[str]:
 
 def _look(data: bytes) -> tuple[int, list[tuple[str, str]]]:
     """How many services it has, and what keeps it from being one of several files."""
-    from lb.config.toml import service_tables  # noqa: PLC0415
+    from lb.config.toml import decoded, service_tables  # noqa: PLC0415
 
     try:
-        text = data.decode()
+        text = decoded(data)
         tables, mistakes = service_tables(text)
     except ConfigError as error:
         return 0, list(error.mistakes)
-    except ValueError as error:
-        return 0, [("", f"is not TOML: {error}")]
     if tables and "[[" not in text:
         mistakes.append(("service", "write [[service]] above each: only such services go together with other files"))
     return len(tables), mistakes

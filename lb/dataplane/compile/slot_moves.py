@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lb.dataplane.maglev import build_table
+from lb.model import DEFAULT_SLOTS
 
 Table = Mapping[str, Any]
 
@@ -23,7 +24,7 @@ class Pool:
     """What the MUXes of a pool have in common."""
 
     seed: bytes = bytes(16)
-    slots: int = 65537
+    slots: int = DEFAULT_SLOTS
 
 
 @dataclass(frozen=True, slots=True)

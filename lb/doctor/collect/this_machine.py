@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from lb.config import toml
 from lb.daemon.control_socket import request
 from lb.daemon.process.privileges import effective
 from lb.doctor.model.facts import (
@@ -42,7 +43,7 @@ from lb.doctor.model.facts import (
     Row,
     Twin,
 )
-from lb.errors import ControlError
+from lb.errors import ConfigError, ControlError
 from lb.model import Address
 
 #: Until a manager that does not answer is given up, seconds.
@@ -290,12 +291,9 @@ def _from_there(process: Path, name: str) -> Path:
 
 
 def _table_in(config: Path, role: Role) -> Row:
-    import tomllib  # noqa: PLC0415
-
     try:
-        with config.open("rb") as file:
-            table = tomllib.load(file).get(role.value)
-    except (OSError, ValueError, RecursionError):
+        table = toml.read(config).get(role.value)
+    except ConfigError:
         return {}
     return table if isinstance(table, dict) else {}
 

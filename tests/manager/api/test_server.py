@@ -399,8 +399,8 @@ async def test_a_file_is_applied_as_it_is_and_had_back_as_one(tmp_path: Path) ->
             [with_probe(service())]
         )
         for path, body, sentence in (
-            ("/v1/apply", "[[service]", "is not TOML: expected ']]' at the end of an array declaration"),
-            ("/v1/apply", b"\xff", "is not TOML: 'utf-8' codec can't decode"),
+            ("/v1/apply", "[[service]", "line 1: is not TOML at column 11: unclosed array table"),
+            ("/v1/apply", b"\xff", "line 1: must be UTF-8 text"),
             ("/v1/apply", "[mux]", "mux: has no place in a file of services"),
             ("/v1/apply?dry=true", text, "dry: unknown key; known are confirm, dry_run, prune, wait, why"),
             ("/v1/apply?dry_run=yes", text, 'dry_run must be true or false, not "yes"'),
