@@ -10,11 +10,12 @@ the same.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import msgspec
 
 from lb.daemon.files.private_files import write_private
 from lb.daemon.files.state_dir import check_private
@@ -65,7 +66,7 @@ class ChangeLog:
 
     def load(self) -> HostChanges:
         try:
-            raw = json.loads(self.path.read_text())
+            raw = msgspec.json.decode(self.path.read_text())
             if raw["version"] != _VERSION:
                 raise ValueError("another version")
             return HostChanges(
@@ -111,7 +112,7 @@ def _dump(changes: HostChanges) -> str:
         "interfaces": sorted(changes.interfaces),
         "qdiscs": sorted(changes.qdiscs),
     }
-    return json.dumps(raw, indent=1) + "\n"
+    return msgspec.json.format(msgspec.json.encode(raw), indent=1).decode() + "\n"
 
 
 class Lock:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import pwd
 import secrets
@@ -27,6 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from lb.bgp import helper as helper_module
 from lb.bgp.exabgp_config import ENVIRONMENT, exabgp_config
@@ -295,7 +296,7 @@ class _Link:
         self._answer = answer
         order = {"id": self._number, "lines": list(lines)}
         try:
-            self._writer.write(json.dumps(order).encode() + b"\n")
+            self._writer.write(msgspec.json.encode(order) + b"\n")
             await self._writer.drain()
         except OSError:
             raise SidecarGone from None
@@ -308,7 +309,7 @@ class _Link:
         """Until the helper is gone."""
         try:
             while line := await self._reader.readline():
-                self._heard(json.loads(line), listener)
+                self._heard(msgspec.json.decode(line), listener)
         except (OSError, ValueError):
             return
 

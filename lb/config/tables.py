@@ -17,7 +17,7 @@ import math
 import re
 import socket
 from collections.abc import Callable, Mapping
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, NetmaskValueError
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
@@ -141,18 +141,15 @@ def parse_address6(value: object) -> IPv6Address:
 def parse_vip(value: object) -> Network:
     if not isinstance(value, str):
         raise ValueError(f"must be an address or a prefix in quotes, not {show(value)}")
-    kind: type[IPv4Network | IPv6Network] = IPv6Network if ":" in value else IPv4Network
-    _, slash, length = value.partition("/")
+    address, slash, length = value.partition("/")
     try:
         if "%" in value or (slash and not re.fullmatch(r"[0-9]{1,3}", length)):
             raise ValueError
-        network: Network = kind(value, strict=False)
-    except (AddressValueError, NetmaskValueError, ValueError):
-        raise ValueError(f'must be an address, or a prefix such as "203.0.113.128/25", not {show(value)}') from None
-    try:
-        kind(value)
+        network: Network = (IPv6Network if ":" in value else IPv4Network)(value, strict=False)
     except ValueError:
-        raise ValueError(f'has host bits set; the prefix is "{network}"') from None
+        raise ValueError(f'must be an address, or a prefix such as "203.0.113.128/25", not {show(value)}') from None
+    if slash and network.network_address != type(network.network_address)(address):
+        raise ValueError(f'has host bits set; the prefix is "{network}"')
     word = _special(network.version, int(network.network_address), int(network.broadcast_address))
     if word is not None:
         verb = "is" if network.prefixlen == network.max_prefixlen else "holds addresses that are"

@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import json
 import os
 import socket
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from lb.daemon.log import get_logger
 from lb.errors import ControlError, VipmuxError
@@ -136,7 +137,7 @@ def request(path: str | Path, asked: Request, *, timeout: float = 5.0) -> Any:
         connection.settimeout(timeout)
         try:
             connection.connect(str(path))
-            connection.sendall(json.dumps(asked).encode() + b"\n")
+            connection.sendall(msgspec.json.encode(asked) + b"\n")
             with connection.makefile("rb") as answers:
                 line = answers.readline()
         except TimeoutError:
@@ -150,7 +151,7 @@ def request(path: str | Path, asked: Request, *, timeout: float = 5.0) -> Any:
 
 def _data(path: str | Path, line: bytes) -> Any:
     try:
-        answer = json.loads(line)
+        answer = msgspec.json.decode(line)
         if answer["ok"]:
             return answer["data"]
         error = str(answer["error"])
@@ -161,7 +162,7 @@ def _data(path: str | Path, line: bytes) -> Any:
 
 def _parse(line: bytes) -> Request:
     try:
-        asked = json.loads(line)
+        asked = msgspec.json.decode(line)
     except (ValueError, RecursionError):
         raise ControlError("a request must be one JSON object on one line") from None
     if not isinstance(asked, dict):
@@ -170,7 +171,7 @@ def _parse(line: bytes) -> Request:
 
 
 async def _reply(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
-    writer.write(json.dumps(answer, separators=(",", ":")).encode() + b"\n")
+    writer.write(msgspec.json.encode(answer) + b"\n")
     async with asyncio.timeout(IDLE_TIMEOUT):
         await writer.drain()
 

@@ -16,13 +16,14 @@ far as this version can.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from lb.daemon.files.private_files import make_private_directory, write_private
 from lb.daemon.log import get_logger
@@ -123,7 +124,7 @@ class Cache:
         return self._changed(cached)
 
     def _parse(self, head: bytes, body: bytes) -> Cached:
-        label = json.loads(head)
+        label = msgspec.json.decode(head)
         version = label["version"]
         if type(version) is not int or version < 1:
             raise ValueError("it does not say its version")
@@ -138,7 +139,7 @@ class Cache:
             raise ValueError(f"it is the state of {label['node']}, not of {self._node}")
         if label["sha256"] != hashlib.sha256(body).hexdigest():
             raise ValueError("its checksum is wrong")
-        state = json.loads(body)
+        state = msgspec.json.decode(body)
         if not isinstance(state, dict) or not all(isinstance(entries, dict) for entries in state.values()):
             raise ValueError("it is no state")
         self._base, self._base_size = label["sha256"], len(body)
@@ -217,7 +218,7 @@ class Cache:
         make_private_directory(self._directory)
         if not self._changes_file.exists():  # from here on there always is one
             write_private(self._changes_file, f"{base}\n".encode())
-        write_private(self._state_file, json.dumps(label).encode() + b"\n" + body)
+        write_private(self._state_file, msgspec.json.encode(label) + b"\n" + body)
         first = f"{base}\n".encode()
         write_private(self._changes_file, first)
         self._base, self._base_size, self._changes_size = base, len(body), len(first)
@@ -251,7 +252,7 @@ def _record(line: bytes, before: Cached, number: int) -> Cached | None:
     if not line or checksum != _checksum(text):
         return None
     try:
-        record = json.loads(text)
+        record = msgspec.json.decode(text)
         if record.get("record", number) != number:  # older versions did not count them
             return None
         changed = apply(before.state, {"set": pack_sections(record["set"]), "remove": record["remove"]})

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import re
 import ssl
@@ -20,6 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from lb.daemon.files.private_files import make_private_directory, write_private
 from lb.errors import AccessError, IoError, RequestError
@@ -257,7 +258,7 @@ async def _ask(url: str, path: str, body: dict[str, Any] | None, context: ssl.SS
                 text += piece
                 if len(text) > _ANSWER_MAX:
                     raise ManagerUnreachableError(f"answers {path} at a length that no manager does")
-            answer = json.loads(text)
+            answer = msgspec.json.decode(text)
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise unreachable(error) from None
     except ValueError:

@@ -23,7 +23,7 @@ from typing import Any
 
 from lb.config.load import ANNOUNCED, parse_service_tables, service_table
 from lb.config.render import vip_text
-from lb.config.tables import NAME_MAX, parse_address, parse_ports, parse_vip, show
+from lb.config.tables import NAME_MAX, show
 from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import MAX_SERVICES, Address, Announce, Backend, BackendState, Network, PortRange, Service
 
@@ -251,20 +251,15 @@ def _apply(
     """What is not named, and not in ``delete``, stays."""
     named = _names(array)
     others = _Others(desired.services, named | delete)
-    mistakes: list[tuple[str, str]] = []
-    services: tuple[Service, ...] = ()
-    try:
-        services = parse_service_tables(array)
-    except ConfigError as error:
-        mistakes += error.mistakes
-    mistakes += _Neighbours(desired, others, rules).check(array)
+    services, mistakes = _read(array)
+    mistakes += _Neighbours(desired, others, rules).check(services)
     # Those that are being withdrawn are on MUXes as well.
     if len(array) + len(others) + len(desired.retiring) + len(delete) > MAX_SERVICES:
         total = len(array) + len(others) + len(desired.retiring) + len(delete)
         mistakes.append(("service", f"would be {total} with those that are there; at most {MAX_SERVICES} are possible"))
     if mistakes:
         raise ConfigError(sorted(mistakes, key=lambda mistake: _place(mistake[0])))
-    made = {service.name: _same(desired.services.get(service.name), service) for service in services}
+    made = {service.name: _same(desired.services.get(service.name), service) for service in services.values()}
     lines = [_line(desired.services.get(name), service) for name, service in made.items()]
     lines += [ChangeLine(f"service {name}", "deleted") for name in sorted(delete)]
     names = frozenset(made) | delete
@@ -277,6 +272,18 @@ def _apply(
     if in_the_way:
         raise ConfigError(in_the_way)
     return DesiredChange(desired, new, tuple(lines), names)
+
+
+def _read(array: Sequence[object]) -> tuple[dict[int, Service], list[tuple[str, str]]]:
+    """The services by their place, and all mistakes; of an array with mistakes, those tables that are right."""
+    try:
+        return dict(enumerate(parse_service_tables(array))), []
+    except ConfigError as error:
+        right: dict[int, Service] = {}
+        for i, table in enumerate(array):
+            with contextlib.suppress(ConfigError):
+                (right[i],) = parse_service_tables([table])
+        return right, list(error.mistakes)
 
 
 def _in_the_way(desired: Desired) -> Iterator[tuple[str, str]]:
@@ -672,7 +679,7 @@ class _Others:
 
 
 class _Neighbours:
-    """New tables against the manager's rules and the services that stay. Reads as much of a wrong table as it can."""
+    """New services against the manager's rules and the services that stay."""
 
     def __init__(self, desired: Desired, others: _Others, rules: Rules) -> None:
         self._others = others
@@ -680,39 +687,30 @@ class _Neighbours:
         self._by_vip = desired.by_vip if others else {}
         self._by_address = desired.by_address if others else {}
         self._desired = desired
-        self._mistakes: list[tuple[str, str]] = []
         self._announce: dict[Network, tuple[str, Announce]] = {}
 
-    def check(self, array: Sequence[object]) -> list[tuple[str, str]]:
-        for i, table in enumerate(array):
-            if isinstance(table, dict):
-                self._check(f"service[{i}]", table)
-        return self._mistakes
+    def check(self, services: Mapping[int, Service]) -> Iterator[tuple[str, str]]:
+        """Mistakes; ``services`` by their place among the tables."""
+        for i, service in services.items():
+            for key, message in self._mistakes(service):
+                yield f"service[{i}].{key}", f"{message} (service {show(service.name)})"
 
-    def _say(self, path: str, message: str, table: Mapping[str, Any]) -> None:
-        name = table.get("name")
-        self._mistakes.append((path, message + (f" (service {show(name)})" if isinstance(name, str) else "")))
+    def _mistakes(self, service: Service) -> Iterator[tuple[str, str]]:
+        yield from self._vip(service)
+        yield from self._ties(service)
+        yield from self._announcement(service)
+        for j, backend in enumerate(service.backends):
+            for message in self._backend(backend.address):
+                yield f"backend[{j}].address", message
 
-    def _check(self, path: str, table: Mapping[str, Any]) -> None:
-        vip = _try(parse_vip, table.get("vip"))
-        if vip is not None:
-            self._check_vip(f"{path}.vip", vip, table)
-            self._check_ties(f"{path}.port", vip, table)
-            self._check_announce(f"{path}.announce", vip, table)
-        self._check_ipv6(f"{path}.vip", vip, table)
-        backends = table.get("backend")
-        for j, backend in enumerate(backends if isinstance(backends, list) else []):
-            address = _try(parse_address, backend.get("address")) if isinstance(backend, dict) else None
-            if address is not None:
-                self._check_backend(f"{path}.backend[{j}].address", address, table)
-
-    def _check_vip(self, path: str, vip: Network, table: Mapping[str, Any]) -> None:
+    def _vip(self, service: Service) -> Iterator[tuple[str, str]]:
+        vip = service.vip
         if not any(_inside(vip, prefix) for prefix in self._rules.vip_prefixes):
             allowed = ", ".join(str(prefix) for prefix in self._rules.vip_prefixes)
-            self._say(path, f"must be inside manager.vip_prefixes, {allowed}; {vip_text(vip)} is not", table)
+            yield "vip", f"must be inside manager.vip_prefixes, {allowed}; {vip_text(vip)} is not"
         for address, whose in self._rules.node_addresses.items():
             if address in vip:
-                self._say(path, f"takes the address of {whose}, {address}", table)
+                yield "vip", f"takes the address of {whose}, {address}"
         if vip.prefixlen == vip.max_prefixlen:
             held = [vip.network_address] if vip.network_address in self._by_address else []
         else:
@@ -720,64 +718,45 @@ class _Neighbours:
         for address in held:
             users = [name for name in self._by_address[address] if name in self._others]
             if users:
-                self._say(path, f"takes the address of a backend of service {show(users[0])}, {address}", table)
+                yield "vip", f"takes the address of a backend of service {show(users[0])}, {address}"
+        old = self._desired.services.get(service.name)  # what is there already does not keep others from changing
+        if vip.version == 6 and self._rules.without_ipv6 and (old is None or old.vip != vip):
+            # What no MUX can serve is refused; what some cannot, these leave out, and say so.
+            names = ", ".join(self._rules.without_ipv6)
+            yield "vip", f"is IPv6, and no MUX has an address for it: set mux.address6 on {names} and restart"
 
-    def _check_ipv6(self, path: str, vip: Network | None, table: Mapping[str, Any]) -> None:
-        """What no MUX can serve is refused; what some cannot, these leave out, and say so."""
-        if vip is None or vip.version == 4 or not self._rules.without_ipv6 or vip == self._had(table, "vip"):
-            return
-        names = ", ".join(self._rules.without_ipv6)
-        self._say(path, f"is IPv6, and no MUX has an address for it: set mux.address6 on {names} and restart", table)
-
-    def _had(self, table: Mapping[str, Any], key: str) -> Any:
-        """Of the service of that name as it is: what is there already does not keep others from changing."""
-        name = table.get("name")
-        old = self._desired.services.get(name) if isinstance(name, str) else None
-        return None if old is None else getattr(old, key)
-
-    def _check_ties(self, path: str, vip: Network, table: Mapping[str, Any]) -> None:
-        ports, protocol = _try(parse_ports, table.get("port")), table.get("protocol")
-        for name in self._by_vip.get(str(vip), ()):
+    def _ties(self, service: Service) -> Iterator[tuple[str, str]]:
+        for name in self._by_vip.get(str(service.vip), ()):
             other = self._others.get(name)
-            if other is None or ports is None or other.protocol.value != protocol or not _tie(ports, other.ports):
-                continue
-            message = f"ties with service {show(name)}, which is there already: same VIP and protocol, and the ports"
-            self._say(path, f"{message} overlap", table)
+            if other is not None and other.protocol is service.protocol and _tie(service.ports, other.ports):
+                there = f"service {show(name)}, which is there already"
+                yield "port", f"ties with {there}: same VIP and protocol, and the ports overlap"
 
-    def _check_announce(self, path: str, vip: Network, table: Mapping[str, Any]) -> None:
+    def _announcement(self, service: Service) -> Iterator[tuple[str, str]]:
         """A VIP has one announcement, so services that share it must not want different ones."""
-        if not isinstance(table.get("announce"), dict):
+        mine, vip = service.announce, service.vip
+        if mine is None:
             return
         known = self._announce.get(vip)
         for name in self._by_vip.get(str(vip), ()):
             other = self._others.get(name)
             if known is None and other is not None and other.announce is not None:
                 known = (name, other.announce)
-        mine = _try(lambda: _announce(table))
-        if mine is None:
-            return
         if known is not None:
             differing = [key for key in ANNOUNCED if getattr(known[1], key) != getattr(mine, key)]
             if differing:
-                message = f"must agree with that of service {show(known[0])} at the same VIP in {', '.join(differing)}"
-                self._say(path, message, table)
-        self._announce.setdefault(vip, (str(table.get("name")), mine))
+                words = f"must agree with that of service {show(known[0])} at the same VIP in {', '.join(differing)}"
+                yield "announce", words
+        self._announce.setdefault(vip, (service.name, mine))
 
-    def _check_backend(self, path: str, address: Address, table: Mapping[str, Any]) -> None:
+    def _backend(self, address: Address) -> Iterator[str]:
         whose = self._rules.node_addresses.get(address, "")
         if whose.startswith("MUX "):
-            self._say(path, f"is the address of {whose}; a MUX cannot be a backend", table)
+            yield f"is the address of {whose}; a MUX cannot be a backend"
         for vip, names in holders(self._desired, address) if self._others else ():
             for name in names:
                 if name in self._others:
-                    message = f"must be outside the VIP of service {show(name)}, {vip_text(vip)}; {address} is not"
-                    self._say(path, message, table)
-
-
-def _announce(table: Mapping[str, Any]) -> Announce | None:
-    service = {"name": "x", "vip": "203.0.113.1", "protocol": "tcp", "port": 1}
-    attributes = {key: value for key, value in table["announce"].items() if key in ANNOUNCED}
-    return parse_service_tables([{**service, "announce": attributes}])[0].announce
+                    yield f"must be outside the VIP of service {show(name)}, {vip_text(vip)}; {address} is not"
 
 
 def holders(desired: Desired, address: Address) -> Iterator[tuple[Network, tuple[str, ...]]]:
@@ -795,14 +774,6 @@ def _around(address: Address, length: int) -> Network:
     low = address.max_prefixlen - length
     number = int(address) >> low << low
     return IPv4Network((number, length)) if address.version == 4 else IPv6Network((number, length))
-
-
-def _try(parse: Any, *arguments: Any) -> Any:
-    """None for what is wrong; parse_service_tables says what."""
-    try:
-        return parse(*arguments)
-    except (ValueError, ConfigError):
-        return None
 
 
 def _inside(vip: Network, prefix: Network) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 import sqlite3
@@ -24,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, TypeVar
+
+import msgspec
 
 from manager.store.interface import (
     AuditRecord,
@@ -115,7 +116,7 @@ class SqliteStore:
             return function(*arguments)
         except (sqlite3.OperationalError, OSError) as error:
             raise StoreError(f"{self._path}: {error}; is the disk full, or the file another user's?") from None
-        except (sqlite3.Error, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (sqlite3.Error, msgspec.DecodeError, KeyError, TypeError) as error:
             reason = str(error) if isinstance(error, sqlite3.Error) else f"it holds what is none of ours: {error}"
             raise StoreError(f"{self._path} is damaged: {reason}; restore it from a backup") from None
 
@@ -218,7 +219,7 @@ class SqliteStore:
         for section, key in _touched(change):
             row = self._db.execute("SELECT value FROM desired WHERE section = ? AND key = ?", (section, key)).fetchone()
             if row is not None:
-                found.setdefault(section, {})[key] = json.loads(row[0])
+                found.setdefault(section, {})[key] = msgspec.json.decode(row[0])
         return found
 
     async def audit(self, limit: int, most: int = 2**62) -> list[AuditRecord]:
@@ -234,7 +235,7 @@ class SqliteStore:
             change: Any = {} if deed else None
             if most >= 0 and not deed:
                 row = self._db.execute("SELECT change FROM audit WHERE version = ?", (version,)).fetchone()
-                change = json.loads(row[0])
+                change = msgspec.json.decode(row[0])
             found.append(AuditRecord(version, at, who, what, change, why))
         return found
 
@@ -270,7 +271,7 @@ class SqliteStore:
         rows = self._db.execute(
             "SELECT undo FROM audit WHERE version > ? AND version <= ? ORDER BY version DESC", (after, last)
         )
-        return _joined(json.loads(row[0]) for row in rows)
+        return _joined(msgspec.json.decode(row[0]) for row in rows)
 
     # -- memory -------------------------------------------------------------------------------------------------
 
@@ -345,7 +346,7 @@ class SqliteStore:
     def _take_over(self, above: int) -> int:
         with self._transaction() as database:
             row = database.execute("SELECT value FROM memory WHERE section = 'behind' AND key = 'nodes'").fetchone()
-            known = int(json.loads(row[0]).get("term", 0)) if row is not None else 0
+            known = int(msgspec.json.decode(row[0]).get("term", 0)) if row is not None else 0
             witnessed = self._witnessed.term if self._witnessed is not None else 0
             # Whatever anybody said: a term that messages cannot carry would be the last.
             term = max(self._counter("term"), *(min(said, TERM_MAX) for said in (above, known, witnessed))) + 1
@@ -363,7 +364,7 @@ class SqliteStore:
 
     def _read_witness(self) -> Marks | None:
         try:
-            found = json.loads(self._witness_file.read_bytes())
+            found = msgspec.json.decode(self._witness_file.read_bytes())
             return Marks(int(found["term"]), 0, str(found["lineage"]), int(found["revision"]))
         except FileNotFoundError:
             return None
@@ -376,11 +377,11 @@ class SqliteStore:
         if self._witnessed is not None and lost(self._standing()) is not None:
             return  # what it says must not be forgotten before somebody has taken over
         ours = self._standing()
-        text = json.dumps({"lineage": ours.lineage, "revision": ours.revision, "term": ours.term})
+        text = msgspec.json.encode({"lineage": ours.lineage, "revision": ours.revision, "term": ours.term})
         with contextlib.suppress(OSError):
             fresh = self._witness_file.with_suffix(".new")
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as file:
-                file.write(text + "\n")
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+                file.write(text + b"\n")
             fresh.replace(self._witness_file)
 
     # -- trust --------------------------------------------------------------------------------------------------
@@ -526,7 +527,7 @@ class SqliteStore:
     def _entries(self, table: str) -> Entries:
         entries: Entries = {}
         for section, key, value in self._db.execute(f"SELECT section, key, value FROM {table}"):  # noqa: S608  ours
-            entries.setdefault(section, {})[key] = json.loads(value)
+            entries.setdefault(section, {})[key] = msgspec.json.decode(value)
         return entries
 
     def _write(self, table: str, change: Mapping[str, Any]) -> None:
@@ -551,7 +552,7 @@ def _statements(script: str) -> Iterator[str]:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return msgspec.json.encode(value).decode()
 
 
 # --- changes as values -----------------------------------------------------------------------------------------------
@@ -602,7 +603,7 @@ def _keep_what_was_before(database: sqlite3.Connection) -> None:
     state: Entries = {}
     for (version,) in database.execute("SELECT version FROM audit ORDER BY version").fetchall():
         row = database.execute("SELECT change FROM audit WHERE version = ?", (version,)).fetchone()
-        change = json.loads(row[0])
+        change = msgspec.json.decode(row[0])
         before: Entries = {}
         for section, key in _touched(change):
             if key in state.get(section, {}):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from lb.errors import AccessError
@@ -72,7 +72,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
     except TimeoutError:
         raise AccessError(f"the request's body was not there within {BODY_TIMEOUT:g} s") from None
     try:
-        body = json.loads(text)
+        body = msgspec.json.decode(text)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cryptography.x509  # noqa: F401  a hundred nodes make their keys here, rather than in a process each (lb.node.keys)
-
 from lb.daemon.log import only_warnings
 from lb.node.cache import Cache
 from lb.node.client import NodeClient

@@ -10,12 +10,13 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
-import json
 import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from lb.errors import IoError
 
@@ -170,7 +171,7 @@ class OffNote:
         """A disk that cannot be written is no reason not to serve."""
         note = {"interface": interface, "off": list(names), **_of_this_time(interface)}
         with contextlib.suppress(OSError):
-            self._path.write_text(json.dumps(note))
+            self._path.write_bytes(msgspec.json.encode(note))
 
     def forget(self) -> None:
         with contextlib.suppress(OSError):
@@ -179,7 +180,7 @@ class OffNote:
     def settle(self) -> tuple[str, list[str]] | None:
         """Puts back what a process that was killed left off; the interface and its offloads, None: there is nothing."""
         try:
-            note = json.loads(self._path.read_text())
+            note = msgspec.json.decode(self._path.read_bytes())
             interface, names = str(note["interface"]), [str(name) for name in note["off"]]
         except (OSError, ValueError, KeyError, TypeError):
             return None

@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import re
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from lb.daemon.files.private_files import write_private
 from lb.daemon.kernel import routes, sysctls
@@ -269,7 +270,7 @@ class Tun:
     def _remember(self, settings: dict[str, str]) -> None:
         """Whole or not at all. A disk that cannot be written keeps no packet waiting; it is said."""
         try:
-            write_private(self._restore, json.dumps(settings).encode())
+            write_private(self._restore, msgspec.json.encode(settings))
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             what = ", ".join(sysctls.shown(key) for key in settings)
@@ -277,7 +278,7 @@ class Tun:
 
     def _remembered(self) -> dict[str, str]:
         try:
-            return {str(key): str(value) for key, value in json.loads(self._restore.read_text()).items()}
+            return {str(key): str(value) for key, value in msgspec.json.decode(self._restore.read_bytes()).items()}
         except (OSError, ValueError, AttributeError):
             return {}
 
