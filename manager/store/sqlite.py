@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -75,7 +76,20 @@ CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit BEGIN SELECT RAISE(
 #: Expired certificates and tokens that one transaction deletes.
 _FORGOTTEN_AT_ONCE = 1000
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _in_thread(
+    method: Callable[Concatenate[SqliteStore, P], T],
+) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
+    """A method that runs in the store's thread, and is waited for in the event loop."""
+
+    @functools.wraps(method)
+    async def asked(self: SqliteStore, /, *arguments: P.args, **named: P.kwargs) -> T:
+        return await self._run(functools.partial(method, self, *arguments, **named))
+
+    return asked
 
 
 class SqliteStore:
@@ -107,13 +121,13 @@ class SqliteStore:
             await self._run(self._database.close)
         self._thread.shutdown()
 
-    async def _run(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def _run(self, work: Callable[[], T]) -> T:
         """In the store's thread. What was begun there is finished, even if the caller is cancelled."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, function, arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
 
-    def _guarded(self, function: Callable[..., T], arguments: tuple[Any, ...]) -> T:
+    def _guarded(self, work: Callable[[], T]) -> T:
         try:
-            return function(*arguments)
+            return work()
         except (sqlite3.OperationalError, OSError) as error:
             raise StoreError(f"{self._path}: {error}; is the disk full, or the file another user's?") from None
         except (sqlite3.Error, msgspec.DecodeError, KeyError, TypeError) as error:
@@ -185,19 +199,13 @@ class SqliteStore:
 
     # -- desired state ------------------------------------------------------------------------------------------
 
-    async def load(self) -> Stored:
-        return await self._run(self._load)
-
-    def _load(self) -> Stored:
+    @_in_thread
+    def load(self) -> Stored:
         with self._transaction():
             return Stored(self._counter("version"), self._entries("desired"))
 
-    async def commit(
-        self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float, *, why: str = ""
-    ) -> int:
-        return await self._run(self._commit, expected, change, (at, who, what), why)
-
-    def _commit(self, expected: int, change: Mapping[str, Any], said: tuple[float, str, str], why: str) -> int:
+    @_in_thread
+    def commit(self, expected: int, change: Mapping[str, Any], who: str, what: str, at: float, *, why: str = "") -> int:
         with self._leading() as database:
             version = self._counter("version")
             if version != expected:
@@ -206,7 +214,7 @@ class SqliteStore:
             self._write("desired", change)
             database.execute("UPDATE counter SET value = ? WHERE name = 'version'", (version + 1,))
             self._turn_page()
-            row = (version + 1, *said, _text(change), why, _text(undo))
+            row = (version + 1, at, who, what, _text(change), why, _text(undo))
             database.execute(
                 "INSERT INTO audit (version, at, who, what, change, why, undo) VALUES (?, ?, ?, ?, ?, ?, ?)", row
             )
@@ -222,10 +230,8 @@ class SqliteStore:
                 found.setdefault(section, {})[key] = msgspec.json.decode(row[0])
         return found
 
-    async def audit(self, limit: int, most: int = 2**62) -> list[AuditRecord]:
-        return await self._run(self._audit, limit, most)
-
-    def _audit(self, limit: int, most: int) -> list[AuditRecord]:
+    @_in_thread
+    def audit(self, limit: int, most: int = 2**62) -> list[AuditRecord]:
         versions = "SELECT version, at, who, what, why, length(change), 0 FROM audit ORDER BY version DESC LIMIT :most"
         deeds = "SELECT version, at, who, what, why, 0, id FROM deed ORDER BY id DESC LIMIT :most"
         both = f"SELECT * FROM ({versions}) UNION ALL SELECT * FROM ({deeds}) ORDER BY 1 DESC, 7 DESC LIMIT :most"  # noqa: S608
@@ -239,10 +245,8 @@ class SqliteStore:
             found.append(AuditRecord(version, at, who, what, change, why))
         return found
 
-    async def touched(self, limit: int) -> list[tuple[int, frozenset[str], int | None]]:
-        return await self._run(self._sections, limit)
-
-    def _sections(self, limit: int) -> list[tuple[int, frozenset[str], int | None]]:
+    @_in_thread
+    def touched(self, limit: int) -> list[tuple[int, frozenset[str], int | None]]:
         """SQLite looks into the change by itself: of a large one all but the names of sections would be thrown away."""
         rows = self._db.execute(
             "SELECT version, (SELECT group_concat(key) FROM (SELECT key FROM json_each(change, '$.set') UNION "
@@ -255,19 +259,15 @@ class SqliteStore:
             for version, sections, ended in rows
         ]
 
-    async def history(self, limit: int) -> list[VersionLine]:
-        return await self._run(self._history, limit)
-
-    def _history(self, limit: int) -> list[VersionLine]:
+    @_in_thread
+    def history(self, limit: int) -> list[VersionLine]:
         rows = self._db.execute(
             "SELECT version, at, who, what, why FROM audit ORDER BY version DESC LIMIT ?", (limit,)
         ).fetchall()
         return [VersionLine(*row) for row in rows]
 
-    async def undo(self, after: int, last: int) -> dict[str, Any]:
-        return await self._run(self._undo, after, last)
-
-    def _undo(self, after: int, last: int) -> dict[str, Any]:
+    @_in_thread
+    def undo(self, after: int, last: int) -> dict[str, Any]:
         rows = self._db.execute(
             "SELECT undo FROM audit WHERE version > ? AND version <= ? ORDER BY version DESC", (after, last)
         )
@@ -275,15 +275,12 @@ class SqliteStore:
 
     # -- memory -------------------------------------------------------------------------------------------------
 
-    async def memory(self) -> Entries:
-        return await self._run(self._entries, "memory")
+    @_in_thread
+    def memory(self) -> Entries:
+        return self._entries("memory")
 
-    async def keep(
-        self, memory: Mapping[str, Any], nodes: Sequence[NodeRecord], events: Sequence[Event], most: int
-    ) -> None:
-        await self._run(self._keep, memory, nodes, events, most)
-
-    def _keep(self, memory: Mapping[str, Any], nodes: Sequence[NodeRecord], events: Sequence[Event], most: int) -> None:
+    @_in_thread
+    def keep(self, memory: Mapping[str, Any], nodes: Sequence[NodeRecord], events: Sequence[Event], most: int) -> None:
         with self._leading() as database:
             self._write("memory", memory)
             database.executemany("INSERT OR REPLACE INTO node VALUES (?, ?, ?, ?, ?, ?, ?)", map(astuple, nodes))
@@ -293,28 +290,23 @@ class SqliteStore:
 
     # -- nodes and terms ----------------------------------------------------------------------------------------
 
-    async def nodes(self) -> list[NodeRecord]:
-        return await self._run(lambda: [NodeRecord(*row) for row in self._db.execute("SELECT * FROM node")])
+    @_in_thread
+    def nodes(self) -> list[NodeRecord]:
+        return [NodeRecord(*row) for row in self._db.execute("SELECT * FROM node")]
 
-    async def forget_node(self, kind: str, name: str, deed: Deed) -> None:
-        await self._run(self._forget_node, kind, name, deed)
-
-    def _forget_node(self, kind: str, name: str, deed: Deed) -> None:
+    @_in_thread
+    def forget_node(self, kind: str, name: str, deed: Deed) -> None:
         with self._transaction() as database:
             database.execute("DELETE FROM node WHERE kind = ? AND name = ?", (kind, name))
             self._note(deed)
 
-    async def events(self) -> list[Event]:
-        return await self._run(self._events)
-
-    def _events(self) -> list[Event]:
+    @_in_thread
+    def events(self) -> list[Event]:
         rows = self._db.execute("SELECT id, at, subject, text, bad FROM event ORDER BY id")
         return [Event(id_, at, subject, text, bool(bad)) for id_, at, subject, text, bad in rows]
 
-    async def next_term(self) -> int:
-        return await self._run(self._next_term)
-
-    def _next_term(self) -> int:
+    @_in_thread
+    def next_term(self) -> int:
         with self._transaction() as database:
             last = self._counter("term")
             database.execute("INSERT OR REPLACE INTO ended VALUES (?, ?)", (last, self._counter("revision")))
@@ -328,8 +320,9 @@ class SqliteStore:
 
     # -- which history this is (manager.store.lineage) ----------------------------------------------------------------
 
-    async def standing(self) -> StoreStanding:
-        return await self._run(self._standing)
+    @_in_thread
+    def standing(self) -> StoreStanding:
+        return self._standing()
 
     def _standing(self) -> StoreStanding:
         lineage = self._db.execute("SELECT value FROM mark WHERE name = 'lineage'").fetchone()[0]
@@ -340,10 +333,8 @@ class SqliteStore:
         """Something changed that nobody may forget; within a transaction."""
         self._db.execute("UPDATE counter SET value = value + 1 WHERE name = 'revision'")
 
-    async def take_over(self, above: int) -> int:
-        return await self._run(self._take_over, above)
-
-    def _take_over(self, above: int) -> int:
+    @_in_thread
+    def take_over(self, above: int) -> int:
         with self._transaction() as database:
             row = database.execute("SELECT value FROM memory WHERE section = 'behind' AND key = 'nodes'").fetchone()
             known = int(msgspec.json.decode(row[0]).get("term", 0)) if row is not None else 0
@@ -386,10 +377,8 @@ class SqliteStore:
 
     # -- trust --------------------------------------------------------------------------------------------------
 
-    async def add_token(self, token: Token) -> None:
-        await self._run(self._add_token, token)
-
-    def _add_token(self, token: Token) -> None:
+    @_in_thread
+    def add_token(self, token: Token) -> None:
         with self._transaction() as database:
             database.execute("INSERT INTO token VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(token))
             self._note(tokens.made(token))
@@ -399,34 +388,29 @@ class SqliteStore:
         values = (self._counter("version"), deed.at, deed.who, deed.what, deed.why)
         self._db.execute("INSERT INTO deed (version, at, who, what, why) VALUES (?, ?, ?, ?, ?)", values)
 
-    async def token(self, digest: str) -> Token | None:
-        return await self._run(self._token, digest)
+    @_in_thread
+    def token(self, digest: str) -> Token | None:
+        return self._token(digest)
 
     def _token(self, digest: str) -> Token | None:
         row = self._db.execute("SELECT * FROM token WHERE digest = ?", (digest,)).fetchone()
         return Token(*row) if row else None
 
-    async def all_tokens(self) -> list[Token]:
-        return await self._run(self._tokens)
-
-    def _tokens(self) -> list[Token]:
+    @_in_thread
+    def all_tokens(self) -> list[Token]:
         rows = self._db.execute("SELECT * FROM token WHERE expires > ?", (time.time(),))
         return [Token(*row) for row in rows]
 
-    async def end_tokens(self, digests: Collection[str], at: float, who: str = HERE) -> None:
-        await self._run(self._end_tokens, list(digests), at, who)
-
-    def _end_tokens(self, digests: list[str], at: float, who: str) -> None:
+    @_in_thread
+    def end_tokens(self, digests: Collection[str], at: float, who: str = HERE) -> None:
         with self._transaction() as database:
             for token in filter(None, map(self._token, digests)):
                 end = "UPDATE token SET expires = min(expires, ?), joined = NULL WHERE digest = ?"
                 database.execute(end, (at, token.digest))
                 self._note(tokens.ended(token, at, who))
 
-    async def join(self, digest: str, certificate: Certificate, pem: str, *, replaces: bool) -> JoinRefusal | None:
-        return await self._run(self._join, digest, certificate, pem, replaces)
-
-    def _join(self, digest: str, certificate: Certificate, pem: str, replaces: bool) -> JoinRefusal | None:
+    @_in_thread
+    def join(self, digest: str, certificate: Certificate, pem: str, *, replaces: bool) -> JoinRefusal | None:
         at, node = certificate.made_at, certificate.common_name
         valid = "kind = ? AND name = ? AND revoked_at IS NULL AND expires > ?"
         values = (certificate.kind, certificate.name, at)
@@ -448,12 +432,8 @@ class SqliteStore:
         self._witness()
         return None
 
-    async def add_certificate(
-        self, certificate: Certificate, renews: str | None = None, made_by: str | None = None
-    ) -> bool:
-        return await self._run(self._add_certificate, certificate, renews, made_by)
-
-    def _add_certificate(self, certificate: Certificate, renews: str | None, made_by: str | None) -> bool:
+    @_in_thread
+    def add_certificate(self, certificate: Certificate, renews: str | None = None, made_by: str | None = None) -> bool:
         with self._transaction() as database:
             gone = "SELECT 1 FROM certificate WHERE serial = ? AND revoked_at IS NOT NULL"
             if renews is not None and database.execute(gone, (renews,)).fetchone() is not None:
@@ -463,17 +443,13 @@ class SqliteStore:
                 self._note(tokens.signed(certificate, made_by))
         return True
 
-    async def certificates(self) -> list[Certificate]:
-        return await self._run(self._certificates)
-
-    def _certificates(self) -> list[Certificate]:
+    @_in_thread
+    def certificates(self) -> list[Certificate]:
         rows = self._db.execute("SELECT * FROM certificate WHERE expires > ?", (time.time(),))
         return [Certificate(*row) for row in rows]
 
-    async def revoked(self) -> dict[str, str]:
-        return await self._run(self._revoked)
-
-    def _revoked(self) -> dict[str, str]:
+    @_in_thread
+    def revoked(self) -> dict[str, str]:
         """Read again only where a command has written to the file since, or this process has revoked something."""
         seen = self._db.execute("PRAGMA data_version").fetchone()[0], self._revocations
         if self._revoked_last[0] != seen:
@@ -484,10 +460,8 @@ class SqliteStore:
         said = "SELECT serial, coalesce(revoked_why, 'no reason was given') FROM certificate"
         return dict(self._db.execute(f"{said} WHERE revoked_at IS NOT NULL AND expires > ?", (time.time(),)).fetchall())
 
-    async def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None:
-        await self._run(self._revoke, list(serials), at, why, who)
-
-    def _revoke(self, serials: list[str], at: float, why: str, who: str) -> None:
+    @_in_thread
+    def revoke(self, serials: Collection[str], at: float, why: str, who: str = HERE) -> None:
         valid = "SELECT * FROM certificate WHERE serial = ? AND revoked_at IS NULL"
         self._revocations += 1
         with self._transaction() as database:
@@ -502,24 +476,21 @@ class SqliteStore:
 
     async def forget_expired(self, before: float) -> int:
         total = 0
-        while (number := await self._run(self._forget_expired, before)) > 0:
+        while (number := await self._forget_some(before)) > 0:
             total += number
         return total
 
-    def _forget_expired(self, before: float) -> int:
+    @_in_thread
+    def _forget_some(self, before: float) -> int:
         """Some of them, so that whoever waits for the store waits for no more."""
         forgotten = 0
         for table, key in (("certificate", "serial"), ("token", "digest")):
             some = f"SELECT {key} FROM {table} WHERE expires < ? LIMIT {_FORGOTTEN_AT_ONCE}"  # noqa: S608  ours
-            forgotten += self._execute(f"DELETE FROM {table} WHERE {key} IN ({some})", (before,))  # noqa: S608  ours
+            with self._transaction() as database:
+                forgotten += database.execute(f"DELETE FROM {table} WHERE {key} IN ({some})", (before,)).rowcount  # noqa: S608
         return forgotten
 
     # -- what all of them use -----------------------------------------------------------------------------------
-
-    def _execute(self, statement: str, values: tuple[Any, ...]) -> int:
-        """One statement, its own transaction; returns how many rows it changed."""
-        with self._transaction() as database:
-            return database.execute(statement, values).rowcount
 
     def _counter(self, name: str) -> int:
         return int(self._db.execute("SELECT value FROM counter WHERE name = ?", (name,)).fetchone()[0])
