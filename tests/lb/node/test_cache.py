@@ -141,7 +141,7 @@ def test_a_state_without_changes_yet_is_complete_whenever_it_was_cut_short(tmp_p
 
 def test_a_state_of_a_newer_version_is_read_as_far_as_this_one_can(tmp_path: Path) -> None:
     filled(tmp_path, 1)
-    text = (tmp_path / "state").read_bytes().replace(b'"version": 1', b'"version": 2, "more": [1]')
+    text = (tmp_path / "state").read_bytes().replace(b'"version":1', b'"version":2,"more":[1]')
     (tmp_path / "state").write_bytes(text)
     found, logs = loaded(tmp_path)
     assert found == cached(0)
@@ -225,7 +225,7 @@ def test_a_fold_is_due_before_it_must_be(tmp_path: Path, monkeypatch: pytest.Mon
         (lambda text: text.replace(b"203.0.113.10", b"203.0.113.11"), "its checksum is wrong"),
         (lambda text: b"", "damaged"),
         (lambda text: b"\0" * len(text), "damaged"),
-        (lambda text: text.replace(b'"version": 1', b'"version": "x"'), "it does not say its version"),
+        (lambda text: text.replace(b'"version":1', b'"version":"x"'), "it does not say its version"),
     ],
 )
 def test_a_damaged_file_is_one_clear_line_and_no_state(tmp_path: Path, damage: Any, reason: str) -> None:

@@ -95,4 +95,4 @@ def test_a_setting_that_is_not_there_is_a_sentence(device: Tun, tmp_path: Path) 
 
 def test_what_a_setting_was_is_remembered(device: Tun, tmp_path: Path) -> None:
     asyncio.run(device.cover(VIP6))
-    assert (tmp_path / "state" / module.RESTORE_FILE).read_text() == '{"ipv6/conf/all/forwarding": "0"}'
+    assert (tmp_path / "state" / module.RESTORE_FILE).read_text() == '{"ipv6/conf/all/forwarding":"0"}'
