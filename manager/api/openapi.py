@@ -557,6 +557,14 @@ ROUTES: tuple[ApiRoute, ...] = (
     ),
     ApiRoute(
         "POST",
+        "/v1/delete",
+        "delete_services",
+        "Withdraws these services, as one change, then removes them",
+        _CHANGE,
+        record({"services": array(TEXT)}, {"why": _TERMS["why"]}),
+    ),
+    ApiRoute(
+        "POST",
         "/v1/apply",
         "apply",
         "Creates or changes services; leaves the others alone, unless prune is true",

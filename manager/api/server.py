@@ -360,7 +360,16 @@ class Api:
 
     async def delete_service(self, request: web.Request) -> web.Response:
         why = _why(request.query)
-        return _change(await self._controller.writer.delete_service(request.match_info["name"], request[WHO], why=why))
+        return _change(
+            await self._controller.writer.delete_services([request.match_info["name"]], request[WHO], why=why)
+        )
+
+    async def delete_services(self, request: web.Request) -> web.Response:
+        body = await _table(request, {"services", "why"})
+        names = _array(body.get("services"), "services")
+        if not names or not all(isinstance(name, str) for name in names):
+            raise RequestError("services must be the names of services, at least one")
+        return _change(await self._controller.writer.delete_services(names, request[WHO], why=_why(body)))
 
     async def drain_backend(self, request: web.Request) -> web.Response:
         return await self._drain_backends(request, drain=True)

@@ -204,11 +204,14 @@ class Writer:
 
         return await self._change(change, ChangeTerms(who, why), free=True)
 
-    async def delete_service(self, name: str, who: str, *, why: str = "") -> Applied:
+    async def delete_services(self, names: Collection[str], who: str, *, why: str = "") -> Applied:
+        """All of them, or none, as one change."""
+
         def change(desired: Desired, _: Rules, as_told: AsTold) -> DesiredChange:
-            if name in self.held and name not in desired.services:  # it is in the store alone
-                return DesiredChange(desired, desired, (ChangeLine(f"service {name}", "deleted"),), frozenset({name}))
-            return changes.delete_service(desired, name, as_told)
+            unread = sorted({name for name in names if name in self.held and name not in desired.services})
+            done = changes.delete_services(desired, [name for name in names if name not in unread], as_told)
+            lines = [ChangeLine(f"service {name}", "deleted") for name in unread]  # they are in the store alone
+            return replace(done, lines=(*done.lines, *lines), names=done.names | set(unread))
 
         return await self._change(change, ChangeTerms(who, why))
 

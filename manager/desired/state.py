@@ -26,6 +26,7 @@ from lb.config.render import vip_text
 from lb.config.tables import NAME_MAX, show
 from lb.errors import ConfigError, NotFoundError, RequestError
 from lb.model import MAX_SERVICES, Address, Announce, Backend, BackendState, Network, PortRange, Service
+from manager.desired.salvage import salvaged
 
 #: So many services that a change leaves as they are have a line of their own.
 LISTED = 100
@@ -275,15 +276,17 @@ def _apply(
 
 
 def _read(array: Sequence[object]) -> tuple[dict[int, Service], list[tuple[str, str]]]:
-    """The services by their place, and all mistakes; of an array with mistakes, those tables that are right."""
+    """The services by their place, and all mistakes; of an array with mistakes, as much of each table as is right."""
     try:
         return dict(enumerate(parse_service_tables(array))), []
     except ConfigError as error:
-        right: dict[int, Service] = {}
+        found: dict[int, Service] = {}
         for i, table in enumerate(array):
-            with contextlib.suppress(ConfigError):
-                (right[i],) = parse_service_tables([table])
-        return right, list(error.mistakes)
+            service, _ = salvaged(table)
+            if service is not None and isinstance(table, dict):
+                all_there = len(service.backends) == len(table.get("backend", ()))
+                found[i] = service if all_there else replace(service, backends=())  # else places are not to be told
+        return found, list(error.mistakes)
 
 
 def _in_the_way(desired: Desired) -> Iterator[tuple[str, str]]:
@@ -333,13 +336,17 @@ def _takes_addresses(desired: Desired, rules: Rules) -> bool:
     )
 
 
-def delete_service(desired: Desired, name: str, as_told: AsTold = lambda service: service) -> DesiredChange:
-    if name not in desired.services:
-        raise NotFoundError(f"there is no service {show(name)}{_hint(desired)}")
-    services = {key: service for key, service in desired.services.items() if key != name}
-    names = frozenset({name})
-    new = _change_services(desired, services, names, as_told)
-    return DesiredChange(desired, new, (ChangeLine(f"service {name}", "deleted"),), names)
+def delete_services(
+    desired: Desired, names: Collection[str], as_told: AsTold = lambda service: service
+) -> DesiredChange:
+    """All of them, or none where one is not there."""
+    for name in names:
+        if name not in desired.services:
+            raise NotFoundError(f"there is no service {show(name)}{_hint(desired)}")
+    gone = frozenset(names)
+    services = {key: service for key, service in desired.services.items() if key not in gone}
+    new = _change_services(desired, services, gone, as_told)
+    return DesiredChange(desired, new, tuple(ChangeLine(f"service {name}", "deleted") for name in sorted(gone)), gone)
 
 
 def purge(desired: Desired, keys: Iterable[str]) -> DesiredChange:

@@ -33,6 +33,7 @@ OPERATORS_MAY = frozenset(
         ("PUT", "/v1/services/{name}"),
         ("DELETE", "/v1/services/{name}"),
         ("POST", "/v1/apply"),
+        ("POST", "/v1/delete"),
         ("POST", "/v1/confirm"),
         ("POST", "/v1/rollback"),
         *(

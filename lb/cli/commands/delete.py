@@ -12,11 +12,11 @@ from lb.cli.options.service_files import files_option, read_files
 from lb.cli.terminal.output import example, output_option, print_json
 from lb.errors import ConfigError, RequestError
 
-PATHS = {"service": "services", "mux": "muxes", "agent": "agents"}
+PATHS = {"mux": "muxes", "agent": "agents"}
 
 
 @click.command("delete", epilog=example("lb delete service web"))
-@click.argument("kind", type=click.Choice(list(PATHS)), required=False)
+@click.argument("kind", type=click.Choice(["service", *PATHS]), required=False)
 @click.argument("names", nargs=-1, metavar="NAME...", shell_complete=by_kind("kind"))
 @files_option("Delete the services of this file, or of a folder of *.toml; may be repeated.")
 @why_option
@@ -25,7 +25,7 @@ PATHS = {"service": "services", "mux": "muxes", "agent": "agents"}
 def command(
     *, kind: str | None, names: tuple[str, ...], paths: tuple[str, ...], why: str, manager: Manager, as_json: bool
 ) -> None:
-    """Delete a service: it is withdrawn everywhere first. Or forget a MUX or an agent that will not come back."""
+    """Delete services: they are withdrawn everywhere first. Or forget a MUX or an agent that will not come back."""
     if paths:
         if kind is not None:
             raise RequestError("give either -f FILE, or what to delete and its name")
@@ -34,14 +34,13 @@ def command(
         raise RequestError("what is to be deleted? `lb delete service NAME`, mux NAME, agent NAME, or -f FILE")
     if why and kind != "service":
         raise RequestError("-m goes with a service: that a node was forgotten is an event, and no change in the audit")
+    if kind == "service":
+        answer = manager.post("delete", body={"services": list(dict.fromkeys(names)), **({"why": why} if why else {})})
+        print_json(answer) if as_json else show(answer)
+        return
     for name in names:
-        answer = manager.delete(PATHS[kind], name, **({"why": why} if why else {}))
-        if as_json:
-            print_json(answer)
-        elif kind == "service":
-            show(answer)
-        else:
-            click.echo(f"{kind} {name} forgotten")
+        answer = manager.delete(PATHS[kind], name)
+        print_json(answer) if as_json else click.echo(f"{kind} {name} forgotten")
 
 
 def _names_in(paths: tuple[str, ...]) -> tuple[str, ...]:

@@ -200,6 +200,7 @@ def test_several_files_and_folders_are_one_change(daemon: Daemon, tmp_path: Path
     )
     said = fine("delete", "-f", one, "-f", folder, manager=daemon.url)
     assert said.count("deleted") == 2
+    assert said.count("version ") == 1, "all of them are one change"
 
 
 def test_mistakes_in_several_files_name_the_file_and_the_service_in_it(daemon: Daemon, tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ async def test_kept_rows_follow_everything_that_changes_them(tmp_path: Path) -> 
         await controller.writer.drain_backend("web", "web-1", WHO, drain=False)
         await until(lambda: both.agree()[1][2]["state"] == "up")
         site.muxes[0].answers = False
-        await controller.writer.delete_service("dns", WHO)
+        await controller.writer.delete_services(["dns"], WHO)
         await until(lambda: [row["state"] for row in both.agree()[0]][-1:] == ["retiring"])
         await controller.writer.apply([service("web", "203.0.113.20", hosts=(3,))], WHO)
         both.agree()

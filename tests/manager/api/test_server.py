@@ -153,6 +153,13 @@ async def test_a_service_from_its_first_day_to_its_last(tmp_path: Path) -> None:
 
         _, done = await client.ask("PUT", "/v1/services/web", {**service(), "idle": 60})
         assert done["lines"][0]["details"] == ["idle default → 60", "probe removed (type tcp)"]
+        for wrong in ([], "web", [1]):
+            assert (await client.ask("POST", "/v1/delete", {"services": wrong}))[0] == 400
+        await client.ask("PUT", "/v1/services/two", service("two", vip="203.0.113.2"))
+        assert (await client.ask("POST", "/v1/delete", {"services": ["two", "none"]}))[0] == 404
+        _, done = await client.ask("POST", "/v1/delete", {"services": ["two"], "why": "as one change"})
+        assert [line["name"] for line in done["lines"]] == ["service two"]
+        assert "as one change" in {line["why"] for line in await client.get("/v1/audit?limit=3")}
         _, done = await client.ask("DELETE", "/v1/services/web?why=nobody%20asks%20for%20it")
         assert done["lines"][0]["action"] == "deleted"
         assert (await client.get("/v1/audit?limit=1"))[0]["why"] == "nobody asks for it"

@@ -147,7 +147,7 @@ async def test_deleting_withdraws_first_and_leaves_an_audit(tmp_path: Path) -> N
     async with running(tmp_path, store) as controller:
         site = await served(controller)
         site.muxes[1].answers = False
-        await controller.writer.delete_service("web", WHO)
+        await controller.writer.delete_services(["web"], WHO)
         await until(lambda: site.muxes[0].announces() == set())
         assert "web" in site.muxes[0].state["services"], "mux2 may still announce it"
         assert View(controller).services.rows()[0]["state"] == "retiring"
@@ -451,7 +451,7 @@ async def test_what_is_said_of_a_deleted_service_counts_as_long_as_nodes_have_it
         site = await served(controller, with_probe(service()))
         for mux in site.muxes:
             mux.answers = False
-        await controller.writer.delete_service("web", WHO)
+        await controller.writer.delete_services(["web"], WHO)
         site.hosts[0].report("web", "web-1", False, "connection refused")
         for mux in site.muxes:
             mux.report("web", "web-2", False, "timed out")

@@ -160,7 +160,7 @@ async def test_beside_what_waits_services_cannot_be_changed_but_machines_can_be_
         sentence = "version 2 of operator:alice waits for its confirmation, for another 60 s: `lb confirm` keeps it"
         for refused in (
             controller.writer.apply([service("dns", "203.0.113.11")], BOB),
-            controller.writer.delete_service("web", BOB),
+            controller.writer.delete_services(["web"], BOB),
             controller.writer.rollback(0, BOB),
         ):
             with pytest.raises(ConflictError, match=sentence):
@@ -304,7 +304,7 @@ async def test_a_drain_ordered_while_a_change_waited_is_taken_back_alone(tmp_pat
 async def test_what_was_right_then_is_checked_by_the_rules_of_today(tmp_path: Path) -> None:
     async with managing(tmp_path, Clock()) as controller:
         await controller.writer.apply([service()], WHO)
-        await controller.writer.delete_service("web", WHO)
+        await controller.writer.delete_services(["web"], WHO)
         site = Site(hosts=0)
         site.muxes[0].settings = {"name": "mux1", "address": "203.0.113.10"}
         site.connect(controller)

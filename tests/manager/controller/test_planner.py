@@ -85,7 +85,7 @@ async def test_a_verdict_waits_for_no_change_that_is_worked_out(
         await controller.writer.apply([service("old", "203.0.113.99")], WHO)
         await until(lambda: all("203.0.113.99/32" in mux.announces() for mux in site.muxes))
         monkeypatch.setattr(controller.writer._given, "apply", slowly)
-        await controller.writer.delete_service("old", WHO)
+        await controller.writer.delete_services(["old"], WHO)
         large = [service(f"s{n}", f"203.0.1.{n}") for n in range(1, 101)]
         applying = asyncio.create_task(controller.writer.apply(large, WHO))
         try:

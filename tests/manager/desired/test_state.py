@@ -23,7 +23,7 @@ from manager.desired.state import (
     Order,
     Rules,
     apply_tables,
-    delete_service,
+    delete_services,
     drain_backend,
     drain_host,
     drain_mux,
@@ -133,9 +133,9 @@ def test_details_say_what_was_and_what_is() -> None:
 
 def test_deleting_keeps_the_service_until_its_vip_is_withdrawn() -> None:
     there = after(service(), service("tls", port=443))
-    one = delete_service(there, "tls").new
+    one = delete_services(there, ["tls"]).new
     assert one.retiring == {}, "the VIP is still wanted"
-    none = delete_service(one, "web").new
+    none = delete_services(one, ["web"]).new
     assert none.retiring.keys() == {"web"}
     assert none.retiring_by_vip == {"203.0.113.10/32": ("web",)}
     again = after(service("other"), desired=none)
@@ -147,7 +147,7 @@ def test_a_retiring_service_keeps_what_muxes_were_told_of_its_backends() -> None
     def as_told(found: Service) -> Service:
         return replace(found, backends=tuple(replace(b, state=BackendState.DOWN) for b in found.backends))
 
-    gone = delete_service(after(service()), "web", as_told).new
+    gone = delete_services(after(service()), ["web"], as_told).new
     assert {backend.state for backend in gone.retiring["web"].backends} == {BackendState.DOWN}
 
 
@@ -159,7 +159,7 @@ def test_a_service_that_moves_retires_its_old_place_under_another_name() -> None
 def test_unknown_names_are_refused_with_those_that_are_known() -> None:
     there = after(service())
     with pytest.raises(NotFoundError, match='there is no service "wab"; there are web'):
-        delete_service(there, "wab")
+        delete_services(there, ["web", "wab"])
     with pytest.raises(NotFoundError, match='has no backend "x"; its backends are web-1, web-2'):
         drain_backend(there, "web", "x", ALICE)
 
@@ -168,7 +168,7 @@ def test_drains_outlive_applying_but_not_their_backend() -> None:
     there = drain_backend(after(service()), "web", "web-1", ALICE).new
     assert after(service(idle=5), desired=there).drains == {"web/web-1": ALICE}
     assert after(service(hosts=(2,)), desired=there).drains == {}
-    assert delete_service(there, "web").new.drains == {}
+    assert delete_services(there, ["web"]).new.drains == {}
     assert drain_backend(there, "web", "web-1", ALICE).empty
     assert drain_backend(there, "web", "web-1", None).new.drains == {}
     assert drain_mux(there, "mux1", ALICE).new.mux_drains == {"mux1": ALICE}
@@ -237,7 +237,7 @@ def test_entries_make_the_same_desired_state_again() -> None:
     run(apply_tables(desired, [service(), service("dns", "203.0.113.11"), service("x", "203.0.113.12")], RULES))
     run(drain_backend(desired, "web", "web-1", ALICE))
     run(drain_mux(desired, "mux1", ALICE))
-    run(delete_service(desired, "dns"))
+    run(delete_services(desired, ["dns"]))
     run(apply_tables(desired, [service("x", "203.0.113.13", port=81)], RULES))
     again = from_entries(desired.version, entries)
     assert again == desired

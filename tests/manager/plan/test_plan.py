@@ -18,7 +18,7 @@ from lb.config.load import parse_service_tables
 from lb.model import Probe, ProbeType
 from lb.node.messages import digest
 from lb.probe.scheduler import spread
-from manager.desired.state import DesiredChange, Order, delete_service, drain_backend, drain_mux, purge
+from manager.desired.state import DesiredChange, Order, delete_services, drain_backend, drain_mux, purge
 from manager.plan.health import Report, Source
 from manager.plan.model import Plan, PlanMemory
 from manager.plan.plan import plan, replan
@@ -757,7 +757,7 @@ def step(fleet: Fleet, event: tuple[Any, ...]) -> None:
     elif kind == "delete":
         left = [name for name in fleet.desired.services if name != rest[0]]
         if len(left) < len(fleet.desired.services):
-            fleet.desired = delete_service(fleet.desired, rest[0]).new
+            fleet.desired = delete_services(fleet.desired, [rest[0]]).new
     elif kind == "take":
         fleet.take(rest[0])
     elif kind == "settle":

@@ -166,12 +166,12 @@ async def test_one_node_that_lies_stops_changes_until_it_is_deleted_and_no_verdi
         liar.marks = Marks(10**12, 1, "x", 1)
         liar.connect(controller)
         with pytest.raises(ConflictError, match="mux:mux9 has orders of term 1000000000000"):
-            await controller.writer.delete_service("web", WHO)
+            await controller.writer.delete_services(["web"], WHO)
         site.hosts[0].report("web", "web-1", False)
         await until(lambda: site.muxes[0].backends("web")["web-1"] == "down")
         liar.leave()
         await controller.node_orders.forget("mux", "mux9", WHO)
-        await controller.writer.delete_service("web", WHO)
+        await controller.writer.delete_services(["web"], WHO)
     async with running(tmp_path) as controller:
         assert not controller.hub.behind
 

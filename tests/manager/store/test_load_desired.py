@@ -16,8 +16,9 @@ import pytest
 
 from lb.doctor.fleet import check_held
 from manager.api.view import View
+from manager.desired.salvage import salvaged
 from manager.store.interface import ConflictError, StoreError
-from manager.store.load_desired import read, salvaged
+from manager.store.load_desired import read
 from manager.store.sqlite import FILE
 from tests.manager.fake_nodes import Site, running, until
 from tests.manager.fleet import service
@@ -80,7 +81,7 @@ async def test_what_cannot_be_read_at_all_is_set_aside_and_can_be_deleted(tmp_pa
     async with running(tmp_path) as controller:
         assert controller.desired.services.keys() == {"dns"}
         assert [row["served"] for row in View(controller).manager.status()["held"]] == [False]
-        await controller.writer.delete_service("web", WHO)
+        await controller.writer.delete_services(["web"], WHO)
         assert controller.writer.held == {}
     async with running(tmp_path) as controller:
         assert controller.writer.held == {}
@@ -93,7 +94,7 @@ async def test_services_that_a_stricter_rule_sets_against_each_other_serve_on(tm
     edit(tmp_path, put("services", "twin", twin))  # ties with web
     async with running(tmp_path) as controller:
         assert controller.desired.services.keys() == {"web", "dns", "twin"}
-        await controller.writer.delete_service("twin", WHO)
+        await controller.writer.delete_services(["twin"], WHO)
 
 
 async def test_orders_of_a_newer_version_are_read_as_far_as_they_can_be(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ async def test_services_are_searched_filtered_and_paged_by_the_manager(tmp_path:
 async def test_what_is_kept_of_services_agrees_with_the_plan_through_changes(tmp_path: Path) -> None:
     async with page(tmp_path, services=5) as reader:
         await reader.get("/v1/page")
-        await reader.controller.writer.delete_service("web3", "operator:alice")
+        await reader.controller.writer.delete_services(["web3"], "operator:alice")
         reader.site.hosts[0].report("web", "web-1", False)
         await reader.controller.writer.drain_backend("web1", "web1-2", "operator:alice", drain=True)
         await until(lambda: reader.shown("web1-2") == "drain" and reader.shown() == "down")
