@@ -79,7 +79,7 @@ def lb_command(name: str) -> click.Command:
 
 def test_every_file_that_is_copied_comes_with_the_wheel() -> None:
     text = "".join(PAGES.values())
-    copied = set(re.findall(r"(?:share/vipmux|vipmux-0\.1\.0)/([\w/.-]+\w)", text)) - {"wheels"}
+    copied = set(re.findall(r"(?:share/vipmux|vipmux-[\d.]+\d)/([\w/.-]+\w)", text)) - {"wheels"}
     missing = [name for name in copied if not (ROOT / "deploy" / name).exists()]
     assert missing == []
     assert {"systemd/lb-mux.service", "sysctl/90-vipmux-host.conf", "routers/bird.conf"} <= copied
@@ -94,7 +94,8 @@ def test_the_wheel_named_is_the_one_that_is_built() -> None:
 def test_the_units_run_the_programs_where_the_page_installs_them() -> None:
     for unit in (ROOT / "deploy/systemd").glob("*.service"):
         assert re.search(r"^ExecStart=/opt/vipmux/current/bin/lb-\w+ ", unit.read_text(), re.MULTILINE)
-    assert "ln -sfn 0.1.0 /opt/vipmux/current" in PAGES["install.md"]
+    version = PROJECT["project"]["version"]
+    assert f"ln -sfn {version} /opt/vipmux/current" in PAGES["install.md"]
 
 
 def test_the_drill_of_the_page_is_the_one_that_the_lab_runs() -> None:

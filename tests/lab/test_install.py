@@ -51,7 +51,7 @@ OTHERS = {
 #: that a namespace has.
 FOR_NAMESPACES = {"sysctl --system": "sysctl --ignore --load /etc/sysctl.d/90-vipmux-*.conf"}
 #: Every one of them has this, by the middle of the page.
-BUNDLE = ("vipmux-0.1.0-bundle.tar", "vipmux-0.1.0-bundle.tar.sha256")
+BUNDLE = ("vipmux-0.2.0-bundle.tar", "vipmux-0.2.0-bundle.tar.sha256")
 #: How long what should be seen may take to be true, seconds.
 PATIENCE = 60.0
 
