@@ -30,7 +30,7 @@ from lb.dataplane.replay.run import Replay, Switch, make_switch
 from lb.errors import RequestError
 from lb.model import Backend, BackendState, MuxConfig, MuxSettings, PortRange, Protocol, Service
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 SECOND = 1_000_000_000
 ETHERNET = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 
