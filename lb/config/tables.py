@@ -36,6 +36,7 @@ from lb.model import (
     PortRange,
     ProbeType,
     Protocol,
+    Unserved,
 )
 
 #: Largest Maglev table; the paper's largest is 655,373.
@@ -544,6 +545,15 @@ class MuxTable(TomlTable):
     slots: int | None = key(
         check_slots,
         "Size of a service's Maglev table, a prime; at least 100 for each backend. The same on every MUX of the pool.",
+    )
+    answers: int | None = key(
+        between(0, 1_000_000),
+        "Pings to VIPs that are answered for each second; and as many ICMP errors and resets of each kind. 0: none.",
+    )
+    unserved: Unserved | None = key(
+        word(Unserved),
+        "What a client gets that asks for a closed port, or for a service without backend: nothing (`drop`), ICMP"
+        " unreachable, or a `reset` where it speaks TCP.",
     )
     metrics: str | None = key(parse_listen, "Where Prometheus asks.")
     state_dir: str | None = key(check_directory, "Local socket, certificate, last good state.")

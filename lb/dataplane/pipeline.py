@@ -19,10 +19,12 @@ from lb.dataplane.reasons import REASONS, Verdict
 from lb.dataplane.records import Adoption, pieces
 from lb.dataplane.snapshot import Snapshot
 from lb.errors import DataplaneError
-from lb.model import Address, Protocol
+from lb.model import Address, MuxSettings, Protocol, Unserved
 
 #: Packets handled together.
 BURST_MAX = 64
+#: The finer of a pipeline's clocks, that of its answers, goes in steps of 2^20 ns; that of its flow table in 2^28.
+CLOCK_SHIFT = 20
 #: ``flow`` of a :class:`Result`, by number in C.
 FLOW_REPORTS = (None, "new", "known", "untracked")
 #: Classes of flow entries, by number in C.
@@ -69,6 +71,30 @@ class Offload:
     csum_start: int = 0
     csum_offset: int = 0
     verified: bool = False
+
+
+#: ``enum mux_unserved`` of native/mux/answers.h.
+_UNSERVED = {Unserved.DROP: 0, Unserved.UNREACHABLE: 1, Unserved.RESET: 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a pipeline answers by itself: so many of each kind for each second, 0: nothing; and as whom."""
+
+    per_second: int = 0
+    unserved: Unserved = Unserved.DROP
+    addresses: tuple[Address, ...] = ()  #: the MUX's own
+
+    @staticmethod
+    def of(settings: MuxSettings, workers: int = 1) -> Answers:
+        """The share of each of so many workers."""
+        own = (settings.address, settings.address6)
+        return Answers(
+            -(-settings.answers // workers), settings.unserved, tuple(address for address in own if address is not None)
+        )
+
+    def own(self, version: int) -> bytes:
+        return address16(next((address for address in self.addresses if address.version == version), None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,13 +249,27 @@ class Pipeline:
         first_id: int = 0,
         vector: str | None = None,
         touch_late: bool = False,
+        answers: Answers | None = None,
     ) -> None:
         """``flows`` 0: no table, every packet by Maglev. ``detect_partial``: its io cannot tell partial checksums.
         ``vector``: one of VECTORS; None: what the environment says, else the best. ``touch_late``: a worker will run
-        it, and its flow table's memory is to be near the worker's CPU."""
+        it, and its flow table's memory is to be near the worker's CPU. ``answers``: None, it answers nothing."""
+        says = answers or Answers()
         number = vector_asked(os.environ.get(VECTOR_VARIABLE, "") if vector is None else vector)
         config = ffi.new(
-            "struct mux_config *", [flows, int(link), int(detect_partial), first_id, number, int(touch_late)]
+            "struct mux_config *",
+            {
+                "flows": flows,
+                "link": int(link),
+                "detect_partial": int(detect_partial),
+                "first_id": first_id,
+                "vector": number,
+                "touch_late": int(touch_late),
+                "answers": says.per_second,
+                "unserved": _UNSERVED[says.unserved],
+                "address": says.own(4),
+                "address6": says.own(6),
+            },
         )
         what = f"Cannot make a flow table for {flows} flows ({flow_table_bytes(flows) >> 20} MiB)"
 
@@ -269,9 +309,9 @@ class Pipeline:
         results: list[Result] = []
         start = 0
         while start < len(packets):
-            end, tick = start + 1, packets[start][2] >> TICK_SHIFT
-            # A burst has one time, so it ends where the flow table's clock ticks.
-            while end < len(packets) and end - start < BURST_MAX and packets[end][2] >> TICK_SHIFT == tick:
+            end, tick = start + 1, packets[start][2] >> CLOCK_SHIFT
+            # A burst has one time, so it ends where a clock ticks.
+            while end < len(packets) and end - start < BURST_MAX and packets[end][2] >> CLOCK_SHIFT == tick:
                 end += 1
             results += self._burst(snapshot, packets[start:end], offloads[start:end] if offloads else ())
             start = end
@@ -337,6 +377,10 @@ class Pipeline:
         flows' packets), shares from 0 to 1. Until it is told otherwise; from any thread, one at a time."""
         words = [(service + 1) << 32 | _share(fresh) << 16 | _share(known) for service, fresh, known in rules]
         c.mux_shed(self._c, words, len(words))
+
+    def answer(self, per_second: int) -> None:
+        """So many of each kind for each second from here on. From any thread."""
+        c.mux_answers(self._c, per_second)
 
     def shed_packets(self) -> int:
         """So far. From any thread."""

@@ -60,13 +60,14 @@ def inherit_counters(pipeline: Pipeline, elder: FlowTable) -> None:
     c.mux_inherit_counters(pipeline._c, elder._c)
 
 
-def meet(member: RegroupMember, tables: Sequence[FlowTable]) -> None:
-    """Flows that it does not know are asked for there, from now on; none: nobody is asked."""
+def meet(member: RegroupMember, tables: Sequence[FlowTable], *, asked: bool) -> None:
+    """All other tables of its MUX, which tell whose flow an ICMP error is about; ``asked``: flows that it does not know
+    are asked for there as well, and taken over."""
     handles = ffi.new("struct flow_table *[]", [table._c for table in tables])
     if member.worker is None:
-        code = c.mux_meet(member.pipeline._c, handles, len(tables))
+        code = c.mux_meet(member.pipeline._c, handles, len(tables), asked)
     else:
-        code = c.worker_ask_meet(member.worker._c, member.pipeline._c, handles, len(tables), _TIMEOUT)
+        code = c.worker_ask_meet(member.worker._c, member.pipeline._c, handles, len(tables), asked, _TIMEOUT)
     check(code, "The worker did not learn of the other workers' flows")
 
 

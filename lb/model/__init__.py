@@ -75,6 +75,14 @@ class Encap(enum.Enum):
     GUE = "gue"
 
 
+class Unserved(enum.Enum):
+    """What a MUX answers to who asks for a service that is not there, or that has no backend."""
+
+    DROP = "drop"  #: nothing
+    UNREACHABLE = "unreachable"  #: ICMP unreachable
+    RESET = "reset"  #: to TCP a reset, else ICMP unreachable
+
+
 @dataclass(frozen=True, slots=True)
 class PortRange:
     """Ports ``first`` to ``last``, both included; any port is 0 to 65535."""
@@ -219,6 +227,8 @@ class MuxSettings:
     metrics: str = "127.0.0.1:9741"
     state_dir: str = "/var/lib/lb"
     idle: Idle = Idle()
+    answers: int = 1000  #: pings answered for each second, and ICMP errors sent; 0: none
+    unserved: Unserved = Unserved.DROP
 
 
 class PeerKind(enum.Enum):

@@ -100,6 +100,10 @@ struct mux_config {
 	uint32_t first_id;
 	uint32_t vector;
 	uint32_t touch_late;
+	uint32_t answers;
+	uint32_t unserved;
+	uint8_t address[16];
+	uint8_t address6[16];
 };
 struct service_counters {
 	uint64_t packets;
@@ -135,7 +139,7 @@ struct mux_answer {
 };
 struct mux;
 /*
- * flows 0: no table, every packet by Maglev.  link: enum mux_link.  vector: enum vector_level, -ENOTSUP: not here.  destroy while a worker runs it lets go of it; that ends it.
+ * flows 0: no table, every packet by Maglev.  link: enum mux_link.  unserved: enum mux_unserved; addresses: zero, none.  vector: enum vector_level, -ENOTSUP: not here.  destroy while a worker runs it lets go of it; that ends it.
  */
 int mux_create(const struct mux_config *config, struct mux **out);
 void mux_destroy(struct mux *mux);
@@ -164,6 +168,8 @@ const uint64_t *mux_backend_counters(const struct mux *mux);
  * share of packets of new flows << 16 | share of those of known ones, shares of 65,536.  From any thread, one at a time.
  */
 void mux_shed(struct mux *mux, const uint64_t *rules, uint32_t count);
+/* What it answers by itself: so many of each kind (enum answer_kind) for each second, 0: nothing.  From any thread. */
+void mux_answers(struct mux *mux, uint32_t per_second);
 /* Flows that others remember better, so far; bytes that a table for so many flows takes; what is broken in it, or NULL. */
 uint64_t mux_forgotten(const struct mux *mux);
 uint64_t flow_table_bytes(uint64_t flows);
@@ -203,14 +209,14 @@ uint32_t mux_adopt_known(struct mux *mux, const struct snapshot *snapshot, uint3
 /* ---- flows between the workers of a MUX (regroup_flows.h) ---- */
 struct flow_table;
 /*
- * The table of a mux, with a reference that flow_table_destroy() gives back; NULL: it has none.  meet: whom to ask for flows,
- * count <= 128, 0: nobody; claims: what was found there, 4,096 at most; release: what another has found.  While a worker runs
+ * The table of a mux, with a reference that flow_table_destroy() gives back; NULL: it has none.  meet: whose flows an ICMP error may
+ * be about and, if asked, who is asked for flows, count <= 128, 0: nobody; claims: what was found there, 4,096 at most; release: what another has found.  While a worker runs
  * the mux: worker_ask_..().  replace: only while none does; *before as of mux_table().
  */
 struct flow_table *mux_table(struct mux *mux);
 void flow_table_destroy(struct flow_table *table);
 uint64_t flow_table_lines(const struct flow_table *table);
-int mux_meet(struct mux *mux, struct flow_table *const *tables, uint32_t count);
+int mux_meet(struct mux *mux, struct flow_table *const *tables, uint32_t count, bool asked);
 uint32_t mux_claims(struct mux *mux, uint64_t *keys, uint32_t max);
 uint32_t mux_release(struct mux *mux, const uint64_t *keys, uint32_t count);
 uint32_t mux_inherit(struct mux *mux, const struct snapshot *snapshot, const struct flow_table *elder, uint64_t first_line,
@@ -358,7 +364,7 @@ int worker_ask_adopt_known(struct worker *worker, struct mux *mux, const struct 
 			   int timeout_ms);
 /* release: at most 256 keys; inherit: at most 128 lines; else -EINVAL. */
 int worker_ask_meet(struct worker *worker, struct mux *mux, struct flow_table *const *tables, uint32_t count,
-		    int timeout_ms);
+		    bool asked, int timeout_ms);
 int worker_ask_claims(struct worker *worker, struct mux *mux, uint64_t *keys, uint32_t max, uint32_t *count,
 		      int timeout_ms);
 int worker_ask_release(struct worker *worker, struct mux *mux, const uint64_t *keys, uint32_t count, uint32_t *released,

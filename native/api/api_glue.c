@@ -54,6 +54,11 @@ void mux_shed(struct mux *mux, const uint64_t *rules, uint32_t count)
 	shed_set(&mux->shed, rules, count);
 }
 
+void mux_answers(struct mux *mux, uint32_t per_second)
+{
+	mux_set_answers(mux, per_second);
+}
+
 const char *mux_vector(const struct mux *mux)
 {
 	return mux->vector->name;

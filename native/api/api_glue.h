@@ -47,6 +47,7 @@ const uint16_t *maglev_slots(const struct maglev *table);
 uint16_t flow_ticks_of(uint32_t seconds);
 struct pipeline *mux_pipeline(struct mux *mux);
 void mux_shed(struct mux *mux, const uint64_t *rules, uint32_t count);
+void mux_answers(struct mux *mux, uint32_t per_second);
 const char *mux_vector(const struct mux *mux);
 struct flow_table *mux_table(struct mux *mux);
 uint64_t flow_table_lines(const struct flow_table *table);

@@ -6,13 +6,19 @@
 
 #include "services/vip/vip_map.h"
 
-int mux_meet(struct mux *mux, struct flow_table *const *tables, uint32_t count)
+int mux_meet(struct mux *mux, struct flow_table *const *tables, uint32_t count, bool asked)
 {
-	struct sibling_tables *siblings = NULL, *before = mux->siblings;
-	int error = count ? sibling_tables_create(tables, count, &siblings) : 0;
+	struct sibling_tables *siblings = NULL, *witnesses = NULL, *before = mux->siblings;
+	int error = count ? sibling_tables_create(tables, count, &witnesses) : 0;
 
-	if (error)
+	if (!error && count && asked)
+		error = sibling_tables_create(tables, count, &siblings);
+	if (error) {
+		sibling_tables_free(witnesses);
 		return error;
+	}
+	sibling_tables_free(mux->witnesses);
+	mux->witnesses = witnesses;
 	for (uint32_t i = 0; siblings && before && i < before->claimed; i++)
 		sibling_tables_claim(siblings, before->claims[i]);
 	mux->siblings = siblings;

@@ -8,6 +8,7 @@
 #ifndef VIPMUX_REGROUP_FLOWS_H
 #define VIPMUX_REGROUP_FLOWS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "flow/sibling_tables.h"
@@ -17,8 +18,11 @@
 #define RELEASE_MAX 256u   /* in one piece */
 #define INHERIT_LINES 128u /* in one piece: some 50 microseconds */
 
-/* tables[count] are asked from now on; count 0: none is.  -EINVAL, -ENOMEM: nothing has changed. */
-int mux_meet(struct mux *mux, struct flow_table *const *tables, uint32_t count);
+/*
+ * tables[count] are all others of this MUX; count 0: there are none.  They tell from now on whose flow an ICMP error is about.
+ * asked: they are asked for flows as well, which are taken over.  -EINVAL, -ENOMEM: nothing has changed.
+ */
+int mux_meet(struct mux *mux, struct flow_table *const *tables, uint32_t count, bool asked);
 
 /*
  * Writes at most max keys that were taken over since the last call and that the table still has, so that there is one who knows

@@ -161,6 +161,7 @@ struct meet_order {
 	struct mux *mux;
 	struct flow_table *const *tables;
 	uint32_t count;
+	bool asked;
 	int error;
 };
 
@@ -168,13 +169,13 @@ static void run_meet(void *argument)
 {
 	struct meet_order *order = argument;
 
-	order->error = mux_meet(order->mux, order->tables, order->count);
+	order->error = mux_meet(order->mux, order->tables, order->count, order->asked);
 }
 
 int worker_ask_meet(struct worker *worker, struct mux *mux, struct flow_table *const *tables, uint32_t count,
-		    int timeout_ms)
+		    bool asked, int timeout_ms)
 {
-	struct meet_order order = {mux, tables, count, 0};
+	struct meet_order order = {mux, tables, count, asked, 0};
 	int error = worker_call(worker, run_meet, &order, timeout_ms);
 
 	return error ? error : order.error;

@@ -39,7 +39,7 @@ int worker_ask_forget(struct worker *worker, struct mux *mux, const struct snaps
 
 /* See regroup_flows.h. */
 int worker_ask_meet(struct worker *worker, struct mux *mux, struct flow_table *const *tables, uint32_t count,
-		    int timeout_ms);
+		    bool asked, int timeout_ms);
 int worker_ask_claims(struct worker *worker, struct mux *mux, uint64_t *keys, uint32_t max, uint32_t *count,
 		      int timeout_ms);
 /* One piece each: count <= RELEASE_MAX, lines <= INHERIT_LINES, else -EINVAL. */

@@ -18,19 +18,32 @@ static inline void add(uint64_t *counter, uint64_t step)
 	FLOW_STORE(*counter, *counter + step);
 }
 
-static void count_dropped(struct mux *mux, const struct packet *packet, struct passage *passage)
+#define BIT(reason) (1ull << REASON_##reason)
+
+/* Packets that go on with a reason of their own; and those that may be answered. */
+#define GOES_ON (BIT(SEGMENTED) | BIT(ICMP_ERROR))
+#define ASKS (BIT(ECHO) | BIT(TTL_EXPIRED) | BIT(NO_SERVICE) | BIT(NO_BACKEND) | BIT(BAD_PROTOCOL))
+_Static_assert(REASON_COUNT <= 64, "a bit for each");
+
+/* What goes no further.  A packet to one of our services that was answered was not dropped, but came for nothing all the same. */
+static void count_dropped(struct mux *mux, unsigned i, const struct frame *frames)
 {
+	struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
+
+	if (UNLIKELY(ASKS >> packet->reason & 1) && mux_answers_per_second(mux))
+		packet->reason = mux_answer(mux, i, &frames[i]);
 	add(&mux->counters.reasons[packet->reason], 1);
 	passage->flow = FLOW_NONE;
 	if (passage->service)
 		add(&mux->service_counters[passage->service->id].dropped, 1);
 }
 
-static void count_burst(struct mux *mux)
+static void count_burst(struct mux *mux, const struct frame *frames)
 {
 	struct service_counters *services = mux->service_counters;
 	uint64_t *backends = mux->backend_counters;
-	unsigned count = mux->count, dropped = 0, segmented = 0;
+	unsigned count = mux->count, others = 0;
 
 	for (unsigned i = 0; i < count; i++) {
 		const struct packet *packet = &mux->packets[i];
@@ -38,12 +51,12 @@ static void count_burst(struct mux *mux)
 		struct service_counters *service;
 
 		if (UNLIKELY(packet->reason != REASON_FORWARDED)) {
-			if (packet->reason != REASON_SEGMENTED) {
-				count_dropped(mux, packet, passage);
-				dropped++;
+			others++;
+			if (!(GOES_ON >> packet->reason & 1)) {
+				count_dropped(mux, i, frames);
 				continue;
 			}
-			segmented++;
+			add(&mux->counters.reasons[packet->reason], 1);
 		}
 		service = &services[passage->service->id];
 		add(&service->packets, 1);
@@ -53,8 +66,7 @@ static void count_burst(struct mux *mux)
 		add(&backends[passage->backend->counter], 1);
 	}
 	add(&mux->counters.received, count);
-	add(&mux->counters.reasons[REASON_FORWARDED], count - dropped - segmented);
-	add(&mux->counters.reasons[REASON_SEGMENTED], segmented);
+	add(&mux->counters.reasons[REASON_FORWARDED], count - others);
 }
 
 /* ---- the pipeline ---- */
@@ -113,7 +125,7 @@ static void shed_burst(struct mux *mux)
 	for (unsigned i = 0; i < mux->count; i++) {
 		const struct passage *passage = &mux->passages[i];
 
-		if (mux->packets[i].reason == REASON_FORWARDED &&
+		if ((mux->packets[i].reason == REASON_FORWARDED || mux->packets[i].reason == REASON_ICMP_ERROR) &&
 		    shed_takes(&mux->shed, passage->service->id, passage->flow == FLOW_KNOWN))
 			mux->packets[i].reason = REASON_SHED;
 	}
@@ -128,6 +140,7 @@ static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot
 	mux->io = io;
 	mux->count = count;
 	mux->out_count = 0;
+	mux->now = answers_clock(mux->now, now_ns);
 
 	if (mux->table)
 		mux_set_time(mux, snapshot, now_ns);
@@ -144,7 +157,7 @@ static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot
 			shed_burst(mux);
 		mux_emit_burst(mux, frames);
 	}
-	count_burst(mux);
+	count_burst(mux, frames);
 }
 
 static void mux_tick(struct pipeline *pipeline, const struct snapshot *snapshot, uint64_t now_ns)
@@ -209,6 +222,7 @@ static void mux_free(struct pipeline *pipeline)
 	struct mux *mux = (struct mux *)pipeline;
 
 	sibling_tables_free(mux->siblings);
+	sibling_tables_free(mux->witnesses);
 	flow_table_destroy(mux->table);
 	free(mux->segments);
 	free(mux->service_counters);
@@ -237,6 +251,8 @@ int mux_create(const struct mux_config *config, struct mux **out)
 	mux->vector = vector;
 	for (unsigned i = 0; i < 256; i++)
 		mux->ids[i] = (uint16_t)config->first_id;
+	mux->answer_id = (uint16_t)config->first_id;
+	mux_set_answers(mux, config->answers);
 	mux->segments = malloc((size_t)BURST_MAX * SEGMENT_ROOM);
 	/* Untouched pages of these cost nothing: only services and backends that exist are ever counted. */
 	mux->service_counters = calloc(SERVICE_ID_MAX + 1, sizeof(*mux->service_counters));

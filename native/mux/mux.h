@@ -17,6 +17,7 @@
 
 #include "flow/flow_table.h"
 #include "machine/io.h"
+#include "mux/answers.h"
 #include "mux/shed.h"
 #include "mux/mux_stats.h"
 #include "mux/vector_level.h"
@@ -46,6 +47,10 @@ struct mux_config {
 	uint32_t first_id;    /* where outer IDs start */
 	uint32_t vector;      /* enum vector_level */
 	uint32_t touch_late;  /* 1: the worker touches the flow table's memory first, not mux_create() */
+	uint32_t answers;     /* of each kind for each second, at most ANSWERS_MAX; 0: none.  See mux_set_answers() */
+	uint32_t unserved;    /* enum mux_unserved */
+	uint8_t address[16];  /* of the MUX itself, IPv4 in the first 4 bytes; all zero: it has none */
+	uint8_t address6[16];
 };
 
 /* A packet on its way through the stages. */
@@ -62,12 +67,17 @@ struct mux {
 	struct pipeline pipeline; /* first: a worker runs it through this */
 	struct mux_config config;
 	struct flow_table *table; /* NULL without one */
-	struct sibling_tables *siblings; /* who else may know a flow; NULL: nobody */
+	struct sibling_tables *siblings;  /* who else may know a flow; NULL: nobody */
+	struct sibling_tables *witnesses; /* all tables of this MUX but ours: whose flow an ICMP error is about; NULL: there are none */
 	const struct snapshot *snapshot; /* of the burst at hand */
 	uint64_t forgotten;    /* see mux_forgotten(); others read it */
 	uint64_t pass_serial;  /* serial of the map when the sweep was last at the first line */
 	struct io *io;
 	uint16_t ids[256]; /* next outer ID, by hop */
+	uint16_t answer_id; /* next ID of an answer in IPv4 */
+	uint32_t answers;  /* see mux_answers_per_second() */
+	struct answer_rate answer_rate;
+	uint64_t now;      /* of the burst at hand, ns */
 
 	/* the burst at hand; results stay readable until the next */
 	unsigned count;
@@ -108,6 +118,17 @@ void mux_set_time(struct mux *mux, const struct snapshot *snapshot, uint64_t now
  * and nothing is counted for it any more: its numbers may be lent again.  From any thread.
  */
 uint64_t mux_forgotten(const struct mux *mux);
+
+/* Of each kind for each second, 0: none.  From any thread. */
+static inline void mux_set_answers(struct mux *mux, uint32_t per_second)
+{
+	__atomic_store_n(&mux->answers, per_second < ANSWERS_MAX ? per_second : ANSWERS_MAX, __ATOMIC_RELAXED);
+}
+
+static inline uint32_t mux_answers_per_second(const struct mux *mux)
+{
+	return __atomic_load_n(&mux->answers, __ATOMIC_RELAXED);
+}
 
 /* What a packet of the tuple would get, without touching anything.  Stays valid while the snapshot is held. */
 struct mux_answer {

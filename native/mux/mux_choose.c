@@ -219,6 +219,26 @@ static inline bool use_entry(struct mux *mux, const struct packet *packet, struc
 	return true;
 }
 
+/*
+ * RFC 2003, 3.2: what comes from either end of the tunnel must not go into it.  Asked of new flows alone: no other has an entry.
+ */
+static NEVER_INLINE enum reason judge_end(const struct mux *mux, const struct packet *packet, const struct backend *backend)
+{
+	const struct hop *hop = &mux->snapshot->hops[backend_hop(backend)];
+	size_t size = packet->family == 4 ? 4 : 16;
+
+	if (memcmp(packet_source(packet), hop_source(hop), size) == 0)
+		return REASON_OWN_SOURCE;
+	return memcmp(packet_source(packet), hop_destination(hop), size) == 0 ? REASON_HAIRPIN : REASON_FORWARDED;
+}
+
+static inline enum reason check_end(const struct mux *mux, const struct packet *packet, const struct backend *backend)
+{
+	if (LIKELY(!snapshot_may_have_end(mux->snapshot, packet->family, packet_source(packet))))
+		return REASON_FORWARDED;
+	return judge_end(mux, packet, backend);
+}
+
 /* No usable entry: Maglev decides, and the table remembers, in the old entry's place if there is one. */
 static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot)
 {
@@ -226,9 +246,13 @@ static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot
 	struct passage *passage = &mux->passages[i];
 	enum flow_class class = packet->protocol == 17 ? FLOW_UDP_UNTRUSTED : FLOW_TCP_UNTRUSTED;
 	bool listed = !mux->slots[i].line;
+	enum reason reason;
 
 	if (!(LIKELY(listed) ? take_choice(passage, mux->choices[i]) : choose_new(mux, packet, passage)))
 		return REASON_NO_BACKEND;
+	reason = check_end(mux, packet, passage->backend);
+	if (UNLIKELY(reason != REASON_FORWARDED))
+		return reason;
 	passage->flow = FLOW_NEW;
 	/* What has expired is gone, whether the sweep has come by or not: else places would depend on how bursts fell. */
 	if (slot.line && !flow_table_expire(mux->table, slot))
@@ -319,6 +343,66 @@ static NEVER_INLINE enum reason choose_flow(struct mux *mux, unsigned i, struct 
 	return start_flow(mux, i, slot);
 }
 
+/* What a table says of the flow that an error is about, and how old that is; false: nothing that counts still. */
+static bool owner_of(const struct mux *mux, const struct passage *passage, uint64_t entry, uint16_t age, uint16_t *youngest,
+		     uint32_t *number)
+{
+	enum flow_class class = flow_entry_class(entry);
+	uint16_t idle = class == FLOW_TCP_UNTRUSTED ? mux->snapshot->map->idle_untrusted : passage->service->idle;
+
+	if (!entry || age >= idle || age >= *youngest)
+		return false;
+	*youngest = age;
+	*number = flow_entry_backend(entry);
+	return true;
+}
+
+/* Our table and those of the other workers, who may have the flow where the error came to us. */
+static bool find_owner(struct mux *mux, unsigned i, const struct passage *passage, uint32_t *number)
+{
+	struct flow_slot slot = flow_table_find(mux->table, mux->scrambled[i]);
+	const struct sibling_tables *witnesses = mux->witnesses;
+	uint16_t youngest = UINT16_MAX, stamp;
+	bool found = slot.line && owner_of(mux, passage, slot.line->entry[slot.way], flow_slot_age(mux->table, slot), &youngest,
+					   number);
+
+	for (uint32_t n = 0; witnesses && n < witnesses->count; n++) {
+		uint64_t entry = flow_table_peek(witnesses->tables[n], mux->scrambled[i], &stamp);
+
+		if (entry)
+			found |= owner_of(mux, passage, entry, sibling_tables_age(mux->table, stamp), &youngest, number);
+	}
+	return found;
+}
+
+/*
+ * An ICMP error goes to whoever has the flow that it is about, which it does not touch: nobody shall make, keep or move an entry by
+ * quoting something.  Of a flow that no table knows it goes where a new one would.
+ */
+static NEVER_INLINE enum reason choose_for_error(struct mux *mux, unsigned i)
+{
+	struct passage *passage = &mux->passages[i];
+	const struct service *service = passage->service;
+	uint64_t hash = passage->hash;
+	struct flow_tuple tuple;
+	uint32_t number;
+
+	if (mux->table && find_owner(mux, i, passage, &number)) {
+		passage->backend = mux_backend_at(service, number);
+		if (passage->backend && backend_state(passage->backend) != BACKEND_DOWN) {
+			passage->backend_number = (uint16_t)number;
+			passage->flow = FLOW_KNOWN;
+			return REASON_ICMP_ERROR;
+		}
+	}
+	if (service->hash_source && mux_icmp_tuple(&mux->packets[i], &tuple))
+		hash = flow_tuple_hash(&mux->snapshot->map->seed, &tuple, true);
+	if (!take_choice(passage, service->maglev->slots[maglev_slot(service->maglev, hash)]))
+		return REASON_NO_BACKEND;
+	passage->flow = FLOW_UNTRACKED;
+	return REASON_ICMP_ERROR;
+}
+
 static void choose_backends(struct mux *mux)
 {
 	struct flow_table *table = mux->table;
@@ -333,8 +417,11 @@ static void choose_backends(struct mux *mux)
 		} else {
 			struct packet *packet = &mux->packets[i];
 
-			if (UNLIKELY(packet->reason != REASON_FORWARDED))
+			if (UNLIKELY(packet->reason != REASON_FORWARDED)) {
+				if (packet->reason == REASON_ICMP_ERROR)
+					packet->reason = choose_for_error(mux, i);
 				continue;
+			}
 			touched = true;
 			packet->reason = choose_flow(mux, i, &begun);
 			if (UNLIKELY(packet->reason != REASON_FORWARDED))
@@ -350,9 +437,12 @@ static void choose_stateless(struct mux *mux)
 	struct ways_out ways = ways_out(mux);
 	unsigned count = 0;
 
-	for (unsigned i = 0; i < mux->count; i++)
+	for (unsigned i = 0; i < mux->count; i++) {
 		if (LIKELY(mux->packets[i].reason == REASON_FORWARDED))
 			mux->listed[count++] = (uint8_t)i;
+		else if (mux->packets[i].reason == REASON_ICMP_ERROR)
+			mux->packets[i].reason = choose_for_error(mux, i);
+	}
 	ask_maglev(mux, count);
 	for (unsigned n = 0; n < count; n++) {
 		struct packet *packet = &mux->packets[mux->listed[n]];
@@ -360,6 +450,7 @@ static void choose_stateless(struct mux *mux)
 
 		if (LIKELY(take_choice(passage, mux->choices[mux->listed[n]]))) {
 			passage->flow = FLOW_UNTRACKED;
+			packet->reason = check_end(mux, packet, passage->backend);
 			prefetch_way_out(ways, passage->backend);
 		} else {
 			packet->reason = REASON_NO_BACKEND;

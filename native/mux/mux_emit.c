@@ -155,6 +155,21 @@ static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct 
 	emit_any(mux, i, frame, hop, packet->ip, packet->length);
 }
 
+/* An ICMP error about a flow: it has no checksum that could be left to do, and is no super-packet. */
+static NEVER_INLINE void encap_error(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop)
+{
+	struct packet *packet = &mux->packets[i];
+
+	if (!hop->resolved) {
+		packet->reason = REASON_NO_NEXT_HOP;
+	} else if (packet->length + encap_overhead(hop->family) > mux->passages[i].service->mtu) {
+		packet->reason = REASON_TOO_BIG;
+	} else {
+		packet_decrement_ttl(packet);
+		emit_any(mux, i, frame, hop, packet->ip, packet->length);
+	}
+}
+
 /*
  * The common packets, of which encap_packet() would find that none of its questions has to be asked: they are put as few.  False: one
  * of them has to be, and nothing was done.
@@ -207,8 +222,14 @@ static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames
 	for (unsigned i = 0; i < count; i++) {
 		const struct hop *hop;
 
-		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED))
+		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED)) {
+			if (mux->packets[i].reason == REASON_ICMP_ERROR) {
+				mux->out_count = (unsigned)(out - mux->out);
+				encap_error(mux, i, &frames[i], &hops[backend_hop(mux->passages[i].backend)]);
+				out = &mux->out[mux->out_count];
+			}
 			continue;
+		}
 		hop = &hops[backend_hop(mux->passages[i].backend)];
 		if (LIKELY(hop->ready == four) && LIKELY(plain >> i & 1) && LIKELY(emit_plain4(mux, link, i, &frames[i], hop, out))) {
 			out++;

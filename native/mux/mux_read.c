@@ -64,6 +64,62 @@ static uint8_t time_to_live(const struct packet *packet)
 	return packet->ip[packet->family == 4 ? 8 : 7];
 }
 
+bool mux_icmp_tuple(const struct packet *packet, struct flow_tuple *tuple)
+{
+	size_t size = packet->family == 4 ? 4 : 16;
+	struct icmp_subject subject;
+
+	if (icmp_read_error(packet, &subject) != REASON_ICMP_ERROR)
+		return false;
+	*tuple = (struct flow_tuple){ .source_port = subject.client_port,
+				      .destination_port = subject.vip_port,
+				      .protocol = subject.protocol,
+				      .family = packet->family };
+	memcpy(tuple->source, subject.client, size);
+	memcpy(tuple->destination, subject.vip, size);
+	return true;
+}
+
+/*
+ * ICMP to a VIP.  What an error is about has the service and the hash of the flow that it is about; what is a ping ends here, so that
+ * its TTL does not matter.
+ */
+static enum reason find_icmp(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	struct icmp_subject subject;
+	struct flow_tuple tuple;
+	enum reason reason;
+	bool is_vip;
+
+	if (icmp_is_echo(packet))
+		return mux_answers_per_second(mux) ? REASON_ECHO : REASON_ICMP;
+	reason = icmp_read_error(packet, &subject);
+	if (reason != REASON_ICMP_ERROR)
+		return reason;
+	passage->service = vip_map_find(mux->snapshot->map, packet->family, subject.vip, subject.protocol, subject.vip_port,
+					&is_vip);
+	if (!passage->service)
+		return REASON_NO_SERVICE;
+	if (time_to_live(packet) <= 1)
+		return REASON_TTL_EXPIRED;
+	mux_icmp_tuple(packet, &tuple);
+	passage->hash = flow_tuple_hash(&mux->snapshot->map->seed, &tuple, false);
+	passage->hashed = true;
+	return REASON_ICMP_ERROR;
+}
+
+/* The key of the flow that an error is about. */
+static uint64_t icmp_flow_key(const struct packet *packet, const struct passage *passage)
+{
+	struct flow_tuple tuple;
+	uint32_t source;
+
+	mux_icmp_tuple(packet, &tuple);
+	memcpy(&source, tuple.source, 4);
+	return passage->service->narrow ? flow_key_narrow(passage->service->id, source, tuple.source_port) :
+					  flow_key_wide(passage->service->id, passage->hash);
+}
+
 /* Any packet at all: packet.h's list, step by step. */
 static enum reason find_service(const struct mux *mux, struct packet *packet, const struct frame *frame,
 				struct passage *passage)
@@ -83,16 +139,18 @@ static enum reason find_service(const struct mux *mux, struct packet *packet, co
 	if (!is_vip)
 		return REASON_NOT_VIP;
 	packet_parse_transport(packet, frame);
+	if (packet->reason == REASON_ICMP)
+		return find_icmp(mux, packet, passage);
 	if (packet->reason != REASON_FORWARDED)
 		return packet->reason;
+	if (time_to_live(packet) <= 1)
+		return REASON_TTL_EXPIRED;
 	/* Behind IPv6 extension headers the ports were not where the first look took them from. */
 	if (UNLIKELY(packet->protocol != protocol || packet->destination_port != port))
 		service = vip_map_find(map, packet->family, destination, packet->protocol, packet->destination_port,
 				       &is_vip);
 	passage->service = service;
-	if (!service)
-		return REASON_NO_SERVICE;
-	return time_to_live(packet) <= 1 ? REASON_TTL_EXPIRED : REASON_FORWARDED;
+	return service ? REASON_FORWARDED : REASON_NO_SERVICE;
 }
 
 /* A plain IPv4 packet whose service is not where the first probe looked, wherever it is; its flow's key, 0 if it goes no further. */
@@ -174,7 +232,7 @@ static NEVER_INLINE uint64_t read_other(struct mux *mux, unsigned first, unsigne
 		packet->reason = find_service(mux, packet, frame, passage);
 	}
 	if (UNLIKELY(packet->reason != REASON_FORWARDED))
-		return 0;
+		return packet->reason == REASON_ICMP_ERROR ? icmp_flow_key(packet, passage) : 0;
 	if (packet->family == 4)
 		return flow_key(mux, packet, passage);
 	add_six(sixes, n, packet);

@@ -6,6 +6,7 @@
  *	mux_read_burst()   parse -> find service -> name the flow    mux_read.c
  *	mux_choose_burst() find flow -> choose backend               mux_choose.c
  *	mux_emit_burst()   encapsulate -> segment -> send            mux_emit.c
+ *	mux_answer()       answer, one packet that goes no further   mux_answer.c
  *
  * They hand over in struct mux, packet by packet at the packet's index in the burst.  Before the first, mux.c has set
  * snapshot, io, count (<= BURST_MAX), out_count = 0 and the table's time; after the last it counts.  A stage does nothing
@@ -18,6 +19,7 @@
 #include <stdint.h>
 
 #include "mux/mux.h"
+#include "packet/icmp.h"
 
 /* One of the buffers that segments are written to: room before each for the outer and the link header. */
 #define SEGMENT_HEADROOM 64u
@@ -26,7 +28,8 @@
 /*
  * Reads the frames and the VIP map; writes nothing into frames.  Leaves:
  *
- *	packets[]    reason; of a packet that goes on, everything (packet.h)
+ *	packets[]    reason; of a packet that goes on, everything (packet.h).  REASON_ICMP_ERROR goes on as well, to the backend of
+ *	             the flow that it is about, which passages[].service, its hash and scrambled[] are of
  *	passages[]   of every packet: service, NULL if it has none; flow, FLOW_NONE; hashed.  hash where hashed is true,
  *	             which it is of every IPv6 packet that goes on, of IPv4 where the flow's key is made of it, and may be
  *	             without a table
@@ -66,8 +69,25 @@ void mux_choose_burst(struct mux *mux);
  */
 void mux_emit_burst(struct mux *mux, const struct frame *frames);
 
+/*
+ * After the stages, of a packet that goes no further: answers it where its reason, the configuration and the rate allow that.  Its
+ * frame is as it came but for what mux_emit_burst() took before it dropped the packet.  Returns the packet's reason, which is
+ * another where it was answered, or could have been.
+ */
+enum reason mux_answer(struct mux *mux, unsigned i, const struct frame *frame);
+
+/*
+ * The same for one error, of which `source` is the address that it comes from (NULL: there is none, and no answer): `answered`
+ * where it was sent, REASON_ANSWER_LIMITED where there were too many of its kind.
+ */
+enum reason mux_answer_error(struct mux *mux, unsigned i, const struct frame *frame, const struct icmp_message *message,
+			     const uint8_t *source, enum answer_kind kind, enum reason answered);
+
 /* The flow that a packet belongs to. */
 void mux_packet_tuple(const struct packet *packet, struct flow_tuple *tuple);
+
+/* The flow that an ICMP error is about; false: it is none that says so. */
+bool mux_icmp_tuple(const struct packet *packet, struct flow_tuple *tuple);
 
 /* Its hash, computed where nobody has yet. */
 uint64_t mux_passage_hash(const struct mux *mux, const struct packet *packet, struct passage *passage);

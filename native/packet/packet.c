@@ -2,13 +2,6 @@
 /* See packet.h. */
 #include "packet/packet.h"
 
-#define PROTOCOL_HOP_BY_HOP 0
-#define PROTOCOL_ICMP 1
-#define PROTOCOL_ROUTING 43
-#define PROTOCOL_FRAGMENT 44
-#define PROTOCOL_ICMPV6 58
-#define PROTOCOL_DESTINATION 60
-
 /* ---- network header ---- */
 
 /* Bytes of the frame from the IP header on. */
@@ -83,19 +76,53 @@ void packet_parse_network(struct packet *packet, const struct frame *frame, enum
 
 /* ---- transport header ---- */
 
-static bool bad_source4(const uint8_t *source, const uint8_t *destination)
+static enum reason check_source4(const uint8_t *source, const uint8_t *destination)
 {
-	return source[0] == 0 || source[0] == 127 || (source[0] & 0xf0) == 0xe0 ||
-	       (source[0] & source[1] & source[2] & source[3]) == 255 || memcmp(source, destination, 4) == 0;
+	if (source[0] == 0 || source[0] == 127 || (source[0] & 0xf0) == 0xe0 ||
+	    (source[0] & source[1] & source[2] & source[3]) == 255 || memcmp(source, destination, 4) == 0)
+		return REASON_BAD_SOURCE;
+	if (source[0] == 169 && source[1] == 254)
+		return REASON_LINK_LOCAL_SOURCE;
+	return source[0] >= 240 ? REASON_RESERVED_SOURCE : REASON_FORWARDED;
 }
 
-static bool bad_source6(const uint8_t *source, const uint8_t *destination)
+static enum reason check_source6(const uint8_t *source, const uint8_t *destination)
 {
-	static const uint8_t zero[15];
+	static const uint8_t zero[15], mapped[12] = { [10] = 0xff, [11] = 0xff };
 
 	/* :: and ::1, multicast, and the destination itself */
-	return (memcmp(source, zero, 15) == 0 && source[15] <= 1) || source[0] == 0xff ||
-	       memcmp(source, destination, 16) == 0;
+	if ((memcmp(source, zero, 15) == 0 && source[15] <= 1) || source[0] == 0xff || memcmp(source, destination, 16) == 0)
+		return REASON_BAD_SOURCE;
+	if (source[0] == 0xfe && (source[1] & 0xc0) == 0x80)
+		return REASON_LINK_LOCAL_SOURCE;
+	return memcmp(source, mapped, sizeof(mapped)) == 0 ? REASON_MAPPED_SOURCE : REASON_FORWARDED;
+}
+
+#define OPTION_END 0
+#define OPTION_NOP 1
+#define OPTION_LSRR 131
+#define OPTION_SSRR 137
+
+/* Whether a source route says where to go on from here (RFC 791, 3.1).  Options that do not hold together are the host's to judge. */
+static bool is_source_routed(const uint8_t *option, const uint8_t *end)
+{
+	while (option < end && *option != OPTION_END) {
+		uint8_t length;
+
+		if (*option == OPTION_NOP) {
+			option++;
+			continue;
+		}
+		if (end - option < 2)
+			return false;
+		length = option[1];
+		if ((*option == OPTION_LSRR || *option == OPTION_SSRR) && end - option >= 3 && option[2] <= length)
+			return true;
+		if (length < 2)
+			return false;
+		option += length;
+	}
+	return false;
 }
 
 static enum reason check_ipv4(const struct packet *packet)
@@ -106,18 +133,16 @@ static enum reason check_ipv4(const struct packet *packet)
 		return REASON_BAD_HEADER;
 	if (UNLIKELY(checksum_fold(checksum_add(ip, packet->transport, 0)) != 0xffff))
 		return REASON_BAD_CHECKSUM;
-	if (UNLIKELY(bad_source4(ip + 12, ip + 16)))
-		return REASON_BAD_SOURCE;
+	enum reason source = check_source4(ip + 12, ip + 16);
+
+	if (UNLIKELY(source != REASON_FORWARDED))
+		return source;
+	if (UNLIKELY(is_source_routed(ip + 20, ip + packet->transport)))
+		return REASON_SOURCE_ROUTE;
 	/* more fragments, or an offset */
 	if (UNLIKELY(load_be16(ip + 6) & 0x3fff))
 		return REASON_FRAGMENT;
 	return REASON_FORWARDED;
-}
-
-static bool is_extension(uint8_t next)
-{
-	return next == PROTOCOL_HOP_BY_HOP || next == PROTOCOL_ROUTING || next == PROTOCOL_FRAGMENT ||
-	       next == PROTOCOL_DESTINATION;
 }
 
 /* Steps over extension headers; leaves transport and protocol at what follows them. */
@@ -127,9 +152,11 @@ static enum reason check_ipv6(struct packet *packet)
 	uint32_t offset = 40;
 	uint8_t next = ip[6];
 
-	if (UNLIKELY(bad_source6(ip + 8, ip + 24)))
-		return REASON_BAD_SOURCE;
-	for (unsigned i = 0; is_extension(next); i++) {
+	enum reason source = check_source6(ip + 8, ip + 24);
+
+	if (UNLIKELY(source != REASON_FORWARDED))
+		return source;
+	for (unsigned i = 0; packet_is_extension6(next); i++) {
 		bool fragment = next == PROTOCOL_FRAGMENT, complete = offset + 8 <= packet->length;
 
 		if (offset > packet->length)
@@ -139,6 +166,8 @@ static enum reason check_ipv6(struct packet *packet)
 			return REASON_FRAGMENT;
 		if (i == IPV6_EXTENSIONS_MAX || !complete)
 			return REASON_BAD_HEADER;
+		if (next == PROTOCOL_ROUTING && ip[offset + 3])
+			return REASON_ROUTING_HEADER;
 		next = ip[offset];
 		offset += 8u + (fragment ? 0u : ip[offset + 1] * 8u);
 	}

@@ -10,9 +10,11 @@
  *	destination is no VIP			pass, not_vip: whatever else is wrong with it is for the kernel to say
  *	packet longer than the frame		drop, truncated
  *	IPv4 header checksum wrong		drop, bad_checksum
- *	source no client can have		drop, bad_source
+ *	source no client can have		drop, bad_source, link_local_source, mapped_source, reserved_source
+ *	source route, or routing header, not	drop, source_route, routing_header
+ *	used up
  *	fragment, first or later		drop, fragment
- *	ICMP, ICMPv6				drop, icmp
+ *	ICMP, ICMPv6				icmp: icmp.h says what becomes of it
  *	neither TCP nor UDP			drop, unsupported_protocol
  *	transport header incomplete		drop, bad_header
  * IPv4 options are stepped over by the header length; IPv6 hop-by-hop, routing, destination options and fragment headers
@@ -126,8 +128,21 @@ static inline bool packet_decrement_ttl(struct packet *packet);
 #define ETHERTYPE_IPV4 0x0800
 #define ETHERTYPE_IPV6 0x86dd
 
+#define PROTOCOL_HOP_BY_HOP 0
+#define PROTOCOL_ICMP 1
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
+#define PROTOCOL_ROUTING 43
+#define PROTOCOL_FRAGMENT 44
+#define PROTOCOL_ICMPV6 58
+#define PROTOCOL_DESTINATION 60
+
+/* IPv6 headers that are stepped over. */
+static inline bool packet_is_extension6(uint8_t next)
+{
+	return next == PROTOCOL_HOP_BY_HOP || next == PROTOCOL_ROUTING || next == PROTOCOL_FRAGMENT ||
+	       next == PROTOCOL_DESTINATION;
+}
 
 static inline uint16_t load_be16(const uint8_t *p)
 {
@@ -161,7 +176,13 @@ static inline void store16(uint8_t *p, uint16_t v)
 }
 
 /* First octets of sources that no client has, or only some: the long way is to look at them. */
-static const bool packet_odd_source[256] = { [0] = true, [127] = true, [224 ... 239] = true, [255] = true };
+static const bool packet_odd_source[256] = { [0] = true, [127] = true, [169] = true, [224 ... 255] = true };
+
+/* The same for IPv6: multicast and link-local; and mapped, unspecified, loopback. */
+static inline bool packet_odd_source6(uint8_t octet)
+{
+	return (octet & 0xfe) == 0 || (octet & 0xfe) == 0xfe;
+}
 
 static inline bool packet_parse_plain(struct packet *packet, const struct frame *frame, enum link_type link)
 {
@@ -223,8 +244,7 @@ static inline bool packet_parse_plain6(struct packet *packet, const struct frame
 		return false;
 	if (UNLIKELY(takes + 40 > length) || UNLIKELY(length > room))
 		return false;
-	/* Multicast, and whatever begins as :: and ::1 do. */
-	if (UNLIKELY(ip[8] == 0 || ip[8] == 0xff) || UNLIKELY(memcmp(ip + 8, ip + 24, 16) == 0) || UNLIKELY(ip[7] <= 1))
+	if (UNLIKELY(packet_odd_source6(ip[8])) || UNLIKELY(memcmp(ip + 8, ip + 24, 16) == 0) || UNLIKELY(ip[7] <= 1))
 		return false;
 
 	packet->ip = ip;

@@ -13,8 +13,11 @@ from functools import cache
 from typing import NamedTuple
 
 from lb.dataplane.maglev import permutation
-from lb.model import Backend, BackendState, HashMode, MuxSettings, Protocol, Service
-from tests.model import flows, hashing, maglev, read, services, tunnel
+from lb.model import Address, Backend, BackendState, HashMode, MuxSettings, Protocol, Service
+from tests.model import flows, hashing, icmp, maglev, read, services, tunnel
+
+#: Whatever the settings say, these are.
+UNANSWERED = ("not_ip", "not_vip", "truncated", "bad_header", "bad_checksum", "bad_source", "fragment")
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
 
@@ -39,6 +42,7 @@ class Options:
 
     detect_partial: bool = False
     first_id: int = 0
+    answers: bool = False  #: as the settings say; else nothing is answered
 
 
 class Mux:
@@ -50,6 +54,11 @@ class Mux:
         self.flows = flows.Flows()
         self.services: tuple[Service, ...] = ()
         self._ids: dict[object, int] = {}
+        own: dict[int, Address] = {4: settings.address}
+        if settings.address6 is not None:
+            own[6] = settings.address6
+        per_second = settings.answers if self.options.answers else 0
+        self._answers = icmp.Answers(per_second, settings.unserved, own, self.options.first_id)
 
     def publish(self, new: Sequence[Service]) -> None:
         """Other services, or others' backends. What a backend that left was remembered for is forgotten with use."""
@@ -69,19 +78,50 @@ class Mux:
         if not services.is_vip(self.services, header.destination):
             return Expected("not_vip")
         problem = read.vip_problem(packet, header)
-        if problem:
-            return Expected(problem)
-        return self._balance(packet[: header.length], header)
+        whole = packet[: header.length]
+        if problem == "icmp":
+            expected = self._icmp(whole, header)
+        elif problem:
+            expected = Expected(problem)
+        else:
+            expected = self._balance(whole, header)
+        if expected.out or expected.reason in UNANSWERED:
+            return expected
+        reason, out = self._answers.answer(whole, expected.reason, now_ns)
+        return expected._replace(reason=reason, out=out)
 
     # ---- decide ----
 
-    def _balance(self, packet: bytes, header: read.Header) -> Expected:
-        source_port, port = header.ports(packet)
-        service = services.match(self.services, header.protocol, header.destination, port)
+    def _icmp(self, packet: bytes, header: read.Header) -> Expected:
+        """A ping; or an error, which goes where the flow is that it is about, and changes nothing."""
+        if icmp.is_echo(packet, header):
+            return Expected("echo")
+        about = icmp.subject(packet, header)
+        if isinstance(about, str):
+            return Expected(about)
+        service = services.match(self.services, about.protocol, *about.vip)
         if service is None:
             return Expected("no_service")
         if header.ttl <= 1:
             return Expected("ttl_expired", service.name)
+        key = flows.Tuple((service.vip, service.protocol, service.ports), about.client, about.vip)
+        flow = self._entry(service, key)
+        known = flow is not None and self._state(service, flow) not in (None, BackendState.DOWN)
+        backend = _named(service, flow.backend) if flow is not None and known else self.choice(service, key)
+        if backend is None:
+            return Expected("no_backend", service.name)
+        if len(packet) + tunnel.overhead(header.version) > (service.mtu or self.settings.mtu):
+            return Expected("too_big", service.name)
+        out = self._encapsulate(service, backend, tunnel.forwarded(packet), key)
+        return Expected("icmp_error", service.name, backend.name, "known" if known else "untracked", (out,))
+
+    def _balance(self, packet: bytes, header: read.Header) -> Expected:
+        if header.ttl <= 1:
+            return Expected("ttl_expired")
+        source_port, port = header.ports(packet)
+        service = services.match(self.services, header.protocol, header.destination, port)
+        if service is None:
+            return Expected("no_service")
         name = (service.vip, service.protocol, service.ports)
         key = flows.Tuple(name, (header.source, source_port), (header.destination, port))
         chosen = self.choice(service, key)
@@ -90,6 +130,10 @@ class Mux:
             report, backend = "known", _named(service, flow.backend)
         elif chosen is None:
             return Expected("no_backend", service.name)
+        elif header.source in (self.settings.address, self.settings.address6):
+            return Expected("own_source", service.name)
+        elif header.source == chosen.address:
+            return Expected("hairpin", service.name)
         else:
             self.flows.start(key, chosen.name)
             report, backend = "new", chosen
@@ -113,18 +157,28 @@ class Mux:
             self.settings.seed, service.protocol.number, key.source, key.destination, source_only=source_only
         )
 
-    def _remembered(
-        self, service: Service, key: flows.Tuple, packet: bytes, header: read.Header, chosen: Backend | None
-    ) -> flows.Flow | None:
-        """The entry, if it still decides for this packet; refreshed then."""
+    def _entry(self, service: Service, key: flows.Tuple) -> flows.Flow | None:
+        """The entry, if it has not expired."""
         idle = self.settings.idle
         udp = service.protocol is Protocol.UDP
         trusted = flows.ticks(service.idle or (idle.udp if udp else idle.tcp))
         untrusted = trusted if udp else flows.ticks(idle.tcp_untrusted)
-        flow = self.flows.find(key, idle=trusted, idle_untrusted=untrusted)
+        return self.flows.find(key, idle=trusted, idle_untrusted=untrusted)
+
+    @staticmethod
+    def _state(service: Service, flow: flows.Flow) -> BackendState | None:
+        """Of the backend that an entry names; None: it is gone."""
+        return next((b.state for b in service.backends if b.name == flow.backend), None)
+
+    def _remembered(
+        self, service: Service, key: flows.Tuple, packet: bytes, header: read.Header, chosen: Backend | None
+    ) -> flows.Flow | None:
+        """The entry, if it still decides for this packet; refreshed then."""
+        udp = service.protocol is Protocol.UDP
+        flow = self._entry(service, key)
         if flow is None:
             return None
-        state = next((b.state for b in service.backends if b.name == flow.backend), None)
+        state = self._state(service, flow)
         opens = not udp and packet[header.transport + 13] & (FIN | SYN | RST | ACK) == SYN
         if state in (None, BackendState.DOWN):
             return None

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from lb.model import Address
 from tests.model.checksum import checksum
@@ -27,6 +27,7 @@ class Header:
             self.ttl = packet[8]
             self.source, self.destination = IPv4Address(packet[12:16]), IPv4Address(packet[16:20])
             return
+        self.routes_on = False
         self.transport = 40
         self.length = 40 + int.from_bytes(packet[4:6], "big")
         self.protocol = packet[6]
@@ -35,6 +36,9 @@ class Header:
         self.extensions = 0
         while self.transport + 8 <= min(self.length, len(packet)):
             if self.protocol not in EXTENSIONS and not self._is_atomic(packet):
+                break
+            if self.protocol == ROUTING and packet[self.transport + 3] and self.extensions < MAX_EXTENSIONS:
+                self.routes_on = True
                 break
             units = 0 if self.protocol == FRAGMENT else packet[self.transport + 1]
             self.protocol = packet[self.transport]
@@ -61,12 +65,36 @@ def network_problem(packet: bytes, version: int) -> str | None:
     return None
 
 
-def _impossible_source(source: Address, destination: Address) -> bool:
-    """RFC 1812, 5.3.7 (martian addresses); a source equal to the destination is a LAND attack."""
+def _source_problem(source: Address, destination: Address) -> str | None:
+    """RFC 1812, 5.3.7 (martian addresses), RFC 3927, 4291, 6890; a source equal to the destination is a LAND attack."""
     if source == destination or source.is_multicast or source.is_loopback or source.is_unspecified:
-        return True
+        return "bad_source"
     if isinstance(source, IPv4Address):
-        return source in IPv4Network("0.0.0.0/8") or source == IPv4Address("255.255.255.255")
+        if source in IPv4Network("0.0.0.0/8") or source == IPv4Address("255.255.255.255"):
+            return "bad_source"
+        if source in IPv4Network("169.254.0.0/16"):
+            return "link_local_source"
+        return "reserved_source" if source in IPv4Network("240.0.0.0/4") else None
+    if source in IPv6Network("fe80::/10"):
+        return "link_local_source"
+    return "mapped_source" if source in IPv6Network("::ffff:0:0/96") else None
+
+
+def _routes_on(options: bytes) -> bool:
+    """A loose or strict source route with a station left (RFC 791, 3.1: the pointer is not beyond its length)."""
+    at = 0
+    while at < len(options) and options[at] != 0:
+        if options[at] == 1:
+            at += 1
+            continue
+        if len(options) - at < 2:
+            return False
+        kind, length = options[at], options[at + 1]
+        if kind in (131, 137) and len(options) - at >= 3 and options[at + 2] <= length:
+            return True
+        if length < 2:
+            return False
+        at += length
     return False
 
 
@@ -80,11 +108,16 @@ def vip_problem(packet: bytes, header: Header) -> str | None:  # noqa: PLR0911  
             return "bad_header"
         if checksum(packet[: header.transport]) != 0:
             return "bad_checksum"
-    if _impossible_source(header.source, header.destination):
-        return "bad_source"
+    problem = _source_problem(header.source, header.destination)
+    if problem is not None:
+        return problem
     if header.version == 4:
+        if _routes_on(packet[20 : header.transport]):
+            return "source_route"
         if int.from_bytes(packet[6:8], "big") & 0x3FFF:
             return "fragment"
+    elif header.routes_on:
+        return "routing_header"
     elif header.transport > header.length:
         return "bad_header"
     elif header.protocol == FRAGMENT:

@@ -10,12 +10,12 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lb.dataplane import REASONS, LinkHeader, Pipeline, Result
+from lb.dataplane import REASONS, Answers, LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
-from lb.model import Backend, BackendState, HashMode, Idle, MuxSettings, PortRange, Protocol, Service
+from lb.model import Backend, BackendState, HashMode, Idle, MuxSettings, PortRange, Protocol, Service, Unserved
 from tests.model.checksum import checksum
 from tests.model.mux import Expected, Mux, Options
-from tests.packets.build import ipv4, ipv6, tcp, udp
+from tests.packets.build import CLIENT, CLIENT6, icmp, ipv4, ipv6, ping, tcp, udp
 from tests.packets.rows import ROWS
 from tests.packets.world import FIRST_ID, SETTINGS
 
@@ -62,7 +62,9 @@ def some_services(draw: st.DrawFn) -> tuple[Service, ...]:
 
 @st.composite
 def a_packet(draw: st.DrawFn) -> bytes:
-    kind = draw(st.integers(0, 11))
+    kind = draw(st.integers(0, 13))
+    if kind > 11:
+        return draw(an_icmp())
     if kind == 0:
         return draw(st.sampled_from(ROWS)).packet[:3000]
     if kind == 1:
@@ -75,8 +77,42 @@ def a_packet(draw: st.DrawFn) -> bytes:
         segment = udp(sport=sport, dport=draw(st.sampled_from([53, 54])))
     if kind < 9:
         df = draw(st.booleans())
-        return ipv4(segment, to=draw(st.sampled_from(["203.0.113.10", "203.0.113.9"])), ttl=ttl, df=df)
-    return ipv6(segment, to=draw(st.sampled_from(["2001:db8:f::10", "2001:db8:f::11"])), hops=ttl)
+        return ipv4(segment, to=draw(VIPS), source=draw(SOURCES), ttl=ttl, df=df)
+    return ipv6(segment, to=draw(VIPS6), source=draw(SOURCES6), hops=ttl)
+
+
+@st.composite
+def an_icmp(draw: st.DrawFn) -> bytes:
+    """Errors about flows of :func:`a_packet`, mostly; bytes of them changed or cut off now and then; and pings."""
+    six = draw(st.booleans())
+    vip, source = draw(VIPS6 if six else VIPS), draw(SOURCES6 if six else SOURCES)
+    ttl = draw(st.sampled_from([64, 64, 64, 1]))
+    if draw(st.integers(0, 3)) == 0:
+        segment = ping(draw(st.binary(max_size=9)), six=six)
+    else:
+        port, client_port = draw(st.sampled_from([80, 80, 85, 53, 54, 9])), draw(st.integers(1, 4))
+        quoted = tcp("A", sport=port, dport=client_port) if draw(st.booleans()) else udp(sport=port, dport=client_port)
+        other = draw(st.sampled_from([vip, vip, vip, vip, draw(VIPS6 if six else VIPS)]))
+        packet = ipv6(quoted, source=other, to=CLIENT6) if six else ipv4(quoted, source=other, to=CLIENT)
+        kinds = (1, 2, 2, 3, 4, 137) if six else (3, 3, 3, 11, 12, 5)
+        cut = draw(st.sampled_from([28, 48, 48, 60, 100, 20]))
+        segment = icmp(draw(st.sampled_from(kinds)), 4, 1300, packet[:cut], six=six)
+    if six:
+        return ipv6(segment, source=source, to=vip, hops=ttl)
+    return ipv4(segment, source=source, to=vip, ttl=ttl)
+
+
+VIPS, VIPS6 = (
+    st.sampled_from(["203.0.113.10", "203.0.113.9"]),
+    st.sampled_from(["2001:db8:f::10", "2001:db8:f::11"]),
+)
+#: Mostly one client; the MUX, backends, and what no router may forward.
+SOURCES = st.sampled_from(
+    [CLIENT] * 16 + ["10.0.1.11", "10.0.3.1", "10.0.3.2", "169.254.1.1", "240.0.0.1", "10.0.3.77"]
+)
+SOURCES6 = st.sampled_from(
+    [CLIENT6] * 16 + ["2001:db8:1::11", "2001:db8:3::1", "fe80::1", "::ffff:10.0.0.1", "fe00::1"]
+)
 
 
 TCP_PORTS = st.sampled_from([80, 80, 80, 85, 9])
@@ -96,7 +132,7 @@ def without_id(packet: bytes) -> bytes:
     """The outer ID is counted for each way, and the ways change with the services: compared elsewhere."""
     if not packet or packet[0] >> 4 != 4:
         return packet
-    assert checksum(packet[:20]) == 0
+    assert checksum(packet[: (packet[0] & 15) * 4]) == 0
     return packet[:4] + b"\0\0" + packet[6:10] + b"\0\0" + packet[12:]
 
 
@@ -105,8 +141,10 @@ class Twins:
 
     def __init__(self, mine: MuxSettings = SMALL, *, partial: bool = False) -> None:
         self.compiler = Compiler(mine)
-        self.pipeline = Pipeline(mine.flows, LinkHeader.NONE, detect_partial=partial, first_id=FIRST_ID)
-        self.model = Mux(mine, Options(detect_partial=partial, first_id=FIRST_ID))
+        self.pipeline = Pipeline(
+            mine.flows, LinkHeader.NONE, detect_partial=partial, first_id=FIRST_ID, answers=Answers.of(mine)
+        )
+        self.model = Mux(mine, Options(detect_partial=partial, first_id=FIRST_ID, answers=True))
         self.now = 1_000_000 * SECOND
         self.processed = 0
 
@@ -133,9 +171,11 @@ class Twins:
 
 
 @settings(max_examples=120, deadline=None)
-@given(BATCHES, st.booleans())
-def test_any_packets_in_bursts_of_any_size_are_what_the_model_says(batches: list[Batch], partial: bool) -> None:
-    twins = Twins(partial=partial)
+@given(BATCHES, st.booleans(), st.sampled_from(Unserved), st.sampled_from([1, 2, 1000, 0]))
+def test_any_packets_in_bursts_of_any_size_are_what_the_model_says(
+    batches: list[Batch], partial: bool, unserved: Unserved, answers: int
+) -> None:
+    twins = Twins(replace(SMALL, unserved=unserved, answers=answers), partial=partial)
     for services, events, burst in batches:
         twins.run(services, events, burst)
 
@@ -148,7 +188,8 @@ def test_a_burst_is_its_packets_one_at_a_time(
     """With identifications, and through bursts larger than the data plane's own."""
     snapshot = Compiler(SMALL).compile(services).offline_snapshot()
     events = [(packet, len(packet), 0) for packet in packets]
-    single, bursts = Pipeline(1000, LinkHeader.NONE), Pipeline(1000, LinkHeader.NONE)
+    few = Answers(2, Unserved.RESET, (SMALL.address,))
+    single, bursts = Pipeline(1000, LinkHeader.NONE, answers=few), Pipeline(1000, LinkHeader.NONE, answers=few)
     expected = [single.process(snapshot, [event])[0] for event in events]
     found: list[Result] = []
     while len(found) < len(events):
@@ -200,4 +241,4 @@ def test_counters_of_services_and_backends_add_up() -> None:
         sent += len(forwarded)
     counters = pipeline.counters()
     by_name = dict(zip((r.name for r in REASONS), counters.reasons, strict=True))
-    assert by_name["forwarded"] + by_name["segmented"] == sent > 0
+    assert by_name["forwarded"] + by_name["segmented"] + by_name["icmp_error"] == sent > 0

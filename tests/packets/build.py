@@ -81,9 +81,30 @@ def raw(protocol: int, data: bytes) -> Segment:
     return Segment(protocol, data, None, None)
 
 
-def ping() -> Segment:
-    data = bytes([8, 0, 0, 0, 0, 1, 0, 1]) + b"ping"
-    return raw(1, data[:2] + checksum(data).to_bytes(2, "big") + data[4:])
+class Icmp(Segment):
+    """ICMP, whose checksum knows no addresses; and ICMPv6, whose does."""
+
+    def bytes(self, source: Address, destination: Address) -> bytes:
+        before = pseudo_header(source, destination, 58, len(self.data)) if self.protocol == 58 else b""
+        value = self.check if isinstance(self.check, int) else checksum(before + self.data)
+        return self.data[:2] + value.to_bytes(2, "big") + self.data[4:]
+
+
+def icmp(
+    kind: int,
+    code: int = 0,
+    rest: int = 0,
+    data: bytes = b"",
+    *,
+    six: bool = False,
+    check: int | None = None,
+) -> Segment:
+    """``rest``: bytes 4 to 7 of the header; ``data``: what is behind them, such as a quoted packet."""
+    return Icmp(58 if six else 1, bytes([kind, code, 0, 0]) + rest.to_bytes(4, "big") + data, 2, check)
+
+
+def ping(data: bytes = b"ping", *, six: bool = False, check: int | None = None) -> Segment:
+    return icmp(128 if six else 8, rest=1 << 16 | 1, data=data, six=six, check=check)
 
 
 def ipv4(

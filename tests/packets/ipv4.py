@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.packets.build import ipv4, tcp, udp
-from tests.packets.world import DNS, FIRST_ID, WEB, Row, drops, forwards, to
+from tests.packets.world import DNS, FIRST_ID, MUX, WEB, Row, drops, forwards, to
 
 SYN = ipv4(tcp())
 NOT_OURS = "198.51.100.1"
@@ -51,8 +51,45 @@ SOURCES = (
     drops("a source equal to the destination is a LAND attack", ipv4(tcp(), source="203.0.113.10"), "bad_source"),
     drops("a LAND attack by UDP is no client either", ipv4(udp(), source="203.0.113.10"), "bad_source"),
     drops("a bad source to another address is the kernel's", ipv4(tcp(), to=NOT_OURS, source="0.0.0.0"), "not_vip"),
+    drops("a link-local source is no client", ipv4(tcp(), source="169.254.1.1"), "link_local_source"),
+    drops("source 169.254.255.255 is link-local", ipv4(udp(), source="169.254.255.255"), "link_local_source"),
+    forwards("source 169.253.1.1 is a client", ipv4(tcp(), source="169.253.1.1"), WEB),
+    forwards("source 169.255.1.1 is a client", ipv4(tcp(), source="169.255.1.1"), WEB),
+    drops("source 240.0.0.1 is reserved", ipv4(tcp(), source="240.0.0.1"), "reserved_source"),
+    drops("source 255.255.255.254 is reserved", ipv4(tcp(), source="255.255.255.254"), "reserved_source"),
+    drops(
+        "a link-local source to another address is the kernel's",
+        ipv4(tcp(), to=NOT_OURS, source="169.254.1.1"),
+        "not_vip",
+    ),
+    drops("the MUX's own address is no client", ipv4(tcp(), source=str(MUX)), "own_source"),
+    drops("the chosen backend is no client: the tunnel would come back", ipv4(tcp(), source=WEB), "hairpin"),
+    forwards("another backend is a client", ipv4(tcp(), source=DNS), WEB),
+    forwards("another VIP is a client", ipv4(tcp(), source="203.0.113.11"), WEB),
     forwards("a private source is a client", ipv4(tcp(), source="10.9.9.9"), WEB),
     forwards("source 223.255.255.255 is a client", ipv4(tcp(), source="223.255.255.255"), WEB),
+)
+
+
+def routed(kind: int, pointer: int, *, before: bytes = b"") -> bytes:
+    """A source route of two stations."""
+    option = before + bytes([kind, 11, pointer]) + bytes([198, 51, 100, 1, 198, 51, 100, 2])
+    return ipv4(tcp(), options=option.ljust(-(-len(option) // 4) * 4, b"\0"))
+
+
+ROUTES = (
+    drops("a loose source route is not followed", routed(131, 4), "source_route"),
+    drops("a strict source route is not followed", routed(137, 4), "source_route"),
+    drops("a source route with its last station left is not followed", routed(131, 8), "source_route"),
+    drops(
+        "a source route behind other options is found", routed(137, 4, before=RECORD_ROUTE[:7] + b"\1"), "source_route"
+    ),
+    drops("a source route with a pointer at its very end is not used up", routed(131, 11), "source_route"),
+    forwards("a source route that is used up is forwarded", routed(131, 12), WEB),
+    forwards("what lies behind the end of options is no source route", routed(131, 4, before=b"\0"), WEB),
+    forwards("an option that is cut off is the host's to judge", ipv4(tcp(), options=b"\1\1\1\x83"), WEB),
+    forwards("an option of length zero is the host's to judge", ipv4(tcp(), options=b"\x44\0\x83\x03"), WEB),
+    drops("an option that names no station is used up", ipv4(tcp(), options=b"\x83\3\4\0", mf=True), "fragment"),
 )
 
 FRAGMENTS = (
@@ -69,11 +106,8 @@ def marked(tos: int) -> bytes:
 
 
 TTL = (
-    drops("TTL 1 is dropped, not forwarded with zero", ipv4(tcp(), ttl=1), "ttl_expired"),
-    drops("TTL 0 is dropped", ipv4(tcp(), ttl=0), "ttl_expired"),
     forwards("TTL 2 is forwarded with TTL 1", ipv4(tcp(), ttl=2), WEB),
     forwards("TTL 255 is forwarded with TTL 254", ipv4(tcp(), ttl=255), WEB),
-    drops("TTL 1 to a closed port is dropped for the port", ipv4(udp(dport=9), ttl=1), "no_service"),
     drops("TTL 1 to another address is the kernel's", ipv4(tcp(), to=NOT_OURS, ttl=1), "not_vip"),
 )
 
@@ -93,4 +127,4 @@ OUTER = (
     forwards("TTL outside does not depend on that inside", ipv4(tcp(), ttl=3), WEB),
 )
 
-ROWS = (*HEADER, *SOURCES, *FRAGMENTS, *TTL, *OUTER)
+ROWS = (*HEADER, *SOURCES, *ROUTES, *FRAGMENTS, *TTL, *OUTER)

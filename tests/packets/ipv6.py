@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from tests.packets.build import extension, ipv6, tcp, udp
-from tests.packets.world import DNS6, NET6, WEB6, drops, forwards
+from tests.packets.world import DNS6, MUX6, NET6, WEB6, drops, forwards
 
 HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
 NOT_OURS = "2001:db8:e::1"
@@ -20,8 +20,6 @@ HEADER = (
     drops("a payload length that cuts off the ports is malformed", ipv6(tcp(), length=19), "bad_header"),
     drops("a payload length of zero is malformed", ipv6(tcp(), length=0), "bad_header"),
     forwards("padding behind an IPv6 packet is trimmed", SYN + bytes(9), WEB6, leaves=SYN),
-    drops("hop limit 1 is dropped", ipv6(tcp(), hops=1), "ttl_expired"),
-    drops("hop limit 0 is dropped", ipv6(tcp(), hops=0), "ttl_expired"),
     forwards("hop limit 2 is forwarded with 1", ipv6(tcp(), hops=2), WEB6),
     drops("a capture that cut an IPv6 packet is truncated", SYN[:50], "truncated", wire_length=len(SYN)),
 )
@@ -31,7 +29,17 @@ SOURCES = (
         drops(f"source {source} is no IPv6 client", ipv6(tcp(), source=source), "bad_source")
         for source in ("::", "::1", "ff02::1", "2001:db8:f::10")
     ),
-    forwards("a link-local source is a client", ipv6(tcp(), source="fe80::1"), WEB6),
+    drops("an IPv6 link-local source is no client", ipv6(tcp(), source="fe80::1"), "link_local_source"),
+    drops("source febf:: is link-local", ipv6(udp(), source="febf::1"), "link_local_source"),
+    forwards("source fec0:: is forwarded", ipv6(tcp(), source="fec0::1"), WEB6),
+    forwards("source fe00:: is forwarded", ipv6(tcp(), source="fe00::1"), WEB6),
+    forwards("source fd00:: is forwarded", ipv6(tcp(), source="fd00::1"), WEB6),
+    drops("an IPv4-mapped source is no client", ipv6(tcp(), source="::ffff:192.0.2.7"), "mapped_source"),
+    forwards("source 64:ff9b:: is forwarded", ipv6(tcp(), source="64:ff9b::1"), WEB6),
+    forwards("source ::fffe:0:1 is forwarded", ipv6(tcp(), source="::fffe:0:1"), WEB6),
+    drops("the MUX's own IPv6 address is no client", ipv6(tcp(), source=str(MUX6)), "own_source"),
+    drops("the chosen IPv6 backend is no client", ipv6(tcp(), source=WEB6), "hairpin"),
+    forwards("another IPv6 backend is a client", ipv6(tcp(), source=DNS6), WEB6),
 )
 
 
@@ -42,6 +50,16 @@ def extended(*extensions: tuple[int, bytes]) -> bytes:
 EXTENSIONS = (
     forwards("a hop-by-hop header is stepped over", extended((HOP, extension())), WEB6),
     forwards("a routing header is stepped over", extended((ROUTING, extension(2, fill=0))), WEB6),
+    drops(
+        "a routing header with segments left is not followed",
+        extended((ROUTING, bytes([2, 0, 1]) + bytes(20))),
+        "routing_header",
+    ),
+    drops(
+        "a segment routing header with segments left is not followed",
+        extended((HOP, extension()), (ROUTING, bytes([2, 4, 1, 0]) + bytes(19))),
+        "routing_header",
+    ),
     forwards("destination options are stepped over", extended((DESTINATION, extension(1))), WEB6),
     forwards(
         "a chain of extension headers is stepped over",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tests.packets import ipv4, ipv6, matching, size, transport
+from tests.packets import icmp, ipv4, ipv6, matching, size, transport
 from tests.packets.world import Row
 
-ROWS: tuple[Row, ...] = (*ipv4.ROWS, *transport.ROWS, *ipv6.ROWS, *matching.ROWS, *size.ROWS)
+ROWS: tuple[Row, ...] = (*ipv4.ROWS, *transport.ROWS, *ipv6.ROWS, *matching.ROWS, *size.ROWS, *icmp.ROWS)

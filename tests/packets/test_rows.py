@@ -8,7 +8,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from lb.dataplane import REASONS, Hop, LinkHeader, Pipeline, Result
+from lb.dataplane import REASONS, Answers, Hop, LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
 from tests.model.mux import Mux, Options
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
@@ -25,7 +25,8 @@ each_row = pytest.mark.parametrize("row", ROWS, ids=[row.claim for row in ROWS])
 
 def run(row: Row, link: LinkHeader, frame: Callable[[bytes], bytes] = bytes) -> Result:
     """The row alone, through a MUX that has seen nothing yet."""
-    pipeline = Pipeline(SETTINGS.flows, link, detect_partial=row.partial, first_id=FIRST_ID)
+    answers = Answers.of(row.settings)
+    pipeline = Pipeline(SETTINGS.flows, link, detect_partial=row.partial, first_id=FIRST_ID, answers=answers)
     data = frame(row.packet)
     cut = 0 if row.wire_length is None else row.wire_length - len(row.packet)
     (result,) = pipeline.process(SNAPSHOT, [(data, len(data) + cut, 0)])
@@ -43,8 +44,9 @@ def test_every_reason_of_the_pipeline_has_a_row() -> None:
     others = {
         "no_next_hop",
         "send_failed",
+        "answer_limited",
         "shed",
-    }  # not of the packet: test_changes.py, test_veth_lab.py, test_shed.py
+    }  # not of the packet: test_changes.py, test_veth_lab.py, test_shed.py, test_answers.py
     assert {row.reason for row in ROWS} == {reason.name for reason in REASONS} - others
 
 
@@ -70,7 +72,7 @@ def test_row_over_ethernet(row: Row) -> None:
 
 @each_row
 def test_row_in_the_model(row: Row) -> None:
-    model = Mux(SETTINGS, Options(detect_partial=row.partial, first_id=FIRST_ID))
+    model = Mux(row.settings, Options(detect_partial=row.partial, first_id=FIRST_ID, answers=True))
     model.publish(SERVICES)
     wire_length = len(row.packet) if row.wire_length is None else row.wire_length
     expected = model.process(row.packet, wire_length, 0)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tests.packets.build import ipv4, ipv6, ping, raw, tcp, udp
+from tests.packets.build import ipv4, ipv6, raw, tcp, udp
 from tests.packets.world import DNS, DNS6, WEB, WEB6, drops, forwards
 
 OPTIONS = bytes([2, 4, 5, 0xB4, 1, 1, 4, 2])
@@ -37,10 +37,6 @@ UDP = (
 )
 
 OTHERS = (
-    drops("a ping to a VIP is dropped as ICMP", ipv4(ping()), "icmp"),
-    drops("an ICMP error to a VIP is dropped as ICMP", ipv4(raw(1, bytes([3, 4]) + bytes(34))), "icmp"),
-    drops("ICMP of no length is dropped as ICMP", ipv4(raw(1, b"")), "icmp"),
-    drops("ICMPv6 to a VIP is dropped as ICMP", ipv6(raw(58, bytes([128, 0]) + bytes(10))), "icmp"),
     *(
         drops(f"IP protocol {number} to a VIP is unsupported", ipv4(raw(number, bytes(40))), "unsupported_protocol")
         for number in (0, 2, 4, 41, 47, 50, 51, 132, 255)

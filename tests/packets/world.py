@@ -6,10 +6,10 @@ Every service has one backend, so that a row can say where its packet goes; choo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from lb.model import Backend, BackendState, Idle, MuxSettings, PortRange, Protocol, Service
+from lb.model import Backend, BackendState, Idle, MuxSettings, PortRange, Protocol, Service, Unserved
 from tests.model import hashing, tunnel
 from tests.model.read import Header
 
@@ -83,22 +83,30 @@ class Row:
     out: tuple[bytes, ...] = ()
     wire_length: int | None = None
     partial: bool = False
+    unserved: Unserved = Unserved.DROP
+
+    @property
+    def settings(self) -> MuxSettings:
+        return replace(SETTINGS, unserved=self.unserved)
 
     @property
     def verdict(self) -> str:
-        if self.reason in ("forwarded", "segmented"):
+        if self.reason in ("forwarded", "segmented", "icmp_error"):
             return "forward"
+        if self.reason in ("echo", "time_exceeded", "unreachable", "reset"):
+            return "reply"
         return "pass" if self.reason in ("not_ip", "not_vip") else "drop"
 
 
-def to(backend: str, packet: bytes, ident: int = FIRST_ID) -> bytes:
-    """``packet`` with one hop less to live, in the outer header to a backend. ``ident``: where DF is not set."""
+def to(backend: str, packet: bytes, ident: int = FIRST_ID, flow: bytes | None = None) -> bytes:
+    """``packet`` with one hop less to live, in the outer header to a backend. ``ident``: where DF is not set. ``flow``:
+    a packet of the flow that the label of IPv6 is of, if it is not the packet's own."""
     destination = ip_address(backend)
     inner = tunnel.forwarded(packet)
     if destination.version == 4:
         return tunnel.outer_ipv4(MUX, destination, inner, ident)
-    header = Header(packet)
-    source_port, port = header.ports(packet)
+    header = Header(flow or packet)
+    source_port, port = header.ports(flow or packet)
     value = hashing.tuple_hash(SEED, header.protocol, (header.source, source_port), (header.destination, port))
     return tunnel.outer_ipv6(MUX6, destination, inner, value >> 32 & 0xFFFFF)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import mmh3
 
-from lb.dataplane import LinkHeader, Pipeline, Result
+from lb.dataplane import Answers, LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
 from lb.model import MuxSettings, Service
 
@@ -20,8 +20,8 @@ class NativePlane:
     def __init__(self, settings: MuxSettings, *, raw_ip: bool) -> None:
         self._compiler = Compiler(settings)
         first_id = mmh3.hash(settings.seed, signed=False) & 0xFFFF
-        self._pipeline = Pipeline(settings.flows, LinkHeader.NONE if raw_ip else LinkHeader.SWAP, first_id=first_id)
-
+        link = LinkHeader.NONE if raw_ip else LinkHeader.SWAP
+        self._pipeline = Pipeline(settings.flows, link, first_id=first_id, answers=Answers.of(settings))
         self._compiler.follow(_Lender(self._pipeline))
 
     def publish(self, services: Sequence[Service]) -> None:

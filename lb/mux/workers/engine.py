@@ -25,6 +25,7 @@ from lb.dataplane import (
     REASONS,
     RECORD_BYTES,
     Adoption,
+    Answers,
     Census,
     Counters,
     FlowTuple,
@@ -126,6 +127,7 @@ class Engine:
             detect_partial=self._guesses_checksums,
             first_id=_first_id(number),
             touch_late=True,
+            answers=Answers.of(self._settings, workers),
         )
 
     def _share(self, workers: int) -> int:
@@ -204,7 +206,7 @@ class Engine:
             self._replace_tables(workers)
         if self._elders or (workers > 1 and self._live()):  # the kernel may spread flows in another way than before
             self._strange_until = time.monotonic() + self._longest_idle()
-            self._meet()
+        self._meet()
 
     def _begin_workers(self, ios: Sequence[Io]) -> None:
         self._prepare(len(ios))
@@ -252,6 +254,8 @@ class Engine:
                 self._elders.append(_Elder(table, serial))
                 regroup.inherit_counters(self._pipelines[0], table)
         self._active = workers
+        for pipeline in self._running:
+            pipeline.answer(Answers.of(self._settings, workers).per_second)
 
     def expect_strangers(self) -> None:
         """Before something is done by which the kernel may spread flows in another way, while workers run."""
@@ -274,12 +278,12 @@ class Engine:
         return max([idle.tcp, idle.udp, *(service.idle or 0 for service in self._forwarding.services)])
 
     def _meet(self) -> None:
-        """Whom each of them asks."""
+        """Whom each of them asks; and, always, whose flows an ICMP error may be about, for it comes to any of them."""
         tables = [regroup.FlowTable.of(pipeline) for pipeline in self._running]
         for number, member in enumerate(self._members):
             others = [*tables[:number], *tables[number + 1 :], *(elder.table for elder in self._elders)]
-            asked = [table for table in others if table is not None] if self._strange_until is not None else []
-            regroup.meet(member, asked)
+            known = [table for table in others if table is not None]
+            regroup.meet(member, known, asked=self._strange_until is not None)
 
     def inherit(self) -> int:
         """Moves what the workers before knew to those of now, a piece at a time, each to one of them: who sees the flow

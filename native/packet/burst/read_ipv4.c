@@ -101,8 +101,8 @@ static ALWAYS_INLINE TARGET_AVX2 __m256i source_is_odd(const struct headers *h)
 
 	odd = _mm256_or_si256(odd, _mm256_cmpeq_epi32(octet, word(0)));
 	odd = _mm256_or_si256(odd, _mm256_cmpeq_epi32(octet, word(127)));
-	odd = _mm256_or_si256(odd, _mm256_cmpeq_epi32(octet, word(255)));
-	return _mm256_or_si256(odd, _mm256_cmpeq_epi32(_mm256_and_si256(octet, word(0xf0)), word(0xe0)));
+	odd = _mm256_or_si256(odd, _mm256_cmpeq_epi32(octet, word(169)));
+	return _mm256_or_si256(odd, _mm256_cmpeq_epi32(_mm256_and_si256(octet, word(0xe0)), word(0xe0)));
 }
 
 /* outer_of() of eight. */

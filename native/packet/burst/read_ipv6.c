@@ -53,13 +53,13 @@ static ALWAYS_INLINE TARGET_AVX2 void load_ends(struct headers *h, const struct 
 }
 
 /*
- * Addresses of four packets, a word of each in a vector, into words[]; true if no source is odd: multicast, or one that begins as ::
- * and ::1 do, or the destination itself.
+ * Addresses of four packets, a word of each in a vector, into words[]; true if no source is odd as packet_odd_source6()
+ * has it, or the destination itself.
  */
 static ALWAYS_INLINE TARGET_AVX2 bool take_addresses(const struct frame *frames, uint32_t before, struct flow_words6 *words,
 						     unsigned first)
 {
-	const __m256i octet = _mm256_set1_epi64x(0xff), zero = _mm256_setzero_si256();
+	const __m256i octet = _mm256_set1_epi64x(0xfe), zero = _mm256_setzero_si256();
 	__m256i rows[4], a, b, c, d, word[4], head, odd;
 
 	for (unsigned i = 0; i < 4; i++)

@@ -26,6 +26,13 @@ static bool hops_exist(const struct vip_map *map, const struct hop_spec *hops, u
 	return true;
 }
 
+static void note_end(struct snapshot *snapshot, uint8_t family, const uint8_t *address)
+{
+	uint32_t bit = snapshot_end_bit(family, address);
+
+	snapshot->ends[bit / 64] |= 1ull << bit % 64;
+}
+
 int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t count, uint64_t generation,
 		    struct snapshot **out)
 {
@@ -45,8 +52,11 @@ int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t c
 	snapshot->generation = generation;
 	snapshot->hop_count = count;
 	snapshot->map = vip_map_get(map);
-	for (uint32_t i = 0; i < count; i++)
+	for (uint32_t i = 0; i < count; i++) {
 		encap_prepare(&snapshot->hops[i], &hops[i]);
+		note_end(snapshot, hops[i].family, hops[i].source);
+		note_end(snapshot, hops[i].family, hops[i].destination);
+	}
 	*out = snapshot;
 	return 0;
 }

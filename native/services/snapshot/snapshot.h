@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "machine/cpu.h"
 #include "services/vip/vip_map.h"
@@ -30,13 +31,55 @@ struct hop {
 } CACHE_ALIGNED;
 _Static_assert(sizeof(struct hop) == CACHE_LINE, "one hop, one cache line");
 
+#define SNAPSHOT_ENDS 4096u /* bits */
+
 struct snapshot {
 	uint32_t references; /* atomic */
 	uint32_t hop_count;
 	uint64_t generation;
 	struct vip_map *map;
 	struct hop *hops;
+	uint64_t ends[SNAPSHOT_ENDS / 64]; /* a bit for each address of a tunnel's end, see snapshot_may_have_end() */
 };
+
+/* An address in one word: of IPv6 not exactly. */
+static inline uint32_t snapshot_address_word(uint8_t family, const uint8_t *address)
+{
+	uint64_t words[2];
+	uint32_t word;
+
+	if (family == 4) {
+		memcpy(&word, address, 4);
+		return word;
+	}
+	memcpy(words, address, 16);
+	return (uint32_t)(words[0] ^ words[0] >> 32 ^ words[1] ^ words[1] >> 32);
+}
+
+static inline uint32_t snapshot_end_bit(uint8_t family, const uint8_t *address)
+{
+	return snapshot_address_word(family, address) * 0x9e3779b1u >> 20;
+}
+_Static_assert(SNAPSHOT_ENDS == 1u << 12, "as many as a number of 12 bits can say");
+
+/* False: no tunnel begins or ends at this address.  Cheaper than a look at the hop of each new flow, which is in no near cache. */
+static inline bool snapshot_may_have_end(const struct snapshot *snapshot, uint8_t family, const uint8_t *address)
+{
+	uint32_t bit = snapshot_end_bit(family, address);
+
+	return snapshot->ends[bit / 64] >> bit % 64 & 1;
+}
+
+/* The addresses of a hop's tunnel: ours, and the backend's. */
+static inline const uint8_t *hop_source(const struct hop *hop)
+{
+	return hop->start + HOP_LINK_BYTES + (hop->family == 4 ? 12 : 8);
+}
+
+static inline const uint8_t *hop_destination(const struct hop *hop)
+{
+	return hop->start + HOP_LINK_BYTES + (hop->family == 4 ? 16 : 24);
+}
 
 /* What a hop is made of.  Addresses and MACs in wire order; IPv4 addresses in the first 4 bytes. */
 struct hop_spec {

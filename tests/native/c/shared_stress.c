@@ -140,7 +140,7 @@ static void regroup(struct stage *stage, bool strangers)
 	uint32_t count = 0, released;
 
 	for (unsigned i = 0; i < WORKERS; i++)
-		worker_ask_meet(stage->workers[i], stage->muxes[i], &stage->muxes[1 - i]->table, strangers, 5000);
+		worker_ask_meet(stage->workers[i], stage->muxes[i], &stage->muxes[1 - i]->table, 1, strangers, 5000);
 	for (unsigned i = 0; i < WORKERS; i++) {
 		worker_ask_claims(stage->workers[i], stage->muxes[i], keys, RELEASE_MAX, &count, 5000);
 		worker_ask_release(stage->workers[1 - i], stage->muxes[1 - i], keys, count, &released, 5000);
