@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ICMP and ICMPv6 at a MUX, from RFC 792, 1122, 1812, 4443, 4884 and 9293: what an error is about, and what is answered.
+"""ICMP and ICMPv6 at a MUX, from RFC 792, 1122, 1812, 4443, 4884, 9293: what an error is about, what is answered.
 
 Whole packets are put together from fields; nothing is changed in place.
 """
@@ -112,7 +112,8 @@ def answerable(packet: bytes, header: Header) -> bool:
     return len(message) >= 8 and message[0] in QUERIES[header.version]
 
 
-def _ip(source: Address, destination: Address, protocol: int, tos: int, ident: int, payload: bytes) -> bytes:
+def _ip(ends: tuple[Address, Address], protocol: int, tos: int, ident: int, payload: bytes) -> bytes:
+    source, destination = ends
     if source.version == 6:
         first = (6 << 28 | tos << 20).to_bytes(4)
         return (
@@ -145,7 +146,7 @@ def error(packet: bytes, source: Address, kind: tuple[int, int], rest: int, iden
     most = 576 - 28 if header.version == 4 else 1280 - 48
     message = _icmp(source, header.source, bytes(kind), rest.to_bytes(4) + packet[: min(header.length, most)])
     tos = 0xC0 | packet[1] & 0x1C if header.version == 4 else 0  # RFC 1812, 4.3.2.5: precedence 6; never ECN-capable
-    return _ip(source, header.source, ICMP if header.version == 4 else ICMPV6, tos, ident, message)
+    return _ip((source, header.source), ICMP if header.version == 4 else ICMPV6, tos, ident, message)
 
 
 def echo_reply(packet: bytes, ident: int) -> bytes:
@@ -154,7 +155,7 @@ def echo_reply(packet: bytes, ident: int) -> bytes:
     reply = _icmp(header.destination, header.source, bytes([ECHO_REPLY[header.version], 0]), message[4:])
     if header.version == 6:
         tos = int.from_bytes(packet[:2]) >> 4 & 0xFC
-        return _ip(header.destination, header.source, ICMPV6, tos, ident, reply)
+        return _ip((header.destination, header.source), ICMPV6, tos, ident, reply)
     start = (
         bytes([packet[0], packet[1] & 0xFC])
         + (header.transport + len(reply)).to_bytes(2)
@@ -181,7 +182,7 @@ def reset(packet: bytes, ident: int) -> bytes:
     value = transport_checksum(header.destination, header.source, TCP, made)
     made = made[:16] + value.to_bytes(2) + made[18:]
     tos = packet[1] & 0xFC if header.version == 4 else 0
-    return _ip(header.destination, header.source, TCP, tos, ident, made)
+    return _ip((header.destination, header.source), TCP, tos, ident, made)
 
 
 UNREACHABLE = {
@@ -213,7 +214,9 @@ class Answers:
         self._tokens: dict[str, int] = {}
         self._now = 0
 
-    def answer(self, packet: bytes, reason: str, now_ns: int) -> tuple[str, tuple[bytes, ...]]:
+    def answer(  # noqa: PLR0911  one return for each way that it can end
+        self, packet: bytes, reason: str, now_ns: int
+    ) -> tuple[str, tuple[bytes, ...]]:
         """The reason that is left, and what is sent."""
         # The data plane looks at its clock in steps, so that it does not matter which packets come together.
         elapsed = max(0, (now_ns >> 20 << 20) - self._now)

@@ -92,7 +92,7 @@ class Mux:
 
     # ---- decide ----
 
-    def _icmp(self, packet: bytes, header: read.Header) -> Expected:
+    def _icmp(self, packet: bytes, header: read.Header) -> Expected:  # noqa: PLR0911  as many ends
         """A ping; or an error, which goes where the flow is that it is about, and changes nothing."""
         if icmp.is_echo(packet, header):
             return Expected("echo")
@@ -115,7 +115,7 @@ class Mux:
         out = self._encapsulate(service, backend, tunnel.forwarded(packet), key)
         return Expected("icmp_error", service.name, backend.name, "known" if known else "untracked", (out,))
 
-    def _balance(self, packet: bytes, header: read.Header) -> Expected:
+    def _balance(self, packet: bytes, header: read.Header) -> Expected:  # noqa: PLR0911  as many ends
         if header.ttl <= 1:
             return Expected("ttl_expired")
         source_port, port = header.ports(packet)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ICMP and ICMPv6: errors about a VIP's flow, and what the MUX answers itself. RFC 792, 1122, 1812, 4443, 4884, 9293."""
+"""ICMP and ICMPv6: errors about a flow of a VIP, and what the MUX answers. RFC 792, 1122, 1812, 4443, 4884, 9293."""
 
 from __future__ import annotations
 

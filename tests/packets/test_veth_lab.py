@@ -12,12 +12,14 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 
 import pytest
 
-from lb.dataplane import REASONS, Hop, LinkHeader, PacketIo, Pipeline, Snapshot, TunnelGsoProgram, Worker
+from lb.dataplane import REASONS, Answers, Hop, LinkHeader, PacketIo, Pipeline, Snapshot, TunnelGsoProgram, Worker
 from lb.dataplane.compile.compiler import Compiler
+from lb.model import Unserved
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.model.checksum import checksum, ones_complement_sum, pseudo_header
 from tests.model.tunnel import segments
@@ -27,7 +29,7 @@ from tests.packets.frames import SYN, FrameRow
 from tests.packets.rows import ROWS
 from tests.packets.size import SUPER
 from tests.packets.test_offloads import VXLAN, vxlan
-from tests.packets.world import DNS, DNS6, SERVICES, SETTINGS, Row, to
+from tests.packets.world import DNS, DNS6, MUX, MUX6, SERVICES, SETTINGS, Row, to
 
 pytestmark = pytest.mark.lab
 
@@ -37,7 +39,8 @@ LARGEST_GSO = 65536 - 14 - 20  #: larger ones the kernel cuts itself before they
 SOL_PACKET, PACKET_VNET_HDR, PACKET_OUTGOING, ETH_P_ALL = 263, 15, 4, 3
 NEEDS_CSUM, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4 = 1, 0, 1, 4, 5
 NOTHING_LEFT = bytes(10)  #: a virtio header that says so
-MUX_SOURCES = (SETTINGS.address.packed, SETTINGS.address6.packed if SETTINGS.address6 else b"")
+#: What leaves is from the MUX's own address, or an answer of a VIP.
+MUX_SOURCES = tuple(map(ip_network, (MUX, MUX6, "203.0.113.0/24", "2001:db8:f::/64")))
 
 
 def without_id(packet: bytes) -> bytes:
@@ -51,7 +54,9 @@ class Wire:
     ``whole``: super-packets leave as they came, and the last who can cuts them: the kernel, or with ``card`` nobody.
     """
 
-    def __init__(self, stack: ExitStack, *, whole: bool = False, card: bool = False) -> None:
+    def __init__(
+        self, stack: ExitStack, *, whole: bool = False, card: bool = False, unserved: Unserved = Unserved.DROP
+    ) -> None:
         prefix = unique_prefix()
         outside, mux = f"{prefix}-out", f"{prefix}-mux"
         for name in (outside, mux):
@@ -74,7 +79,8 @@ class Wire:
         stack.callback(io.close)
         if whole:
             self._open_gso_tap(mux, io, card=card)
-        self.worker = Worker(Pipeline(SETTINGS.flows, LinkHeader.NEXT_HOP), io, self.snapshot())
+        answers = Answers.of(replace(SETTINGS, unserved=unserved, answers=1_000_000))
+        self.worker = Worker(Pipeline(SETTINGS.flows, LinkHeader.NEXT_HOP, answers=answers), io, self.snapshot())
         stack.callback(self.worker.close)
         self.worker.start()
 
@@ -109,8 +115,8 @@ class Wire:
             if kind == PACKET_OUTGOING:
                 continue
             self.offload, frame = data[:10], data[10:]
-            source = frame[26:30] if frame[12:14] == b"\x08\x00" else frame[22:38]
-            if source in MUX_SOURCES:
+            source = ip_address(frame[26:30] if frame[12:14] == b"\x08\x00" else frame[22:38])
+            if any(source in network for network in MUX_SOURCES):
                 return frame
 
     def receive_finished(self) -> bytes:
@@ -147,6 +153,13 @@ class Wire:
 def wire() -> Iterator[Wire]:
     with ExitStack() as stack:
         yield Wire(stack)
+
+
+@pytest.fixture(scope="module")
+def wires(wire: Wire) -> Iterator[dict[Unserved, Wire]]:
+    with ExitStack() as stack:
+        others = (Unserved.UNREACHABLE, Unserved.RESET)
+        yield {Unserved.DROP: wire} | {unserved: Wire(stack, unserved=unserved) for unserved in others}
 
 
 @pytest.fixture(scope="module")
@@ -211,8 +224,9 @@ def completed(row: Row) -> bool:
 
 
 @pytest.mark.parametrize("row", CARRIED, ids=[row.claim for row in CARRIED])
-def test_row_over_a_wire(wire: Wire, row: Row) -> None:
+def test_row_over_a_wire(wires: dict[Unserved, Wire], row: Row) -> None:
     """What a capture must guess is known here: a packet that no offload made is too big, however long it is."""
+    wire = wires[row.unserved]
     expected = ("too_big", ()) if row.reason == "segmented" else (row.reason, row.out)
     reason, out = wire.run(ethernet(row.packet), len(expected[1]), offload_of(row) if completed(row) else NOTHING_LEFT)
     assert reason == expected[0]

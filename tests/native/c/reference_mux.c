@@ -109,6 +109,43 @@ static const struct plain_service *match(const struct reference_world *world, co
 	return best;
 }
 
+/* Sources that no router forwards, beside the impossible ones. */
+static enum reason unroutable_source(const struct plain_packet *packet)
+{
+	static const uint8_t linklocal4[4] = { 169, 254 }, reserved4[4] = { 240 };
+	static const uint8_t linklocal6[16] = { 0xfe, 0x80 }, mapped6[16] = { [10] = 255, [11] = 255 };
+	const uint8_t *source = source_of(packet);
+
+	if (packet->family == 4) {
+		if (in_prefix(source, linklocal4, 16))
+			return REASON_LINK_LOCAL_SOURCE;
+		return in_prefix(source, reserved4, 4) ? REASON_RESERVED_SOURCE : REASON_FORWARDED;
+	}
+	if (in_prefix(source, linklocal6, 10))
+		return REASON_LINK_LOCAL_SOURCE;
+	return in_prefix(source, mapped6, 96) ? REASON_MAPPED_SOURCE : REASON_FORWARDED;
+}
+
+/* A source route that names a station still. */
+static bool has_source_route(const struct plain_packet *packet)
+{
+	const uint8_t *ip = packet->bytes;
+
+	for (uint32_t at = 20; at < packet->transport && ip[at]; at += ip[at] == 1 ? 1 : ip[at + 1]) {
+		uint32_t left = packet->transport - at;
+
+		if (ip[at] == 1)
+			continue;
+		if (left < 2)
+			return false;
+		if ((ip[at] == 131 || ip[at] == 137) && left >= 3 && ip[at + 2] <= ip[at + 1])
+			return true;
+		if (ip[at + 1] < 2)
+			return false;
+	}
+	return false;
+}
+
 static bool impossible_source(const struct plain_packet *packet)
 {
 	const uint8_t *source = source_of(packet);
@@ -189,6 +226,8 @@ static enum reason read_extensions(struct plain_packet *packet)
 		}
 		if (seen == 8)
 			return REASON_BAD_HEADER;
+		if (packet->protocol == 43 && header[3] != 0)
+			return REASON_ROUTING_HEADER;
 		packet->transport += packet->protocol == 44 ? 8 : 8 + header[1] * 8u;
 		packet->protocol = header[0];
 	}
@@ -209,6 +248,11 @@ static enum reason read_transport(struct plain_packet *packet)
 		return REASON_BAD_CHECKSUM;
 	if (impossible_source(packet))
 		return REASON_BAD_SOURCE;
+	reason = unroutable_source(packet);
+	if (reason != REASON_FORWARDED)
+		return reason;
+	if (packet->family == 4 && has_source_route(packet))
+		return REASON_SOURCE_ROUTE;
 	if (packet->family == 4 && (ip[6] & 0x20 || (be16(ip + 6) & 0x1fff)))
 		return REASON_FRAGMENT;
 	if (packet->family == 6)
@@ -349,6 +393,16 @@ static void learn(const struct reference_mux *mux, const struct plain_packet *pa
 	flow_slot_touch(mux->table, slot);
 }
 
+/* Nothing goes into a tunnel that comes from one of its ends. */
+static enum reason from_an_end(const struct reference_mux *mux, const struct plain_packet *packet, const struct choice *choice)
+{
+	const struct hop_spec *hop = &mux->world->hops[choice->backend->hop];
+
+	if (memcmp(source_of(packet), hop->source, address_size(packet)) == 0)
+		return REASON_OWN_SOURCE;
+	return memcmp(source_of(packet), hop->destination, address_size(packet)) == 0 ? REASON_HAIRPIN : REASON_FORWARDED;
+}
+
 static enum reason choose(struct reference_mux *mux, const struct plain_packet *packet, struct choice *choice)
 {
 	enum flow_class class = packet->protocol == 17 ? FLOW_UDP_UNTRUSTED : FLOW_TCP_UNTRUSTED;
@@ -358,7 +412,7 @@ static enum reason choose(struct reference_mux *mux, const struct plain_packet *
 	choice->hash = hash_of(mux, packet, false);
 	choice->flow = FLOW_UNTRACKED;
 	if (!mux->table)
-		return take_new(mux, packet, choice) ? REASON_FORWARDED : REASON_NO_BACKEND;
+		return take_new(mux, packet, choice) ? from_an_end(mux, packet, choice) : REASON_NO_BACKEND;
 	key = key_of(mux, packet, choice);
 	slot = flow_table_find(mux->table, key);
 	if (slot.line && take_known(mux, packet, choice, slot)) {
@@ -368,6 +422,8 @@ static enum reason choose(struct reference_mux *mux, const struct plain_packet *
 	}
 	if (!take_new(mux, packet, choice))
 		return REASON_NO_BACKEND;
+	if (from_an_end(mux, packet, choice) != REASON_FORWARDED)
+		return from_an_end(mux, packet, choice);
 	if (slot.line && !flow_table_expire(mux->table, slot)) {
 		flow_slot_rewrite(mux->table, slot, choice->number, class);
 		choice->flow = FLOW_NEW;
@@ -790,6 +846,108 @@ static enum reason forward(struct reference_mux *mux, struct plain_packet *packe
 	return leave(mux, &way, packet->bytes, packet->length, NULL) ? REASON_FORWARDED : REASON_SEND_FAILED;
 }
 
+/* An error fits or it does not: it is nobody's super-packet, and no checksum of it is left to do. */
+static enum reason forward_error(struct reference_mux *mux, struct plain_packet *packet, const struct choice *choice,
+				 const uint8_t *link, uint8_t origin)
+{
+	uint32_t index = choice->backend->hop;
+	struct way way = { &mux->world->hops[index], index, link, (uint32_t)(choice->hash >> 32) & 0xfffff, origin };
+
+	if (!way.hop->resolved)
+		return REASON_NO_NEXT_HOP;
+	if (packet->length + overhead_of(way.hop) > choice->service->mtu)
+		return REASON_TOO_BIG;
+	one_hop_less(packet);
+	return leave(mux, &way, packet->bytes, packet->length, NULL) ? REASON_ICMP_ERROR : REASON_SEND_FAILED;
+}
+
+/* ---- ICMP ---- */
+
+/* The packet that an error quotes, turned round: as if its client had sent it.  False: it does not say enough. */
+static bool turn_quote(const struct plain_packet *packet, struct plain_packet *flow, uint8_t *bytes)
+{
+	const uint8_t *quote = packet->bytes + packet->transport + 8;
+	uint32_t have = packet->length - packet->transport - 8, at = packet->family == 4 ? 20 : 40;
+	uint32_t size = packet->family == 4 ? 4 : 16, first = packet->family == 4 ? 12 : 8;
+	uint8_t protocol;
+
+	if (have < at || quote[0] >> 4 != packet->family)
+		return false;
+	protocol = quote[packet->family == 4 ? 9 : 6];
+	if (packet->family == 4) {
+		at = (quote[0] & 15) * 4u;
+		if (at < 20 || be16(quote + 6) & 0x1fff)
+			return false;
+	}
+	for (unsigned seen = 0; packet->family == 6 && (protocol == 0 || protocol == 43 || protocol == 44 || protocol == 60);
+	     seen++) {
+		const uint8_t *header = quote + at;
+
+		if (seen == 8 || at + 8 > have || (protocol == 44 && be16(header + 2) >> 3))
+			return false;
+		at += protocol == 44 ? 8 : 8 + header[1] * 8u;
+		protocol = header[0];
+	}
+	if (at + 8 > have || (protocol != 6 && protocol != 17))
+		return false;
+	*flow = (struct plain_packet){ .bytes = bytes, .family = packet->family, .protocol = protocol };
+	flow->transport = packet->family == 4 ? 20 : 40;
+	memcpy(bytes + first, quote + first + size, size);
+	memcpy(bytes + first + size, quote + first, size);
+	memcpy(bytes + flow->transport, quote + at + 2, 2);
+	memcpy(bytes + flow->transport + 2, quote + at, 2);
+	flow->source_port = be16(quote + at + 2);
+	flow->port = be16(quote + at);
+	return true;
+}
+
+/* Whoever has the flow that an error is about; it changes nothing. */
+static enum reason choose_owner(const struct reference_mux *mux, const struct plain_packet *flow, struct choice *choice)
+{
+	struct flow_slot slot = { 0 };
+
+	choice->hash = hash_of(mux, flow, false);
+	if (mux->table)
+		slot = flow_table_find(mux->table, key_of(mux, flow, choice));
+	if (slot.line) {
+		unsigned untrusted = mux->world->idle_untrusted, number = flow_slot_backend(slot);
+		unsigned idle = flow_slot_class(slot) == FLOW_TCP_UNTRUSTED ? untrusted : choice->service->idle;
+		const struct plain_backend *backend = backend_at(choice->service, number);
+
+		if (flow_slot_age(mux->table, slot) < idle && backend && backend->state != BACKEND_DOWN) {
+			choice->backend = backend;
+			choice->number = number;
+			choice->flow = FLOW_KNOWN;
+			return REASON_ICMP_ERROR;
+		}
+	}
+	choice->flow = FLOW_UNTRACKED;
+	return take_new(mux, flow, choice) ? REASON_ICMP_ERROR : REASON_NO_BACKEND;
+}
+
+/* No answers here: pings end as any other ICMP does. */
+static enum reason decide_icmp(const struct reference_mux *mux, const struct plain_packet *packet, struct choice *choice)
+{
+	uint8_t type = packet->bytes[packet->transport], bytes[48] = { 0 };
+	bool four = packet->family == 4, is_vip;
+	struct plain_packet flow;
+
+	if (packet->protocol != (four ? 1 : 58) || packet->length < packet->transport + 8)
+		return REASON_BAD_ICMP;
+	if (four ? type != 3 && type != 11 && type != 12 : type < 1 || type > 4)
+		return REASON_ICMP;
+	if (!turn_quote(packet, &flow, bytes))
+		return REASON_BAD_ICMP;
+	if (memcmp(destination_of(&flow), destination_of(packet), address_size(packet)) != 0)
+		return REASON_ICMP_STRANGER;
+	choice->service = match(mux->world, &flow, &is_vip);
+	if (!choice->service)
+		return REASON_NO_SERVICE;
+	if (packet->bytes[four ? 8 : 7] <= 1)
+		return REASON_TTL_EXPIRED;
+	return choose_owner(mux, &flow, choice);
+}
+
 /* ---- a packet ---- */
 
 static enum reason decide(struct reference_mux *mux, struct plain_packet *packet, const struct frame *frame, struct choice *choice)
@@ -803,14 +961,19 @@ static enum reason decide(struct reference_mux *mux, struct plain_packet *packet
 	if (!is_vip)
 		return REASON_NOT_VIP;
 	reason = read_transport(packet);
+	if (reason == REASON_ICMP)
+		return decide_icmp(mux, packet, choice);
 	if (reason != REASON_FORWARDED)
 		return reason;
-	choice->service = match(mux->world, packet, &is_vip);
-	if (!choice->service)
-		return REASON_NO_SERVICE;
 	if (packet->bytes[packet->family == 4 ? 8 : 7] <= 1)
 		return REASON_TTL_EXPIRED;
-	return choose(mux, packet, choice);
+	choice->service = match(mux->world, packet, &is_vip);
+	return choice->service ? choose(mux, packet, choice) : REASON_NO_SERVICE;
+}
+
+static bool goes_on(enum reason reason)
+{
+	return reason == REASON_FORWARDED || reason == REASON_SEGMENTED || reason == REASON_ICMP_ERROR;
 }
 
 static void count(struct reference_mux *mux, const struct choice *choice, enum reason reason, uint32_t length)
@@ -819,7 +982,7 @@ static void count(struct reference_mux *mux, const struct choice *choice, enum r
 	mux->reasons[reason]++;
 	if (!choice->service)
 		return;
-	if (reason > REASON_SEGMENTED) {
+	if (!goes_on(reason)) {
 		mux->services[choice->service->id].dropped++;
 		return;
 	}
@@ -843,8 +1006,10 @@ void reference_mux_packet(struct reference_mux *mux, const struct frame *frame, 
 	length = packet.length;
 	if (reason == REASON_FORWARDED)
 		reason = forward(mux, &packet, &choice, frame, frame->data, origin);
+	else if (reason == REASON_ICMP_ERROR)
+		reason = forward_error(mux, &packet, &choice, frame->data, origin);
 	count(mux, &choice, reason, length);
-	if (reason > REASON_SEGMENTED)
+	if (!goes_on(reason))
 		choice.flow = FLOW_NONE;
 	result->reason = reason;
 	result->flow = choice.flow;

@@ -284,7 +284,7 @@ static uint16_t flood_client(struct traffic *traffic, uint32_t *number)
 	}
 }
 
-static void any_client(struct traffic *traffic, struct traffic_flow *flow)
+static void any_client(struct traffic *traffic, const struct reference_world *world, struct traffic_flow *flow)
 {
 	uint32_t number = traffic_below(traffic, 40);
 
@@ -300,14 +300,30 @@ static void any_client(struct traffic *traffic, struct traffic_flow *flow)
 		memcpy(flow->source, (uint8_t[]){ 0x20, 1, 0xd, 0xb8, 0xc }, 5);
 		put32(flow->source + 12, number);
 	}
+	if (one_in(traffic, 200)) { /* from an end of a tunnel */
+		const struct hop_spec *hop = &world->hops[traffic_below(traffic, world->hop_count)];
+
+		memcpy(flow->source, one_in(traffic, 2) ? hop->source : hop->destination, flow->family == 4 ? 4 : 16);
+	}
 	if (!one_in(traffic, 60))
 		return;
 	if (flow->family == 4) {
-		static const uint8_t firsts[] = { 0, 1, 126, 127, 128, 223, 224, 239, 240, 254, 255, 0 };
+		static const uint8_t firsts[] = { 0, 1, 126, 127, 128, 169, 169, 223, 224, 239, 240, 254, 255, 0 };
 
 		flow->source[0] = firsts[traffic_below(traffic, sizeof(firsts))];
 		if (one_in(traffic, 3))
 			memset(flow->source + 1, one_in(traffic, 2) ? 255 : 0, 3);
+		if (flow->source[0] == 169)
+			flow->source[1] = (uint8_t)(253 + traffic_below(traffic, 3));
+	} else if (one_in(traffic, 2)) {
+		static const uint8_t firsts[] = { 0xfe, 0xfe, 0xfe, 0xfd, 0xfc, 1, 0 };
+
+		flow->source[0] = firsts[traffic_below(traffic, sizeof(firsts))];
+		flow->source[1] = (uint8_t)(0x40 * traffic_below(traffic, 4) + traffic_below(traffic, 64));
+		if (!flow->source[0]) {
+			memset(flow->source, 0, 10);
+			flow->source[10] = flow->source[11] = one_in(traffic, 4) ? 0xfe : 0xff;
+		}
 	} else {
 		memset(flow->source, 0, 16);
 		flow->source[0] = one_in(traffic, 2) ? 0xff : 0;
@@ -350,7 +366,7 @@ static void any_flow(struct traffic *traffic, const struct reference_world *worl
 		return;
 	}
 	any_destination(traffic, world, flow);
-	any_client(traffic, flow);
+	any_client(traffic, world, flow);
 	*recent = *flow;
 }
 
@@ -594,6 +610,41 @@ static void make_big(struct traffic *traffic, uint8_t *ip, uint32_t *length, uin
 	*transport += 8;
 }
 
+/*
+ * An ICMP error about a packet of the other direction, instead of the packet at ip: with as much quoted as fits, or enough, or hardly
+ * that.  The packet has its headers in order; what has become of its payload does not matter.
+ */
+static void put_error(struct traffic *traffic, uint8_t *ip, uint32_t *length, uint32_t transport)
+{
+	static const uint8_t types4[] = { 3, 3, 3, 11, 12, 4, 5, 0, 13 }, types6[] = { 1, 2, 2, 2, 3, 4, 5, 129, 137 };
+	bool four = ip[0] >> 4 == 4;
+	uint32_t size = four ? 4 : 16, first = four ? 12 : 8, header = four ? 20 : 40, quoted;
+	uint32_t most = *length < 500 ? *length : 500, enough = transport + 8;
+	uint8_t quote[512], ports[2], *icmp = ip + header;
+
+	memcpy(quote, ip, most);
+	memcpy(quote + first, ip + first + size, size);
+	memcpy(quote + first + size, ip + first, size);
+	memcpy(ports, quote + transport, 2);
+	memcpy(quote + transport, quote + transport + 2, 2);
+	memcpy(quote + transport + 2, ports, 2);
+	quoted = one_in(traffic, 2) ? enough : one_in(traffic, 2) ? most : enough - 2 + traffic_below(traffic, 4);
+	quoted = quoted < most ? quoted : most;
+	if (one_in(traffic, 10)) /* another's packet, or one that does not hold together */
+		quote[traffic_below(traffic, quoted)] ^= (uint8_t)(1 << traffic_below(traffic, 8));
+	memcpy(icmp + 8, quote, quoted);
+	random_bytes(traffic, icmp, 8);
+	icmp[0] = (four ? types4 : types6)[traffic_below(traffic, sizeof(types4))];
+	ip[0] = four ? 0x45 : 0x60;
+	ip[four ? 9 : 6] = four ? 1 : 58;
+	if (four)
+		put16(ip + 6, 0);
+	if (one_in(traffic, 2))
+		ip[first + 2] ^= 0x55; /* from a router */
+	*length = header + 8 + quoted;
+	put16(ip + (four ? 2 : 4), four ? *length : *length - 40);
+}
+
 /* ---- frames ---- */
 
 /* Things that go wrong on the way, or are meant to go wrong here. */
@@ -666,6 +717,10 @@ void traffic_frame(struct traffic *traffic, const struct reference_world *world,
 		start = put_inner(traffic, &wish, ip, transport, &length, &protocol);
 	if (length > 65535)
 		make_big(traffic, ip, &length, &transport);
+	if (!large && length < 500 && one_in(traffic, traffic->flood ? 100 : 12)) {
+		put_error(traffic, ip, &length, transport);
+		check = CHECK_RIGHT; /* of which nothing is told */
+	}
 	right_header(ip, length);
 	if (before)
 		put_link(traffic, bytes, wish.flow.family);

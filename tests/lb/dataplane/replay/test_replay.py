@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPerror, TCPerror
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet as Layers
@@ -134,9 +134,8 @@ def test_a_forwarded_packet_is_reported_and_written_with_addresses_swapped() -> 
         (tcp(to="198.51.100.1"), "pass", "not_vip", None),
         (tcp(dport=81), "drop", "no_service", None),
         (tcp(to="203.0.113.11"), "drop", "no_backend", "empty"),
-        (ETHERNET / IP(src="192.0.2.1", dst="203.0.113.10", ttl=1) / TCP(dport=80), "drop", "ttl_expired", None),
     ],
-    ids=["arp", "not a VIP", "no service", "no backend", "TTL"],
+    ids=["arp", "not a VIP", "no service", "no backend"],
 )
 def test_a_packet_that_is_not_forwarded_has_a_reason_and_sends_nothing(
     layers: Layers, verdict: str, reason: str, service: str | None
@@ -146,6 +145,39 @@ def test_a_packet_that_is_not_forwarded_has_a_reason_and_sends_nothing(
     assert line["backend"] is None
     if service is not None:
         assert line["service"] == service
+
+
+def test_a_ping_is_answered_as_any_host_would() -> None:
+    asked = ETHERNET / IP(src="192.0.2.1", dst="203.0.113.10") / ICMP(id=7, seq=9) / b"payload"
+    (line,), (out,) = play([packet(asked)])
+    assert (line["verdict"], line["reason"], line["flow"], line["out"]) == ("reply", "echo", None, [0])
+    reply = Ether(out.data)
+    assert (reply.src, reply.dst) == (ETHERNET.dst, ETHERNET.src)
+    assert (reply[IP].src, reply[IP].dst, reply[ICMP].type, reply[ICMP].id, reply[ICMP].seq) == (
+        "203.0.113.10",
+        "192.0.2.1",
+        0,
+        7,
+        9,
+    )
+    assert bytes(reply[ICMP].payload) == b"payload"
+    assert bytes(reply) == bytes(with_right_checksums(reply))
+
+
+def test_a_ttl_that_ends_at_the_mux_shows_it_to_traceroute() -> None:
+    (line,), (out,) = play([packet(ETHERNET / IP(src="192.0.2.1", dst="203.0.113.10", ttl=1) / TCP(dport=80))])
+    assert (line["verdict"], line["reason"], line["out"]) == ("reply", "time_exceeded", [0])
+    reply = Ether(out.data)
+    assert (reply[IP].src, reply[IP].dst, reply[ICMP].type, reply[ICMP].code) == ("10.0.1.11", "192.0.2.1", 11, 0)
+    assert (reply[IPerror].dst, reply[TCPerror].dport) == ("203.0.113.10", 80)
+    assert bytes(reply) == bytes(with_right_checksums(reply))
+
+
+def with_right_checksums(frame: Layers) -> Layers:
+    """As scapy computes them."""
+    frame = frame.copy()
+    del frame[IP].chksum, frame[ICMP].chksum
+    return Ether(bytes(frame))
 
 
 def test_a_frame_cut_short_by_the_capture_is_a_drop_named_truncated() -> None:
