@@ -21,7 +21,7 @@ from lb.mux.workers.engine import Engine
 from tests.lb.mux.workers.test_flow_sync import CLIENTS, DRAIN, UP
 from tests.native.test_flow_table_scan import services
 from tests.native.test_pipeline import SMALL
-from tests.packets.build import CLIENT, ipv4, tcp
+from tests.packets.build import CLIENT, icmp, ipv4, tcp
 
 SECOND = 10**9
 
@@ -285,14 +285,16 @@ def test_nobody_asks_where_no_flow_can_be_elsewhere(monkeypatch: pytest.MonkeyPa
     met: list[int] = []
     meet = engine_module.regroup.meet
     monkeypatch.setattr(
-        engine_module.regroup, "meet", lambda member, tables: (met.append(len(tables)), meet(member, tables))
+        engine_module.regroup,
+        "meet",
+        lambda member, tables, *, asked: (met.append(len(tables) * asked), meet(member, tables, asked=asked)),
     )
     group = Group(workers=2)
     group.engine.resize(2)
-    assert met == [], "there are no flows yet"
+    assert met == [0, 0], "there are no flows yet"
     went = group.known(0)
     group.engine.resize(3)
-    assert met == [4, 4, 4], "two others and two of before"
+    assert met[-3:] == [4, 4, 4], "two others and two of before"
     group.engine.inherit()
     assert met[-3:] == [2, 2, 2]
     group.engine.tend()
@@ -302,6 +304,54 @@ def test_nobody_asks_where_no_flow_can_be_elsewhere(monkeypatch: pytest.MonkeyPa
     assert met[-3:] == [0, 0, 0]
     holder = max(range(3), key=lambda worker: group.live()[worker])
     assert group.went("A", (holder + 1) % 3, now=4) != went
+
+
+def errors(clients: Iterable[int]) -> list[bytes]:
+    """What routers say of a packet from the VIP to each of these clients."""
+    sent = [ipv4(tcp("A", sport=80, dport=client), source="203.0.113.10", to=CLIENT) for client in clients]
+    return [ipv4(icmp(3, 4, 1300, packet[:28]), source="198.51.100.254") for packet in sent]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_an_icmp_error_goes_to_the_flows_backend_whichever_worker_gets_it_and_changes_nothing(workers: int) -> None:
+    """In the steady state, when nobody asks anybody for flows. Maglev would send some of them elsewhere."""
+    group = Group(workers=workers)
+    group.engine.resize(workers)
+    went = group.known(0)
+    live, snapshot = group.live(), group.engine.forwarding.offline_snapshot()
+    for worker in range(workers):
+        rows = [(error, len(error), 3 * SECOND) for error in errors(CLIENTS)]
+        results = group.engine._pipelines[worker].process(snapshot, rows)
+        assert {(result.reason, result.flow) for result in results} == {("icmp_error", "known")}
+        assert [group.engine.forwarding.names(r.service_id, r.backend)[1] for r in results] == went
+    assert group.live() == live
+    assert group.sound()
+
+
+def test_an_icmp_error_keeps_no_flow_alive_and_makes_none() -> None:
+    group = Group(workers=2)
+    group.engine.resize(2)
+    went = group.known(0)
+    fresh, snapshot = group.fresh(), group.engine.forwarding.offline_snapshot()
+    answers: list[list[str | None]] = []
+    for now in (3, 200, 290, 303, 310):  # a flow lives for 300 seconds after its last packet
+        for worker in range(2):
+            rows = [(error, len(error), now * SECOND) for error in errors(CLIENTS)]
+            results = group.engine._pipelines[worker].process(snapshot, rows)
+            answers.append([group.engine.forwarding.names(r.service_id, r.backend)[1] for r in results])
+    assert answers == [went] * 6 + [fresh] * 4
+
+
+def test_an_icmp_error_makes_no_flow_trusted() -> None:
+    """One SYN and then errors: the flow is forgotten as soon as any that was seen once."""
+    group = Group()
+    group.went("S", 0)
+    group.publish(services(UP, UP, UP, UP))
+    snapshot = group.engine.forwarding.offline_snapshot()
+    for now in (2, 5, 9, 13):
+        rows = [(error, len(error), now * SECOND) for error in errors(CLIENTS)]
+        results = group.engine._pipelines[0].process(snapshot, rows)
+    assert {result.flow for result in results} == {"untracked"}
 
 
 def test_what_is_told_by_another_mux_has_one_place_and_whoever_sees_it_finds_it() -> None:
