@@ -36,7 +36,3 @@ class Clocks:
             return cls(boot=_BOOT_ID.read_text().strip())
         except OSError:
             return cls()
-
-    def wall_of(self, moment: float) -> float:
-        """What the wall's clock says, as it goes now, at a moment of the steady one: for people."""
-        return self.wall() + moment - self.steady()

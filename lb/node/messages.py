@@ -29,10 +29,6 @@ NodeState = Mapping[str, Mapping[str, Any]]
 
 SECTIONS = ("services", "announcements", "muxes", "options")
 
-#: The state of a node that was never told anything.
-EMPTY: NodeState = {}
-
-
 #: What makes one state of another: ``{"set": {section: {key: value}}, "remove": {section: [key]}}``.
 Delta = Mapping[str, Any]
 #: Keys by section.

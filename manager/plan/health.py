@@ -182,9 +182,6 @@ class Reports:
             return found
         return {mux: report for mux, report in found.items() if _is_of(report, address)}
 
-    def next_expiry(self) -> float | None:
-        return min(self._expires.values(), default=None)
-
     def _end(self, who: tuple[Source, str]) -> set[str]:
         if self._expires.pop(who, None) is None:
             return set()

@@ -16,6 +16,7 @@ import random
 import socket
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,13 +223,18 @@ async def serve(spec: dict[str, Any]) -> None:
     nodes = Nodes(spec)
     if spec["places"]:
         await Tunnels(spec["port"]).start()
+    orders: dict[str, Callable[..., Awaitable[Any]]] = {
+        "start": nodes.start,
+        "churn": nodes.churn,
+        "digests": nodes.digests,
+    }
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     print("{}", flush=True)
     while line := await reader.readline():
         order = json.loads(line)
-        answer = await getattr(nodes, order.pop("do"))(**order)
+        answer = await orders[order.pop("do")](**order)
         print(json.dumps(answer), flush=True)
 
 

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from lb.daemon.kernel.repairs import Difference, RepairEvent, Repairs, Saying, words
-from lb.daemon.kernel.watch import EVERYTHING, Area, ChangingProgram, KernelNotices
+from lb.daemon.kernel.watch import Area, ChangingProgram, KernelNotices
 from lb.daemon.log import get_logger
 from lb.errors import VipmuxError
 
@@ -119,11 +119,6 @@ class Keeper:
                         await self._look(ward)
         finally:
             self._watch.close()
-
-    def look_again(self, areas: Area = EVERYTHING) -> None:
-        """For a daemon that knows of a reason. In the event loop's thread."""
-        self._hear(KernelNotices(areas))
-        self._watch.noticed.set()
 
     def rows(self) -> list[dict[str, Any]]:
         """What was put back, could not be, or is fought over; see :meth:`lb.daemon.kernel.repairs.Repairs.rows`."""

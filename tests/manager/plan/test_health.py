@@ -86,7 +86,7 @@ def test_a_node_that_is_forgotten_says_nothing() -> None:
     reports.heard(Source.TUNNEL, "mux1", {KEY: UP}, now=0, lease=10)
     assert reports.forget(Source.TUNNEL, "mux1") == {"web"}
     assert reports.tunnels(KEY) == {}
-    assert reports.next_expiry() is None
+    assert reports.expire(now=100) == set()
 
 
 def test_what_was_passed_over_is_counted_for_each_node_until_it_is_forgotten() -> None:
