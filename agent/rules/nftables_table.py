@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from agent.rules.local_services import OwnService
+from lb.daemon.kernel.table_names import AGENT_TABLE
 from lb.model import Address, Network
 
-TABLE = "vipmux_agent"
+TABLE = AGENT_TABLE
 
 #: Elements of a set on one line; nft reads long lines slowly, and people not at all.
 _PER_LINE = 4

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lb.config import toml
 from lb.config.load import load_agent, load_manager, load_mux
+from lb.daemon.kernel.table_names import mux_table
 from lb.daemon.process.privileges import Capability
 from lb.doctor.checks import bgp, host, reception
 from lb.doctor.checks import machine as machines
@@ -64,8 +65,6 @@ def machine(config: str, *, fleet_follows: bool = True, manager: str | None = No
 
 
 def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
-    from lb.mux.io.isolation import table_name  # noqa: PLC0415
-
     settings, rights = file.mux, this_machine.rights()
     daemon = this_machine.daemon(Role.MUX, settings.state_dir)
     network = this_machine.network(settings.interface)
@@ -83,10 +82,10 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from machines.check_interface(network.interface, settings.mtu, "mux", config)
     yield from machines.check_own_address(network.addresses, settings.address, "mux", config)
     yield from machines.check_twins(Role.MUX, settings.name, twins, interface=settings.interface)
-    others = {table_name(twin.name) for twin in twins if twin.name is not None}
+    others = {mux_table(twin.name) for twin in twins if twin.name is not None}
     tables = this_machine.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
     forwards = bool(this_machine.values(["ipv4/ip_forward"]).get("ipv4/ip_forward"))
-    isolated = muxes.check_isolation(tables, table_name(settings.name), daemon, others, vips, forwards=forwards)
+    isolated = muxes.check_isolation(tables, mux_table(settings.name), daemon, others, vips, forwards=forwards)
     yield from machines.but_undone(isolated, daemon)
     yield from muxes.check_vips_not_local(vips, network.addresses)
     yield from _arp(settings.interface, vips, rights)
@@ -132,15 +131,13 @@ def _ways(daemon: DaemonSeen, source: IPv4Address, mtu: int, rights: Rights, fil
 
 def _rows(file: MuxConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
     """Backends and services of the file, as a running MUX would tell of them."""
-    from lb.mux.status import udp_request  # noqa: PLC0415
-
     services = tuple(
         {
             "name": s.name,
             "vip": _short(str(s.vip)),
             "protocol": s.protocol.value,
             "port": str(s.ports),
-            "request": udp_request(s),
+            "request": s.udp_request,
         }
         for s in file.services
     )
@@ -282,13 +279,9 @@ def _raised(state_dir: str) -> tuple[dict[str, int] | None, dict[str, int]]:
 
 
 def _stale(tables: list[NftTable] | None) -> list[NftTable] | None:
-    from lb.mux.io.isolation import table_name  # noqa: PLC0415
-
     if tables is None:
         return None
-    return muxes.stale(
-        tables, {table_name(twin.name) for twin in this_machine.twins(Role.MUX) if twin.name is not None}
-    )
+    return muxes.stale(tables, {mux_table(twin.name) for twin in this_machine.twins(Role.MUX) if twin.name is not None})
 
 
 # --- a manager -------------------------------------------------------------------------------------------------------

@@ -198,6 +198,14 @@ class Service:
         """
         return backend.port
 
+    @property
+    def udp_request(self) -> str | None:
+        """What a UDP service is asked at its own port, and must answer to; None: there is no such question."""
+        probe = self.probe
+        if self.protocol is not Protocol.UDP or probe is None or probe.type is not ProbeType.UDP:
+            return None
+        return (probe.request or "") if probe.expect is not None and probe.port is None else None
+
 
 @dataclass(frozen=True, slots=True)
 class Idle:

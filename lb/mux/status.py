@@ -14,7 +14,7 @@ from typing import Any
 from lb.daemon.kernel.keeper import Keeper, KeptFigures
 from lb.daemon.metrics.collectors import BackendFigures, Figures, IoFigures, ServiceFigures, WorkerMetrics
 from lb.dataplane import REASONS, BackendFlows, Verdict
-from lb.model import Backend, BackendState, MuxSettings, ProbeType, Protocol, Service
+from lb.model import Backend, BackendState, MuxSettings, Service
 from lb.mux.announcer import Announcer
 from lb.mux.io.mode import Mode
 from lb.mux.workers.engine import Engine, WorkerTotals
@@ -183,7 +183,7 @@ class Status:
                     "vip": _vip(service),
                     "protocol": service.protocol.value,
                     "port": _port(service),
-                    "request": udp_request(service),
+                    "request": service.udp_request,
                     "backends": len(service.backends),
                     "packets": counters.packets,
                     "bytes": counters.bytes,
@@ -319,14 +319,6 @@ def _by_verdict(totals: WorkerTotals, verdict: Verdict) -> int:
 def _vip(service: Service) -> str:
     whole = service.vip.prefixlen == service.vip.max_prefixlen
     return str(service.vip.network_address) if whole else str(service.vip)
-
-
-def udp_request(service: Service) -> str | None:
-    """What a UDP service is asked at its own port, and must answer to; None: there is no such question."""
-    probe = service.probe
-    if service.protocol is not Protocol.UDP or probe is None or probe.type is not ProbeType.UDP:
-        return None
-    return (probe.request or "") if probe.expect is not None and probe.port is None else None
 
 
 def _port(service: Service) -> int | str:

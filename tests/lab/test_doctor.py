@@ -23,8 +23,8 @@ from cryptography.x509 import CertificateSigningRequestBuilder, Name
 
 from lb.config.render import format_config
 from lb.model import MuxConfig
+from lb.model.prefixes import Cover
 from lb.mux.io.isolation import install_text
-from lb.mux.io.prefixes import Cover
 from manager.trust.ca import CertificateAuthority, Subject
 from tests.lab import netns
 from tests.lab.clinic import LASTED, PROBE, Clinic, Expected, Truth, announced_by, command, is_away, is_ill, table

@@ -28,6 +28,7 @@ from lb.bench.control.testbed import (
     FIRST_VIP,
     SERVICE_PORT,
     BenchFleet,
+    OperatorAt,
     check,
     cpu_of,
     exabgp_of,
@@ -138,6 +139,7 @@ class ControlBench:
 
 
 def bench_control(
+    operator_at: OperatorAt,
     *,
     services: int = 10_000,
     backends: int = 6,
@@ -158,7 +160,7 @@ def bench_control(
     netns.reap()
     answer = ControlBench(services, backends, muxes, agents, cpu=cpu_name(), commit=commit_name())
     tables = service_tables(services, backends, agents)
-    with BenchFleet(muxes, agents) as fleet:
+    with BenchFleet(muxes, agents, operator_at) as fleet:
         _begin(fleet, tables, answer, say)
         before = _updates(fleet)
         _changes(fleet, tables, changes, answer, say)

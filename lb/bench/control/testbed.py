@@ -25,12 +25,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from lb.bench.testbed import netns
 from lb.bench.testbed.bird import ROUTERS, Router, bgp_settings, programs
 from lb.bench.testbed.daemons import Stage, memory_directory
-from lb.cli.ask.manager import Manager
 from lb.config.render import format_config
 from lb.daemon.control_socket import request
 from lb.daemon.process.privileges import Capability, missing
@@ -127,10 +126,31 @@ class Child:
             self.process.wait()
 
 
+class Operator(Protocol):
+    """Asks a manager as ``lb`` does, whose own client this is."""
+
+    @property
+    def url(self) -> str | None: ...
+    @property
+    def cert(self) -> str | None: ...
+    @property
+    def key(self) -> str | None: ...
+    @property
+    def ca(self) -> str | None: ...
+
+    def get(self, *path: str) -> Any: ...
+    def post(self, *path: str, body: object = None) -> Any: ...
+    def delete(self, *path: str) -> Any: ...
+
+
+#: By the manager's URL, and the files of certificate, key and CA.
+OperatorAt = Callable[[str, str, str, str], Operator]
+
+
 class BenchFleet(Stage):
     """See the module's text."""
 
-    def __init__(self, muxes: int, agents: int) -> None:
+    def __init__(self, muxes: int, agents: int, operator_at: OperatorAt) -> None:
         super().__init__()
         self.mux_names = [f"mux{number + 1}" for number in range(muxes)]
         self.agent_names = [f"host{number + 1}" for number in range(agents)]
@@ -138,8 +158,9 @@ class BenchFleet(Stage):
         self.muxes: dict[str, Child] = {}
         #: Without them MUXes speak no BGP.
         self.routers: list[Router] = []
-        files = [str(self.directory / "ada" / name) for name in ("operator.pem", "operator.key", "ca.pem")]
-        self.remote = Manager(f"https://{HUB}:{PORT}", *files)
+        ada = self.directory / "ada"
+        files = (str(ada / "operator.pem"), str(ada / "operator.key"), str(ada / "ca.pem"))
+        self.remote = operator_at(f"https://{HUB}:{PORT}", *files)
 
     # -- set-up -------------------------------------------------------------------------------------------------
 

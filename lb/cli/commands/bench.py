@@ -403,8 +403,10 @@ def control(
     Exits 1 if a router, a MUX or an agent did not have what it should in the end.
     """
     from lb.bench.control.control_plane import bench_control, lines  # noqa: PLC0415
+    from lb.cli.ask.manager import Manager  # noqa: PLC0415
 
     result = bench_control(
+        Manager,
         services=services,
         backends=backends,
         muxes=muxes,

@@ -7,10 +7,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from ipaddress import collapse_addresses, ip_address, ip_network, summarize_address_range
 from typing import Any
 
+from lb.daemon.kernel.table_names import AGENT_TABLE
 from lb.doctor.model.facts import ArpClaim, DaemonSeen, NftTable, Row
 from lb.doctor.model.findings import Finding, fault, ok, unknown, warning
 from lb.model import Address, IoMode
-from lb.mux.io.prefixes import Prefix
+from lb.model.prefixes import Prefix
 
 #: Part of the flow table from which on it is nearly full.
 FLOWS_WARNING = 0.9
@@ -94,9 +95,7 @@ def _fewest(version: int, elements: Collection[str]) -> set[Prefix]:
 
 def stale(tables: Sequence[NftTable], running: Collection[str]) -> list[NftTable]:
     """Tables of MUXes that are no more, on a MUX or on any other machine. ``running``: those of who runs here."""
-    from lb.mux.io.isolation import OF_AGENT  # noqa: PLC0415  it needs asyncio
-
-    live = {("inet", name) for name in (*running, OF_AGENT)}
+    live = {("inet", name) for name in (*running, AGENT_TABLE)}
     return [table for table in tables if (table.family, table.name) not in live]
 
 

@@ -26,23 +26,16 @@ from typing import Any
 
 from lb.daemon.kernel import nftables
 from lb.daemon.kernel.repairs import Difference
+from lb.daemon.kernel.table_names import mux_table
 from lb.daemon.kernel.watch import Area, OwnMarks
 from lb.errors import IoError
 from lb.model import Network
-from lb.mux.io.prefixes import Cover, CoverStep, Prefix
+from lb.model.prefixes import Cover, CoverStep, Prefix
 
 #: Before every chain that others may have at the same hook.
 PRIORITY = -500
-#: What lb-agent calls its table, of the same family.
-OF_AGENT = "vipmux_agent"
 #: nft compares each prefix that it takes out of an interval set with all of them: so many cost as much as a new set.
 GONE_MANY = 20
-
-
-def table_name(mux: str) -> str:
-    """The table of one MUX; several may run on one machine, on interfaces of their own."""
-    name = "vipmux_" + re.sub(r"[^A-Za-z0-9_]", "_", mux)
-    return name + "_mux" if name == OF_AGENT else name
 
 
 def install_text(table: str, interface: str | None, number: int, vips: Cover) -> str:
@@ -221,7 +214,7 @@ class Isolation:
     interval = 10.0
 
     def __init__(self, mux: str, interface: str, own: OwnMarks | None = None) -> None:
-        self.table = table_name(mux)
+        self.table = mux_table(mux)
         self._interface = interface
         self._own = own
         self._lock = asyncio.Lock()  # the keeper must not look while a change is half done

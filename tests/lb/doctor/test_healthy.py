@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lb.daemon.kernel.table_names import mux_table
 from lb.doctor import examine, fleet
 from lb.doctor.checks import reception
 from lb.doctor.collect import kernel, this_machine
@@ -42,7 +43,6 @@ from lb.doctor.model.facts import Path as Way
 from lb.doctor.model.findings import Finding, Severity, explained
 from lb.doctor.path_tests import explain as paths
 from lb.doctor.path_tests import send as reach
-from lb.mux.io.isolation import table_name
 from tests.lb.doctor.firewall.test_packet_filter import ACCEPT, DPORT, DROP, IIF, SADDR, STATE, jump, match
 
 NOW = 1.7e9
@@ -181,7 +181,7 @@ MUX_SETUPS: dict[str, Machine] = {
     ),
     "jumbo frames": Machine(link=replace(LINK, mtu=9000), settings="mtu = 9000"),
     "another MUX on another interface": Machine(
-        others=(Twin(99, "/etc/vipmux/second.toml", "second"),), foreign=(NftTable("inet", table_name("second")),)
+        others=(Twin(99, "/etc/vipmux/second.toml", "second"),), foreign=(NftTable("inet", mux_table("second")),)
     ),
     "tables of others": Machine(foreign=(NftTable("inet", "vipmux_agent"),)),
     "without a manager": Machine(managed=False),
@@ -210,7 +210,7 @@ def look_at(seen: Machine, role: Role, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = DaemonSeen("s", True, None, True, 77, EVERY, status, seen.services, seen.rows, seen.peers)
     held = tuple(str(row["vip"]) for row in seen.services) if seen.elements is None else seen.elements
     own = (
-        [] if status.get("io") == "tun" or role is Role.AGENT else [NftTable("inet", table_name(name), frozenset(held))]
+        [] if status.get("io") == "tun" or role is Role.AGENT else [NftTable("inet", mux_table(name), frozenset(held))]
     )
     tables = [*own, *seen.foreign, *([NftTable("inet", "vipmux_agent")] if role is Role.AGENT else [])]
     fakes: dict[Any, dict[str, Callable[..., Any]]] = {

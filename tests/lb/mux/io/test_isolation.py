@@ -17,6 +17,8 @@ import pytest
 
 from agent.rules.nftables_table import TABLE
 from lb.daemon.kernel import nftables
+from lb.daemon.kernel.table_names import mux_table
+from lb.model.prefixes import Cover
 from lb.mux.io.isolation import (
     GONE_MANY,
     Isolation,
@@ -25,19 +27,17 @@ from lb.mux.io.isolation import (
     remove_text,
     step_text,
     structure,
-    table_name,
     update_text,
 )
-from lb.mux.io.prefixes import Cover
 from tests.lab import netns
 
 VIPS = [ip_network(text) for text in ("203.0.113.10/32", "203.0.113.0/28", "203.0.113.16/28", "2001:db8::10/128")]
 
 
 def test_the_table_is_named_after_the_mux() -> None:
-    assert table_name("mux1") == "vipmux_mux1"
-    assert table_name("mux-1.example") == "vipmux_mux_1_example"
-    assert table_name("agent") != TABLE, "an lb-agent may be on the same machine"
+    assert mux_table("mux1") == "vipmux_mux1"
+    assert mux_table("mux-1.example") == "vipmux_mux_1_example"
+    assert mux_table("agent") != TABLE, "an lb-agent may be on the same machine"
 
 
 def test_overlapping_vips_become_one_interval() -> None:

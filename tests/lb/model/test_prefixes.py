@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lb.model import Network
-from lb.mux.io.prefixes import MANY, Cover
+from lb.model.prefixes import MANY, Cover
 
 #: Few addresses, so that networks meet; from the single address to everything.
 NETWORKS: st.SearchStrategy[Network] = st.one_of(
