@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lab with the whole control plane: a manager, nodes that joined it by token, and a router that speaks BGP.
+"""A lab with the whole control plane: a manager, nodes that joined it by token, and a router that speaks BGP if wanted.
 
-Called by the demo and by ``test_fleet.py``. :class:`Fleet` is a :class:`~tests.lab.topology.Lab` with one machine
+Called by the demo and by many tests. :class:`Fleet` is a :class:`~tests.lab.topology.Lab` with one machine
 more, the manager's, 10.0.1.9 beside the MUXes. Services come to it as an operator brings them: by ``lb apply -f``.
 What systemd does on a real machine, starting a daemon again that was killed, is done here by :meth:`Fleet.revive`.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
@@ -44,9 +45,12 @@ class Fleet(Lab):
         muxes: int = 2,
         hosts: int = 3,
         io: IoMode = IoMode.AUTO,
+        lifetime: float | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
+        """``lifetime``: of nodes' certificates, seconds; without it that of the default."""
         super().__init__(muxes, hosts, io=io, routers=routers, say=say)
+        self._lifetime = lifetime
         self.manager = Node(
             "manager", f"{self.prefix}-mgr", IPv4Address("10.0.1.9"), self.directory / "manager"
         )  # fmt: skip
@@ -82,66 +86,91 @@ class Fleet(Lab):
         return replace(super().configuration(node), services=(), manager=URL)
 
     def manager_settings(self) -> ManagerSettings:
-        return ManagerSettings(
+        settings = ManagerSettings(
             "manager1",
             (ip_network("203.0.113.0/24"),),
             state_dir=str(self.manager.state_dir),
             hold=3.0,
             web="10.0.1.9:9744",
         )
+        return settings if self._lifetime is None else replace(settings, node_lifetime=self._lifetime)
 
-    def start(self, services: Sequence[Service]) -> None:
-        """Everything: nginx, manager, nodes that join it, and the services by ``lb apply``."""
+    def start(self, services: Sequence[Service], vips: Sequence[str] = ()) -> None:
+        """Everything: nginx, manager, nodes that join it, and the services by ``lb apply``; ``vips`` are routed too."""
         self.write_files(())
         self.start_nginx()
-        self.manager.config.write_text(format_config(self.manager_settings()))
-        self.start_manager(first=True)
+        self.init_manager()
+        self.start_manager()
         self._join([*self.hosts, *self.muxes])
-        self.guardian.serve(tuple(sorted({str(service.vip) for service in services})))
+        self.guardian.serve(tuple(sorted({*vips, *(str(service.vip) for service in services)})))
         self.apply(services)
         for mux in self.muxes:
-            self.guardian.announce(mux.name, str(mux.address), mux.processes["mux"].pid)
+            self.announce(mux)
 
-    def start_manager(self, *, first: bool = False) -> Process:
-        if first:
-            arguments: list[str | Path] = [
-                "init",
-                "--config",
-                self.manager.config,
-                "--operator",
-                "lab",
-                "--out",
-                self._operator,
-            ]
-            self._call(self.manager, "lb-manager", *arguments)
+    def announce(self, mux: Node) -> None:
+        """Where no router speaks BGP, the guardian of the routes is told of a MUX that runs."""
+        self.guardian.announce(mux.name, str(mux.address), mux.processes["mux"].pid)
+
+    def init_manager(self) -> None:
+        """The manager's file, its authority and the first operator."""
+        self.manager.config.write_text(format_config(self.manager_settings()))
+        self.manage("init", "--operator", "lab", "--out", str(self._operator))
+
+    def manage(self, command: str, *arguments: str) -> str:
+        """``lb-manager COMMAND``, on the manager's machine; returns what it prints."""
+        return self._call(
+            self.manager, "lb-manager", command, "--config", self.manager.config, *arguments
+        ).strip()  # fmt: skip
+
+    def start_manager(self) -> Process:
         process = self.run(self.manager, "lb-manager", "run", "--config", self.manager.config)
         process.wait_output(r"\bevent=ready\b", 30)
         return process
 
+    def token(self, node: Node, *arguments: str) -> str:
+        """A token for a node's kind, as somebody makes it on the manager's machine."""
+        return self.manage("token", "--kind", self._kind(node), *arguments)
+
+    def start_node(self, node: Node, token: str | None = None) -> Process:
+        """Starts a node's daemon, with a token or with the certificate that it has; does not wait."""
+        arguments = ["--token", token] if token else []  # the manager's address stands in the file
+        return self.run(node, f"lb-{self._kind(node)}", "--config", node.config, *arguments)
+
+    def _kind(self, node: Node) -> str:
+        return "mux" if node in self.muxes else "agent"
+
     def _join(self, nodes: Sequence[Node]) -> None:
-        kinds = ["mux" if node in self.muxes else "agent" for node in nodes]
-        tokens = [self._token(kind, node) for kind, node in zip(kinds, nodes, strict=True)]
-        started = [  # the manager's address stands in the file
-            self.run(node, f"lb-{kind}", "--config", node.config, "--token", token)
-            for node, kind, token in zip(nodes, kinds, tokens, strict=True)
-        ]
+        tokens = [self._token(node) for node in nodes]
+        started = [self.start_node(node, token) for node, token in zip(nodes, tokens, strict=True)]
         for process in started:
             process.wait_output(UP, 60)
         wait_for(lambda: self.connected() == len(nodes), "all nodes to be connected to the manager", 60)
 
-    def _token(self, kind: str, node: Node) -> str:
-        body = {"kind": kind, "name": node.name, "ttl": 600}
+    def _token(self, node: Node) -> str:
+        """By the manager's interface, for that is soon done."""
+        body = {"kind": self._kind(node), "name": node.name, "ttl": 600}
         return str(netns.inside(self.manager.namespace, lambda: self.remote.post("tokens", body=body))["token"])
 
     def connected(self) -> int:
         """How many nodes have what they should, by the manager's word."""
         return sum(row["state"] == "ready" for what in ("muxes", "agents") for row in self.ask(what))
 
+    def wait_followed(self, seconds: float = 60.0) -> None:
+        """Until every node that runs has what the manager wants of it."""
+
+        def all_ready() -> bool:
+            return all(row["state"] == "ready" for what in ("muxes", "agents") for row in self.ask(what))
+
+        wait_for(all_ready, "every node to follow", seconds)
+
+    def count(self, node: Node, pattern: str) -> int:
+        """How often a node's daemon has logged a line like this."""
+        name = "manager" if node is self.manager else self._kind(node)
+        return len(re.findall(pattern, node.processes[name].output(), re.MULTILINE))
+
     def start_daemons(self, nodes: Sequence[Node]) -> list[Process]:
         """Starts daemons again: they have joined before, so without a token. Returns when they serve."""
-        started = [
-            self.run(node, "lb-mux" if node in self.muxes else "lb-agent", "--config", node.config) for node in nodes
-        ]
+        started = [self.start_node(node) for node in nodes]
         for process in started:
             process.wait_output(UP, 60)
         return started
@@ -165,6 +194,14 @@ class Fleet(Lab):
         """Runs ``lb`` as an operator on the manager's machine, and returns what it printed."""
         return self._call(self.manager, "lb", *arguments, environment=self.environment)
 
+    def try_lb(self, *arguments: str | Path, token: str | None = None) -> subprocess.CompletedProcess[str]:
+        """The same, whatever comes of it; with a ``token`` as somebody who has no certificate."""
+        environment = self.environment
+        if token is not None:
+            environment = {key: value for key, value in environment.items() if key not in ("LB_CERT", "LB_KEY")}
+            environment["LB_TOKEN"] = token
+        return self._run(self.manager, "lb", *arguments, environment=environment)
+
     @property
     def remote(self) -> Manager:
         return Manager(URL, *(self.environment[name] for name in ("LB_CERT", "LB_KEY", "LB_CA")))
@@ -184,11 +221,13 @@ class Fleet(Lab):
         """What ``lb doctor --manager`` finds."""
         return netns.inside(self.manager.namespace, lambda: examine(self.remote.get))
 
-    def apply(self, services: Sequence[Service], *, wait: float = 20.0) -> str:
-        """``lb apply -f``, until every node followed. That a router hears of it late is bad news for an operator; here
-        :meth:`wait_hops` waits for it."""
+    def apply(self, services: Sequence[Service], *, wait: float | None = 20.0) -> str:
+        """``lb apply -f``, until every node followed; ``wait`` None: until the manager has it. That a router hears of
+        it late is bad news for an operator; here :meth:`wait_hops` waits for it."""
         path = self.write_services(services)
-        argv: list[str | Path] = ["apply", "-f", path, "--prune", "--wait", str(wait)]
+        argv: list[str | Path] = ["apply", "-f", path, "--prune"]
+        if wait is not None:
+            argv += ["--wait", str(wait)]
         return self._call(self.manager, "lb", *argv, environment=self.environment, also="live on every node")
 
     def write_services(self, services: Sequence[Service]) -> Path:
@@ -238,13 +277,18 @@ class Fleet(Lab):
         also: str | None = None,
     ) -> str:
         """What it printed. ``also``: where it says this, bad news is no failure."""
-        done = subprocess.run(
-            in_namespace(node.namespace, [self.programs(node) / program, *arguments]),
-            capture_output=True, text=True, check=False, timeout=60, env=environment,
-        )  # fmt: skip
+        done = self._run(node, program, *arguments, environment=environment)
         if done.returncode and (done.returncode != 1 or also is None or also not in done.stdout):
             raise LabError(f"{program} {' '.join(map(str, arguments))}: {done.stderr.strip()} {done.stdout.strip()}")
         return done.stdout
+
+    def _run(
+        self, node: Node, program: str, *arguments: str | Path, environment: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            in_namespace(node.namespace, [self.programs(node) / program, *arguments]),
+            capture_output=True, text=True, check=False, timeout=60, env=environment,
+        )  # fmt: skip
 
 
 def children(pid: int) -> list[int]:

@@ -11,6 +11,7 @@ from ipaddress import ip_network
 import pytest
 
 from lb.mux.probes.own_verdicts import PATIENCE
+from lb.node.client import BACKOFF_MAX
 from tests.lab.accounts import unbalanced
 from tests.lab.fleet import Fleet
 from tests.lab.process import wait_for
@@ -21,9 +22,12 @@ from tests.lab.traffic import KeepAlive, requests
 pytestmark = pytest.mark.lab
 
 NEW_VIP = "203.0.113.40"
-#: How long the manager is away. Every lease and hold time of the fleet (10 s and 3 s) has ended long before, and every
-#: node has come to its longest pause between two attempts to connect; minutes more would show nothing else.
-AWAY = 75.0
+#: Of ManagerSettings, seconds.
+LEASE = 10.0
+#: How long the manager is away: every lease and hold time of the fleet (10 s and 3 s) has ended, MUXes go by what they
+#: find themselves (PATIENCE), and every node has waited its longest pause between two attempts to connect, more than
+#: once. Minutes more would show nothing else.
+AWAY = 2 * max(PATIENCE, LEASE) + 2 * BACKOFF_MAX
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,7 @@ def test_a_manager_gone_for_long_is_not_missed_and_what_came_up_meanwhile_arrive
     """One backend dies while it is away, and one that was dead returns; a change is applied right after its return."""
     fleet = whole
     one, dies, returns = fleet.hosts
+    assert fleet.manager_settings().health_lease == LEASE
     returns.processes["nginx"].kill()
     for service in fleet.services:  # each is published by itself, one after the other
         fleet.wait_states(

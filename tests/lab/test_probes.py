@@ -263,8 +263,9 @@ def test_metrics_show_probes(well: Health) -> None:
     def scrape(node: Node, port: int) -> str:
         return netns.ip("netns", "exec", node.namespace, "curl", "-s", f"http://127.0.0.1:{port}/metrics")
 
-    assert 'lb_probe_up{backend="web-host2",service="web"} 1.0' in scrape(well.mux, 9741)
-    assert 'lb_probe_up{backend="web-host2",service="web"} 1.0' in scrape(well.two, 9742)
+    up = 'lb_probe_up{backend="web-host2",service="web"} 1.0'
+    for node, port in ((well.mux, 9741), (well.two, 9742)):
+        wait_for(lambda node=node, port=port: up in scrape(node, port), f"{node.name} to have it up")  # type: ignore[misc]
 
 
 @contextlib.contextmanager

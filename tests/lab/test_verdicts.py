@@ -26,7 +26,7 @@ from tests.lab.services import DETECT, FILES_VIP, PROBE, WEB_VIP, probed, web
 from tests.lab.topology import PUBLISHED, Node
 from tests.lab.traffic import KeepAlive, requests
 
-pytestmark = [pytest.mark.lab, pytest.mark.timed]
+pytestmark = pytest.mark.lab
 
 #: From the agent's verdict to every MUX, seconds, at the median of so many deaths.
 BUDGET, TRIES = 0.1, 9
@@ -94,6 +94,7 @@ def extra(fleet: Fleet, name: str, vip: str, port: int, probe: Probe) -> Iterato
 # --- how soon --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 def test_every_mux_follows_the_agents_verdict_within_100_ms_and_nobody_elses_connection_breaks(whole: Fleet) -> None:
     """By the clocks of agent and MUXes themselves; looking would cost more time than there is to measure."""
     fleet, lags = whole, []
@@ -207,6 +208,7 @@ def test_a_mux_that_cannot_reach_a_backend_others_reach_is_named_and_the_backend
     assert [change for change in fleet.watch.changes if change.at >= began] == []
 
 
+@pytest.mark.timed
 def test_a_mux_that_reaches_none_is_withdrawn_and_when_none_reaches_any_one_stays(whole: Fleet) -> None:
     fleet, (mux1, mux2) = whole, whole.muxes
     began = time.monotonic()

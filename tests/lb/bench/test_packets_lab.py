@@ -20,7 +20,6 @@ pytest.importorskip("lb._dataplane")
 from lb.bench.testbed import netns
 from tests.lab.process import wait_for
 
-pytestmark = pytest.mark.timed
 ROOT = Path(__file__).parents[3]
 KEYS = {"mpps", "ns_per_packet", "loss", "steal", "runs", "mode", "cpu", "commit"}
 LATENCY_KEYS = {"direct_p50_us", "vip_p50_us", "direct_p99_us", "vip_p99_us", "runs"}
@@ -78,6 +77,7 @@ def test_a_short_run_answers_as_the_contract_says_and_leaves_nothing(io: str) ->
 
 
 @pytest.mark.lab
+@pytest.mark.timed
 @pytest.mark.parametrize("io", ["packet", "tun"])
 def test_latency_answers_as_the_contract_says_and_no_request_waits_for_a_timer(io: str) -> None:
     process = start("latency", "--io", io, "--seconds", "2", "--json")
@@ -95,6 +95,7 @@ def test_latency_answers_as_the_contract_says_and_no_request_waits_for_a_timer(i
 
 
 @pytest.mark.lab
+@pytest.mark.timed
 def test_overload_tells_what_is_lost_where_and_that_the_session_is_not() -> None:
     process = start("overload", "--io", "tun", "--times", "3", "--seconds", "4", "--json")
     out, error = finish(process)

@@ -83,8 +83,7 @@ async def test_a_manager_that_starts_anew_does_not_disturb_anybody(tmp_path: Pat
 async def test_what_was_so_before_a_start_is_no_event(tmp_path: Path) -> None:
     async with running(tmp_path) as controller:
         await served(controller)
-        await asyncio.sleep(0.05)
-        before = controller.events.latest(100)
+    before = controller.events.latest(100)  # nothing happens any more
     async with running(tmp_path) as controller:
         assert controller.events.latest(100) == before
         assert View(controller).services.rows()[0]["state"] == "up"
@@ -179,8 +178,10 @@ class Slow(SqliteStore):
     """A disk that takes its time to keep what the plan must remember."""
 
     goes_on: asyncio.Event
+    waits = False
 
     async def keep(self, *what: Any) -> None:
+        self.waits = not self.goes_on.is_set()
         await self.goes_on.wait()
         await super().keep(*what)
 
@@ -195,7 +196,7 @@ async def test_nobody_is_said_to_have_followed_before_anybody_was_told(tmp_path:
         store.goes_on.clear()
         await controller.writer.apply([service("dns", "203.0.113.11")], WHO)
         await until(lambda: all("dns" in mux.state["services"] for mux in site.muxes), "what needs no disk is told")
-        await asyncio.sleep(0.1)  # the announcement is planned, and waits for the disk
+        await until(lambda: store.waits, "the announcement is planned, and waits for the disk")
         assert await controller.followers.wait(0.1) == ["manager"]
         assert all(mux.announces() == {VIP} for mux in site.muxes)
         store.goes_on.set()
