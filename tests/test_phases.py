@@ -51,14 +51,16 @@ def test_every_phase_that_another_waits_for_is_there() -> None:
 
 
 def test_what_each_printed_comes_whole_at_its_end_and_a_failure_stops_nothing_else(
-    capfdbinary: pytest.CaptureFixture[bytes],
+    capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path
 ) -> None:
-    first = shell("first", "echo one; sleep 0.3; echo two; exit 3")
-    outcomes = Run([first, shell("second", "echo other >&2"), shell("last", "echo late", after=("first",))])()
+    done = tmp_path / "done"
+    first = shell("first", f"echo one; until test -e {done}; do sleep 0.05; done; echo two; exit 3")
+    second = shell("second", f"echo other >&2; touch {done}")
+    outcomes = Run([first, second, shell("last", "echo late", after=("first",))])()
     assert {outcome.phase.name: outcome.status for outcome in outcomes} == {"first": 3, "second": 0, "last": 0}
     printed = capfdbinary.readouterr().out
-    assert b"one\ntwo\n" in printed
-    assert printed.index(b"other\n") < printed.index(b"one\n") < printed.index(b"late\n")
+    assert b"other\n" in printed
+    assert printed.index(b"one\ntwo\n") < printed.index(b"late\n")
     assert b"FAILED (3)" in printed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from lb.daemon.notify import Supervisor
 from lb.dataplane import FlowTuple
 from lb.errors import ControlError, DataplaneError
 from lb.model import IoMode, MuxConfig, MuxSettings, Protocol
-from lb.mux.daemon import RunningMux
+from lb.mux.daemon import ENTERING, RunningMux
 from lb.mux.io.mode import WHOLE, Mode, cut
 from lb.mux.io.startup import StateDir
 from lb.mux.plane import MuxPlane
@@ -206,6 +207,39 @@ def test_a_reload_that_fails_by_an_error_of_ours_is_said_and_the_next_is_taken(
     with capture_logs() as logs:
         asyncio.run(main())
     assert [line["event"] for line in logs if line["log_level"] == "error"] == ["configuration rejected"] * 2
+
+
+def test_first_announcements_that_fail_by_an_error_of_ours_are_said_and_made_the_second_time(tmp_path: Path) -> None:
+    wanted = {"203.0.113.10/32": {"announce": "always"}}
+    told: list[object] = []
+    waited: list[float] = []
+
+    class FlowSync:
+        async def connected(self, seconds: float) -> None:
+            waited.append(seconds)
+            if len(waited) == 1:
+                raise KeyError("odd")
+
+        async def fetch(self, away: float | None) -> None:
+            assert not told, "flows are here before routers are told"
+
+    async def main() -> None:
+        daemon = made(tmp_path)
+        daemon._announcer = SimpleNamespace(
+            want=told.append, drain=lambda drained: None, away_since=None, announces=False
+        )
+        daemon._handover = FlowSync()
+        daemon._tasks.retried(ENTERING, partial(daemon._enter, {"announcements": wanted}))
+        async with asyncio.timeout(20):
+            while daemon._tasks.running(ENTERING):  # noqa: ASYNC110  nobody tells
+                await asyncio.sleep(0.01)
+        await daemon._tasks.close()
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert told == [wanted]
+    assert len(waited) == 2
+    assert len([line for line in logs if line["log_level"] == "error"]) == 1
 
 
 @pytest.mark.parametrize(
