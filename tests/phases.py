@@ -206,9 +206,13 @@ def main(fuzz_seconds: int) -> int:
     suite.forget_failures()
     root = os.geteuid() == 0
     began = time.monotonic()
-    outcomes = Run(phases(fuzz_seconds, root=root))()
-    if root:
-        outcomes = once_more(outcomes, suite.failures())
+    try:
+        outcomes = Run(phases(fuzz_seconds, root=root))()
+        if root:
+            outcomes = once_more(outcomes, suite.failures())
+    except KeyboardInterrupt:
+        print(f"make test: interrupted; what each phase has printed is in {OUTPUT}", flush=True)
+        return 130
     print(*outcomes, sep="\n")
     bad = [outcome.phase.name for outcome in outcomes if not outcome.passed]
     seconds = int(time.monotonic() - began)

@@ -99,7 +99,7 @@ class Told:
         self._news.set()
 
     async def next(self) -> HealthReport:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not self.reports:
                 self._news.clear()
                 await self._news.wait()

@@ -22,17 +22,19 @@ from pathlib import Path
 #: Side by side, whole files to each process, in the order that they are named in.
 BESIDE = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")
 #: What takes longest goes first, so that no process is left alone with it in the end.
-ALL = (
+FIRST = (
     "tests/lab/test_operations.py",
     "tests/lab/test_doctor.py",
+    "tests/lab/test_manager_lab.py",
     "tests/lab/test_manager_away.py",
-    "tests/lab/bgp",
+    "tests/lab/bgp/test_death.py",
+    "tests/lab/test_probes.py",
+    "tests/lab/bgp/test_sessions.py",
     "tests/lab/test_fleet.py",
     "tests/lab/test_upgrade.py",
-    "tests/lab/test_manager_lab.py",
-    "tests/lab/test_probes.py",
     "tests/lab/test_doctor_fleet.py",
-    "tests",
+    "tests/packets/test_veth_lab.py",
+    "tests/agent/test_lab.py",
 )
 #: The slowest are printed: what a run of all labs is spent on.
 SLOWEST = ("--durations=15", "--durations-min=5")
@@ -48,11 +50,17 @@ _FAILED = _CACHE / "v/cache/lastfailed"
 
 def beside(*options: str) -> tuple[str, ...]:
     """The command that runs all but those that measure time; ``options`` of pytest choose among them."""
-    return _labs("lab and not timed", *BESIDE, *options, *ALL)
+    return _labs("lab and not timed", *BESIDE, *options, *files())
 
 
 def timed(*options: str) -> tuple[str, ...]:
-    return _labs("lab and timed", *options)
+    return _labs("lab and timed", *options, *files())
+
+
+def files() -> list[str]:
+    """All that have labs: each process would spend ten seconds on collecting thousands of other tests."""
+    found = [str(path) for path in sorted(Path("tests").rglob("test_*.py")) if "mark.lab" in path.read_text()]
+    return sorted(found, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
 
 def again(failed: Iterable[str]) -> tuple[str, ...]:

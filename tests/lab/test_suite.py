@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from tests.lab.suite import worst, worth_another_run
+from pathlib import Path
+
+from tests.lab.suite import FIRST, files, worst, worth_another_run
 
 
 def test_a_few_failures_are_run_again_and_many_are_not() -> None:
@@ -27,3 +29,10 @@ def test_a_part_of_which_nothing_was_chosen_is_no_failure_but_a_name_that_no_lab
     assert worst([0, 5]) == worst([5, 0]) == 0
     assert worst([5, 1]) == 1
     assert worst([5, 5]) == 5
+
+
+def test_what_goes_first_is_there_and_goes_first() -> None:
+    found = files()
+    assert found[: len(FIRST)] == list(FIRST)
+    assert len(set(found)) == len(found) > len(FIRST)
+    assert all(Path(name).is_file() for name in found)

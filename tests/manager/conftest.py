@@ -8,8 +8,9 @@ import inspect
 
 import pytest
 
-#: Seconds; a test that waits for what never comes ends here.
-LIMIT = 30.0
+#: Seconds; a test that waits for what never comes ends here. What a test allows itself, it says itself: on a machine with
+#: ten others at work, one that computes for three seconds takes thirty.
+LIMIT = 180.0
 
 
 @pytest.hookimpl(tryfirst=True)

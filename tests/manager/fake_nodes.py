@@ -41,7 +41,7 @@ async def running(
         await opened.close()
 
 
-async def until(condition: Callable[[], bool], what: str = "", seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], what: str = "", seconds: float = 30.0) -> None:
     """Waits for a condition, with a deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

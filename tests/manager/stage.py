@@ -26,7 +26,7 @@ from tests.manager.memory import MemoryTrust
 NOTHING: Mapping[str, str] = {}
 
 
-async def until(true: Callable[[], object], what: str, seconds: float = 10.0) -> None:
+async def until(true: Callable[[], object], what: str, seconds: float = 30.0) -> None:
     """Waits for a condition; fails with what was waited for."""
     try:
         async with asyncio.timeout(seconds):

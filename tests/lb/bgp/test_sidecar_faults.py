@@ -67,7 +67,7 @@ def lives(monkeypatch: pytest.MonkeyPatch, break_: Callable[[pytest.MonkeyPatch]
         await asyncio.gather(running, return_exceptions=True)
 
     async def bounded() -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await main()
 
     asyncio.run(bounded())

@@ -28,7 +28,7 @@ def in_a_loop(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
     @functools.wraps(test)
     def run(*args: P.args, **keys: P.kwargs) -> None:
         async def main() -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await test(*args, **keys)
 
         asyncio.run(main())

@@ -93,7 +93,7 @@ async def kept(*parts: Part) -> AsyncIterator[tuple[Told, Keeper]]:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not true():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
