@@ -8,8 +8,8 @@ import inspect
 
 import pytest
 
-#: Seconds; a test that waits for what never comes ends here. What a test allows itself, it says itself: on a machine with
-#: ten others at work, one that computes for three seconds takes thirty.
+#: Seconds; a test that waits for what never comes ends here. It is no budget: beside ten others at work, what computes
+#: for three seconds takes thirty.
 LIMIT = 180.0
 
 
