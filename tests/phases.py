@@ -131,9 +131,10 @@ class Run:
         print(f"{_clock()} {phase.name}: {' '.join(phase.command)}", flush=True)
         command = ["nice", "-n", str(phase.niceness), *phase.command]
         with _output(phase).open("wb") as output:
-            # No terminal and no signals of it: who interrupts us is heard by us, and told to each.
+            # A group of its own, so that who interrupts us is heard by us, and told to each. In the same session: the
+            # kernel compares niceness within a session only (sched(7), autogroup).
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, process_group=0
             )
         self._processes[phase.name] = process
         threading.Thread(target=self._wait, args=(phase, process, time.monotonic()), daemon=True).start()
