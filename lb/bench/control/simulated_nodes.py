@@ -113,25 +113,26 @@ class Nodes:
         seen = asyncio.Event()
         self._watcher.changed.append(seen)
         ledger = _Ledger(self._watcher)
-        looking = asyncio.create_task(ledger.run(seen))
-        started = time.monotonic()
-        ledger.last = {place: up for place in self._places if (up := self._said(place)) is not None}
-        down = {place.service: place for place, up in ledger.last.items() if not up}
-        for count in range(int(seconds * rate)):
-            await asyncio.sleep(max(0.0, started + count / rate - time.monotonic()))
-            place = chance.choice(self._places)
-            place = down.pop(place.service, place)
-            up = ledger.last.get(place, True) is False
-            if not up:
-                down[place.service] = place
-            reason = f"{'3 of 3 checks passed' if up else 'connection refused'}, check {count}"
-            self._nodes[place.agent].say(place, up, reason)
-            ledger.said(place, up)
-        took = time.monotonic() - started
-        deadline = time.monotonic() + SETTLE
-        while ledger.open and time.monotonic() < deadline:  # noqa: ASYNC110  emptied one by one
-            await asyncio.sleep(0.01)
-        looking.cancel()
+        async with asyncio.TaskGroup() as tasks:  # whoever looks and fails ends the measurement, with the reason
+            looking = tasks.create_task(ledger.run(seen))
+            started = time.monotonic()
+            ledger.last = {place: up for place in self._places if (up := self._said(place)) is not None}
+            down = {place.service: place for place, up in ledger.last.items() if not up}
+            for count in range(int(seconds * rate)):
+                await asyncio.sleep(max(0.0, started + count / rate - time.monotonic()))
+                place = chance.choice(self._places)
+                place = down.pop(place.service, place)
+                up = ledger.last.get(place, True) is False
+                if not up:
+                    down[place.service] = place
+                reason = f"{'3 of 3 checks passed' if up else 'connection refused'}, check {count}"
+                self._nodes[place.agent].say(place, up, reason)
+                ledger.said(place, up)
+            took = time.monotonic() - started
+            deadline = time.monotonic() + SETTLE
+            while ledger.open and time.monotonic() < deadline:  # noqa: ASYNC110  emptied one by one
+                await asyncio.sleep(0.01)
+            looking.cancel()
         self._watcher.changed.clear()
         last = [[place.service, place.backend, up] for place, up in ledger.last.items()]
         return {

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from dataclasses import asdict
 from ipaddress import IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from lb.bench.control.control_plane import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
+from lb.bench.control.simulated_nodes import BackendPlace, Nodes, SimulatedNode
 from lb.bench.testbed.bird import ABSENT, Router, programs
 from lb.config.load import parse_service_tables
 from tests.lb.cli.test_help import parse
@@ -87,3 +91,24 @@ def test_what_somebody_did_not_get_is_bad_news() -> None:
     assert not ControlBench(10_000, 6, 3, 100, bgp={"wrong": {"router1": {"mux1": 3}}}).sound
     for key, value in (("lost", 1), ("wrong", 1), ("diverged", ["mux:mux1"])):
         assert not ControlBench(10_000, 6, 3, 100, churn={key: value}).sound
+
+
+def test_a_measurement_whose_ledger_fails_ends_with_the_reason() -> None:
+    """It would lose every verdict from then on, and blame the MUX."""
+    place = BackendPlace("web", "web-1", "host1")
+    watcher = SimpleNamespace(state={"services": {"web": {"backend": [{}]}}}, changed=[])
+
+    def say(*_: object) -> None:
+        for event in watcher.changed:
+            event.set()
+
+    nodes = Nodes.__new__(Nodes)
+    nodes._watcher, nodes._places = cast("SimulatedNode", watcher), [place]
+    nodes._nodes = {"host1": cast("SimulatedNode", SimpleNamespace(reports={}, say=say))}
+
+    async def bounded() -> None:
+        await asyncio.wait_for(nodes.churn(seconds=0.2, rate=50.0, seed=1), 60)
+
+    with pytest.raises(ExceptionGroup) as found:
+        asyncio.run(bounded())
+    assert found.group_contains(KeyError, match="name")
