@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The edge between Python and the C data plane, and the only package that touches the extension.
 
-    binding   the extension itself, and what all wrappers share
-    snapshot  what a packet's decision reads        pipeline  the MUX's packets, flow table and counters
-    reasons   what can become of a packet           worker    C threads, and what is asked of them
-    census    how many flows each backend has       records   flows as MUXes tell them to each other
-    io        AF_PACKET and TUN                     host      decapsulation on a backend's host
-    measure   benchmark and packet generator        xdp       AF_XDP and its program
-    programs  BPF programs of our own devices
-    regroup   flows between the workers of one MUX
+    binding       the extension itself, and what all wrappers share
+    snapshot      what a packet's decision reads      pipeline   the MUX's packets, flow table and counters
+    reasons       what can become of a packet         worker     C threads, and what is asked of them
+    flow_counts   how many flows each backend has     records    flows as MUXes send them to each other
+    io            AF_PACKET and TUN                   xdp        AF_XDP and its program
+    bpf_programs  BPF programs of our own devices     host       decapsulation on a backend's host
+    measure       benchmark and packet generator      regroup    flows between the workers of one MUX
 
 Each class owns one C object and frees it with its last reference; what C keeps a pointer to, the Python
 object keeps alive. Errno becomes :class:`~lb.errors.DataplaneError` with the operands in the message.
@@ -18,7 +17,8 @@ Snapshots and everything below them are immutable and may be used from any threa
 to whoever runs it, and once a worker does, is only read.
 """
 
-from lb.dataplane.census import BackendFlows, Census, Unsynchronised, unsynchronised_flows
+from lb.dataplane.bpf_programs import TunnelGsoProgram, TunSteeringProgram
+from lb.dataplane.flow_counts import BackendFlows, Census, Unsynchronised, unsynchronised_flows
 from lb.dataplane.host import HOST_REASONS, DecapProgram, HostPipeline, HostReason, RawTunnel
 from lb.dataplane.io import RING_BYTES, Io, IoStats, PacketIo, TapIo, TunIo
 from lb.dataplane.measure import (
@@ -54,7 +54,6 @@ from lb.dataplane.pipeline import (
     flow_table_bytes,
     lookup,
 )
-from lb.dataplane.programs import TunnelGsoProgram, TunSteeringProgram
 from lb.dataplane.reasons import REASONS, Reason, Verdict
 from lb.dataplane.records import ADOPT_MAX, RECORD_BYTES, Adoption, with_age
 from lb.dataplane.snapshot import (

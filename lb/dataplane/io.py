@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lb.dataplane.binding import Cdata, Closable, c, ffi
-from lb.dataplane.programs import TunnelGsoProgram, TunSteeringProgram, attach_refusal
+from lb.dataplane.bpf_programs import TunnelGsoProgram, TunSteeringProgram, attach_refusal
 from lb.errors import IoError
 
 #: Receive ring of one worker: some 100,000 small frames.
