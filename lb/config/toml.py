@@ -16,6 +16,8 @@ from lb.errors import ConfigError
 
 #: Larger files are not configurations, bytes.
 FILE_MAX = 256 * 2**20
+#: What begins a service in a file.
+HEADER = "[[service]]"
 
 
 def read_text(path: str | Path) -> str:
@@ -71,9 +73,9 @@ def cut(text: str) -> tuple[str, list[str]] | None:
     lines may hold what looks like one."""
     if '"""' in text or "'''" in text:
         return None
-    starts = [match.start() for match in re.finditer(r"^\[\[service\]\]", text, re.MULTILINE)]
-    ends = [*starts[1:], len(text)]
-    return text[: starts[0]] if starts else text, [text[a:b] for a, b in zip(starts, ends, strict=bool(starts))]
+    *before, last = f"\n{text}".split(f"\n{HEADER}")
+    head, *pieces = [*(f"{part}\n" for part in before), last]
+    return head, [HEADER + piece for piece in pieces]
 
 
 def service_tables(text: str) -> tuple[list[Any], list[tuple[str, str]]]:

@@ -20,13 +20,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
+from lb.config.toml import HEADER
 from lb.daemon.clocks import Clocks
 from lb.daemon.log import get_logger
 from lb.errors import NotFoundError, VipmuxError
 from lb.model import Address
 from manager.desired import state as changes
 from manager.desired.state import AsTold, ChangeLine, Desired, DesiredChange, Order, Pending, Rules
-from manager.desired.submitted import HEADER, SubmittedTables
+from manager.desired.submitted import SubmittedTables
 from manager.store.interface import ConflictError, Store, VersionLine
 from manager.store.load_desired import HeldService, read
 

@@ -22,8 +22,6 @@ from manager.desired.state import AsTold, Desired, DesiredChange, Rules, apply_t
 #: So many pieces that make no service of today may be remembered.
 _GONE = 1000
 _DIGEST = 16
-#: What begins a service in a file.
-HEADER = "[[service]]"
 
 
 class _ReadWholeError(Exception):

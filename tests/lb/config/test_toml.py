@@ -108,10 +108,10 @@ def test_a_mistake_of_syntax_is_told_with_its_place(text: str, where: str) -> No
 def test_the_pieces_are_the_text_cut_above_each_service() -> None:
     text = '# head\n[mux]\n[[service]]\nname = "a"\n [[service]]\n[[service]] # b\n[[service.backend]]\n'
     assert toml.cut(text) == (
-        "# head\n[mux]\n",
+        "\n# head\n[mux]\n",
         ['[[service]]\nname = "a"\n [[service]]\n', "[[service]] # b\n[[service.backend]]\n"],
     )
-    assert toml.cut("[mux]\n") == ("[mux]\n", [])
+    assert toml.cut("[mux]\n") == ("\n[mux]\n", [])
     assert toml.cut('a = """\n[[service]]\n"""') is None
 
 
