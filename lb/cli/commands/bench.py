@@ -405,6 +405,10 @@ def control(
     from lb.bench.control.control_plane import bench_control, lines  # noqa: PLC0415
     from lb.cli.ask.manager import Manager  # noqa: PLC0415
 
+    if agents <= backends:
+        raise click.UsageError(
+            f"--agents {agents}: must be more than --backends, for a backend more; {backends + 1} do"
+        )
     result = bench_control(
         Manager,
         services=services,

@@ -16,6 +16,7 @@ import pytest
 from lb.bench.control.control_plane import COMMANDS, ControlBench, Distribution, histogram, lines, service_tables
 from lb.bench.control.simulated_nodes import BackendPlace, Nodes, SimulatedNode
 from lb.bench.testbed.bird import ABSENT, Router, programs
+from lb.cli.main import run
 from lb.config.load import parse_service_tables
 from tests.lb.cli.test_help import parse
 
@@ -91,6 +92,11 @@ def test_what_somebody_did_not_get_is_bad_news() -> None:
     assert not ControlBench(10_000, 6, 3, 100, bgp={"wrong": {"router1": {"mux1": 3}}}).sound
     for key, value in (("lost", 1), ("wrong", 1), ("diverged", ["mux:mux1"])):
         assert not ControlBench(10_000, 6, 3, 100, churn={key: value}).sound
+
+
+def test_too_few_agents_for_a_backend_more_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", "control", "--agents", "6"]) == 2
+    assert "--agents 6: must be more than --backends" in capsys.readouterr().err
 
 
 def test_a_measurement_whose_ledger_fails_ends_with_the_reason() -> None:
