@@ -535,6 +535,11 @@ class MuxTable(TomlTable):
     flows: int | None = key(
         between(1, MAX_FLOWS), "How many flows are remembered, over all workers. `lb check` prints the memory."
     )
+    keep_flows: bool | None = key(
+        check_bool,
+        "Whether flow tables lie in memory that outlives `lb-mux` (`/dev/shm`): killed, restarted or upgraded, it goes "
+        "on with them.",
+    )
     encap: Encap | None = key(check_encap, "The tunnel to the hosts. `gue` is refused: it is not built yet.")
     seed: bytes | None = key(
         check_seed, "The hash seed, the same on every MUX of the pool. Make one with `openssl rand -hex 16`."

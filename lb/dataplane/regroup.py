@@ -6,8 +6,10 @@ Where a worker runs the pipeline, it is asked between two bursts.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from lb.dataplane.binding import Cdata, Closable, c, check, ffi
@@ -48,11 +50,29 @@ class FlowTable(Closable):
         return int(c.flow_table_lines(self._c))
 
 
-def replace_table(pipeline: Pipeline, flows: int) -> FlowTable | None:
-    """An empty table for so many flows, 0: none, for a pipeline that no worker runs; returns the one that it had."""
+def replace_table(pipeline: Pipeline, flows: int, file: int = -1, mark: int = 0) -> FlowTable | None:
+    """An empty table for so many flows, 0: none, for a pipeline that no worker runs; returns the one that it had.
+
+    ``file``: descriptor of an empty file that it is to be in, with a mark of the seed; see native/flow/kept_table.h."""
     out = ffi.new("struct flow_table **")
-    check(c.mux_replace_table(pipeline._c, flows, out), f"Cannot make a flow table for {flows:,} flows")
+    code = c.mux_replace_table(pipeline._c, flows, file, mark, out)
+    check(code, f"Cannot make a flow table for {flows:,} flows")
     return None if out[0] == ffi.NULL else FlowTable(out[0])
+
+
+def seed_mark(seed: bytes) -> int:
+    """A number that tells the seeds of pools apart, and nothing about them."""
+    return int(c.kept_table_mark(seed))
+
+
+def open_table(path: Path, mark: int) -> FlowTable:
+    """What a process before left in a file. Raises OSError; native/flow/kept_table.h says what its number means."""
+    out = ffi.new("struct flow_table **")
+    with path.open("rb") as file:
+        code = c.kept_table_open(file.fileno(), mark, out)
+    if code < 0:
+        raise OSError(-code, os.strerror(-code), str(path))
+    return FlowTable(out[0])
 
 
 def inherit_counters(pipeline: Pipeline, elder: FlowTable) -> None:

@@ -229,6 +229,7 @@ class MuxSettings:
     busy_poll: bool = False  #: workers of AF_XDP never sleep
     workers: int = 1
     flows: int = 1_000_000
+    keep_flows: bool = True  #: in memory that outlives the process
     encap: Encap = Encap.IPIP
     mtu: int = 1500
     slots: int = DEFAULT_SLOTS

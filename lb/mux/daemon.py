@@ -69,6 +69,7 @@ from lb.mux.status import Condition, Status
 from lb.mux.without_manager import WithoutManager
 from lb.mux.workers.engine import Engine
 from lb.mux.workers.flow_counts import FlowCensus
+from lb.mux.workers.kept_flows import KeptFlows
 from lb.mux.workers.overload import OverloadWatch
 from lb.mux.workers.worker_watch import Care
 from lb.node.token_option import given_token, token_options
@@ -179,6 +180,7 @@ class RunningMux:
         await self._open_sockets()
         await self._probes.start(self._live.services)
         self._begin_tasks()
+        plane.inherit_soon()
         self._condition.state = "ready"
         self._tidy()
         self._log_ready()
@@ -195,6 +197,8 @@ class RunningMux:
         find_interface(settings.interface, (await self._netlink.links()).values())
         local = await self._netlink.local_addresses()
         check_outer_source(settings, local)
+        kept = KeptFlows.open(self._state_dir.path, settings.seed) if settings.keep_flows else None
+        elders = kept.begin(self._compiler) if kept is not None else []
         if self._follower is None:
             forwarding = self._live.begin(services, local)
         else:
@@ -202,7 +206,9 @@ class RunningMux:
             if left_out:
                 self._follower.begun_without(left_out)
         port, mode = await open_port(settings, self._live.vips.networks, self._netlink, self._state_dir.path, self._own)
-        engine = Engine(settings, port.link, forwarding, guesses_checksums=port.guesses_checksums)
+        engine = Engine(
+            settings, port.link, forwarding, guesses_checksums=port.guesses_checksums, kept=kept, elders=elders
+        )
         self._compiler.follow(engine)  # its flow tables hold the compiler's numbers
         self._opened = MuxPlane(
             port,

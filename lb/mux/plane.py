@@ -18,6 +18,9 @@ from lb.mux.io.mode import Mode
 from lb.mux.io.ports import Port
 from lb.mux.workers.engine import Engine
 
+#: Between two looks whether there are services, seconds.
+INHERIT_WAIT = 0.5
+
 log = get_logger()
 
 
@@ -56,7 +59,7 @@ class MuxPlane:
                 self._lose()
                 raise
             self._opened_again()
-        self._inherit_soon()
+        self.inherit_soon()
 
     def _lose(self) -> None:
         """The keeper opens it again."""
@@ -89,13 +92,17 @@ class MuxPlane:
                 raise DataplaneError(f"mux.workers: {before} did not become {workers}: {error}") from None
             self.mode = replace(self.mode, details=self.port.details)
             self.workers = workers
-        self._inherit_soon()
+        self.inherit_soon()
         log.info("workers changed", before=before, workers=workers, mode=self.mode.text)
 
-    def _inherit_soon(self) -> None:
+    def inherit_soon(self) -> None:
+        """What workers before knew goes to those of now, beside their work."""
         if self.engine.inherits:
             self._tasks.retried("flows to other workers", self._inherit)
 
     async def _inherit(self) -> None:
+        # What nobody serves would be forgotten, and a manager may be about to tell of services.
+        while not self.engine.forwarding.services:  # noqa: ASYNC110  whoever publishes knows nothing of this
+            await asyncio.sleep(INHERIT_WAIT)
         flows = await asyncio.to_thread(self.engine.inherit)
         log.info("flows moved to other workers", flows=flows)

@@ -210,8 +210,9 @@ uint32_t mux_adopt_known(struct mux *mux, const struct snapshot *snapshot, uint3
 struct flow_table;
 /*
  * The table of a mux, with a reference that flow_table_destroy() gives back; NULL: it has none.  meet: whose flows an ICMP error may
- * be about and, if asked, who is asked for flows, count <= 128, 0: nobody; claims: what was found there, 4,096 at most; release: what another has found.  While a worker runs
- * the mux: worker_ask_..().  replace: only while none does; *before as of mux_table().
+ * be about and, if asked, who is asked for flows, count <= 128, 0: nobody; claims: what was found there, 4,096 at most;
+ * release: what another has found.  While a worker runs the mux: worker_ask_..().  replace: only while none does; *before as of
+ * mux_table(); fd: an empty file for it (kept_table.h), -1: none.
  */
 struct flow_table *mux_table(struct mux *mux);
 void flow_table_destroy(struct flow_table *table);
@@ -221,7 +222,10 @@ uint32_t mux_claims(struct mux *mux, uint64_t *keys, uint32_t max);
 uint32_t mux_release(struct mux *mux, const uint64_t *keys, uint32_t count);
 uint32_t mux_inherit(struct mux *mux, const struct snapshot *snapshot, const struct flow_table *elder, uint64_t first_line,
 		     uint32_t lines, uint64_t now_ns);
-int mux_replace_table(struct mux *mux, uint64_t flows, struct flow_table **before);
+int mux_replace_table(struct mux *mux, uint64_t flows, int fd, uint64_t mark, struct flow_table **before);
+/* What a process before left in a file, to be met and inherited (kept_table.h); a mark of the 16 bytes of the pool's seed. */
+int kept_table_open(int fd, uint64_t mark, struct flow_table **out);
+uint64_t kept_table_mark(const uint8_t *seed);
 void mux_inherit_counters(struct mux *mux, const struct flow_table *elder);
 
 /* ---- packets from memory (io_memory.h) ---- */

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 
+#include "flow/kept_table.h"
 #include "services/vip/vip_map.h"
 
 int mux_meet(struct mux *mux, struct flow_table *const *tables, uint32_t count, bool asked)
@@ -110,16 +111,15 @@ uint32_t mux_inherit(struct mux *mux, const struct snapshot *snapshot, const str
 	return taken;
 }
 
-int mux_replace_table(struct mux *mux, uint64_t flows, struct flow_table **before)
+int mux_replace_table(struct mux *mux, uint64_t flows, int fd, uint64_t mark, struct flow_table **before)
 {
 	struct flow_table *table = NULL;
+	int error = 0;
 
-	if (flows) {
-		int error = flow_table_create(flows, &table);
-
-		if (error)
-			return error;
-	}
+	if (flows)
+		error = fd < 0 ? flow_table_create(flows, &table) : kept_table_create(fd, mark, flows, &table);
+	if (error)
+		return error;
 	*before = mux->table;
 	mux->table = NULL;
 	if (table)

@@ -41,10 +41,11 @@ uint32_t mux_inherit(struct mux *mux, const struct snapshot *snapshot, const str
 		     uint32_t lines, uint64_t now_ns);
 
 /*
- * Gives a MUX that no worker runs an empty table for so many flows, 0: none.  *before: the one that it had, with its
- * reference, NULL: none.  -ENOMEM: nothing has changed.
+ * Gives a MUX that no worker runs an empty table for so many flows, 0: none.  fd: the empty file that it is to be in, with the mark of
+ * kept_table.h; -1: in memory of its own.  *before: the one that it had, with its reference, NULL: none.  Negative errno: nothing has
+ * changed.
  */
-int mux_replace_table(struct mux *mux, uint64_t flows, struct flow_table **before);
+int mux_replace_table(struct mux *mux, uint64_t flows, int fd, uint64_t mark, struct flow_table **before);
 
 /* What a table counted counts on here; how many flows it has does not. */
 void mux_inherit_counters(struct mux *mux, const struct flow_table *elder);

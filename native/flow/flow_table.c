@@ -10,6 +10,10 @@
 #include <immintrin.h>
 #endif
 
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
+
 #define BACKEND_BITS 12
 #define CLASS_SHIFT 12
 #define AWAY_BIT (1ULL << 15)
@@ -64,40 +68,78 @@ size_t flow_table_bytes(uint64_t flows)
 	return lines_for(flows) * sizeof(struct flow_line);
 }
 
-int flow_table_create(uint64_t flows, struct flow_table **out)
+#define HUGE_PAGE ((size_t)2 << 20)
+
+uint64_t flow_table_line_count(uint64_t flows)
+{
+	return lines_for(flows);
+}
+
+size_t flow_table_map_bytes(uint64_t flows)
+{
+	return (flow_table_bytes(flows) + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1);
+}
+
+bool flow_table_lines_fit(uint64_t lines, size_t bytes)
+{
+	return lines >= LINES_MIN && lines <= bytes / sizeof(struct flow_line);
+}
+
+/*
+ * Aligned to huge pages and advised so: random access to 4 KiB pages would miss the TLB at every lookup.  NULL: no memory, errno
+ * says why.
+ */
+static void *map_aligned(int fd, int protection, size_t bytes)
+{
+	uint8_t *room = mmap(NULL, bytes + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *map;
+	size_t skip;
+
+	if (room == MAP_FAILED)
+		return NULL;
+	skip = (HUGE_PAGE - (uintptr_t)room % HUGE_PAGE) % HUGE_PAGE;
+	map = mmap(room + skip, bytes, protection, MAP_FIXED | (fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED), fd, 0);
+	if (map == MAP_FAILED) {
+		munmap(room, bytes + HUGE_PAGE);
+		return NULL;
+	}
+	if (skip)
+		munmap(room, skip);
+	bytes = (bytes + 4095) & ~(size_t)4095;
+	munmap(map + bytes, HUGE_PAGE - skip);
+	madvise(map, bytes, MADV_HUGEPAGE);
+	return map;
+}
+
+int flow_table_map(int fd, int protection, uint64_t lines, size_t bytes, struct flow_table **out)
 {
 	struct flow_table *table = calloc(1, sizeof(*table));
-	const size_t huge = 2 << 20;
-	uint8_t *map;
+	int error = ENOMEM;
 
 	if (!table)
 		return -ENOMEM;
 	table->find_burst = flow_find_burst_scalar;
-	table->line_count = lines_for(flows);
-	table->remainder_bits = 64 - (63 - (unsigned)__builtin_clzll(table->line_count));
-	table->bytes = (flow_table_bytes(flows) + huge - 1) & ~(huge - 1);
-
-	/* Aligned to huge pages and advised so: random access to 4 KiB pages would miss the TLB at every lookup. */
-	map = mmap(NULL, table->bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	table->line_count = lines;
+	table->remainder_bits = 64 - (63 - (unsigned)__builtin_clzll(lines));
+	table->bytes = bytes;
+	table->shared = fd >= 0;
+	table->references = 1;
 	table->no_room = calloc(no_room_words(table), sizeof(uint64_t));
-	if (map == MAP_FAILED || !table->no_room) {
-		if (map != MAP_FAILED)
-			munmap(map, table->bytes + huge);
+	if (table->no_room) {
+		table->lines = map_aligned(fd, protection, bytes);
+		error = errno;
+	}
+	if (!table->lines) {
 		free(table->no_room);
 		free(table);
-		return -ENOMEM;
+		return -error;
 	}
-	size_t skip = (huge - (uintptr_t)map % huge) % huge;
-
-	if (skip)
-		munmap(map, skip);
-	if (huge - skip)
-		munmap(map + skip + table->bytes, huge - skip);
-	table->lines = (struct flow_line *)(map + skip);
-	madvise(table->lines, table->bytes, MADV_HUGEPAGE);
-	table->references = 1;
 	*out = table;
 	return 0;
+}
+
+int flow_table_create(uint64_t flows, struct flow_table **out)
+{
+	return flow_table_map(-1, PROT_READ | PROT_WRITE, lines_for(flows), flow_table_map_bytes(flows), out);
 }
 
 void flow_table_touch(struct flow_table *table)
@@ -112,6 +154,9 @@ void flow_table_touch(struct flow_table *table)
 
 		FLOW_STORE(line->away, line->away);
 	}
+	/* Of what is shared the kernel makes huge pages only when it is asked outright; small ones serve as well, if slower. */
+	if (table->shared)
+		madvise(table->lines, table->bytes & ~(HUGE_PAGE - 1), MADV_COLLAPSE);
 	table->touched = true;
 }
 

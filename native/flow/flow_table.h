@@ -130,6 +130,7 @@ struct flow_table {
 	uint32_t looks;
 	uint32_t references; /* atomic: its mux, and who looks on from beside; create sets 1 */
 	bool touched;        /* its memory is there */
+	bool shared;         /* its memory is a file's, see kept_table.h */
 };
 
 /* Where an entry is; line is NULL where there is none. */
@@ -144,6 +145,15 @@ struct flow_slot {
  */
 int flow_table_create(uint64_t flows, struct flow_table **out);
 void flow_table_touch(struct flow_table *table);
+
+/*
+ * A table over `bytes` of a file from its beginning, which has `lines` and perhaps more, or with fd -1 over memory of its own.
+ * Protections of mmap().  -ENOMEM and others of mmap().
+ */
+int flow_table_map(int fd, int protection, uint64_t lines, size_t bytes, struct flow_table **out);
+uint64_t flow_table_line_count(uint64_t flows); /* of a table for so many */
+size_t flow_table_map_bytes(uint64_t flows);    /* what flow_table_create() maps for it */
+bool flow_table_lines_fit(uint64_t lines, size_t bytes); /* a table may have so many, and they are no longer than this */
 
 static inline struct flow_table *flow_table_get(struct flow_table *table)
 {

@@ -10,6 +10,7 @@ import select
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,27 @@ def test_killed_mux_breaks_no_connection_whose_choice_stayed(all_running: Lab) -
     flows = keep_alive.stop()
     expected = choices(lab.mux_settings(lab.muxes[0]), lab.services, flows)
     assert [flow for flow in flows if flow.broken or f"web-{flow.host}" != expected[flow.source_port]] == []
+
+
+def test_muxes_that_are_all_killed_and_started_again_go_on_with_every_connection(all_running: Lab) -> None:
+    """Also with those whose choice has moved, which nobody else knows: the routes stay, and there is nobody else."""
+    lab = all_running
+    services = lab.services
+    two = tuple(replace(service, backends=service.backends[:2]) for service in services)
+    lab.publish(two)
+    keep_alive = KeepAlive(lab, WEB_VIP, 80, count=300).start()
+    keep_alive.one_more_answer()
+    lab.publish(services)
+    for _ in range(2):  # the second time, what was taken over must be taken over
+        with lab.guardian.blind():
+            for mux in lab.muxes:
+                lab.kill_mux(mux)
+            lab.start_daemons(lab.muxes)
+        keep_alive.one_more_answer()
+    flows = keep_alive.stop()
+    expected = choices(lab.mux_settings(lab.muxes[0]), services, flows)
+    assert [flow for flow in flows if flow.broken] == []
+    assert sum(f"web-{flow.host}" != expected[flow.source_port] for flow in flows) > len(flows) // 6
 
 
 def test_planned_stop_of_a_mux_loses_no_request(all_running: Lab) -> None:

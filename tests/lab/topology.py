@@ -42,6 +42,7 @@ from lb.model import (
     MuxSettings,
     Service,
 )
+from lb.mux.workers.kept_flows import remove_orphans
 from tests.lab import netns
 from tests.lab.guardian import Guardian
 from tests.lab.netns import LabError
@@ -216,6 +217,7 @@ class Lab:
                             os.kill(pid, signal.SIGKILL)
                     netns.ip("netns", "del", namespace)
         shutil.rmtree(self.directory, ignore_errors=True)
+        remove_orphans()
 
     def _build(self) -> None:
         self.directory.mkdir(mode=0o755)

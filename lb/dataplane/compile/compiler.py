@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -28,7 +28,8 @@ from lb.dataplane import (
     VipMap,
     lookup,
 )
-from lb.dataplane.compile.numbers import Numbers, NumberUsers, Place, ServiceNumbers, places
+from lb.dataplane.compile.kept_numbers import KeptService, NumbersFile, line_of
+from lb.dataplane.compile.numbers import Numbers, NumberUsers, Place, ServiceNumbers, places, service_key
 from lb.dataplane.maglev import Maglev, build_table
 from lb.model import (
     Address,
@@ -237,6 +238,7 @@ class Compiler:
     def __init__(self, settings: MuxSettings) -> None:
         self.settings = settings
         self._numbers = Numbers()
+        self._kept: NumbersFile | None = None
         # Services with the same backends and weights share a table, for as long as one of them has it.
         self._tables: WeakValueDictionary[bytes, Maglev] = WeakValueDictionary()
         vip_map = VipMap(settings.seed, settings.idle.tcp_untrusted, ())
@@ -252,6 +254,7 @@ class Compiler:
         gone = [before._by_name[service.name] for service in change.gone]
         lent = self._numbers.lend(change.come, change.gone, before.vip_map.serial + 1, before._by_id, before._places)
         come = [self._prepare(service, numbers) for service, numbers in lent]
+        self._note(come)
         ids = [item.id for item in gone]
         vip_map = before.vip_map.changed(ids, [self._entry(item, hops) for item in come])
         by_id = before._by_id.replaced(ids, {item.id: item for item in come})
@@ -263,6 +266,28 @@ class Compiler:
             self.settings, change.services, vip_map, hops, self._numbers.counters, draining, by_id, by_name
         )
         return self._last
+
+    def keep(self, file: NumbersFile, before: Iterable[KeptService]) -> None:
+        """Before the first change: numbers are noted in a file from here on, for whoever goes on with the flow tables
+        that hold them. ``before``: what a process before lent, whose flow tables are here. Raises OSError."""
+        for service in before:
+            self._numbers.restore(service.key, service.id, service.backends)
+        file.begin(self.lines())
+        self._kept = file
+
+    def lines(self) -> Iterator[str]:
+        """All numbers, as a file keeps them."""
+        return (line_of(key, numbers) for key, numbers in self._numbers.lent())
+
+    def _note(self, come: Sequence[_Prepared]) -> None:
+        """Before any packet can meet them."""
+        if self._kept is None:
+            return
+        lent = ((service_key(item.service), self._numbers.of(item.service)) for item in come)
+        news = [(key, numbers) for key, numbers in lent if not numbers.noted]
+        for _, numbers in news:
+            numbers.noted = True
+        self._kept.note([line_of(key, numbers) for key, numbers in news], self.lines())
 
     def follow(self, tables: NumberUsers) -> None:
         """From here on these hold the numbers, and say when they may be lent again."""

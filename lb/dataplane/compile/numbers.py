@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -29,6 +29,8 @@ from lb.model import Protocol as IpProtocol
 #: Pairs of service and backend that can be counted at a time (COUNTER_MAX in native/services/service.h).
 MAX_COUNTERS = 1 << 20
 _NONE = 0xFFFFFFFF
+#: Serial of what left before the first VIP map.
+_BEFORE = 0
 
 
 class NumberUsers(Protocol):
@@ -81,9 +83,11 @@ class ServiceNumbers:
     names: list[str | None] = field(default_factory=list)
     left: dict[Place, int] = field(default_factory=dict)  #: backends that are gone, since which serial; the first first
     free: list[int] = field(default_factory=list)  #: a heap of numbers
+    noted: bool = False  #: a file has them as they are
 
     def take_back(self, place: Place) -> int:
         """A backend's number is free from here on; its counter."""
+        self.noted = False
         del self.left[place]
         number = self.backends.pop(place)
         self.names[number] = None
@@ -142,6 +146,34 @@ class Numbers:
                     self._lend_backend(numbers, place, present, live)
                 self._note_name(numbers, numbers.backends[place], name)
             yield service, numbers
+
+    def restore(self, key: ServiceKey, service_id: int, backends: Mapping[Place, int]) -> None:
+        """What a process before lent, whose flows are still to be taken over; before the first :meth:`lend`.
+
+        Nobody of them is there yet. Who comes gets the numbers that it had; the others are lent again once no table
+        remembers them."""
+        size = max(backends.values(), default=-1) + 1
+        numbers = ServiceNumbers(service_id, dict(backends), array("I", [_NONE]) * size, [None] * size)
+        numbers.left = dict.fromkeys(backends, _BEFORE)
+        numbers.noted = True
+        numbers.free = sorted(set(range(size)) - set(backends.values()))
+        for number in backends.values():
+            numbers.counters[number] = self.counters
+            self.counters += 1
+        self._services[key] = numbers
+        self._left[key] = _BEFORE
+        fresh = range(self._ids, service_id)
+        self._free_ids = [number for number in (*self._free_ids, *fresh) if number != service_id]
+        heapq.heapify(self._free_ids)
+        self._ids = max(self._ids, service_id + 1)
+
+    def of(self, service: Service) -> ServiceNumbers:
+        """Of one that has some."""
+        return self._services[service_key(service)]
+
+    def lent(self) -> Iterator[tuple[ServiceKey, ServiceNumbers]]:
+        """All that is."""
+        return iter(self._services.items())
 
     # ---- services ----
 
@@ -214,6 +246,7 @@ class Numbers:
         number = heapq.heappop(numbers.free)
         numbers.backends[place] = number
         numbers.counters[number] = counter
+        numbers.noted = False
 
     def _take_back_oldest(self, numbers: ServiceNumbers, before: Collection[Place]) -> bool:
         """Nobody said that its flows are forgotten, but it left before the others of its service."""

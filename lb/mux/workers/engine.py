@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lb.dataplane import (
     ADOPT_MAX,
@@ -47,7 +48,11 @@ from lb.dataplane.compile.compiler import Forwarding
 from lb.dataplane.regroup import RegroupMember
 from lb.errors import DataplaneError
 from lb.model import Address, MuxSettings
+from lb.mux.workers.kept_flows import KeptFlows, KeptTable
 from lb.mux.workers.shedding import Rule
+
+#: Serial of an elder of which nobody knows what it has forgotten.
+_UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class _Elder:
 
     table: regroup.FlowTable
     serial: int  #: what the VIP map of this serial has not, it may remember still
+    file: Path | None  #: that it is in
     next_line: int = 0
 
 
@@ -88,15 +94,27 @@ class Engine:
     """Pipelines and workers of one MUX."""
 
     def __init__(
-        self, settings: MuxSettings, link: LinkHeader, forwarding: Forwarding, *, guesses_checksums: bool = False
+        self,
+        settings: MuxSettings,
+        link: LinkHeader,
+        forwarding: Forwarding,
+        *,
+        guesses_checksums: bool = False,
+        kept: KeptFlows | None = None,
+        elders: Sequence[KeptTable] = (),
     ) -> None:
-        """``guesses_checksums``: what its ios receive may have unfinished ones, and they cannot tell."""
+        """``guesses_checksums``: what its ios receive may have unfinished ones, and they cannot tell.
+
+        ``kept``: memory that outlives the process; ``elders``: what an earlier one left there, whose numbers mean what
+        they mean here."""
         self._settings = settings
+        self._kept = kept
+        self._files: list[Path | None] = []  # that the pipelines' flow tables are in
         self._guesses_checksums = guesses_checksums
         self._link = link
         self._pipelines = [self._pipeline(number, settings.workers) for number in range(settings.workers)]
         self._active = settings.workers  # of the pipelines; the others keep what they counted
-        self._elders: list[_Elder] = []
+        self._elders = [_Elder(elder.table, _UNKNOWN, elder.path) for elder in elders]
         self._strange_until: float | None = None  # until then a flow may be known to another worker than sees it
         self._turn = 0  # whose turn it is to be given flows
         self._workers: list[Worker] = []
@@ -121,14 +139,28 @@ class Engine:
 
     def _pipeline(self, number: int, workers: int) -> Pipeline:
         """Its memory is touched by the worker's thread, so that it is of that thread's NUMA node."""
-        return Pipeline(
-            self._share(workers),
+        pipeline = Pipeline(
+            0,
             self._link,
             detect_partial=self._guesses_checksums,
             first_id=_first_id(number),
             touch_late=True,
             answers=Answers.of(self._settings, workers),
         )
+        self._files.append(None)
+        self._give_table(pipeline, number, self._share(workers))
+        return pipeline
+
+    def _give_table(self, pipeline: Pipeline, number: int, flows: int) -> regroup.FlowTable | None:
+        """An empty one, where the process may end and its flows do not; returns the one that it had."""
+        if self._kept is None:
+            return regroup.replace_table(pipeline, flows)
+        before, self._files[number] = self._kept.replace_table(pipeline, flows)
+        return before
+
+    def _remove(self, file: Path | None) -> None:
+        if self._kept is not None:
+            self._kept.remove(file)
 
     def _share(self, workers: int) -> int:
         return -(-self._settings.flows // workers)
@@ -249,10 +281,13 @@ class Engine:
         for number in range(len(self._pipelines), workers):
             self._pipelines.append(self._pipeline(number, workers))
         for number in range(max(self._active, workers)):
-            table = regroup.replace_table(self._pipelines[number], self._share(workers) if number < workers else 0)
+            file = self._files[number]
+            table = self._give_table(self._pipelines[number], number, self._share(workers) if number < workers else 0)
             if table is not None and number < self._active:
-                self._elders.append(_Elder(table, serial))
+                self._elders.append(_Elder(table, serial, file))
                 regroup.inherit_counters(self._pipelines[0], table)
+            else:
+                self._remove(file)
         self._active = workers
         for pipeline in self._running:
             pipeline.answer(Answers.of(self._settings, workers).per_second)
@@ -301,6 +336,7 @@ class Engine:
         elder.next_line += regroup.INHERIT_LINES
         if elder.next_line >= elder.table.lines:
             self._elders.remove(elder)
+            self._remove(elder.file)
             self._meet()
         return taken
 
@@ -312,6 +348,8 @@ class Engine:
         """To be called about twice a second: what one worker took over from another, that one forgets; and nobody is
         asked any more when no flow can be elsewhere. Raises DataplaneError if a worker stands still."""
         with self._guard:
+            if self._kept is not None:
+                self._kept.beat()
             if self._strange_until is None:
                 return
             claimed = [set(regroup.claims(member)) for member in self._members]
