@@ -135,7 +135,7 @@ def test_muxes_that_are_all_killed_and_started_again_go_on_with_every_connection
     services = lab.services
     two = tuple(replace(service, backends=service.backends[:2]) for service in services)
     lab.publish(two)
-    keep_alive = KeepAlive(lab, WEB_VIP, 80, count=300).start()
+    keep_alive = KeepAlive(lab, WEB_VIP, 80, count=300, patience=60).start()
     keep_alive.one_more_answer()
     lab.publish(services)
     for _ in range(2):  # the second time, what was taken over must be taken over
