@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ICMP where it matters: a narrow link on the client's side, ping, traceroute. IPv4 and IPv6, ports translated or not.
+
+Two MUXes, so that an error may come to one that never saw the flow.
+"""
+
+from __future__ import annotations
+
+import re
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv6Network, ip_address
+
+import pytest
+
+from lb.model import Address, IoMode, Service
+from tests.lab import netns
+from tests.lab.services import FILES_VIP, WEB_VIP, files, web
+from tests.lab.topology import Lab
+from tests.lab.traffic import checksum, download, run
+
+pytestmark = pytest.mark.lab
+
+NARROW = 1300
+WEB6_VIP, FILES6_VIP = "2001:db8:f::10", "2001:db8:f::20"
+VIPS = {"plain": FILES_VIP, "translated": WEB_VIP, "plain, IPv6": FILES6_VIP, "translated, IPv6": WEB6_VIP}
+EACH_VIP = pytest.mark.parametrize("vip", VIPS.values(), ids=VIPS)
+IP_RECVERR, IPV6_RECVERR, MSG_ERRQUEUE = 11, 25, 0x2000
+
+
+def over_ipv6(service: Service, vip: str, lab: Lab) -> Service:
+    addresses = {host.address: host.address6 for host in lab.hosts}
+    backends = tuple(replace(backend, address=addresses[backend.address]) for backend in service.backends)  # type: ignore[index]
+    return replace(service, name=service.name + "6", vip=IPv6Network(vip), backends=backends)
+
+
+@pytest.fixture(scope="module", params=[IoMode.PACKET, IoMode.TUN, IoMode.XDP], ids=lambda mode: mode.value)
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with Lab(hosts=2, io=request.param, ipv6=True) as started:
+        four = (web(started.hosts), files(started.hosts))
+        six = (over_ipv6(four[0], WEB6_VIP, started), over_ipv6(four[1], FILES6_VIP, started))
+        started.write_files((*four, *six))
+        started.guardian.serve((WEB_VIP, FILES_VIP))
+        started.start_nginx()
+        started.start_daemons(started.nodes)
+        ways = " ".join(f"nexthop via {mux.address6}" for mux in started.muxes)
+        netns.batch([f"route add {vip}/128 {ways}" for vip in (WEB6_VIP, FILES6_VIP)], started.router)
+        netns.batch([f"link set toc mtu {NARROW}"], started.router)
+        yield started
+
+
+def forget_path_mtu(lab: Lab) -> None:
+    """Of all hosts: what one download taught them of the client they would know for the next."""
+    for host in lab.hosts:
+        for family in ("-4", "-6"):
+            netns.ip("-n", host.namespace, family, "route", "flush", "cache")
+
+
+@EACH_VIP
+def test_a_download_over_a_narrow_link_on_the_clients_side_arrives_bit_for_bit(lab: Lab, vip: str) -> None:
+    """Segments of 1,440 bytes and more meet a link of 1,300: the router tells the VIP, and the host must hear it."""
+    forget_path_mtu(lab)
+    before = counted(lab, "icmp_error")
+    assert download(lab, f"http://{_url(vip)}/big") == checksum(lab.big_file)
+    assert counted(lab, "icmp_error") > before
+
+
+@EACH_VIP
+def test_a_vip_answers_pings(lab: Lab, vip: str) -> None:
+    done = run(lab, "ping", "-n", "-c", "3", "-i", "0.2", "-W", "10", vip)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 received, 0% packet loss" in done.stdout
+    done = run(lab, "ping", "-n", "-c", "1", "-W", "10", "-t", "2", "-s", "1000", vip)  # its last hop is the MUX
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@EACH_VIP
+@pytest.mark.parametrize("port", [80, 33434], ids=["open", "closed"])
+def test_traceroute_sees_the_mux(lab: Lab, vip: str, port: int) -> None:
+    routers = {ip_address("10.0.0.1"), ip_address("fd00:0::1")}
+    muxes = {address for mux in lab.muxes for address in (mux.address, mux.address6)}
+    assert netns.inside(lab.client, lambda: who_ends(vip, port, 1)) in routers
+    assert netns.inside(lab.client, lambda: who_ends(vip, port, 2)) in muxes
+
+
+def _url(vip: str) -> str:
+    return f"[{vip}]" if ":" in vip else vip
+
+
+def counted(lab: Lab, reason: str) -> float:
+    """Packets of this reason, on all MUXes."""
+    total = 0.0
+    for mux in lab.muxes:
+        text = netns.ip("netns", "exec", mux.namespace, "curl", "-s", "http://127.0.0.1:9741/metrics")
+        total += sum(map(float, re.findall(rf'^lb_packets_total{{[^}}]*reason="{reason}"[^}}]*}} (\S+)', text, re.M)))
+    return total
+
+
+def who_ends(vip: str, port: int, hops: int) -> Address:
+    """Who says that a UDP packet's time is up, as traceroute asks it: again every second, for a message may be lost."""
+    six = ":" in vip
+    with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+        asked.setsockopt(level, socket.IPV6_UNICAST_HOPS if six else socket.IP_TTL, hops)
+        asked.setsockopt(level, IPV6_RECVERR if six else IP_RECVERR, 1)
+        poll, deadline = select.poll(), time.monotonic() + 30
+        poll.register(asked, select.POLLERR)
+        while time.monotonic() < deadline:
+            asked.sendto(b"anybody there?", (vip, port))
+            if poll.poll(1000):
+                _, ancillary, _, _ = asked.recvmsg(100, 500, MSG_ERRQUEUE)
+                return offender(ancillary[0][2])
+    raise AssertionError(f"nobody said that {hops} hops towards {vip} are too few")
+
+
+def offender(error: bytes) -> Address:
+    """From a struct sock_extended_err, which must be of ICMP time exceeded, and the address behind it."""
+    _, origin, kind, _, _, _, _ = struct.unpack("=IBBBBII", error[:16])
+    assert (origin, kind) in {(2, 11), (3, 3)}
+    return ip_address(error[20:24]) if origin == 2 else ip_address(error[24:40])
