@@ -215,7 +215,8 @@ class Agent:
     ) -> bool:
         """Whether rules that should have been there were not."""
         settings = config.agent
-        tunnel = Tunnel(settings.address, settings.address6, frozenset(settings.muxes), served_vips(services))
+        muxes, vips = frozenset(settings.muxes), served_vips(services)
+        tunnel = Tunnel(settings.address, settings.address6, muxes, vips, settings.gue_port)
         interfaces = {settings.interface} | self._changes.interfaces
         prepared = self._prepare(host, link, settings.interface, tunnel, mode, self._decap)
         program: DecapProgram | None = None
@@ -454,7 +455,7 @@ def check_host(host: Host, settings: AgentSettings) -> HostLink:
     if link is None:
         raise IoError(
             f"interface {settings.interface} does not exist on this host: set agent.interface to the one that has "
-            f"{settings.address}"
+            f"{settings.addresses[0]}"
         )
     for key, address in (("address", settings.address), ("address6", settings.address6)):
         if address is not None and address not in link.addresses:
@@ -466,7 +467,9 @@ def check_host(host: Host, settings: AgentSettings) -> HostLink:
 
 
 def _desired(settings: AgentSettings, services: tuple[OwnService, ...], mode: DecapMode) -> DesiredHost:
-    guard = nat.TunnelGuard(IPIP_DEVICE, settings.address, settings.muxes) if mode is DecapMode.IPIP else None
+    guard = None
+    if mode is DecapMode.IPIP and settings.address is not None:
+        guard = nat.TunnelGuard(IPIP_DEVICE, settings.address, settings.muxes)
     return DesiredHost(
         interface=settings.interface,
         mode=mode,
@@ -479,14 +482,14 @@ def _desired(settings: AgentSettings, services: tuple[OwnService, ...], mode: De
 
 def _addresses(settings: AgentSettings) -> list[Address]:
     """The host's own, to which packets are translated."""
-    return [address for address in (settings.address, settings.address6) if address is not None]
+    return list(settings.addresses)
 
 
 def _check_unchanged(old: AgentSettings, new: AgentSettings) -> None:
     """What only a restart can change: connections hang on it."""
     mistakes = [
         (f"agent.{key}", f"cannot change while lb-agent runs (now {was}): restart lb-agent, or take the change back")
-        for key in ("address", "address6", "interface", "decap", "state_dir", "metrics")
+        for key in ("address", "address6", "interface", "decap", "gue_port", "state_dir", "metrics")
         if (was := getattr(old, key)) != getattr(new, key)
     ]
     if mistakes:

@@ -336,8 +336,8 @@ class AgentDaemon:
             translated=sum(own.translated for own in applied.services),
             muxes=len(settings.muxes),
         )
-        if applied.mode is not DecapMode.BPF and settings.address6 is not None:
-            log.warning("no_ipv6_tunnels", why=f"decapsulation by {applied.mode.value} is for IPv4 only")
+        if applied.mode is DecapMode.IPIP:
+            log.warning("only_ipip_tunnels", why="decapsulation by ipip takes IPv4 in IPv4 alone: no gue, no IPv6")
 
 
 def _muxes(section: Mapping[str, Any]) -> tuple[tuple[Address, ...], dict[str, str]]:

@@ -3,7 +3,9 @@
 
 ``bpf``   a tc program on the interface: fastest, and it stays when the agent is gone.
 ``ipip``  the kernel's own tunnel device, where the module exists: stays as well; nftables checks who sends what.
-``tun``   a raw socket and a TUN device, run by a worker of ours: works anywhere, ends with the agent. IPv4 only.
+``tun``   sockets and a TUN device, run by a worker of ours: works anywhere, ends with the agent.
+
+``bpf`` and ``tun`` take IP in IP of either family in either, and GUE of both variants; ``ipip`` IPv4 in IPv4 alone.
 
 Used by :mod:`agent.agent` in its helper thread. Each object owns what the kernel does not keep by itself: file
 descriptors of a program and its maps, a worker with its devices. :meth:`Decap.close` lets go of that and leaves the
@@ -22,7 +24,7 @@ from agent.plan import FilterState, FoundFilter
 from lb import dataplane
 from lb.dataplane import DecapProgram, HostPipeline, RawTunnel
 from lb.errors import DataplaneError, FeatureError, IoError
-from lb.model import Address, DecapMode, Network
+from lb.model import GUE_PORT, Address, DecapMode, Network
 
 IPIP_DEVICE = "vipmux-ipip"
 TUN_DEVICE = "vipmux-tun"
@@ -36,10 +38,11 @@ class DecapRefused(FeatureError):  # noqa: N818  an outcome among others
 class Tunnel:
     """From whom packets are taken, and for whom."""
 
-    address: IPv4Address
+    address: IPv4Address | None
     address6: Address | None
     muxes: frozenset[Address]
     vips: frozenset[Network]
+    gue_port: int = GUE_PORT
 
 
 class Decap(Protocol):
@@ -86,7 +89,7 @@ class TunDecap:
     def __init__(self, tunnel: Tunnel) -> None:
         try:
             self._pipeline = HostPipeline(tunnel.muxes, tunnel.vips)
-            self._raw = RawTunnel(self._pipeline, tunnel.address, TUN_DEVICE)
+            self._raw = RawTunnel(self._pipeline, tunnel.address, TUN_DEVICE, tunnel.address6, tunnel.gue_port)
         except DataplaneError as error:
             raise DecapRefused(f"decapsulation by TUN is not possible here: {error}") from None
 
@@ -94,7 +97,7 @@ class TunDecap:
 
     def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
         """Starts the worker, or gives it other MUXes and VIPs with no packet lost; the device is up in any case."""
-        host.receive_on(TUN_DEVICE)
+        host.receive_on(TUN_DEVICE, ipv6=any(vip.version == 6 for vip in tunnel.vips))
         if self._works:
             self._pipeline.publish(tunnel.muxes, tunnel.vips)
             return
@@ -115,6 +118,8 @@ class IpipDecap:
     """The kernel's device. Whom to trust is checked by nftables, which counts what it drops for itself."""
 
     def __init__(self, host: Host, tunnel: Tunnel) -> None:
+        if tunnel.address is None:
+            raise DecapRefused('decapsulation by ipip needs agent.address, an IPv4 address; set decap to auto, bpf or tun')
         host.add_ipip(IPIP_DEVICE, tunnel.address)
 
     def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:
@@ -160,6 +165,7 @@ def load_program(interface: str, link: HostLink, tunnel: Tunnel, inherit: DecapP
             address=tunnel.address,
             address6=tunnel.address6,
             link_header=link.header,
+            gue_port=tunnel.gue_port,
             muxes=tunnel.muxes,
             vips=tunnel.vips,
             inherit=inherit,

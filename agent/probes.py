@@ -26,7 +26,7 @@ from __future__ import annotations
 import errno
 import os
 import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from lb.daemon.log import get_logger
@@ -76,18 +76,20 @@ def checks(
 ) -> dict[Label, LocalCheck | NotProbed]:
     """What to ask of each backend on this host; ``run_as``: whom commands run as, if not as this process;
     ``forbidden``: why none can be run now."""
-    own = (config.agent.address, config.agent.address6)
+    own = config.agent.addresses
     if not config.agent.command_probes:
         forbidden = FORBIDDEN
     return {
-        (service.name, backend.name): _check(service, backend, run_as, forbidden)
+        (service.name, backend.name): _check(service, backend, own, run_as, forbidden)
         for service in config.services
         for backend in service.backends
         if backend.address in own
     }
 
 
-def _check(service: Service, backend: Backend, run_as: RunAs | None, forbidden: str | None) -> LocalCheck | NotProbed:
+def _check(
+    service: Service, backend: Backend, own: Collection[Address], run_as: RunAs | None, forbidden: str | None
+) -> LocalCheck | NotProbed:
     probe = service.probe
     if probe is None:
         if service.protocol is Protocol.UDP:
@@ -105,9 +107,13 @@ def _check(service: Service, backend: Backend, run_as: RunAs | None, forbidden: 
         return LocalCheck(probe, backend.address, port or 0, run_as=run_as)
     if port is None:
         return NotProbed(f"not probed: {instead or 'the service has no single port; probe.port would name one'}")
+    # Its tunnel may be of the other family: then clients' packets are for the host's address of theirs.
+    at = next((one for one in own if one.version == service.vip.version), None)
+    if backend.address.version == service.vip.version:
+        at = backend.address
     if probe.port is not None or translated:
-        return LocalCheck(probe, backend.address, port, instead=instead)
-    return LocalCheck(probe, service.vip.network_address, port, source=backend.address, instead=instead)
+        return LocalCheck(probe, at or backend.address, port, instead=instead)
+    return LocalCheck(probe, service.vip.network_address, port, source=at, instead=instead)
 
 
 def command_user(settings: AgentSettings, who_am_i: Callable[[], int] = os.geteuid) -> RunAs | None:
@@ -154,7 +160,7 @@ class LocalProbes:
     def _say_forbidden(self, config: AgentConfig, reason: str | None) -> None:
         """Once, where it matters: commands that are wanted here are not run."""
         if not config.agent.command_probes:
-            own = (config.agent.address, config.agent.address6)
+            own = config.agent.addresses
             commands = any(
                 service.probe is not None
                 and service.probe.type is ProbeType.COMMAND

@@ -66,7 +66,7 @@ def agents(picture: Picture) -> list[dict[str, Any]]:
             "name": settings.name,
             "mode": applied.mode.value,
             "reason": applied.reason,
-            "address": str(settings.address),
+            "address": str(settings.addresses[0]),
             "interface": settings.interface,
             "muxes": [str(mux) for mux in settings.muxes],
             "services": len(applied.services),

@@ -161,6 +161,6 @@ class FakeHost:
         self.links.pop(name, None)
         self.devices.discard(name)
 
-    def receive_on(self, name: str) -> None:
+    def receive_on(self, name: str, *, ipv6: bool = False) -> None:
         self.calls.append(f"up {name}")
         self.devices.add(name)

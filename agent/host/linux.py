@@ -374,12 +374,13 @@ class LinuxHost:
             with _saying(f"remove the device {name}"), _absent_is_fine():
                 self._ip.link("del", index=link.index)
 
-    def receive_on(self, name: str) -> None:
+    def receive_on(self, name: str, *, ipv6: bool = False) -> None:
         with _saying(f"bring up the device {name}"):
             index = self._index(name)
             self.set_sysctl(f"ipv4/conf/{name}/rp_filter", 2)
             with contextlib.suppress(FileNotFoundError):
-                (_SYSCTLS / f"ipv6/conf/{name}/disable_ipv6").write_text("1")
+                (_SYSCTLS / f"ipv6/conf/{name}/addr_gen_mode").write_text("1")  # no address of its own
+                (_SYSCTLS / f"ipv6/conf/{name}/disable_ipv6").write_text("0" if ipv6 else "1")
             self._ip.addr("replace", index=index, address=DEVICE_ADDRESS, prefixlen=32, scope=_RT_SCOPE_HOST)
             self._ip.link("set", index=index, state="up")
 

@@ -11,7 +11,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from lb.model import AgentConfig, Backend, DecapMode, Network, PortRange, Protocol, Service
+from lb.model import (
+    AgentConfig,
+    AgentSettings,
+    Backend,
+    DecapMode,
+    Encap,
+    Network,
+    PortRange,
+    Protocol,
+    Service,
+    tunnel_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,13 @@ class OwnService:
     port: int | None  #: where the process listens at the host's own address; None: at VIP and port of the service
     mtu: int  #: of the way from the MUXes to this host
     track: bool = False  #: connections are tracked, though nothing is translated
+    overhead: int | None = None  #: what tunnels to it take of the MTU; None: IP in IP of its own family
+
+    @property
+    def fits(self) -> int:
+        """The longest packet that fits in its tunnel."""
+        own = tunnel_bytes(self.vip.version, Encap.IPIP)
+        return self.mtu - (own if self.overhead is None else self.overhead)
 
     @property
     def translated(self) -> bool:
@@ -59,7 +77,7 @@ def serve(config: AgentConfig, mode: DecapMode | None = None) -> Served:
         mine = [backend for backend in service.backends if backend.address in (settings.address, settings.address6)]
         if not mine:
             continue
-        why = _why_not(service, mine, mode)
+        why = _why_not(service, mine, mode, settings)
         if why is not None:
             left_out[service.name] = why
             continue
@@ -72,12 +90,15 @@ def serve(config: AgentConfig, mode: DecapMode | None = None) -> Served:
                 port=service.backend_port(mine[0]),
                 mtu=service.mtu or settings.mtu,
                 track=service.track,
+                overhead=max(tunnel_bytes(one.address.version, service.encap or settings.encap) for one in mine),
             )
         )
     return Served(tuple(sorted(found, key=lambda own: (own.specificity, own.vip.version, own.vip, own.name))), left_out)
 
 
-def _why_not(service: Service, mine: Iterable[Backend], mode: DecapMode | None) -> str | None:
+def _why_not(
+    service: Service, mine: Iterable[Backend], mode: DecapMode | None, settings: AgentSettings
+) -> str | None:
     first, *others = mine
     port = service.backend_port(first)
     clash = next((backend for backend in others if service.backend_port(backend) != port), None)
@@ -86,6 +107,19 @@ def _why_not(service: Service, mine: Iterable[Backend], mode: DecapMode | None) 
             f"{first.name} and {clash.name} are both this host with different ports, and a host can translate a "
             "service to one port only; give the second an address of its own"
         )
-    if service.vip.version == 6 and mode in (DecapMode.TUN, DecapMode.IPIP):
-        return f'is IPv6, and decapsulation by {mode.value} is for IPv4 only; this host needs decap = "bpf"'
+    if port is not None and service.vip.version not in {address.version for address in settings.addresses}:
+        key = "address" if service.vip.version == 4 else "address6"
+        return f"its port is translated to {port} of this host, which needs agent.{key}: an address of the VIP's family"
+    if mode is DecapMode.IPIP:
+        return _not_by_ipip(service, mine)
     return None
+
+
+def _not_by_ipip(service: Service, mine: Iterable[Backend]) -> str | None:
+    """The kernel's own device takes IPv4 out of IPv4."""
+    other = 'and decapsulation by ipip takes IPv4 in IPv4 alone; this host needs decap = "bpf" or "tun"'
+    if service.vip.version == 6:
+        return f"is IPv6, {other}"
+    if any(backend.address.version == 6 for backend in mine):
+        return f"its tunnel is of IPv6, {other}"
+    return f"its tunnel is GUE, {other}" if service.encap is Encap.GUE else None

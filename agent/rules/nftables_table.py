@@ -22,7 +22,7 @@ from itertools import groupby
 
 from agent.rules.local_services import OwnService
 from lb.daemon.kernel.table_names import AGENT_TABLE
-from lb.model import Address, Network
+from lb.model import Address, Encap, Network, tunnel_bytes
 
 TABLE = AGENT_TABLE
 
@@ -90,7 +90,7 @@ def render(
     if not services:
         return None
     treatment = list(_groups(services, "serve", _treatment))
-    clamp = list(_groups(services, "mss", lambda own: str(own.mtu), only="tcp"))
+    clamp = list(_groups(services, "mss", lambda own: str(_effective_mtu(own)), only="tcp"))
     translated = any(own.translated for own in services)
     lines = ["# made by lb-agent; changes are lost when it starts or reloads", f"table inet {TABLE} {{"]
     for group in (*treatment, *clamp):
@@ -118,7 +118,12 @@ def removal() -> str:
 def segment_size(own: OwnService) -> int:
     """The largest TCP segment whose packet still fits the tunnel: the outer, inner and TCP headers take their part."""
     ip = 20 if own.vip.version == 4 else 40
-    return own.mtu - 2 * ip - 20
+    return own.fits - ip - 20
+
+
+def _effective_mtu(own: OwnService) -> int:
+    """With which IP in IP of the VIP's family would leave the same room."""
+    return own.fits + tunnel_bytes(own.vip.version, Encap.IPIP)
 
 
 def _treatment(own: OwnService) -> str:

@@ -60,7 +60,7 @@ class Speaks:
     """The MUX's side of its sessions."""
 
     settings: BgpSettings
-    address: IPv4Address
+    address: IPv4Address | None
     address6: IPv6Address | None = None
 
 

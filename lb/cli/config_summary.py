@@ -79,12 +79,12 @@ def summarize(config: Config, flow_table_bytes: Callable[[int], int] | None = No
     kind, owner, memory, default_slots = "services alone", None, None, DEFAULT_SLOTS
     if isinstance(config, MuxConfig):
         kind = "a MUX's file"
-        owner = f"{config.mux.name}, {config.mux.address} on {config.mux.interface}"
+        owner = f"{config.mux.name}, {config.mux.own_address} on {config.mux.interface}"
         default_slots = config.mux.slots
         memory = _memory(config.mux, services, flow_table_bytes or _native_flow_table_bytes)
     elif isinstance(config, AgentConfig):
         kind = "a host agent's file"
-        owner = f"{config.agent.name}, {config.agent.address} on {config.agent.interface}"
+        owner = f"{config.agent.name}, {config.agent.addresses[0]} on {config.agent.interface}"
     addresses = {backend.address for service in services for backend in service.backends}
     return Summary(
         kind=kind,
@@ -145,7 +145,7 @@ def _notes(config: Config, services: Sequence[Service], default_slots: int) -> l
     if isinstance(config, MuxConfig) and config.mux.seed == EXAMPLE_SEED:
         notes.append("the seed is that of the example, which everybody knows: `openssl rand -hex 16` makes one")
     if isinstance(config, AgentConfig) and services:
-        own = {config.agent.address, config.agent.address6}
+        own = set(config.agent.addresses)
         if not any(backend.address in own for service in services for backend in service.backends):
             notes.append("no backend has this agent's address, so it has nothing to serve")
     return notes

@@ -37,6 +37,7 @@ from lb.model import (
     BgpFamily,
     BgpPeer,
     BgpSettings,
+    Encap,
     Idle,
     IoMode,
     ManagerSettings,
@@ -47,6 +48,7 @@ from lb.model import (
     ProbeType,
     Protocol,
     Service,
+    tunnel_bytes,
 )
 
 #: What a file may turn out to be: a MUX's, an agent's, a manager's, or services alone.
@@ -250,6 +252,7 @@ class _Reader:
         self._offline = offline
         self._manager = manager
         self._wrong: set[Path_] = set()
+        self._announces = False  # VIPs, by BGP
         # The service and backend being read: mistakes name them, for those who do not count from 0.
         self._service_raw: object = None
         self._backend_raw: object = None
@@ -275,6 +278,7 @@ class _Reader:
     def read(self, document: dict[str, Any], raw_services: object, kind: Kind) -> Config | None:
         """The configuration, or None if there were mistakes; ``raw_services`` may be an iterator."""
         self._check_top(document, kind)
+        self._announces = "bgp" in document
         owner: Owner = None
         idle = None
         bgp = None
@@ -301,7 +305,7 @@ class _Reader:
         if self.mistakes:
             return None
         if isinstance(owner, tables.MuxTable):
-            given = {"interface": "", **owner.given("idle")}
+            given = {"interface": "", "address": None, **owner.given("idle")}
             return MuxConfig(
                 MuxSettings(**given, idle=Idle() if idle is None else Idle(**idle.given())),
                 services,
@@ -309,7 +313,7 @@ class _Reader:
                 self._manager,
             )
         if isinstance(owner, tables.AgentTable):
-            return AgentConfig(AgentSettings(**{"muxes": (), **owner.given()}), services, self._manager)
+            return AgentConfig(AgentSettings(**{"muxes": (), "address": None, **owner.given()}), services, self._manager)
         self._check_announcements(services)
         return None if self.mistakes else services
 
@@ -372,7 +376,7 @@ class _Reader:
             self.mistake(path, f"must be a table, not {show(raw)}")
             return None
         for key, hint in shape.REQUIRED.items():
-            if key not in raw and not self._may_lack(key):
+            if key not in raw and not self._may_lack(key, shape, raw):
                 self.mistake((*path, key), f"is missing: {hint}")
         known, right = shape.KEYS, {}
         for key, value in raw.items():
@@ -384,7 +388,9 @@ class _Reader:
                 self.mistake((*path, key), str(error))
         return shape(right)
 
-    def _may_lack(self, key: str) -> bool:
+    def _may_lack(self, key: str, shape: type[tables.TomlTable], raw: dict[str, Any]) -> bool:
+        if key == "address" and "address6" in raw and "address6" in shape.KEYS:
+            return True
         return (self._offline and key == "interface") or (self._manager is not None and key == "muxes")
 
     def _array(self, raw: object, path: Path_) -> list[Any]:
@@ -448,6 +454,8 @@ class _Reader:
         array = [] if table.peer is None else self._array(table.peer, ("bgp", "peer"))
         if table.peer == []:
             self.mistake(("bgp", "peer"), "must be at least one router")
+        if mux is not None and table.router_id is None and not self._has(mux, "address"):
+            self.mistake(("bgp", "router_id"), "is missing: there is no mux.address, which it would be")
         peers: list[BgpPeer] = []
         names: dict[str, int] = {}
         addresses: dict[Address, int] = {}
@@ -476,10 +484,14 @@ class _Reader:
             return
         if peer.address is not None and peer.address in (mux.address, mux.address6):
             self.mistake((*path, "address"), f"is the MUX's own address, {peer.address}")
-        if peer.address is not None and peer.address.version == 6 and mux.address6 is None:
-            self.mistake((*path, "address"), "is IPv6, which needs mux.address6")
-        elif BgpFamily.IPV6 in (peer.families or ()) and mux.address6 is None:
-            self.mistake((*path, "families"), "holds ipv6, whose next hop is mux.address6; it is missing")
+        for version, key, family in ((6, "address6", BgpFamily.IPV6), (4, "address", BgpFamily.IPV4)):
+            if self._has(mux, key):
+                continue
+            if peer.address is not None and peer.address.version == version:
+                self.mistake((*path, "address"), f"is IPv{version}, which needs mux.{key}")
+            elif family in (peer.families or ()):
+                message = f"holds {family.value}, whose next hop is mux.{key}; it is missing"
+                self.mistake((*path, "families"), message)
 
     # --- services ------------------------------------------------------------------------------------------------
 
@@ -559,8 +571,15 @@ class _Reader:
         if table.port is not None and ports is not None and not ports.exact:
             reason = "any port" if ports.any else "a range of ports"
             self.mistake((*path, "port"), f"cannot be translated where the service has {reason}; leave it out")
-        if table.address is not None and vip is not None and table.address.version != vip.version:
-            self.mistake((*path, "address"), f"must be IPv{vip.version} as the VIP is, not {table.address}")
+        if table.address is not None and vip is not None and table.address.version < vip.version:
+            self._check_6in4(service, path)
+
+    def _check_6in4(self, service: tables.ServiceTable, path: Path_) -> None:
+        """What a link must carry of IPv6 (RFC 8200, 5) must fit in the tunnel, for nobody takes it apart on the way."""
+        least = MTU_MIN6 + tunnel_bytes(4, service.encap or Encap.IPIP)
+        if service.mtu is not None and service.mtu < least:
+            where = (*path[:2], "mtu")
+            self.mistake(where, f"must be at least {least} for IPv6 in tunnels of IPv4, not {service.mtu}")
 
     def _check_place(
         self, seen: dict[Address, tuple[int, int | None]], address: Address, j: int, port: int | None, path: Path_
@@ -661,16 +680,25 @@ class _Reader:
                 self.mistake(("service", part.i, "vip"), f"{verb} {whose}, {own}{part.about}")
 
     def _check_mux(self, partly: list[_Partly], mux: tables.MuxTable) -> None:
-        """IPv6 needs an outer source; and a tunnel must lead to another machine."""
-        can6 = mux.address6 is not None or ("mux", "address6") in self._wrong
+        """A tunnel needs an outer source, and must lead to another machine."""
         own = {mux.address, mux.address6} - {None}
+        sources = {version for version, key in ((4, "address"), (6, "address6")) if self._has(mux, key)}
         for part in partly:
-            if part.vip is not None and part.vip.version == 6 and not can6:
-                self.mistake(("service", part.i, "vip"), f"is IPv6, which needs mux.address6{part.about}")
+            if part.vip is not None and self._announces and part.vip.version not in sources:
+                key = "mux.address6" if part.vip.version == 6 else "mux.address"
+                message = f"is IPv{part.vip.version}, whose next hop in BGP is {key}; it is missing{part.about}"
+                self.mistake(("service", part.i, "vip"), message)
             for j, address in enumerate(part.addresses):
+                here: Path_ = ("service", part.i, "backend", j, "address")
                 if address in own:
-                    message = "is the MUX's own address; a MUX cannot be its own backend"
-                    self.mistake(("service", part.i, "backend", j, "address"), message + part.about)
+                    self.mistake(here, "is the MUX's own address; a MUX cannot be its own backend" + part.about)
+                elif address is not None and address.version not in sources:
+                    key = "mux.address6" if address.version == 6 else "mux.address"
+                    self.mistake(here, f"is IPv{address.version}, which needs {key}{part.about}")
+
+    def _has(self, mux: tables.MuxTable, key: str) -> bool:
+        """Or would have, were it not wrong."""
+        return getattr(mux, key) is not None or ("mux", key) in self._wrong
 
     def _check_backends_outside_vips(self, partly: list[_Partly]) -> None:
         """A tunnel to an address inside a VIP would come back to the MUXes for ever."""

@@ -276,13 +276,6 @@ def word(kind: type[enum.Enum]) -> Callable[[object], Any]:
     return check
 
 
-def check_encap(value: object) -> Encap:
-    encap: Encap = word(Encap)(value)
-    if encap is Encap.GUE:
-        raise ValueError('"gue" is not available in this version yet; use "ipip"')
-    return encap
-
-
 def parse_ports(value: object) -> PortRange:
     if isinstance(value, int) and not isinstance(value, bool):
         if value == 0:
@@ -520,9 +513,13 @@ class MuxTable(TomlTable):
         check_name, "The MUX's name: in metrics, in commands, and in its certificate. Two MUXes must not share one."
     )
     address: IPv4Address | None = key(
-        parse_address4, "Tunnels come from this IPv4 address. It must be one of this machine's."
+        parse_address4,
+        "Tunnels to backends with IPv4 addresses come from this one. It must be this machine's. One of `address` and "
+        "`address6` is needed.",
     )
-    address6: IPv6Address | None = key(parse_address6, "The same for IPv6 services, which need it.")
+    address6: IPv6Address | None = key(
+        parse_address6, "The same for IPv6. Tunnels carry packets of either family."
+    )
     interface: str | None = key(check_interface, "Clients' packets arrive on this interface.")
     io: IoMode | None = key(
         word(IoMode),
@@ -540,7 +537,16 @@ class MuxTable(TomlTable):
         "Whether flow tables lie in memory that outlives `lb-mux` (`/dev/shm`): killed, restarted or upgraded, it goes "
         "on with them.",
     )
-    encap: Encap | None = key(check_encap, "The tunnel to the hosts. `gue` is refused: it is not built yet.")
+    encap: Encap | None = key(
+        word(Encap),
+        "The tunnel to the hosts, of services that do not say: `ipip`, IP in IP, or `gue`, over UDP, where the network "
+        "drops protocol 4.",
+    )
+    gue_port: int | None = key(_PORT, "UDP port of `gue` tunnels. The same as `agent.gue_port`.")
+    gue_variant: int | None = key(
+        between(0, 1),
+        "`0`: four bytes of GUE header behind UDP, which say what follows. `1`: none, and so much more room.",
+    )
     seed: bytes | None = key(
         check_seed, "The hash seed, the same on every MUX of the pool. Make one with `openssl rand -hex 16`."
     )
@@ -622,7 +628,9 @@ class AgentTable(TomlTable):
 
     name: str | None = key(check_name, "The host's name: in metrics, in commands, and in its certificate.")
     address: IPv4Address | None = key(
-        parse_address4, "The host's own IPv4 address (DIP). Backends with this address are its own."
+        parse_address4,
+        "The host's own IPv4 address (DIP). Backends with this address are its own. One of `address` and `address6` is "
+        "needed.",
     )
     address6: IPv6Address | None = key(parse_address6, "The same for IPv6.")
     interface: str | None = key(check_interface, "Tunnels arrive on this interface.")
@@ -635,6 +643,12 @@ class AgentTable(TomlTable):
         word(DecapMode),
         "How the outer header is taken off. `auto` takes the fastest that works, and says which and why.",
     )
+    encap: Encap | None = key(
+        word(Encap),
+        "The tunnel that leaves least room of those that MUXes use: TCP's segment size is clamped to fit it. Hosts "
+        "always take both.",
+    )
+    gue_port: int | None = key(_PORT, "UDP port of `gue` tunnels. The same as `mux.gue_port`.")
     mtu: int | None = key(_MTU, "MTU of the network from the MUXes, in bytes. TCP's segment size is clamped to fit.")
     metrics: str | None = key(parse_listen, "Where Prometheus asks.")
     state_dir: str | None = key(
@@ -780,6 +794,7 @@ class ServiceTable(TomlTable):
         word(HashMode), "What chooses the backend of a new flow: the whole 5-tuple, or the client's address alone."
     )
     mtu: int | None = key(_MTU, "MTU towards these backends, in bytes. Default: the MUX's.")
+    encap: Encap | None = key(word(Encap), "The tunnel to these backends, `ipip` or `gue`. Default: the MUX's.")
     track: bool | None = key(
         check_bool, "Hosts track these connections, for a stateful firewall or published containers."
     )

@@ -15,7 +15,7 @@ from lb.dataplane.io import Io
 from lb.dataplane.pipeline import Offload, load
 from lb.dataplane.worker import Worker
 from lb.errors import DataplaneError
-from lb.model import Address, Network
+from lb.model import GUE_PORT, Address, Network
 
 _TAG_BYTES = 8
 _VERIFIER_LOG_BYTES = 1 << 20
@@ -75,16 +75,20 @@ class DecapProgram(Closable):
     def load(
         cls,
         *,
-        address: IPv4Address,
+        address: IPv4Address | None,
         address6: Address | None,
         link_header: int,
         muxes: Iterable[Address],
         vips: Iterable[Network],
+        gue_port: int = GUE_PORT,
         inherit: DecapProgram | None = None,
     ) -> DecapProgram:
-        """Loads it, maps filled, counters those of ``inherit``; the kernel's words are in the error."""
+        """Loads it, maps filled, counters those of ``inherit``; the kernel's words are in the error. ``gue_port`` 0:
+        no tunnels over UDP."""
         settings = ffi.new("struct decap_settings *")
-        settings.address = _mapped(address)
+        settings.gue_port = gue_port
+        if address is not None:
+            settings.address = _mapped(address)
         if address6 is not None:
             settings.address6 = address6.packed
         settings.link_header = link_header
@@ -97,6 +101,11 @@ class DecapProgram(Closable):
         program = cls(ffi.gc(out[0], c.decap_destroy))
         program._fill(muxes, vips)
         return program
+
+    @staticmethod
+    def crosses() -> bool:
+        """Whether this kernel can take packets out of tunnels of the other family."""
+        return bool(c.decap_crosses())
 
     @classmethod
     def open(cls, program_id: int) -> DecapProgram:
@@ -216,19 +225,28 @@ class HostPipeline:
 
 
 class _RawIo(Io):
-    """Raw socket and TUN device."""
+    """Sockets for each kind of tunnel, and a TUN device."""
 
-    def __init__(self, address: IPv4Address, device: str) -> None:
-        what = f"Cannot open a raw socket on {address} and the TUN device {device}"
-        self._c = make("io", c.io_close, what, lambda out: c.raw_io_open(address.packed, device.encode(), out))
+    def __init__(self, address: IPv4Address | None, address6: Address | None, gue_port: int, device: str) -> None:
+        own = " and ".join(str(one) for one in (address, address6) if one is not None)
+        what = f"Cannot open sockets for tunnels to {own} (UDP port {gue_port}) and the TUN device {device}"
+        four, six = (ffi.NULL if one is None else one.packed for one in (address, address6))
+        self._c = make("io", c.io_close, what, lambda out: c.raw_io_open(four, six, gue_port, device.encode(), out))
 
 
 class RawTunnel:
     """Raw socket, TUN device and the worker between them; runs a :class:`HostPipeline` until closed."""
 
-    def __init__(self, pipeline: HostPipeline, address: IPv4Address, device: str) -> None:
+    def __init__(
+        self,
+        pipeline: HostPipeline,
+        address: IPv4Address | None,
+        device: str,
+        address6: Address | None = None,
+        gue_port: int = GUE_PORT,
+    ) -> None:
         self._pipeline = pipeline
-        self._io = _RawIo(address, device)
+        self._io = _RawIo(address, address6, gue_port, device)
         self._worker: Worker | None = None
 
     def start(self) -> None:

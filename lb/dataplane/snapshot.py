@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lb.dataplane.binding import Cdata, address16, c, fail, ffi, make
 from lb.dataplane.maglev import Maglev
@@ -100,18 +101,28 @@ class Hop:
 NO_MAC = bytes(6)
 
 
+class HopRow(NamedTuple):
+    """A tunnel to one backend machine."""
+
+    source: Address | None  #: the MUX's address, the outer source; None: it has none of this family
+    hop: Hop
+    tunnel: int = 0  #: enum tunnel of native/services/snapshot.h: 0 IP in IP, 1 GUE, 2 GUE without a header of its own
+    port: int = 0  #: UDP's, where there is one
+    mtu: int = 0  #: of the way there, where it is known to be less than services say; 0: not known
+
+
 class HopTable:
     """Hops as C takes them, by their numbers; made once for any number of snapshots."""
 
-    def __init__(self, rows: Iterable[tuple[Address | None, Hop] | None]) -> None:
-        """For each the MUX's address (the outer source; None: no such family here) and the way; None: nobody's."""
+    def __init__(self, rows: Iterable[HopRow | None]) -> None:
+        """None: nobody's."""
         rows = list(rows)
         self.count = len(rows)
         self._c = ffi.new("struct hop_spec[]", self.count)
         for spec, row in zip(self._c, rows, strict=True):
             if row is None:
                 continue
-            source, hop = row
+            source, hop, spec.tunnel, spec.port, spec.mtu = row
             spec.source, spec.destination = address16(source), address16(hop.address)
             spec.family = hop.address.version
             spec.ifindex = hop.ifindex

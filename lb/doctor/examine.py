@@ -80,7 +80,8 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from machines.check_rights(Role.MUX, config, needed, daemon, rights)
     yield from machines.check_kernel(this_machine.kernel(), needs_tun=settings.io.value == "tun")
     yield from machines.check_interface(network.interface, settings.mtu, "mux", config)
-    yield from machines.check_own_address(network.addresses, settings.address, "mux", config)
+    for address in filter(None, (settings.address, settings.address6)):
+        yield from machines.check_own_address(network.addresses, address, "mux", config)
     yield from machines.check_twins(Role.MUX, settings.name, twins, interface=settings.interface)
     others = {mux_table(twin.name) for twin in twins if twin.name is not None}
     tables = this_machine.tables() if rights.root or rights.capabilities & 1 << Capability.NET_ADMIN else None
@@ -98,13 +99,16 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from _ways(daemon, settings.address, settings.mtu, rights, file)
 
 
-def _ways(daemon: DaemonSeen, source: IPv4Address, mtu: int, rights: Rights, file: MuxConfig) -> Iterator[Finding]:
+def _ways(daemon: DaemonSeen, source: IPv4Address | None, mtu: int, rights: Rights, file: MuxConfig) -> Iterator[Finding]:
     """The live probe. What to try is what the daemon serves, or would by its file."""
     rows, services = daemon.backends, daemon.services
     if not daemon.answers:
         rows, services = _rows(file)
     yield from paths.check_unreachable(daemon.status)
     yield from paths.check_unprobed(rows)
+    if source is None:
+        yield from paths.check_probes(rows)  # packets of our own go in tunnels of IPv4
+        return
     targets = paths.targets(rows, services, managed=file.manager is not None)
     if not targets:
         if not rows:
@@ -156,13 +160,13 @@ def _rows(file: MuxConfig) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
 
 
 def _bgp(
-    settings: BgpSettings | None, source: IPv4Address, config: str, daemon: DaemonSeen, rights: Rights
+    settings: BgpSettings | None, source: IPv4Address | None, config: str, daemon: DaemonSeen, rights: Rights
 ) -> Iterator[Finding]:
     for peer in settings.peers if settings is not None else ():
         row = next((row for row in daemon.peers if row.get("name") == peer.name), None)
         up = row is not None and row.get("state") == "established"
         dialled = None
-        if not up and isinstance(peer.address, IPv4Address) and _may_send(rights):
+        if not up and isinstance(peer.address, IPv4Address) and source is not None and _may_send(rights):
             try:
                 dialled = reach.dial_bgp(peer.address, source, peer.password)
             except OSError as error:
@@ -201,7 +205,8 @@ def _host(config: str, file: AgentConfig) -> Iterator[Finding]:
     yield from machines.check_rights(Role.AGENT, config, _NET, daemon, rights)
     yield from machines.check_kernel(this_machine.kernel(), needs_tun=settings.decap.value == "tun")
     yield from machines.check_interface(network.interface, settings.mtu, "agent", config)
-    yield from machines.check_own_address(network.addresses, settings.address, "agent", config)
+    for address in settings.addresses:
+        yield from machines.check_own_address(network.addresses, address, "agent", config)
     yield from machines.check_twins(Role.AGENT, settings.name, twins)
     whole = [one for one in own if one.about not in about]
     vips = sorted({str(row.get("vip")) for row in daemon.services})

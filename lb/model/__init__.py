@@ -83,6 +83,16 @@ class Unserved(enum.Enum):
     RESET = "reset"  #: to TCP a reset, else ICMP unreachable
 
 
+#: UDP port of tunnels in GUE (IANA's).
+GUE_PORT = 6080
+
+
+def tunnel_bytes(version: int, encap: Encap, variant: int = 0) -> int:
+    """What a tunnel takes of the MTU; ``version``: of the outer IP header."""
+    udp = (12 if variant == 0 else 8) if encap is Encap.GUE else 0
+    return (20 if version == 4 else 40) + udp
+
+
 @dataclass(frozen=True, slots=True)
 class PortRange:
     """Ports ``first`` to ``last``, both included; any port is 0 to 65535."""
@@ -182,6 +192,7 @@ class Service:
     slots: int | None = None  #: size of the Maglev table, prime; None: the MUX's default
     hash: HashMode = HashMode.FIVE_TUPLE
     mtu: int | None = None  #: underlay MTU towards the backends; None: the MUX's
+    encap: Encap | None = None  #: the tunnel to its backends; None: the MUX's
     track: bool = False  #: the hosts' kernels track its connections, so that their own firewall and NAT rules apply
     idle: int | None = None  #: idle timeout of trusted flows, seconds; None: the MUX's for the protocol
     slow_start: float | None = None  #: seconds in which a backend that returns comes to its whole weight; None: at once
@@ -221,7 +232,7 @@ class MuxSettings:
     """The ``[mux]`` table."""
 
     name: str
-    address: IPv4Address
+    address: IPv4Address | None  #: None: address6 is there
     seed: bytes  #: 16 bytes, the same on every MUX of the pool
     interface: str
     address6: IPv6Address | None = None
@@ -230,7 +241,9 @@ class MuxSettings:
     workers: int = 1
     flows: int = 1_000_000
     keep_flows: bool = True  #: in memory that outlives the process
-    encap: Encap = Encap.IPIP
+    encap: Encap = Encap.IPIP  #: of services that do not say
+    gue_port: int = GUE_PORT  #: UDP port of GUE tunnels at the hosts
+    gue_variant: int = 0  #: 0: four bytes of header behind UDP; 1: none
     mtu: int = 1500
     slots: int = DEFAULT_SLOTS
     metrics: str = "127.0.0.1:9741"
@@ -238,6 +251,17 @@ class MuxSettings:
     idle: Idle = Idle()
     answers: int = 1000  #: pings answered for each second, and ICMP errors sent; 0: none
     unserved: Unserved = Unserved.DROP
+
+    def source(self, destination: Address) -> Address | None:
+        """Where tunnels to an address come from; None: this MUX has none of its family."""
+        return self.address if destination.version == 4 else self.address6
+
+    @property
+    def own_address(self) -> Address:
+        """The one that it is known by."""
+        found = self.address or self.address6
+        assert found is not None  # noqa: S101  lb.config asks for one
+        return found
 
 
 class PeerKind(enum.Enum):
@@ -283,16 +307,23 @@ class AgentSettings:
     """The ``[agent]`` table."""
 
     name: str
-    address: IPv4Address
+    address: IPv4Address | None  #: None: address6 is there
     interface: str
     muxes: tuple[Address, ...]  #: outer sources that are accepted; none of them, no tunnels
     address6: IPv6Address | None = None
     decap: DecapMode = DecapMode.AUTO
+    encap: Encap = Encap.IPIP  #: the tunnel with most headers that MUXes use, of services that do not say
+    gue_port: int = GUE_PORT
     mtu: int = 1500
     metrics: str = "127.0.0.1:9742"
     state_dir: str = "/var/lib/lb"
     command_probes: bool = False  #: whether probes of type "command" run here
     command_user: str = "nobody"  #: as whom they run, where the agent is root
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The host's own, one or two."""
+        return tuple(address for address in (self.address, self.address6) if address is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -280,7 +280,7 @@ class Follower:
         settings = self._settings
         return {
             "name": settings.name,
-            "address": str(settings.address),
+            "address": str(settings.address) if settings.address is not None else None,
             "address6": str(settings.address6) if settings.address6 is not None else None,
         }
 

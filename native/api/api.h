@@ -81,11 +81,15 @@ struct hop_spec {
 	uint8_t resolved;
 	uint8_t mac[6];
 	uint8_t source_mac[6];
+	uint8_t tunnel;
+	uint16_t port;
+	uint16_t mtu;
 	uint32_t ifindex;
 };
 struct snapshot;
 /*
- * map: sealed; its backends name hops < count of their service's family.  generation is the caller's.  resolved 0: what would
+ * map: sealed; its backends name hops < count.  tunnel: enum tunnel; port: UDP's, where that has one; mtu: of the way, 0: not
+ * known to be less than the service's.  generation is the caller's.  resolved 0: what would
  * leave by the hop is dropped as no_next_hop.  ifindex 0: the io's own interface.  -EINVAL, -ENOMEM.
  */
 int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t count, uint64_t generation,
@@ -401,13 +405,17 @@ int host_run_once(struct host *host, struct io *io);
 void host_publish(struct host *host, struct host_rules *rules);
 void host_counters(const struct host *host, uint64_t *counts);
 void host_destroy(struct host *host);
-/* address: 4 bytes, the host's own.  The TUN device ends with the io. */
-int raw_io_open(const uint8_t *address, const char *tun_name, struct io **out);
+/*
+ * address, address6: 4 and 16 bytes, the host's own, NULL: none; gue_port 0: no tunnels over UDP.  The TUN device ends with the
+ * io.  -EADDRINUSE: of the port.
+ */
+int raw_io_open(const uint8_t *address, const uint8_t *address6, uint16_t gue_port, const char *tun_name, struct io **out);
 
 struct decap_settings {
 	uint8_t address[16];
 	uint8_t address6[16];
 	uint32_t link_header;
+	uint32_t gue_port;
 };
 struct decap;
 /*
@@ -420,6 +428,7 @@ int decap_load(const struct decap_settings *settings, const struct decap *inheri
 int decap_open(uint32_t program_id, struct decap **out);
 int decap_add_mux(struct decap *decap, const uint8_t *address);
 int decap_add_vip(struct decap *decap, const struct host_prefix *vip);
+bool decap_crosses(void);
 int decap_program_fd(const struct decap *decap);
 void decap_tag(const struct decap *decap, uint8_t *tag);
 int decap_muxes(const struct decap *decap, struct host_prefix *out, uint32_t max);

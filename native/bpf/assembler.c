@@ -60,6 +60,14 @@ void bpf_asm_place(struct bpf_asm *a, unsigned label)
 	a->placed[label] = (int)a->count;
 }
 
+bool bpf_asm_is_wanted(const struct bpf_asm *a, unsigned label)
+{
+	for (unsigned i = 0; i < a->count; i++)
+		if (a->target[i] == (int16_t)label)
+			return true;
+	return false;
+}
+
 int bpf_asm_finish(struct bpf_asm *a)
 {
 	for (unsigned i = 0; i < a->count && !a->error; i++) {

@@ -7,12 +7,13 @@
 #ifndef VIPMUX_ASSEMBLER_H
 #define VIPMUX_ASSEMBLER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "bpf/instructions.h"
 
-#define BPF_ASM_INSNS 512u
-#define BPF_ASM_LABELS 64u
+#define BPF_ASM_INSNS 1024u
+#define BPF_ASM_LABELS 96u
 
 struct bpf_asm {
 	struct bpf_insn insns[BPF_ASM_INSNS];
@@ -33,6 +34,8 @@ void bpf_asm_load_map(struct bpf_asm *a, unsigned dst, int fd);
 unsigned bpf_asm_label(struct bpf_asm *a);
 void bpf_asm_jump(struct bpf_asm *a, struct bpf_insn insn, unsigned label);
 void bpf_asm_place(struct bpf_asm *a, unsigned label);
+/* Whether anything jumps there so far: code that nothing leads to is refused by the verifier. */
+bool bpf_asm_is_wanted(const struct bpf_asm *a, unsigned label);
 /* Resolves the jumps; 0 or -E2BIG (too long), -EINVAL (a label was never placed). */
 int bpf_asm_finish(struct bpf_asm *a);
 

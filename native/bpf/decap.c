@@ -41,73 +41,87 @@ struct lpm_key {
 };
 
 /*
- * The program, one section per family:
+ * The program: a section for each family outside, and behind them one for each family inside.
  *
- *	not a tunnel packet to us            -> continue with the next filter
- *	outer source is no MUX               -> drop
- *	outer header with options, fragment  -> drop
- *	inner packet incomplete, or to no VIP-> drop
- *	combine ECN, take the outer header off, continue
+ *	not a tunnel packet to us                     -> continue with the next filter
+ *	outer source is no MUX                        -> drop
+ *	outer header with options, fragment, wrong    -> drop
+ *	in UDP: no GUE of ours                        -> drop
+ *	inner packet incomplete, expired, or to no VIP-> drop
+ *	combine ECN, take all that is before it off, continue
  *
  * Packets are read with a helper that copies to the stack, relative to the network header: it works for paged and
- * for super-packets, and whatever the link header.  Registers: r6 the packet, r7 the reason, r8 the verdict.
+ * for super-packets, and whatever the link header.
+ *
+ * Registers: r6 the packet; r7 the outer ECN bits, later the reason; r8 where the inner packet begins, later the verdict; r9 what
+ * is in the tunnel, by its protocol number, later the inner byte with the ECN bits.
  */
 enum {
-	STACK_HEADERS = -80, /* outer and inner header, as in the packet */
-	STACK_MUX = -96,     /* key of the map of MUXes */
-	STACK_VIP = -120,    /* key of the map of VIPs; 20 bytes, 4 of padding */
-	STACK_REASON = -124,
+	STACK_INNER = -40,   /* as in the packet; each has room for an IPv6 header */
+	STACK_OUTER = -80,
+	STACK_UDP = -96,     /* with the four bytes behind it */
+	STACK_MUX = -112,    /* key of the map of MUXes */
+	STACK_VIP = -136,    /* key of the map of VIPs; 20 bytes, 4 of padding */
+	STACK_LENGTH = -140, /* of the packet from its outer header on, as that says */
+	STACK_REASON = -144,
 };
 
 #define FP BPF_REG_10
+#define UDP_HEADER 8
+#define GUE_HEADER 4
 
 struct labels {
 	unsigned other;               /* not ours */
 	unsigned drop;                /* r7 holds the reason */
 	unsigned finish;              /* r7 and r8 are set: count and leave */
+	unsigned inner4, inner6;
 	unsigned reason[HOST_REASON_COUNT]; /* set r7, go to drop */
 };
 
-/* Where things lie in the headers of a family. */
+/* Where things lie in the header of a family. */
 struct layout {
-	unsigned header;      /* length of the outer header, and of the fixed inner one */
-	unsigned protocol;    /* offset of the next protocol */
-	unsigned tunnel;      /* its value for a tunnel of the same family */
-	unsigned source;      /* offsets of the addresses */
-	unsigned destination;
-	unsigned ecn_byte;    /* offset of the byte with the ECN bits */
-	unsigned ecn_shift;
+	int header;      /* its length, without options */
+	int protocol;    /* offsets */
+	int source;
+	int destination;
+	int hops;
+	int ecn_byte;    /* of the byte with the ECN bits */
+	int ecn_shift;
 	unsigned room_flag;
 };
 
-static const struct layout layout4 = { 20, 9, IPPROTO_IPIP, 12, 16, 1, 0, ADJ_ROOM_DECAP_L3_IPV4 };
-static const struct layout layout6 = { 40, 6, IPPROTO_IPV6, 8, 24, 1, 4, ADJ_ROOM_DECAP_L3_IPV6 };
+static const struct layout layout4 = { 20, 9, 12, 16, 8, 1, 0, ADJ_ROOM_DECAP_L3_IPV4 };
+static const struct layout layout6 = { 40, 6, 8, 24, 7, 1, 4, ADJ_ROOM_DECAP_L3_IPV6 };
 
-static void emit_load_bytes(struct bpf_asm *a, unsigned offset, unsigned length, unsigned on_failure)
+/* From the offset in r8, or from 0. */
+static void emit_load_bytes(struct bpf_asm *a, bool from_r8, int stack, int length, unsigned on_failure)
 {
 	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_1, BPF_REG_6));
-	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_2, (int)offset));
+	if (from_r8)
+		bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_2, BPF_REG_8));
+	else
+		bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_2, 0));
 	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_3, FP));
-	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_3, STACK_HEADERS + (int)offset));
-	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_4, (int)length));
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_3, stack));
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_4, length));
 	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_5, BPF_HDR_START_NET));
 	bpf_asm_emit(a, BPF_CALL_HELPER(BPF_FUNC_skb_load_bytes_relative));
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_0, 0), on_failure);
 }
 
-static void emit_header_byte(struct bpf_asm *a, unsigned dst, unsigned offset)
+static void emit_byte(struct bpf_asm *a, unsigned dst, int at)
 {
-	bpf_asm_emit(a, BPF_LDX_MEM(BPF_B, dst, FP, STACK_HEADERS + (int)offset));
+	bpf_asm_emit(a, BPF_LDX_MEM(BPF_B, dst, FP, at));
 }
 
-static void emit_header_half(struct bpf_asm *a, unsigned dst, unsigned offset)
+static void emit_half(struct bpf_asm *a, unsigned dst, int at)
 {
-	bpf_asm_emit(a, BPF_LDX_MEM(BPF_H, dst, FP, STACK_HEADERS + (int)offset));
+	bpf_asm_emit(a, BPF_LDX_MEM(BPF_H, dst, FP, at));
 	bpf_asm_emit(a, BPF_TO_HOST(dst, 16));
 }
 
-/* Copies an address of a header to a map key on the stack, in 4-byte steps, IPv4 in its mapped form. */
-static void emit_address_key(struct bpf_asm *a, const struct layout *l, unsigned offset, int key)
+/* Copies an address on the stack to a map key there, in 4-byte steps, IPv4 in its mapped form. */
+static void emit_address_key(struct bpf_asm *a, const struct layout *l, int from, int key)
 {
 	int at = key;
 
@@ -117,8 +131,8 @@ static void emit_address_key(struct bpf_asm *a, const struct layout *l, unsigned
 		bpf_asm_emit(a, BPF_ST_MEM(BPF_W, FP, key + 8, (int)htonl(0xffff)));
 		at = key + 12;
 	}
-	for (; at < key + 16; at += 4, offset += 4) {
-		bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_1, FP, STACK_HEADERS + (int)offset));
+	for (; at < key + 16; at += 4, from += 4) {
+		bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_1, FP, from));
 		bpf_asm_emit(a, BPF_STX_MEM(BPF_W, FP, BPF_REG_1, at));
 	}
 }
@@ -131,40 +145,170 @@ static void emit_lookup(struct bpf_asm *a, int map, int key)
 	bpf_asm_emit(a, BPF_CALL_HELPER(BPF_FUNC_map_lookup_elem));
 }
 
+/* dst = what there is from the network header on. */
+static void emit_present(struct bpf_asm *a, unsigned dst, unsigned link_header)
+{
+	bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, dst, BPF_REG_6, offsetof(struct __sk_buff, len)));
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_SUB, dst, (int)link_header));
+}
+
+/* Goes on only for UDP to the port of tunnels; a later fragment has none. */
+static void emit_is_gue(struct bpf_asm *a, const struct layout *l, uint32_t port, const struct labels *to)
+{
+	if (l == &layout4) {
+		emit_half(a, BPF_REG_1, STACK_OUTER + 6);
+		bpf_asm_jump(a, BPF_JMP_IMM(BPF_JSET, BPF_REG_1, 0x1fff), to->other);
+	}
+	emit_load_bytes(a, true, STACK_UDP, UDP_HEADER + GUE_HEADER, to->other);
+	emit_half(a, BPF_REG_1, STACK_UDP + 2);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, (int)port), to->other);
+}
+
 /* Goes on only for a tunnel packet to the agent's address; anything else is none of our business. */
-static void emit_is_ours(struct bpf_asm *a, const struct layout *l, const uint8_t address[16],
+static void emit_is_ours(struct bpf_asm *a, const struct layout *l, const uint8_t address[16], uint32_t gue_port,
 			 const struct labels *to)
 {
-	unsigned skip = l == &layout4 ? 12 : 0; /* the mapped part is not in the header */
+	int skip = l == &layout4 ? 12 : 0; /* the mapped part is not in the header */
+	unsigned tunnel = bpf_asm_label(a);
 	uint32_t word;
 
-	emit_load_bytes(a, 0, l->header, to->other);
-	emit_header_byte(a, BPF_REG_1, l->protocol);
-	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, (int)l->tunnel), to->other);
-	for (unsigned i = skip; i < 16; i += 4) {
+	emit_load_bytes(a, false, STACK_OUTER, l->header, to->other);
+	for (int i = skip; i < 16; i += 4) {
 		memcpy(&word, address + i, sizeof(word));
-		bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_1, FP,
-					    STACK_HEADERS + (int)(l->destination + i - skip)));
+		bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_1, FP, STACK_OUTER + l->destination + i - skip));
 		bpf_asm_load_constant(a, BPF_REG_2, word); /* an immediate would be sign-extended */
 		bpf_asm_jump(a, BPF_JMP_REG(BPF_JNE, BPF_REG_1, BPF_REG_2), to->other);
 	}
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_8, l->header));
+	if (l == &layout4) {
+		emit_byte(a, BPF_REG_8, STACK_OUTER);
+		bpf_asm_emit(a, BPF_ALU64_IMM(BPF_AND, BPF_REG_8, 15));
+		bpf_asm_emit(a, BPF_ALU64_IMM(BPF_LSH, BPF_REG_8, 2));
+	}
+	emit_byte(a, BPF_REG_9, STACK_OUTER + l->protocol);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_9, IPPROTO_IPIP), tunnel);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_9, IPPROTO_IPV6), tunnel);
+	if (gue_port) {
+		bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_9, IPPROTO_UDP), to->other);
+		emit_is_gue(a, l, gue_port, to);
+	} else {
+		bpf_asm_jump(a, BPF_JMP_ALWAYS(), to->other);
+	}
+	bpf_asm_place(a, tunnel);
 }
 
 static void emit_is_trusted(struct bpf_asm *a, const struct layout *l, int muxes, const struct labels *to)
 {
-	emit_address_key(a, l, l->source, STACK_MUX);
+	emit_address_key(a, l, STACK_OUTER + l->source, STACK_MUX);
 	emit_lookup(a, muxes, STACK_MUX);
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_0, 0), to->reason[HOST_UNTRUSTED_SOURCE]);
 }
 
-/* No options and no fragment.  (An IPv6 outer header with extensions does not name the tunnel as next protocol.) */
+/* r1 = the sum of r1's halves, carries and all. */
+static void emit_fold(struct bpf_asm *a)
+{
+	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_2, BPF_REG_1));
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_RSH, BPF_REG_2, 16));
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_AND, BPF_REG_1, 0xffff));
+	bpf_asm_emit(a, BPF_ALU64_REG(BPF_ADD, BPF_REG_1, BPF_REG_2));
+}
+
+/* No options, no fragment, checksum right.  (An IPv6 outer header with extensions does not name the tunnel as next protocol.) */
 static void emit_outer_is_plain(struct bpf_asm *a, const struct labels *to)
 {
-	emit_header_byte(a, BPF_REG_1, 0);
+	emit_byte(a, BPF_REG_1, STACK_OUTER);
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, 0x45), to->reason[HOST_OUTER_OPTIONS]);
-	emit_header_half(a, BPF_REG_1, 6);
+	emit_half(a, BPF_REG_1, STACK_OUTER + 6);
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JSET, BPF_REG_1, 0x3fff), to->reason[HOST_OUTER_FRAGMENT]);
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_1, 0));
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_2, 0));
+	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_3, FP));
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_3, STACK_OUTER));
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_4, 20));
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_5, 0));
+	bpf_asm_emit(a, BPF_CALL_HELPER(BPF_FUNC_csum_diff));
+	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_1, BPF_REG_0));
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_LSH, BPF_REG_1, 32)); /* 32 bits of it count */
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_RSH, BPF_REG_1, 32));
+	emit_fold(a);
+	emit_fold(a);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, 0xffff), to->reason[HOST_OUTER_CHECKSUM]);
 }
+
+/* How long the packet is from its outer header on; a header says 0 where the kernel merged more than that can hold. */
+static void emit_outer_length(struct bpf_asm *a, const struct layout *l, unsigned link_header, const struct labels *to)
+{
+	unsigned merged = bpf_asm_label(a), known = bpf_asm_label(a);
+
+	emit_present(a, BPF_REG_2, link_header);
+	emit_half(a, BPF_REG_1, STACK_OUTER + (l == &layout4 ? 2 : 4));
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, 0), merged);
+	if (l == &layout6)
+		bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_1, 40));
+	bpf_asm_jump(a, BPF_JMP_REG(BPF_JGT, BPF_REG_1, BPF_REG_2), to->reason[HOST_OUTER_LENGTH]);
+	bpf_asm_jump(a, BPF_JMP_ALWAYS(), known);
+	bpf_asm_place(a, merged);
+	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_1, BPF_REG_2));
+	bpf_asm_place(a, known);
+	bpf_asm_emit(a, BPF_STX_MEM(BPF_W, FP, BPF_REG_1, STACK_LENGTH));
+}
+
+/* r9 = what is in UDP, r8 where it begins: behind four bytes that name it, or it names itself by its version. */
+static void emit_gue(struct bpf_asm *a, const struct labels *to)
+{
+	unsigned bad = to->reason[HOST_GUE_MALFORMED], bare = bpf_asm_label(a), done = bpf_asm_label(a);
+
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_9, IPPROTO_UDP), done);
+	emit_half(a, BPF_REG_1, STACK_UDP + 4);
+	bpf_asm_emit(a, BPF_ALU64_REG(BPF_ADD, BPF_REG_1, BPF_REG_8));
+	bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_2, FP, STACK_LENGTH));
+	bpf_asm_jump(a, BPF_JMP_REG(BPF_JNE, BPF_REG_1, BPF_REG_2), to->reason[HOST_OUTER_LENGTH]);
+	emit_half(a, BPF_REG_1, STACK_UDP + 6);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, 0), bad);
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_8, UDP_HEADER));
+	emit_byte(a, BPF_REG_1, STACK_UDP + UDP_HEADER);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, 0), bare);
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_8, GUE_HEADER));
+	emit_half(a, BPF_REG_1, STACK_UDP + UDP_HEADER + 2);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, 0), bad);
+	emit_byte(a, BPF_REG_9, STACK_UDP + UDP_HEADER + 1);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_9, IPPROTO_IPIP), done);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_9, IPPROTO_IPV6), done);
+	bpf_asm_jump(a, BPF_JMP_ALWAYS(), bad);
+	bpf_asm_place(a, bare);
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_RSH, BPF_REG_1, 4));
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_9, IPPROTO_IPIP));
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, 4), done);
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_9, IPPROTO_IPV6));
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, 6), bad);
+	bpf_asm_place(a, done);
+}
+
+static void emit_ecn_bits(struct bpf_asm *a, const struct layout *l, unsigned dst, int header)
+{
+	emit_byte(a, dst, header + l->ecn_byte);
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_RSH, dst, l->ecn_shift));
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_AND, dst, 3));
+}
+
+static void emit_outer(struct bpf_asm *a, const struct layout *l, const struct decap_settings *settings, unsigned room_flags,
+		       const struct decap *maps, const struct labels *to)
+{
+	unsigned same = l == &layout4 ? to->inner4 : to->inner6, other = l == &layout4 ? to->inner6 : to->inner4;
+
+	emit_is_ours(a, l, l == &layout4 ? settings->address : settings->address6, settings->gue_port, to);
+	emit_is_trusted(a, l, maps->muxes, to);
+	if (l == &layout4)
+		emit_outer_is_plain(a, to);
+	emit_outer_length(a, l, settings->link_header, to);
+	if (settings->gue_port)
+		emit_gue(a, to);
+	emit_ecn_bits(a, l, BPF_REG_7, STACK_OUTER);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_9, l == &layout4 ? IPPROTO_IPIP : IPPROTO_IPV6), same);
+	bpf_asm_jump(a, BPF_JMP_ALWAYS(), room_flags ? other : to->reason[HOST_OTHER_FAMILY]);
+}
+
+/* ---- what is inside ---- */
 
 /* r1 = length of the inner packet as its header says, 0 where the kernel merged more than the field can hold. */
 static void emit_inner_length(struct bpf_asm *a, const struct layout *l, const struct labels *to, unsigned known)
@@ -172,45 +316,54 @@ static void emit_inner_length(struct bpf_asm *a, const struct layout *l, const s
 	unsigned bad = to->reason[HOST_INNER_MALFORMED];
 
 	if (l == &layout4) {
-		emit_header_byte(a, BPF_REG_2, l->header);
+		emit_byte(a, BPF_REG_2, STACK_INNER);
 		bpf_asm_emit(a, BPF_ALU64_IMM(BPF_AND, BPF_REG_2, 15));
 		bpf_asm_jump(a, BPF_JMP_IMM(BPF_JLT, BPF_REG_2, 5), bad);
 		bpf_asm_emit(a, BPF_ALU64_IMM(BPF_LSH, BPF_REG_2, 2));
-		emit_header_half(a, BPF_REG_1, l->header + 2);
+		emit_half(a, BPF_REG_1, STACK_INNER + 2);
 		bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, 0), known);
 		bpf_asm_jump(a, BPF_JMP_REG(BPF_JLT, BPF_REG_1, BPF_REG_2), bad);
 		return;
 	}
-	emit_header_half(a, BPF_REG_1, l->header + 4);
+	emit_half(a, BPF_REG_1, STACK_INNER + 4);
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, 0), known);
 	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_1, 40));
 }
 
-/* The inner header is there, of the same family, and the packet is as long as it says; the kernel checks the rest
- * (its checksum among others) when it receives the inner packet as its own. */
-static void emit_inner_is_whole(struct bpf_asm *a, const struct layout *l, unsigned link_header,
-				const struct labels *to)
+/* The inner header is there, and the packet is as long as it says; the kernel checks the rest (its checksum among others) when
+ * it receives the inner packet as its own, but does not mind that there are no hops left. */
+static void emit_inner_is_whole(struct bpf_asm *a, const struct layout *l, const struct labels *to)
 {
 	unsigned bad = to->reason[HOST_INNER_MALFORMED];
 	unsigned whole = bpf_asm_label(a);
 
-	emit_load_bytes(a, l->header, l->header, bad);
-	emit_header_byte(a, BPF_REG_1, l->header);
+	emit_load_bytes(a, true, STACK_INNER, l->header, bad);
+	emit_byte(a, BPF_REG_1, STACK_INNER);
 	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_RSH, BPF_REG_1, 4));
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, l == &layout4 ? 4 : 6), bad);
 	emit_inner_length(a, l, to, whole);
-	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_1, (int)(l->header + link_header)));
-	bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_2, BPF_REG_6, offsetof(struct __sk_buff, len)));
+	bpf_asm_emit(a, BPF_ALU64_REG(BPF_ADD, BPF_REG_1, BPF_REG_8));
+	bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_2, FP, STACK_LENGTH));
 	bpf_asm_jump(a, BPF_JMP_REG(BPF_JGT, BPF_REG_1, BPF_REG_2), bad);
 	bpf_asm_place(a, whole);
+	emit_byte(a, BPF_REG_1, STACK_INNER + l->hops);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, 0), to->reason[HOST_INNER_EXPIRED]);
 }
 
 static void emit_is_vip(struct bpf_asm *a, const struct layout *l, int vips, const struct labels *to)
 {
 	bpf_asm_emit(a, BPF_ST_MEM(BPF_W, FP, STACK_VIP, 128));
-	emit_address_key(a, l, l->header + l->destination, STACK_VIP + 4);
+	emit_address_key(a, l, STACK_INNER + l->destination, STACK_VIP + 4);
 	emit_lookup(a, vips, STACK_VIP);
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_0, 0), to->reason[HOST_INNER_NOT_VIP]);
+}
+
+/* r1 = the packet, r2 = so far behind the inner packet's beginning, counted from the link header. */
+static void emit_packet_and_place(struct bpf_asm *a, unsigned link_header, int behind)
+{
+	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_1, BPF_REG_6));
+	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_2, BPF_REG_8));
+	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_2, (int)link_header + behind));
 }
 
 /* Writes the inner byte that holds the ECN bits back into the packet; r9 = the new byte. */
@@ -218,22 +371,20 @@ static void emit_store_ecn(struct bpf_asm *a, const struct layout *l, unsigned l
 			   const struct labels *to)
 {
 	unsigned failed = to->reason[HOST_DECAP_FAILED];
-	int at = STACK_HEADERS + (int)(l->header + l->ecn_byte);
+	int at = STACK_INNER + l->ecn_byte;
 
 	if (l == &layout4) { /* the 16-bit word before and after, as it lies in memory */
 		bpf_asm_emit(a, BPF_LDX_MEM(BPF_H, BPF_REG_3, FP, at - 1));
 		bpf_asm_emit(a, BPF_STX_MEM(BPF_B, FP, BPF_REG_9, at));
 		bpf_asm_emit(a, BPF_LDX_MEM(BPF_H, BPF_REG_4, FP, at - 1));
-		bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_1, BPF_REG_6));
-		bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_2, (int)(link_header + l->header + 10)));
+		emit_packet_and_place(a, link_header, 10);
 		bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_5, 2));
 		bpf_asm_emit(a, BPF_CALL_HELPER(BPF_FUNC_l3_csum_replace));
 		bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_0, 0), failed);
 	} else {
 		bpf_asm_emit(a, BPF_STX_MEM(BPF_B, FP, BPF_REG_9, at));
 	}
-	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_1, BPF_REG_6));
-	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_2, (int)(link_header + l->header + l->ecn_byte)));
+	emit_packet_and_place(a, link_header, l->ecn_byte);
 	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_3, FP));
 	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_ADD, BPF_REG_3, at));
 	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_4, 1));
@@ -241,13 +392,6 @@ static void emit_store_ecn(struct bpf_asm *a, const struct layout *l, unsigned l
 	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_5, l == &layout4 ? 0 : BPF_F_RECOMPUTE_CSUM));
 	bpf_asm_emit(a, BPF_CALL_HELPER(BPF_FUNC_skb_store_bytes));
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_0, 0), failed);
-}
-
-static void emit_ecn_bits(struct bpf_asm *a, const struct layout *l, unsigned dst, unsigned header)
-{
-	emit_header_byte(a, dst, header + l->ecn_byte);
-	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_RSH, dst, (int)l->ecn_shift));
-	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_AND, dst, 3));
 }
 
 /*
@@ -259,11 +403,10 @@ static void emit_combine_ecn(struct bpf_asm *a, const struct layout *l, unsigned
 {
 	unsigned done = bpf_asm_label(a), marked = bpf_asm_label(a), store = bpf_asm_label(a);
 
-	emit_ecn_bits(a, l, BPF_REG_1, 0);
-	emit_ecn_bits(a, l, BPF_REG_2, l->header);
-	emit_header_byte(a, BPF_REG_9, l->header + l->ecn_byte);
-	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, 3), marked);
-	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, 1), done);
+	emit_ecn_bits(a, l, BPF_REG_2, STACK_INNER);
+	emit_byte(a, BPF_REG_9, STACK_INNER + l->ecn_byte);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_7, 3), marked);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_7, 1), done);
 	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_2, 2), done);
 	bpf_asm_emit(a, BPF_ALU64_IMM(BPF_XOR, BPF_REG_9, 3 << l->ecn_shift)); /* 10 -> 01 */
 	bpf_asm_jump(a, BPF_JMP_ALWAYS(), store);
@@ -276,18 +419,15 @@ static void emit_combine_ecn(struct bpf_asm *a, const struct layout *l, unsigned
 	bpf_asm_place(a, done);
 }
 
-static void emit_family(struct bpf_asm *a, const struct layout *l, const struct decap_settings *settings,
-			unsigned room_flags, const struct decap *maps, const struct labels *to)
+static void emit_inner(struct bpf_asm *a, const struct layout *l, unsigned link_header, unsigned room_flags,
+		       const struct decap *maps, const struct labels *to)
 {
-	emit_is_ours(a, l, l == &layout4 ? settings->address : settings->address6, to);
-	emit_is_trusted(a, l, maps->muxes, to);
-	if (l == &layout4)
-		emit_outer_is_plain(a, to);
-	emit_inner_is_whole(a, l, settings->link_header, to);
+	emit_inner_is_whole(a, l, to);
 	emit_is_vip(a, l, maps->vips, to);
-	emit_combine_ecn(a, l, settings->link_header, to);
+	emit_combine_ecn(a, l, link_header, to);
 	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_1, BPF_REG_6));
-	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_2, -(int)l->header));
+	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_2, 0));
+	bpf_asm_emit(a, BPF_ALU64_REG(BPF_SUB, BPF_REG_2, BPF_REG_8));
 	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_3, BPF_ADJ_ROOM_MAC));
 	bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_4, (int)(BPF_F_ADJ_ROOM_FIXED_GSO | (room_flags & l->room_flag))));
 	bpf_asm_emit(a, BPF_CALL_HELPER(BPF_FUNC_skb_adjust_room));
@@ -302,7 +442,7 @@ static void emit_endings(struct bpf_asm *a, int counts, const struct labels *to)
 	unsigned leave = bpf_asm_label(a);
 
 	for (unsigned i = 0; i < HOST_REASON_COUNT; i++) {
-		if (i == HOST_DECAPSULATED)
+		if (!bpf_asm_is_wanted(a, to->reason[i]))
 			continue;
 		bpf_asm_place(a, to->reason[i]);
 		bpf_asm_emit(a, BPF_MOV64_IMM(BPF_REG_7, (int)i));
@@ -336,25 +476,35 @@ static bool is_set(const uint8_t address[16])
 static void emit_program(struct bpf_asm *a, const struct decap_settings *settings, unsigned room_flags,
 			 const struct decap *maps)
 {
-	struct labels to = { .other = bpf_asm_label(a), .drop = bpf_asm_label(a), .finish = bpf_asm_label(a) };
+	struct labels to = { .other = bpf_asm_label(a), .drop = bpf_asm_label(a), .finish = bpf_asm_label(a),
+			     .inner4 = bpf_asm_label(a), .inner6 = bpf_asm_label(a) };
 	unsigned ipv4 = bpf_asm_label(a), ipv6 = bpf_asm_label(a);
+	bool four = is_set(settings->address), six = is_set(settings->address6);
 
 	for (unsigned i = 0; i < HOST_REASON_COUNT; i++)
 		to.reason[i] = bpf_asm_label(a);
 	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_6, BPF_REG_1));
 	bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_2, BPF_REG_6, offsetof(struct __sk_buff, protocol)));
-	if (is_set(settings->address))
+	if (four)
 		bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_2, htons(ETH_P_IP)), ipv4);
-	if (is_set(settings->address6))
+	if (six)
 		bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_2, htons(ETH_P_IPV6)), ipv6);
 	bpf_asm_jump(a, BPF_JMP_ALWAYS(), to.other);
-	if (is_set(settings->address)) {
+	if (four) {
 		bpf_asm_place(a, ipv4);
-		emit_family(a, &layout4, settings, room_flags, maps, &to);
+		emit_outer(a, &layout4, settings, room_flags, maps, &to);
 	}
-	if (is_set(settings->address6)) {
+	if (six) {
 		bpf_asm_place(a, ipv6);
-		emit_family(a, &layout6, settings, room_flags, maps, &to);
+		emit_outer(a, &layout6, settings, room_flags, maps, &to);
+	}
+	if (bpf_asm_is_wanted(a, to.inner4)) {
+		bpf_asm_place(a, to.inner4);
+		emit_inner(a, &layout4, settings->link_header, room_flags, maps, &to);
+	}
+	if (bpf_asm_is_wanted(a, to.inner6)) {
+		bpf_asm_place(a, to.inner6);
+		emit_inner(a, &layout6, settings->link_header, room_flags, maps, &to);
 	}
 	emit_endings(a, maps->counts, &to);
 }
@@ -431,7 +581,7 @@ static int try_room_flags(unsigned room_flags, char *log, uint32_t log_size)
 	static const struct host_prefix vip = { { [10] = 0xff, 0xff, 192, 0, 2, 3 }, 128 };
 	static const uint8_t frame[14 + 20 + 20 + 20] = {
 		2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0,
-		0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 4, 0, 0, 192, 0, 2, 2, 192, 0, 2, 1,
+		0x45, 0, 0, 60, 0, 0, 0x40, 0, 64, 4, 0xb6, 0xba, 192, 0, 2, 2, 192, 0, 2, 1,
 		0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 192, 0, 2, 4, 192, 0, 2, 3,
 	};
 	uint8_t out[sizeof(frame)];
@@ -450,6 +600,13 @@ static int try_room_flags(unsigned room_flags, char *log, uint32_t log_size)
 		rc = -ENOTSUP;
 	decap_destroy(decap);
 	return rc;
+}
+
+bool decap_crosses(void)
+{
+	char log[256];
+
+	return !try_room_flags(ADJ_ROOM_DECAP_L3_IPV4 | ADJ_ROOM_DECAP_L3_IPV6, log, sizeof(log));
 }
 
 int decap_load(const struct decap_settings *settings, const struct decap *inherit, char *log, uint32_t log_size,

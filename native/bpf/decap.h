@@ -10,6 +10,7 @@
 #ifndef VIPMUX_DECAP_H
 #define VIPMUX_DECAP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "host/host_pipeline.h"
@@ -20,11 +21,15 @@ struct decap_settings {
 	uint8_t address[16];  /* IPv4-mapped; all zero: no IPv4 tunnels */
 	uint8_t address6[16]; /* all zero: no IPv6 tunnels */
 	uint32_t link_header;
+	uint32_t gue_port;    /* of tunnels over UDP, host order; 0: none */
 };
 
 struct decap;
 
 /*
+ * Takes IP in IP of either family in either, and GUE of both variants, all at once.  Kernels before 6.3 cannot change a packet's
+ * family: there a packet in a tunnel of the other one ends as HOST_OTHER_FAMILY; see decap_crosses().
+ *
  * Loads the program with empty maps, or with the counters of an earlier one (inherit; NULL: from zero).  On refusal
  * log holds what the verifier said.  -ENOTSUP: it loads, but this kernel cannot take an outer header off.
  */
@@ -35,6 +40,9 @@ int decap_open(uint32_t program_id, struct decap **out);
 
 int decap_add_mux(struct decap *decap, const uint8_t address[16]);
 int decap_add_vip(struct decap *decap, const struct host_prefix *vip);
+
+/* Whether this kernel can take packets out of tunnels of the other family. */
+bool decap_crosses(void);
 
 /* For attaching; stays the decap's. */
 int decap_program_fd(const struct decap *decap);

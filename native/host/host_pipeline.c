@@ -14,6 +14,9 @@
 #include "packet/checksum.h"
 
 #define IPV4_HEADER 20u
+#define IPV6_HEADER 40u
+#define UDP_HEADER 8u
+#define GUE_HEADER 4u
 
 /* An inclusive range of addresses; a set is an array of them, sorted and disjoint. */
 struct range {
@@ -111,12 +114,10 @@ static int set_create(const struct host_prefix *prefixes, uint32_t count, struct
 	return 0;
 }
 
-static bool set_has(const struct range *set, uint32_t count, const uint8_t *ipv4)
+static bool set_has(const struct range *set, uint32_t count, const uint8_t address[16])
 {
-	uint8_t address[16] = { [10] = 0xff, [11] = 0xff };
 	uint32_t low = 0, high = count;
 
-	memcpy(address + 12, ipv4, 4);
 	while (low < high) { /* the last range that begins at or before the address */
 		uint32_t middle = low + (high - low) / 2;
 
@@ -163,48 +164,136 @@ static uint16_t load16(const uint8_t *p)
 	return (uint16_t)(p[0] << 8 | p[1]);
 }
 
-static enum host_reason check_outer(const struct host_rules *rules, const struct frame *frame)
+/* An address of a packet as those of sets are. */
+static void load_address(uint8_t family, const uint8_t *at, uint8_t out[16])
 {
-	const uint8_t *outer = frame->data;
+	memset(out, 0, 10);
+	out[10] = out[11] = 0xff;
+	if (family == 4)
+		memcpy(out + 12, at, 4);
+	else
+		memcpy(out, at, 16);
+}
 
-	if (frame->len < IPV4_HEADER || outer[0] >> 4 != 4 || outer[9] != IPPROTO_IPIP)
+/* What is around the inner packet. */
+struct outer {
+	uint8_t family;
+	uint8_t ecn;
+	uint8_t inner;    /* 4 or 6: the family of the packet inside */
+	uint32_t length;  /* from the outer header on, as that says */
+	uint32_t headers; /* of that, what is before the inner packet */
+};
+
+/* In UDP: behind four bytes that name it, or it names itself by its version.  Leaves inner and headers. */
+static enum host_reason check_gue(struct outer *outer, const uint8_t *udp)
+{
+	const uint8_t *gue = udp + UDP_HEADER;
+
+	if (outer->length < outer->headers + UDP_HEADER + GUE_HEADER || outer->headers + load16(udp + 4) != outer->length)
+		return HOST_OUTER_LENGTH;
+	if (load16(udp + 6))
+		return HOST_GUE_MALFORMED;
+	outer->headers += UDP_HEADER;
+	outer->inner = gue[0] >> 4;
+	if (gue[0])
+		return outer->inner == 4 || outer->inner == 6 ? HOST_DECAPSULATED : HOST_GUE_MALFORMED;
+	outer->headers += GUE_HEADER;
+	outer->inner = gue[1] == IPPROTO_IPIP ? 4 : 6;
+	return !load16(gue + 2) && (gue[1] == IPPROTO_IPIP || gue[1] == IPPROTO_IPV6) ? HOST_DECAPSULATED : HOST_GUE_MALFORMED;
+}
+
+static enum host_reason check_ipv4(const struct frame *frame, struct outer *outer, uint8_t *protocol)
+{
+	const uint8_t *ip = frame->data;
+
+	if (ip[0] != 0x45)
 		return HOST_OUTER_OPTIONS;
-	if (!set_has(rules->muxes, rules->mux_count, outer + 12))
-		return HOST_UNTRUSTED_SOURCE;
-	if (outer[0] != 0x45)
-		return HOST_OUTER_OPTIONS;
-	if (load16(outer + 6) & 0x3fff)
+	if (load16(ip + 6) & 0x3fff)
 		return HOST_OUTER_FRAGMENT;
-	return HOST_DECAPSULATED;
+	if (checksum_fold(checksum_add(ip, IPV4_HEADER, 0)) != 0xffff)
+		return HOST_OUTER_CHECKSUM;
+	*protocol = ip[9];
+	outer->ecn = ip[1] & 3;
+	outer->headers = IPV4_HEADER;
+	outer->length = load16(ip + 2);
+	return outer->length > frame->len ? HOST_OUTER_LENGTH : HOST_DECAPSULATED;
+}
+
+static enum host_reason check_ipv6(const struct frame *frame, struct outer *outer, uint8_t *protocol)
+{
+	const uint8_t *ip = frame->data;
+
+	*protocol = ip[6];
+	outer->ecn = ip[1] >> 4 & 3;
+	outer->headers = IPV6_HEADER;
+	outer->length = IPV6_HEADER + load16(ip + 4);
+	return outer->length > frame->len ? HOST_OUTER_LENGTH : HOST_DECAPSULATED;
+}
+
+static enum host_reason check_outer(const struct host_rules *rules, const struct frame *frame, struct outer *outer)
+{
+	const uint8_t *ip = frame->data;
+	uint8_t source[16], protocol = 0;
+	enum host_reason reason;
+
+	outer->family = frame->len ? ip[0] >> 4 : 0;
+	if ((outer->family != 4 && outer->family != 6) || frame->len < (outer->family == 4 ? IPV4_HEADER : IPV6_HEADER))
+		return HOST_OUTER_OPTIONS;
+	load_address(outer->family, ip + (outer->family == 4 ? 12 : 8), source);
+	if (!set_has(rules->muxes, rules->mux_count, source))
+		return HOST_UNTRUSTED_SOURCE;
+	reason = outer->family == 4 ? check_ipv4(frame, outer, &protocol) : check_ipv6(frame, outer, &protocol);
+	if (reason != HOST_DECAPSULATED)
+		return reason;
+	if (protocol == IPPROTO_UDP)
+		return check_gue(outer, ip + outer->headers);
+	outer->inner = protocol == IPPROTO_IPIP ? 4 : 6;
+	return protocol == IPPROTO_IPIP || protocol == IPPROTO_IPV6 ? HOST_DECAPSULATED : HOST_OUTER_OPTIONS;
+}
+
+/* What the inner header says that the packet has, 0 where it contradicts itself. */
+static uint32_t inner_length(const uint8_t *ip, uint8_t family, uint32_t present)
+{
+	uint32_t length;
+
+	if (present < (family == 4 ? IPV4_HEADER : IPV6_HEADER) || ip[0] >> 4 != family)
+		return 0;
+	if (family == 6)
+		return IPV6_HEADER + load16(ip + 4);
+	length = load16(ip + 2);
+	return (ip[0] & 15) < 5 || length < (ip[0] & 15) * 4u ? 0 : length;
 }
 
 /* On success the frame begins at the inner header and ends where the inner packet does. */
-static enum host_reason strip_outer(struct frame *frame)
+static enum host_reason strip_outer(struct frame *frame, const struct outer *outer)
 {
-	const uint8_t *inner = frame->data + IPV4_HEADER;
-	uint32_t present = frame->len - IPV4_HEADER;
-	uint16_t total;
+	uint8_t *inner = frame->data + outer->headers;
+	uint32_t present = outer->length > outer->headers ? outer->length - outer->headers : 0;
+	uint32_t length = inner_length(inner, outer->inner, present);
 
-	if (present < IPV4_HEADER || inner[0] >> 4 != 4 || (inner[0] & 15) < 5)
+	if (!length || length > present)
 		return HOST_INNER_MALFORMED;
-	total = load16(inner + 2);
-	if (total < (inner[0] & 15) * 4u || total > present)
-		return HOST_INNER_MALFORMED;
+	if (!inner[outer->inner == 4 ? 8 : 7])
+		return HOST_INNER_EXPIRED;
 	/* What was left to a NIC is inside, or not ours to finish: see complete_checksum(). */
-	frame->csum_start = frame->csum_start > IPV4_HEADER ? (uint16_t)(frame->csum_start - IPV4_HEADER) : 0;
-	frame->data += IPV4_HEADER;
-	frame->headroom += IPV4_HEADER;
-	frame->len = total;
-	frame->wire_len = total;
+	frame->csum_start = frame->csum_start > outer->headers ? (uint16_t)(frame->csum_start - outer->headers) : 0;
+	frame->data = inner;
+	frame->headroom += (uint16_t)outer->headers;
+	frame->len = length;
+	frame->wire_len = length;
 	return HOST_DECAPSULATED;
 }
 
-static void set_tos(uint8_t *ip, uint8_t tos)
+static void set_ecn(uint8_t *ip, uint8_t ecn)
 {
 	uint16_t before, after, check;
 
 	memcpy(&before, ip, 2);
-	ip[1] = tos;
+	if (ip[0] >> 4 == 6) {
+		ip[1] = (uint8_t)((ip[1] & 0xcf) | ecn << 4);
+		return;
+	}
+	ip[1] = (ip[1] & 0xfc) | ecn;
 	memcpy(&after, ip, 2);
 	memcpy(&check, ip + 10, 2);
 	check = checksum_replace(check, before, after);
@@ -212,16 +301,16 @@ static void set_tos(uint8_t *ip, uint8_t tos)
 }
 
 /* RFC 6040, 4.2; see emit_combine_ecn() in bpf/decap.c. */
-static enum host_reason combine_ecn(uint8_t outer_tos, uint8_t *inner)
+static enum host_reason combine_ecn(uint8_t outside, uint8_t *inner)
 {
-	uint8_t outside = outer_tos & 3, inside = inner[1] & 3;
+	uint8_t inside = inner[0] >> 4 == 6 ? inner[1] >> 4 & 3 : inner[1] & 3;
 
 	if (outside == 3 && inside == 0)
 		return HOST_ECN_MISMATCH;
 	if (outside == 3 && inside != 3)
-		set_tos(inner, inner[1] | 3);
+		set_ecn(inner, 3);
 	else if (outside == 1 && inside == 2)
-		set_tos(inner, inner[1] ^ 3);
+		set_ecn(inner, 1);
 	return HOST_DECAPSULATED;
 }
 
@@ -234,8 +323,10 @@ static enum host_reason combine_ecn(uint8_t outer_tos, uint8_t *inner)
 static void complete_checksum(struct frame *frame)
 {
 	uint8_t *ip = frame->data;
-	uint32_t header = (ip[0] & 15) * 4u, segment = frame->len - header;
-	uint32_t at = ip[9] == IPPROTO_TCP ? 16 : 6;
+	bool four = ip[0] >> 4 == 4;
+	uint32_t header = four ? (ip[0] & 15) * 4u : IPV6_HEADER, segment = frame->len - header;
+	uint8_t protocol = ip[four ? 9 : 6];
+	uint32_t at = protocol == IPPROTO_TCP ? 16 : 6;
 	uint16_t check, pseudo;
 
 	if (frame->csum_start) {
@@ -243,31 +334,32 @@ static void complete_checksum(struct frame *frame)
 		return;
 	}
 
-	if (load16(ip + 6) & 0x3fff)
+	if (four && load16(ip + 6) & 0x3fff)
 		return; /* a fragment: the sender had to finish it */
-	if (ip[9] == IPPROTO_TCP ? segment < 20 : (ip[9] != IPPROTO_UDP || segment < 8))
+	if (protocol == IPPROTO_TCP ? segment < 20 : (protocol != IPPROTO_UDP || segment < 8))
 		return;
 	memcpy(&check, ip + header + at, 2);
-	pseudo = checksum_fold(checksum_pseudo(ip + 12, ip + 16, 4, ip[9], segment));
-	if (check != pseudo || (ip[9] == IPPROTO_UDP && check == 0))
+	pseudo = checksum_fold(checksum_pseudo(ip + (four ? 12 : 8), ip + (four ? 16 : 24), four ? 4 : 16, protocol, segment));
+	if (check != pseudo || (protocol == IPPROTO_UDP && check == 0))
 		return;
 	checksum_finish(ip, frame->len, header, header, at);
 }
 
 static enum host_reason decapsulate(const struct host_rules *rules, struct frame *frame)
 {
-	uint8_t outer_tos;
-	enum host_reason reason = check_outer(rules, frame);
+	struct outer outer = { 0 };
+	enum host_reason reason = check_outer(rules, frame, &outer);
+	uint8_t destination[16];
 
 	if (reason != HOST_DECAPSULATED)
 		return reason;
-	outer_tos = frame->data[1];
-	reason = strip_outer(frame);
+	reason = strip_outer(frame, &outer);
 	if (reason != HOST_DECAPSULATED)
 		return reason;
-	if (!set_has(rules->vips, rules->vip_count, frame->data + 16))
+	load_address(outer.inner, frame->data + (outer.inner == 4 ? 16 : 24), destination);
+	if (!set_has(rules->vips, rules->vip_count, destination))
 		return HOST_INNER_NOT_VIP;
-	reason = combine_ecn(outer_tos, frame->data);
+	reason = combine_ecn(outer.ecn, frame->data);
 	if (reason != HOST_DECAPSULATED)
 		return reason;
 	complete_checksum(frame);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Decapsulation in userspace: what bpf/decap.c does in the kernel, for hosts whose kernel refuses the program.  A
- * worker runs it over io_raw.c, tests run it over io_memory.c.  IPv4 tunnels only.
+ * worker runs it over io_raw.c, tests run it over io_memory.c.  Either family in either, and GUE of both variants.
  *
  * Whom to trust and what to serve are rules, immutable once made.  host_publish() hands them over, from any thread;
  * the worker takes them at its next burst and frees the old ones.  All else belongs to the worker.

@@ -61,11 +61,46 @@ static ALWAYS_INLINE void emit(struct mux *mux, enum mux_link link, uint8_t fami
 	*out = (struct frame){ .data = ip - before, .len = before + length, .origin = (uint8_t)origin, .ifindex = hop->ifindex };
 }
 
-/* The same where it is not known before, queued.  There is room: see emit_burst(); emit_segments() leaves none waiting. */
+/* The same where the hop has no template for the packet as it is: another family in it, or UDP between. */
+static void emit_tunnel(struct mux *mux, unsigned origin, const struct frame *frame, const struct hop *hop, uint8_t *ip,
+			uint32_t length, struct frame *out)
+{
+	uint32_t link = mux->config.link == MUX_LINK_NONE ? 0 : HOP_LINK_BYTES, before = encap_bytes(hop) + link;
+	uint64_t hash = mux_passage_hash(mux, &mux->packets[origin], &mux->passages[origin]);
+	size_t number = (size_t)(hop - mux->snapshot->hops);
+	uint8_t swapped[12];
+
+	/* Before the outer header overwrites them. */
+	memcpy(swapped, frame->data + 6, link ? 6 : 0);
+	memcpy(swapped + 6, frame->data, link ? 6 : 0);
+	encap_tunnel(hop, mux->snapshot->rests[number].port, ip, length, &mux->ids[number & 255], (uint32_t)(hash >> 32));
+	memcpy(ip - before, hop->start, link);
+	if (mux->config.link == MUX_LINK_SWAP)
+		memcpy(ip - before, swapped, sizeof(swapped));
+	*out = (struct frame){ .data = ip - before, .len = before + length, .origin = (uint8_t)origin, .ifindex = hop->ifindex };
+}
+
+/* Whatever it is, queued.  There is room: see emit_burst(); emit_segments() leaves none waiting. */
 static void emit_any(struct mux *mux, unsigned origin, const struct frame *frame, const struct hop *hop, uint8_t *ip,
 		     uint32_t length)
 {
-	emit(mux, mux->config.link, hop->family, origin, frame, hop, ip, length, &mux->out[mux->out_count++]);
+	struct frame *out = &mux->out[mux->out_count++];
+
+	if (LIKELY(encap_is_plain(hop, mux->packets[origin].family)))
+		emit(mux, mux->config.link, hop->family, origin, frame, hop, ip, length, out);
+	else
+		emit_tunnel(mux, origin, frame, hop, ip, length, out);
+}
+
+/* The longest packet that fits on the way there in its tunnel. */
+static uint32_t longest(const struct mux *mux, unsigned i, const struct hop *hop)
+{
+	uint32_t mtu = mux->passages[i].service->mtu, way = mux->snapshot->rests[hop - mux->snapshot->hops].mtu;
+	uint32_t overhead = encap_bytes(hop);
+
+	if (way && way < mtu)
+		mtu = way;
+	return mtu > overhead ? mtu - overhead : 0;
 }
 
 /* IDs of the outer headers are as many as there are segments. */
@@ -112,14 +147,14 @@ static bool is_train(const struct packet *packet, const struct frame *frame)
 static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop)
 {
 	struct packet *packet = &mux->packets[i];
-	uint32_t mtu = mux->passages[i].service->mtu, overhead = encap_overhead(hop->family);
-	uint32_t fits = mtu > overhead ? mtu - overhead : 0, came = packet->length;
+	uint32_t fits = longest(mux, i, hop), came = packet->length;
 	struct cut cut;
 
-	switch (segment_plan(packet, frame, fits, mtu, &cut)) {
+	switch (segment_plan(packet, frame, fits, mux->passages[i].service->mtu, &cut)) {
 	case SEGMENTS_SEVERAL:
 		packet_decrement_ttl(packet);
-		if (mux->io->sends_whole && segment_stays_whole(packet, frame, &cut, overhead))
+		if (mux->io->sends_whole && encap_is_plain(hop, packet->family) &&
+		    segment_stays_whole(packet, frame, &cut, encap_bytes(hop)))
 			emit_whole(mux, i, frame, hop, &cut);
 		else
 			emit_segments(mux, i, frame, hop, &cut);
@@ -145,8 +180,7 @@ static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct 
 		packet->reason = REASON_NO_NEXT_HOP;
 		return;
 	}
-	if (UNLIKELY(packet->length + encap_overhead(hop->family) > mux->passages[i].service->mtu ||
-		     is_train(packet, frame) || frame->offload & FRAME_MERGED) &&
+	if (UNLIKELY(packet->length > longest(mux, i, hop) || is_train(packet, frame) || frame->offload & FRAME_MERGED) &&
 	    encap_super(mux, i, frame, hop))
 		return;
 	if (UNLIKELY(frame->csum_start || mux->config.detect_partial))
@@ -162,7 +196,7 @@ static NEVER_INLINE void encap_error(struct mux *mux, unsigned i, const struct f
 
 	if (!hop->resolved) {
 		packet->reason = REASON_NO_NEXT_HOP;
-	} else if (packet->length + encap_overhead(hop->family) > mux->passages[i].service->mtu) {
+	} else if (packet->length > longest(mux, i, hop)) {
 		packet->reason = REASON_TOO_BIG;
 	} else {
 		packet_decrement_ttl(packet);
@@ -235,7 +269,7 @@ static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames
 			out++;
 			continue;
 		}
-		if (hop->ready == six && emit_plain6(mux, link, i, &frames[i], hop, out)) {
+		if (hop->ready == six && mux->packets[i].family == 6 && emit_plain6(mux, link, i, &frames[i], hop, out)) {
 			out++;
 			continue;
 		}

@@ -22,7 +22,7 @@
 #include "packet/icmp.h"
 
 /* One of the buffers that segments are written to: room before each for the outer and the link header. */
-#define SEGMENT_HEADROOM 64u
+#define SEGMENT_HEADROOM 96u
 #define SEGMENT_ROOM (SEGMENT_HEADROOM + SERVICE_MTU_MAX)
 
 /*

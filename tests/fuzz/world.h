@@ -74,6 +74,8 @@ static void make_hops(bool changed, struct hop_spec hops[HOPS])
 	memset(hops, 0, HOPS * sizeof(*hops));
 	for (uint32_t i = 0; i < HOPS; i++) {
 		hops[i].family = i < 2 ? 4 : 6;
+		hops[i].tunnel = changed ? i % 3 : 0;
+		hops[i].port = 6080;
 		hops[i].resolved = !changed || i % 2 == 0;
 		hops[i].ifindex = i;
 		memset(hops[i].source, 10, 16);

@@ -193,10 +193,12 @@ class Mux:
     def _send(
         self, service: Service, backend: Backend, packet: bytes, key: flows.Tuple
     ) -> tuple[str, tuple[bytes, ...]]:
-        mtu, version = service.mtu or self.settings.mtu, backend.address.version
+        mtu = service.mtu or self.settings.mtu
+        encap = service.encap or self.settings.encap
+        overhead = tunnel.overhead(backend.address.version, encap, self.settings.gue_variant)
         reason, parts = "forwarded", [packet]
-        if len(packet) + tunnel.overhead(version) > mtu:
-            size = self._segment_size(packet, mtu - tunnel.overhead(version), mtu)
+        if len(packet) + overhead > mtu:
+            size = self._segment_size(packet, mtu - overhead, mtu)
             if not size:
                 return "too_big", ()
             reason, parts = "segmented", list(tunnel.segments(packet, size))
@@ -217,14 +219,15 @@ class Mux:
         return max(0, room - headers) if len(packet) > headers else 0
 
     def _encapsulate(self, service: Service, backend: Backend, inner: bytes, key: flows.Tuple) -> bytes:
-        if backend.address.version == 4:
-            next_id = self._ids.get(backend.address, self.options.first_id)
-            if not inner[6] & 0x40:
-                self._ids[backend.address] = (next_id + 1) & 0xFFFF
-            return tunnel.outer_ipv4(self.settings.address, backend.address, inner, next_id)
-        assert self.settings.address6 is not None
-        label = self._hash(service, key, source_only=False) >> 32 & 0xFFFFF
-        return tunnel.outer_ipv6(self.settings.address6, backend.address, inner, label)
+        source = self.settings.source(backend.address)
+        assert source is not None
+        encap = service.encap or self.settings.encap
+        tunnel_end = (backend.address, encap)
+        next_id = self._ids.get(tunnel_end, self.options.first_id)
+        if backend.address.version == 4 and inner[0] >> 4 == 4 and not inner[6] & 0x40:
+            self._ids[tunnel_end] = (next_id + 1) & 0xFFFF
+        entropy = self._hash(service, key, source_only=False) >> 32 & 0xFFFFF
+        return tunnel.outer(encap, source, backend.address, inner, next_id, entropy, self.settings.gue_variant)
 
 
 def _named(service: Service, name: str) -> Backend:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What leaves a MUX: the outer header (RFC 2003, 2473, 2983, 6040, 6438, 6864), and a super-packet cut to size.
+"""What leaves a MUX: the tunnel (RFC 2003, 2473, 2983, 4213, 6040, 6438, 6864, 6935), and a super-packet cut to size.
 
 Written with whole fields and recomputed checksums; nothing is updated in place.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lb.model import Address
+from lb.model import GUE_PORT, Address, Encap
 from tests.model.checksum import checksum, ones_complement_sum, pseudo_header, transport_checksum
 from tests.model.read import Header
 
@@ -16,31 +16,52 @@ OUTER_TTL = 64
 
 
 def outer_ipv4(source: Address, destination: Address, inner: bytes, identification: int) -> bytes:
-    """RFC 2003, 3.1. ``inner`` must be IPv4. DSCP and ECN as inside (RFC 2983 uniform model, RFC 6040 normal mode)."""
-    dont_fragment = inner[6] & 0x40
-    # RFC 6864: an atomic datagram's ID has no meaning, so it is zero; any other's must be its own.
-    identification = 0 if dont_fragment else identification
-    header = (
-        bytes([0x45, inner[1]])
-        + (20 + len(inner)).to_bytes(2, "big")
-        + identification.to_bytes(2, "big")
-        + bytes([dont_fragment, 0, OUTER_TTL, 4, 0, 0])
-        + source.packed
-        + destination.packed
-    )
-    return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + inner
+    """RFC 2003, 3.1. ``inner`` must be IPv4. DSCP and ECN as inside (RFC 2983, RFC 6040 normal mode)."""
+    return outer(Encap.IPIP, source, destination, inner, identification, 0)
 
 
 def outer_ipv6(source: Address, destination: Address, inner: bytes, flow_label: int) -> bytes:
     """RFC 2473, 3.1, with the flow label of RFC 6438. ``inner`` must be IPv6."""
-    traffic_class = (inner[0] & 0x0F) << 4 | inner[1] >> 4
-    first = 6 << 28 | traffic_class << 20 | flow_label
-    length = len(inner).to_bytes(2, "big")
-    return first.to_bytes(4, "big") + length + bytes([41, OUTER_TTL]) + source.packed + destination.packed + inner
+    return outer(Encap.IPIP, source, destination, inner, 0, flow_label)
 
 
-def overhead(version: int) -> int:
-    return 20 if version == 4 else 40
+def outer(
+    encap: Encap, source: Address, destination: Address, inner: bytes, identification: int, entropy: int, variant: int = 0
+) -> bytes:
+    """Any tunnel: IP in IP (RFC 2003, 2473, 4213), or GUE (draft-ietf-intarea-gue: 3 for variant 0, 4 for variant 1).
+
+    ``entropy``: 20 bits made of the inner flow, which are the flow label (RFC 6438) and, 14 of them, the source port.
+    """
+    four = inner[0] >> 4 == 4
+    protocol, payload = 4 if four else 41, inner
+    if encap is Encap.GUE:
+        header = bytes([0, protocol, 0, 0]) if variant == 0 else b""
+        ports = (49152 + entropy % 2**14).to_bytes(2) + GUE_PORT.to_bytes(2)
+        # No checksum: RFC 768 lets IPv4 do without, RFC 6935 tunnels in IPv6.
+        payload = ports + (8 + len(header) + len(inner)).to_bytes(2) + bytes(2) + header + inner
+        protocol = 17
+    tos = inner[1] if four else (inner[0] & 15) << 4 | inner[1] >> 4
+    if source.version == 6:
+        first = (6 << 28 | tos << 20 | entropy).to_bytes(4)
+        return first + len(payload).to_bytes(2) + bytes([protocol, OUTER_TTL]) + source.packed + destination.packed + payload
+    # IPv6 may be taken apart by its sender alone: so it is as if it had DF (RFC 4213, 3.2.2).
+    dont_fragment = inner[6] & 0x40 if four else 0x40
+    # RFC 6864: an atomic datagram's ID has no meaning, so it is zero; any other's must be its own.
+    identification = 0 if dont_fragment else identification
+    header = (
+        bytes([0x45, tos])
+        + (20 + len(payload)).to_bytes(2)
+        + identification.to_bytes(2)
+        + bytes([dont_fragment, 0, OUTER_TTL, protocol, 0, 0])
+        + source.packed
+        + destination.packed
+    )
+    return header[:10] + checksum(header).to_bytes(2) + header[12:] + payload
+
+
+def overhead(version: int, encap: Encap = Encap.IPIP, variant: int = 0) -> int:
+    """``version``: of the outer header."""
+    return (20 if version == 4 else 40) + ((8 + (4 if variant == 0 else 0)) if encap is Encap.GUE else 0)
 
 
 def forwarded(packet: bytes) -> bytes:

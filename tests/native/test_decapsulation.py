@@ -131,6 +131,83 @@ CASES6 = [
 ]
 
 
+def udp(variant: int = 0, *, protocol: int = 4, check: int = 0, **fields: Any) -> Packet:
+    """UDP to the tunnels' port, with the four bytes of variant 0."""
+    made = UDP(**{"sport": 50000, "dport": 6080, "chksum": check, **fields})
+    return made / Raw(bytes([0, protocol, 0, 0])) if variant == 0 else made
+
+
+def gue(source: str = MUX, **fields: Any) -> Packet:
+    return IP(src=source, dst=str(HOST), **fields)
+
+
+def gue6(source: str = MUX6, **fields: Any) -> Packet:
+    return IPv6(src=source, dst=str(HOST6), nh=17, **fields)
+
+
+def sit(**fields: Any) -> Packet:
+    return IP(src=MUX, dst=str(HOST), proto=41, **fields)
+
+
+def bytes_of_gue(header: bytes, packet: Packet) -> Packet:
+    return gue() / UDP(sport=1, dport=6080, chksum=0) / Raw(header + raw(packet))
+
+
+#: Tunnels that a raw socket hands over with no outer header of theirs are made again by io_raw.c; here they are whole.
+TUNNELS = [
+    taken("6in4", sit(), inner6()),
+    taken("4in6", IPv6(src=MUX6, dst=str(HOST6), nh=4), inner()),
+    taken("GUE variant 0 of IPv4 in IPv4", gue() / udp(), inner()),
+    taken("GUE variant 0 of IPv6 in IPv4", gue() / udp(protocol=41), inner6()),
+    taken("GUE variant 0 of IPv4 in IPv6", gue6() / udp(), inner()),
+    taken("GUE variant 0 of IPv6 in IPv6", gue6() / udp(protocol=41), inner6()),
+    taken("GUE variant 1 of IPv4 in IPv4", gue() / udp(1), inner()),
+    taken("GUE variant 1 of IPv6 in IPv4", gue() / udp(1), inner6()),
+    taken("GUE variant 1 of IPv4 in IPv6", gue6() / udp(1), inner()),
+    taken("GUE variant 1 of IPv6 in IPv6", gue6() / udp(1), inner6()),
+    taken("GUE from any port", gue() / udp(sport=9), inner()),
+    taken("GUE: outer CE marks inner ECT(0)", gue(tos=3) / udp(), inner(tos=2), inner(tos=3)),
+    taken("GUE: outer CE in IPv6 marks inner ECT(0) of IPv4", gue6(tc=3) / udp(), inner(tos=2), inner(tos=3)),
+    taken("6in4: outer CE marks inner ECT(0)", sit(tos=3), inner6(tc=2), inner6(tc=3)),
+    taken("6in4: outer ECT(1) reaches inner ECT(0)", sit(tos=1), inner6(tc=2), inner6(tc=1)),
+    dropped("GUE: outer CE on inner Not-ECT", "ecn_mismatch", gue(tos=3) / udp() / inner()),
+    dropped("GUE from a stranger", "untrusted_source", gue("10.9.9.9") / udp() / inner()),
+    dropped("GUE from a stranger in IPv6", "untrusted_source", gue6("fd00::99") / udp() / inner()),
+    dropped("GUE to no VIP", "inner_not_vip", gue() / udp() / inner("203.0.113.11")),
+    dropped("GUE to no VIP of IPv6", "inner_not_vip", gue() / udp(1) / inner6("2001:db8:2::5")),
+    dropped("6in4 to no VIP", "inner_not_vip", sit() / inner6("2001:db8:2::5")),
+    dropped("GUE with a checksum", "gue_malformed", gue() / udp(check=1) / inner()),
+    dropped("GUE that says the other family", "inner_malformed", gue() / udp(protocol=41) / inner() / Raw(b"x" * 40)),
+    dropped("GUE of another protocol", "gue_malformed", gue() / udp(protocol=17) / inner()),
+    dropped("a control message of GUE", "gue_malformed", bytes_of_gue(b"\x20\x04\0\0", inner())),
+    dropped("GUE with optional fields", "gue_malformed", bytes_of_gue(b"\x01\x04\0\0\0\0\0\0", inner())),
+    dropped("GUE with a flag", "gue_malformed", bytes_of_gue(b"\0\x04\x80\0", inner())),
+    dropped("GUE of a later version", "gue_malformed", bytes_of_gue(b"\x80\x04\0\0", inner())),
+    dropped("bare GUE with neither version", "gue_malformed", bytes_of_gue(b"\x50\x04\0\0", inner())),
+    dropped("GUE whose UDP length is too long", "outer_length", gue() / udp(len=70) / inner()),
+    dropped("GUE whose UDP length is too short", "outer_length", gue() / udp(len=20) / inner()),
+    dropped("GUE with an inner packet cut short", "inner_malformed", gue() / udp() / Raw(raw(inner())[:-1])),
+    dropped("GUE in an outer header with options", "outer_options", gue(options=[b"\x94\x04\x00\x00"]) / udp() / inner()),
+    dropped("the first fragment of GUE", "outer_fragment", gue(flags="MF") / udp() / inner()),
+    passed("a later fragment that looks like GUE", gue(frag=7) / udp() / inner()),
+    passed("UDP to another port", gue() / udp(dport=6081) / inner()),
+    passed("GUE to another address", IP(src=MUX, dst="10.0.3.22") / udp() / inner()),
+    passed("GUE in IPv6 to another address", IPv6(src=MUX6, dst="fd00::22", nh=17) / udp() / inner()),
+    passed("UDP to the port and nothing in it", gue() / UDP(sport=1, dport=6080, chksum=0)),
+    dropped("a wrong outer checksum", "outer_checksum", outer(chksum=0x1234) / inner()),
+    dropped("a wrong outer checksum of GUE", "outer_checksum", gue(chksum=0x1234) / udp() / inner()),
+    dropped("an outer length beyond the packet", "outer_length", outer(len=1000) / inner()),
+    dropped("an outer length beyond the packet in IPv6", "outer_length", outer6(plen=1000) / inner6()),
+    dropped("an outer length that cuts the inner packet", "inner_malformed", outer(len=60) / inner()),
+    dropped("an outer length below the inner header", "inner_malformed", outer(len=30) / inner()),
+    dropped("no hops left inside", "inner_expired", outer() / inner(ttl=0)),
+    dropped("no hops left inside of IPv6", "inner_expired", outer6() / inner6(hlim=0)),
+    dropped("no hops left inside of GUE", "inner_expired", gue() / udp() / inner(ttl=0)),
+    taken("one hop left inside", outer(), inner(ttl=1)),
+    taken("DSCP outside is not taken over", outer(tos=46 << 2), inner(tos=0)),
+]
+
+
 def names(case: Case) -> str:
     return case.name.replace(" ", "-")
 
@@ -156,7 +233,7 @@ def frame(packet: bytes) -> bytes:
     return raw(link / Raw(packet)) if packet else raw(Ether(src=link.src, dst=link.dst) / ARP(pdst="10.0.3.9"))
 
 
-@pytest.mark.parametrize("case", [*CASES, *CASES6], ids=names)
+@pytest.mark.parametrize("case", [*CASES, *CASES6, *TUNNELS], ids=names)
 def test_bpf_program_decides(program: DecapProgram, case: Case) -> None:
     out: list[bytes | None] = []
     counted = changed(program.counters, lambda: out.append(program.test(frame(case.packet))))
@@ -167,7 +244,7 @@ def test_bpf_program_decides(program: DecapProgram, case: Case) -> None:
         assert out == [frame(case.packet)[:14] + case.out]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.kernel_only], ids=names)
+@pytest.mark.parametrize("case", [c for c in (*CASES, *CASES6, *TUNNELS) if not c.kernel_only], ids=names)
 def test_userspace_decides_the_same(case: Case) -> None:
     pipeline = HostPipeline(MUXES, VIPS)
     out = pipeline.process([case.packet])
@@ -257,6 +334,29 @@ def test_program_without_ipv6_leaves_ipv6_tunnels_to_the_kernel(program: DecapPr
     only4 = DecapProgram.load(address=HOST, address6=None, link_header=14, muxes=MUXES, vips=VIPS)
     packet = frame(raw(outer6() / inner6()))
     assert only4.test(packet) == packet
+
+
+def test_program_without_a_port_leaves_udp_alone() -> None:
+    without = DecapProgram.load(address=HOST, address6=HOST6, link_header=14, muxes=MUXES, vips=VIPS, gue_port=0)
+    packet = frame(raw(gue() / udp() / inner()))
+    assert without.test(packet) == packet
+    assert without.test(frame(raw(outer() / inner()))) is not None
+
+
+def test_program_of_a_host_with_ipv6_alone_takes_both_families() -> None:
+    only6 = DecapProgram.load(address=None, address6=HOST6, link_header=14, muxes=MUXES, vips=VIPS)
+    for packet in (inner(), inner6()):
+        tunnel = IPv6(src=MUX6, dst=str(HOST6), nh=packet.version == 4 and 4 or 41)
+        taken_out = only6.test(frame(raw(tunnel / packet)))
+        assert taken_out is not None
+        assert taken_out[14:] == raw(packet)
+    packet = frame(raw(outer() / inner()))
+    assert only6.test(packet) == packet
+
+
+def test_this_kernel_takes_packets_out_of_tunnels_of_the_other_family(program: DecapProgram) -> None:
+    assert program.counters()  # it loads
+    assert DecapProgram.crosses()
 
 
 def test_reasons_have_names_and_sentences() -> None:

@@ -8,7 +8,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from lb.dataplane import NO_MAC, BackendEntry, Hop, HopTable, ServiceEntry, Snapshot, VipMap
+from lb.dataplane import NO_MAC, BackendEntry, Hop, HopRow, HopTable, ServiceEntry, Snapshot, VipMap
 from lb.dataplane.maglev import Maglev, MaglevMember
 from lb.errors import DataplaneError
 from lb.model import Protocol
@@ -27,8 +27,8 @@ GOOD = ServiceEntry(
     maglev=TABLE,
     backends=[BackendEntry(0, 0, 1)],
 )
-HOP = (ip_address("10.0.0.1"), Hop(ip_address("10.0.3.1"), NO_MAC))
-HOP6 = (ip_address("2001:db8::1"), Hop(ip_address("2001:db8:3::1"), NO_MAC))
+HOP = HopRow(ip_address("10.0.0.1"), Hop(ip_address("10.0.3.1"), NO_MAC))
+HOP6 = HopRow(ip_address("2001:db8::1"), Hop(ip_address("2001:db8:3::1"), NO_MAC))
 
 
 def a_map(service: ServiceEntry) -> VipMap:
@@ -76,10 +76,19 @@ def test_a_service_may_go_and_come_in_one_change() -> None:
         after.changed([], [replace(GOOD, id=1, first_port=81, last_port=81)])
 
 
-@pytest.mark.parametrize("hops", [[], [HOP6]], ids=["no such hop", "a hop of the other family"])
-def test_a_backend_without_its_hop_is_refused(hops: list[tuple[object, Hop]]) -> None:
+@pytest.mark.parametrize(
+    "hops",
+    [[], [HOP._replace(tunnel=3, port=6080)], [HOP._replace(tunnel=1, port=0)]],
+    ids=["no such hop", "no such tunnel", "a tunnel over UDP without a port"],
+)
+def test_a_backend_without_its_hop_is_refused(hops: list[HopRow]) -> None:
     with pytest.raises(DataplaneError):
-        Snapshot(a_map(GOOD), HopTable(hops), 0)  # type: ignore[arg-type]
+        Snapshot(a_map(GOOD), HopTable(hops), 0)
+
+
+@pytest.mark.parametrize("tunnel", [0, 1, 2])
+def test_a_hop_may_be_of_the_other_family_and_of_any_tunnel(tunnel: int) -> None:
+    Snapshot(a_map(GOOD), HopTable([HOP6._replace(tunnel=tunnel, port=6080)]), 0)
 
 
 def test_backends_that_are_no_more_need_no_hop() -> None:

@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-from tests.packets import icmp, ipv4, ipv6, matching, size, transport
+from tests.packets import icmp, ipv4, ipv6, matching, size, transport, tunnels
 from tests.packets.world import Row
 
-ROWS: tuple[Row, ...] = (*ipv4.ROWS, *transport.ROWS, *ipv6.ROWS, *matching.ROWS, *size.ROWS, *icmp.ROWS)
+ROWS: tuple[Row, ...] = (
+    *ipv4.ROWS,
+    *transport.ROWS,
+    *ipv6.ROWS,
+    *matching.ROWS,
+    *size.ROWS,
+    *icmp.ROWS,
+    *tunnels.ROWS,
+)

@@ -4,17 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from lb.dataplane import REASONS, Answers, Hop, LinkHeader, Pipeline, Result
 from lb.dataplane.compile.compiler import Compiler
+from lb.model import Encap
 from tests.model.mux import Mux, Options
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet
 from tests.packets.frames import ROWS as FRAMES
 from tests.packets.frames import FrameRow
 from tests.packets.rows import ROWS
+from tests.packets.tunnels import ROWS as TUNNELS
 from tests.packets.world import FIRST_ID, SERVICES, SETTINGS, Row
 
 FORWARDING = Compiler(SETTINGS).compile(SERVICES)
@@ -77,6 +80,21 @@ def test_row_in_the_model(row: Row) -> None:
     wire_length = len(row.packet) if row.wire_length is None else row.wire_length
     expected = model.process(row.packet, wire_length, 0)
     assert (expected.reason, expected.out) == (row.reason, row.out)
+
+
+@pytest.mark.parametrize("row", TUNNELS, ids=[row.claim for row in TUNNELS])
+@pytest.mark.parametrize("variant", [0, 1])
+def test_tunnels_that_the_mux_makes_of_itself(row: Row, variant: int) -> None:
+    """Over GUE where the service does not say, in either variant, with the same packets as the model's."""
+    settings = replace(SETTINGS, encap=Encap.GUE, gue_variant=variant)
+    snapshot = Compiler(settings).compile(SERVICES).offline_snapshot()
+    model = Mux(settings, Options(detect_partial=row.partial, first_id=FIRST_ID))
+    model.publish(SERVICES)
+    expected = model.process(row.packet, len(row.packet), 0)
+    pipeline = Pipeline(settings.flows, LinkHeader.NONE, detect_partial=row.partial, first_id=FIRST_ID)
+    (result,) = pipeline.process(snapshot, [(row.packet, len(row.packet), 0)])
+    assert (result.reason, result.out) == (expected.reason, expected.out)
+    assert all(out[9 if out[0] >> 4 == 4 else 6] == 17 for out in result.out)
 
 
 @pytest.mark.parametrize("row", FRAMES, ids=[row.claim for row in FRAMES])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from lb.model import Backend, BackendState, Idle, MuxSettings, PortRange, Protocol, Service, Unserved
+from lb.model import Backend, BackendState, Encap, Idle, MuxSettings, PortRange, Protocol, Service, Unserved
 from tests.model import hashing, tunnel
 from tests.model.read import Header
 
@@ -38,11 +38,12 @@ def service(
     ports: int | tuple[int, int],
     *backends: Backend | str,
     mtu: int | None = None,
+    encap: Encap | None = None,
 ) -> Service:
     """A backend given as an address is named after it."""
     first, last = (ports, ports) if isinstance(ports, int) else ports
     rows = tuple(Backend(b, ip_address(b)) if isinstance(b, str) else b for b in backends)
-    return Service(name, ip_network(vip), protocol, PortRange(first, last), rows, mtu=mtu)
+    return Service(name, ip_network(vip), protocol, PortRange(first, last), rows, mtu=mtu, encap=encap)
 
 
 def drained(address: str) -> Backend:
@@ -66,6 +67,13 @@ SERVICES = (
     service("leaving", "203.0.113.202", Protocol.TCP, 80, drained(WEB)),
     service("web6", "2001:db8:f::10", Protocol.TCP, 80, WEB6),
     service("dns6", "2001:db8:f::10", Protocol.UDP, 53, DNS6),
+    service("4in6", "203.0.113.210", Protocol.TCP, 80, WEB6),
+    service("6in4", "2001:db8:f:1::10", Protocol.TCP, 80, WEB),
+    service("gue", "203.0.113.211", Protocol.TCP, 80, WEB, encap=Encap.GUE),
+    service("gue-udp", "203.0.113.211", Protocol.UDP, 53, WEB, encap=Encap.GUE),
+    service("gue-4in6", "203.0.113.212", Protocol.TCP, 80, WEB6, encap=Encap.GUE),
+    service("gue6", "2001:db8:f:1::11", Protocol.TCP, 80, WEB6, encap=Encap.GUE),
+    service("gue-6in4", "2001:db8:f:1::12", Protocol.TCP, 80, WEB, encap=Encap.GUE),
     service("net6", "2001:db8:f::/64", Protocol.TCP, ANY_PORT, NET6),
 )
 
@@ -98,22 +106,37 @@ class Row:
         return "pass" if self.reason in ("not_ip", "not_vip") else "drop"
 
 
-def to(backend: str, packet: bytes, ident: int = FIRST_ID, flow: bytes | None = None) -> bytes:
-    """``packet`` with one hop less to live, in the outer header to a backend. ``ident``: where DF is not set. ``flow``:
+def to(
+    backend: str,
+    packet: bytes,
+    ident: int = FIRST_ID,
+    flow: bytes | None = None,
+    encap: Encap = Encap.IPIP,
+) -> bytes:
+    """``packet`` with one hop less to live, in the tunnel to a backend. ``ident``: where DF is not set. ``flow``:
     a packet of the flow that the label of IPv6 is of, if it is not the packet's own."""
     destination = ip_address(backend)
-    inner = tunnel.forwarded(packet)
-    if destination.version == 4:
-        return tunnel.outer_ipv4(MUX, destination, inner, ident)
+    source = MUX if destination.version == 4 else MUX6
+    if flow is None and packet[9 if packet[0] >> 4 == 4 else 6] not in (6, 17) and packet[0] >> 4 == 4:
+        return tunnel.outer(encap, source, destination, tunnel.forwarded(packet), ident, 0)
     header = Header(flow or packet)
     source_port, port = header.ports(flow or packet)
     value = hashing.tuple_hash(SEED, header.protocol, (header.source, source_port), (header.destination, port))
-    return tunnel.outer_ipv6(MUX6, destination, inner, value >> 32 & 0xFFFFF)
+    return tunnel.outer(encap, source, destination, tunnel.forwarded(packet), ident, value >> 32 & 0xFFFFF)
 
 
-def forwards(claim: str, packet: bytes, backend: str, *, leaves: bytes | None = None, partial: bool = False) -> Row:
+def forwards(
+    claim: str,
+    packet: bytes,
+    backend: str,
+    *,
+    leaves: bytes | None = None,
+    partial: bool = False,
+    encap: Encap = Encap.IPIP,
+) -> Row:
     """A row whose packet goes to ``backend``, ``leaves`` being what goes into the tunnel if it is not as it came."""
-    return Row(claim, packet, "forwarded", (to(backend, packet if leaves is None else leaves),), partial=partial)
+    out = to(backend, packet if leaves is None else leaves, encap=encap)
+    return Row(claim, packet, "forwarded", (out,), partial=partial)
 
 
 def drops(claim: str, packet: bytes, reason: str, wire_length: int | None = None) -> Row:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
@@ -22,6 +22,7 @@ from lb.dataplane import (
     BackendEntry,
     FlowTuple,
     Hop,
+    HopRow,
     HopTable,
     ServiceEntry,
     Snapshot,
@@ -35,6 +36,7 @@ from lb.model import (
     Address,
     Backend,
     BackendState,
+    Encap,
     HashMode,
     MuxSettings,
     Protocol,
@@ -59,50 +61,65 @@ class Lookup(NamedTuple):
         return self.backend.address if self.backend else None
 
 
+class TunnelEnd(NamedTuple):
+    """Where a tunnel leads, and of which kind it is."""
+
+    address: Address
+    encap: Encap
+
+
 @dataclass(frozen=True, slots=True)
 class HopNumbers:
-    """Numbers of outer destinations; one that nobody uses any more is lent again."""
+    """Numbers of tunnels; one that nobody uses any more is lent again."""
 
-    places: tuple[Address | None, ...] = ()  #: by number; None: nobody's
+    default: Encap = Encap.IPIP  #: the tunnel of services that do not say
+    places: tuple[TunnelEnd | None, ...] = ()  #: by number; None: nobody's
     addresses: tuple[Address, ...] = ()  #: distinct, in the order of their numbers
-    _numbers: Mapping[Address, int] = field(default_factory=dict)
+    _numbers: Mapping[TunnelEnd, int] = field(default_factory=dict)
     _uses: tuple[int, ...] = ()  #: by how many backends, by number
 
-    def __getitem__(self, address: Address) -> int:
-        return self._numbers[address]
+    def end(self, service: Service, backend: Backend) -> TunnelEnd:
+        return TunnelEnd(backend.address, service.encap or self.default)
+
+    def number(self, service: Service, backend: Backend) -> int:
+        return self._numbers[self.end(service, backend)]
 
     def after(self, change: ServiceDiff) -> HopNumbers:
         """With one use more for each backend that came, and one less for each that went. ``places`` and ``addresses``
         are the same objects where no machine came or went."""
-        steps: dict[Address, int] = {}
+        steps: dict[TunnelEnd, int] = {}
         for services, step in ((change.come, 1), (change.gone, -1)):
             for service in services:
                 for backend in service.backends:
-                    steps[backend.address] = steps.get(backend.address, 0) + step
-        fresh = [address for address in steps if address not in self._numbers]
+                    end = self.end(service, backend)
+                    steps[end] = steps.get(end, 0) + step
+        fresh = [end for end in steps if end not in self._numbers]
         numbers, places, uses = self._lend(fresh)
         left = []
-        for address, step in steps.items():
-            number = numbers[address]
+        for end, step in steps.items():
+            number = numbers[end]
             uses[number] += step
             if not uses[number]:
-                left.append(address)
+                left.append(end)
         if not fresh and not left:
-            return HopNumbers(self.places, self.addresses, self._numbers, tuple(uses))
-        for address in left:
-            places[numbers.pop(address)] = None
-        return HopNumbers(tuple(places), tuple(place for place in places if place is not None), numbers, tuple(uses))
+            return replace(self, _uses=tuple(uses))
+        for end in left:
+            places[numbers.pop(end)] = None
+        addresses = tuple(dict.fromkeys(place.address for place in places if place is not None))
+        if addresses == self.addresses:  # another tunnel to the same machines
+            addresses = self.addresses
+        return HopNumbers(self.default, tuple(places), addresses, numbers, tuple(uses))
 
-    def _lend(self, addresses: Sequence[Address]) -> tuple[dict[Address, int], list[Address | None], list[int]]:
+    def _lend(self, ends: Sequence[TunnelEnd]) -> tuple[dict[TunnelEnd, int], list[TunnelEnd | None], list[int]]:
         numbers, places, uses = dict(self._numbers), list(self.places), list(self._uses)
-        free = [number for number, place in enumerate(places) if place is None] if addresses else []
-        for address in addresses:
+        free = [number for number, place in enumerate(places) if place is None] if ends else []
+        for end in ends:
             if not free:
                 free.append(len(places))
                 places.append(None)
                 uses.append(0)
-            numbers[address] = number = free.pop()
-            places[number] = address
+            numbers[end] = number = free.pop()
+            places[number] = end
         return numbers, places, uses
 
 
@@ -142,10 +159,12 @@ class Forwarding:
     def hop_table(self, hops: Mapping[Address, Hop]) -> HopTable:
         """The ways to the backends as a snapshot takes them; ``hops`` may lack addresses: packets to them are dropped
         as ``no_next_hop``."""
-        return HopTable(
-            (self._source(address), hops.get(address) or Hop(address, None)) if address is not None else None
-            for address in self.hops.places
-        )
+        return HopTable(None if end is None else self._row(end, hops.get(end.address)) for end in self.hops.places)
+
+    def _row(self, end: TunnelEnd, hop: Hop | None) -> HopRow:
+        gue = end.encap is Encap.GUE
+        tunnel, port = (1 + self.settings.gue_variant, self.settings.gue_port) if gue else (0, 0)
+        return HopRow(self.settings.source(end.address), hop or Hop(end.address, None), tunnel, port)
 
     def snapshot(self, hops: Mapping[Address, Hop], generation: int = 0) -> Snapshot:
         """As :meth:`hop_table` says."""
@@ -154,9 +173,6 @@ class Forwarding:
     def offline_snapshot(self) -> Snapshot:
         """With every hop reachable on a link that needs no MAC addresses: for tools, and for TUN."""
         return self.snapshot({address: Hop(address, NO_MAC) for address in self.hop_addresses})
-
-    def _source(self, address: Address) -> Address | None:
-        return self.settings.address if address.version == 4 else self.settings.address6
 
     @property
     def id_limit(self) -> int:
@@ -242,7 +258,7 @@ class Compiler:
         # Services with the same backends and weights share a table, for as long as one of them has it.
         self._tables: WeakValueDictionary[bytes, Maglev] = WeakValueDictionary()
         vip_map = VipMap(settings.seed, settings.idle.tcp_untrusted, ())
-        self._last = Forwarding(settings, (), vip_map, HopNumbers(), 0, frozenset(), PersistentMap(), PersistentMap())
+        self._last = Forwarding(settings, (), vip_map, HopNumbers(settings.encap), 0, frozenset(), PersistentMap(), PersistentMap())
 
     def compile(self, services: Iterable[Service]) -> Forwarding:
         """Builds what differs from the call before, and shares what does not."""
@@ -304,7 +320,7 @@ class Compiler:
         settings, service = self.settings, item.service
         rows = [_ABSENT] * (max(item.numbers, default=-1) + 1)
         for backend, number, counter in zip(service.backends, item.numbers, item.counters, strict=True):
-            rows[number] = BackendEntry(hops[backend.address], counter, _STATES[backend.state])
+            rows[number] = BackendEntry(hops.number(service, backend), counter, _STATES[backend.state])
         default_idle = settings.idle.tcp if service.protocol is Protocol.TCP else settings.idle.udp
         return ServiceEntry(
             id=item.id,

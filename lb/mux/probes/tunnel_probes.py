@@ -324,7 +324,7 @@ class TunnelProbes:
 
     async def _read_kernel(self) -> _Kernel:
         links, local = await self._netlink.machine()
-        found = local.get(self._settings.address, "lo")
+        found = local.get(self._settings.own_address, "lo")
         interface = found if found != "lo" else self._settings.interface
         names = {link.index: link.name for link in links.values()}
         return _Kernel(interface, max(_rp_filter("all"), _rp_filter(interface)), names)

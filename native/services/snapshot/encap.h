@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The outer header: IPv4 in IPv4 (RFC 2003) and IPv6 in IPv6 (RFC 2473), written into the headroom before the packet.
- * The hop's template is copied whole, its Ethernet header too, whether the link has one or not: HOP_BYTES_MAX bytes before the
- * IP header are written to.
+ * The outer header: either family in either (RFC 2003, 2473, 4213), with UDP between where the hop says so (GUE), written into
+ * the headroom before the packet: ENCAP_BYTES_MAX before the IP header at most, of which the Ethernet header is written where
+ * the link has none, too, but by encap_tunnel().
  *
- * What follows the inner header: DSCP and ECN are copied (uniform model of RFC 2983, normal mode of RFC 6040); DF
- * outside where DF is set inside; an ID is given where DF is not (RFC 6864), zero where it is; the IPv6 flow label is
- * made of the inner flow (RFC 6438).  TTL outside is ENCAP_TTL.
+ * What follows the inner header: DSCP and ECN are copied (RFC 2983, RFC 6040 normal mode); DF outside where DF is set
+ * inside, and around IPv6, which no router may take apart (RFC 4213, 3.2.2); an ID is given where DF is not (RFC 6864), zero
+ * where it is; the IPv6 flow label and the UDP source port are made of the inner flow (RFC 6438).  TTL outside is ENCAP_TTL.
+ * The UDP checksum is zero, of IPv6 too (RFC 6935 and 6936, 4: the packet inside has its own, and hosts take none but from
+ * MUXes they know, to VIPs that they serve).
  */
 #ifndef VIPMUX_ENCAP_H
 #define VIPMUX_ENCAP_H
@@ -22,10 +24,35 @@
 
 #define ENCAP_TTL 64
 
+#define ENCAP_UDP_BYTES 8u
+#define ENCAP_GUE_BYTES 4u
+#define ENCAP_BYTES_MAX (HOP_BYTES_MAX + ENCAP_UDP_BYTES + ENCAP_GUE_BYTES)
+
+/* Of the outer IP header alone. */
 static inline unsigned encap_overhead(uint8_t family)
 {
 	return family == 4 ? 20 : 40;
 }
+
+/* Of all between link header and packet. */
+static inline unsigned encap_bytes(const struct hop *hop)
+{
+	unsigned udp = hop->tunnel == TUNNEL_IP ? 0 : ENCAP_UDP_BYTES;
+
+	return encap_overhead(hop->family) + udp + (hop->tunnel == TUNNEL_GUE ? ENCAP_GUE_BYTES : 0);
+}
+
+/* Whether a packet of the family goes into the hop's template as it is: encap_ipv4(), encap_ipv6(). */
+static inline bool encap_is_plain(const struct hop *hop, uint8_t family)
+{
+	return hop->tunnel == TUNNEL_IP && hop->family == family;
+}
+
+/*
+ * Any tunnel of the hop before a packet of any family; only what lies behind the link header.  *id as of encap_ipv4();
+ * flow: of the inner flow, 20 bits of it count.
+ */
+void encap_tunnel(const struct hop *hop, uint16_t port, uint8_t *ip, uint32_t length, uint16_t *id, uint32_t flow);
 
 /* Fills a hop's header with all that does not depend on the packet. */
 void encap_prepare(struct hop *hop, const struct hop_spec *spec);

@@ -9,6 +9,9 @@
 
 static bool hops_exist(const struct vip_map *map, const struct hop_spec *hops, uint32_t count)
 {
+	for (uint32_t i = 0; i < count; i++)
+		if (hops[i].tunnel > TUNNEL_GUE_BARE || (hops[i].tunnel != TUNNEL_IP && !hops[i].port))
+			return false;
 	for (uint32_t i = 0; i < map->service_count; i++) {
 		const struct service *service = map->services[i];
 
@@ -18,8 +21,6 @@ static bool hops_exist(const struct vip_map *map, const struct hop_spec *hops, u
 			if (backend_state(backend) == BACKEND_ABSENT)
 				continue;
 			if (backend_hop(backend) >= count || backend->counter >= COUNTER_MAX)
-				return false;
-			if (hops[backend_hop(backend)].family != service->family)
 				return false;
 		}
 	}
@@ -44,7 +45,10 @@ int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t c
 	if (!snapshot)
 		return -ENOMEM;
 	snapshot->hops = aligned_alloc(CACHE_LINE, (count ? count : 1) * sizeof(struct hop));
-	if (!snapshot->hops) {
+	snapshot->rests = calloc(count ? count : 1, sizeof(struct hop_rest));
+	if (!snapshot->hops || !snapshot->rests) {
+		free(snapshot->hops);
+		free(snapshot->rests);
 		free(snapshot);
 		return -ENOMEM;
 	}
@@ -56,6 +60,7 @@ int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t c
 		encap_prepare(&snapshot->hops[i], &hops[i]);
 		note_end(snapshot, hops[i].family, hops[i].source);
 		note_end(snapshot, hops[i].family, hops[i].destination);
+		snapshot->rests[i] = (struct hop_rest){ .port = hops[i].port, .mtu = hops[i].mtu };
 	}
 	*out = snapshot;
 	return 0;
@@ -73,5 +78,6 @@ void snapshot_put(struct snapshot *snapshot)
 		return;
 	vip_map_put(snapshot->map);
 	free(snapshot->hops);
+	free(snapshot->rests);
 	free(snapshot);
 }

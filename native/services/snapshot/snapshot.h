@@ -16,22 +16,36 @@
 #define HOP_LINK_BYTES 14u  /* of the Ethernet header that a hop's template begins with */
 #define HOP_BYTES_MAX (HOP_LINK_BYTES + 40u)
 
+/* What lies between the outer IP header and the packet. */
+enum tunnel {
+	TUNNEL_IP = 0,       /* nothing: IP in IP (RFC 2003, 2473, 4213) */
+	TUNNEL_GUE = 1,      /* UDP and four bytes of Generic UDP Encapsulation (draft-ietf-intarea-gue), variant 0 */
+	TUNNEL_GUE_BARE = 2, /* UDP alone: variant 1, whose first four bits are the packet's own version */
+};
+
 /*
- * The way to one backend machine: one cache line.  `start` is all that goes before the packet, as it is written there: the
- * Ethernet header and, at HOP_LINK_BYTES, the outer header of 20 or 40 bytes with length, ID, DF and DSCP/ECN still zero; `sum`
- * is, for IPv4, the checksum of all behind its first eight bytes, folded and not complemented.
+ * The way to one backend machine: one cache line.  `start` is what goes before the packet, as it is written there: the
+ * Ethernet header and, at HOP_LINK_BYTES, the outer header of 20 or 40 bytes with length, ID, DF and DSCP/ECN still zero, for
+ * a packet of its own family in IP; `sum` is, for IPv4, the checksum of all behind its first eight bytes, folded and not
+ * complemented.
  */
 struct hop {
 	uint8_t start[HOP_BYTES_MAX];
-	bool resolved;       /* the MAC addresses are known (or the link needs none) */
-	uint8_t family;      /* 4 or 6 */
+	uint8_t ready;       /* the family where a packet of the same may leave by the template as it is, else 0: any question more */
+	uint8_t family;      /* of the outer header, 4 or 6 */
 	uint16_t sum;
-	uint8_t ready;       /* the family where resolved, else 0: both questions in one */
+	uint8_t tunnel;      /* enum tunnel */
+	bool resolved;       /* the MAC addresses are known (or the link needs none) */
 	uint32_t ifindex;    /* interface to send on; 0: the one received on */
 } CACHE_ALIGNED;
 _Static_assert(sizeof(struct hop) == CACHE_LINE, "one hop, one cache line");
 
 #define SNAPSHOT_ENDS 4096u /* bits */
+/* What few packets ask for, by the same index. */
+struct hop_rest {
+	uint16_t port; /* UDP's, where there is one; host order */
+	uint16_t mtu;  /* of the way there, less than a service says; 0: no less */
+};
 
 struct snapshot {
 	uint32_t references; /* atomic */
@@ -40,6 +54,7 @@ struct snapshot {
 	struct vip_map *map;
 	struct hop *hops;
 	uint64_t ends[SNAPSHOT_ENDS / 64]; /* a bit for each address of a tunnel's end, see snapshot_may_have_end() */
+	struct hop_rest *rests;
 };
 
 /* An address in one word: of IPv6 not exactly. */
@@ -89,12 +104,15 @@ struct hop_spec {
 	uint8_t resolved;
 	uint8_t mac[6];
 	uint8_t source_mac[6];
+	uint8_t tunnel;
+	uint16_t port;
+	uint16_t mtu;
 	uint32_t ifindex;
 };
 
 /*
- * Takes its own reference of the map, which must be sealed and whose backends must name hops < count of their service's
- * family.  -EINVAL, -ENOMEM.
+ * Takes its own reference of the map, which must be sealed and whose backends must name hops < count, of any family: the outer
+ * header's need not be the packet's.  -EINVAL, -ENOMEM.
  */
 int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t count, uint64_t generation,
 		    struct snapshot **out);

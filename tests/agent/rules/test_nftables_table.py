@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from agent.rules.local_services import serve
 from agent.rules.nftables_table import TunnelGuard, render, replacement, segment_size
-from lb.model import AgentConfig, Backend, BackendState, DecapMode, Service
+from lb.model import Address, AgentConfig, Backend, BackendState, DecapMode, Encap, Service
 from tests.agent.values import ANY_PORT, HOST, HOST6, MUX, config, own_services, service
 
 
@@ -150,12 +151,56 @@ def test_one_host_twice_in_a_service_with_different_ports_leaves_out_that_servic
     assert "web-1 and web-2 are both this host with different ports" in served.left_out["web"]
 
 
-def test_ipv6_service_is_left_out_where_only_ipv4_leaves_its_tunnel() -> None:
-    given = config(service("six", "2001:db8::1"), service("four", "203.0.113.10"), address6=HOST6)
-    assert serve(given, DecapMode.BPF).left_out == {}
-    served = serve(given, DecapMode.TUN)
+def test_what_the_kernels_own_device_cannot_take_out_of_its_tunnel_is_left_out() -> None:
+    inside = service("in6", "203.0.113.12")
+    given = config(
+        service("six", "2001:db8::1"),
+        service("four", "203.0.113.10"),
+        replace(service("gue", "203.0.113.11"), encap=Encap.GUE),
+        replace(inside, backends=(Backend("in6-1", HOST6),)),
+        address6=HOST6,
+    )
+    for mode in (DecapMode.BPF, DecapMode.TUN):
+        assert serve(given, mode).left_out == {}
+    served = serve(given, DecapMode.IPIP)
     assert [own.name for own in served.services] == ["four"]
-    assert "for IPv4 only" in served.left_out["six"]
+    assert {name: why.split(",")[0] for name, why in served.left_out.items()} == {
+        "six": "is IPv6",
+        "gue": "its tunnel is GUE",
+        "in6": "its tunnel is of IPv6",
+    }
+
+
+def test_a_port_is_translated_to_an_address_of_the_vips_family_whatever_the_tunnel() -> None:
+    web = service("web", "203.0.113.10", to=8080)
+    over6 = replace(web, backends=(Backend("web-1", HOST6, 8080),))
+    text = render(serve(config(over6, address6=HOST6)).services, [HOST, HOST6])
+    assert text is not None
+    assert f"dnat ip to {HOST}:8080" in text
+    alone = AgentConfig(replace(config(over6, address6=HOST6).agent, address=None), (over6,))
+    assert "needs agent.address: an address of the VIP's family" in serve(alone).left_out["web"]
+
+
+@pytest.mark.parametrize(
+    ("vip", "dip", "encap", "size"),
+    [
+        ("203.0.113.10", HOST, None, 1440),
+        ("203.0.113.10", HOST6, None, 1420),
+        ("203.0.113.10", HOST, Encap.GUE, 1428),
+        ("203.0.113.10", HOST6, Encap.GUE, 1408),
+        ("2001:db8::1", HOST6, None, 1400),
+        ("2001:db8::1", HOST, None, 1420),
+        ("2001:db8::1", HOST6, Encap.GUE, 1388),
+        ("2001:db8::1", HOST, Encap.GUE, 1408),
+    ],
+)
+def test_segments_fit_the_tunnel_that_there_is(vip: str, dip: Address, encap: Encap | None, size: int) -> None:
+    web = replace(service("web", vip), backends=(Backend("web-1", dip),), encap=encap)
+    (own,) = serve(config(web, address6=HOST6)).services
+    assert segment_size(own) == size
+    default = config(replace(web, encap=None), address6=HOST6)
+    (own,) = serve(replace(default, agent=replace(default.agent, encap=encap or Encap.IPIP))).services
+    assert segment_size(own) == size
 
 
 @pytest.mark.lab

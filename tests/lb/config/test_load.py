@@ -153,7 +153,7 @@ HERE_TRANSLATED = '[[service.backend]]\nname = "b"\naddress = "10.0.3.21"\nport 
 #: Files that a daemon does not start with: one mistake of each kind in each.
 ODD = {
     load_mux: [
-        MUX + 'encap = "gue"\n',
+        MUX + 'encap = "gre"\n',
         MUX + 'io = "tun"\nbusy_poll = true\n',
         MUX + "workers = 1000\n",
         MUX + "mtu = 68\n",
@@ -163,7 +163,7 @@ ODD = {
         MUX + BGP.replace("10.0.1.1", "10.0.1.11"),
         MUX + BGP + f'password = "{"x" * 100}"\n',
         MUX + SERVICE.replace("203.0.113.1", "10.0.1.11"),
-        MUX + SERVICE.replace("203.0.113.1", "2001:db8::1"),
+        MUX + SERVICE + '[[service.backend]]\nname = "b"\naddress = "2001:db8::1"\n',
         MUX + SERVICE + '[service.announce]\ncommunities = ["99999:1"]\n',
     ],
     load_agent: [
@@ -226,7 +226,10 @@ ODD_SERVICES = [
     [SERVICE + '[service.announce]\npolicy = "min-healthy"\n'],
     [SERVICE + '[service.announce]\npolicy = "min-healthy"\nn = 5\n'],
     [SERVICE + '[[service.backend]]\nname = "b"\naddress = "203.0.113.1"\n'],
-    [SERVICE + '[[service.backend]]\nname = "b"\naddress = "2001:db8::1"\n'],
+    [
+        SERVICE.replace("203.0.113.1", "2001:db8::1")
+        + 'mtu = 1290\n[[service.backend]]\nname = "b"\naddress = "10.0.3.21"\n'
+    ],
     [SERVICE + "".join(f'[[service.backend]]\nname = "{n}"\naddress = "10.0.3.1"\nport = {n}\n' for n in (80, 81))],
 ]
 
@@ -464,7 +467,8 @@ def test_with_a_manager_services_come_from_it(tmp_path: Path) -> None:
 def test_services_of_a_manager_are_checked_as_those_of_a_file() -> None:
     mux = parse(MUX, Kind.MUX)
     assert isinstance(mux, MuxConfig)
-    table = {"name": "s", "vip": "2001:db8::1", "protocol": "tcp", "port": 80}
+    backend = {"name": "b", "address": "2001:db8:3::1"}
+    table = {"name": "s", "vip": "2001:db8::1", "protocol": "tcp", "port": 80, "backend": [backend]}
     assert len(parse_service_tables([table])) == 1
     with pytest.raises(ConfigError, match=r"is IPv6, which needs mux\.address6"):
         parse_service_tables([table], mux.mux)

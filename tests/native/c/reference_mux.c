@@ -443,9 +443,15 @@ struct way {
 	uint8_t origin;
 };
 
+/* UDP, and of GUE's variant 0 four bytes that name what follows. */
+static uint32_t between(const struct hop_spec *hop)
+{
+	return hop->tunnel == TUNNEL_GUE ? 12 : hop->tunnel == TUNNEL_GUE_BARE ? 8 : 0;
+}
+
 static uint32_t overhead_of(const struct hop_spec *hop)
 {
-	return hop->family == 4 ? 20 : 40;
+	return (hop->family == 4 ? 20 : 40) + between(hop);
 }
 
 static void *grown(void *memory, size_t size)
@@ -472,32 +478,56 @@ static uint8_t *more(struct reference_mux *mux, uint32_t length)
 	return mux->bytes + mux->used - length;
 }
 
-static void outer_ipv4(uint8_t *outer, const struct hop_spec *hop, const uint8_t *inner, uint32_t length, uint16_t id)
-{
-	bool whole = inner[6] & 0x40;
+/* What all outer headers have of the packet inside. */
+struct inside {
+	uint8_t tos;    /* DSCP and ECN (RFC 2983, 6040) */
+	bool whole;     /* no router may take it apart: DF, and IPv6 (RFC 4213, 3.2.2) */
+	uint8_t protocol;
+};
 
+static struct inside look_inside(const uint8_t *ip)
+{
+	if (ip[0] >> 4 == 4)
+		return (struct inside){ ip[1], ip[6] & 0x40, 4 };
+	return (struct inside){ (uint8_t)((ip[0] & 15) << 4 | ip[1] >> 4), true, 41 };
+}
+
+static void outer_ipv4(uint8_t *outer, const struct hop_spec *hop, struct inside in, uint32_t length, uint16_t id)
+{
 	outer[0] = 0x45;
-	outer[1] = inner[1]; /* DSCP and ECN (RFC 2983, 6040) */
+	outer[1] = in.tos;
 	put16(outer + 2, length + 20);
-	put16(outer + 4, whole ? 0 : id); /* RFC 6864 */
-	outer[6] = whole ? 0x40 : 0;
+	put16(outer + 4, in.whole ? 0 : id); /* RFC 6864 */
+	outer[6] = in.whole ? 0x40 : 0;
 	outer[8] = 64;
-	outer[9] = 4;
+	outer[9] = hop->tunnel ? 17 : in.protocol;
 	memcpy(outer + 12, hop->source, 4);
 	memcpy(outer + 16, hop->destination, 4);
 	put16(outer + 10, (uint16_t)~fold(sum16(outer, 20, 0)));
 }
 
-static void outer_ipv6(uint8_t *outer, const struct hop_spec *hop, const uint8_t *inner, uint32_t length, uint32_t label)
+static void outer_ipv6(uint8_t *outer, const struct hop_spec *hop, struct inside in, uint32_t length, uint32_t label)
 {
-	outer[0] = (uint8_t)(0x60 | (inner[0] & 15));
-	outer[1] = (uint8_t)((inner[1] & 0xf0) | (label >> 16 & 15));
+	outer[0] = (uint8_t)(0x60 | in.tos >> 4);
+	outer[1] = (uint8_t)((in.tos & 15) << 4 | (label >> 16 & 15));
 	put16(outer + 2, label);
 	put16(outer + 4, length);
-	outer[6] = 41;
+	outer[6] = hop->tunnel ? 17 : in.protocol;
 	outer[7] = 64;
 	memcpy(outer + 8, hop->source, 16);
 	memcpy(outer + 24, hop->destination, 16);
+}
+
+/* Checksum and whatever else is zero stays so. */
+static void udp_before(uint8_t *udp, const struct hop_spec *hop, struct inside in, uint32_t length, uint32_t label)
+{
+	if (!hop->tunnel)
+		return;
+	put16(udp, 49152 + label % 16384);
+	put16(udp + 2, hop->port);
+	put16(udp + 4, length + between(hop));
+	if (hop->tunnel == TUNNEL_GUE)
+		udp[9] = in.protocol;
 }
 
 static void link_header(const struct reference_mux *mux, uint8_t *at, const struct way *way)
@@ -518,14 +548,16 @@ static bool leave(struct reference_mux *mux, const struct way *way, const uint8_
 {
 	uint32_t link = mux->config.link == MUX_LINK_NONE ? 0 : 14, overhead = overhead_of(way->hop);
 	uint8_t *out = more(mux, link + overhead + length);
+	struct inside in = look_inside(ip);
 	struct plain_sent *sent = &mux->sent[mux->sent_count++];
 
 	if (link)
 		link_header(mux, out, way);
 	if (way->hop->family == 4)
-		outer_ipv4(out + link, way->hop, ip, length, ip[6] & 0x40 ? 0 : mux->ids[way->index & 255]++);
+		outer_ipv4(out + link, way->hop, in, length + between(way->hop), in.whole ? 0 : mux->ids[way->index & 255]++);
 	else
-		outer_ipv6(out + link, way->hop, ip, length, way->label);
+		outer_ipv6(out + link, way->hop, in, length + between(way->hop), way->label);
+	udp_before(out + link + overhead - between(way->hop), way->hop, in, length, way->label);
 	memcpy(out + link + overhead, ip, length);
 	*sent = marks ? *marks : (struct plain_sent){ 0 };
 	sent->at = (uint32_t)(out - mux->bytes);
@@ -664,7 +696,8 @@ static uint32_t cut_out(const struct plain_packet *packet, const struct cut *cut
 static bool goes_whole(const struct reference_mux *mux, const struct plain_packet *packet, const struct frame *frame,
 		       const struct cut *cut, const struct hop_spec *hop)
 {
-	return mux->sends_whole && cut->protocol == 6 && !cut->inner && frame->csum_start &&
+	return mux->sends_whole && !hop->tunnel && hop->family == packet->family && cut->protocol == 6 && !cut->inner &&
+	       frame->csum_start &&
 	       !(packet->bytes[cut->transport + 13] & TCP_URG) && packet->length + overhead_of(hop) <= 65535;
 }
 
@@ -820,14 +853,18 @@ static enum reason forward(struct reference_mux *mux, struct plain_packet *packe
 	int32_t start = (int32_t)frame->csum_start - (mux->link == LINK_ETHERNET ? 14 : 0);
 	uint32_t index = choice->backend->hop, mtu = choice->service->mtu;
 	struct way way = { &mux->world->hops[index], index, link, (uint32_t)(choice->hash >> 32) & 0xfffff, origin };
-	uint32_t overhead = overhead_of(way.hop), fits = mtu > overhead ? mtu - overhead : 0;
+	uint32_t overhead = overhead_of(way.hop), link_mtu = mtu;
 	bool train = frame->gso_size && packet->protocol == 17 && packet->length > packet->transport + 8 + frame->gso_size;
 	struct cut cut;
+	uint32_t fits;
 
 	if (!way.hop->resolved)
 		return REASON_NO_NEXT_HOP;
+	if (way.hop->mtu && way.hop->mtu < mtu)
+		mtu = way.hop->mtu;
+	fits = mtu > overhead ? mtu - overhead : 0;
 	if (packet->length > fits || train) {
-		switch (plan(packet, frame, start, fits, mtu, &cut)) {
+		switch (plan(packet, frame, start, fits, link_mtu, &cut)) {
 		case SEGMENTS_SEVERAL:
 			one_hop_less(packet);
 			if (goes_whole(mux, packet, frame, &cut, way.hop))

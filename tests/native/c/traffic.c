@@ -160,7 +160,10 @@ static void give_hops(struct traffic *traffic, struct reference_world *world)
 	for (uint32_t i = 0; i < world->hop_count; i++) {
 		struct hop_spec *hop = &world->hops[i];
 
-		hop->family = i < BACKENDS_OF_ALL / 2 ? 4 : 6;
+		hop->family = (i < BACKENDS_OF_ALL / 2) != one_in(traffic, 5) ? 4 : 6; /* mostly that of the packets */
+		hop->tunnel = one_in(traffic, 3) ? (uint8_t)(TUNNEL_GUE + one_in(traffic, 2)) : TUNNEL_IP;
+		hop->port = 6080;
+		hop->mtu = one_in(traffic, 6) ? (uint16_t)(1000 + traffic_random(traffic) % 1000) : 0;
 		hop->resolved = !one_in(traffic, 24);
 		hop->ifindex = i % 5 ? 0 : i;
 		for (unsigned n = 0; n < 16; n++) {
