@@ -119,7 +119,9 @@ class IpipDecap:
 
     def __init__(self, host: Host, tunnel: Tunnel) -> None:
         if tunnel.address is None:
-            raise DecapRefused('decapsulation by ipip needs agent.address, an IPv4 address; set decap to auto, bpf or tun')
+            raise DecapRefused(
+                "decapsulation by ipip needs agent.address, an IPv4 address; set decap to auto, bpf or tun"
+            )
         host.add_ipip(IPIP_DEVICE, tunnel.address)
 
     def begin(self, host: Host, interface: str, tunnel: Tunnel) -> None:

@@ -96,9 +96,7 @@ def serve(config: AgentConfig, mode: DecapMode | None = None) -> Served:
     return Served(tuple(sorted(found, key=lambda own: (own.specificity, own.vip.version, own.vip, own.name))), left_out)
 
 
-def _why_not(
-    service: Service, mine: Iterable[Backend], mode: DecapMode | None, settings: AgentSettings
-) -> str | None:
+def _why_not(service: Service, mine: Iterable[Backend], mode: DecapMode | None, settings: AgentSettings) -> str | None:
     first, *others = mine
     port = service.backend_port(first)
     clash = next((backend for backend in others if service.backend_port(backend) != port), None)

@@ -99,7 +99,9 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from _ways(daemon, settings.address, settings.mtu, rights, file)
 
 
-def _ways(daemon: DaemonSeen, source: IPv4Address | None, mtu: int, rights: Rights, file: MuxConfig) -> Iterator[Finding]:
+def _ways(
+    daemon: DaemonSeen, source: IPv4Address | None, mtu: int, rights: Rights, file: MuxConfig
+) -> Iterator[Finding]:
     """The live probe. What to try is what the daemon serves, or would by its file."""
     rows, services = daemon.backends, daemon.services
     if not daemon.answers:

@@ -311,8 +311,7 @@ static int open_way(struct raw_io *raw, uint8_t family, uint8_t protocol)
 		(void)setsockopt(way->socket, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
 	if (family == 4 && protocol == IPPROTO_UDP && setsockopt(way->socket, IPPROTO_IP, IP_RECVTOS, &on, sizeof(on)))
 		return -errno;
-	if (family == 6 && (setsockopt(way->socket, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on)) ||
-			    setsockopt(way->socket, IPPROTO_IPV6, IPV6_RECVTCLASS, &on, sizeof(on))))
+	if (family == 6 && setsockopt(way->socket, IPPROTO_IPV6, IPV6_RECVTCLASS, &on, sizeof(on)))
 		return -errno;
 	/* Without a checksum, as MUXes send it (RFC 6935). */
 	if (family == 6 && protocol == IPPROTO_UDP && setsockopt(way->socket, IPPROTO_UDP, UDP_NO_CHECK6_RX, &on, sizeof(on)))

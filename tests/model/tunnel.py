@@ -25,8 +25,14 @@ def outer_ipv6(source: Address, destination: Address, inner: bytes, flow_label: 
     return outer(Encap.IPIP, source, destination, inner, 0, flow_label)
 
 
-def outer(
-    encap: Encap, source: Address, destination: Address, inner: bytes, identification: int, entropy: int, variant: int = 0
+def outer(  # noqa: PLR0917  as the header's fields come
+    encap: Encap,
+    source: Address,
+    destination: Address,
+    inner: bytes,
+    identification: int,
+    entropy: int,
+    variant: int = 0,
 ) -> bytes:
     """Any tunnel: IP in IP (RFC 2003, 2473, 4213), or GUE (draft-ietf-intarea-gue: 3 for variant 0, 4 for variant 1).
 
@@ -43,7 +49,14 @@ def outer(
     tos = inner[1] if four else (inner[0] & 15) << 4 | inner[1] >> 4
     if source.version == 6:
         first = (6 << 28 | tos << 20 | entropy).to_bytes(4)
-        return first + len(payload).to_bytes(2) + bytes([protocol, OUTER_TTL]) + source.packed + destination.packed + payload
+        return (
+            first
+            + len(payload).to_bytes(2)
+            + bytes([protocol, OUTER_TTL])
+            + source.packed
+            + destination.packed
+            + payload
+        )
     # IPv6 may be taken apart by its sender alone: so it is as if it had DF (RFC 4213, 3.2.2).
     dont_fragment = inner[6] & 0x40 if four else 0x40
     # RFC 6864: an atomic datagram's ID has no meaning, so it is zero; any other's must be its own.

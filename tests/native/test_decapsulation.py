@@ -187,7 +187,9 @@ TUNNELS = [
     dropped("GUE whose UDP length is too long", "outer_length", gue() / udp(len=70) / inner()),
     dropped("GUE whose UDP length is too short", "outer_length", gue() / udp(len=20) / inner()),
     dropped("GUE with an inner packet cut short", "inner_malformed", gue() / udp() / Raw(raw(inner())[:-1])),
-    dropped("GUE in an outer header with options", "outer_options", gue(options=[b"\x94\x04\x00\x00"]) / udp() / inner()),
+    dropped(
+        "GUE in an outer header with options", "outer_options", gue(options=[b"\x94\x04\x00\x00"]) / udp() / inner()
+    ),
     dropped("the first fragment of GUE", "outer_fragment", gue(flags="MF") / udp() / inner()),
     passed("a later fragment that looks like GUE", gue(frag=7) / udp() / inner()),
     passed("UDP to another port", gue() / udp(dport=6081) / inner()),
@@ -346,7 +348,7 @@ def test_program_without_a_port_leaves_udp_alone() -> None:
 def test_program_of_a_host_with_ipv6_alone_takes_both_families() -> None:
     only6 = DecapProgram.load(address=None, address6=HOST6, link_header=14, muxes=MUXES, vips=VIPS)
     for packet in (inner(), inner6()):
-        tunnel = IPv6(src=MUX6, dst=str(HOST6), nh=packet.version == 4 and 4 or 41)
+        tunnel = IPv6(src=MUX6, dst=str(HOST6), nh=4 if packet.version == 4 else 41)
         taken_out = only6.test(frame(raw(tunnel / packet)))
         assert taken_out is not None
         assert taken_out[14:] == raw(packet)

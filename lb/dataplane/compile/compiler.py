@@ -258,7 +258,9 @@ class Compiler:
         # Services with the same backends and weights share a table, for as long as one of them has it.
         self._tables: WeakValueDictionary[bytes, Maglev] = WeakValueDictionary()
         vip_map = VipMap(settings.seed, settings.idle.tcp_untrusted, ())
-        self._last = Forwarding(settings, (), vip_map, HopNumbers(settings.encap), 0, frozenset(), PersistentMap(), PersistentMap())
+        self._last = Forwarding(
+            settings, (), vip_map, HopNumbers(settings.encap), 0, frozenset(), PersistentMap(), PersistentMap()
+        )
 
     def compile(self, services: Iterable[Service]) -> Forwarding:
         """Builds what differs from the call before, and shares what does not."""

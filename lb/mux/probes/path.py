@@ -26,14 +26,16 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import NamedTuple
 
 from lb.daemon.kernel.repairs import Difference
 from lb.daemon.kernel.routes import RoutesOf, parse
 from lb.daemon.kernel.rtnetlink import NetlinkError
 from lb.daemon.kernel.watch import Area
 from lb.errors import FeatureError, IoError
+from lb.model import Address, Encap, MuxSettings, tunnel_bytes
 from lb.mux.hops.netlink import Netlink
 from lb.mux.io.tun import ROUTE_PROTOCOL
 from lb.probe.checkers import OWN_WANTS
@@ -43,15 +45,19 @@ PRIORITY = 118
 #: Upper bits of mark and table, which are one number; the lower ones tell the MUXes of one machine apart.
 BASE = 0x76700000
 
+_V4, _V6 = socket.AF_INET, socket.AF_INET6
 _TUNSETIFF = 0x400454CA
 _IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
-_IPPROTO_IPIP = 4
+_IPPROTO_IPIP, _IPPROTO_IPV6 = 4, 41
 _IP_RECVERR = 11
 _IP_HDRINCL = 3
+_IPV6_RECVERR, _IPV6_HDRINCL = 25, 36
 _SO_ATTACH_FILTER = 26
 _MSG_ERRQUEUE = 0x2000
-_ORIGIN_ICMP = 2
+_ORIGIN_ICMP, _ORIGIN_ICMP6 = 2, 3
 _HEADER = struct.Struct("!BBHHHBBH4s4s")
+_HEADER6 = struct.Struct("!IHBB16s16s")
+_UDP = struct.Struct("!HHHH")
 _DONT_FRAGMENT = 0x4000
 _TTL = 64
 #: Packets taken at a time, so that other tasks get their turn.
@@ -62,11 +68,21 @@ _UNREACHABLE = {
     0: "network unreachable",
     1: "host unreachable",
     2: "protocol unreachable: IP-in-IP is not accepted there",
-    3: "port unreachable",
+    3: "port unreachable: GUE is not accepted there",
     4: "fragmentation needed",
     9: "prohibited",
     10: "prohibited",
     13: "prohibited",
+}
+
+
+#: The same of ICMPv6.
+_UNREACHABLE6 = {
+    0: "no route to destination",
+    1: "prohibited",
+    3: "address unreachable",
+    4: "port unreachable: GUE is not accepted there",
+    5: "prohibited",
 }
 
 
@@ -84,21 +100,46 @@ def names(mux: str) -> Names:
     return Names(f"vipmux-probe{number:03x}", BASE + number)
 
 
-def outer_header(inner: bytes, source: IPv4Address, destination: IPv4Address) -> bytes:
-    """IP-in-IP (RFC 2003) as the data plane writes it; identification and checksum are left to the kernel."""
-    flags = int.from_bytes(inner[6:8]) & _DONT_FRAGMENT
-    length = _HEADER.size + len(inner)
-    return _HEADER.pack(0x45, inner[1], length, 0, flags, _TTL, _IPPROTO_IPIP, 0, source.packed, destination.packed)
+class TunnelTo(NamedTuple):
+    """The tunnel of a backend."""
+
+    address: Address
+    encap: Encap = Encap.IPIP
 
 
-def source_port(inner: bytes) -> tuple[int, int] | None:
-    """Protocol and source port of a packet of ours; None for whatever else the kernel sent into the device."""
+def tunnel_packet(inner: bytes, to: TunnelTo, settings: MuxSettings, entropy: int = 0) -> bytes:
+    """As the data plane sends it (native/services/snapshot/encap.h); an IPv4 header's identification and checksum are
+    left to the kernel. ``entropy``: of the flow inside."""
+    four = inner[0] >> 4 == 4
+    tos = inner[1] if four else (inner[0] & 15) << 4 | inner[1] >> 4
+    protocol, payload = (_IPPROTO_IPIP if four else _IPPROTO_IPV6), inner
+    if to.encap is Encap.GUE:
+        header = bytes([0, protocol, 0, 0]) if settings.gue_variant == 0 else b""
+        length = 8 + len(header) + len(inner)
+        payload = _UDP.pack(0xC000 | entropy & 0x3FFF, settings.gue_port, length, 0) + header + inner
+        protocol = socket.IPPROTO_UDP
+    source = settings.source(to.address)
+    assert source is not None  # noqa: S101  asked before
+    if to.address.version == 6:
+        first = 6 << 28 | tos << 20 | entropy & 0xFFFFF
+        return _HEADER6.pack(first, len(payload), protocol, _TTL, source.packed, to.address.packed) + payload
+    flags = int.from_bytes(inner[6:8]) & _DONT_FRAGMENT if four else _DONT_FRAGMENT
+    length = _HEADER.size + len(payload)
+    return _HEADER.pack(0x45, tos, length, 0, flags, _TTL, protocol, 0, source.packed, to.address.packed) + payload
+
+
+def source_port(inner: bytes) -> tuple[int, int, int] | None:
+    """IP version, protocol and source port of a packet of ours; None for whatever else the kernel sent into the
+    device."""
+    version = inner[0] >> 4 if inner else 0
+    if version == 6 and len(inner) >= 44 and inner[6] in (socket.IPPROTO_TCP, socket.IPPROTO_UDP):
+        return 6, inner[6], int.from_bytes(inner[40:42])
     header = (inner[0] & 0x0F) * 4 if inner else 0
-    if header < 20 or inner[0] >> 4 != 4 or len(inner) < header + 4:
+    if header < 20 or version != 4 or len(inner) < header + 4:
         return None
     if int.from_bytes(inner[6:8]) & 0x1FFF:  # a later fragment has no ports
         return None
-    return inner[9], int.from_bytes(inner[header : header + 2])
+    return 4, inner[9], int.from_bytes(inner[header : header + 2])
 
 
 class ProbePath:
@@ -108,22 +149,23 @@ class ProbePath:
     areas = Area.LINK | Area.ROUTE | Area.RULE
     interval = 10.0
 
-    def __init__(self, mux: str, address: IPv4Address, mtu: int, netlink: Netlink, lost: asyncio.Event) -> None:
+    def __init__(self, settings: MuxSettings, netlink: Netlink, lost: asyncio.Event) -> None:
         """``lost`` is set when somebody takes the device away; see :attr:`is_lost`."""
         self._lock = asyncio.Lock()  # the keeper must not look while it is half open
         self._routes = RoutesOf(ROUTE_PROTOCOL)
-        self.names = names(mux)
-        self._address = address
-        self._mtu = mtu
+        self.names = names(settings.name)
+        self._settings = settings
+        self._families = [f for f, own in ((_V4, settings.address), (_V6, settings.address6)) if own is not None]
         self._netlink = netlink
         self._lost = lost
         #: The device is gone, though we did not close it: close and open again.
         self.is_lost = False
         self._tun: int | None = None
-        self._raw: socket.socket | None = None
-        self._ways: dict[tuple[int, int], IPv4Address] = {}  # protocol and source port -> backend; ports come again
-        self._complaints: dict[IPv4Address, tuple[float, str]] = {}  # by backend: when, what
-        self._unsent: dict[IPv4Address, tuple[float, str]] = {}  # by backend: when this machine did not send, and why
+        self._raws: dict[tuple[int, int], socket.socket] = {}  # by IP version and protocol of the outer header
+        # IP version, protocol and source port -> tunnel; ports come again
+        self._ways: dict[tuple[int, int, int], TunnelTo] = {}
+        self._complaints: dict[Address, tuple[float, str]] = {}  # by backend: when, what
+        self._unsent: dict[Address, tuple[float, str]] = {}  # by backend: when this machine did not send, and why
 
     @property
     def is_open(self) -> bool:
@@ -136,29 +178,29 @@ class ProbePath:
 
     async def _open(self) -> None:
         try:
-            self._raw = self._open_raw()
             self._tun = self._open_tun()
             await self._route()
         except (IoError, FeatureError):
             await self._close()
             raise
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._tun, self._forward)
-        loop.add_reader(self._raw.fileno(), self._listen)
+        asyncio.get_running_loop().add_reader(self._tun, self._forward)
 
     async def repair(self) -> bool:
         """Removes the rule that a killed predecessor left; whether there was one."""
         found = await self._rules()
-        for priority in found:
-            await self._rule("del", priority)
+        for family, priority in found:
+            await self._rule("del", priority, family)
         return bool(found)
 
-    async def _rules(self) -> list[int]:
-        """The priorities of our rules; one, if all is well."""
-        rules = await self._netlink.dump("rule", family=socket.AF_INET)
+    async def _rules(self) -> list[tuple[int, int]]:
+        """Family and priority of our rules; one of each family, if all is well."""
         mark = self.names.mark
-        ours = (rule for rule in rules if rule.get_attr("FRA_FWMARK") == mark and rule.get_attr("FRA_TABLE") == mark)
-        return [rule.get_attr("FRA_PRIORITY") or 0 for rule in ours]
+        return [
+            (family, rule.get_attr("FRA_PRIORITY") or 0)
+            for family in self._families
+            for rule in await self._netlink.dump("rule", family=family)
+            if rule.get_attr("FRA_FWMARK") == mark and rule.get_attr("FRA_TABLE") == mark
+        ]
 
     async def close(self) -> None:
         """The rule first, so that at no time marked packets go elsewhere; then the device, with its route."""
@@ -172,10 +214,10 @@ class ProbePath:
             await self.repair()
             os.close(self._tun)
             self._tun = None
-        if self._raw is not None:
-            loop.remove_reader(self._raw.fileno())
-            self._raw.close()
-            self._raw = None
+        for raw in self._raws.values():
+            loop.remove_reader(raw.fileno())
+            raw.close()
+        self._raws.clear()
         self._routes.close()
         self._ways.clear()
         self.is_lost = False
@@ -192,10 +234,12 @@ class ProbePath:
             found: list[Difference] = []
             if not link.up:
                 found.append(Difference("interface", f"device {link.name}", "was set down"))
-            routes = parse(self._routes.dump())
-            if not any((route.table, route.ifindex) == (self.names.mark, link.index) for route in routes):
-                found.append(Difference("route", f"route of probes into {link.name}"))
-            if not await self._rules():
+            rules = {family for family, _ in await self._rules()}
+            for family in self._families:
+                routes = parse(self._routes.dump(family))
+                if not any((route.table, route.ifindex) == (self.names.mark, link.index) for route in routes):
+                    found.append(Difference("route", f"route of probes into {link.name}"))
+            if rules != set(self._families):
                 found.append(Difference("rule", f"ip rule of probes, fwmark {self.names.mark:#x}"))
             return found
 
@@ -213,25 +257,27 @@ class ProbePath:
 
     # --- for probes --------------------------------------------------------------------------------------------------
 
-    def sockets(self, backend: IPv4Address) -> TunnelSockets:
-        return TunnelSockets(self, backend)
+    def sockets(self, to: TunnelTo, version: int) -> TunnelSockets:
+        """``version``: of the VIP that is asked."""
+        return TunnelSockets(self, to, version)
 
     @contextlib.contextmanager
-    def leading_to(self, kind: socket.SocketKind, backend: IPv4Address) -> Iterator[socket.socket]:
+    def leading_to(self, kind: socket.SocketKind, to: TunnelTo, version: int) -> Iterator[socket.socket]:
         """What it sends goes through the tunnel of the backend. The way stays after it: closing sends as well."""
-        with socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK) as opened:
+        family, own = (_V4, self._settings.address) if version == 4 else (_V6, self._settings.address6)
+        with socket.socket(family, kind | socket.SOCK_NONBLOCK) as opened:
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.names.mark)
-            opened.bind((str(self._address), 0))
+            opened.bind((str(own), 0))
             protocol = socket.IPPROTO_TCP if kind is socket.SOCK_STREAM else socket.IPPROTO_UDP
-            self._ways[protocol, opened.getsockname()[1]] = backend
+            self._ways[version, protocol, opened.getsockname()[1]] = to
             yield opened
 
-    def complaint(self, backend: IPv4Address, since: float) -> str | None:
+    def complaint(self, backend: Address, since: float) -> str | None:
         """What was said of the way to the backend, not before ``since``."""
         at, text = self._complaints.get(backend, (0.0, ""))
         return text if at >= since and text else None
 
-    def unsent(self, backend: IPv4Address, since: float) -> str | None:
+    def unsent(self, backend: Address, since: float) -> str | None:
         """Why this machine did not send a packet to the backend, not before ``since``; None: it sent them all."""
         at, text = self._unsent.get(backend, (0.0, ""))
         return text if at >= since and text else None
@@ -250,15 +296,20 @@ class ProbePath:
                 self.is_lost = True
                 self._lost.set()
                 return
-            backend = self._ways.get(source_port(inner) or (0, 0))
-            if backend is not None:
-                self._send(outer_header(inner, self._address, backend) + inner, backend)
+            came = source_port(inner)
+            to = self._ways.get(came) if came is not None else None
+            if came is not None and to is not None:
+                self._send(tunnel_packet(inner, to, self._settings, entropy=came[2]), to.address)
 
-    def _send(self, packet: bytes, backend: IPv4Address) -> None:
-        assert self._raw is not None  # noqa: S101  open as long as the device
+    def _send(self, packet: bytes, backend: Address) -> None:
+        try:
+            raw = self._raw(backend.version, packet[9] if backend.version == 4 else packet[6])
+        except IoError as error:
+            self._own_want(backend, str(error))
+            return
         for attempt in range(2):
             try:
-                self._raw.sendto(packet, (str(backend), 0))
+                raw.sendto(packet, (str(backend), 0))
                 return
             except BlockingIOError:
                 self._own_want(backend, "the socket for tunnel packets is full")
@@ -269,50 +320,65 @@ class ProbePath:
                     self._own_want(backend, f"cannot send to {backend}: {os.strerror(error.errno or 0).lower()}")
                 elif attempt:
                     self._complain(backend, f"cannot send to {backend}: {os.strerror(error.errno or 0).lower()}")
-                self._listen()
+                self._listen(raw)
 
-    def _listen(self) -> None:
-        """Takes what ICMP says of tunnel packets off the raw socket's queue of errors."""
-        assert self._raw is not None  # noqa: S101
-        self._raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    def _listen(self, raw: socket.socket) -> None:
+        """Takes what ICMP says of tunnel packets off a raw socket's queue of errors."""
+        raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         for _ in range(_BURST):
             try:
-                quoted, ancillary, _, _ = self._raw.recvmsg(128, 512, _MSG_ERRQUEUE)
+                quoted, ancillary, _, _ = raw.recvmsg(128, 512, _MSG_ERRQUEUE)
             except OSError:
                 return
             for level, kind, data in ancillary:
                 if level == socket.IPPROTO_IP and kind == _IP_RECVERR and len(quoted) >= _HEADER.size:
                     self._heard(IPv4Address(quoted[16:20]), data)
+                elif level == socket.IPPROTO_IPV6 and kind == _IPV6_RECVERR and len(quoted) >= _HEADER6.size:
+                    self._heard(IPv6Address(quoted[24:40]), data)
 
-    def _heard(self, backend: IPv4Address, extended: bytes) -> None:
+    def _heard(self, backend: Address, extended: bytes) -> None:
         """One ``struct sock_extended_err``, followed by who sent it."""
         code, origin, icmp_type, icmp_code = struct.unpack_from("=IBBB", extended)
+        sender: Address = backend
         if origin == _ORIGIN_ICMP:
             what = _UNREACHABLE.get(icmp_code) if icmp_type == 3 else None
             sender = IPv4Address(extended[20:24]) if len(extended) >= 24 else backend
             self._complain(backend, f"{sender} says: {what or f'ICMP type {icmp_type} code {icmp_code}'}")
+        elif origin == _ORIGIN_ICMP6:
+            what = _UNREACHABLE6.get(icmp_code) if icmp_type == 1 else "packet too big" if icmp_type == 2 else None
+            sender = IPv6Address(extended[24:40]) if len(extended) >= 40 else backend
+            self._complain(backend, f"{sender} says: {what or f'ICMPv6 type {icmp_type} code {icmp_code}'}")
         elif code:
             self._complain(backend, f"cannot send to {backend}: {os.strerror(code).lower()}")
 
-    def _own_want(self, backend: IPv4Address, text: str) -> None:
+    def _own_want(self, backend: Address, text: str) -> None:
         self._unsent[backend] = (asyncio.get_running_loop().time(), text)
 
-    def _complain(self, backend: IPv4Address, text: str) -> None:
+    def _complain(self, backend: Address, text: str) -> None:
         self._complaints[backend] = (asyncio.get_running_loop().time(), text)
 
     # --- the kernel's side -------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _open_raw() -> socket.socket:
-        """Sends whole packets. Of protocol 4, for ICMP about tunnel packets to come to it; it takes in nothing."""
+    def _raw(self, version: int, protocol: int) -> socket.socket:
+        """Sends whole packets. Of the tunnels' protocol, for ICMP about their packets to come to it; it takes in
+        nothing."""
+        raw = self._raws.get((version, protocol))
+        if raw is not None:
+            return raw
         try:
-            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _IPPROTO_IPIP)
+            raw = socket.socket(_V4 if version == 4 else _V6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, protocol)
         except OSError as error:
             raise IoError(f"cannot open a raw socket for probes: {os.strerror(error.errno or 0).lower()}") from None
         nothing = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0))  # BPF: return 0
         raw.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(nothing)))
-        raw.setsockopt(socket.IPPROTO_IP, _IP_HDRINCL, 1)
-        raw.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        if version == 4:
+            raw.setsockopt(socket.IPPROTO_IP, _IP_HDRINCL, 1)
+            raw.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        else:
+            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_HDRINCL, 1)
+            raw.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        self._raws[version, protocol] = raw
+        asyncio.get_running_loop().add_reader(raw.fileno(), self._listen, raw)
         return raw
 
     def _open_tun(self) -> int:
@@ -338,23 +404,32 @@ class ProbePath:
         ipr = self._netlink.ipr
         try:
             await self.repair()
-            await ipr.link("set", index=link.index, mtu=self._mtu - _HEADER.size, state="up")
+            await ipr.link("set", index=link.index, mtu=self._mtu(), state="up")
             table = self.names.mark
-            await ipr.route("replace", dst="0.0.0.0/0", oif=link.index, table=table, scope=253, proto=ROUTE_PROTOCOL)
-            await self._rule("add", PRIORITY)
+            for family in self._families:
+                to = {"dst": "0.0.0.0/0", "scope": 253} if family == _V4 else {"dst": "::/0", "family": _V6}
+                await ipr.route("replace", oif=link.index, table=table, proto=ROUTE_PROTOCOL, **to)
+                await self._rule("add", PRIORITY, family)
         except NetlinkError as error:
             raise IoError(f"cannot route probes into {self.names.device}: {error}") from None
 
+    def _mtu(self) -> int:
+        """What fits in every tunnel that there may be; of IPv6 no less than its least (RFC 8200, 5)."""
+        widest = tunnel_bytes(6 if _V6 in self._families else 4, Encap.GUE)
+        return max(self._settings.mtu - widest, 1280 if _V6 in self._families else 68)
+
     def _silence(self) -> None:
         """Otherwise the kernel sends of its own into the device. Where there is no IPv6, it does not."""
+        here = Path(f"/proc/sys/net/ipv6/conf/{self.names.device}")
         with contextlib.suppress(OSError):
-            Path(f"/proc/sys/net/ipv6/conf/{self.names.device}/disable_ipv6").write_text("1")
+            (here / "addr_gen_mode").write_text("1")
+            (here / "disable_ipv6").write_text("0" if _V6 in self._families else "1")
 
-    async def _rule(self, command: str, priority: int) -> None:
+    async def _rule(self, command: str, priority: int, family: int) -> None:
         number = self.names.mark
         try:
             await self._netlink.ipr.rule(
-                command, family=socket.AF_INET, priority=priority, fwmark=number, fwmask=0xFFFFFFFF, table=number
+                command, family=family, priority=priority, fwmark=number, fwmask=0xFFFFFFFF, table=number
             )
         except NetlinkError as error:
             if command == "add" or error.code not in (errno.ENOENT, errno.ESRCH):
@@ -364,18 +439,19 @@ class ProbePath:
 class TunnelSockets:
     """Sockets for one probe, and what was said of their way."""
 
-    def __init__(self, path: ProbePath, backend: IPv4Address) -> None:
+    def __init__(self, path: ProbePath, to: TunnelTo, version: int) -> None:
         self._path = path
-        self._backend = backend
+        self._to = to
+        self._version = version
         self._began = asyncio.get_running_loop().time()
 
     def open(self, kind: socket.SocketKind) -> contextlib.AbstractContextManager[socket.socket]:
-        return self._path.leading_to(kind, self._backend)
+        return self._path.leading_to(kind, self._to, self._version)
 
     @property
     def unsent(self) -> str | None:
-        return self._path.unsent(self._backend, self._began)
+        return self._path.unsent(self._to.address, self._began)
 
     @property
     def complaint(self) -> str | None:
-        return self._path.complaint(self._backend, self._began)
+        return self._path.complaint(self._to.address, self._began)

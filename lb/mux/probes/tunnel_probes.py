@@ -8,7 +8,7 @@ reply that comes straight back with the VIP as its source. What to ask is decide
     probe tcp or http, at the service's port   the same, at VIP:port
     probe at another port, or a command        TCP connect to VIP:port: the tunnel leads to the service alone
     udp with an expected answer                the same, at VIP:port
-    udp without, IPv6, no single port          whether the backend's machine is there at all
+    udp without, no single port                whether the backend's machine is there at all
 
 The last goes beside the tunnel: a TCP SYN to the machine's own address, at a port where nobody listens. Whoever refuses
 it is there. Silence says something only of a machine that answered before: packet filters are silent, too.
@@ -22,16 +22,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
 
 from lb.daemon.kernel.keeper import KeptPart
 from lb.daemon.log import get_logger
 from lb.errors import VipmuxError
-from lb.model import Address, Backend, MuxSettings, Probe, ProbeType, Protocol, Service
+from lb.model import Address, Backend, Encap, MuxSettings, Probe, ProbeType, Protocol, Service
 from lb.model.service_diff import ServiceDiff
 from lb.mux.hops.netlink import Netlink
 from lb.mux.hops.next_hops import RouteKind
-from lb.mux.probes.path import ProbePath
+from lb.mux.probes.path import ProbePath, TunnelTo
 from lb.node.messages import HealthReport
 from lb.probe.checkers import PlainSockets, ask
 from lb.probe.results import Board, Known, Label, NotProbed
@@ -71,9 +70,13 @@ class TunnelCheck:
     """A probe of a VIP through the tunnel of one backend."""
 
     probe: Probe
-    vip: IPv4Address
+    vip: Address
     port: int
-    backend: IPv4Address
+    to: TunnelTo
+
+    @property
+    def backend(self) -> Address:
+        return self.to.address
 
     @property
     def host(self) -> bool:
@@ -81,32 +84,36 @@ class TunnelCheck:
 
     @property
     def place(self) -> str:
-        return f"{self.probe.type.value} {self.vip}:{self.port} through the tunnel to {self.backend}"
+        vip = str(self.vip) if self.vip.version == 4 else f"[{self.vip}]"
+        return f"{self.probe.type.value} {vip}:{self.port} through the tunnel to {self.backend}"
 
 
 AnyCheck = TunnelCheck | HostCheck
 
 
-def checks(services: Iterable[Service]) -> dict[Label, AnyCheck | NotProbed]:
+def checks(services: Iterable[Service], settings: MuxSettings) -> dict[Label, AnyCheck | NotProbed]:
     """What to ask of each backend."""
     return {
-        (service.name, backend.name): _check(service, backend) for service in services for backend in service.backends
+        (service.name, backend.name): _check(service, backend, settings)
+        for service in services
+        for backend in service.backends
     }
 
 
-def _check(service: Service, backend: Backend) -> AnyCheck | NotProbed:
+def _check(service: Service, backend: Backend, settings: MuxSettings) -> AnyCheck | NotProbed:
     probe, vip = service.probe, service.vip.network_address
     if probe is None:
         return _UNASKED
-    if not isinstance(vip, IPv4Address) or not isinstance(backend.address, IPv4Address):
-        return _host(backend, probe, "tunnel probes are for IPv4 only")
+    if settings.source(vip) is None:  # as a client of the VIP it asks from there
+        key = "mux.address" if vip.version == 4 else "mux.address6"
+        return _host(backend, probe, f"there is no {key} to ask the VIP from")
     port = _vip_port(service, probe)
     if port is None:
         return _host(backend, probe, "the service has no single port; probe.port may name one of its own")
     asked = _through_tunnel(service, backend, probe, port)
     if asked is None:
         return _host(backend, probe, "through a tunnel, a UDP service must be expected to answer")
-    return TunnelCheck(asked, vip, port, backend.address)
+    return TunnelCheck(asked, vip, port, TunnelTo(backend.address, service.encap or settings.encap))
 
 
 def _host(backend: Backend, probe: Probe, instead: str) -> HostCheck:
@@ -189,7 +196,7 @@ class TunnelProbes:
         self._settings = settings
         self._netlink = netlink
         self._wake = asyncio.Event()
-        self._path = ProbePath(settings.name, settings.address, settings.mtu, netlink, self._wake)
+        self._path = ProbePath(settings, netlink, self._wake)
         self._hosts = Hosts()
         self._board: Board[AnyCheck] = Board("tunnel", self._ask, send or _nobody, unprobed=ProbeHealth.UNKNOWN)
         self._told = "the manager" if send else "nobody: there is no manager; see lb get backends --local"
@@ -272,7 +279,7 @@ class TunnelProbes:
         probes = len(self._board)
         self._board.change({}, _gone(before, self._services))
         for first in range(0, len(changed), PIECE):
-            self._board.change(await self._possible(checks(changed[first : first + PIECE])), ())
+            self._board.change(await self._possible(checks(changed[first : first + PIECE], self._settings)), ())
             await asyncio.sleep(0)  # others have their turn
         if len(self._hosts) > 1000 + 2 * len(self._board):  # a year of other machines
             self._hosts.keep_only({one.address for service in self._services.values() for one in service.backends})
@@ -283,7 +290,7 @@ class TunnelProbes:
         if isinstance(check, HostCheck):
             answer = await ask(check.probe, check.backend, HOST_PORT, PlainSockets(check.backend))
             return self._hosts.heard(check, answer)
-        sockets = self._path.sockets(check.backend)
+        sockets = self._path.sockets(check.to, check.vip.version)
         answer = await ask(check.probe, check.vip, check.port, sockets)
         if answer.success:
             return replace(answer, reason=f"{answer.reason} through the tunnel")
@@ -292,9 +299,15 @@ class TunnelProbes:
         if answer.silent and sockets.unsent is not None:  # what did not leave cannot be answered
             return replace(answer, reason=sockets.unsent, made=False)
         if answer.silent:
-            heard = sockets.complaint or "is IP-in-IP (protocol 4) dropped on the way, or lb-agent not running there?"
+            heard = sockets.complaint or f"is {self._means(check)} dropped on the way, or lb-agent not running there?"
             return replace(answer, reason=f"{answer.reason} through the tunnel to {check.backend}; {heard}")
         return replace(answer, reason=f"{answer.reason} by {check.vip} through the tunnel to {check.backend}")
+
+    def _means(self, check: TunnelCheck) -> str:
+        """How the tunnel's packets look on the way."""
+        if check.to.encap is Encap.GUE:
+            return f"GUE (UDP port {self._settings.gue_port})"
+        return f"IP-in-IP (protocol {4 if check.vip.version == 4 else 41})"
 
     async def _possible(self, wanted: Mapping[Label, AnyCheck | NotProbed]) -> dict[Label, AnyCheck | NotProbed]:
         """Those that cannot be asked from this machine are not, for they would only seem to be down."""
@@ -329,9 +342,9 @@ class TunnelProbes:
         names = {link.index: link.name for link in links.values()}
         return _Kernel(interface, max(_rp_filter("all"), _rp_filter(interface)), names)
 
-    async def _deaf(self, vip: IPv4Address) -> str | None:
+    async def _deaf(self, vip: Address) -> str | None:
         """Why this kernel would drop what the VIP answers, or None."""
-        if self._kernel.rp_filter == 0:
+        if self._kernel.rp_filter == 0 or vip.version == 6:  # the kernel has no such filter for IPv6
             return None
         route = await self._netlink.route(vip)
         unicast = route is not None and route.kind is RouteKind.UNICAST
