@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from ipaddress import ip_network
 
 import pytest
@@ -132,8 +133,11 @@ def test_probes_go_through_every_tunnel(lab: TunnelLab) -> None:
     def seen(mux: Node) -> dict[str, str]:
         return {row["name"]: f"{row['health']}: {row['reason']}" for row in lab.get(mux, "backends")}
 
+    def all_up(mux: Node) -> bool:
+        return all(text.startswith("up: ") for text in seen(mux).values())
+
     for mux in lab.muxes:
-        wait_for(lambda mux=mux: all(text.startswith("up: ") for text in seen(mux).values()), "every backend to be up")
+        wait_for(partial(all_up, mux), "every backend to be up")
         assert all("through the tunnel" in text for text in seen(mux).values()), seen(mux)
 
 
