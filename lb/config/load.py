@@ -313,7 +313,9 @@ class _Reader:
                 self._manager,
             )
         if isinstance(owner, tables.AgentTable):
-            return AgentConfig(AgentSettings(**{"muxes": (), "address": None, **owner.given()}), services, self._manager)
+            return AgentConfig(
+                AgentSettings(**{"muxes": (), "address": None, **owner.given()}), services, self._manager
+            )
         self._check_announcements(services)
         return None if self.mistakes else services
 

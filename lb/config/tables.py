@@ -517,9 +517,7 @@ class MuxTable(TomlTable):
         "Tunnels to backends with IPv4 addresses come from this one. It must be this machine's. One of `address` and "
         "`address6` is needed.",
     )
-    address6: IPv6Address | None = key(
-        parse_address6, "The same for IPv6. Tunnels carry packets of either family."
-    )
+    address6: IPv6Address | None = key(parse_address6, "The same for IPv6. Tunnels carry packets of either family.")
     interface: str | None = key(check_interface, "Clients' packets arrive on this interface.")
     io: IoMode | None = key(
         word(IoMode),
