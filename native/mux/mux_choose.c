@@ -227,6 +227,8 @@ static NEVER_INLINE enum reason judge_end(const struct mux *mux, const struct pa
 	const struct hop *hop = &mux->snapshot->hops[backend_hop(backend)];
 	size_t size = packet->family == 4 ? 4 : 16;
 
+	if (hop->family != packet->family)
+		return REASON_FORWARDED;
 	if (memcmp(packet_source(packet), hop_source(hop), size) == 0)
 		return REASON_OWN_SOURCE;
 	return memcmp(packet_source(packet), hop_destination(hop), size) == 0 ? REASON_HAIRPIN : REASON_FORWARDED;

@@ -398,6 +398,8 @@ static enum reason from_an_end(const struct reference_mux *mux, const struct pla
 {
 	const struct hop_spec *hop = &mux->world->hops[choice->backend->hop];
 
+	if (hop->family != packet->family)
+		return REASON_FORWARDED;
 	if (memcmp(source_of(packet), hop->source, address_size(packet)) == 0)
 		return REASON_OWN_SOURCE;
 	return memcmp(source_of(packet), hop->destination, address_size(packet)) == 0 ? REASON_HAIRPIN : REASON_FORWARDED;
