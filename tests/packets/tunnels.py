@@ -17,7 +17,7 @@ UNDER4 = "2001:db8:f:1::12"
 def cut(claim: str, packet: bytes, backend: str, size: int, encap: Encap = Encap.IPIP) -> Row:
     """A super-packet that leaves as segments of ``size`` bytes of payload."""
     parts = segments(packet, size)
-    return Row(claim, packet, "segmented", tuple(to(backend, part, 7 + n, encap) for n, part in enumerate(parts)))
+    return Row(claim, packet, "segmented", tuple(to(backend, part, 7 + n, encap=encap) for n, part in enumerate(parts)))
 
 
 ROWS = (
