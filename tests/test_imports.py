@@ -122,6 +122,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "lb.dataplane",
         "lb.doctor.firewall",
         "lb.doctor.model",
+        "lb.rows",
     ),
     (
         "lb.daemon.log",

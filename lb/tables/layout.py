@@ -27,20 +27,21 @@ def columns(
 ) -> list[str]:
     """The lines of a table of any values; see :func:`drawn`."""
     texts = [[cell(value) for value in row] for row in rows]
-    return drawn(header, list(zip(*texts, strict=True)) or [()] * len(header), right, width, paint)
+    names = set(right)
+    numbers = {i for i, name in enumerate(header) if name in names}
+    return drawn(header, list(zip(*texts, strict=True)) or [()] * len(header), numbers, width, paint)
 
 
 def drawn(
     header: Sequence[str],
     cells: Sequence[Sequence[str]],
-    right: Iterable[str] = (),
+    numbers: Collection[int] = (),
     width: int | None = None,
     paint: Paint = _UNPAINTED,
 ) -> list[str]:
-    """Lines of a table as wide as its widest cells, which are given column by column; names in ``right`` hold numbers.
-    Where that is wider than ``width``, the widest of the other columns are folded."""
+    """Lines of a table as wide as its widest cells, which are given column by column; those of ``numbers`` stand to the
+    right. Where that is wider than ``width``, the widest of the other columns are folded."""
     widths = [max(len(name), max(map(len, column), default=0)) for name, column in zip(header, cells, strict=True)]
-    numbers = {i for i, name in enumerate(header) if name in set(right)}
     if width is None or sum(widths) + len(_GAP) * (len(widths) - 1) <= width:
         return [*aligned([[name] for name in header], widths, numbers), *aligned(cells, widths, numbers, paint)]
     floors = [size if i in numbers else max(NARROWEST, len(header[i])) for i, size in enumerate(widths)]

@@ -4,7 +4,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
+
+#: Of many names a sentence has so many.
+_NAMED = 3
+#: Printable ASCII, and the end of a line.
+_PLAIN = bytes(range(0x20, 0x7F)) + b"\n"
 
 
 def cell(value: Any) -> str:  # noqa: PLR0911  one way for each type
@@ -55,3 +61,35 @@ def ago(since: Any, now: float | None = None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
+
+
+def clock(at: Any) -> str:
+    """Local date and time."""
+    if not isinstance(at, int | float):
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def size(count: Any) -> str | None:
+    """Bytes for people; None: no number."""
+    if not isinstance(count, int):
+        return None
+    value = float(count)
+    for unit in ("bytes", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+        value /= 1024
+    return f"{value:,.1f} GiB"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    shown = ", ".join(names[:_NAMED])
+    return f"{shown} and {len(names) - _NAMED:,} more" if len(names) > _NAMED else shown
+
+
+def harmless(text: str) -> str:
+    """Without what a terminal could take for an order; lines stay lines."""
+    if text.isascii() and not text.encode().translate(None, _PLAIN):  # the quickest look at a million characters
+        return text
+    return "\n".join(map(cell, text.split("\n")))

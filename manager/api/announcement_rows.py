@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from lb.rows.announcement import AnnouncementRow
+from manager.api.answers import AnnouncedVips, AnnouncementWords, ToldPeer
 from manager.api.reader import NO_BGP, Reader, Row
 from manager.nodes.hub import Entry
 from manager.observed.announcements import ToldByVip, bare, silent
@@ -33,7 +35,7 @@ class MuxAnnouncements:
 class VipRows(Reader):
     """Of each VIP and MUX."""
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[AnnouncementRow]:
         """One row for each VIP and MUX, and for each BGP peer where the MUX tells of them."""
         told = self.of_muxes()
         return [
@@ -55,12 +57,12 @@ class VipRows(Reader):
     def _by_vip(self, entry: Entry) -> ToldByVip:
         return self._controller.announced.by_vip(entry)
 
-    def of_vips(self, vips: Iterable[str]) -> tuple[list[Row], bool]:
+    def of_vips(self, vips: Iterable[str]) -> tuple[list[AnnouncedVips], bool]:
         """Of these VIPs, those of which the same is to be said together; and whether that may soon be another: a MUX is
         about to announce; where none does yet, one should, or backends are new, for which the policy may wait."""
         announced, plan = self._controller.announced, self._controller.plan
         without = {entry.record.name for entry in self.entries(MUX) if silent(entry)}
-        groups: dict[tuple[object, ...], list[str]] = {}
+        groups: dict[tuple[tuple[str, ...], tuple[str, ...], str | None, bool], list[str]] = {}
         later = False
         for vip in sorted(vips):
             found = plan.vips.get(vip)
@@ -76,29 +78,29 @@ class VipRows(Reader):
                 told = f"{', '.join(some[:4])}: without BGP, what is live counts"
             silent_ = not by and bool(found.granted or found.withheld)
             groups.setdefault((by, tuple(announced.wanted(found)), told, silent_), []).append(bare(vip))
-        rows_: list[Row] = [
-            {
-                "count": len(some),
-                "vips": some[:3],
-                "announced_by": key[0],
-                "wanted_by": key[1],
-                "note": key[2],
-                "silent": key[3],
-            }
-            for key, some in groups.items()
+        rows_ = [
+            AnnouncedVips(
+                count=len(some),
+                vips=some[:3],
+                announced_by=list(by),
+                wanted_by=list(wanted),
+                note=told,
+                silent=silent_,
+            )
+            for (by, wanted, told, silent_), some in groups.items()
         ]
         return rows_[:GROUPS], later
 
-    def words(self, entry: Entry, vip: VipPlan | None) -> Row:
+    def words(self, entry: Entry, vip: VipPlan | None) -> AnnouncementWords:
         name = entry.record.name
         if vip is None or name not in vip.granted:
             reason = vip.withheld.get(name, "it is new") if vip else "it is not planned yet"
-            return {"mux": name, "announces": False, "reason": reason, "peers": []}
+            return AnnouncementWords(mux=name, announces=False, reason=reason, peers=[])
         if silent(entry) and entry.connection is not None and "peers" in entry.status:
             live = vip.vip in (entry.live or {}).get("announcements", {})
-            return {"mux": name, "announces": live, "reason": f"wanted; {NO_BGP}", "peers": []}
+            return AnnouncementWords(mux=name, announces=live, reason=f"wanted; {NO_BGP}", peers=[])
         told = self._by_vip(entry).get(vip.vip, [])
-        peers = [{"name": row.get("peer"), "state": row.get("state"), "why": row.get("why")} for row in told]
+        peers = [ToldPeer(name=row.get("peer"), state=row.get("state"), why=row.get("why")) for row in told]
         if self._controller.plan.drains.get(name, "") is None:
             reason = "wanted, but it drains"
         elif entry.connection is None:
@@ -107,11 +109,11 @@ class VipRows(Reader):
             reason = f"wanted; it has not acknowledged generation {entry.generation} yet"
         else:
             reason = "wanted"
-        announces = any(peer["state"] in ("announced", "draining") for peer in peers) if peers else None
-        return {"mux": name, "announces": announces, "reason": reason, "peers": peers}
+        announces = any(peer.state in ("announced", "draining") for peer in peers) if peers else None
+        return AnnouncementWords(mux=name, announces=announces, reason=reason, peers=peers)
 
 
-def announced_rows(vip: str, found: VipPlan, told: Iterable[MuxAnnouncements]) -> Iterator[Row]:
+def announced_rows(vip: str, found: VipPlan, told: Iterable[MuxAnnouncements]) -> Iterator[AnnouncementRow]:
     """Of one VIP, as the plan has it, and of each MUX."""
     for mux in told:
         wanted = mux.name in found.granted
@@ -122,11 +124,11 @@ def announced_rows(vip: str, found: VipPlan, told: Iterable[MuxAnnouncements]) -
                 "the MUX is not connected" if mux.away else NO_BGP if mux.silent else "the MUX has not reported it yet"
             )
         for row in rows_ or [_NOTHING]:
-            yield {
-                "vip": vip,
-                "mux": mux.name,
-                "wanted": wanted,
-                "peer": row.get("peer"),
-                "state": row.get("state"),
-                "reason": why or row.get("why"),
-            }
+            yield AnnouncementRow(
+                vip=vip,
+                mux=mux.name,
+                wanted=wanted,
+                peer=row.get("peer"),
+                state=row.get("state"),
+                reason=why or row.get("why"),
+            )

@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import msgspec
 
 from lb.config.render import service_table, vip_text
 from lb.errors import NotFoundError
 from lb.model import Address, AnnouncePolicy, Network, Protocol, Service
-from lb.node.messages import FlowAnswer
+from lb.node.messages import Examination, FlowAnswer
 from manager.api.announcement_rows import VipRows
+from manager.api.answers import Description, ExaminationRow, FindingRow, FlowByMux, FlowRow, LeftOut, Vip
 from manager.api.flow_explanation import AskedFlow, goes_to, mux_words, nearest, taker, together
-from manager.api.reader import Reader, Row, node_state
+from manager.api.reader import Reader, event_rows, node_state
+from manager.api.requests import ServiceTableRow
 from manager.api.service_rows import ServiceRows
 from manager.controller.controller import Controller
 from manager.plan.model import AGENT, MUX, BackendPlan
@@ -28,7 +29,7 @@ class Explanations(Reader):
         super().__init__(controller)
         self._services, self._announcements = services, announcements
 
-    def service(self, name: str) -> Row:
+    def service(self, name: str) -> Description:
         """Everything on one service, and the sentences that explain it."""
         service = self._controller.desired.services.get(name)
         if service is None:
@@ -38,20 +39,20 @@ class Explanations(Reader):
         vip = self.vip_plan(service)
         subjects = {f"service {name}", f"vip {service.vip}"}
         subjects |= {f"backend {name}/{backend.name}" for backend in service.backends}
-        return {
-            "service": self._services.rows([name])[0],
-            "table": service_table(service),
-            "panic": vip.panic.get(name) if vip else None,
-            "probe": _probe_words(service),
-            "policy": _policy_words(service),
-            "backends": self._services.backends([name]),
-            "announcements": [self._announcements.words(entry, vip) for entry in self.entries(MUX)],
-            "left_out": self._left_out(name, f"announcements/{service.vip}"),
-            "explanation": [_explain(item, self._steady()) for item in backends],
-            "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
-        }
+        return Description(
+            service=self._services.rows([name])[0],
+            table=msgspec.convert(service_table(service), ServiceTableRow),
+            panic=vip.panic.get(name) if vip else None,
+            probe=_probe_words(service),
+            policy=_policy_words(service),
+            backends=self._services.backends([name]),
+            announcements=[self._announcements.words(entry, vip) for entry in self.entries(MUX)],
+            left_out=self._left_out(name, f"announcements/{service.vip}"),
+            explanation=[_explain(item, self._steady()) for item in backends],
+            events=event_rows(self._controller.events.latest(20, about(subjects))),
+        )
 
-    async def flow(self, flow: AskedFlow, seconds: float) -> Row:
+    async def flow(self, flow: AskedFlow, seconds: float) -> FlowRow:
         """Which backend a flow gets by each MUX, and why; see :mod:`manager.api.flow_explanation`."""
         controller = self._controller
         question = {
@@ -71,36 +72,21 @@ class Explanations(Reader):
             near = nearest(flow, services)
             words = [f"No service takes {flow}.", *near] if near else [f"No service takes {flow}: there is none yet."]
             agree = None
-        return {
-            "flow": str(flow),
-            "service": self._services.rows([service.name])[0] if service else None,
-            "agree": agree,
-            "words": words,
-            "muxes": [
-                {
-                    "mux": name,
-                    **_flow_row(flow, answer, backends),
-                    "words": mux_words(flow, answer, backends),
-                }
-                for name, answer in sorted(answers.items())
-            ],
-            "backends": self._services.backends([service.name]) if service else [],
-        }
+        return FlowRow(
+            flow=str(flow),
+            service=self._services.rows([service.name])[0] if service else None,
+            agree=agree,
+            words=words,
+            muxes=[_by_mux(name, flow, answer, backends) for name, answer in sorted(answers.items())],
+            backends=self._services.backends([service.name]) if service else [],
+        )
 
-    async def examination(self, seconds: float) -> list[Row]:
+    async def examination(self, seconds: float) -> list[ExaminationRow]:
         """What each node's own doctor finds, as it says it."""
-        found = []
-        for id_, answer in sorted((await self._controller.hub.examine(seconds)).items()):
-            kind, _, name = id_.partition(":")
-            row: Row = {"kind": kind, "name": name, "findings": [], "fine": 0, "left_out": 0, "error": None}
-            if isinstance(answer, str):
-                row["error"] = answer
-            else:
-                row |= {key: value for key, value in msgspec.to_builtins(answer).items() if key in row}
-            found.append(row)
-        return found
+        answers = await self._controller.hub.examine(seconds)
+        return [_examined(id_, answer) for id_, answer in sorted(answers.items())]
 
-    def vip(self, address: Address) -> Row:
+    def vip(self, address: Address) -> Vip:
         """What is at one address: services, who announces it and why, and what happened to it."""
         desired = self._controller.desired
         vips = {service.vip for service in desired.services.values() if _within(address, service.vip)}
@@ -111,18 +97,18 @@ class Explanations(Reader):
         plan = self._controller.plan.vips.get(str(vip))
         names = [name for name, service in desired.services.items() if service.vip == vip]
         subjects = {f"vip {vip}", *(f"service {name}" for name in names)}
-        return {
-            "vip": vip_text(vip),
-            "services": self._services.rows(names),
-            "announcements": [self._announcements.words(entry, plan) for entry in self.entries(MUX)],
-            "left_out": self._left_out(*names, f"announcements/{vip}"),
-            "events": [asdict(event) for event in self._controller.events.latest(20, about(subjects))],
-        }
+        return Vip(
+            vip=vip_text(vip),
+            services=self._services.rows(names),
+            announcements=[self._announcements.words(entry, plan) for entry in self.entries(MUX)],
+            left_out=self._left_out(*names, f"announcements/{vip}"),
+            events=event_rows(self._controller.events.latest(20, about(subjects))),
+        )
 
-    def _left_out(self, *names: str) -> list[Row]:
+    def _left_out(self, *names: str) -> list[LeftOut]:
         """Which nodes do not serve some of these, and why."""
         return [
-            {"node": entry.id, "what": name, "reason": entry.left_out[name]}
+            LeftOut(node=entry.id, what=name, reason=entry.left_out[name])
             for kind in (MUX, AGENT)
             for entry in self.entries(kind)
             for name in names
@@ -134,11 +120,30 @@ def _within(address: Address, vip: Network) -> bool:
     return address.version == vip.version and address in vip
 
 
-def _flow_row(flow: AskedFlow, answer: FlowAnswer | str, backends: Mapping[str, BackendPlan]) -> Row:
-    keys = ("service", "slot", "new", "remembered", "flow_class", "age")
-    if isinstance(answer, str):
-        return {**dict.fromkeys(keys), "goes_to": None}
-    return {**{key: getattr(answer, key) for key in keys}, "goes_to": goes_to(flow, answer, backends)}
+def _by_mux(name: str, flow: AskedFlow, answer: FlowAnswer | str, backends: Mapping[str, BackendPlan]) -> FlowByMux:
+    """An answer that is a text says why there is none."""
+    told = answer if not isinstance(answer, str) else FlowAnswer(0)
+    return FlowByMux(
+        mux=name,
+        service=told.service,
+        slot=told.slot,
+        new=told.new,
+        remembered=told.remembered,
+        flow_class=told.flow_class,
+        age=told.age,
+        goes_to=None if isinstance(answer, str) else goes_to(flow, answer, backends),
+        words=mux_words(flow, answer, backends),
+    )
+
+
+def _examined(id_: str, answer: Examination | str) -> ExaminationRow:
+    """An answer that is a text says why there is none."""
+    kind, _, name = id_.partition(":")
+    told = Examination(0, error=answer) if isinstance(answer, str) else answer
+    findings = [msgspec.convert(msgspec.to_builtins(finding), FindingRow) for finding in told.findings]
+    return ExaminationRow(
+        kind=kind, name=name, findings=findings, fine=told.fine, left_out=told.left_out, error=told.error
+    )
 
 
 def _explain(item: BackendPlan, now: float) -> str:

@@ -6,47 +6,49 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from manager.api.reader import Reader, Row, node_state
+from lb.rows.node import AgentRow, MuxRow, SessionRow
+from manager.api.reader import Reader, node_state
 from manager.nodes.hub import Entry, rows
 from manager.observed.drains import announced
 from manager.plan.model import AGENT, MUX
+
+#: What of its row a MUX tells itself.
+_TOLD = ("io", "mode", "flows", "forwarded", "dropped", "missed", "saturated")
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row.get(name) for name in _TOLD}
 
 
 class NodeRows(Reader):
     """Of each node that has ever joined."""
 
-    def muxes(self) -> list[Row]:
-        differs = self._controller.pools.differs
-        return [
-            {
-                **self._node(entry),
-                "differs": differs.get(entry.record.name),
-                "drain": self._drain(entry.record.name),
-                "announces": len((entry.state or {}).get("announcements", {})),
-                "announced": announced(entry),
-                "handover": self._flow_sync(entry),
-                "io": self._mux_row(entry).get("io"),
-                "mode": self._mux_row(entry).get("mode"),
-                "flows": self._mux_row(entry).get("flows"),
-                "forwarded": self._mux_row(entry).get("forwarded"),
-                "dropped": self._mux_row(entry).get("dropped"),
-                "missed": self._mux_row(entry).get("missed"),
-                "saturated": self._mux_row(entry).get("saturated"),
-                "peers": [
-                    {key: row.get(key) for key in ("name", "address", "state", "announced", "error")}
-                    for row in rows(entry.status, "peers")
-                ],
-            }
-            for entry in self.entries(MUX)
-        ]
+    def muxes(self) -> list[MuxRow]:
+        return [self._mux(entry, self._mux_row(entry)) for entry in self.entries(MUX)]
 
-    def agents(self) -> list[Row]:
+    def _mux(self, entry: Entry, told: Mapping[str, Any]) -> MuxRow:
+        """``told``: what it tells of itself."""
+        return MuxRow(
+            **self._node(entry),
+            differs=self._controller.pools.differs.get(entry.record.name),
+            drain=self._drain(entry.record.name),
+            announces=len((entry.state or {}).get("announcements", {})),
+            announced=announced(entry),
+            handover=self._flow_sync(entry),
+            **_told(told),
+            peers=[
+                SessionRow(**{name: row.get(name) for name in SessionRow.__struct_fields__})
+                for row in rows(entry.status, "peers")
+            ],
+        )
+
+    def agents(self) -> list[AgentRow]:
         return [
-            {**self._node(entry), "services": len((entry.state or {}).get("services", {}))}
+            AgentRow(**self._node(entry), services=len((entry.state or {}).get("services", {})))
             for entry in self.entries(AGENT)
         ]
 
-    def _node(self, entry: Entry) -> Row:
+    def _node(self, entry: Entry) -> dict[str, Any]:
         return {
             "name": entry.record.name,
             "state": node_state(entry),

@@ -15,6 +15,7 @@ from typing import Any
 
 from lb.config.render import service_table
 from lb.model import Backend, BackendState, HashMode
+from manager.api.answers import BackendChoice, FlowChoice, ServicePreview
 from manager.desired.state import Desired, DesiredChange
 from manager.nodes.hub import Entry, rows
 from manager.observed.drains import withdrawn
@@ -27,27 +28,29 @@ Flows = Callable[[str, str], int | None]
 ROWS_MAX = 20_000
 
 
-def preview(change: DesiredChange, plan: Plan, flows: Flows) -> list[dict[str, Any]]:
-    """For each service that differs: ``name``, ``before`` and ``after``; null where there is none."""
+def preview(change: DesiredChange, plan: Plan, flows: Flows) -> list[ServicePreview]:
+    """Of each service that differs."""
     drained = change.drained()
     return [
-        {"name": name, "before": _before(name, change.old, plan, flows), "after": _after(name, change, plan)}
+        ServicePreview(name=name, before=_before(name, change.old, plan, flows), after=_after(name, change, plan))
         for name in sorted(change.names | drained)
         if change.old.services.get(name) is not change.new.services.get(name) or name in drained
     ]
 
 
-def _before(name: str, old: Desired, plan: Plan, flows: Flows) -> dict[str, Any] | None:
+def _before(name: str, old: Desired, plan: Plan, flows: Flows) -> FlowChoice | None:
     service = old.services.get(name)
     if service is None:
         return None
     found = plan.vips.get(str(service.vip))
     told = found.tables.get(name) if found is not None else None
-    table = _bare(told if told is not None else service_table(service))
-    return {**table, "backend": [{**row, "flows": flows(name, row["name"])} for row in table["backend"]]}
+    choice = _bare(told if told is not None else service_table(service))
+    for row in choice.backend:
+        row.flows = flows(name, row.name)
+    return choice
 
 
-def _after(name: str, change: DesiredChange, plan: Plan) -> dict[str, Any] | None:
+def _after(name: str, change: DesiredChange, plan: Plan) -> FlowChoice | None:
     service = change.new.services.get(name)
     if service is None:
         return None
@@ -89,23 +92,24 @@ def _planned(name: str, old: Desired, plan: Plan) -> dict[tuple[str, str], Backe
     return {(item.backend.name, item.address): item for item in items if item.service == name}
 
 
-_KEYS = ("vip", "protocol", "port", "slots", "hash")
-
-
-def _bare(table: Mapping[str, Any]) -> dict[str, Any]:
+def _bare(table: Mapping[str, Any]) -> FlowChoice:
     """What decides where a flow goes, with nothing left to defaults but ``slots``, which each MUX's file may set."""
-    found: dict[str, Any] = {key: table.get(key) for key in _KEYS}
-    found["hash"] = found["hash"] or HashMode.FIVE_TUPLE.value
-    found["backend"] = [
-        {
-            "name": row["name"],
-            "address": row["address"],
-            "weight": row.get("weight", 1),
-            "state": row.get("state", BackendState.UP.value),
-        }
-        for row in table["backend"]
-    ]
-    return found
+    return FlowChoice(
+        vip=table["vip"],
+        protocol=table["protocol"],
+        port=table["port"],
+        slots=table.get("slots"),
+        hash=table.get("hash") or HashMode.FIVE_TUPLE.value,
+        backend=[
+            BackendChoice(
+                name=row["name"],
+                address=row["address"],
+                weight=row.get("weight", 1),
+                state=row.get("state", BackendState.UP.value),
+            )
+            for row in table["backend"]
+        ],
+    )
 
 
 def live_flows(entries: Iterable[Entry], drains: Mapping[str, str | None], names: Iterable[str]) -> Flows:

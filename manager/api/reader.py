@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from lb.model import Service
+from lb.rows.event import EventRow
 from manager.controller.controller import Controller
 from manager.nodes.hub import Entry
 from manager.plan.model import BackendPlan, VipPlan
+from manager.store.interface import Event
 
 Row = dict[str, Any]
 
@@ -33,6 +36,10 @@ class Reader:
     def entries(self, kind: str) -> list[Entry]:
         found = [entry for entry in self._controller.hub.entries.values() if entry.record.kind == kind]
         return sorted(found, key=lambda entry: entry.record.name)
+
+
+def event_rows(events: Iterable[Event]) -> list[EventRow]:
+    return [EventRow(id=it.id, at=it.at, subject=it.subject, text=it.text, bad=it.bad) for it in events]
 
 
 def node_state(entry: Entry) -> str:

@@ -11,29 +11,35 @@ from __future__ import annotations
 import asyncio
 import heapq
 import json
-import re
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from ipaddress import ip_address
 from typing import Any
 
+import msgspec
 from aiohttp import web
+from msgspec import UNSET
 
 from lb.config.tables import show
 from lb.config.toml import decoded
 from lb.daemon.log import get_logger
 from lb.errors import AccessError, ConfigError, NotFoundError, RequestError, VipmuxError
-from lb.model import MAX_SERVICES, Address, Protocol
-from lb.tables.manager_tables import Listing
+from lb.model import Address, Protocol
+from lb.rows.backend import BackendRow
+from lb.rows.row import Row
+from lb.rows.service import ServiceRow
+from lb.rows.table import Listing
+from manager.api import requests
+from manager.api.answers import AnnouncedVips, ChangeLineRow, ChangeRow, Error, Mistake, Nothing, Preview, TokenRow
 from manager.api.flow_explanation import AskedFlow
-from manager.api.json_rows import Drawer, JsonRows, array
-from manager.api.openapi import ROUTES, describe
+from manager.api.kept_rows import Drawer, KeptRows
+from manager.api.openapi import describe
+from manager.api.query import Words
+from manager.api.routes import BY_OPERATION, ROUTES
 from manager.api.status_rows import warn_of_drain
 from manager.api.view import View
-from manager.controller.change_feed import BY_SERVICE, TABLES, Cursor, News
+from manager.controller.change_feed import BY_SERVICE, Cursor, News
 from manager.controller.controller import Applied, Controller
-from manager.observed.rates import FIELDS, SERVICES_KEPT
 from manager.plan.model import AGENT, MUX
 from manager.store.events import Wanted
 from manager.store.interface import ConflictError, Store, StoreError
@@ -41,7 +47,6 @@ from manager.trust.bounded_listener import known
 
 #: Largest request: some tens of thousands of services.
 BODY_MAX = 64 * 2**20
-LIMIT_MAX = 5000
 #: So many mistakes are told in one answer.
 MISTAKES_MAX = 1000
 #: Of an answer with lines of the audit, so much of what they changed, the latest first; characters.
@@ -51,8 +56,6 @@ WAIT_MAX = 300.0
 FLOW_WAIT = 2.0
 #: And nodes so long to have themselves examined: more than one takes at the most, so that each says why it did not.
 EXAMINATION_WAIT = 30.0
-#: So long may a watcher be kept without news, seconds.
-WATCH_MAX = 60.0
 #: Of a wait for nodes, so long at most is for those that have all and are about to announce, and how often they are
 #: looked at; seconds.
 ANNOUNCE_WAIT, ANNOUNCE_TURN = 10.0, 0.1
@@ -61,15 +64,11 @@ CONFIRM_MIN, CONFIRM_MAX = 1.0, 86_400.0
 WHY_MAX = 1000
 #: A number or a word in a query is shorter.
 QUERY_MAX = 100
-#: How rows can be had: as objects, as the cells of a table, or drawn.
-AS = ("json", "columns", "text")
 #: A file of services, in a request or an answer.
 TOML = "application/toml"
 JSON = "application/json"
 #: What any page may send to anywhere.
 FORMS = frozenset({"text/plain", "application/x-www-form-urlencoded", "multipart/form-data"})
-#: What `lb top` can be sorted by.
-SORTS = (*FIELDS, "name")
 
 #: Who asks, as it will stand in the audit; raises AccessError.
 Authenticate = Callable[[web.Request], Awaitable[str]]
@@ -130,10 +129,10 @@ class Api:
         self._controller = controller
         self._view = view
         self._store = store
-        self._texts = JsonRows(controller, view)
+        self._kept = KeptRows(controller, view)
         self._drawers = {table: Drawer() for table in ("services", "backends", "announcements")}
         self._exporting = asyncio.Lock()
-        self._description = json.dumps(describe(version))
+        self._description = describe(version)
         self._make_token = make_token
 
     # -- reading ------------------------------------------------------------------------------------------------
@@ -148,21 +147,19 @@ class Api:
         """All, or those of some services, or the first so many."""
         known = self._controller.desired
         names = self._known_names(request, known.services, known.retiring)
-        limit = int(_within(request, "limit", 0, 0, MAX_SERVICES))
+        asked = _query(table, request)
         of = known.services if names is None else names
-        if limit and limit < len(of):  # so many services
-            names = heapq.nsmallest(limit, of)
-        form = _choice(request, "as", AS)
-        if form != "json":
-            make = self._texts.list_services if table == "services" else self._texts.list_backends
-            return await self._listing(make(names), form, self._drawers[table] if names is None else Drawer())
-        return _json_answer(array(self._by_service(table, names).values()))
+        if asked["limit"] and asked["limit"] < len(of):  # so many services
+            names = heapq.nsmallest(asked["limit"], of)
+        if asked["as"] == "text":
+            make = self._kept.list_services if table == "services" else self._kept.list_backends
+            return await self._listing(make(names), self._drawers[table] if names is None else Drawer())
+        return _answer(self._by_service(table, names))
 
     @staticmethod
-    async def _listing(table: Listing, form: str, drawer: Drawer) -> web.Response:
+    async def _listing(table: Listing, drawer: Drawer) -> web.Response:
         """Drawn beside the event loop: of sixty thousand lines all may be new."""
-        text = table.text() if form == "columns" else await asyncio.to_thread(drawer.draw, table)
-        return _text_answer(text, "text/plain")
+        return _bytes_answer((await asyncio.to_thread(drawer.draw, table)).encode(), "text/plain")
 
     @staticmethod
     def _known_names(request: web.Request, *known: Collection[str]) -> list[str] | None:
@@ -173,20 +170,19 @@ class Api:
             raise NotFoundError(f"there is no service {show(unknown[0])}")
         return names
 
-    def _by_service(self, table: str, names: Iterable[str] | None) -> dict[str, str]:
-        """Rows as JSON, for there may be tens of thousands."""
-        return self._texts.services(names) if table == "services" else self._texts.backends(names)
+    def _by_service(self, table: str, names: Iterable[str] | None) -> Sequence[ServiceRow | BackendRow]:
+        return self._kept.services(names) if table == "services" else self._kept.backends(names)
 
     async def describe(self, request: web.Request) -> web.Response:
         return _answer(self._view.explanations.service(request.match_info["name"]))
 
     async def tables(self, request: web.Request) -> web.Response:
-        as_file = _choice(request, "as", ("json", "toml")) == "toml"
+        as_file = _query("tables", request)["as"] == "toml"
         names = self._known_names(request, self._controller.desired.services)
         async with self._exporting:  # the first time it takes a while, where there are tens of thousands
             if as_file:
-                return _text_answer(await asyncio.to_thread(self._texts.file, names), TOML)
-            return _json_answer(array(await asyncio.to_thread(self._texts.tables, names)))
+                return _bytes_answer(await asyncio.to_thread(self._kept.file, names), TOML)
+            return _bytes_answer(await asyncio.to_thread(self._kept.tables, names), JSON)
 
     async def vip(self, request: web.Request) -> web.Response:
         return _answer(self._view.explanations.vip(_address("the address", request.match_info["address"])))
@@ -195,17 +191,15 @@ class Api:
         source, destination = (_address(key, request.query.get(key, "")) for key in ("source", "destination"))
         if source.version != destination.version:
             raise RequestError("source and destination must be of one family, both IPv4 or both IPv6")
-        ports = [int(_within(request, f"{key}_port", -1, 0, 65535)) for key in ("source", "destination")]
-        if -1 in ports:
+        asked = _query("flow", request)
+        ports = [asked[f"{key}_port"] for key in ("source", "destination")]
+        if None in ports:
             raise RequestError("source_port and destination_port must be given")
-        protocol = Protocol(_choice(request, "protocol", ("tcp", "udp")))
-        return _answer(
-            await self._view.explanations.flow(AskedFlow(protocol, source, ports[0], destination, ports[1]), FLOW_WAIT)
-        )
+        flow = AskedFlow(Protocol(asked["protocol"]), source, ports[0], destination, ports[1])
+        return _answer(await self._view.explanations.flow(flow, FLOW_WAIT))
 
     async def examination(self, _: web.Request) -> web.Response:
-        rows = await self._view.explanations.examination(EXAMINATION_WAIT)
-        return await asyncio.to_thread(lambda: _answer(rows))
+        return _answer(await self._view.explanations.examination(EXAMINATION_WAIT))
 
     async def backends(self, request: web.Request) -> web.Response:
         return await self._rows("backends", request)
@@ -220,76 +214,69 @@ class Api:
         return _answer(self._view.nodes.agents())
 
     async def announcements(self, request: web.Request) -> web.Response:
-        form = _choice(request, "as", AS)
-        if form != "json":
-            return await self._listing(self._texts.list_announcements(), form, self._drawers["announcements"])
+        if _query("announcements", request)["as"] == "text":
+            return await self._listing(self._kept.list_announcements(), self._drawers["announcements"])
         return _answer(self._view.announcements.rows())
 
     async def events(self, request: web.Request) -> web.Response:
-        query = request.query
-        since = _within(request, "since", 0, 0, 2**53) or None
-        after = int(_within(request, "after", 0, 0, 2**53)) or None
-        bad = _choice(request, "bad", ("false", "true")) == "true"
-        return _answer(self._view.manager.events(_limit(request), Wanted(query.get("subject"), since, after, bad)))
+        asked = _query("events", request)
+        wanted = Wanted(asked["subject"], asked["since"] or None, asked["after"] or None, asked["bad"] == "true")
+        return _answer(self._view.manager.events(asked["limit"], wanted))
 
     async def top(self, request: web.Request) -> web.Response:
-        by = _choice(request, "by", ("service", "backend", "mux"))
-        sort = _choice(request, "sort", SORTS)
-        limit = int(_within(request, "limit", 20, 1, LIMIT_MAX))
-        return _answer(self._view.busiest.top(by, sort, limit, request.query.get("service")))
+        asked = _query("top", request)
+        return _answer(self._view.busiest.top(asked["by"], asked["sort"], asked["limit"], asked["service"]))
 
     async def watch(self, request: web.Request) -> web.Response:
-        table = _choice(request, "what", TABLES)
-        only = request.query.getall("service", [])
+        asked = _query("watch", request)
+        table, only = asked["what"], asked["service"]
         changes = self._controller.changes
-        cursor = Cursor.parse(request.query.get("since", ""))
+        cursor = Cursor.parse(asked["since"] or "")
         news, counters = News(None), True
         if cursor is not None:
-            wait = _within(request, "wait", 20, 0, WATCH_MAX)
-            news, counters = await changes.wait(table, cursor, wait, only)
+            news, counters = await changes.wait(table, cursor, asked["wait"], only)
         began = time.monotonic()
         after = changes.cursor(cursor, counters=counters)
         whole = news.services is None
         names = only or None if news.services is None else news.services
-        rows: Mapping[str, str] = {}
+        rows: Sequence[Any] = ()
         if names is None or names:
             rows = self._by_service(table, names) if table in BY_SERVICE else await self._watched(table)
-        gone = sorted(news.services - rows.keys()) if news.services is not None else []
-        head, tail = _text({"cursor": str(after), "whole": whole})[:-1], _text({"gone": gone})[1:]
-        answer = _json_answer(f'{head}, "rows": {array(rows.values())}, {tail}')
+        gone: list[str] = []
+        if news.services is not None:
+            known = {row.service if table == "backends" else row.name for row in rows}
+            gone = sorted(news.services - known)
+        answer = _answer({"cursor": str(after), "whole": whole, "rows": rows, "gone": gone})
         if cursor is not None:
             changes.spent(time.monotonic() - began, counters=counters)
         return answer
 
-    async def _watched(self, table: str) -> dict[str, str]:
+    async def _watched(self, table: str) -> Sequence[Any]:
         if table == "history":
-            rows = [asdict(line) for line in await self._store.history(100)]
-        elif table == "events":
-            rows = self._view.manager.events(100)
-        else:
-            rows = self._view.table(table)
-        return {str(number): _text(row) for number, row in enumerate(rows)}
+            return await self._store.history(100)
+        if table == "events":
+            return self._view.manager.events(100)
+        return self._view.table(table)
 
     async def rates(self, request: web.Request) -> web.Response:
-        since = _within(request, "since", 0, 0, 2**53)
-        services = int(_within(request, "services", 8, 0, SERVICES_KEPT))
-        return _answer(self._view.busiest.rates(since or None, services, request.query.getall("service", [])))
+        asked = _query("rates", request)
+        return _answer(self._view.busiest.rates(asked["since"] or None, asked["services"], asked["service"]))
 
     async def audit(self, request: web.Request) -> web.Response:
-        with_changes = _choice(request, "change", ("true", "false")) == "true"
-        lines = await self._store.audit(_limit(request), AUDIT_MAX if with_changes else -1)
-        return await asyncio.to_thread(lambda: _answer([asdict(line) for line in lines]))
+        asked = _query("audit", request)
+        lines = await self._store.audit(asked["limit"], AUDIT_MAX if asked["change"] == "true" else -1)
+        return await asyncio.to_thread(lambda: _answer(lines))
 
     async def history(self, request: web.Request) -> web.Response:
-        return _answer([asdict(line) for line in await self._store.history(_limit(request))])
+        return _answer(await self._store.history(_query("history", request)["limit"]))
 
     async def openapi(self, _: web.Request) -> web.Response:
-        return web.Response(text=self._description, content_type="application/json")
+        return _answer(self._description)
 
     # -- changing -----------------------------------------------------------------------------------------------
 
     async def apply(self, request: web.Request) -> web.Response:
-        given, body = await _given(request, {"dry_run", "prune", "wait", "why", "confirm"})
+        given, body = await _given(request, requests.Apply)
         dry_run, prune, wait, confirm = _flag(body, "dry_run"), _flag(body, "prune"), _wait(body), _confirm(body)
         done = await self._controller.writer.apply(
             _services(given), request[WHO], replace_all=prune, dry_run=dry_run, why=_why(body), confirm=confirm
@@ -297,7 +284,7 @@ class Api:
         return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
 
     async def diff(self, request: web.Request) -> web.Response:
-        given, body = await _given(request, {"prune", "to"})
+        given, body = await _given(request, requests.Diff)
         to, prune = _version(body, "to"), _flag(body, "prune")
         if to is not None:
             if given is not None or prune:
@@ -311,7 +298,7 @@ class Api:
         )
 
     async def rollback(self, request: web.Request) -> web.Response:
-        body = await _table(request, {"to", "dry_run", "wait", "why", "confirm"})
+        body = await _table(request, requests.Rollback)
         to, dry_run, wait, confirm = _version(body, "to"), _flag(body, "dry_run"), _wait(body), _confirm(body)
         done = await self._controller.writer.rollback(
             to, request[WHO], dry_run=dry_run, why=_why(body), confirm=confirm
@@ -319,7 +306,7 @@ class Api:
         return await self._followed(done, wait, dry_run=dry_run, confirm=confirm)
 
     async def confirm(self, request: web.Request) -> web.Response:
-        body = await _table(request, {"version", "why"})
+        body = await _table(request, requests.Confirm)
         return _change(await self._controller.writer.confirm(_version(body, "version"), request[WHO], why=_why(body)))
 
     async def _followed(self, done: Applied, wait: float, *, dry_run: bool, confirm: float | None) -> web.Response:
@@ -336,7 +323,7 @@ class Api:
         announced = await self._announced(done, 0.0 if behind else wait - (time.monotonic() - began))
         return _change(done, behind=sorted({*behind, *why}), why=why, confirm=unconfirmed, announced=announced)
 
-    async def _announced(self, done: Applied, seconds: float) -> list[dict[str, Any]] | None:
+    async def _announced(self, done: Applied, seconds: float) -> list[AnnouncedVips] | None:
         """Who announces the VIPs of what was changed; waits so long for MUXes that are about to."""
         services = self._controller.desired.services
         vips = {str(services[name].vip) for name in done.change.names if name in services}
@@ -365,7 +352,7 @@ class Api:
         )
 
     async def delete_services(self, request: web.Request) -> web.Response:
-        body = await _table(request, {"services", "why"})
+        body = await _table(request, requests.Delete)
         names = _array(body.get("services"), "services")
         if not names or not all(isinstance(name, str) for name in names):
             raise RequestError("services must be the names of services, at least one")
@@ -386,8 +373,8 @@ class Api:
     async def _drain_backends(self, request: web.Request, *, drain: bool) -> web.Response:
         """The backend that the path names, or all of a host."""
         names, who, controller = request.match_info, request[WHO], self._controller
-        known = {"why", "dry_run", *(["now"] if drain else [])}
-        body = await _table(request, known) if await request.read() else {}
+        kind = requests.Drain if drain else requests.Undrain
+        body = await _table(request, kind) if await request.read() else {}
         how: dict[str, Any] = {"drain": drain, "now": _flag(body, "now"), "dry_run": _flag(body, "dry_run")}
         if "backend" in names:
             what = f"{names['service']}/{names['backend']}"
@@ -407,12 +394,12 @@ class Api:
         return await self._drain_mux(request, drain=False)
 
     async def _drain_mux(self, request: web.Request, *, drain: bool) -> web.Response:
-        why = _why(await _table(request, {"why"}) if await request.read() else {})
+        why = _why(await _table(request, requests.Why) if await request.read() else {})
         name, who = request.match_info["name"], request[WHO]
         return _change(await self._controller.node_orders.drain_mux(name, who, drain=drain, why=why))
 
     async def set_weight(self, request: web.Request) -> web.Response:
-        body = await _table(request, {"weight", "dry_run", "wait", "why", "confirm"})
+        body = await _table(request, requests.SetWeight)
         dry_run, wait, confirm = _flag(body, "dry_run"), _wait(body), _confirm(body)
         if "weight" not in body:
             raise RequestError("weight must be given")
@@ -424,14 +411,14 @@ class Api:
 
     async def forget_mux(self, request: web.Request) -> web.Response:
         await self._controller.node_orders.forget(MUX, request.match_info["name"], request[WHO])
-        return _answer({})
+        return _answer(Nothing())
 
     async def forget_agent(self, request: web.Request) -> web.Response:
         await self._controller.node_orders.forget(AGENT, request.match_info["name"], request[WHO])
-        return _answer({})
+        return _answer(Nothing())
 
     async def make_token(self, request: web.Request) -> web.Response:
-        body = await _table(request, {"kind", "name", "ttl"})
+        body = await _table(request, requests.MakeToken)
         kind, name, ttl = body.get("kind"), body.get("name"), body.get("ttl", 900.0)
         if not isinstance(kind, str) or not (name is None or isinstance(name, str)):
             raise RequestError("kind must be mux, agent, viewer, operator or admin, and name a text or absent")
@@ -443,7 +430,7 @@ class Api:
         self._controller.chronicle.happened(
             "tokens", f"{request[WHO]} made one for {kind} {name or 'of any name'}, for {ttl:g} s"
         )
-        return _answer({"token": made})
+        return _answer(TokenRow(token=made))
 
 
 def _from_no_page(request: web.Request) -> None:
@@ -471,12 +458,13 @@ async def _json(request: web.Request) -> Any:
         raise RequestError(f"the body must be JSON{where}") from None
 
 
-async def _table(request: web.Request, known: set[str] | None) -> dict[str, Any]:
+async def _table(request: web.Request, kind: type[Row] | None) -> dict[str, Any]:
+    """A body that has no other keys than this type; None: whatever it has."""
     body = await _json(request)
     if not isinstance(body, dict):
         raise RequestError("the body must be a JSON object")
-    if known is not None:
-        _check_keys(body.keys(), known)
+    if kind is not None:
+        _check_keys(body.keys(), requests.keys_of(kind))
     return body
 
 
@@ -487,13 +475,13 @@ def _check_keys(keys: Collection[str], known: set[str]) -> None:
         raise ConfigError([(key, expected) for key in unknown])
 
 
-async def _given(request: web.Request, known: set[str]) -> tuple[object, dict[str, Any]]:
+async def _given(request: web.Request, kind: type[Row]) -> tuple[object, dict[str, Any]]:
     """Services, and what else is asked: of a JSON object (None: it has none); or the text of a file of services as it
     is, and the other keys in the query."""
     if request.content_type != TOML:
-        body = await _table(request, known | {"services"})
+        body = await _table(request, kind)
         return body.pop("services", None), body
-    _check_keys(request.query.keys(), known)
+    _check_keys(request.query.keys(), requests.keys_of(kind) - {"services"})
     text = decoded(await request.read())
     return _File(text), {key: _of_query(key, value) for key, value in request.query.items()}
 
@@ -561,11 +549,13 @@ def _version(body: dict[str, Any], key: str) -> int | None:
     return value
 
 
-def _limit(request: web.Request) -> int:
-    text = request.query.get("limit", "100")
-    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= LIMIT_MAX:
-        raise RequestError(f"limit must be 1 to {LIMIT_MAX}, not {show(text)}")
-    return int(text)
+def _query(operation: str, request: web.Request) -> dict[str, Any]:
+    """The parameters of a route, read; raises RequestError for the first that is wrong."""
+    found = request.query
+    return {
+        key: found.getall(key, []) if isinstance(known, Words) and known.many else known.read(key, found.get(key))
+        for key, known in BY_OPERATION[operation].query.items()
+    }
 
 
 def _address(name: str, text: str) -> Address:
@@ -575,64 +565,42 @@ def _address(name: str, text: str) -> Address:
         raise RequestError(f"{name} must be an IP address, not {show(text)}") from None
 
 
-def _within(request: web.Request, key: str, default: float, least: float, most: float) -> float:
-    """A number of the query."""
-    text = request.query.get(key)
-    if text is None:
-        return default
-    number = float(text) if re.fullmatch(r"[0-9]{1,16}(\.[0-9]{1,9})?", text) else -1.0
-    if not least <= number <= most:
-        raise RequestError(f"{key} must be {least:g} to {most:g}, not {show(text)}")
-    return number
-
-
-def _choice(request: web.Request, key: str, known: Sequence[str]) -> str:
-    """One of the words; the first if none is given."""
-    text = request.query.get(key, known[0])
-    if text not in known:
-        raise RequestError(f"{key} must be one of {', '.join(known)}, not {show(text)}")
-    return text
-
-
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
 def _answer(value: Any) -> web.Response:
-    return _json_answer(_text(value))
+    """Rows, or what is made of them."""
+    return _bytes_answer(_encode(value), JSON)
 
 
-def _json_answer(text: str) -> web.Response:
-    return _text_answer(text, "application/json")
+def _bytes_answer(body: bytes, kind: str) -> web.Response:
+    return web.Response(body=body, content_type=kind, charset="utf-8")
 
 
-def _text_answer(text: str, kind: str) -> web.Response:
-    return web.Response(body=text.encode(), content_type=kind, charset="utf-8")
-
-
-_text = json.JSONEncoder(ensure_ascii=False).encode
+_encode = msgspec.json.Encoder().encode
 
 
 def _change(done: Applied, dry_run: bool = False, **more: Any) -> web.Response:
     """``more``: what of the optional keys there is."""
-    lines = [{"name": line.name, "action": line.action, "details": list(line.details)} for line in done.change.lines]
-    body: dict[str, Any] = {
-        "version": done.version,
-        "changed": not done.change.empty,
-        "dry_run": dry_run,
-        "lines": lines,
-        "unchanged": sum(line.action == "unchanged" for line in done.change.lines) + done.change.unlisted,
-    }
-    if done.change.title:
-        more["title"] = done.change.title
-    return _answer(body | {key: value for key, value in more.items() if value is not None})
+    lines = [ChangeLineRow(name=it.name, action=it.action, details=list(it.details)) for it in done.change.lines]
+    made = Preview if "services" in more else ChangeRow
+    found = made(
+        version=done.version,
+        changed=not done.change.empty,
+        dry_run=dry_run,
+        lines=lines,
+        unchanged=sum(line.action == "unchanged" for line in done.change.lines) + done.change.unlisted,
+        title=done.change.title or UNSET,
+        **{key: value for key, value in more.items() if value is not None},
+    )
+    return _answer(found)
 
 
 def _error(status: int, sentence: str, mistakes: Iterable[tuple[str, str]] = ()) -> web.Response:
-    body: dict[str, Any] = {"error": sentence}
-    found = [{"path": path, "message": message} for path, message in mistakes]
-    if found:
-        body["mistakes"] = found
-    return web.Response(status=status, text=json.dumps(body, ensure_ascii=False), content_type="application/json")
+    found = [Mistake(path=path, message=message) for path, message in mistakes]
+    answer = _answer(Error(error=sentence, mistakes=found or UNSET))
+    answer.set_status(status)
+    return answer
 
 
 def refusal(error: VipmuxError) -> web.Response:

@@ -7,13 +7,13 @@ null.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from lb.rows.row import Row
 from manager.api.announcement_rows import VipRows
 from manager.api.busiest import Busiest
 from manager.api.explanations import Explanations
 from manager.api.node_rows import NodeRows
-from manager.api.reader import Row
 from manager.api.service_rows import ServiceRows
 from manager.api.status_rows import StatusRows
 from manager.controller.controller import Controller
@@ -30,10 +30,10 @@ class View:
         self.busiest = Busiest(controller)
         self.explanations = Explanations(controller, self.services, self.announcements)
 
-    def table(self, name: str) -> list[Row]:
+    def table(self, name: str) -> Sequence[Row]:
         """The rows of a table that is watched, and has none for each service; of those see
-        :mod:`manager.api.json_rows`."""
-        tables: dict[str, Callable[[], list[Row]]] = {
+        :mod:`manager.api.kept_rows`."""
+        tables: dict[str, Callable[[], Sequence[Row]]] = {
             "muxes": self.nodes.muxes,
             "agents": self.nodes.agents,
             "announcements": self.announcements.rows,

@@ -17,9 +17,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import msgspec
+
 from lb.daemon.kernel.repairs import goes_on
 from lb.model import Service
-from lb.tables.manager_tables import node_words
+from lb.rows.node import NodeRow
 from manager.api.reader import Row
 from manager.api.view import View
 from manager.controller.controller import Controller
@@ -160,7 +162,7 @@ class Overview:
 
     def _replace(self, name: str) -> None:
         service = self._controller.desired.services[name]
-        row = self._view.services.plain(service)
+        row: Row = msgspec.to_builtins(self._view.services.plain(service))
         vip = self._controller.plan.vips.get(str(service.vip))
         backends = [item for item in vip.backends if item.service == name] if vip is not None else []
         words = [name, row["vip"], *(word for item in backends for word in (item.backend.name, item.address))]
@@ -211,7 +213,7 @@ class Overview:
         """One service in words, as ``lb describe``, and what its backends forward; None: there is no such service."""
         if name not in self._lines:
             return None
-        found = self._view.explanations.service(name)
+        found: Row = msgspec.to_builtins(self._view.explanations.service(name))
         told = self._controller.rates.total(self._controller.clocks.steady()) is not None
         rates = self._controller.rates.backends(self._controller.clocks.steady(), name)
         for row in found["backends"]:
@@ -234,8 +236,8 @@ class Overview:
         """As ``lb get muxes``, with what a MUX tells of itself."""
         entries = {entry.record.name: entry for entry in self._entries(MUX)}
         found = []
-        for row in self._view.nodes.muxes():
-            entry = entries[row["name"]]
+        for mux in self._view.nodes.muxes():
+            row, entry = msgspec.to_builtins(mux), entries[mux.name]
             told = entry.status.get("mux")
             told = told if isinstance(told, dict) else {}
             found.append(
@@ -245,7 +247,7 @@ class Overview:
                         for key in ("name", "state", "address", "address6", "since", "generation", "wanted", "clock")
                     },
                     **{key: row[key] for key in ("refused", "version", "drain", "announces", "announced", "differs")},
-                    "why": _why_of_node(row, told),
+                    "why": _why_of_node(mux, told),
                     **{key: _text(told.get(key)) for key in ("io", "mode", "rejected")},
                     "condition": _text(told.get("state")),
                     "repaired": _text(row["repaired"]),
@@ -264,10 +266,10 @@ class Overview:
         known = {entry.record.name: entry for entry in self._entries(AGENT)}
         found = [
             {
-                **{key: row[key] for key in ("name", "state", "address", "since", "refused", "clock")},
+                **{key: getattr(row, key) for key in ("name", "state", "address", "since", "refused", "clock")},
                 "why": _why_of_node(row, {}),
-                "repaired": _text(row["repaired"]),
-                "backends": dict(+self._hosts.get(row["name"], Counter())),
+                "repaired": _text(row.repaired),
+                "backends": dict(+self._hosts.get(row.name, Counter())),
             }
             for row in self._view.nodes.agents()
         ]
@@ -459,13 +461,13 @@ def _why(row: Row, vip: VipPlan | None, backends: list[BackendPlan]) -> str | No
     return _text("; ".join(word for word in words if word)) or None
 
 
-def _why_of_node(row: Row, told: Mapping[str, Any]) -> str | None:
+def _why_of_node(row: NodeRow, told: Mapping[str, Any]) -> str | None:
     """As `lb get` tells it below its table, and why it is in its state."""
     rejected = _text(told.get("rejected"))
     words = [
-        f"{_TROUBLE[row['state']]}; it goes on with what it has" if row["state"] in ("away", "gone", "late") else None,
+        f"{_TROUBLE[row.state]}; it goes on with what it has" if row.state in ("away", "gone", "late") else None,
         f"goes on with an older configuration: {rejected}" if rejected else None,
-        *node_words({**row, "handover": None}),  # that is no trouble: `lb get muxes` has it
+        *row.troubles(),
     ]
     return _text("; ".join(word for word in words if word)) or None
 

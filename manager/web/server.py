@@ -37,6 +37,7 @@ from manager.trust.bounded_listener import known
 from manager.trust.joining import address_of
 from manager.trust.stranger_limits import Limits, group
 from manager.web.fleet_overview import PAGE_MAX, Overview, Query
+from manager.web.page_rows import columns_script
 from manager.web.sessions import LIFETIME, LoginSession, Sessions, TooManyError, proves
 
 #: Readers at once, and how often one is written to, at most and at least, seconds.
@@ -456,8 +457,12 @@ def is_loopback(host: str | None) -> bool:
 def _files() -> list[tuple[str, tuple[bytes, str]]]:
     """The page's files, and a tag for each that changes with it."""
     found = []
+    found.append(_tagged("columns.js", columns_script().encode()))
     for item in (resources.files("manager.web") / "static").iterdir():
         if item.name.rpartition(".")[2] in TYPES:
-            body = item.read_bytes()
-            found.append((item.name, (body, hashlib.sha256(body).hexdigest()[:16])))
+            found.append(_tagged(item.name, item.read_bytes()))
     return found
+
+
+def _tagged(name: str, body: bytes) -> tuple[str, tuple[bytes, str]]:
+    return name, (body, hashlib.sha256(body).hexdigest()[:16])

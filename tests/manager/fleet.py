@@ -8,12 +8,17 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
+import msgspec
+
 from lb.config.load import parse_service_tables
 from lb.model import Address
 from manager.desired.state import Desired, Rules, apply_tables, purge
 from manager.plan.health import Report, Reports, Source
 from manager.plan.model import AGENT, MUX, BackendPlan, Node, Plan, PlanCache, World
 from manager.plan.plan import plan, replan
+
+#: Rows as JSON has them.
+plain = msgspec.to_builtins
 
 RULES = Rules((IPv4Network("203.0.113.0/24"),))
 

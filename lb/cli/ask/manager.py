@@ -20,18 +20,22 @@ from urllib.parse import quote, urlencode, urlsplit
 import click
 
 from lb.errors import AccessError, ConfigError, ControlError, NotFoundError, RequestError, VipmuxError
-from lb.tables.manager_tables import Listing, harmless
+from lb.rows.table import read_rows
+from lb.tables.values import harmless
 
 if TYPE_CHECKING:
     import ssl
 
+    import msgspec
+
 F = TypeVar("F", bound=Callable[..., Any])
+S = TypeVar("S", bound="msgspec.Struct")
 
 TIMEOUT = 30.0
 PORT = 9740
 JSON, TOML = "application/json", "application/toml"
 #: What is answered when it is asked ``as`` this.
-_KINDS: dict[object, str] = {"toml": TOML, "columns": "text/plain", "text": "text/plain"}
+_KINDS: dict[object, str] = {"toml": TOML, "text": "text/plain"}
 _DIRECTORY = "~/.config/lb"
 #: Answers for which others have to look first, and how much longer they may take, seconds.
 _SLOW = {"examination": 60.0}
@@ -92,12 +96,9 @@ class Manager:
         """The answer as it is, for who would write it as it was read."""
         return self._ask("GET", path, query, kind=_KINDS.get(query.get("as"), JSON), wait=_SLOW.get(path[0], 0.0))
 
-    def listing(self, *path: str, **query: object) -> Listing:
-        """A table of which the manager makes the cells."""
-        try:
-            return Listing.parse(self.raw(*path, **query, **{"as": "columns"}).decode())
-        except ValueError:
-            raise ControlError(f"{self.url}: the answer is not a table; are manager and lb of one version?") from None
+    def rows(self, row_type: type[S], *path: str, **query: object) -> list[S]:
+        """The rows of a table; of each, what this type has."""
+        return read_rows(row_type, self.raw(*path, **query))
 
     def page(self, *path: str, **query: object) -> str:
         """A table that the manager draws, for a reader who takes it as wide as it is."""

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from lb.cli.terminal.output import console, example, output_option, plural, print_json, size, table
+from lb.cli.terminal.output import console, example, output_option, plural, print_json, table
+from lb.tables.values import size
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from lb.cli.terminal.output import example, output_option, plural, print_json, size
+from lb.cli.terminal.output import example, output_option, plural, print_json
 from lb.errors import ConfigError
+from lb.tables.values import size
 
 
 @click.command("check", epilog=example("lb check mux.toml"))

@@ -11,10 +11,10 @@ import click
 from lb.cli.ask.manager import Manager, manager_options
 from lb.cli.options.completion import by_kind
 from lb.cli.terminal.output import example, output_option, print_json
-from lb.cli.terminal.times import clock, terminal_width
+from lb.cli.terminal.times import terminal_width
 from lb.errors import NotFoundError, RequestError
 from lb.tables.layout import hanging
-from lb.tables.values import ago, cell, endpoint
+from lb.tables.values import ago, cell, clock, endpoint
 
 PATHS = {"mux": "muxes", "agent": "agents"}
 KINDS = ("service", "backend", "vip", "mux", "agent", "flow")

@@ -9,21 +9,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+import msgspec
 
 from lb.cli.ask.daemon import ask, find_socket, local_options
 from lb.cli.ask.manager import Manager, manager_options
 from lb.cli.options.completion import by_kind, of
 from lb.cli.options.completion import services as service_names
-from lb.cli.tables.manager_rows import LISTED, STATS
-from lb.cli.tables.manager_rows import TABLES as MANAGER_TABLES
-from lb.cli.tables.row_filter import JUDGED, NAMED, SINGULAR, amiss, by_name
-from lb.cli.terminal.colour import states
-from lb.cli.terminal.output import console, example, output_option, print_json, size, table
+from lb.cli.tables.row_filter import JUDGED, NAMED, SINGULAR, by_name
+from lb.cli.tables.row_tables import DRAWN, STATS
+from lb.cli.tables.row_tables import TABLES as ROWS
+from lb.cli.tables.row_tables import draw as draw_rows
+from lb.cli.terminal.output import console, example, output_option, print_json, table
 from lb.cli.terminal.times import lasting, parse_duration, terminal_width
 from lb.errors import ControlError, RequestError
+from lb.rows.table import rows_of
 from lb.tables.layout import hanging
-from lb.tables.manager_tables import listed
-from lb.tables.values import cell
+from lb.tables.values import cell, size
 
 #: What can be asked -> (columns of the table, those that hold numbers).
 TABLES: dict[str, tuple[tuple[str, ...], frozenset[str]]] = {
@@ -195,27 +196,23 @@ def _show_chosen(
     as_json: bool,
 ) -> None:
     """Rows that are chosen here, for the manager does not."""
-    rows = every = manager.get(what, **query)
+    rows = every = manager.rows(ROWS[what], what, **query)
     rows = by_name(what, rows, names) if names else rows
-    rows = amiss(what, rows) if problems else rows
+    rows = [row for row in rows if row.amiss] if problems else rows
     if as_json:
-        print_json(rows[:limit])
+        click.echo(msgspec.json.encode(rows[:limit]))
     elif problems and not rows:
         click.echo(f"nothing is amiss with {len(every):,} {what}")
     else:
-        for line in _draw_of(what, stats=stats)(rows[:limit]):
-            click.echo(line)
+        click.echo("\n".join(draw_rows(what, rows[:limit], terminal_width(), stats=stats)))
 
 
 def _drawn(manager: Manager, what: str, query: dict[str, Any], *, stats: bool) -> str:
-    """A table. Of tens of thousands of lines the manager makes the cells, or draws them where they may be wide."""
+    """A table. Of tens of thousands of lines the manager draws them, where they may be wide."""
     width = terminal_width()
-    if what not in LISTED or stats:
-        return "\n".join(_draw_of(what, stats=stats)(manager.get(what, **query)))
-    if width is None:
+    if width is None and what in DRAWN and not stats:
         return manager.page(what, **query)
-    table = manager.listing(what, **query)
-    return "\n".join(listed(table, width, states(table.header)))
+    return "\n".join(draw_rows(what, manager.rows(ROWS[what], what, **query), width, stats=stats))
 
 
 def _tell_more(services: int, shown: int) -> None:
@@ -226,8 +223,7 @@ def _tell_more(services: int, shown: int) -> None:
 def _draw_of(what: str, *, stats: bool) -> Callable[[Sequence[dict[str, Any]]], list[str]]:
     if what == "status":
         return _status_lines
-    draw = (STATS if stats else MANAGER_TABLES)[what]
-    return lambda rows: draw(rows, terminal_width())
+    return lambda rows: draw_rows(what, rows_of(ROWS[what], rows), terminal_width(), stats=stats)
 
 
 def _status_lines(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from lb.cli.ask.daemon import ask, find_socket, local_options
 from lb.cli.ask.manager import Manager, manager_options
 from lb.cli.terminal.colour import states
 from lb.cli.terminal.output import example, output_option, plural, print_json
 from lb.errors import ControlError, RequestError
-from lb.tables.layout import columns
-from lb.tables.values import cell, endpoint, rate
+from lb.rows.row import Row
+from lb.rows.table import listed, listing, rows_of
+from lb.rows.top import TopBackend, TopLocal, TopMux, TopService
+from lb.tables.values import cell, rate
 
-Row = Mapping[str, Any]
+Told = Mapping[str, Any]
 #: What is asked again after a moment: the answer, and how it looks.
 View = tuple[Any, list[str]]
 
@@ -155,7 +158,7 @@ def _fleet(manager: Manager, look: Look) -> Callable[[], View]:
     return view
 
 
-def fleet_lines(answer: Row, sort: str) -> Iterator[str]:
+def fleet_lines(answer: Told, sort: str) -> Iterator[str]:
     """The total, then a table."""
     total, rows = answer["total"], answer["rows"]
     if total["pps"] is None:
@@ -168,72 +171,11 @@ def fleet_lines(answer: Row, sort: str) -> Iterator[str]:
     noun = {"service": "service", "backend": "backend", "mux": "MUX"}[str(answer["by"])]
     yield f"{plural(answer['of'], noun)}, by {sort}"
     yield ""
-    yield from _TABLES[answer["by"]](rows)
+    table = listing(_ROWS[answer["by"]], rows_of(_ROWS[answer["by"]], rows))
+    yield from listed(table, None, states(table.table.header))
 
 
-def _services(rows: Sequence[Row]) -> list[str]:
-    return _table(
-        rows,
-        {
-            "SERVICE": lambda row: row["service"],
-            "ADDRESS": lambda row: f"{endpoint(row['vip'], row['port'])}/{cell(row['protocol'])}",
-            **_RATES,
-            "STATE": lambda row: row["state"],
-        },
-    )
-
-
-def _backends(rows: Sequence[Row]) -> list[str]:
-    return _table(
-        rows,
-        {
-            "SERVICE": lambda row: row["service"],
-            "BACKEND": lambda row: row["backend"],
-            "ADDRESS": lambda row: row["address"],
-            "WEIGHT": lambda row: row["weight"],
-            "PKT/S": lambda row: rate(row["pps"]),
-            "FLOWS": lambda row: rate(row["flows"]),
-            "STATE": lambda row: row["state"],
-        },
-    )
-
-
-def _muxes(rows: Sequence[Row]) -> list[str]:
-    return _table(
-        rows,
-        {
-            "MUX": lambda row: row["mux"],
-            "IN/S": lambda row: rate(row["received"]),
-            **_RATES,
-            "TABLE": lambda row: f"{row['fill']:.1%}" if row["fill"] is not None else None,
-            "STATE": lambda row: row["state"],
-        },
-    )
-
-
-_RATES: Mapping[str, Callable[[Row], Any]] = {
-    "PKT/S": lambda row: rate(row["pps"]),
-    "BIT/S": lambda row: rate(row["bps"]),
-    "NEW/S": lambda row: rate(row["cps"]),
-    "FLOWS": lambda row: rate(row["flows"]),
-}
-_NUMBERS = (*_RATES, "IN/S", "DROP/S", "TABLE", "WEIGHT")
-
-
-def _table(rows: Sequence[Row], wanted: Mapping[str, Callable[[Row], Any]]) -> list[str]:
-    """Drops have a column only where there are any."""
-    if any(row.get("dropped") for row in rows):
-        wanted = {**wanted, "DROP/S": lambda row: rate(row["dropped"])}
-    header = list(wanted)
-    lines = [[make(row) for make in wanted.values()] for row in rows]
-    return columns(header, lines, _NUMBERS, paint=states(header))
-
-
-_TABLES: Mapping[str, Callable[[Sequence[Row]], list[str]]] = {
-    "service": _services,
-    "backend": _backends,
-    "mux": _muxes,
-}
+_ROWS: Mapping[str, type[Row]] = {"service": TopService, "backend": TopBackend, "mux": TopMux}
 
 
 # --- one MUX ---------------------------------------------------------------------------------------------------------
@@ -250,7 +192,7 @@ def _local(path: Path, look: Look, interval: float, once: bool) -> Callable[[], 
         old, before = before, _sample(path)
         rows = rates(old, before, look.sort)
         shown = rows[: look.limit or look.rows]
-        return {"mux": before.mux, "services": rows}, list(local_lines(old, before, shown))
+        return {"mux": before.mux, "services": msgspec.to_builtins(rows)}, list(local_lines(old, before, shown))
 
     return view
 
@@ -258,18 +200,17 @@ def _local(path: Path, look: Look, interval: float, once: bool) -> Callable[[], 
 class Sample:
     """The counters of one moment."""
 
-    def __init__(self, at: float, mux: Row, services: Sequence[Row]) -> None:
+    def __init__(self, at: float, mux: Told, services: Sequence[Told]) -> None:
         self.at = at
         self.mux = mux
         self.services = services
 
 
-#: Of a service of one MUX: how it is called in its row, and the counter; bits are made of bytes.
-_COUNTERS = {"pps": "packets", "mbit/s": "bytes", "new/s": "flows_new", "dropped/s": "dropped"}
-_OF_SORT = {"pps": "pps", "bps": "mbit/s", "cps": "new/s", "dropped": "dropped/s", "flows": "flows"}
+#: What a service of one MUX is sorted by.
+_SORTS = {"pps": "pps", "bps": "mbit", "cps": "fresh", "dropped": "dropped", "flows": "flows"}
 
 
-def rates(before: Sample, after: Sample, sort: str = "pps") -> list[dict[str, Any]]:
+def rates(before: Sample, after: Sample, sort: str = "pps") -> list[TopLocal]:
     """One row per service, the busiest first; a service that was not there before has no rate yet."""
     seconds = max(after.at - before.at, 1e-9)
     earlier = {row.get("name"): row for row in before.services}
@@ -277,27 +218,27 @@ def rates(before: Sample, after: Sample, sort: str = "pps") -> list[dict[str, An
     for row in after.services:
         old = earlier.get(row.get("name"), row)
 
-        def per_second(key: str, row: Row = row, old: Row = old) -> float:
+        def per_second(key: str, row: Told = row, old: Told = old) -> float:
             # Counters of a MUX that was started again begin at 0: no rate, rather than a negative one.
             return max(0.0, ((row.get(key) or 0) - (old.get(key) or 0)) / seconds)
 
         rows.append(
-            {
-                "service": row.get("name"),
-                "vip": row.get("vip"),
-                "port": f"{row.get('port')}/{row.get('protocol')}",
-                "pps": round(per_second("packets")),
-                "mbit/s": round(per_second("bytes") * 8 / 1e6, 1),
-                "new/s": round(per_second("flows_new")),
-                "dropped/s": round(per_second("dropped")),
-                "flows": row.get("flows"),
-                "packets": row.get("packets"),
-            }
+            TopLocal(
+                service=str(row.get("name")),
+                vip=str(row.get("vip")),
+                port=f"{row.get('port')}/{row.get('protocol')}",
+                pps=round(per_second("packets")),
+                mbit=round(per_second("bytes") * 8 / 1e6, 1),
+                fresh=round(per_second("flows_new")),
+                dropped=round(per_second("dropped")),
+                flows=row.get("flows"),
+                packets=row.get("packets"),
+            )
         )
     if sort == "name":
-        return sorted(rows, key=lambda row: str(row["service"]))
-    key = _OF_SORT[sort]
-    return sorted(rows, key=lambda row: (-(row[key] or 0), -row["pps"], -(row["packets"] or 0), str(row["service"])))
+        return sorted(rows, key=lambda row: row.service)
+    key = _SORTS[sort]
+    return sorted(rows, key=lambda row: (-(getattr(row, key) or 0), -row.pps, -(row.packets or 0), row.service))
 
 
 def _sample(path: Path) -> Sample:
@@ -312,7 +253,7 @@ def _sample(path: Path) -> Sample:
     return Sample(time.monotonic(), mux, services)
 
 
-def local_lines(before: Sample, after: Sample, rows: Sequence[Row]) -> Iterator[str]:
+def local_lines(before: Sample, after: Sample, rows: Sequence[TopLocal]) -> Iterator[str]:
     """Two lines on the MUX, then its services."""
     mux = after.mux
     seconds = max(after.at - before.at, 1e-9)
@@ -323,19 +264,4 @@ def local_lines(before: Sample, after: Sample, rows: Sequence[Row]) -> Iterator[
     if mux.get("saturated"):
         yield f"saturated: {cell(mux.get('saturated'))}"
     yield ""
-    header = ("SERVICE", "PKT/S", "BIT/S", "NEW/S", "FLOWS", "ADDRESS")
-    yield from columns(
-        header,
-        [
-            (
-                row["service"],
-                rate(row["pps"]),
-                rate(row["mbit/s"] * 1e6),
-                rate(row["new/s"]),
-                rate(row["flows"]),
-                f"{cell(row['vip'])} {cell(row['port']).removesuffix('/tcp')}",
-            )
-            for row in rows
-        ],
-        header[1:5],
-    )
+    yield from listed(listing(TopLocal, rows))

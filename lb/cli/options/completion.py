@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 
 import click
+import msgspec
 from click.shell_completion import CompletionItem
 
 from lb.cli.ask.manager import LOCAL_FILE, Manager, local_manager
@@ -22,13 +23,19 @@ PATIENCE = 2.0
 #: Backends are named where their services are no more than these; else the services come first.
 SERVICES = 20
 
+
+class _Named(msgspec.Struct):
+    """What of a row is looked at."""
+
+    name: str
+
+
 Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 Names = Callable[[Manager, str], Iterable[str]]
 
 
 def services(manager: Manager, begun: str) -> Iterable[str]:
-    listing = manager.listing("services")
-    return listing.columns[listing.header.index("Service")]
+    return [row.name for row in manager.rows(_Named, "services")]
 
 
 def backends(manager: Manager, begun: str) -> Iterable[str]:
@@ -42,11 +49,11 @@ def backends(manager: Manager, begun: str) -> Iterable[str]:
 
 
 def muxes(manager: Manager, begun: str) -> Iterable[str]:
-    return [row["name"] for row in manager.get("muxes")]
+    return [row.name for row in manager.rows(_Named, "muxes")]
 
 
 def agents(manager: Manager, begun: str) -> Iterable[str]:
-    return [row["name"] for row in manager.get("agents")]
+    return [row.name for row in manager.rows(_Named, "agents")]
 
 
 _KINDS: dict[str, Names] = {"service": services, "backend": backends, "mux": muxes, "agent": agents}

@@ -17,6 +17,7 @@ from typing import Any
 import click
 
 from lb.cli.ask.manager import Manager
+from lb.cli.tables.row_tables import TABLES
 from lb.errors import ControlError
 
 Row = dict[str, Any]
@@ -27,24 +28,12 @@ WAIT = 20.0
 #: Until a manager that does not answer is asked again, seconds.
 RETRY = 1.0
 
-#: What tells rows of a table from each other; those with one group are replaced together.
-_KEYS: dict[str, tuple[str, ...]] = {
-    "backends": ("service", "name"),
-    "announcements": ("vip", "mux", "peer"),
-    "history": ("version",),
-    "events": ("id",),
-}
-_GROUPS = {"backends": "service"}
-#: Tables whose rows are only ever added.
-GROWING = ("events", "history")
-
 
 class WatchedRows:
     """A table as known so far. Pure."""
 
     def __init__(self, table: str) -> None:
-        self._key = _KEYS.get(table, ("name",))
-        self._group = _GROUPS.get(table, "name")
+        self._key, self._group = TABLES[table].KEY, TABLES[table].GROUP
         self._newest_first = table == "history"
         self._rows: dict[tuple[Any, ...], Row] = {}
 

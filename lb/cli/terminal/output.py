@@ -74,16 +74,6 @@ def _style(column: str, value: Any) -> str:
     return {BAD: "red", ATTENTION: "yellow"}.get(colour or "", "")
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
-    value = float(count)
-    for unit in ("bytes", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.1f} GiB"
-
-
 def plural(count: int, noun: str) -> str:
     """``1 service``, ``2 services``."""
     many = {"address": "addresses", "MUX": "MUXes"}.get(noun, noun + "s")

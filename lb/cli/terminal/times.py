@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from typing import Any
 
 from lb.errors import RequestError
 from lb.tables.layout import NARROWEST
@@ -37,10 +35,3 @@ def parse_duration(text: str) -> float:
     if not (number.isascii() and number.replace(".", "", 1).isdigit()):
         raise RequestError(f'a time must be such as 90s, 10m or 2h, not "{text[:40]}"')
     return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
-
-
-def clock(at: Any) -> str:
-    """Local date and time."""
-    if not isinstance(at, int | float):
-        return "-"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from lb.cli.tables.manager_rows import TABLES
+from lb.cli.tables.row_tables import TABLES, draw
+from lb.rows.table import rows_of
 from tests.lb.cli.test_with_manager import SERVICES, SIX, Daemon, fine, lb
 
 
@@ -308,8 +309,8 @@ def test_what_history_says_at_length_is_cut_for_a_terminal_alone() -> None:
         "what": "; ".join(f"service web-{n} created" for n in range(60)),
         "why": "",
     }
-    shown = TABLES["history"]([row], 80)
+    shown = draw("history", rows_of(TABLES["history"], [row]), 80)
     assert len(shown) < 10
     assert shown[-1].startswith("… is cut: ")
-    assert not any("is cut" in line for line in TABLES["audit"]([row], 80))
-    assert "web-59" in "\n".join(TABLES["history"]([row], None))
+    assert not any("is cut" in line for line in draw("audit", rows_of(TABLES["audit"], [row]), 80))
+    assert "web-59" in "\n".join(draw("history", rows_of(TABLES["history"], [row]), None))

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from lb.cli.commands.top import Sample, rates
-from lb.cli.terminal.output import plural, size
-from lb.tables.values import cell
+from lb.cli.terminal.output import plural
+from lb.tables.values import cell, size
 
 ROOT = Path(__file__).parents[3]
 CASES = ROOT / "tests" / "lb" / "config" / "cases"

@@ -23,8 +23,9 @@ from lb.cli.ask import manager as ask_manager
 from lb.cli.ask.manager import local_manager
 from lb.cli.commands.drain import target
 from lb.cli.main import run
-from lb.cli.tables.manager_rows import TABLES
-from lb.errors import RequestError
+from lb.cli.tables.row_tables import TABLES, draw
+from lb.errors import ControlError, RequestError
+from lb.rows.table import read_rows, rows_of
 from lb.tables.layout import columns
 from lb.tables.values import ago, endpoint
 from tests.lab.pace import allowed
@@ -425,12 +426,19 @@ def test_columns_line_up_and_numbers_stand_right() -> None:
 
 
 def test_tables_of_a_manager_of_another_version_are_drawn_all_the_same() -> None:
-    for draw in TABLES.values():
-        assert len(draw([{}, {"unknown": 1}])) >= 2
+    for what, row_type in TABLES.items():
+        for rows in (rows_of(row_type, [{}, {"unknown": 1}]), read_rows(row_type, b'[{}, {"unknown": 1}]')):
+            assert what == "status" or len(draw(what, rows)) >= 2
+
+
+@pytest.mark.parametrize("text", [b"", b"{}", b"[1]", b'[{"name": ', b"\xff"])
+def test_what_is_no_table_is_said(text: bytes) -> None:
+    with pytest.raises(ControlError, match="is not a table of rows"):
+        read_rows(TABLES["services"], text)
 
 
 def test_texts_of_others_cannot_steer_the_terminal() -> None:
-    lines = TABLES["events"]([{"at": 0, "subject": "mux\x1b[31m", "text": "a\nb"}])
+    lines = draw("events", rows_of(TABLES["events"], [{"at": 0, "subject": "mux\x1b[31m", "text": "a\nb"}]))
     assert all(c.isprintable() for line in lines for c in line)
 
 

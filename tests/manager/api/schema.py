@@ -24,6 +24,10 @@ def mistakes(value: Any, schema: Mapping[str, Any], known: Mapping[str, Any], pa
     if "$ref" in schema:
         yield from mistakes(value, known[schema["$ref"].rpartition("/")[2]], known, path)
         return
+    if "anyOf" in schema:
+        found = [list(mistakes(value, one, known, path)) for one in schema["anyOf"]]
+        yield from min(found, key=len)
+        return
     if "enum" in schema and value not in schema["enum"]:
         yield f"{path}: {value!r} is none of {schema['enum']}"
     names = schema.get("type", [])
@@ -33,9 +37,17 @@ def mistakes(value: Any, schema: Mapping[str, Any], known: Mapping[str, Any], pa
         return
     if isinstance(value, str) and not re.search(schema.get("pattern", ""), value):
         yield f"{path}: {value!r} is not like {schema['pattern']}"
+    yield from _parts(value, schema, known, path)
+
+
+def _parts(value: Any, schema: Mapping[str, Any], known: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Everything wrong in what is in it."""
     if isinstance(value, list):
         for i, item in enumerate(value):
             yield from mistakes(item, schema.get("items", {}), known, f"{path}[{i}]")
+    if isinstance(value, dict) and isinstance(schema.get("additionalProperties"), dict):
+        for key, item in value.items():
+            yield from mistakes(item, schema["additionalProperties"], known, f"{path}.{key}")
     if isinstance(value, dict) and "properties" in schema:
         for key in schema.get("required", []):
             if key not in value:

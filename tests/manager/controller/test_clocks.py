@@ -17,7 +17,7 @@ from manager.controller.controller import Controller
 from manager.desired.state import Desired, Order, Pending
 from manager.plan.plan import drain_muxes
 from tests.manager.fake_nodes import Site, running, until
-from tests.manager.fleet import Fleet, service, with_probe
+from tests.manager.fleet import Fleet, plain, service, with_probe
 
 VIP, WHO = "203.0.113.10/32", "operator:alice"
 HOUR = 3600.0
@@ -69,7 +69,7 @@ async def test_a_jump_changes_no_verdict_no_mux_and_no_weight(tmp_path: Path, ju
         assert controller.hub.generation == generation
         assert [node.state for node in site.nodes] == states
         assert [event.text for event in controller.events.latest(100)] == events
-        assert [row["state"] for row in View(controller).nodes.muxes()] == ["ready", "away"]
+        assert [row["state"] for row in plain(View(controller).nodes.muxes())] == ["ready", "away"]
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR])
@@ -84,9 +84,10 @@ async def test_a_host_that_is_silent_is_believed_for_its_lease_and_a_mux_for_the
         site.muxes[1].leave()
         hands.passed = 20.0
         await until(
-            lambda: "no report" in View(controller).services.backends(["web"])[0]["reason"], "its word still counts"
+            lambda: "no report" in plain(View(controller).services.backends(["web"]))[0]["reason"],
+            "its word still counts",
         )
-        await until(lambda: View(controller).nodes.muxes()[1]["state"] == "gone", "it is waited for still")
+        await until(lambda: plain(View(controller).nodes.muxes())[1]["state"] == "gone", "it is waited for still")
 
 
 @pytest.mark.parametrize("jump", [HOUR, -HOUR])
@@ -97,7 +98,7 @@ async def test_ten_minutes_to_confirm_are_ten_minutes(tmp_path: Path, jump: floa
         hands.wrong = jump
         hands.passed = 590.0
         assert not await controller.writer.end_confirmation()
-        left = View(controller).manager.status()
+        left = plain(View(controller).manager.status())
         assert 0 < left["confirm"]["until"] - left["now"] <= 10
     async with running(tmp_path, clocks=hands.clocks) as controller:  # and for a manager that starts anew
         assert controller.desired.unconfirmed is not None

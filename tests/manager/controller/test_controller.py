@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lb.cli.commands import describe
-from lb.cli.tables.manager_rows import TABLES
+from lb.cli.tables.row_tables import draw
 from lb.errors import AccessError, ConfigError, NotFoundError
 from lb.node.messages import HealthMessage, StatusMessage
 from manager.api.metrics import ManagerCollector
@@ -25,7 +25,7 @@ from manager.store.interface import StoreError
 from manager.store.sqlite import SqliteStore
 from manager.web.fleet_overview import Overview
 from tests.manager.fake_nodes import FakeNode, Site, running, until
-from tests.manager.fleet import service, with_probe
+from tests.manager.fleet import plain, service, with_probe
 
 VIP = "203.0.113.10/32"
 WHO = "operator:alice"
@@ -86,7 +86,7 @@ async def test_what_was_so_before_a_start_is_no_event(tmp_path: Path) -> None:
     before = controller.events.latest(100)  # nothing happens any more
     async with running(tmp_path) as controller:
         assert controller.events.latest(100) == before
-        assert View(controller).services.rows()[0]["state"] == "up"
+        assert plain(View(controller).services.rows())[0]["state"] == "up"
 
 
 async def test_a_new_node_gets_its_state_with_the_first_question(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ async def test_a_failing_backend_is_out_on_every_mux_at_once(tmp_path: Path) -> 
             await until(lambda: all(mux.backends("web")["web-1"] == "down" for mux in site.muxes))
             took.append(time.monotonic() - began)
         assert statistics.median(took) <= 0.1, took
-        row = View(controller).services.backends(["web"])[0]
+        row = plain(View(controller).services.backends(["web"]))[0]
         assert (row["state"], row["reason"]) == ("down", "its agent says: connection refused")
         assert any(e.text.startswith("up → down: its agent says") for e in controller.events.latest(10))
 
@@ -120,8 +120,8 @@ async def test_silence_is_no_news_until_the_lease_ends(tmp_path: Path) -> None:
         site = await served(controller, with_probe(service()))
         site.hosts[0].leave()
         view = View(controller)
-        assert view.services.backends(["web"])[0]["reason"] == "its agent says: 3 of 3 checks passed"
-        await until(lambda: "no report" in view.services.backends(["web"])[0]["reason"], seconds=3)
+        assert plain(view.services.backends(["web"]))[0]["reason"] == "its agent says: 3 of 3 checks passed"
+        await until(lambda: "no report" in plain(view.services.backends(["web"]))[0]["reason"], seconds=3)
         assert site.muxes[0].backends("web") == {"web-1": "up", "web-2": "up"}
 
 
@@ -133,8 +133,8 @@ async def test_panic_shows_in_view_events_metrics_and_on_muxes(tmp_path: Path) -
         await until(lambda: "options" in site.muxes[0].state)
         assert site.muxes[0].backends("web") == {"web-1": "up", "web-2": "up"}
         view = View(controller)
-        assert view.services.rows()[0]["state"] == "PANIC"
-        said = view.explanations.service("web")
+        assert plain(view.services.rows())[0]["state"] == "PANIC"
+        said = plain(view.explanations.service("web"))
         assert said["panic"].startswith("PANIC: only 0 of 2 backends are healthy")
         assert "web-1 is not healthy, but kept in service: its agent says" in said["explanation"][0]
         assert any(event["bad"] and "PANIC" in event["text"] for event in said["events"])
@@ -149,7 +149,7 @@ async def test_deleting_withdraws_first_and_leaves_an_audit(tmp_path: Path) -> N
         await controller.writer.delete_services(["web"], WHO)
         await until(lambda: site.muxes[0].announces() == set())
         assert "web" in site.muxes[0].state["services"], "mux2 may still announce it"
-        assert View(controller).services.rows()[0]["state"] == "retiring"
+        assert plain(View(controller).services.rows())[0]["state"] == "retiring"
         site.muxes[1].answers = True
         site.muxes[1].wake()
         await until(lambda: not controller.desired.retiring)
@@ -252,8 +252,8 @@ async def test_a_node_that_refuses_its_state_is_said_everywhere(tmp_path: Path) 
         await until(lambda: controller.hub.entries["mux:mux2"].refused is not None)
         view = View(controller)
         await until(lambda: site.muxes[0].announces() == {VIP, "203.0.113.11/32"})
-        assert [row["state"] for row in view.nodes.muxes()] == ["ready", "refused"]
-        words = view.explanations.service("dns")["announcements"]
+        assert [row["state"] for row in plain(view.nodes.muxes())] == ["ready", "refused"]
+        words = plain(view.explanations.service("dns"))["announcements"]
         assert words[1] == {
             "mux": "mux2",
             "announces": False,
@@ -284,13 +284,13 @@ async def test_the_clock_of_a_node_is_compared_with_the_managers_at_its_best_wor
         site = await served(controller)
         mux, view = site.muxes[0], View(controller)
         assert mux.hub is not None
-        assert view.nodes.muxes()[0]["clock_skew"] is None
+        assert plain(view.nodes.muxes())[0]["clock_skew"] is None
         for late in (0.0, 4.0, 1.0):  # words that waited on their way seem to come from a clock that is behind
             mux.hub.health(mux, HealthMessage(10.0, clock=time.time() + 600 - late))
-        assert 595 < view.nodes.muxes()[0]["clock_skew"] < 601
+        assert 595 < plain(view.nodes.muxes())[0]["clock_skew"] < 601
         for _ in range(4):  # set right
             mux.hub.health(mux, HealthMessage(10.0, clock=time.time()))
-        assert abs(view.nodes.muxes()[0]["clock_skew"]) < 2
+        assert abs(plain(view.nodes.muxes())[0]["clock_skew"]) < 2
 
 
 async def test_a_machine_of_a_name_that_is_taken_shows_in_status_and_events(tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ async def test_a_machine_of_a_name_that_is_taken_shows_in_status_and_events(tmp_
         await served(controller)
         for _ in range(3):
             controller.hub.refused_at_door("mux", "mux1", "10.9.9.9", "mux:mux1 is connected already", duplicate=True)
-        (row,) = View(controller).manager.status()["refusals"]
+        (row,) = plain(View(controller).manager.status())["refusals"]
         assert (row["node"], row["address"], row["count"], row["duplicate"]) == ("mux:mux1", "10.9.9.9", 3, True)
         said = [event.text for event in controller.events.latest(50) if "turned away" in event.text]
         assert said == [
@@ -327,7 +327,7 @@ async def test_a_mux_is_drained_and_forgotten_by_name(tmp_path: Path) -> None:
         await controller.node_orders.drain_mux("mux1", WHO, drain=True)
         await until(lambda: site.muxes[0].state.get("options") == {"drain": True})
         await controller.node_orders.drain_mux("mux2", WHO, drain=True)
-        await until(lambda: "waits" in (View(controller).nodes.muxes()[1]["drain"] or ""))
+        await until(lambda: "waits" in (plain(View(controller).nodes.muxes())[1]["drain"] or ""))
         with pytest.raises(AccessError, match="mux1 is connected; stop it first"):
             await controller.node_orders.forget("mux", "mux1", WHO)
         site.muxes[0].leave()
@@ -349,9 +349,9 @@ async def test_status_of_muxes_is_summed_and_sessions_are_events(tmp_path: Path)
             }
             controller.hub.status(mux, StatusMessage(body).body)
         view = View(controller)
-        assert [view.services.rows()[0][key] for key in ("packets", "bytes", "flows_new")] == [20, 2000, 4]
-        assert [row["io"] for row in view.nodes.muxes()] == ["packet", "packet"]
-        assert view.announcements.rows()[0] == {
+        assert [plain(view.services.rows())[0][key] for key in ("packets", "bytes", "flows_new")] == [20, 2000, 4]
+        assert [row["io"] for row in plain(view.nodes.muxes())] == ["packet", "packet"]
+        assert plain(view.announcements.rows())[0] == {
             "vip": VIP,
             "mux": "mux1",
             "wanted": True,
@@ -396,9 +396,9 @@ async def test_a_clock_that_differs_is_said_everywhere_and_so_is_its_end(tmp_pat
         said = "its clock is 3,600 s ahead of the manager's"
         entry.clocks.extend([3600.0] * 30)
         await until(lambda: controller.skews.differs == {"agent:host1": said})
-        (row,) = [row for row in view.nodes.agents() if row["name"] == "host1"]
-        assert row["clock"] == said
-        assert any(said in line for line in TABLES["agents"]([row], 80))
+        (row,) = [row for row in view.nodes.agents() if row.name == "host1"]
+        assert row.clock == said
+        assert any(said in line for line in draw("agents", [row], 80))
         assert (said, True) in [
             (event.text, event.bad) for event in controller.events.latest(9, about(["agent host1"]))
         ]
@@ -491,19 +491,19 @@ async def test_what_a_node_leaves_out_is_told_of_the_service_of_its_vip_and_of_t
         assert await controller.followers.wait(5.0) == []
         view, mux = View(controller), site.muxes[0]
         assert "Left out" not in [
-            *describe.service(view.explanations.service("web")),
-            *describe.node(view.nodes.muxes()[0]),
+            *describe.service(plain(view.explanations.service("web"))),
+            *describe.node(plain(view.nodes.muxes())[0]),
         ]
         entry = controller.hub.entries[mux.id]
         left_out = {"web": "no room", "other": "not of this service"}
         controller.hub.live(mux, entry.live_generation, entry.live or {}, left_out)
         told = [{"node": "mux:mux1", "what": "web", "reason": "no room"}]
         assert (
-            view.explanations.service("web")["left_out"]
-            == view.explanations.vip(ip_address("203.0.113.10"))["left_out"]
+            plain(view.explanations.service("web"))["left_out"]
+            == plain(view.explanations.vip(ip_address("203.0.113.10")))["left_out"]
             == told
         )
         line = "  mux:mux1 does not serve web: no room"
-        assert line in list(describe.service(view.explanations.service("web")))
-        assert line in list(describe.vip(view.explanations.vip(ip_address("203.0.113.10"))))
-        assert "  mux1 does not serve web: no room" in list(describe.node(view.nodes.muxes()[0]))
+        assert line in list(describe.service(plain(view.explanations.service("web"))))
+        assert line in list(describe.vip(plain(view.explanations.vip(ip_address("203.0.113.10")))))
+        assert "  mux1 does not serve web: no room" in list(describe.node(plain(view.nodes.muxes())[0]))

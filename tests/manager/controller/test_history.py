@@ -30,7 +30,7 @@ from manager.store.events import about
 from manager.store.interface import ConflictError
 from manager.store.sqlite import SqliteStore
 from tests.manager.fake_nodes import Site, settings_for, until
-from tests.manager.fleet import RULES, service
+from tests.manager.fleet import RULES, plain, service
 
 WHO = "operator:alice"
 BOB = "operator:bob"
@@ -95,14 +95,14 @@ async def test_what_nobody_confirms_is_taken_back_on_every_mux(tmp_path: Path) -
         done = await controller.writer.apply(new, WHO, replace_all=True, confirm=60)
         assert done.version == 2
         await until(lambda: site.muxes[0].state["services"]["web"]["port"] == 81)
-        assert View(controller).manager.status()["confirm"]["version"] == 2
+        assert plain(View(controller).manager.status())["confirm"]["version"] == 2
         clock.skip(59)
         await asyncio.sleep(0.5)
         assert ports(controller) == {"web": "81", "more": "80"}
         clock.skip(1)
         await until(lambda: ports(controller) == {"web": "80", "dns": "80"})
         await until(lambda: site.muxes[1].state["services"]["web"]["port"] == 80)
-        assert View(controller).manager.status()["confirm"] is None
+        assert plain(View(controller).manager.status())["confirm"] is None
         waits, latest = controller.events.latest(9, about(["version 2"]))
         assert waits.text == "is rolled back in 60 s unless it is confirmed; it is of operator:alice"
         assert (latest.bad, latest.text.startswith("rolled back because operator:alice did not confirm")) == (

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lb.errors import MessageError
-from lb.node.messages import StatusMessage
-from manager.api.json_rows import JsonRows
+from lb.node.messages import StatusMessage, encode
+from manager.api.kept_rows import KeptRows
 from manager.api.metrics import ManagerCollector
 from manager.api.view import View
 from manager.controller.controller import Controller
@@ -23,7 +23,7 @@ from manager.nodes.status import DEPTH_MAX, ROWS_MAX, SECTIONS_MAX, TEXT_MAX, ch
 from manager.observed.rates import Rate, Ring
 from manager.web.fleet_overview import Overview
 from tests.manager.fake_nodes import Site, running
-from tests.manager.fleet import service
+from tests.manager.fleet import plain, service
 
 ROW = {"name": "web", "packets": 1, "bytes": 2, "flows_new": 3, "flows": 4, "dropped": 5}
 
@@ -126,8 +126,8 @@ def every_answer(controller: Controller) -> dict[str, Any]:
     overview.refresh()
     overview.muxes()
     list(ManagerCollector(controller).collect())
-    JsonRows(controller, view).list_announcements().text()
-    json.dumps(
+    KeptRows(controller, view).list_announcements()
+    msgspec.json.encode(
         [
             view.announcements.rows(),
             view.nodes.agents(),
@@ -136,7 +136,7 @@ def every_answer(controller: Controller) -> dict[str, Any]:
             view.explanations.service("web"),
         ]
     )
-    return {"services": view.services.rows(), "muxes": view.nodes.muxes()}
+    return {"services": plain(view.services.rows()), "muxes": plain(view.nodes.muxes())}
 
 
 def test_a_chart_takes_whatever_rate_there_is() -> None:

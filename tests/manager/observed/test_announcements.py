@@ -14,7 +14,7 @@ from prometheus_client.core import Metric
 from lb.cli.options.change import lines
 from lb.doctor.fleet import check_notes
 from lb.doctor.model.findings import Severity
-from manager.api.json_rows import JsonRows
+from manager.api.kept_rows import KeptRows
 from manager.api.metrics import ManagerCollector
 from manager.api.status_rows import warn_of_drain
 from manager.api.view import View
@@ -22,7 +22,7 @@ from manager.controller.controller import Controller
 from manager.observed import announcements
 from manager.web.fleet_overview import Overview
 from tests.manager.fake_nodes import FakeNode, Site, running, until
-from tests.manager.fleet import service
+from tests.manager.fleet import plain, service
 
 WHO = "operator:ada"
 VIP = "203.0.113.10"
@@ -73,13 +73,13 @@ class Fleet:
         self.site = Site(muxes).connect(controller)
         self.mux1, self.mux2 = self.site.muxes[:2]
         self.view = View(controller)
-        self.texts = JsonRows(controller, self.view)
+        self.texts = KeptRows(controller, self.view)
         self.overview = Overview(controller, self.view)
 
     def row(self) -> dict[str, Any]:
         """As commands and the page have it, from what they kept."""
-        (row,) = self.view.services.rows(["web"])
-        assert f'"announced_by": {row["announced_by"]}'.replace("'", '"') in self.texts.services(["web"])["web"]
+        (row,) = plain(self.view.services.rows(["web"]))
+        assert plain(self.texts.services(["web"])) == [row]
         self.overview.refresh()
         (shown,) = [line.row for line in self.overview._sorted if line.row["name"] == "web"]
         assert {key: shown[key] for key in ("announced_by", "wanted_by", "note")} == {
@@ -123,7 +123,7 @@ async def test_announced_is_what_muxes_tell_and_a_mux_without_bgp_counts_by_what
         assert (fleet.row()["announced_by"], fleet.row()["wanted_by"]) == (["mux1"], ["mux1", "mux2"])
         controller.hub.status(fleet.mux2, {"peers": [], "announcements": []})
         assert fleet.row()["announced_by"] == ["mux1", "mux2"]
-        (words,) = [it for it in fleet.view.explanations.service("web")["announcements"] if it["mux"] == "mux2"]
+        (words,) = [it for it in plain(fleet.view.explanations.service("web"))["announcements"] if it["mux"] == "mux2"]
         assert (words["announces"], words["reason"]) == (True, "wanted; it speaks no BGP, so what it has live counts")
         fleet.mux2.leave()
         assert fleet.row()["announced_by"] == ["mux1"], "of one that is away nothing is known"
@@ -149,13 +149,13 @@ async def test_what_differs_for_some_seconds_is_told_everywhere_and_so_is_its_en
         )
         assert fleet.metric("lb_announce_lacking") == {"mux1": 0, "mux2": 1, "mux3": 0}
         assert fleet.metric("lb_announced_by") == {VIP: 2}
-        (finding,) = check_notes(fleet.view.services.rows())
+        (finding,) = check_notes(plain(fleet.view.services.rows()))
         assert (finding.severity, note in finding.what) == (Severity.WARNING, True)
-        assert fleet.texts.list_services().notes == [f"web: {note}"]
+        assert list(fleet.texts.list_services().notes) == [f"web: {note}"]
         tell(controller, fleet.mux2, VIP)
         await fleet.fine()
         await until(lambda: ("announces all that it should again", False) in fleet.events("mux mux2"))
-        assert list(check_notes(fleet.view.services.rows())) == []
+        assert list(check_notes(plain(fleet.view.services.rows()))) == []
         assert fleet.metric("lb_announce_lacking")["mux2"] == 0
 
 
@@ -175,10 +175,10 @@ async def test_a_router_that_does_not_take_the_route_is_told_everywhere_and_so_i
         assert (summary["level"], f"no client gets through to {VIP}" in summary["text"]) == ("bad", True)
         assert "nobody announces" not in summary["text"]
         assert any(it["level"] == "bad" and it["text"] == note for it in summary["problems"])
-        (finding,) = check_notes(fleet.view.services.rows())
+        (finding,) = check_notes(plain(fleet.view.services.rows()))
         assert (finding.severity, note in finding.what) == (Severity.FAULT, True)
         assert "router" in finding.remedy
-        assert fleet.texts.list_services().notes == [f"web: {note}"]
+        assert list(fleet.texts.list_services().notes) == [f"web: {note}"]
         controller.announced.path(f"{VIP}/32", None)
         await fleet.fine()
         await until(lambda: ("clients get through again", False) in fleet.events(f"vip {VIP}/32"))
@@ -194,7 +194,7 @@ async def test_nobody_announces_what_two_should(tmp_path: Path) -> None:
         summary = fleet.summary()
         assert f"nobody announces {VIP}" in summary["text"]
         assert any(it["level"] == "bad" and it["subject"] == f"vip {VIP}" for it in summary["problems"])
-        (finding,) = check_notes(fleet.view.services.rows())
+        (finding,) = check_notes(plain(fleet.view.services.rows()))
         assert finding.severity is Severity.FAULT
         assert fleet.metric("lb_announced_by") == {VIP: 0}
         for mux in fleet.site.muxes:
@@ -238,10 +238,10 @@ async def test_a_pool_of_one_mux_has_nothing_to_say(tmp_path: Path) -> None:
         await controller.writer.apply([service()], WHO)
         await controller.followers.wait(5)
         tell(controller, site.muxes[0], VIP)
-        await until(lambda: View(controller).services.rows()[0]["announced_by"] == ["mux1"])
+        await until(lambda: plain(View(controller).services.rows())[0]["announced_by"] == ["mux1"])
         announced_now = controller.announced
         await until(lambda: announced_now._touched == set() and not announced_now._since)
-        assert View(controller).services.rows()[0]["note"] is None
+        assert plain(View(controller).services.rows())[0]["note"] is None
 
 
 async def test_of_many_vips_a_session_that_goes_is_one_event_and_costs_little(
@@ -289,10 +289,10 @@ async def test_a_wait_says_what_is_announced_beside_what_is_live(tmp_path: Path)
         tell(controller, fleet.mux2, VIP, state="waiting", session="idle")
         (row,), soon = fleet.view.announcements.of_vips({f"{VIP}/32"})
         assert not soon, "a session that is down is not waited for"
-        assert (row["vips"], row["announced_by"], row["wanted_by"]) == ([VIP], ("mux1",), ("mux1", "mux2"))
-        assert "mux2 should and does not: BGP session with r1 is down" in row["note"]
+        assert (row.vips, row.announced_by, row.wanted_by) == ([VIP], ["mux1"], ["mux1", "mux2"])
+        assert "mux2 should and does not: BGP session with r1 is down" in (row.note or "")
         answer = {"lines": [], "unchanged": 0, "changed": True, "dry_run": False, "version": 2, "behind": []}
-        said = list(lines({**answer, "announced": [row]}))
+        said = list(lines({**answer, "announced": [plain(row)]}))
         assert said[-2] == "live on every node"
         assert said[-1].startswith(
             f"{VIP}: announced by 1 of 2 MUXes; announced by mux1 alone; mux2 should and does not"
@@ -301,7 +301,7 @@ async def test_a_wait_says_what_is_announced_beside_what_is_live(tmp_path: Path)
         assert fleet.view.announcements.of_vips({f"{VIP}/32"})[1], "the session is there, so it comes in a moment"
         tell(controller, fleet.mux2, VIP)
         (row,), soon = fleet.view.announcements.of_vips({f"{VIP}/32"})
-        assert (row["note"], soon) == (None, False)
+        assert (row.note, soon) == (None, False)
 
 
 async def test_the_last_backend_that_drains_is_told_before_and_after(tmp_path: Path) -> None:
@@ -323,7 +323,7 @@ async def test_the_last_backend_that_drains_is_told_before_and_after(tmp_path: P
         note = "no backend takes new flows: all 2 drained"
         assert note in fleet.row()["note"]
         assert (note, True) in fleet.events("service web")
-        (finding,) = check_notes(fleet.view.services.rows())
+        (finding,) = check_notes(plain(fleet.view.services.rows()))
         assert (finding.severity, note in finding.what) == (Severity.FAULT, True)
         assert any(note in it["text"] for it in fleet.summary()["problems"])
         await controller.writer.drain_backend("web", "web-2", WHO, drain=False)
@@ -363,11 +363,11 @@ async def test_what_befell_a_host_is_one_line_of_the_page(tmp_path: Path) -> Non
     async with running(tmp_path) as controller:
         names = [f"web{n}" for n in range(12)]
         fleet = await applied(controller, *(service(name, f"203.0.113.{20 + n}") for n, name in enumerate(names)))
-        await until(lambda: all(row["healthy"] == 2 for row in fleet.view.services.rows()))
+        await until(lambda: all(row["healthy"] == 2 for row in plain(fleet.view.services.rows())))
         host = fleet.site.hosts[0]
         for name in names:
             host.report(name, f"{name}-1", False, "connect timed out")
-        await until(lambda: all(row["healthy"] == 1 for row in fleet.view.services.rows()))
+        await until(lambda: all(row["healthy"] == 1 for row in plain(fleet.view.services.rows())))
         problems = [it for it in fleet.summary()["problems"] if "timed out" in it["text"]]
         assert [it["subject"] for it in problems] == ["host host1"]
         assert problems[0]["text"].startswith("12 backends down: its agent says: connect timed out (")

@@ -13,6 +13,7 @@ from manager.api.view import View
 from manager.observed.pool_agreement import Pools, disagreements
 from manager.web.fleet_overview import Overview
 from tests.manager.fake_nodes import Site, running
+from tests.manager.fleet import plain
 
 
 def row(pool: str = "a", slots: int = 65537) -> dict[str, Any]:
@@ -55,7 +56,7 @@ async def test_commands_page_and_doctor_tell_of_it(tmp_path: Path) -> None:
         for mux, pool in zip(site.muxes, "aab", strict=True):
             controller.hub.status(mux, {"mux": row(pool)})
         view = View(controller)
-        rows = {found["name"]: found for found in view.nodes.muxes()}
+        rows = {found["name"]: found for found in plain(view.nodes.muxes())}
         assert [name for name, found in rows.items() if found["differs"]] == ["mux3"]
         bad = [event.text for event in controller.events.latest(50) if event.subject == "mux mux3" and event.bad]
         assert any(
@@ -63,7 +64,7 @@ async def test_commands_page_and_doctor_tell_of_it(tmp_path: Path) -> None:
         )
         (family,) = [found for found in ManagerCollector(controller).collect() if found.name == "lb_mux_differs"]
         assert {s.labels["mux"]: s.value for s in family.samples} == {"mux1": 0, "mux2": 0, "mux3": 1}
-        (finding,) = check_pool(view.nodes.muxes())
+        (finding,) = check_pool(plain(view.nodes.muxes()))
         assert finding.severity is Severity.FAULT
         assert finding.what.startswith("MUX mux3 ")
         assert "put the pool's `seed` and `slots` into its file" in (finding.remedy or "")

@@ -10,6 +10,7 @@ from manager.api.view import View
 from manager.observed.undone_repairs import Undone
 from manager.web.fleet_overview import Overview
 from tests.manager.fake_nodes import Site, running
+from tests.manager.fleet import plain
 
 FIGHT = "another program undoes table inet vipmux_agent again and again by nft (pid 7)"
 BROKEN = "cannot put back table inet vipmux_agent: nft is not installed"
@@ -39,7 +40,7 @@ async def test_lb_get_the_page_and_the_events_tell_of_it(tmp_path: Path) -> None
         site, view = Site().connect(controller), View(controller)
         for said, there in ((FIGHT, True), (ONCE, False)):
             controller.hub.status(site.hosts[0], {"agent": {"repaired": said}})
-            (row,) = [row for row in view.nodes.agents() if row["name"] == "host1"]
+            (row,) = [row for row in plain(view.nodes.agents()) if row["name"] == "host1"]
             assert row["repaired"] == said
             overview = Overview(controller, view)
             overview.refresh()

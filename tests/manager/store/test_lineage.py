@@ -22,7 +22,7 @@ from manager.store.interface import ConflictError
 from manager.store.lineage import Behind, Marks, StoreStanding, newer
 from manager.store.sqlite import FILE, WITNESS, SqliteStore
 from tests.manager.fake_nodes import FakeNode, Site, running, until
-from tests.manager.fleet import service
+from tests.manager.fleet import plain, service
 
 WHO = "operator:alice"
 OURS = StoreStanding(5, "a", 60)
@@ -104,10 +104,10 @@ async def test_a_backup_of_the_same_term_leads_nobody_back(tmp_path: Path, witne
         with pytest.raises(ConflictError, match="mux:mux1 has orders of revision 2, and this store is of revision 1"):
             await controller.writer.apply([service("more", "203.0.113.12")], WHO)
         assert (await controller.writer.apply([service("more", "203.0.113.12")], WHO, dry_run=True)).change.lines
-        status = View(controller).manager.status()["history"]
+        status = plain(View(controller).manager.status())["history"]
         assert status["nodes"] == ["agent:host1", "agent:host2", "agent:host3", "mux:mux1", "mux:mux2"]
         assert "what was revoked since is valid again" in status["why"]
-        assert [row["state"] for row in View(controller).nodes.muxes()] == ["refused", "refused"]
+        assert [row["state"] for row in plain(View(controller).nodes.muxes())] == ["refused", "refused"]
         assert [finding.check for finding in check_history(status)] == ["history"]
         assert any("gets no orders" in event.text for event in controller.events.latest(50))
     store = await SqliteStore.open(tmp_path)
@@ -150,7 +150,7 @@ async def test_a_lost_wal_is_an_older_store(tmp_path: Path) -> None:
     marks, _ = await two_lives(tmp_path)
     put_back(tmp_path, tmp_path / "backup")
     async with running(tmp_path) as controller:
-        why = View(controller).manager.status()["history"]["why"]
+        why = plain(View(controller).manager.status())["history"]["why"]
         assert "the file beside manager.db tells of orders of revision 2, and this store is of revision 1" in why
         assert marks.revision == 2
 

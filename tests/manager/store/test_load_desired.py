@@ -21,7 +21,7 @@ from manager.store.interface import ConflictError, StoreError
 from manager.store.load_desired import read
 from manager.store.sqlite import FILE
 from tests.manager.fake_nodes import Site, running, until
-from tests.manager.fleet import service
+from tests.manager.fleet import plain, service
 
 WHO = "operator:alice"
 
@@ -60,7 +60,7 @@ async def test_a_key_of_a_newer_version_is_served_without_it_and_held(tmp_path: 
         site = Site().connect(controller)
         await until(lambda: bool(site.muxes[0].states) and "web" in site.muxes[0].state["services"])
         assert "colour" not in site.muxes[0].state["services"]["web"]
-        (row,) = View(controller).manager.status()["held"]
+        (row,) = plain(View(controller).manager.status())["held"]
         assert (row["service"], row["served"]) == ("web", True)
         assert row["why"].startswith("colour: unknown key")
         assert [finding.check for finding in check_held([row])] == ["held"]
@@ -80,7 +80,7 @@ async def test_what_cannot_be_read_at_all_is_set_aside_and_can_be_deleted(tmp_pa
     edit(tmp_path, put("services", "web", {"name": "web", "vip": "nowhere"}))
     async with running(tmp_path) as controller:
         assert controller.desired.services.keys() == {"dns"}
-        assert [row["served"] for row in View(controller).manager.status()["held"]] == [False]
+        assert [row["served"] for row in plain(View(controller).manager.status())["held"]] == [False]
         await controller.writer.delete_services(["web"], WHO)
         assert controller.writer.held == {}
     async with running(tmp_path) as controller:

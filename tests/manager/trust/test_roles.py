@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, TCPConnector, web
 
-from manager.api.openapi import ROUTES
+from manager.api.routes import ROUTES
 from manager.api.server import Api, application
 from manager.api.view import View
 from manager.controller.controller import Controller

@@ -24,7 +24,7 @@ from lb.daemon.files.private_files import write_private
 from lb.errors import AccessError, RequestError
 from lb.node.identity import Identity, ManagerUnreachableError, TokenText, unreachable
 from lb.node.keys import new_key
-from manager.api.openapi import ROUTES
+from manager.api.routes import ROUTES
 from manager.trust import ca, joining, tokens
 from manager.trust.ca import CertificateAuthority, subject
 from manager.trust.tokens import parse_ttl

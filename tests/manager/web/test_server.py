@@ -17,7 +17,7 @@ from aiohttp import ClientResponse, ClientSession, CookieJar
 from aiohttp.test_utils import TestServer
 
 from lb.errors import AccessError
-from lb.tables.manager_tables import backends, node_words
+from lb.rows.backend import BackendRow
 from manager.api.view import View
 from manager.controller.controller import Controller
 from manager.store.sqlite import SqliteStore
@@ -25,7 +25,7 @@ from manager.web import server as pages_module
 from manager.web.server import WebPage, changes
 from manager.web.sessions import FAILURES_MAX, WINDOW, Sessions, TooManyError
 from tests.manager.fake_nodes import Site, running, until
-from tests.manager.fleet import service, with_probe
+from tests.manager.fleet import plain, service, with_probe
 
 TOKEN = "lb1.alice.0"  # noqa: S105
 
@@ -104,7 +104,9 @@ async def page(directory: Path, *, login: bool = True, services: int = 1) -> Asy
                 reader = Reader(session, url, site, controller, pages, clock)
                 await until(lambda: reader.shown() == "up")
                 await until(
-                    lambda: all(row["announced_by"] == ["mux1", "mux2"] for row in View(controller).services.rows())
+                    lambda: all(
+                        row["announced_by"] == ["mux1", "mux2"] for row in plain(View(controller).services.rows())
+                    )
                 )
                 yield reader
         finally:
@@ -171,8 +173,8 @@ async def test_every_row_says_why_it_is_as_it_is_in_the_words_of_lb_get(tmp_path
         assert whys["host2"].startswith("is disconnected; it goes on with what it has")
         view = View(reader.controller)
         for row in view.nodes.muxes():  # the same sentences
-            assert all(word in whys[row["name"]] for word in node_words(row))
-        (note,) = [note for note in backends(view.services.backends()).notes if "web/web-1" in note]
+            assert all(word in whys[row.name] for word in row.words())
+        (note,) = [note for note in BackendRow.notes(view.services.backends()) if "web/web-1" in note]
         assert note.replace("web/", "") in whys["web"]
 
 

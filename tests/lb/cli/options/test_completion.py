@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+import msgspec
 import pytest
 from click.shell_completion import ShellComplete
 
@@ -15,7 +16,6 @@ from lb.cli.ask.manager import Manager
 from lb.cli.main import COMMANDS, lb
 from lb.cli.options import completion as completing
 from lb.errors import ControlError
-from lb.tables.manager_tables import services
 
 SERVICES = [
     {"name": name, "vip": f"203.0.113.{10 + i}", "port": 80, "protocol": "tcp", "healthy": 1, "backends": 1}
@@ -37,16 +37,16 @@ class Fleet:
             return [row for row in BACKENDS if row["service"] in query["service"]]
         return [{"name": name} for name in {"muxes": ("mux1", "mux2"), "agents": ("host1", "host2")}[table]]
 
-    def listing(self, table: str, **query: Any) -> Any:
-        self.asked.append(table)
-        return services(self.services)
+    def rows(self, row_type: Any, table: str, **query: Any) -> Any:
+        found = self.get(table) if table != "services" else self.services
+        return msgspec.convert(found, list[row_type])
 
 
 @pytest.fixture
 def fleet(monkeypatch: pytest.MonkeyPatch) -> Fleet:
     answers = Fleet()
     monkeypatch.setattr(Manager, "get", lambda self, *path, **query: answers.get(*path, **query))
-    monkeypatch.setattr(Manager, "listing", lambda self, *path, **query: answers.listing(*path, **query))
+    monkeypatch.setattr(Manager, "rows", lambda self, *path, **query: answers.rows(*path, **query))
     return answers
 
 
@@ -103,7 +103,7 @@ def test_a_manager_that_does_not_answer_is_no_error(words: tuple[str, ...], monk
         raise ControlError("it is away")
 
     monkeypatch.setattr(Manager, "get", away)
-    monkeypatch.setattr(Manager, "listing", away)
+    monkeypatch.setattr(Manager, "rows", away)
     assert offered(*words) == []
 
 

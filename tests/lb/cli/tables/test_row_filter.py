@@ -6,17 +6,32 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from lb.cli.tables.row_filter import JUDGED, amiss, by_name
+from lb.cli.tables.row_filter import JUDGED, by_name
 from lb.errors import NotFoundError
+from lb.rows.announcement import AnnouncementRow
+from lb.rows.node import AgentRow, MuxRow, SessionRow
+from lb.rows.row import Row
+from tests.lb.rows.values import backend, service
 
-UP = {"state": "established"}
-FINE: dict[str, dict[str, Any]] = {
-    "services": {"name": "web", "state": "up", "note": None},
-    "backends": {"service": "web", "name": "web-1", "state": "up"},
-    "muxes": {"name": "mux1", "state": "ready", "announces": 2, "announced": 2, "drain": None, "peers": [UP]},
-    "agents": {"name": "host1", "state": "ready", "refused": None, "left_out": {}},
-    "announcements": {"vip": "203.0.113.10", "wanted": True, "peer": "r1", "state": "announced"},
+UP = SessionRow(state="established")
+NODE: dict[str, Any] = {
+    **dict.fromkeys(("address", "address6", "generation", "refused", "clock_skew", "certificate_expires")),
+    "state": "ready",
+    "since": 0.0,
+    "wanted": 1,
+    "version": "0.2.0",
+}
+MUX: dict[str, Any] = dict.fromkeys(("drain", "handover", "io", "mode", "flows", "forwarded", "dropped"))
+FINE: dict[str, Row] = {
+    "services": service(),
+    "backends": backend(),
+    "muxes": MuxRow(**NODE, **MUX, name="mux1", announces=2, announced=2, peers=[UP]),
+    "agents": AgentRow(**NODE, name="host1", services=1),
+    "announcements": AnnouncementRow(
+        vip="203.0.113.10", mux="mux1", wanted=True, peer="r1", state="announced", reason=None
+    ),
 }
 
 
@@ -31,7 +46,7 @@ FINE: dict[str, dict[str, Any]] = {
         ("muxes", {"state": "away"}),
         ("muxes", {"announced": 1}),
         ("muxes", {"differs": "its seed is not that of the others"}),
-        ("muxes", {"peers": [UP, {"state": "active"}]}),
+        ("muxes", {"peers": [UP, SessionRow(state="active")]}),
         ("agents", {"left_out": {"web": "no address"}}),
         ("agents", {"refused": "no room"}),
         ("announcements", {"state": "waiting"}),
@@ -39,22 +54,20 @@ FINE: dict[str, dict[str, Any]] = {
     ],
 )
 def test_what_is_not_as_it_should_be_is_chosen(what: str, differs: dict[str, Any]) -> None:
-    row = FINE[what] | differs
-    assert amiss(what, [FINE[what], row]) == [row]
+    assert not FINE[what].amiss
+    assert replace(FINE[what], **differs).amiss
 
 
 def test_what_is_fine_or_wanted_so_is_not() -> None:
     assert set(JUDGED) == set(FINE)
-    for what, row in FINE.items():
-        assert amiss(what, [row]) == []
-    assert amiss("backends", [FINE["backends"] | {"state": "drain"}]) == []
-    assert amiss("muxes", [FINE["muxes"] | {"announced": 0, "drain": "told to drain"}]) == []
-    no_bgp = {"wanted": True, "peer": None, "state": None, "reason": "it speaks no BGP, so what it has live counts"}
-    assert amiss("announcements", [no_bgp]) == []
+    assert not replace(FINE["backends"], state="drain").amiss
+    assert not replace(FINE["muxes"], announced=0, drain="told to drain").amiss
+    why = "it speaks no BGP, so what it has live counts"
+    assert not replace(FINE["announcements"], peer=None, state=None, reason=why).amiss
 
 
 def test_rows_by_name_in_the_order_that_was_asked_for() -> None:
-    rows = [{"service": s, "name": f"{s}-{n}"} for s in ("dns", "web") for n in (1, 2)]
+    rows = [backend(service=s, name=f"{s}-{n}") for s in ("dns", "web") for n in (1, 2)]
     assert by_name("backends", rows, ["web/web-2", "dns"]) == [rows[3], rows[0], rows[1]]
     with pytest.raises(NotFoundError, match='there is no MUX "mux9"; `lb get muxes` lists all'):
-        by_name("muxes", [{"name": "mux1"}], ["mux9"])
+        by_name("muxes", [FINE["muxes"]], ["mux9"])

@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from lb.cli.commands import doctor
 from lb.cli.options.change import marked
-from lb.cli.tables.manager_rows import STATS, TABLES
+from lb.cli.tables.row_tables import draw
 from lb.cli.terminal.colour import ATTENTION, BAD, STATES, plain, states, styled, wanted
 from lb.cli.terminal.redraw import fitted
 from lb.doctor.model.findings import fault, warning
-from tests.lb.cli.tables.test_manager_rows import BACKEND, EVENTS, NARROW, SERVICE
+from tests.lb.cli.tables.test_row_tables import BACKEND, EVENTS, NARROW, SERVICE
 
 
 @pytest.fixture
@@ -41,25 +41,25 @@ def test_colours_go_to_a_terminal_that_wants_them(terminal: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("width", [None, 80])
 @pytest.mark.parametrize("name", NARROW)
 def test_a_table_with_colours_is_the_same_table(name: str, width: int | None, terminal: pytest.MonkeyPatch) -> None:
-    with_them = TABLES[name](NARROW[name], width)
+    with_them = draw(name, NARROW[name], width)
     terminal.setenv("NO_COLOR", "1")
-    without = TABLES[name](NARROW[name], width)
+    without = draw(name, NARROW[name], width)
     assert [plain(line) for line in with_them] == without
     assert not any("\x1b" in line for line in without)
 
 
 @pytest.mark.parametrize(("state", "colour"), [("down", BAD), ("PANIC", BAD), ("degraded", ATTENTION), ("up", None)])
 def test_a_state_has_the_colour_of_what_it_means(state: str, colour: str | None, terminal: pytest.MonkeyPatch) -> None:
-    rows: list[dict[str, Any]] = [{**SERVICE, "state": state, "name": "down"}]
-    for draw in (TABLES["services"], STATS["services"]):
-        line = draw(rows, None)[1]
+    rows = [replace(SERVICE, state=state, name="down")]
+    for stats in (False, True):
+        line = draw("services", rows, stats=stats)[1]
         assert line.count("\x1b[0m") == (colour is not None)  # the service's name is no state
         if colour is not None:
             assert styled(state, colour) in line
 
 
 def test_bad_events_are_red_and_others_are_not(terminal: pytest.MonkeyPatch) -> None:
-    lines = TABLES["events"](EVENTS, 60)
+    lines = draw("events", EVENTS, 60)
     bad = [line for line in lines if "\x1b" in line]
     assert len(bad) > 1
     assert all(line.startswith(f"\x1b[{BAD}m") and line.endswith("\x1b[0m") for line in bad)
@@ -102,4 +102,4 @@ def test_every_state_with_a_colour_can_stand_in_a_table() -> None:
     assert states(("Service", "State"), on=False) == {}
     for state in STATES:
         assert plain(paint[1](f"{state}   ")) == f"{state}   "
-    assert paint[1](BACKEND["name"]) == BACKEND["name"]
+    assert paint[1](BACKEND.name) == BACKEND.name
