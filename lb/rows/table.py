@@ -154,15 +154,17 @@ def _partly(row_type: type[S], row: Mapping[str, Any]) -> S:
         try:
             known[field.name] = msgspec.convert(row.get(field.encode_name), field.type)
         except msgspec.ValidationError:
-            known[field.name] = [] if _takes_list(field.type) else None
+            known[field.name] = _empty(field.type)
     return row_type(**known)
 
 
-def _takes_list(type_: Any) -> bool:
-    with contextlib.suppress(msgspec.ValidationError):
-        msgspec.convert([], type_)
-        return True
-    return False
+def _empty(type_: Any) -> Any:
+    """An empty list or mapping, where the type is one; else None, which every cell can show."""
+    empty: tuple[object, ...] = ([], {})
+    for value in empty:
+        with contextlib.suppress(msgspec.ValidationError):
+            return msgspec.convert(value, type_)
+    return None
 
 
 def _no_table(why: object) -> ControlError:

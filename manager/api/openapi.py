@@ -79,15 +79,15 @@ BY_TYPE, SCHEMAS = _schemas()
 def _operation(route: ApiRoute) -> Schema:
     error = {"description": "what is wrong, all of it", "content": _content(Error)}
     names = re.findall(r"{(\w+)}", route.path)
-    query = {name: (found.schema(), False) for name, found in route.query.items()}
-    if route.beside is not None:
-        query |= {name: (schema, False) for name, schema in _beside_file(route.beside).items()}
+    query = {name: found.schema() for name, found in route.query.items()}
+    if route.files and route.body is not None:
+        query |= _beside_file(route.body)
     operation: Schema = {
         "operationId": route.operation,
         "summary": route.summary,
         "parameters": [
             *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names),
-            *({"name": name, "in": "query", "schema": schema} for name, (schema, _) in query.items()),
+            *({"name": name, "in": "query", "schema": schema} for name, schema in query.items()),
         ],
         "responses": {
             "101" if route.operation == "stream" else "200": {

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from lb.cli.commands.top import Sample, rates
@@ -258,13 +259,13 @@ def test_top_sorts_by_rate_and_knows_no_negative_rates() -> None:
 
     before = Sample(10.0, {}, [row("slow", 0), row("fast", 0), row("restarted", 900)])
     after = Sample(12.0, {}, [row("slow", 20), row("fast", 4000), row("restarted", 5), row("new", 7)])
-    assert [(r["service"], r["pps"]) for r in rates(before, after)] == [
+    assert [(r.service, r.pps) for r in rates(before, after)] == [
         ("fast", 2000),
         ("slow", 10),
         ("new", 0),
         ("restarted", 0),
     ]
-    assert rates(before, after)[0]["mbit/s"] == 1.6
+    assert msgspec.to_builtins(rates(before, after)[0])["mbit/s"] == 1.6
 
 
 def test_cells_read_well() -> None:
