@@ -142,6 +142,12 @@ ROUTES: tuple[ApiRoute, ...] = (
         "Makes these the services; all others are deleted",
     ),
     _post(
+        "/v1/delete",
+        "delete_services",
+        requests.Delete,
+        "Withdraws these services, as one change, then removes them",
+    ),
+    _post(
         "/v1/apply",
         "apply",
         requests.Apply,

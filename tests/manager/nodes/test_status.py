@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import msgspec
 import pytest
 
 from lb.errors import MessageError
-from lb.node.messages import StatusMessage, encode
+from lb.node.messages import StatusMessage
 from manager.api.kept_rows import KeptRows
 from manager.api.metrics import ManagerCollector
 from manager.api.view import View
