@@ -42,7 +42,7 @@ LEAST = {
     **dict.fromkeys(
         [
             "PUT /v1/services", "PUT /v1/services/{name}", "DELETE /v1/services/{name}", "POST /v1/apply",
-            "POST /v1/confirm", "POST /v1/rollback", "POST /v1/backends/{service}/{backend}/drain",
+            "POST /v1/confirm", "POST /v1/rollback", "POST /v1/delete", "POST /v1/backends/{service}/{backend}/drain",
             "POST /v1/backends/{service}/{backend}/undrain", "POST /v1/muxes/{name}/drain",
             "POST /v1/muxes/{name}/undrain", "POST /v1/hosts/{name}/drain", "POST /v1/hosts/{name}/undrain",
             "POST /v1/backends/{service}/{backend}/weight",
