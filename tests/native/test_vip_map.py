@@ -21,7 +21,7 @@ from tests.native.compiled import library
 from tests.packets.build import ethernet, ipv4, ipv6, ping, tcp, udp
 from tests.packets.world import SETTINGS
 
-BACKENDS = {4: (Backend("b", ip_address("10.0.0.1")),), 6: (Backend("b", ip_address("2001:db8::1")),)}
+BACKENDS = {4: (Backend("b", ip_address("10.0.0.1")),), 6: (Backend("b", ip_address("2001:db8:b::1")),)}
 
 
 def a_service(name: str, vip: str, protocol: Protocol, first: int, last: int) -> Service:
