@@ -22,7 +22,7 @@ static inline void add(uint64_t *counter, uint64_t step)
 
 /* Packets that go on with a reason of their own; and those that may be answered. */
 #define GOES_ON (BIT(SEGMENTED) | BIT(ICMP_ERROR))
-#define ASKS (BIT(ECHO) | BIT(TTL_EXPIRED) | BIT(NO_SERVICE) | BIT(NO_BACKEND) | BIT(BAD_PROTOCOL))
+#define ASKS (BIT(ECHO) | BIT(TTL_EXPIRED) | BIT(NO_SERVICE) | BIT(NO_BACKEND) | BIT(BAD_PROTOCOL) | BIT(TOO_BIG))
 _Static_assert(REASON_COUNT <= 64, "a bit for each");
 
 /* What goes no further.  A packet to one of our services that was answered was not dropped, but came for nothing all the same. */

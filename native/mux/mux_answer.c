@@ -130,6 +130,25 @@ static enum reason answer_unserved(struct mux *mux, unsigned i, const struct fra
 	return mux_answer_error(mux, i, frame, &message, packet_destination(packet), ANSWER_OTHER, REASON_UNREACHABLE);
 }
 
+/*
+ * What does not fit and may not be cut on its way is told the sender, with what would fit (RFC 1191, 4; RFC 2003, 5.1; RFC 4443,
+ * 3.2).  Of IPv6 nobody believes less than 1,280 (RFC 8201, 4).
+ */
+static enum reason answer_too_big(struct mux *mux, unsigned i, const struct frame *frame)
+{
+	const struct packet *packet = &mux->packets[i];
+	uint32_t fits = mux_longest(mux, i);
+	struct icmp_message message;
+
+	if (packet->family == 4 && !(packet->ip[6] & 0x40))
+		return packet->reason;
+	if (packet->family == 4)
+		message = (struct icmp_message){ .type = ICMP4_UNREACHABLE, .code = ICMP4_FRAGMENT, .rest = fits };
+	else
+		message = (struct icmp_message){ .type = ICMP6_TOO_BIG, .rest = fits < IPV6_MTU_MIN ? IPV6_MTU_MIN : fits };
+	return mux_answer_error(mux, i, frame, &message, packet_destination(packet), ANSWER_TOO_BIG, REASON_FRAG_NEEDED);
+}
+
 enum reason mux_answer(struct mux *mux, unsigned i, const struct frame *frame)
 {
 	switch (mux->packets[i].reason) {
@@ -137,6 +156,8 @@ enum reason mux_answer(struct mux *mux, unsigned i, const struct frame *frame)
 		return answer_echo(mux, i, frame);
 	case REASON_TTL_EXPIRED:
 		return answer_time_exceeded(mux, i, frame);
+	case REASON_TOO_BIG:
+		return answer_too_big(mux, i, frame);
 	case REASON_NO_SERVICE:
 	case REASON_NO_BACKEND:
 	case REASON_BAD_PROTOCOL:

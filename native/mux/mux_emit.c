@@ -92,7 +92,6 @@ static void emit_any(struct mux *mux, unsigned origin, const struct frame *frame
 		emit_tunnel(mux, origin, frame, hop, ip, length, out);
 }
 
-/* The longest packet that fits on the way there in its tunnel. */
 static uint32_t longest(const struct mux *mux, unsigned i, const struct hop *hop)
 {
 	uint32_t mtu = mux->passages[i].service->mtu, way = mux->snapshot->rests[hop - mux->snapshot->hops].mtu;
@@ -101,6 +100,11 @@ static uint32_t longest(const struct mux *mux, unsigned i, const struct hop *hop
 	if (way && way < mtu)
 		mtu = way;
 	return mtu > overhead ? mtu - overhead : 0;
+}
+
+uint32_t mux_longest(const struct mux *mux, unsigned i)
+{
+	return longest(mux, i, &mux->snapshot->hops[backend_hop(mux->passages[i].backend)]);
 }
 
 /* IDs of the outer headers are as many as there are segments. */

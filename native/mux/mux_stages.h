@@ -83,6 +83,9 @@ enum reason mux_answer(struct mux *mux, unsigned i, const struct frame *frame);
 enum reason mux_answer_error(struct mux *mux, unsigned i, const struct frame *frame, const struct icmp_message *message,
 			     const uint8_t *source, enum answer_kind kind, enum reason answered);
 
+/* The longest packet that fits, in its tunnel, on the way to the backend that has been chosen for a packet. */
+uint32_t mux_longest(const struct mux *mux, unsigned i);
+
 /* The flow that a packet belongs to. */
 void mux_packet_tuple(const struct packet *packet, struct flow_tuple *tuple);
 

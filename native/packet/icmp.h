@@ -21,6 +21,7 @@
 #define ICMP6_ERROR_MAX 1280u /* RFC 4443, 2.4(c) */
 #define ICMP_ANSWER_MAX ICMP6_ERROR_MAX
 #define ICMP_TTL 64u
+#define IPV6_MTU_MIN 1280u /* RFC 8200, 5 */
 
 /* Types and codes that are used here; RFC 792, RFC 4443. */
 enum {

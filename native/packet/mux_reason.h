@@ -24,6 +24,8 @@ enum verdict {
 	X(ECHO, "echo", VERDICT_REPLY, "A ping to a VIP, answered by the MUX.")                                        \
 	X(TIME_EXCEEDED, "time_exceeded", VERDICT_REPLY,                                                               \
 	  "TTL or hop limit ended here: answered with ICMP time exceeded from the MUX's own address.")                  \
+	X(FRAG_NEEDED, "frag_needed", VERDICT_REPLY,                                                                   \
+	  "Too large for the tunnel: answered with ICMP fragmentation needed or packet too big, from the VIP.")         \
 	X(UNREACHABLE, "unreachable", VERDICT_REPLY,                                                                   \
 	  "No service, or none that has a backend: answered with ICMP unreachable, as mux.unserved says.")              \
 	X(RESET, "reset", VERDICT_REPLY,                                                                               \

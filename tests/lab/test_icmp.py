@@ -6,6 +6,7 @@ Two MUXes, so that an error may come to one that never saw the flow.
 
 from __future__ import annotations
 
+import errno
 import re
 import select
 import socket
@@ -19,17 +20,18 @@ import pytest
 
 from lb.model import Address, IoMode, Service
 from tests.lab import netns
-from tests.lab.services import FILES_VIP, WEB_VIP, files, web
+from tests.lab.services import FILES_VIP, LOAD_PORT, LOAD_VIP, WEB_VIP, files, load, web
 from tests.lab.topology import Lab
 from tests.lab.traffic import checksum, download, run
 
 pytestmark = pytest.mark.lab
 
 NARROW = 1300
-WEB6_VIP, FILES6_VIP = "2001:db8:f::10", "2001:db8:f::20"
+WEB6_VIP, FILES6_VIP, LOAD6_VIP = "2001:db8:f::10", "2001:db8:f::20", "2001:db8:f::30"
 VIPS = {"plain": FILES_VIP, "translated": WEB_VIP, "plain, IPv6": FILES6_VIP, "translated, IPv6": WEB6_VIP}
 EACH_VIP = pytest.mark.parametrize("vip", VIPS.values(), ids=VIPS)
 IP_RECVERR, IPV6_RECVERR, MSG_ERRQUEUE = 11, 25, 0x2000
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO, IP_MTU, IPV6_MTU = 10, 23, 2, 14, 24
 
 
 def over_ipv6(service: Service, vip: str, lab: Lab) -> Service:
@@ -41,14 +43,15 @@ def over_ipv6(service: Service, vip: str, lab: Lab) -> Service:
 @pytest.fixture(scope="module", params=[IoMode.PACKET, IoMode.TUN, IoMode.XDP], ids=lambda mode: mode.value)
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     with Lab(hosts=2, io=request.param, ipv6=True) as started:
-        four = (web(started.hosts), files(started.hosts))
-        six = (over_ipv6(four[0], WEB6_VIP, started), over_ipv6(four[1], FILES6_VIP, started))
+        four = (web(started.hosts), files(started.hosts), load(started.hosts))
+        vips6 = (WEB6_VIP, FILES6_VIP, LOAD6_VIP)
+        six = tuple(over_ipv6(service, vip, started) for service, vip in zip(four, vips6, strict=True))
         started.write_files((*four, *six))
-        started.guardian.serve((WEB_VIP, FILES_VIP))
+        started.guardian.serve((WEB_VIP, FILES_VIP, LOAD_VIP))
         started.start_nginx()
         started.start_daemons(started.nodes)
         ways = " ".join(f"nexthop via {mux.address6}" for mux in started.muxes)
-        netns.batch([f"route add {vip}/128 {ways}" for vip in (WEB6_VIP, FILES6_VIP)], started.router)
+        netns.batch([f"route add {vip}/128 {ways}" for vip in vips6], started.router)
         netns.batch([f"link set toc mtu {NARROW}"], started.router)
         yield started
 
@@ -79,6 +82,17 @@ def test_a_vip_answers_pings(lab: Lab, vip: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("vip", "fits"), [(LOAD_VIP, 1480), (LOAD6_VIP, 1460)], ids=["IPv4", "IPv6"])
+def test_who_sends_more_than_the_tunnel_carries_learns_what_fits(lab: Lab, vip: str, fits: int) -> None:
+    before = counted(lab, "frag_needed")
+    netns.batch(["link set toc mtu 1500"], lab.router)  # or it takes nothing that is longer either
+    try:
+        assert netns.inside(lab.client, lambda: path_mtu(vip)) == fits
+    finally:
+        netns.batch([f"link set toc mtu {NARROW}"], lab.router)
+    assert counted(lab, "frag_needed") > before
+
+
 @EACH_VIP
 @pytest.mark.parametrize("port", [80, 33434], ids=["open", "closed"])
 def test_traceroute_sees_the_mux(lab: Lab, vip: str, port: int) -> None:
@@ -99,6 +113,25 @@ def counted(lab: Lab, reason: str) -> float:
         text = netns.ip("netns", "exec", mux.namespace, "curl", "-s", "http://127.0.0.1:9741/metrics")
         total += sum(map(float, re.findall(rf'^lb_packets_total{{[^}}]*reason="{reason}"[^}}]*}} (\S+)', text, re.M)))
     return total
+
+
+def path_mtu(vip: str) -> int:
+    """What a UDP socket that may not be cut finds out: it sends all that its own link carries, until it may not."""
+    six = ":" in vip
+    with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
+        asked.setsockopt(level, IPV6_MTU_DISCOVER if six else IP_MTU_DISCOVER, PMTUDISC_DO)
+        asked.connect((vip, LOAD_PORT))
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                asked.send(bytes(1500 - (48 if six else 28)))
+            except OSError as error:
+                if error.errno == errno.EMSGSIZE:
+                    return asked.getsockopt(level, IPV6_MTU if six else IP_MTU)
+                raise
+            time.sleep(0.2)
+    raise AssertionError("nobody said that it is too long")
 
 
 def who_ends(vip: str, port: int, hops: int) -> Address:

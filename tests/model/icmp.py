@@ -215,9 +215,9 @@ class Answers:
         self._now = 0
 
     def answer(  # noqa: PLR0911  one return for each way that it can end
-        self, packet: bytes, reason: str, now_ns: int
+        self, packet: bytes, reason: str, now_ns: int, room: int = 0
     ) -> tuple[str, tuple[bytes, ...]]:
-        """The reason that is left, and what is sent."""
+        """The reason that is left, and what is sent. ``room``: how long a packet may be that was too big."""
         # The data plane looks at its clock in steps, so that it does not matter which packets come together.
         elapsed = max(0, (now_ns >> 20 << 20) - self._now)
         self._now += elapsed
@@ -235,6 +235,8 @@ class Answers:
             if own is None:
                 return reason, ()
             return self._send("other", "time_exceeded", lambda ident: error(packet, own, kind, 0, ident))
+        if reason == "too_big":
+            return self._too_big(packet, header, room)
         if reason not in UNREACHABLE or self._unserved is Unserved.DROP:
             return reason, ()
         if header.protocol == TCP and self._unserved is Unserved.RESET:
@@ -245,6 +247,14 @@ class Answers:
         rest = next_header_at(packet, header) if kind == (4, 1) else 0
         vip = header.destination
         return self._send("other", "unreachable", lambda ident: error(packet, vip, kind, rest, ident))
+
+    def _too_big(self, packet: bytes, header: Header, room: int) -> tuple[str, tuple[bytes, ...]]:
+        """RFC 1191, 4, and RFC 4443, 3.2: who may not be cut is told what would fit."""
+        if header.version == 4 and not packet[6] & 0x40:
+            return "too_big", ()
+        kind, rest = ((3, 4), room) if header.version == 4 else ((2, 0), max(room, 1280))
+        vip = header.destination
+        return self._send("too_big", "frag_needed", lambda ident: error(packet, vip, kind, rest, ident))
 
     def _send(self, kind: str, reason: str, make: Callable[[int], bytes]) -> tuple[str, tuple[bytes, ...]]:
         tokens = self._tokens.setdefault(kind, AT_ONCE * self._step)

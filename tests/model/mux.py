@@ -28,6 +28,7 @@ class Expected(NamedTuple):
     backend: str | None = None
     flow: str | None = None
     out: tuple[bytes, ...] = ()
+    room: int = 0  #: of what is too big: how long it may be
 
 
 @cache
@@ -87,8 +88,8 @@ class Mux:
             expected = self._balance(whole, header)
         if expected.out or expected.reason in UNANSWERED:
             return expected
-        reason, out = self._answers.answer(whole, expected.reason, now_ns)
-        return expected._replace(reason=reason, out=out)
+        reason, out = self._answers.answer(whole, expected.reason, now_ns, expected.room)
+        return expected._replace(reason=reason, out=out, room=0)
 
     # ---- decide ----
 
@@ -111,7 +112,7 @@ class Mux:
         if backend is None:
             return Expected("no_backend", service.name)
         if len(packet) + tunnel.overhead(header.version) > (service.mtu or self.settings.mtu):
-            return Expected("too_big", service.name)
+            return Expected("too_big", service.name)  # and about an error nothing is said
         out = self._encapsulate(service, backend, tunnel.forwarded(packet), key)
         return Expected("icmp_error", service.name, backend.name, "known" if known else "untracked", (out,))
 
@@ -139,7 +140,7 @@ class Mux:
             report, backend = "new", chosen
         reason, out = self._send(service, backend, packet, key)
         if not out:
-            return Expected(reason, service.name)
+            return Expected(reason, service.name, room=self._room(service, backend))
         return Expected(reason, service.name, backend.name, report, out)
 
     def choice(self, service: Service, key: flows.Tuple) -> Backend | None:
@@ -193,18 +194,22 @@ class Mux:
     def _send(
         self, service: Service, backend: Backend, packet: bytes, key: flows.Tuple
     ) -> tuple[str, tuple[bytes, ...]]:
-        mtu = service.mtu or self.settings.mtu
-        encap = service.encap or self.settings.encap
-        overhead = tunnel.overhead(backend.address.version, encap, self.settings.gue_variant)
+        room = self._room(service, backend)
         reason, parts = "forwarded", [packet]
-        if len(packet) + overhead > mtu:
-            size = self._segment_size(packet, mtu - overhead, mtu)
+        if len(packet) > room:
+            size = self._segment_size(packet, room, service.mtu or self.settings.mtu)
             if not size:
                 return "too_big", ()
             reason, parts = "segmented", list(tunnel.segments(packet, size))
         elif self.options.detect_partial:
             parts = [_completed(packet)]
         return reason, tuple(self._encapsulate(service, backend, tunnel.forwarded(part), key) for part in parts)
+
+    def _room(self, service: Service, backend: Backend) -> int:
+        """The longest packet that fits on the way there."""
+        encap = service.encap or self.settings.encap
+        overhead = tunnel.overhead(backend.address.version, encap, self.settings.gue_variant)
+        return (service.mtu or self.settings.mtu) - overhead
 
     @staticmethod
     def _segment_size(packet: bytes, room: int, mtu: int) -> int:

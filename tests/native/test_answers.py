@@ -61,6 +61,31 @@ def test_what_is_not_answered_takes_nothing_of_the_rate() -> None:
     assert reasons(pipe, [EXPIRED] * AT_ONCE, SECOND) == {"time_exceeded": AT_ONCE}
 
 
+LONG, LONG6 = ipv4(tcp("A", bytes(1460))), ipv6(tcp("A", bytes(1440)))
+
+
+def test_of_what_does_not_fit_who_may_not_be_cut_is_told_and_at_a_rate_of_its_own() -> None:
+    pipe = pipeline(10)
+    reasons(pipe, [PING, EXPIRED, CLOSED] * 100, SECOND)
+    assert reasons(pipe, [LONG, LONG6] * AT_ONCE, SECOND) == {"frag_needed": AT_ONCE, "answer_limited": AT_ONCE}
+    pipe = pipeline(1000)
+    quiet = [ipv4(tcp("A", bytes(1460)), df=False), ipv4(icmp(3, 4, 0, ipv4(tcp())[:28] + bytes(1450)))]
+    assert reasons(pipe, quiet, SECOND).keys() <= {"too_big", "icmp_stranger"}
+    pipe.answer(0)
+    assert reasons(pipe, [LONG, LONG6], SECOND) == {"too_big": 2}
+
+
+def test_nobody_is_told_that_less_than_1280_would_fit_in_ipv6() -> None:
+    """Nobody would believe it (RFC 8201, 4)."""
+    told = [replace(service, mtu=1300) for service in SERVICES]
+    snapshot = Compiler(SETTINGS).compile(told).offline_snapshot()
+    long = ipv4(tcp("A", bytes(1250))), ipv6(tcp("A", bytes(1230)))
+    packets = [(packet, len(packet), SECOND) for packet in long]
+    four, six = (result.out[0] for result in pipeline(1000).process(snapshot, packets))
+    assert int.from_bytes(four[26:28]) == 1300 - 20
+    assert int.from_bytes(six[44:48]) == 1280
+
+
 def test_the_rate_may_change_and_end() -> None:
     pipe = pipeline(10)
     pipe.answer(0)
@@ -94,6 +119,8 @@ def test_an_answer_is_hardly_larger_than_what_caused_it(segment: Segment, more: 
         (ipv4(segment, ttl=1), more),
         (ipv6(segment, hops=1), more + 20),
         (ipv4(segment, to="203.0.113.201"), more),
+        (LONG, 0),
+        (LONG6, 0),
         (PING, 0),
         (ipv6(ping(six=True)), 0),
     ):

@@ -57,7 +57,7 @@ RUNS = {
 MEETS = {
     "checksums to find out": {r.name for r in REASONS}
     - {"segmented", "send_failed", "no_backend", "shed"}
-    - {"echo", "time_exceeded", "unreachable", "reset", "answer_limited"}  # nothing is answered here
+    - {"echo", "time_exceeded", "frag_needed", "unreachable", "reset", "answer_limited"}  # nothing is answered here
     - {"hairpin", "source_route", "routing_header", "link_local_source", "mapped_source"},  # rare
     "without a table": {"no_backend"},
     "thousands of services": {"no_service", "not_vip", "fragment"},

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address
+
 from tests.model.tunnel import segments
-from tests.packets.build import ipv4, ipv6, tcp, udp
-from tests.packets.world import DNS, WEB, WEB6, Row, drops, forwards, to
+from tests.packets.build import CLIENT, CLIENT6, icmp, ipv4, ipv6, tcp, udp
+from tests.packets.world import DNS, FIRST_ID, WEB, WEB6, Row, drops, forwards, to
 
 
 def data(length: int) -> bytes:
@@ -19,6 +21,16 @@ def cut(claim: str, packet: bytes, backend: str, size: int) -> Row:
     return Row(claim, packet, "segmented", tuple(to(backend, part, 7 + n) for n, part in enumerate(parts)))
 
 
+def told(claim: str, packet: bytes, fits: int) -> Row:
+    """Is not forwarded, and the sender is told how long a packet may be; see the rules of RFC 1191 and RFC 4443."""
+    if packet[0] >> 4 == 6:
+        answer = ipv6(icmp(2, 0, fits, packet[:1232], six=True), source=str(IPv6Address(packet[24:40])), to=CLIENT6)
+    else:
+        vip = str(IPv4Address(packet[16:20]))
+        answer = ipv4(icmp(3, 4, fits, packet[:548]), source=vip, to=CLIENT, tos=0xC0, df=False, ident=FIRST_ID)
+    return Row(claim, packet, "frag_needed", (answer,))
+
+
 #: Payload of a TCP segment that fits: 1500 less outer header, inner header, TCP header.
 FITS, FITS6 = 1500 - 20 - 20 - 20, 1500 - 40 - 40 - 20
 
@@ -27,14 +39,14 @@ FULL = ipv4(tcp("A", data(FITS)))
 EXACT = (
     forwards("a packet that fits exactly is forwarded", FULL, WEB),
     forwards("an IPv6 packet that fits exactly is forwarded", ipv6(tcp("A", data(FITS6))), WEB6),
-    drops("one byte more is too big", ipv4(tcp("A", data(FITS + 1))), "too_big"),
+    told("one byte more is too big", ipv4(tcp("A", data(FITS + 1))), 1480),
     drops("one byte more is too big without DF too", ipv4(tcp("A", data(FITS + 1)), df=False), "too_big"),
-    drops("one byte more is too big in IPv6", ipv6(tcp("A", data(FITS6 + 1))), "too_big"),
-    drops("a full packet of the client's link is too big", ipv4(tcp("A", data(1460))), "too_big"),
-    drops("a UDP packet above the MTU is too big", ipv4(udp(data(1473))), "too_big"),
+    told("one byte more is too big in IPv6", ipv6(tcp("A", data(FITS6 + 1))), 1460),
+    told("a full packet of the client's link is too big", ipv4(tcp("A", data(1460))), 1480),
+    told("a UDP packet above the MTU is too big", ipv4(udp(data(1473))), 1480),
     forwards("a UDP packet that fits exactly is forwarded", ipv4(udp(data(1452))), DNS),
     forwards("a service's own MTU counts", ipv4(tcp("A", data(8000)), to="203.0.113.200"), WEB),
-    drops("a service's own MTU ends too", ipv4(tcp("A", data(8950)), to="203.0.113.200"), "too_big"),
+    told("a service's own MTU ends too", ipv4(tcp("A", data(8950)), to="203.0.113.200"), 8980),
     forwards("padding does not count", FULL + bytes(40), WEB, leaves=FULL),
 )
 
@@ -66,17 +78,13 @@ SUPER = (
 
 #: Longer than any link carries, and still no NIC made them of several packets.
 NOT_SUPER = (
-    drops(
-        "a large packet whose checksum is wrong is not made right", ipv4(tcp("A", data(4000), check=0x1234)), "too_big"
-    ),
-    drops(
-        "a large IPv6 packet whose checksum is wrong is not made right", ipv6(tcp("A", data(4000), check=1)), "too_big"
-    ),
-    drops("one byte above the MTU with a wrong checksum is too big", ipv4(tcp("A", data(1461), check=0)), "too_big"),
-    drops("a large packet that opens a connection is not cut", ipv4(tcp("S", data(4000))), "too_big"),
-    drops("a large packet that answers one is not cut", ipv4(tcp("SA", data(4000))), "too_big"),
-    drops("a large packet that resets a connection is not cut", ipv4(tcp("RA", data(4000))), "too_big"),
-    drops("a large UDP packet is not cut", ipv4(udp(data(4000))), "too_big"),
+    told("a large packet whose checksum is wrong is not made right", ipv4(tcp("A", data(4000), check=0x1234)), 1480),
+    told("a large IPv6 packet whose checksum is wrong is not made right", ipv6(tcp("A", data(4000), check=1)), 1460),
+    told("one byte above the MTU with a wrong checksum is too big", ipv4(tcp("A", data(1461), check=0)), 1480),
+    told("a large packet that opens a connection is not cut", ipv4(tcp("S", data(4000))), 1480),
+    told("a large packet that answers one is not cut", ipv4(tcp("SA", data(4000))), 1480),
+    told("a large packet that resets a connection is not cut", ipv4(tcp("RA", data(4000))), 1480),
+    told("a large UDP packet is not cut", ipv4(udp(data(4000))), 1480),
 )
 
 ROWS = (*EXACT, *SUPER, *NOT_SUPER)

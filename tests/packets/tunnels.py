@@ -6,8 +6,8 @@ from __future__ import annotations
 from lb.model import Encap
 from tests.model.tunnel import segments
 from tests.packets.build import ipv4, ipv6, tcp, udp
-from tests.packets.size import data
-from tests.packets.world import WEB, WEB6, Row, drops, forwards, to
+from tests.packets.size import data, told
+from tests.packets.world import WEB, WEB6, Row, forwards, to
 
 GUE = Encap.GUE
 IN6, IN4, OVER, OVER6, UNDER = "203.0.113.210", "2001:db8:f:1::10", "203.0.113.211", "203.0.113.212", "2001:db8:f:1::11"
@@ -28,9 +28,9 @@ ROWS = (
     forwards("IPv6 goes in IPv4", ipv6(tcp(), to=IN4), WEB),
     forwards("IPv6 in IPv4 keeps DSCP and ECN", ipv6(tcp(), to=IN4, traffic_class=0xB9, flow_label=0xFFFFF), WEB),
     forwards("IPv4 that fits exactly in IPv6", ipv4(tcp("A", data(1500 - 40 - 40)), to=IN6), WEB6),
-    drops("IPv4 one byte too long for IPv6", ipv4(tcp("A", data(1500 - 40 - 39)), to=IN6), "too_big"),
+    told("IPv4 one byte too long for IPv6", ipv4(tcp("A", data(1500 - 40 - 39)), to=IN6), 1460),
     forwards("IPv6 that fits exactly in IPv4", ipv6(tcp("A", data(1500 - 20 - 60)), to=IN4), WEB),
-    drops("IPv6 one byte too long for IPv4", ipv6(tcp("A", data(1500 - 20 - 59)), to=IN4), "too_big"),
+    told("IPv6 one byte too long for IPv4", ipv6(tcp("A", data(1500 - 20 - 59)), to=IN4), 1480),
     cut("a super-packet of IPv4 is cut for IPv6", ipv4(tcp("PA", data(4000)), to=IN6), WEB6, 1500 - 80),
     cut("a super-packet of IPv6 is cut for IPv4", ipv6(tcp("PA", data(4000)), to=IN4), WEB, 1500 - 80),
     forwards("GUE carries TCP", ipv4(tcp(), to=OVER), WEB, encap=GUE),
@@ -50,9 +50,9 @@ ROWS = (
     forwards("GUE in IPv6 carries IPv6", ipv6(tcp(), to=UNDER), WEB6, encap=GUE),
     forwards("GUE in IPv4 carries IPv6", ipv6(tcp(), to=UNDER4, traffic_class=3), WEB, encap=GUE),
     forwards("what fits exactly in GUE", ipv4(tcp("A", data(1500 - 32 - 40)), to=OVER), WEB, encap=GUE),
-    drops("one byte more is too big for GUE", ipv4(tcp("A", data(1500 - 32 - 39)), to=OVER), "too_big"),
+    told("one byte more is too big for GUE", ipv4(tcp("A", data(1500 - 32 - 39)), to=OVER), 1468),
     forwards("what fits exactly in GUE of IPv6", ipv6(tcp("A", data(1500 - 52 - 60)), to=UNDER), WEB6, encap=GUE),
-    drops("one byte more is too big for GUE of IPv6", ipv6(tcp("A", data(1500 - 52 - 59)), to=UNDER), "too_big"),
+    told("one byte more is too big for GUE of IPv6", ipv6(tcp("A", data(1500 - 52 - 59)), to=UNDER), 1448),
     cut("a super-packet is cut for GUE", ipv4(tcp("PA", data(4000)), to=OVER), WEB, 1500 - 32 - 40, GUE),
     cut("a super-packet of IPv6 is cut for GUE", ipv6(tcp("PA", data(4000)), to=UNDER), WEB6, 1500 - 52 - 60, GUE),
 )

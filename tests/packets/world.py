@@ -101,7 +101,7 @@ class Row:
     def verdict(self) -> str:
         if self.reason in ("forwarded", "segmented", "icmp_error"):
             return "forward"
-        if self.reason in ("echo", "time_exceeded", "unreachable", "reset"):
+        if self.reason in ("echo", "time_exceeded", "frag_needed", "unreachable", "reset"):
             return "reply"
         return "pass" if self.reason in ("not_ip", "not_vip") else "drop"
 
