@@ -77,7 +77,7 @@ SLOWEST := --durations=15 --durations-min=5
 unit: build
 	@$(pytest) $(SIDE_BY_SIDE) $(SLOWEST) -m 'not lab'
 
-# tests/phases.py tells what runs beside what.
+# tests/phases.py tells in which order.
 test:
 	@deploy/packages.sh $(if $(ROOT),test,fuzz)
 	@$(MAKE) build

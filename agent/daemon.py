@@ -344,7 +344,7 @@ def _muxes(section: Mapping[str, Any]) -> tuple[tuple[Address, ...], dict[str, s
     """A state's section ``muxes`` as outer sources; and what in it is no address."""
     found: list[Address] = []
     left_out: dict[str, str] = {}
-    for name, entry in section.items():
+    for name, entry in sorted(section.items()):
         for key in ("address", "address6"):
             value = entry.get(key) if isinstance(entry, dict) else entry
             if value is None:

@@ -146,9 +146,11 @@ def prepare(host: Host, link: HostLink, interface: str, tunnel: Tunnel, mode: De
     if mode is DecapMode.IPIP:
         return IpipDecap(host, tunnel)
     if mode is DecapMode.TUN:
-        # A device that somebody deleted took the worker's end of it along.
-        alive = isinstance(now, TunDecap) and host.link(TUN_DEVICE) is not None
-        return now if alive and now is not None else TunDecap(tunnel)
+        if isinstance(now, TunDecap):
+            if host.link(TUN_DEVICE) is not None:
+                return now
+            now.close()  # who deleted the device took the worker's end of it along; its UDP port is wanted again
+        return TunDecap(tunnel)
     _, attached = found_filter(host, interface, None)
     known = now.program if isinstance(now, BpfDecap) else None  # it counts on, whatever became of its filter
     try:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make test``: its phases at the same time, as far as they leave each other alone.
+"""``make test``: its phases, in an order by which they leave each other alone.
 
-Labs wait more than they work, so what works goes on beside them, with less right to the processor: the fast tests,
-the native tests under the sanitizers, and, with what is left, fuzzing.
-Labs that measure time run by themselves when all of that has ended, then the few that failed once more
-(:mod:`tests.lab.suite`).
+The fast tests come first, for they tell most. Then labs have the machine for themselves, side by side, and those that
+measure time one by one. The native tests under the sanitizers come last, and fuzzing goes on beside them with what they
+leave. Then the few labs that failed run once more (:mod:`tests.lab.suite`).
 
 Each phase writes into a file of ``.build/test``. All of it is printed when the phase ends, so that phases do not mix;
 the summary at the end names what failed. A phase that fails stops no other, but for those that need it.
@@ -64,19 +63,21 @@ def _make(*words: str) -> tuple[str, ...]:
 
 
 def phases(fuzz_seconds: int, *, root: bool) -> list[Phase]:
-    """What a whole run is made of. Without root there are no labs."""
-    fast = [
-        Phase("fast tests", _make("unit"), niceness=5),
-        Phase("sanitizers, compiled", _make("sanitize-build"), niceness=5),
-        Phase("tests under sanitizers", _make("sanitize-test"), needs=("sanitizers, compiled",), niceness=10),
-        Phase("fuzzing", _make("fuzz", f"SECONDS={fuzz_seconds}"), after=("sanitizers, compiled",), niceness=19),
+    """What a whole run is made of, one after the other but for fuzzing. Without root there are no labs.
+
+    Labs are of real daemons that must have a processor when they want one: beside other tests, on two, some fail by
+    that alone."""
+    labs = [
+        Phase("labs side by side", suite.beside(), after=("fast tests",)),
+        Phase("labs that measure time", suite.timed(), after=("labs side by side",)),
     ]
-    if not root:
-        return fast
+    last = (labs[-1].name,) if root else ("fast tests",)
     return [
-        Phase("labs side by side", suite.beside()),
-        *fast,
-        Phase("labs that measure time", suite.timed(), ("labs side by side", *(phase.name for phase in fast))),
+        Phase("fast tests", _make("unit")),
+        *(labs if root else ()),
+        Phase("sanitizers, compiled", _make("sanitize-build"), after=last),
+        Phase("tests under sanitizers", _make("sanitize-test"), needs=("sanitizers, compiled",)),
+        Phase("fuzzing", _make("fuzz", f"SECONDS={fuzz_seconds}"), after=("sanitizers, compiled",), niceness=19),
     ]
 
 

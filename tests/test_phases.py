@@ -45,9 +45,12 @@ def test_every_phase_that_another_waits_for_is_there() -> None:
         names = {phase.name for phase in made}
         assert all({*phase.after, *phase.needs} <= names for phase in made)
     assert {"fast tests", "tests under sanitizers", "fuzzing"} <= names
-    timed = phases.phases(20, root=True)[-1]
-    assert timed.command == suite.timed()
-    assert {phase.name for phase in phases.phases(20, root=True)} == {timed.name, *timed.after}, "by themselves"
+    made = {phase.command: phase for phase in phases.phases(20, root=True)}
+    labs, timed = made[suite.beside()], made[suite.timed()]
+    before = [phase.name for phase in made.values() if phase.name in labs.after]
+    others = [phase for phase in made.values() if phase.name not in (labs.name, timed.name, *before)]
+    assert timed.after == (labs.name,)
+    assert all(timed.name in phase.after or phase.needs or phase.name == "fuzzing" for phase in others), "by themselves"
 
 
 def test_what_each_printed_comes_whole_at_its_end_and_a_failure_stops_nothing_else(
