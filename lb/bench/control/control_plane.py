@@ -262,7 +262,7 @@ def _changes(fleet: BenchFleet, tables: list[dict[str, Any]], count: int, answer
             without = copy.deepcopy(tables[chance.randrange(PROBED, len(tables))])
             table = copy.deepcopy(without)
             if kind == "weight":
-                chance.choice(table["backend"])["weight"] = 20
+                chance.choice(table["backend"])["weight"] = 11 + number  # that nobody has yet: it is a change
             else:
                 used = {_host(backend) for backend in table["backend"]}
                 free = [host for host in range(1, answer.agents + 1) if host not in used]
