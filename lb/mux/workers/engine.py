@@ -337,6 +337,8 @@ class Engine:
         if elder.next_line >= elder.table.lines:
             self._elders.remove(elder)
             self._remove(elder.file)
+            if not self._elders and self._active == 1:
+                self._strange_until = None  # whatever is known, the one worker knows
             self._meet()
         return taken
 

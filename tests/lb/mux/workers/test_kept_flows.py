@@ -105,6 +105,7 @@ def test_who_is_killed_goes_on_with_what_it_knew(state_dir: Path, workers: int, 
         assert again.engine.inherit() == len(went)
         assert again.live() == len(went)
         assert len(again.files()) == workers, "what the first left is removed"
+        assert (again.engine._strange_until is None) == (workers == 1), "who is alone need not ask, nor be asked"
     for worker in range(workers):
         clients = [client for client in CLIENTS if client % workers == worker]
         assert again.went("A", 4, clients, worker) == [went[client - 1] for client in clients]
