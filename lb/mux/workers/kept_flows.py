@@ -80,6 +80,8 @@ class KeptFlows:
         directory = directory_of(state_dir, memory)
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
+            if directory.is_symlink():  # anybody may make one here, to where we would write as root
+                raise IoError(f"{directory} is a symbolic link, which nothing of ours is: remove it")
             check_private(directory, "the memory of flows")
             (directory / _OWNER).write_text(str(state_dir.absolute()))
         except (OSError, IoError) as error:

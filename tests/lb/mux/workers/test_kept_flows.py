@@ -207,6 +207,18 @@ def test_a_directory_of_somebody_else_is_not_used(state_dir: Path, capsys: pytes
     assert "can be written by others" in said(capsys)
 
 
+def test_a_link_to_elsewhere_is_not_followed(state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    elsewhere = state_dir / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    directory_of(state_dir).symlink_to(elsewhere)
+    try:
+        assert KeptFlows.open(state_dir, SMALL.seed) is None
+    finally:
+        directory_of(state_dir).unlink()
+    assert "is a symbolic link" in said(capsys)
+    assert not list(elsewhere.iterdir())
+
+
 def test_memory_that_is_full_is_no_reason_not_to_forward(state_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
