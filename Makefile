@@ -118,7 +118,7 @@ $(BUILD)/fuzz/native/%.o: native/%.c tests/fuzz/uncounted.txt $(filter %.h,$(NAT
 	@mkdir -p $(@D)
 	@clang $(FUZZ_FLAGS) -fsanitize=fuzzer-no-link -c $< -o $@
 
-$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h $(wildcard tests/native/c/reference_mux.*) $(FUZZ_OBJECTS)
+$(BUILD)/fuzz/%: tests/fuzz/%.c tests/fuzz/world.h tests/fuzz/expect.h $(wildcard tests/native/c/reference_mux.*) $(FUZZ_OBJECTS)
 	@echo 'compiling $*'
 	@clang $(FUZZ_FLAGS) -fsanitize=fuzzer $< \
 	  $(filter-out $(shell sed -n 's|^#include "\(.*\)\.c"|$(BUILD)/fuzz/native/\1.o|p' $<),$(FUZZ_OBJECTS)) -lpthread -o $@

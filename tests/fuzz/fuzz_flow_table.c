@@ -5,6 +5,7 @@
  *
  * Input: two bytes an operation; the operation and the key, then its argument.
  */
+#include "expect.h"
 #include "flow/flow_table.c"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -23,12 +24,6 @@ static struct flow_table *table;
 static uint64_t keys[KEYS];
 static struct known flows[KEYS];
 static const uint16_t idle[FLOW_IDLES] = { 39, 225, 3354, 225 };
-
-static void expect(bool claim)
-{
-	if (!claim)
-		abort();
-}
 
 /* Keys at home in the first lines whose other line is one of these too. */
 static void make_keys(void)

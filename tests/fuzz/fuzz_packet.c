@@ -10,17 +10,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "expect.h"
 #include "packet/checksum.h"
 #include "packet/packet.h"
 #include "packet/segment.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-static void expect(bool claim)
-{
-	if (!claim)
-		abort();
-}
 
 static uint8_t *copy_of(const uint8_t *data, size_t size)
 {

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "expect.h"
 #include "services/vip/vip_map.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -28,12 +29,6 @@ static struct listed list[MOST];
 static unsigned count;
 
 static const uint16_t ports[PORTS] = { 0, 1, 79, 80, 81, 443, 8000, 8080, 65534, 65535 };
-
-static void expect(bool claim)
-{
-	if (!claim)
-		abort();
-}
 
 static bool in_prefix(const uint8_t *address, const uint8_t *prefix, unsigned bits)
 {

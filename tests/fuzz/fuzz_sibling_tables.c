@@ -6,6 +6,7 @@
  *
  * Input: three bytes an operation; what and in which table, the key, its argument.
  */
+#include "expect.h"
 #include "flow/sibling_tables.h"
 
 #include <stdlib.h>
@@ -20,12 +21,6 @@ static struct flow_table *tables[TABLES];
 static struct sibling_tables *siblings;
 static uint64_t keys[KEYS];
 static const uint16_t idle[FLOW_IDLES] = { 39, 225, 3354, 225 };
-
-static void expect(bool claim)
-{
-	if (!claim)
-		abort();
-}
 
 /* At home in few lines, so that these fill. */
 static void start(void)

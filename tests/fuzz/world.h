@@ -10,18 +10,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "expect.h"
 #include "mux/mux.h"
 
 #define SERVICES 9u
 #define BACKENDS 3u
 #define HOPS 4u
 #define MTU 600u
-
-static void expect(bool claim)
-{
-	if (!claim)
-		abort();
-}
 
 static const uint8_t vip4[4] = { 203, 0, 113, 10 };
 static const uint8_t vip6[16] = { 0x20, 1, 0xd, 0xb8, 0, 0xf, [15] = 0x10 };
@@ -69,14 +64,18 @@ static void add_service(struct vip_map *map, uint32_t id, bool changed)
 	maglev_put(service.maglev);
 }
 
+/* Unchanged, either family in itself; changed, a family in the other, over UDP of both variants, and one that is unresolved. */
 static void make_hops(bool changed, struct hop_spec hops[HOPS])
 {
+	static const uint8_t families[2][HOPS] = { { 4, 4, 6, 6 }, { 4, 6, 6, 4 } };
+	static const uint8_t tunnels[HOPS] = { TUNNEL_IP, TUNNEL_GUE, TUNNEL_GUE_BARE, TUNNEL_IP };
+
 	memset(hops, 0, HOPS * sizeof(*hops));
 	for (uint32_t i = 0; i < HOPS; i++) {
-		hops[i].family = i < 2 ? 4 : 6;
-		hops[i].tunnel = changed ? i % 3 : 0;
+		hops[i].family = families[changed][i];
+		hops[i].tunnel = changed ? tunnels[i] : TUNNEL_IP;
 		hops[i].port = 6080;
-		hops[i].resolved = !changed || i % 2 == 0;
+		hops[i].resolved = !changed || i > 0;
 		hops[i].ifindex = i;
 		memset(hops[i].source, 10, 16);
 		memset(hops[i].destination, (int)(20 + i), 16);
@@ -101,7 +100,7 @@ static struct snapshot *make_snapshot(bool changed)
 	return snapshot;
 }
 
-/* 0: all is well; 1: backends of every state, a service less, and half the hops unresolved. */
+/* 0: all is well; 1: backends of every state, a service less, and a hop unresolved. */
 static const struct snapshot *snapshot_of(unsigned which)
 {
 	static struct snapshot *snapshots[2];
