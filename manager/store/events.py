@@ -5,7 +5,8 @@ Written by :mod:`manager.controller.controller`, which also keeps them in the st
 read by ``lb get events`` and ``lb describe``. Every event is a line of the log as well, which is where older ones are
 found. What operators changed is here in short, and in the audit in full and for ever. Pure.
 
-Whatever flaps must not push out all the rest: of one object there are no more than PER_MINUTE within a minute. What is
+Whatever flaps must not push out all the rest: of one object there are no more than PER_MINUTE within a minute, some of
+which are for bad news alone, so that much good news never hides it. What is
 left out then is counted, and at the end of the minute one event says how many there were and what the last of them was.
 As long as that goes on, one at once and that one are all of a minute. What operators did is never left out.
 """
@@ -25,7 +26,9 @@ from manager.store.interface import Event
 
 KEPT = 5000
 #: Of one object, before others are left out until the minute is over.
-PER_MINUTE = 20
+PER_MINUTE = 30
+#: So many of these are for bad ones alone.
+FOR_BAD = 10
 _MINUTE = 60.0
 
 
@@ -63,6 +66,7 @@ class _Minute:
 
     ends: float  #: by the steady clock
     room: int
+    for_bad: int = 0  #: so much of it
     left_out: int = 0
     bad: bool = False  #: one of those
     last: str = ""
@@ -93,8 +97,8 @@ class Events:
         """None: it is left out, for there are too many of this object. ``always``: it is not."""
         self.tick(at)
         if not always:
-            minute = self._minutes.setdefault(subject, _Minute(self._steady() + _MINUTE, PER_MINUTE))
-            if minute.room == 0:
+            minute = self._minutes.setdefault(subject, _Minute(self._steady() + _MINUTE, PER_MINUTE, FOR_BAD))
+            if minute.room <= (0 if bad else minute.for_bad):
                 minute.left_out, minute.bad, minute.last = minute.left_out + 1, minute.bad or bad, text
                 return None
             minute.room -= 1

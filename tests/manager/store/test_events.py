@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from manager.controller.controller import Controller
-from manager.store.events import KEPT, PER_MINUTE, Events, Wanted
+from manager.store.events import FOR_BAD, KEPT, PER_MINUTE, Events, Wanted
 from manager.store.interface import Event, StoreError
 from manager.store.sqlite import SqliteStore
 from tests.manager.fake_nodes import Site, running, until
@@ -96,7 +96,7 @@ def test_what_is_left_out_is_counted_and_the_last_of_it_is_told() -> None:
     clock = Clock()
     events = Events(clock)
     for n in range(PER_MINUTE):
-        assert events.add(float(n), "backend web/web-1", f"flap {n}") is not None
+        assert events.add(float(n), "backend web/web-1", f"flap {n}", bad=True) is not None
     assert events.add(20.0, "backend web/web-1", "down", bad=True) is None
     assert events.add(21.0, "backend web/web-1", "up") is None
     assert events.add(22.0, "backend web/web-2", "up") is not None, "another is free to speak"
@@ -115,8 +115,18 @@ def test_what_is_left_out_is_counted_and_the_last_of_it_is_told() -> None:
     assert events.tick(120.0)
     clock.now += 60
     assert not events.tick(180.0), "a minute of quiet"
-    assert all(events.add(200.0, "backend web/web-1", f"flap {n}") for n in range(PER_MINUTE))
+    assert all(events.add(200.0, "backend web/web-1", f"flap {n}") for n in range(PER_MINUTE - FOR_BAD))
     assert events._minutes.keys() == {"backend web/web-1"}, "nothing is remembered of the others"
+
+
+def test_good_news_takes_no_bad_news_place() -> None:
+    """A MUX that tells much while it comes and goes, and is lost in the end."""
+    events = Events(Clock())
+    for n in range(3 * PER_MINUTE):
+        events.add(float(n), "mux mux2", f"received flow {n}")
+    lost = [events.add(61.0, "mux mux2", f"lost {n}", bad=True) for n in range(FOR_BAD + 1)]
+    assert None not in lost[:FOR_BAD]
+    assert lost[FOR_BAD] is None
 
 
 async def test_what_a_node_says_without_end_is_bounded_and_outlives_the_manager(tmp_path: Path) -> None:
@@ -126,7 +136,7 @@ async def test_what_a_node_says_without_end_is_bounded_and_outlives_the_manager(
             controller.hub.event(site.muxes[0], f"no. {n}")
     async with running(tmp_path) as controller:
         texts = [one.text for one in controller.events.latest(KEPT, Wanted("mux mux1"))]
-    assert len(texts) == PER_MINUTE + 1
+    assert len(texts) == PER_MINUTE - FOR_BAD + 1
     assert texts[-1].endswith("were left out within a minute; the last: no. 99")
 
 
