@@ -95,6 +95,7 @@ class Hop:
     mac: bytes | None
     source_mac: bytes | None = None
     ifindex: int = 0
+    mtu: int = 0  #: of the way there, where it is known to be less than services say; 0: not known
 
 
 #: MAC of hops on links that need none.

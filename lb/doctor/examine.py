@@ -92,6 +92,7 @@ def _mux(config: str, file: MuxConfig) -> Iterator[Finding]:
     yield from _arp(settings.interface, vips, rights)
     yield from muxes.check_io(daemon.status, settings.io, settings.interface, config)
     yield from muxes.check_flows(daemon.status)
+    yield from muxes.check_tunnels(daemon.status, settings.mtu)
     yield from muxes.check_saturation(daemon.status, "this MUX", "lb top --local")
     yield from machines.check_repairs(Role.MUX, daemon, time.time(), [f"vip {vip}" for vip in vips])
     yield from _kept(Role.MUX, config, settings, file.manager, daemon)

@@ -48,11 +48,12 @@ from lb.dataplane.compile.compiler import Compiler
 from lb.doctor.checks import startup
 from lb.doctor.model.facts import Role
 from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
-from lb.model import Address, BgpSettings, IoMode, MuxConfig, Service
+from lb.model import Address, BgpSettings, Encap, IoMode, MuxConfig, Service
 from lb.model.service_diff import ServiceDiff
 from lb.mux.announcer import Announcer
 from lb.mux.hops.netlink import Netlink
 from lb.mux.hops.next_hops import Link, Resolution
+from lb.mux.hops.tunnel_watch import TunnelWatch
 from lb.mux.hops.watch import HopWatch
 from lb.mux.io.open_port import open_port
 from lb.mux.io.ports import Port
@@ -127,6 +128,12 @@ class RunningMux:
         self._compiler = Compiler(config.mux)
         self._condition = Condition()
         self._watch = HopWatch(netlink, self._hops_changed, self._links_changed)
+        self._tunnels = TunnelWatch(
+            config.mux,
+            has=self._has_tunnel,
+            vips=lambda: self._live.vips.networks,
+            changed=lambda: self._hops_changed(self._watch.resolutions),
+        )
         self._tasks = Tasks(tell=supervisor.status)
         self._marker = RunMarker(state_dir.path / MARKER)
         self._served = False  # the start came to its end
@@ -178,6 +185,7 @@ class RunningMux:
         self._drop_privileges()
         plane.engine.start(plane.port.ios)
         await self._open_sockets()
+        self._tunnels.open()
         await self._probes.start(self._live.services)
         self._begin_tasks()
         plane.inherit_soon()
@@ -218,6 +226,7 @@ class RunningMux:
             workers=settings.workers,
             tasks=self._tasks,
             lost=self._port_lost,
+            narrowed=self._tunnels.narrowed,
         )
         self._keeper = self._keep(port)
         if port.inherited:
@@ -238,6 +247,7 @@ class RunningMux:
         self._tasks.restarted("probes", self._probes.run)
         self._tasks.restarted("care of workers", care.run)
         self._tasks.restarted("reloads", self._reloads)
+        self._tasks.restarted("memory of tunnels", self._tunnels.run)
         self._tasks.restarted("kept in the kernel", self._keeper.run)
 
     def _begin_following(self, follower: Follower, state: NodeState) -> None:
@@ -309,6 +319,7 @@ class RunningMux:
             handover=lambda: self._handover.words if self._handover is not None else None,
             keeper=self._keeper,
             overload=overload,
+            tunnels=self._tunnels,
         )
         if self._follower is not None:
             self._follower.status = status.for_manager
@@ -333,6 +344,7 @@ class RunningMux:
         self._condition.state = "stopping"
         await self._tasks.close()
         await self._probes.close()
+        self._tunnels.close()
         if self._control is not None:
             await self._control.close()
         if self._metrics is not None:
@@ -368,9 +380,12 @@ class RunningMux:
         unreachable = {str(found.address): found.reason for found in self._watch.unreachable()}
         self._condition.unreachable = unreachable
         before = self._plane.engine.generation
-        self._plane.engine.publish_hops(self._plane.port.hops(self._plane.engine.forwarding.hop_addresses, resolutions))
+        self._plane.engine.publish_hops(self._plane.hops(self._plane.engine.forwarding.hop_addresses, resolutions))
         if self._plane.engine.generation != before:
             self._tell_announcer()
+
+    def _has_tunnel(self, address: Address, encap: Encap) -> bool:
+        return self._plane.engine.forwarding.hops.has(address, encap)
 
     def _unsound(self) -> str | None:
         """Why no VIP may be announced now, whatever the table says."""

@@ -160,7 +160,7 @@ class LiveServices:
         plane, old = self._plane(), self.vips.networks
         if vips.networks is not old:
             await plane.port.cover(old | vips.networks)
-        hops = plane.port.hops(forwarding.hop_addresses, self._watch.resolutions)
+        hops = plane.hops(forwarding.hop_addresses, self._watch.resolutions)
         plane.engine.publish(forwarding, hops)
         self.vips = vips
         plane.engine.reclaim()

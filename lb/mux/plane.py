@@ -8,12 +8,15 @@ It is opened again when the interface is another one (:meth:`MuxPlane.reopen`), 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from lb.daemon.log import get_logger
 from lb.daemon.supervise import Tasks
+from lb.dataplane.snapshot import Hop
 from lb.errors import DataplaneError, VipmuxError
+from lb.model import Address
+from lb.mux.hops.next_hops import Resolution
 from lb.mux.io.mode import Mode
 from lb.mux.io.ports import Port
 from lb.mux.workers.engine import Engine
@@ -37,8 +40,10 @@ class MuxPlane:
         workers: int,
         tasks: Tasks,
         lost: Callable[[], None],
+        narrowed: Callable[[Mapping[Address, Hop]], Mapping[Address, Hop]] = lambda hops: hops,
     ) -> None:
-        """``lost`` is called when nobody forwards any more, because the port could not be opened again."""
+        """``lost`` is called when nobody forwards any more, because the port could not be opened again. ``narrowed``:
+        ways with what is known of their MTU; the same object where that is the same."""
         self.port = port
         self.mode = mode  #: what was obtained when the port was opened last
         self.engine = engine
@@ -46,7 +51,12 @@ class MuxPlane:
         self._interface = interface
         self._tasks = tasks
         self._lost = lost
+        self._narrowed = narrowed
         self._opening = asyncio.Lock()  # one who opens and closes ios at a time
+
+    def hops(self, addresses: tuple[Address, ...], found: Mapping[Address, Resolution]) -> Mapping[Address, Hop]:
+        """The ways to backends as the port has them, and as wide as they are known to be."""
+        return self._narrowed(self.port.hops(addresses, found))
 
     async def reopen(self) -> None:
         """A new interface of the old name: new isolation, new rings, the same flow tables. Raises VipmuxError."""

@@ -12,10 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lb.daemon.kernel.keeper import Keeper, KeptFigures
-from lb.daemon.metrics.collectors import BackendFigures, Figures, IoFigures, ServiceFigures, WorkerMetrics
+from lb.daemon.metrics.collectors import (
+    BackendFigures,
+    Figures,
+    IoFigures,
+    ServiceFigures,
+    TunnelFigures,
+    WorkerMetrics,
+)
 from lb.dataplane import REASONS, BackendFlows, Verdict
 from lb.model import Backend, BackendState, MuxSettings, Service
 from lb.mux.announcer import Announcer
+from lb.mux.hops.tunnel_watch import TunnelWatch
 from lb.mux.io.mode import Mode
 from lb.mux.workers.engine import Engine, WorkerTotals
 from lb.mux.workers.flow_counts import FlowCensus
@@ -60,11 +68,13 @@ class Status:
         handover: Callable[[], str | None] = lambda: None,
         keeper: Keeper | None = None,
         overload: OverloadWatch | None = None,
+        tunnels: TunnelWatch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``mode``: what is live. ``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from
         any thread. ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one.
-        ``keeper``: of what this MUX put into the kernel. ``overload``: whether its workers keep up."""
+        ``keeper``: of what this MUX put into the kernel. ``overload``: whether its workers keep up.
+        ``tunnels``: what is remembered of them."""
         self._clock = clock
         self._settings = settings
         self._mode = mode
@@ -77,6 +87,7 @@ class Status:
         self._handover = handover
         self._keeper = keeper
         self._overload = overload
+        self._tunnels = tunnels
         self._told: Sequence[Row] = ()  # of announcements, to the manager
         self._tell_again = 0.0
 
@@ -105,6 +116,7 @@ class Status:
                 for worker in totals.workers
             ],
             "unreachable": self._condition.unreachable or {},
+            "tunnels": self._tunnel_rows(),
             "rejected": self._condition.rejected,
             "own_verdicts": {"/".join(label): why for label, why in self._condition.own_verdicts.items()},
             "bgp": {row["name"]: _session(row) for row in self.peers()},
@@ -140,6 +152,7 @@ class Status:
             ]
         mux = self.mux()
         del mux["manager"]  # it knows
+        tunnels = mux.pop("tunnels")
         return {
             "at": at,
             "mux": mux,
@@ -149,6 +162,7 @@ class Status:
             "services": services[:ROWS_MAX],
             "backends": backends[:ROWS_MAX],
             "handover": self._handover(),
+            "tunnels": tunnels[:ROWS_MAX],
             "drains": [
                 {"service": service, "name": backend, "flows": flows.live}
                 for (service, backend), flows in self._census.drains[:ROWS_MAX]
@@ -164,6 +178,10 @@ class Status:
                 self._told, self._tell_again = rows, at + len(rows) / ROWS_RATE
                 self._announcer.told_all()
         return self._told if len(self._told) <= ANNOUNCED_MAX else self._told[:ANNOUNCED_MAX]
+
+    def _tunnel_rows(self) -> list[Row]:
+        """Of those of which somebody complained."""
+        return self._tunnels.rows() if self._tunnels is not None else []
 
     def peers(self) -> list[Row]:
         """BGP sessions."""
@@ -196,6 +214,7 @@ class Status:
 
     def backends(self) -> list[Row]:
         probed = self._probed()
+        tunnels = {row["address"]: row for row in self._tunnel_rows()}
         return [
             {
                 "service": service.name,
@@ -207,6 +226,7 @@ class Status:
                 "packets": self._packets(number, backend),
                 **_flow_row(self._flows(number, backend)),
                 **_health(probed.get((service.name, backend.name))),
+                **_tunnel(tunnels.get(str(backend.address))),
             }
             for service, number in self._services()
             for backend in service.backends
@@ -248,8 +268,17 @@ class Status:
             left_out=len(self._manager()["left_out"]) if self._manager is not None else 0,
             bgp=self._announcer.figures() if self._announcer is not None else None,
             saturated=self._overload is not None and self._overload.words is not None,
+            tunnels=self._tunnel_figures(),
             kept=self._keeper.figures() if self._keeper is not None else KeptFigures(),
         )
+
+    def _tunnel_figures(self) -> TunnelFigures:
+        if self._tunnels is None:
+            return TunnelFigures()
+        states = self._tunnels.states
+        mtus = {str(address): state.mtu for address, state in states.items() if state.mtu}
+        unreachable = sum(state.unreachable is not None for state in states.values())
+        return TunnelFigures(self._tunnels.errors, mtus, unreachable)
 
     def _service_figures(self) -> Iterator[ServiceFigures]:
         for service, number in self._services():
@@ -310,6 +339,11 @@ def _health(known: Known | None) -> Row:
     if known is None:
         return {}
     return {"health": known.health.value, "reason": known.reason, "since": known.since or None}
+
+
+def _tunnel(known: Row | None) -> Row:
+    """What routers and hosts said of the tunnel to it, while that is remembered."""
+    return {} if known is None else {"tunnel_mtu": known["mtu"], "tunnel": known["reason"]}
 
 
 def _by_verdict(totals: WorkerTotals, verdict: Verdict) -> int:

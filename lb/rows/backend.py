@@ -99,6 +99,19 @@ class OneBackend(BackendRow, kw_only=True, gc=False):
     left: Annotated[
         "list[FlowsLeft]", shown("while it drains: the flows that each MUX has left, null where it has not reported")
     ]
+    tunnels: Annotated[
+        "list[TunnelTold]",
+        shown("what ICMP told MUXes of their tunnels to it: the MTU, null where it is as configured, or unreachable"),
+    ]
+
+
+class TunnelTold(Row, kw_only=True, gc=False):
+    """What routers and hosts told a MUX of its tunnel to a backend, while the MUX remembers it."""
+
+    mux: str
+    mtu: int | None
+    unreachable: bool
+    reason: str
 
 
 class FlowsLeft(Row, kw_only=True, gc=False):

@@ -13,7 +13,7 @@ from lb.errors import NotFoundError
 from lb.model import Service
 from lb.rows import backend as backend_row
 from lb.rows import service as service_row
-from lb.rows.backend import BackendRow, FlowsLeft, OneBackend
+from lb.rows.backend import BackendRow, FlowsLeft, OneBackend, TunnelTold
 from lb.rows.service import ServiceRow
 from manager.api.reader import Reader, service_state
 from manager.nodes.hub import rows
@@ -136,7 +136,22 @@ class ServiceRows(Reader):
             raise NotFoundError(known)
         left = left_of((service, name), self._controller.hub.entries.values(), self._controller.plan.drains)
         shown = [FlowsLeft(mux=item.mux, flows=item.flows, why=item.why) for item in left]
-        return OneBackend(**msgspec.structs.asdict(row), left=shown if row.state == "drain" else [])
+        drains = shown if row.state == "drain" else []
+        return OneBackend(**msgspec.structs.asdict(row), left=drains, tunnels=self._tunnels(row.address))
+
+    def _tunnels(self, address: str) -> list[TunnelTold]:
+        """What each MUX was told of its tunnel to a backend."""
+        return [
+            TunnelTold(
+                mux=entry.record.name,
+                mtu=mtu if isinstance(mtu := told.get("mtu"), int) else None,
+                unreachable=told.get("unreachable") is True,
+                reason=str(told.get("reason") or ""),
+            )
+            for entry in self.entries(MUX)
+            for told in rows(entry.status, "tunnels")
+            if told.get("address") == address
+        ]
 
     def counters(self, services: Collection[str] | None) -> Counters:
         """By (name,); of these services (None: of all)."""

@@ -147,6 +147,9 @@ def backend(row: dict[str, Any]) -> Iterator[str]:
     for item in row["left"]:
         left = f"{item['flows']:,} flows left" if item["flows"] is not None else cell(item["why"])
         yield f"Draining   {cell(item['mux'])}: {left}"
+    for item in row.get("tunnels") or ():  # an older manager does not tell of them
+        what = "unreachable" if item["unreachable"] else f"carries {item['mtu']:,} bytes"
+        yield from wrapped(f"{cell(item['mux'])}: {what}; {cell(item['reason'])}", "Tunnel     ", "           ")
 
 
 def vip(answer: dict[str, Any]) -> Iterator[str]:

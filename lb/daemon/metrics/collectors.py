@@ -76,6 +76,15 @@ class BgpFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class TunnelFigures:
+    """What ICMP says of a MUX's tunnels."""
+
+    errors: Mapping[str, int] = field(default_factory=dict)  #: by kind; "ignored": about no packet of this MUX
+    mtus: Mapping[str, int] = field(default_factory=dict)  #: of those that carry less than services say, by address
+    unreachable: int = 0  #: tunnels whose end is said to be unreachable
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """A MUX at one moment."""
 
@@ -95,6 +104,7 @@ class Figures:
     probes: Mapping[tuple[str, str], bool] = field(default_factory=dict)  #: by service and backend, through the tunnel
     probe_seconds: Mapping[tuple[str, str], float] = field(default_factory=dict)  #: how long the last of each took
     bgp: BgpFigures | None = None  #: None: this MUX speaks no BGP
+    tunnels: TunnelFigures = field(default_factory=TunnelFigures)
     kept: KeptFigures = field(default_factory=KeptFigures)  #: what was put back into the kernel
 
 
@@ -115,6 +125,7 @@ class MuxCollector(Collector):
         yield from _probes(figures)
         yield from _flows(figures)
         yield from _machine(figures)
+        yield from _tunnels(figures.tunnels)
         yield from kept_metrics(figures.kept)
         if figures.bgp is not None:
             yield from _bgp(figures.bgp)
@@ -225,6 +236,26 @@ def _machine(figures: Figures) -> Iterator[Metric]:
         flows.add_metric([str(index)], worker.flows)
         missed.add_metric([str(index)], worker.missed)
     yield from (family, received, flows, missed)
+
+
+def _tunnels(figures: TunnelFigures) -> Iterator[Metric]:
+    errors = CounterMetricFamily(
+        "lb_tunnel_errors", "ICMP errors about tunnels to backends, by what they say.", labels=["kind"]
+    )
+    for kind, count in figures.errors.items():
+        errors.add_metric([kind], count)
+    yield errors
+    mtu = GaugeMetricFamily(
+        "lb_tunnel_mtu", "Bytes that fit on the way to a backend, where less than services say.", labels=["address"]
+    )
+    for address, size in figures.mtus.items():
+        mtu.add_metric([address], size)
+    yield mtu
+    yield GaugeMetricFamily(
+        "lb_tunnels_unreachable",
+        "Tunnels of which ICMP said within the last minute that nobody can be reached at their end.",
+        value=figures.unreachable,
+    )
 
 
 def _bgp(figures: BgpFigures) -> Iterator[Metric]:

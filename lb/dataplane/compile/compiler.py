@@ -84,6 +84,10 @@ class HopNumbers:
     def number(self, service: Service, backend: Backend) -> int:
         return self._numbers[self.end(service, backend)]
 
+    def has(self, address: Address, encap: Encap) -> bool:
+        """Whether a tunnel of this kind leads there."""
+        return TunnelEnd(address, encap) in self._numbers
+
     def after(self, change: ServiceDiff) -> HopNumbers:
         """With one use more for each backend that came, and one less for each that went. ``places`` and ``addresses``
         are the same objects where no machine came or went."""
@@ -164,7 +168,8 @@ class Forwarding:
     def _row(self, end: TunnelEnd, hop: Hop | None) -> HopRow:
         gue = end.encap is Encap.GUE
         tunnel, port = (1 + self.settings.gue_variant, self.settings.gue_port) if gue else (0, 0)
-        return HopRow(self.settings.source(end.address), hop or Hop(end.address, None), tunnel, port)
+        hop = hop or Hop(end.address, None)
+        return HopRow(self.settings.source(end.address), hop, tunnel, port, hop.mtu)
 
     def snapshot(self, hops: Mapping[Address, Hop], generation: int = 0) -> Snapshot:
         """As :meth:`hop_table` says."""

@@ -204,6 +204,38 @@ def check_flows(status: Row) -> Iterator[Finding]:
         yield ok("flow_table", f"the flow table holds {flows:,} of {capacity:,} flows")
 
 
+def check_tunnels(status: Row, mtu: int) -> Iterator[Finding]:
+    """What ICMP told the MUX of its tunnels; ``mtu``: what they should carry."""
+    told = status.get("tunnels")
+    if not isinstance(told, list):  # an older one
+        return
+    for row in told:
+        address, words = row.get("address"), row.get("reason")
+        if row.get("unreachable"):
+            yield fault(
+                "tunnel",
+                f"packets in the tunnel to {address} do not arrive: {words}",
+                f"let the tunnel through on the way from this MUX to {address}: routes, firewalls, and lb-agent there",
+                about=[f"address {address}"],
+            )
+        elif isinstance(row.get("mtu"), int):
+            yield from _narrow(str(address), row["mtu"], str(words), mtu)
+    if not told:
+        yield ok("tunnel", "no router and no host has complained of a tunnel")
+
+
+def _narrow(address: str, found: int, words: str, mtu: int) -> Iterator[Finding]:
+    """Senders are told what fits; of IPv6 nobody believes less than 1,280."""
+    least = 1280 + (20 if ip_address(address).version == 4 else 40)
+    lost = f"; packets of IPv6 need {least:,}, so that their largest are lost" if found < least else ""
+    yield warning(
+        "tunnel_mtu",
+        f"the way to {address} carries {found:,} bytes, not {mtu:,}: {words}; senders are told{lost}",
+        f"widen that way, or write mtu = {found} in [mux] and in the [agent] there, so that TCP begins with what fits",
+        about=[f"address {address}"],
+    )
+
+
 def check_saturation(status: Row, where: str, top: str) -> Iterator[Finding]:
     """Whether the workers keep up; the MUX's own row, or what the manager has of it."""
     if "saturated" not in status:  # an older one
