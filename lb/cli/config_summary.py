@@ -23,8 +23,8 @@ from lb.model import (
 
 Config = MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]
 
-#: A slot of a Maglev table is a backend's number in 16 bits.
-SLOT_BYTES = 2
+#: A slot of a Maglev table is a backend's number: a byte for so many backends, two for more.
+BYTE_BACKENDS = 255
 #: Of deploy/mux.toml.
 EXAMPLE_SEED = bytes.fromhex("00112233445566778899aabbccddeeff")
 #: With fewer slots than this for each backend, shares are off by more than a few per cent.
@@ -100,8 +100,8 @@ def summarize(config: Config, flow_table_bytes: Callable[[int], int] | None = No
     )
 
 
-def table_sizes(services: Sequence[Service], default_slots: int) -> list[int]:
-    """The sizes of the Maglev tables that differ."""
+def maglev_tables(services: Sequence[Service], default_slots: int) -> list[tuple[int, int]]:
+    """Slots and bytes of the Maglev tables that differ."""
     tables = set()
     for service in services:
         shares = tuple(
@@ -109,19 +109,20 @@ def table_sizes(services: Sequence[Service], default_slots: int) -> list[int]:
             for backend in service.backends
             if backend.state is BackendState.UP and backend.weight > 0
         )
-        tables.add((service.slots or default_slots, shares))
-    return [slots for slots, _ in tables]
+        slot_bytes = 1 if len(service.backends) <= BYTE_BACKENDS else 2
+        tables.add((service.slots or default_slots, slot_bytes, shares))
+    return [(slots, slots * slot_bytes) for slots, slot_bytes, _ in tables]
 
 
 def _memory(mux: MuxSettings, services: Sequence[Service], flow_table_bytes: Callable[[int], int]) -> MemoryNeed:
-    sizes = table_sizes(services, mux.slots)
+    tables = maglev_tables(services, mux.slots)
     return MemoryNeed(
         flows=mux.flows,
         workers=mux.workers,
         flow_tables=mux.workers * flow_table_bytes(-(-mux.flows // mux.workers)),
-        tables=len(sizes),
-        slots=sum(sizes),
-        maglev=SLOT_BYTES * sum(sizes),
+        tables=len(tables),
+        slots=sum(slots for slots, _ in tables),
+        maglev=sum(size for _, size in tables),
     )
 
 

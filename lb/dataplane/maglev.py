@@ -38,7 +38,9 @@ class Maglev:
 
     def slots(self) -> list[int]:
         """Backend number of every slot; :attr:`NONE` where there is none."""
-        return list(ffi.unpack(c.maglev_slots(self._c), self.size))
+        slots = ffi.new("uint16_t[]", self.size)
+        c.maglev_slots(self._c, slots)
+        return list(ffi.unpack(slots, self.size))
 
 
 def permutation(seed: bytes, name: str, size: int) -> tuple[int, int]:

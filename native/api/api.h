@@ -36,7 +36,8 @@ struct maglev;
 int maglev_build(uint32_t size, const struct maglev_member *members, uint32_t count, struct maglev **out);
 void maglev_put(struct maglev *table);
 /* `size` backend numbers; 0xffff where no member has a weight. */
-const uint16_t *maglev_slots(const struct maglev *table);
+void maglev_slots(const struct maglev *table, uint16_t *slots);
+
 
 /* ---- the VIP map (service.h, vip_map.h) ---- */
 struct backend {

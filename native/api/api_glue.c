@@ -34,9 +34,10 @@ uint32_t reason_verdict(uint32_t reason)
 	return reason < REASON_COUNT ? REASON_TEXTS[reason].verdict : VERDICT_COUNT;
 }
 
-const uint16_t *maglev_slots(const struct maglev *table)
+void maglev_slots(const struct maglev *table, uint16_t *slots)
 {
-	return table->slots;
+	for (uint32_t i = 0; i < table->size; i++)
+		slots[i] = maglev_at(table, i);
 }
 
 uint16_t flow_ticks_of(uint32_t seconds)

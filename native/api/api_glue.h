@@ -44,7 +44,7 @@ uint32_t reason_count(void);
 const char *reason_name(uint32_t reason);
 const char *reason_sentence(uint32_t reason);
 uint32_t reason_verdict(uint32_t reason);
-const uint16_t *maglev_slots(const struct maglev *table);
+void maglev_slots(const struct maglev *table, uint16_t *slots);
 uint16_t flow_ticks_of(uint32_t seconds);
 struct pipeline *mux_pipeline(struct mux *mux);
 void mux_shed(struct mux *mux, const uint64_t *rules, uint32_t count);

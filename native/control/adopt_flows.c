@@ -16,7 +16,7 @@ static const struct service *service_at(const struct vip_map *map, uint32_t id, 
 	case BACKEND_UP:
 		return service;
 	case BACKEND_DRAIN: /* of these UDP flows move at once, where there is anywhere to move */
-		return service->protocol == 6 || service->maglev->slots[0] == MAGLEV_NONE ? service : NULL;
+		return service->protocol == 6 || maglev_at(service->maglev, 0) == MAGLEV_NONE ? service : NULL;
 	default:
 		return NULL;
 	}

@@ -37,7 +37,7 @@ static uint16_t life_of(const struct vip_map *map, const struct flow *flow)
 /* Whether Maglev has a backend for new flows of a service: its slots all name one, or none does. */
 static bool takes_flows(const struct service *service)
 {
-	return service->maglev->slots[0] != MAGLEV_NONE;
+	return maglev_at(service->maglev, 0) != MAGLEV_NONE;
 }
 
 /* What keep_remembered() of mux_choose.c would say to a packet that goes on with the flow. */

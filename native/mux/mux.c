@@ -192,8 +192,8 @@ void mux_lookup(const struct mux *mux, const struct snapshot *snapshot, const st
 	answer->service = service;
 	answer->slot = maglev_slot(service->maglev,
 				   service->hash_source ? flow_tuple_hash(&map->seed, tuple, true) : hash);
-	if (service->maglev->slots[answer->slot] != MAGLEV_NONE)
-		answer->backend = service->maglev->slots[answer->slot];
+	if (maglev_at(service->maglev, answer->slot) != MAGLEV_NONE)
+		answer->backend = maglev_at(service->maglev, answer->slot);
 	if (!mux || !mux->table)
 		return;
 	memcpy(&source, tuple->source, 4);

@@ -49,7 +49,7 @@ static void hash_listed(struct mux *mux, unsigned count)
  */
 static void ask_maglev(struct mux *mux, unsigned count)
 {
-	const uint16_t *slots[BURST_MAX];
+	uint32_t slots[BURST_MAX];
 	unsigned unhashed = 0;
 
 	hash_listed(mux, count);
@@ -58,14 +58,14 @@ static void ask_maglev(struct mux *mux, unsigned count)
 		const struct maglev *maglev = passage->service->maglev;
 
 		if (is_unhashed(passage))
-			slots[n] = &maglev->slots[maglev_slot(maglev, mux->hashes[unhashed++])];
+			slots[n] = maglev_slot(maglev, mux->hashes[unhashed++]);
 		else
-			slots[n] = &maglev->slots[maglev_slot_of(mux, &mux->packets[mux->listed[n]], passage)];
-		prefetch(slots[n]);
+			slots[n] = maglev_slot_of(mux, &mux->packets[mux->listed[n]], passage);
+		prefetch(maglev_place(maglev, slots[n]));
 	}
 	for (unsigned n = 0; n < count; n++) {
 		const struct service *service = mux->passages[mux->listed[n]].service;
-		uint16_t number = *slots[n];
+		uint16_t number = maglev_at(service->maglev, slots[n]);
 
 		mux->choices[mux->listed[n]] = number;
 		if (LIKELY(number < service->backend_count))
@@ -156,7 +156,7 @@ static inline bool take_choice(struct passage *passage, uint16_t number)
 /* The same for a packet that nobody listed. */
 static bool choose_new(const struct mux *mux, const struct packet *packet, struct passage *passage)
 {
-	return take_choice(passage, passage->service->maglev->slots[maglev_slot_of(mux, packet, passage)]);
+	return take_choice(passage, maglev_at(passage->service->maglev, maglev_slot_of(mux, packet, passage)));
 }
 
 static bool flow_expired(const struct mux *mux, const struct passage *passage, struct flow_slot slot,
@@ -399,7 +399,7 @@ static NEVER_INLINE enum reason choose_for_error(struct mux *mux, unsigned i)
 	}
 	if (service->hash_source && mux_icmp_tuple(&mux->packets[i], &tuple))
 		hash = flow_tuple_hash(&mux->snapshot->map->seed, &tuple, true);
-	if (!take_choice(passage, service->maglev->slots[maglev_slot(service->maglev, hash)]))
+	if (!take_choice(passage, maglev_at(service->maglev, maglev_slot(service->maglev, hash))))
 		return REASON_NO_BACKEND;
 	passage->flow = FLOW_UNTRACKED;
 	return REASON_ICMP_ERROR;

@@ -408,7 +408,7 @@ static inline void hash_exact(struct mux *mux, const struct plain *plain, unsign
 
 		passage->hash = hashes[i];
 		passage->hashed = true;
-		prefetch(&maglev->slots[maglev_slot(maglev, hashes[i])]);
+		prefetch(maglev_place(maglev, maglev_slot(maglev, hashes[i])));
 	}
 }
 

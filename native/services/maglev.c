@@ -70,30 +70,48 @@ static bool is_sound(const struct maglev_member *member, uint32_t size)
 	return member->offset < size && member->skip > 0 && member->skip < size && member->backend != MAGLEV_NONE;
 }
 
-int maglev_build(uint32_t size, const struct maglev_member *members, uint32_t count, struct maglev **out)
+/* A table of these slots, each as small as they allow.  NULL: no memory. */
+static struct maglev *table_of(const uint16_t *slots, uint32_t size)
 {
 	struct maglev *table;
+	bool wide = false;
+
+	for (uint32_t i = 0; i < size; i++)
+		wide |= slots[i] != MAGLEV_NONE && slots[i] >= MAGLEV_NONE_NARROW;
+	table = malloc(sizeof(*table) + ((size_t)size << wide));
+	if (!table)
+		return NULL;
+	table->references = 1;
+	table->size = size;
+	table->wide = wide;
+	if (wide)
+		memcpy(table->slots, slots, size * sizeof(*slots));
+	for (uint32_t i = 0; i < size && !wide; i++)
+		table->slots[i] = (uint8_t)slots[i]; /* of MAGLEV_NONE the lower half is MAGLEV_NONE_NARROW */
+	return table;
+}
+
+int maglev_build(uint32_t size, const struct maglev_member *members, uint32_t count, struct maglev **out)
+{
 	struct turn *turns;
+	uint16_t *slots;
 	uint32_t used = 0, heaviest = 0;
+	int error = 0;
 
 	if (size > SIZE_MAX_SLOTS || !is_prime(size))
 		return -EINVAL;
-	table = malloc(sizeof(*table) + size * sizeof(table->slots[0]));
+	slots = malloc(size * sizeof(*slots));
 	turns = calloc(count ? count : 1, sizeof(*turns));
-	if (!table || !turns) {
-		free(table);
-		free(turns);
-		return -ENOMEM;
+	if (!slots || !turns) {
+		error = -ENOMEM;
+		goto out;
 	}
-	table->references = 1;
-	table->size = size;
-	memset(table->slots, 0xff, size * sizeof(table->slots[0]));
+	memset(slots, 0xff, size * sizeof(*slots));
 
 	for (uint32_t i = 0; i < count; i++) {
 		if (!is_sound(&members[i], size)) {
-			free(table);
-			free(turns);
-			return -EINVAL;
+			error = -EINVAL;
+			goto out;
 		}
 		if (!members[i].weight)
 			continue;
@@ -105,10 +123,14 @@ int maglev_build(uint32_t size, const struct maglev_member *members, uint32_t co
 			heaviest = members[i].weight;
 	}
 	if (used)
-		fill_slots(table->slots, size, turns, used, heaviest);
+		fill_slots(slots, size, turns, used, heaviest);
+	*out = table_of(slots, size);
+	if (!*out)
+		error = -ENOMEM;
+out:
+	free(slots);
 	free(turns);
-	*out = table;
-	return 0;
+	return error;
 }
 
 struct maglev *maglev_get(struct maglev *table)

@@ -104,6 +104,14 @@ def test_the_smallest_and_the_largest_prime_are_taken() -> None:
     assert Maglev((1 << 24) - 3, [MaglevMember(1, 1, 1, 0)]).size == (1 << 24) - 3
 
 
+@pytest.mark.parametrize("numbers", [(0, 254), (0, 255), (255, 256), (254, 4094), (0x00FF, 0xFF00), (0, 0xFFFE)])
+def test_numbers_of_backends_are_what_they_are_whether_they_fit_into_a_byte_or_not(numbers: tuple[int, int]) -> None:
+    members = [(0, 1, 1, numbers[0]), (3, 2, 1, numbers[1])]
+    slots = Maglev(7, [MaglevMember(*m) for m in members]).slots()
+    assert slots == maglev.populate(7, members)
+    assert set(slots) == set(numbers)
+
+
 def test_permutations_and_backends_out_of_range_are_refused() -> None:
     for member in (
         MaglevMember(7, 1, 1, 0),

@@ -55,11 +55,11 @@ print(resident() - before - flow_table_bytes(100_000) // 1024)
 
 
 @pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer needs more memory itself")
-def test_ten_thousand_services_and_a_million_flows_stay_under_256_mib_and_one_more_worker_takes_two() -> None:
-    """The latter beside its part of the flow table."""
+def test_ten_thousand_services_and_a_million_flows_stay_under_160_mib_and_one_more_worker_takes_two() -> None:
+    """Of the data plane: lb-mux needs some 80 MiB besides. The latter beside its part of the flow table."""
     found = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     most, more = map(int, found.stdout.split())
-    assert most < 256 * 1024, f"{most / 1024:.0f} MiB"
+    assert most < 160 * 1024, f"{most / 1024:.0f} MiB"
     print(f"{most} KiB, {more} KiB")
     assert more < 2 * 1024, f"{more} KiB"

@@ -44,7 +44,7 @@ from lb.errors import IoError
 
 #: Maglev tables of ten thousand services; and flows of each MUX.
 SLOTS, FLOWS = 4093, 1_000_000
-SLOT_BYTES = 2
+SLOT_BYTES = 1  #: of services of fewer than 256 backends
 #: Services with a probe, which verdicts are about; a verdict for each of them in turn.
 PROBED = 50
 PROBE = {"type": "tcp", "interval": 10, "timeout": 5}

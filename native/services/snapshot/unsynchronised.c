@@ -27,5 +27,5 @@ bool flow_is_unsynchronised(const struct vip_map *map, const struct service *ser
 		return true;
 	if (service->hash_source && !service->narrow)
 		return class != FLOW_TCP_UNTRUSTED && class != FLOW_UDP_UNTRUSTED;
-	return service->maglev->slots[maglev_slot(service->maglev, slot_hash(map, service, key))] != backend;
+	return maglev_at(service->maglev, maglev_slot(service->maglev, slot_hash(map, service, key))) != backend;
 }

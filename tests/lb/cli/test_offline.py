@@ -88,7 +88,7 @@ def test_check_prints_the_memory_that_a_mux_needs() -> None:
     assert "memory" in done.stdout
     answer = json.loads(lb("check", MUX, "--json").stdout)
     assert answer["ok"] is True
-    assert answer["memory"]["maglev"] == 2 * (65537 + 4093)
+    assert answer["memory"]["maglev"] == 65537 + 4093  # of fewer than 256 backends each: a byte for each slot
     assert 8 * 1_000_000 < answer["memory"]["flow_tables"] < 32 * 1_000_000
 
 

@@ -298,7 +298,13 @@ static uint64_t hash_of(const struct reference_mux *mux, const struct plain_pack
 
 static unsigned slot_of(const struct maglev *table, uint64_t hash)
 {
-	return table->slots[(hash >> 32) * table->size >> 32];
+	unsigned slot = (unsigned)((hash >> 32) * table->size >> 32);
+	uint16_t backend;
+
+	if (!table->wide)
+		return table->slots[slot] == 0xff ? MAGLEV_NONE : table->slots[slot];
+	memcpy(&backend, table->slots + 2 * (size_t)slot, 2);
+	return backend;
 }
 
 static const struct plain_backend *backend_at(const struct plain_service *service, unsigned number)

@@ -108,6 +108,23 @@ static void shaped_service(const struct traffic *traffic, struct plain_service *
 	}
 }
 
+/* The same table as if a backend's number did not fit into a byte: so the pipeline meets both kinds. */
+static struct maglev *widened(struct maglev *narrow)
+{
+	struct maglev *table = malloc(sizeof(*table) + 2 * (size_t)narrow->size);
+
+	if (!table)
+		abort();
+	*table = (struct maglev){ .references = 1, .size = narrow->size, .wide = true };
+	for (uint32_t slot = 0; slot < narrow->size; slot++) {
+		uint16_t backend = narrow->slots[slot] == MAGLEV_NONE_NARROW ? MAGLEV_NONE : narrow->slots[slot];
+
+		memcpy(table->slots + 2 * (size_t)slot, &backend, 2);
+	}
+	maglev_put(narrow);
+	return table;
+}
+
 /* Other backends, or others' states; mostly all is well. */
 static void give_backends(struct traffic *traffic, struct plain_service *service)
 {
@@ -130,6 +147,8 @@ static void give_backends(struct traffic *traffic, struct plain_service *service
 	maglev_put(service->table);
 	if (maglev_build(251, members, service->count, &service->table))
 		abort();
+	if (service->id & 1)
+		service->table = widened(service->table);
 }
 
 static void add_to_map(struct vip_map *map, const struct plain_service *service)
