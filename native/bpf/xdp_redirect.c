@@ -48,19 +48,20 @@ enum {
 	STACK_INDEX = -28, /* of the address */
 	ETHERTYPE = 12,
 	NETWORK = ETH_HLEN,
+	TAG_BYTES = 4,
 };
 
 #define FP BPF_REG_10
 
-/* Where a family's destination is, from the frame's beginning, and how long: read only if all of its header is there. */
+/* Where a family's destination is, from its header's beginning, and how long: read only if all of its header is there. */
 struct layout {
 	int header;
 	int destination;
 	int address;
 };
 
-static const struct layout layout4 = { 20, NETWORK + 16, 4 };
-static const struct layout layout6 = { 40, NETWORK + 24, 16 };
+static const struct layout layout4 = { 20, 16, 4 };
+static const struct layout layout6 = { 40, 24, 16 };
 
 /* r0 = value, NULL: none.  Registers: r6 the context, r7 the frame, r8 its end. */
 static void emit_lookup(struct bpf_asm *a, int map, int key)
@@ -91,12 +92,12 @@ static void emit_is_to_us(struct bpf_asm *a, int address, unsigned otherwise)
 	}
 }
 
-static void emit_is_to_vip(struct bpf_asm *a, const struct layout *l, int vips, unsigned otherwise)
+static void emit_is_to_vip(struct bpf_asm *a, const struct layout *l, int network, int vips, unsigned otherwise)
 {
-	emit_has(a, NETWORK + l->header, otherwise);
+	emit_has(a, network + l->header, otherwise);
 	bpf_asm_emit(a, BPF_ST_MEM(BPF_W, FP, STACK_KEY, l->address * 8));
 	for (int at = 0; at < l->address; at += 4) {
-		bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_1, BPF_REG_7, l->destination + at));
+		bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_1, BPF_REG_7, network + l->destination + at));
 		bpf_asm_emit(a, BPF_STX_MEM(BPF_W, FP, BPF_REG_1, STACK_KEY + 4 + at));
 	}
 	emit_lookup(a, vips, STACK_KEY);
@@ -112,9 +113,37 @@ static void emit_take(struct bpf_asm *a, int sockets)
 	bpf_asm_emit(a, BPF_EXIT_INSN());
 }
 
+/* By the type in r1 of what begins at `network`: goes on to `take` or `pass`, or for another type to `other`. */
+static void emit_family(struct bpf_asm *a, const struct redirect *maps, int network, unsigned other, unsigned take, unsigned pass)
+{
+	unsigned ipv6 = bpf_asm_label(a);
+
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, htons(ETH_P_IPV6)), ipv6);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, htons(ETH_P_IP)), other);
+	emit_is_to_vip(a, &layout4, network, maps->vips4, pass);
+	bpf_asm_jump(a, BPF_JMP_ALWAYS(), take);
+	bpf_asm_place(a, ipv6);
+	emit_is_to_vip(a, &layout6, network, maps->vips6, pass);
+	bpf_asm_jump(a, BPF_JMP_ALWAYS(), take);
+}
+
+/* The type in r1 is a tag's: goes on, with the type behind it, where its VLAN is none and the priority alone counts. */
+static void emit_is_priority_tag(struct bpf_asm *a, unsigned otherwise)
+{
+	unsigned tag = bpf_asm_label(a);
+
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, htons(ETH_P_8021Q)), tag);
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, htons(ETH_P_8021AD)), otherwise);
+	bpf_asm_place(a, tag);
+	emit_has(a, NETWORK + TAG_BYTES, otherwise);
+	bpf_asm_emit(a, BPF_LDX_MEM(BPF_H, BPF_REG_1, BPF_REG_7, NETWORK));
+	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JSET, BPF_REG_1, htons(0x0fff)), otherwise);
+	bpf_asm_emit(a, BPF_LDX_MEM(BPF_H, BPF_REG_1, BPF_REG_7, NETWORK + 2));
+}
+
 static void emit_program(struct bpf_asm *a, const struct redirect *maps)
 {
-	unsigned pass = bpf_asm_label(a), ipv6 = bpf_asm_label(a), take = bpf_asm_label(a);
+	unsigned pass = bpf_asm_label(a), tagged = bpf_asm_label(a), take = bpf_asm_label(a);
 
 	bpf_asm_emit(a, BPF_MOV64_REG(BPF_REG_6, BPF_REG_1));
 	bpf_asm_emit(a, BPF_LDX_MEM(BPF_W, BPF_REG_7, BPF_REG_6, offsetof(struct xdp_md, data)));
@@ -122,12 +151,10 @@ static void emit_program(struct bpf_asm *a, const struct redirect *maps)
 	emit_has(a, NETWORK, pass);
 	emit_is_to_us(a, maps->address, pass);
 	bpf_asm_emit(a, BPF_LDX_MEM(BPF_H, BPF_REG_1, BPF_REG_7, ETHERTYPE));
-	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JEQ, BPF_REG_1, htons(ETH_P_IPV6)), ipv6);
-	bpf_asm_jump(a, BPF_JMP_IMM(BPF_JNE, BPF_REG_1, htons(ETH_P_IP)), pass);
-	emit_is_to_vip(a, &layout4, maps->vips4, pass);
-	bpf_asm_jump(a, BPF_JMP_ALWAYS(), take);
-	bpf_asm_place(a, ipv6);
-	emit_is_to_vip(a, &layout6, maps->vips6, pass);
+	emit_family(a, maps, NETWORK, tagged, take, pass);
+	bpf_asm_place(a, tagged);
+	emit_is_priority_tag(a, pass);
+	emit_family(a, maps, NETWORK + TAG_BYTES, pass, take, pass);
 	bpf_asm_place(a, take);
 	emit_take(a, maps->sockets);
 	bpf_asm_place(a, pass);

@@ -15,12 +15,14 @@
 #endif
 
 /*
- * To our own link address, and untagged.  Frames for others (seen on a promiscuous link), multicast, broadcast and frames
- * of a VLAN are not ours: they are stepped over and counted nowhere, as if the NIC had never passed them on.
+ * To our own link address, and of no VLAN (a tag with VLAN 0 says a priority alone, and the kernel has taken it off).  Frames for others
+ * (seen on a promiscuous link), multicast, broadcast and frames of a VLAN are not ours: they are stepped over and counted nowhere,
+ * as if the NIC had never passed them on.  tag: as the kernel says it, in host order.
  */
-static inline bool packet_frame_is_ours(const void *address, uint32_t status)
+static inline bool packet_frame_is_ours(const void *address, uint32_t status, uint32_t tag)
 {
-	return ((const struct sockaddr_ll *)address)->sll_pkttype == PACKET_HOST && !(status & TP_STATUS_VLAN_VALID);
+	return ((const struct sockaddr_ll *)address)->sll_pkttype == PACKET_HOST &&
+	       (!(status & TP_STATUS_VLAN_VALID) || !(tag & 0x0fff));
 }
 
 /* data: has a virtio header before it. */

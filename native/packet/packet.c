@@ -10,6 +10,18 @@ static inline uint32_t room(const struct packet *packet, const struct frame *fra
 	return frame->len - (uint32_t)(packet->ip - frame->data);
 }
 
+/*
+ * The type behind a tag whose VLAN is none, of which the priority alone counts (IEEE 802.1Q, 6.9): *ip goes on by the tag.  Of a VLAN
+ * the tag's own type.
+ */
+static NEVER_INLINE uint16_t behind_priority_tag(uint16_t ethertype, const struct frame *frame, uint8_t **ip)
+{
+	if (frame->len < ETHERNET_HEADER + ETHERNET_TAG || load_be16(*ip) & 0x0fff)
+		return ethertype;
+	*ip += ETHERNET_TAG;
+	return load_be16(*ip - 2);
+}
+
 static enum reason parse_link(struct packet *packet, const struct frame *frame, enum link_type link)
 {
 	uint16_t ethertype;
@@ -22,6 +34,8 @@ static enum reason parse_link(struct packet *packet, const struct frame *frame, 
 			return REASON_BAD_HEADER;
 		packet->ip += ETHERNET_HEADER;
 		ethertype = load_be16(packet->ip - 2);
+		if (UNLIKELY(ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_SERVICE_VLAN))
+			ethertype = behind_priority_tag(ethertype, frame, &packet->ip);
 		packet->family = ethertype == ETHERTYPE_IPV4 ? 4 : ethertype == ETHERTYPE_IPV6 ? 6 : 0;
 	} else if (frame->len) {
 		packet->family = packet->ip[0] >> 4;

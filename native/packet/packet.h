@@ -5,7 +5,7 @@
  *
  * What is decided here, in this order:
  *	frame cut short by a capture		drop, truncated
- *	neither IPv4 nor IPv6 (or VLAN)		pass, not_ip
+ *	neither IPv4 nor IPv6 (or of a VLAN)	pass, not_ip; a tag with VLAN 0 is stepped over
  *	header shorter than it says, or wrong	drop, bad_header
  *	destination is no VIP			pass, not_vip: whatever else is wrong with it is for the kernel to say
  *	packet longer than the frame		drop, truncated
@@ -37,6 +37,7 @@
 #include "packet/mux_reason.h"
 
 #define ETHERNET_HEADER 14u
+#define ETHERNET_TAG 4u
 #define IPV6_EXTENSIONS_MAX 8u
 
 #define TCP_FIN 0x01
@@ -127,6 +128,8 @@ static inline bool packet_decrement_ttl(struct packet *packet);
 
 #define ETHERTYPE_IPV4 0x0800
 #define ETHERTYPE_IPV6 0x86dd
+#define ETHERTYPE_VLAN 0x8100
+#define ETHERTYPE_SERVICE_VLAN 0x88a8
 
 #define PROTOCOL_HOP_BY_HOP 0
 #define PROTOCOL_ICMP 1

@@ -30,7 +30,9 @@ LONGEST = 3000  #: that the kernel tries a program with
 
 
 def oracle(frame: bytes, vips: frozenset[Network], mac: bytes = MUX_MAC) -> bool:
-    """Untagged, to our link address, with all of an IP header, to a VIP."""
+    """Of no VLAN, to our link address, with all of an IP header, to a VIP."""
+    if frame[12:14] in (b"\x81\0", b"\x88\xa8") and len(frame) >= 18 and not int.from_bytes(frame[14:16]) & 0xFFF:
+        frame = frame[:12] + frame[16:]  # a priority alone
     header = {b"\x08\x00": 20, b"\x86\xdd": 40}.get(frame[12:14])
     if frame[:6] != mac or header is None or len(frame) < 14 + header:
         return False

@@ -26,10 +26,11 @@ EXPANDED_MAX = 1200
 RANGES_MAX = 200
 
 _LD_W_ABS, _LD_H_ABS, _LD_B_ABS, _LD_MEM, _ST = 0x20, 0x28, 0x30, 0x60, 0x02
-_JA, _JEQ_K, _JGE_K, _RET_K = 0x05, 0x15, 0x35, 0x06
+_JA, _JEQ_K, _JGE_K, _AND_K, _RET_K = 0x05, 0x15, 0x35, 0x54, 0x06
 _JUMP_MAX = 255  #: a conditional jump goes no further
 _PKTTYPE = 0xFFFFF000 + 4  #: SKF_AD_OFF + SKF_AD_PKTTYPE
-_VLAN_PRESENT = 0xFFFFF000 + 48
+_VLAN_TAG, _VLAN_PRESENT = 0xFFFFF000 + 44, 0xFFFFF000 + 48
+_VLAN_ID = 0x0FFF
 _ETHERTYPE, _IPV4_DESTINATION, _IPV6_DESTINATION = 12, 30, 38
 _WHOLE, _NOTHING = 0xFFFFFFFF, 0
 _WORD = 1 << 32
@@ -96,7 +97,10 @@ def _program(ipv4: Sequence[Range], ipv6: Sequence[Range]) -> Program:
         _word(_JEQ_K, 0, 1, 0),  # PACKET_HOST
         _word(_RET_K, _NOTHING),
         _word(_LD_B_ABS, _VLAN_PRESENT),
-        _word(_JEQ_K, 0, 1, 0),
+        _word(_JEQ_K, 0, 4, 0),
+        _word(_LD_W_ABS, _VLAN_TAG),
+        _word(_AND_K, _VLAN_ID),
+        _word(_JEQ_K, 0, 1, 0),  # its VLAN is none: a priority alone
         _word(_RET_K, _NOTHING),
         _word(_LD_H_ABS, _ETHERTYPE),
         *_if_equal(0x0800, [*_keep(_IPV4_DESTINATION, 1), *_search(ipv4, 0, 1)]),

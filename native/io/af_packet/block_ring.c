@@ -55,7 +55,8 @@ static unsigned take_frames(struct block_ring *ring, struct frame *frames, unsig
 		struct tpacket3_hdr *next = (struct tpacket3_hdr *)((uint8_t *)header + header->tp_next_offset);
 
 		__builtin_prefetch(next);
-		if (packet_frame_is_ours((uint8_t *)header + TPACKET_ALIGN(sizeof(*header)), header->tp_status))
+		if (packet_frame_is_ours((uint8_t *)header + TPACKET_ALIGN(sizeof(*header)), header->tp_status,
+					 header->hv1.tp_vlan_tci))
 			packet_frame_fill((uint8_t *)header + header->tp_mac, header->tp_snaplen, header->tp_len,
 					  &frames[taken++]);
 		ring->header = next;

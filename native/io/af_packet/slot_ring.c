@@ -76,7 +76,7 @@ unsigned slot_ring_receive(struct slot_ring *ring, struct frame *frames, unsigne
 
 		if (ring->held == ring->slots || ring->larges == LARGE_MAX || !(status & TP_STATUS_USER))
 			break;
-		ours = packet_frame_is_ours((uint8_t *)header + TPACKET_ALIGN(sizeof(*header)), status);
+		ours = packet_frame_is_ours((uint8_t *)header + TPACKET_ALIGN(sizeof(*header)), status, header->tp_vlan_tci);
 		prefetch(ring);
 		advance(ring, &ring->next);
 		ring->held++;

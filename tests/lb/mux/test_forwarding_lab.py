@@ -293,8 +293,8 @@ def test_frames_lost_in_a_full_ring_are_counted_as_missed(packet: Stage) -> None
     adds_up(packet)
 
 
-def flood(stage: Stage, destination: bytes, frames: int, size: int) -> None:
-    """UDP datagrams to the VIP, as whole frames."""
+def flood(stage: Stage, destination: bytes, frames: int, size: int, tag: bytes = b"") -> None:
+    """UDP datagrams to the VIP, as whole frames; ``tag``: before the type."""
     source = stage.mac(stage.client)
     header = bytes.fromhex("4500") + (size - 14).to_bytes(2, "big") + bytes.fromhex("000040004011")
     addresses = socket.inet_aton(CLIENT) + socket.inet_aton(VIP)
@@ -303,7 +303,7 @@ def flood(stage: Stage, destination: bytes, frames: int, size: int) -> None:
     checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
     udp = (4000).to_bytes(2, "big") + (53).to_bytes(2, "big") + (size - 34).to_bytes(2, "big") + bytes(2)
     packet_ = header + checksum.to_bytes(2, "big") + addresses + udp
-    frame = (destination + source + b"\x08\x00" + packet_).ljust(size, b"x")
+    frame = (destination + source + tag + b"\x08\x00" + packet_).ljust(size + len(tag), b"x")
 
     def send() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
@@ -351,6 +351,15 @@ def test_frames_of_a_vlan_or_for_another_station_are_not_ours(packet: Stage) -> 
     flood(packet, packet.mac(packet.mux)[:6], 1, 200)
     wait_for(lambda: packet.row()["received"] >= 1, "the one that is ours")
     assert adds_up(packet)["received"] == 1
+
+
+@pytest.mark.parametrize("tag", ["8100e000", "88a80000"], ids=["802.1Q", "802.1ad"])
+def test_frames_whose_tag_says_a_priority_alone_are_untagged(stage: Stage, tag: str) -> None:
+    stage.start(DNS)
+    with stage.tap() as tap:
+        flood(stage, stage.mac(stage.mux)[:6], 1, 200, bytes.fromhex(tag))
+        assert [frame.payload[:4] for frame in tap.take(1)] == [b"xxxx"]
+    assert adds_up(stage)["forwarded"] == 1
 
 
 def test_connections_to_a_vip_see_silence_from_the_mux_itself(stage: Stage) -> None:

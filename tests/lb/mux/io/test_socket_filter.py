@@ -17,9 +17,9 @@ from lb.mux.io.socket_filter import EXPANDED_MAX, vip_filter
 VIPS = [ip_network(text) for text in ("203.0.113.10/32", "203.0.113.128/25", "2001:db8::10/128", "2001:db8:8::/45")]
 
 
-def run(program: list[int], frame: bytes, *, kind: int = 0, vlan: bool = False) -> int:
+def run(program: list[int], frame: bytes, *, kind: int = 0, tag: int | None = None) -> int:
     """What classic BPF would return; a load past the end returns 0, as in the kernel."""
-    special = {0xFFFFF004: kind, 0xFFFFF030: int(vlan)}
+    special = {0xFFFFF004: kind, 0xFFFFF030: int(tag is not None), 0xFFFFF02C: tag or 0}
     accumulator = position = 0
     memory = [0] * 16
     while True:
@@ -41,6 +41,8 @@ def run(program: list[int], frame: bytes, *, kind: int = 0, vlan: bool = False) 
             position += k
         elif code == 0x15:
             position += if_true if accumulator == k else if_false
+        elif code == 0x54:
+            accumulator &= k
         elif code == 0x35:
             position += if_true if accumulator >= k else if_false
         else:
@@ -77,9 +79,15 @@ def test_only_frames_for_vips_enter_the_ring(frame: bytes, enters: bool) -> None
     assert bool(run(vip_filter(VIPS).program, frame)) is enters
 
 
-@pytest.mark.parametrize(("kind", "vlan"), [(1, False), (2, False), (3, False), (4, False), (0, True)])
-def test_frames_for_other_stations_or_vlans_do_not_enter(kind: int, vlan: bool) -> None:
-    assert run(vip_filter(VIPS).program, ipv4("203.0.113.10"), kind=kind, vlan=vlan) == 0
+@pytest.mark.parametrize(("kind", "tag"), [(1, None), (2, None), (3, None), (4, None), (0, 1), (0, 0x800), (0, 0xEFFF)])
+def test_frames_for_other_stations_or_vlans_do_not_enter(kind: int, tag: int | None) -> None:
+    assert run(vip_filter(VIPS).program, ipv4("203.0.113.10"), kind=kind, tag=tag) == 0
+
+
+@pytest.mark.parametrize("tag", [0, 0x2000, 0xF000])
+def test_a_tag_that_says_a_priority_alone_is_none(tag: int) -> None:
+    assert run(vip_filter(VIPS).program, ipv4("203.0.113.10"), tag=tag)
+    assert not run(vip_filter(VIPS).program, ipv4("203.0.113.11"), tag=tag)
 
 
 def test_no_vip_lets_nothing_in() -> None:
@@ -141,8 +149,8 @@ def test_with_too_many_vips_neighbours_are_taken_together_and_all_else_is_kept_o
     build = ipv4 if base.version == 4 else ipv6
     assert 100 < len(program) <= EXPANDED_MAX
     assert all(run(program, build(str(vip.network_address))) for vip in vips[::97])
-    for kind, vlan in ((1, False), (2, False), (3, False), (0, True)):
-        assert run(program, build(str(vips[5].network_address)), kind=kind, vlan=vlan) == 0
+    for kind, tag in ((1, None), (2, None), (3, None), (0, 5)):
+        assert run(program, build(str(vips[5].network_address)), kind=kind, tag=tag) == 0
     for outside in (base.network_address - 1, vips[-1].network_address + 1, base.broadcast_address + 1):
         assert run(program, build(str(outside))) == 0
     assert run(program, ipv6("2001:db7::1") if base.version == 4 else ipv4("203.0.113.10")) == 0
