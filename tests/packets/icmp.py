@@ -280,9 +280,13 @@ TIME_EXCEEDED = (
     expires("TTL 1 to a closed port is answered: the way comes first", ipv4(udp(dport=33434), ttl=1)),
     expires("an answer quotes the header's options", ipv4(tcp(), ttl=1, options=b"\1" * 8)),
     expires("an answer is of 576 bytes at most", ipv4(tcp("A", data(1400)), ttl=1)),
+    expires("a packet that just fits is quoted whole", ipv4(tcp("A", data(548 - 40)), ttl=1)),
+    expires("of a packet one byte longer the last is not quoted", ipv4(tcp("A", data(549 - 40)), ttl=1)),
     expires("an answer has the packet's TOS, precedence 6 and no ECN", ipv4(tcp(), ttl=1, tos=0x3F), tos=0xDC),
     expires("hop limit 1 is answered by the MUX", ipv6(tcp(), hops=1)),
     expires("hop limit 0 is answered", ipv6(tcp(), hops=0)),
+    expires("an IPv6 packet that just fits is quoted whole", ipv6(tcp("A", data(1232 - 60)), hops=1)),
+    expires("of an IPv6 packet one byte longer the last is not quoted", ipv6(tcp("A", data(1233 - 60)), hops=1)),
     expires("an ICMPv6 answer is of 1,280 bytes at most", ipv6(tcp("A", data(1400)), hops=1)),
 )
 

@@ -11,7 +11,7 @@ import pytest
 from lb.dataplane import FLOW_CLASSES, Hop, LinkHeader, Pipeline, Result, Snapshot
 from lb.dataplane.compile.compiler import Compiler, Forwarding
 from lb.model import Backend, BackendState, Idle, MuxSettings, PortRange, Protocol, Service
-from tests.packets.build import ipv4, tcp, udp
+from tests.packets.build import CLIENT, icmp, ipv4, tcp, udp
 from tests.packets.world import SETTINGS
 
 SECOND = 1_000_000_000
@@ -341,6 +341,31 @@ def test_a_next_hop_that_is_not_known_drops_and_is_found_later() -> None:
     there = story.forwarding.snapshot({A.address: Hop(A.address, bytes(6))})
     (result,) = story.pipeline.process(there, [(packet, len(packet), 0)])
     assert result.reason == "forwarded"
+
+
+def told_of(port: int) -> bytes:
+    """A router's word about what the service sent to that client: as long as a router would tell."""
+    sent = ipv4(tcp("A", b"answer", sport=80, dport=port), source="203.0.113.10", to=CLIENT)
+    return ipv4(icmp(3, 4, 1300, sent), source="10.0.9.1", to="203.0.113.10")
+
+
+@pytest.mark.parametrize("state", [UP, DRAIN, DOWN])
+def test_an_error_about_a_flow_whose_backend_is_down_goes_where_the_flow_would(state: BackendState) -> None:
+    story = Story(A)
+    established(story)
+    story.publish(replace(A, state=state), B)
+    owner = story.tells(told_of(1))
+    assert owner == (("b", "untracked") if state is DOWN else ("a", "known"))
+    assert story.flow_class() == "tcp_trusted", "the error touched nothing"
+    assert story.ack()[0] == owner[0]
+
+
+def test_an_error_about_a_flow_whose_only_backend_is_down_goes_nowhere() -> None:
+    story = Story(A)
+    established(story)
+    story.publish(replace(A, state=DOWN))
+    result = story.send(told_of(1))
+    assert (result.reason, result.out) == ("no_backend", ())
 
 
 def test_a_packet_that_is_dropped_early_is_not_remembered() -> None:
