@@ -7,6 +7,7 @@
     flow_counts   how many flows each backend has     records    flows as MUXes send them to each other
     io            AF_PACKET and TUN                   xdp        AF_XDP and its program
     bpf_programs  BPF programs of our own devices     host       decapsulation on a backend's host
+    flow_news     what others are to be told of flows
     measure       benchmark and packet generator      regroup    flows between the workers of one MUX
 
 Each class owns one C object and frees it with its last reference; what C keeps a pointer to, the Python
@@ -19,6 +20,7 @@ to whoever runs it, and once a worker does, is only read.
 
 from lb.dataplane.bpf_programs import TunnelGsoProgram, TunSteeringProgram
 from lb.dataplane.flow_counts import BackendFlows, Census, Unsynchronised, unsynchronised_flows
+from lb.dataplane.flow_news import FlowLedger, FlowNews
 from lb.dataplane.host import HOST_REASONS, DecapProgram, HostPipeline, HostReason, RawTunnel
 from lb.dataplane.io import RING_BYTES, Io, IoStats, PacketIo, TapIo, TunIo
 from lb.dataplane.measure import (
@@ -100,6 +102,8 @@ __all__ = [
     "Fate",
     "FlowCounters",
     "FlowEntry",
+    "FlowLedger",
+    "FlowNews",
     "FlowTuple",
     "Generator",
     "GeneratorKind",

@@ -159,6 +159,8 @@ class RunningMux:
             plane=lambda: self._plane,
             announcer=lambda: self._announcer,
         )
+        if self._handover is not None:
+            self._live.published = self._handover.sharing.changed
         self._control: ControlServer | None = None
         self._metrics: MetricsServer | None = None
 
@@ -255,6 +257,7 @@ class RunningMux:
         alone = WithoutManager(follower, self._live, self._probes, self._plane.engine, self._condition)
         follower.begin_tasks(self._tasks)
         self._tasks.restarted("flow sync", self._handover.run)
+        self._tasks.restarted("flow sharing", self._handover.sharing.run)
         self._tasks.retried(ENTERING, partial(self._enter, state))
         self._tasks.restarted("own verdicts", alone.run)
 

@@ -55,6 +55,7 @@ class LiveServices:
     ) -> None:
         """``plane``: once it is open; ``announcer``: None where no BGP is spoken."""
         self.changing = asyncio.Lock()  #: one change of services or workers at a time, whoever wants it
+        self.published: Callable[[], None] = lambda: None  #: called when other services are live
         self.vips = Vips.of(())
         self._compiler = compiler
         self._netlink = netlink
@@ -163,6 +164,7 @@ class LiveServices:
         hops = plane.hops(forwarding.hop_addresses, self._watch.resolutions)
         plane.engine.publish(forwarding, hops)
         self.vips = vips
+        self.published()
         plane.engine.reclaim()
         if vips.networks is not old:
             try:

@@ -48,6 +48,7 @@ from lb.node.messages import (
     Examination,
     ExamineQuestion,
     FlowAnswer,
+    FlowNewsMessage,
     FlowQuestion,
     FlowsDoneMessage,
     FlowsFromNode,
@@ -153,6 +154,8 @@ class NodeClient:
         self.reports: Callable[[], Sequence[HealthReport]] | None = None
         #: Is handed what is said about flows, in order; returns at once.
         self.letters: Callable[[FlowsToNode], None] | None = None
+        #: Called when a connection has come about: what was said before may be lost.
+        self.joined: Callable[[], None] | None = None
         #: Answers what the manager asks of a flow; only MUXes are asked.
         self.answer: Callable[[FlowQuestion], FlowAnswer] | None = None
         #: Is handed the manager's wish to have this node examined; returns at once, see :meth:`send_examination`.
@@ -437,7 +440,7 @@ class NodeClient:
                 raise AccessError(f"the manager refused: {reason}")
             case UnknownMessage():
                 return
-            case FlowsMessage() | FlowsWantedMessage() | FlowsDoneMessage():
+            case FlowsMessage() | FlowsWantedMessage() | FlowsDoneMessage() | FlowNewsMessage():
                 if self.letters is not None:
                     self.letters(message)
             case FlowQuestion():
@@ -449,6 +452,8 @@ class NodeClient:
                 if not self.connected:
                     self.connected, self._no_connection, self.away_since = True, None, None
                     log.info("manager connected", manager=self.url, term=message.term, generation=message.generation)
+                    if self.joined is not None:
+                        self.joined()
                 await self._hear(message)
 
     def _asked(self, question: FlowQuestion) -> None:

@@ -285,7 +285,8 @@ class RefusedMessage(Struct, frozen=True, tag="refused"):
 
 # Flows that only one MUX knows go from MUX to MUX by way of the manager, which understands nothing of them. A MUX that
 # is about to leave begins (``flows``, to all others), and so does one that is about to come (``flows_wanted``, answered
-# by the others with ``flows`` to it). The manager tells the one that began how far it is: ``flows_done``.
+# by the others with ``flows`` to it). The manager tells the one that began how far it is: ``flows_done``. At all other
+# times each MUX tells all others what is new of such flows (``flow_news``); nobody answers.
 
 
 class FlowGroup(Struct, frozen=True, array_like=True):
@@ -349,6 +350,22 @@ class FlowsDoneMessage(Struct, frozen=True, tag="flows_done"):
     waiting: Count
 
 
+class FlowNewsMessage(Struct, frozen=True, tag="flow_news"):
+    """What has changed about the flows that this MUX alone would send where they go, to all others. ``mux``: to a node,
+    the MUX that it comes from. ``again``: it may have missed something, and asks the others to tell everything."""
+
+    pool: Name
+    come: Annotated[tuple[FlowGroup, ...], Meta(max_length=GROUPS_MAX)] = ()
+    over: Annotated[tuple[FlowGroup, ...], Meta(max_length=GROUPS_MAX)] = ()  #: to be forgotten
+    again: bool = False
+    mux: Name = ""
+
+    def __post_init__(self) -> None:
+        count = sum(group.count for group in (*self.come, *self.over))
+        if count > FLOWS_MAX:
+            raise ValueError(f"{count} flows in one message; none of ours has more than {FLOWS_MAX}")
+
+
 class FlowQuestion(Struct, frozen=True, tag="flow_question"):
     """To a MUX: what of one flow? For ``lb describe flow``."""
 
@@ -406,8 +423,8 @@ class UnknownMessage(Struct, frozen=True):
     type: str
 
 
-FlowsFromNode = FlowsMessage | FlowsWantedMessage | FlowsTakenMessage
-FlowsToNode = FlowsMessage | FlowsWantedMessage | FlowsDoneMessage
+FlowsFromNode = FlowsMessage | FlowsWantedMessage | FlowsTakenMessage | FlowNewsMessage
+FlowsToNode = FlowsMessage | FlowsWantedMessage | FlowsDoneMessage | FlowNewsMessage
 #: What is asked of a node, and what it answers.
 Question = FlowQuestion | ExamineQuestion
 Answer = FlowAnswer | Examination

@@ -5,7 +5,7 @@ A MUX that is about to leave tells its unsynchronised flows, and one that is abo
 The MUXes that stay tell one another as well: where the number of ways changes, most routers also move flows between the
 ways that stay (RFC 2992, section 2.1). The manager passes on what it does not understand, and remembers only who began
 and whose answer is due. Whoever does not answer, or leaves, holds nobody up for longer than :data:`PATIENCE`: the MUX
-that began goes on then without.
+that began goes on then without. What is news of such flows at other times goes to all others, and is not waited for.
 :class:`manager.nodes.hub.NodeHub` owns the one :class:`Handovers`, and sends what it returns.
 """
 
@@ -14,7 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from lb.node.messages import (
+    FlowNewsMessage,
     FlowsDoneMessage,
     FlowsFromNode,
     FlowsMessage,
@@ -75,6 +78,9 @@ class Handovers:
                 return self._given(mux, message, set(others), now)
             case FlowsTakenMessage():
                 return self._taken(mux, message)
+            case FlowNewsMessage():
+                told = msgspec.structs.replace(message, mux=mux)
+                return FlowSyncStep([(other, told) for other in sorted(others)])
 
     def left(self, mux: str) -> FlowSyncStep:
         """A MUX is not connected any more: nobody waits for it."""

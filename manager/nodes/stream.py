@@ -32,6 +32,7 @@ from lb.node.messages import (
     EventMessage,
     Examination,
     FlowAnswer,
+    FlowNewsMessage,
     FlowsFromNode,
     FlowsMessage,
     FlowsTakenMessage,
@@ -70,8 +71,9 @@ SEND_TIMEOUT = 30.0
 UNDER_WAY_MAX = 16
 #: How often revocations and expiries are looked at, seconds.
 CHECK_INTERVAL = 1.0
-#: Letters about flows that wait to be sent to one node; a hand-over of the most flows there can be has 25 parts.
-LETTERS_MAX = 128
+#: Letters about flows that wait to be sent to one node; a hand-over of the most flows there can be has 25 parts, and a
+#: million flows that become unsynchronised at once have 250. Nodes share them.
+LETTERS_MAX = 512
 #: Connections of one node that have not said hello yet.
 SILENT_MAX = 2
 #: After so much of it others have a turn, of the same length at least, seconds: no node has more than half of the core,
@@ -302,7 +304,7 @@ class StreamConnection:
                 hub.status(self, body)
             case EventMessage(text):
                 hub.event(self, text)
-            case FlowsMessage() | FlowsWantedMessage() | FlowsTakenMessage():
+            case FlowsMessage() | FlowsWantedMessage() | FlowsTakenMessage() | FlowNewsMessage():
                 if self.kind != "mux":
                     raise AccessError(f"{self.id} speaks of flows, which only MUXes have")
                 hub.flows(self, message)

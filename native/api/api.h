@@ -193,6 +193,22 @@ struct flow_scan_row {
 void flow_scan_count(const struct mux *mux, const struct snapshot *snapshot, struct flow_scan_row *rows, uint32_t count);
 uint32_t flow_scan_unsynchronised(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records,
 			    uint32_t *owners, uint32_t max);
+/* ---- what others are told of them, and when again (flow_news.h) ---- */
+struct flow_fact {
+	uint64_t record;
+	uint32_t owner;
+	uint32_t mark;
+};
+struct flow_news {
+	uint32_t come;
+	uint32_t gone;
+};
+uint32_t flow_scan_facts(const struct mux *mux, const struct snapshot *snapshot, struct flow_fact *facts, uint32_t max);
+uint32_t flow_news_settle(struct flow_fact *facts, uint32_t count, uint32_t young_max);
+struct flow_news flow_news_compare(const struct flow_fact *known, uint32_t known_count, struct flow_fact *now,
+				   uint32_t now_count, uint32_t since, bool anew, struct flow_fact *come,
+				   struct flow_fact *gone);
+void flow_news_judge(const struct mux *mux, const struct snapshot *snapshot, struct flow_fact *gone, uint32_t count);
 struct adoption {
 	uint32_t taken;
 	uint32_t known;

@@ -23,6 +23,7 @@
 #include "io/af_xdp/io_xdp.h"
 #include "mux/mux.h"
 #include "control/adopt_flows.h"
+#include "control/flow_news.h"
 #include "control/flow_table_scan.h"
 #include "control/regroup_flows.h"
 #include "control/worker_ask.h"

@@ -91,7 +91,7 @@ static bool is_unsynchronised(const struct vip_map *map, const struct flow *flow
 	return flow_is_unsynchronised(map, flow->service, flow->number, flow->key, flow->class);
 }
 
-/* ---- the two questions ---- */
+/* ---- the three questions ---- */
 
 struct counting {
 	struct flow_scan_row *rows;
@@ -147,4 +147,33 @@ uint32_t flow_scan_unsynchronised(const struct mux *mux, const struct snapshot *
 
 	visit(mux, snapshot, list_flow, &listing);
 	return listing.found;
+}
+
+struct stating {
+	struct flow_fact *facts;
+	uint32_t max;
+	uint32_t found;
+};
+
+static void state_flow(void *context, const struct vip_map *map, const struct flow *flow)
+{
+	struct stating *stating = context;
+
+	if (flow->class == FLOW_TCP_UNTRUSTED || flow->class == FLOW_UDP_UNTRUSTED || !is_unsynchronised(map, flow))
+		return;
+	if (stating->found < stating->max)
+		stating->facts[stating->found] = (struct flow_fact){
+			.record = flow_scan_record(flow_key_name(flow->key), flow_class_plain(flow->class), flow->age),
+			.owner = flow->service->id << 12 | flow->number,
+			.mark = !flow_class_is_trusted(flow->class),
+		};
+	stating->found++;
+}
+
+uint32_t flow_scan_facts(const struct mux *mux, const struct snapshot *snapshot, struct flow_fact *facts, uint32_t max)
+{
+	struct stating stating = { facts, max, 0 };
+
+	visit(mux, snapshot, state_flow, &stating);
+	return stating.found;
 }

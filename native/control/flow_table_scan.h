@@ -47,4 +47,16 @@ static inline uint64_t flow_scan_record(uint64_t name, unsigned class, uint16_t 
 uint32_t flow_scan_unsynchronised(const struct mux *mux, const struct snapshot *snapshot, uint64_t *records,
 			    uint32_t *owners, uint32_t max);
 
+/*
+ * The same for flow_news.h, of trusted flows alone: what a flood makes is no news.  Young ones are marked: they are trusted or a
+ * flood's, which only their number tells.
+ */
+struct flow_fact {
+	uint64_t record;
+	uint32_t owner;
+	uint32_t mark;
+};
+
+uint32_t flow_scan_facts(const struct mux *mux, const struct snapshot *snapshot, struct flow_fact *facts, uint32_t max);
+
 #endif

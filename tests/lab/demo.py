@@ -161,19 +161,25 @@ class Demo:
         say("\nWhat clients saw")
         say(f"  connections whose Maglev choice stayed:   {_fate(kept)}")
         say(f"  connections whose choice moved before:    {_fate(moved)}")
-        say("    Counted apart: only the MUX that died remembered where these went, so those")
-        say("    that passed through it end (docs/flow.md tells why, and what will mend it).")
+        self.judge_moved(moved)
         waited = max(keep_alive.slowest for keep_alive, _ in self.keep_alives)
         say(f"  longest wait for an answer: {waited * 1000:,.0f} ms")
-        for flow in kept:
-            if flow.broken:
-                self.failures.append(
-                    f"{flow.vip}:{flow.port} from port {flow.source_port} on {flow.host}: {flow.broken}"
-                )
+        self.forbid_broken(kept)
         for step in self.steps[:2]:
             if step.broken:
                 self.failures.append(f"{step.broken} connections broke at: {step.what}")
         self.packets()
+
+    def judge_moved(self, moved: Sequence[Flow]) -> None:
+        say("    Counted apart: with no manager, only the MUX that died remembered where these went,")
+        say("    so those that passed through it end (docs/flow.md tells why).")
+
+    def forbid_broken(self, flows: Sequence[Flow]) -> None:
+        for flow in flows:
+            if flow.broken:
+                self.failures.append(
+                    f"{flow.vip}:{flow.port} from port {flow.source_port} on {flow.host}: {flow.broken}"
+                )
 
     def packets(self) -> None:
         say("\nEvery packet accounted for")

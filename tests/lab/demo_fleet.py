@@ -20,6 +20,7 @@ from tests.lab.fleet import Fleet
 from tests.lab.process import Process, wait_for
 from tests.lab.services import FILES_VIP, WEB_VIP, drained, files, web
 from tests.lab.topology import Node
+from tests.lab.traffic import Flow
 
 #: Patient, for the demo may run on a busy machine.
 PROBE = Probe(ProbeType.TCP, interval=1.0, timeout=1.0)
@@ -97,6 +98,10 @@ class FleetDemo(Demo):
         if changes:
             self.failures.append(f"the manager's return changed {changes} routes")
         return f"every node is connected again; routes changed meanwhile: {changes}"
+
+    def judge_moved(self, moved: Sequence[Flow]) -> None:
+        """Each MUX had told the others of them."""
+        self.forbid_broken(moved)
 
     def stop(self) -> None:
         """All at once: each MUX says farewell to its routers first, which takes a moment."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drains: of a backend, until its last connection ends; of a MUX, while flows live that it alone knows.
+"""Drains: of a backend, until its last connection ends; of a MUX, while unsynchronised flows live. And a MUX that dies.
 
 The backends change before, so that for more than half of the connections Maglev's choice is another one than when they
-began; with nothing handed over, each of these breaks once its packets come to another MUX.
+began; with nothing told to other MUXes, each of these breaks once its packets come to another one.
 """
 
 from __future__ import annotations
@@ -78,6 +78,15 @@ def counted(fleet: Fleet, mux: Node, column: str) -> int:
     return sum(int(row[column]) for row in fleet.get(mux, "backends"))
 
 
+def all_know(fleet: Fleet, unsynchronised: int) -> None:
+    """Every MUX remembers each of the flows, whichever of them forwards it."""
+    wait_for(
+        lambda: all(counted(fleet, mux, "exceptional") == unsynchronised for mux in fleet.muxes),
+        f"every MUX to count {unsynchronised} unsynchronised flows, and none that ended before",
+        seconds=90,
+    )
+
+
 def say(fleet: Fleet, mux: Node) -> str:
     return str(next(row for row in fleet.ask("muxes") if row["name"] == mux.name)["handover"])
 
@@ -90,11 +99,15 @@ def settled(fleet: Fleet, load: KeepAlive) -> None:
 
 def test_the_wait_for_a_drained_backend_ends_with_its_last_connection(fleet: Fleet, load: KeepAlive) -> None:
     left = sum(flow.host == "host1" for flow in load.flows())
+    all_know(fleet, len(unsynchronised(fleet, load.flows())))
+    counts = len(fleet.muxes) * left  # each MUX knows each of them
     done = drain(fleet, "web/web-host1", "--timeout", "6s")
     assert done.returncode == 1
-    assert re.search(rf"lb: after 6 s web/web-host1 drains: {left} flows left \(mux", done.stderr), done
+    assert re.search(
+        rf"lb: after 6 s web/web-host1 drains: {counts} flows left \(mux1 {left}, mux2 {left}", done.stderr
+    ), done
     row = backend(fleet)
-    assert (row["state"], row["flows"], row["empty_since"]) == ("drain", left, None)
+    assert (row["state"], row["flows"], row["empty_since"]) == ("drain", counts, None)
     load.close()
     done = drain(fleet, "web/web-host1", "--timeout", "60s")
     assert done.returncode == 0, done
@@ -117,12 +130,8 @@ def test_a_mux_drained_restarted_and_back_breaks_no_connection_also_none_that_it
     mux, other = fleet.muxes
     moved = unsynchronised(fleet, load.flows())
     assert len(moved) > CONNECTIONS / 3, "the lab would show nothing"
-    wait_for(
-        lambda: counted(fleet, mux, "exceptional") + counted(fleet, other, "exceptional") == len(moved),
-        f"both MUXes together to count {len(moved)} unsynchronised flows",
-    )
+    all_know(fleet, len(moved))
     alone = counted(fleet, mux, "exceptional")
-    assert alone > 0
 
     said = fleet.lb("drain", "mux", mux.name, "--wait", "--timeout", "40s")
     assert f"{alone} flows sent to 1 MUX" in said
@@ -151,6 +160,28 @@ def test_a_mux_drained_restarted_and_back_breaks_no_connection_also_none_that_it
     assert "received from 1 MUX" in say(fleet, mux)
     events = " ".join(str(row["text"]) for row in fleet.ask("events"))
     assert "that only it knew to 1 other MUX" in events
+
+
+@pytest.mark.parametrize("without", ["", "manager"])
+def test_a_mux_killed_after_a_change_breaks_no_connection(fleet: Fleet, load: KeepAlive, without: str) -> None:
+    mux, other = fleet.muxes
+    moved = unsynchronised(fleet, load.flows())
+    assert len(moved) > CONNECTIONS / 3, "the lab would show nothing"
+    all_know(fleet, len(moved))
+    if without:
+        fleet.manager.processes["manager"].kill()
+    fleet.kill_mux(mux)
+    fleet.wait_hops(WEB_VIP, other)
+    load.one_more_answer()
+    broken = [flow for flow in load.flows() if flow.broken]
+    if without:
+        fleet.revive(fleet.manager)
+    fleet.revive(mux)
+    settled(fleet, load)
+    wait_for(lambda: fleet.connected() == len(fleet.nodes), "every node to be connected again", 60)
+    broken += [flow for flow in load.flows() if flow.broken]
+    print(f"\nbroken: {len(broken)} of {CONNECTIONS} connections, {len(moved)} of them unsynchronised")
+    assert broken == []
 
 
 def test_without_a_manager_a_stop_waits_for_nobody(fleet: Fleet) -> None:

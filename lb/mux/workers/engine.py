@@ -29,6 +29,8 @@ from lb.dataplane import (
     Answers,
     Census,
     Counters,
+    FlowLedger,
+    FlowNews,
     FlowTuple,
     Hop,
     Io,
@@ -403,6 +405,16 @@ class Engine:
             for owner, more in found.records.items():
                 records[owner] = records.get(owner, b"") + more
         return forwarding, Unsynchronised(records, total)
+
+    def news(self, ledger: FlowLedger, again: float) -> tuple[Forwarding, FlowNews]:
+        """What the others do not know yet of such flows, by what is published now; see :meth:`FlowLedger.news`.
+
+        From any thread. Raises DataplaneError if a worker stands still."""
+        self.look()  # none goes by what was published before
+        self.inherit()
+        with self._guard:
+            snapshot, forwarding, running = self._snapshot, self._forwarding, self._running
+        return forwarding, ledger.news(running, snapshot, again)
 
     def adopt(self, service_id: int, backend: int, records: bytes) -> Adoption:
         """Takes over another MUX's flows: who knows one already, or else one worker for all, whom the others ask.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flows that this MUX alone knows go to the others before it leaves, and theirs come to it before it serves.
 
-Every other flow needs no telling: the Maglev tables of all MUXes agree on it. See docs/flow.md. What is told goes by
-way of the manager; without one, or where it does not answer in time, this MUX leaves or serves all the same, and says
-so.
+Every other flow needs no telling: the Maglev tables of all MUXes agree on it. See docs/flow.md. Most are known to the
+others already (:mod:`lb.mux.workers.flow_sharing`); this makes sure of all of them before routers move. What is told
+goes by way of the manager; without one, or where it does not answer in time, this MUX leaves or serves all the same,
+and says so.
 :mod:`lb.mux.daemon` owns the one :class:`FlowSync` and runs it; :mod:`lb.mux.status` shows its :attr:`~Handover.words`.
 """
 
@@ -13,23 +14,22 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
 
 from lb.daemon.log import get_logger
-from lb.dataplane import Adoption, Unsynchronised, with_age
-from lb.dataplane.compile.compiler import Forwarding
+from lb.dataplane import Adoption, with_age
 from lb.errors import VipmuxError
-from lb.model import MuxSettings, Service
+from lb.model import MuxSettings
 from lb.mux.workers.engine import Engine
+from lb.mux.workers.flow_groups import groups_of, numbered, parts_of
+from lb.mux.workers.flow_sharing import FlowSharing
 from lb.node.messages import (
-    FLOW_BYTES,
-    FLOWS_MAX,
-    GROUPS_MAX,
     FlowGroup,
+    FlowNewsMessage,
     FlowsDoneMessage,
     FlowsFromNode,
     FlowsMessage,
@@ -53,6 +53,7 @@ class Post(Protocol):
 
     connected: bool
     letters: Callable[[FlowsToNode], None] | None
+    joined: Callable[[], None] | None
 
     def send_letter(self, letter: FlowsFromNode) -> bool: ...
 
@@ -86,6 +87,8 @@ class FlowSync:
         self._given: tuple[FlowGroup, ...] = ()  # what the others know since this MUX left
         #: What became of the last one, for people.
         self.words: str | None = None
+        #: Between hand-overs.
+        self.sharing = FlowSharing(settings, engine, post, self._pool)
         post.letters = self._read
 
     def _read(self, letter: FlowsToNode) -> None:
@@ -124,7 +127,9 @@ class FlowSync:
         if away is not None and ended and ours.muxes:
             forgotten = await asyncio.to_thread(forget, self._engine(), self._given, away)
             log.info("flows forgotten", flows=forgotten, reason="the other MUXes know by now where they go")
-        found = await asyncio.to_thread(take_over, self._engine(), [g for part in ours.parts for g in part.groups])
+        found = await asyncio.to_thread(
+            take_over, self._engine(), [g for part in ours.parts for g in part.groups], self.sharing.heard
+        )
         _log_taken(", ".join(sorted({part.mux for part in ours.parts})), found)
         self._say(f"{found.taken + found.known:,} flows received from {_muxes(ours.muxes)}", ours, ended, 0)
 
@@ -205,19 +210,25 @@ class FlowSync:
                 self._tell(serial, mux, await self._export())
             case FlowsMessage():
                 await self._take(letter, ours)
+            case FlowNewsMessage():
+                if self._of_this_pool(letter):
+                    await self.sharing.read(letter)
+
+    def _of_this_pool(self, letter: FlowsMessage | FlowNewsMessage) -> bool:
+        if letter.pool == self._pool:
+            return True
+        log.error("flows not accepted", mux=letter.mux, reason="its hash seed is another one: set it right in [mux]")
+        return False
 
     async def _take(self, letter: FlowsMessage, ours: _Ours | None) -> None:
         """Takes over a part and says so after the last; what was asked for waits until all of it is here."""
-        if letter.pool != self._pool:
-            log.error(
-                "flows not accepted", mux=letter.mux, reason="its hash seed is another one: set it right in [mux]"
-            )
+        if not self._of_this_pool(letter):
             letter = msgspec.structs.replace(letter, groups=())
         if ours is not None and ours.serial == letter.serial:
             if len(ours.parts) < WAITING_MAX:
                 ours.parts.append(letter)
             return
-        found = await asyncio.to_thread(take_over, self._engine(), letter.groups)
+        found = await asyncio.to_thread(take_over, self._engine(), letter.groups, self.sharing.heard)
         key = (letter.mux, letter.serial)
         total = self._incoming.pop(key, Adoption()) + found
         if not letter.last:
@@ -260,46 +271,23 @@ def pool_name(seed: bytes) -> str:
     return hashlib.sha256(b"vipmux pool " + seed).hexdigest()[:16]
 
 
-def place_of(service: Service) -> str:
-    """What a service is to its flows, in the one form that all MUXes write."""
-    return f"{service.protocol.value} {service.vip} {service.ports}"
-
-
 def export(engine: Engine, most: int = MOST) -> Export:
     """From any thread."""
     forwarding, found = engine.unsynchronised(most)
-    return Export(tuple(_groups(forwarding, found)), found.total)
+    return Export(tuple(groups_of(forwarding, found.records)), found.total)
 
 
-def _groups(forwarding: Forwarding, found: Unsynchronised) -> Iterator[FlowGroup]:
-    for (service_id, number), records in found.records.items():
-        service, backend = forwarding.service(service_id), forwarding.backend(service_id, number)
-        if service is not None and backend is not None:
-            yield FlowGroup(place_of(service), backend.name, records)
-
-
-def parts_of(groups: Iterable[FlowGroup]) -> Iterator[tuple[FlowGroup, ...]]:
-    """As many messages as are needed."""
-    part: list[FlowGroup] = []
-    room = FLOWS_MAX
-    for group in groups:
-        records = group.records
-        while records:
-            if not room or len(part) == GROUPS_MAX:
-                yield tuple(part)
-                part, room = [], FLOWS_MAX
-            some, records = records[: room * FLOW_BYTES], records[room * FLOW_BYTES :]
-            part.append(FlowGroup(group.place, group.backend, some))
-            room -= len(some) // FLOW_BYTES
-    if part:
-        yield tuple(part)
-
-
-def take_over(engine: Engine, groups: Iterable[FlowGroup]) -> Adoption:
-    """Writes others' flows into the flow tables. From any thread, a piece at a time."""
+def take_over(
+    engine: Engine, groups: Iterable[FlowGroup], heard: Callable[[int, int, bytes], None] = lambda *_: None
+) -> Adoption:
+    """Writes others' flows into the flow tables. From any thread, a piece at a time. ``heard`` is told of each."""
     total = Adoption()
-    for group, numbers in _numbered(engine.forwarding, groups):
-        total += Adoption(useless=group.count) if numbers is None else engine.adopt(*numbers, group.records)
+    for group, numbers in numbered(engine.forwarding, groups):
+        if numbers is None:
+            total += Adoption(useless=group.count)
+        else:
+            total += engine.adopt(*numbers, group.records)
+            heard(*numbers, group.records)
     return total
 
 
@@ -307,20 +295,9 @@ def forget(engine: Engine, groups: Iterable[FlowGroup], seconds: float) -> int:
     """Forgets those of the flows that got no packet for so long. From any thread, a piece at a time."""
     return sum(
         engine.forget(*numbers, with_age(group.records, seconds))
-        for group, numbers in _numbered(engine.forwarding, groups)
+        for group, numbers in numbered(engine.forwarding, groups)
         if numbers is not None
     )
-
-
-def _numbered(
-    forwarding: Forwarding, groups: Iterable[FlowGroup]
-) -> Iterator[tuple[FlowGroup, tuple[int, int] | None]]:
-    """With the numbers of service and backend here; None where there is no such."""
-    places = {place_of(service): number for number, service in forwarding.ids.items()}
-    for group in groups:
-        service_id = places.get(group.place)
-        backend = forwarding.number(service_id, group.backend) if service_id is not None else None
-        yield group, None if service_id is None or backend is None else (service_id, backend)
 
 
 def _muxes(count: int) -> str:

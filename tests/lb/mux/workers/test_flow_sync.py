@@ -16,7 +16,8 @@ from lb.dataplane.compile.compiler import Compiler
 from lb.model import BackendState, MuxSettings, Service
 from lb.mux.workers import flow_sync
 from lb.mux.workers.engine import Engine
-from lb.mux.workers.flow_sync import Export, FlowSync, export, parts_of, place_of, pool_name, take_over
+from lb.mux.workers.flow_groups import parts_of, place_of
+from lb.mux.workers.flow_sync import Export, FlowSync, export, pool_name, take_over
 from lb.node.messages import (
     FLOWS_MAX,
     FlowGroup,
@@ -71,6 +72,7 @@ class Mux:
         self.name, self.office = name, office
         self.connected = True
         self.letters: Callable[[FlowsToNode], None] | None = None
+        self.joined: Callable[[], None] | None = None
         self.events: list[str] = []
         self.handover = FlowSync(settings, lambda: self.engine, self)
         office.muxes[name] = self
