@@ -68,6 +68,8 @@ class FlowSharing:
         self._post = post
         self._pool = pool
         self._ledger = FlowLedger(SHARED_MAX, YOUNG_MAX)
+        #: A look sees others' flows either nowhere or both in the table and in the ledger: else it would tell of them.
+        self._looking = asyncio.Lock()
         self._wake = asyncio.Event()
         self._changed_at: float | None = None  # None: nothing has changed since the start
         self._looks = 0  # since then
@@ -143,7 +145,8 @@ class FlowSharing:
             again = 0.0
         else:
             self._refreshed = now
-        forwarding, news = await asyncio.to_thread(self._engine().news, self._ledger, again)
+        async with self._looking:
+            forwarding, news = await asyncio.to_thread(self._engine().news, self._ledger, again)
         come, over = list(groups_of(forwarding, news.come)), list(groups_of(forwarding, news.over))
         if not await self._tell(come, over, again=joined):
             self._ledger.tell_anew()
@@ -182,7 +185,8 @@ class FlowSharing:
             self._asked = True
             self._wake.set()
         engine = self._engine()
-        found = await asyncio.to_thread(self._take, engine, letter.come)
+        async with self._looking:
+            found = await asyncio.to_thread(self._take, engine, letter.come)
         forgotten = await asyncio.to_thread(_forget, engine, letter.over)
         if found != Adoption() or forgotten:
             log.debug("flows heard", mux=letter.mux, taken=found.taken, known=found.known, forgotten=forgotten)
