@@ -237,6 +237,14 @@ def _share(share: float) -> int:
     return min(max(round(share * 65536), 0), 65535)
 
 
+class Fragments:
+    """Which backends the datagrams go to of which fragments are under way: one for all workers of a MUX."""
+
+    def __init__(self, keep: int) -> None:
+        """``keep``: bytes of fragments that may wait for the first of their datagram."""
+        self._c = make("fragments", c.fragments_put, "Cannot remember fragments", lambda out: c.fragments_create(keep, out))
+
+
 class Pipeline:
     """One MUX pipeline with its flow table and counters; a worker runs it, or :meth:`process` does."""
 
@@ -250,10 +258,12 @@ class Pipeline:
         vector: str | None = None,
         touch_late: bool = False,
         answers: Answers | None = None,
+        fragments: Fragments | None = None,
     ) -> None:
         """``flows`` 0: no table, every packet by Maglev. ``detect_partial``: its io cannot tell partial checksums.
         ``vector``: one of VECTORS; None: what the environment says, else the best. ``touch_late``: a worker will run
-        it, and its flow table's memory is to be near the worker's CPU. ``answers``: None, it answers nothing."""
+        it, and its flow table's memory is to be near the worker's CPU. ``answers``: None, it answers nothing.
+        ``fragments``: None, a later fragment goes on only if the first of its datagram came here before it."""
         says = answers or Answers()
         number = vector_asked(os.environ.get(VECTOR_VARIABLE, "") if vector is None else vector)
         config = ffi.new(
@@ -269,6 +279,7 @@ class Pipeline:
                 "unserved": _UNSERVED[says.unserved],
                 "address": says.own(4),
                 "address6": says.own(6),
+                "fragments": ffi.NULL if fragments is None else fragments._c,
             },
         )
         what = f"Cannot make a flow table for {flows} flows ({flow_table_bytes(flows) >> 20} MiB)"

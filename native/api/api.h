@@ -97,6 +97,11 @@ int snapshot_create(struct vip_map *map, const struct hop_spec *hops, uint32_t c
 		    struct snapshot **out);
 void snapshot_put(struct snapshot *snapshot);
 
+/* ---- fragments under way (fragments.h) ---- */
+struct fragments;
+int fragments_create(uint32_t keep, struct fragments **out);
+void fragments_put(struct fragments *fragments);
+
 /* ---- the inbound pipeline (mux.h) ---- */
 struct mux_config {
 	uint64_t flows;
@@ -109,6 +114,7 @@ struct mux_config {
 	uint32_t unserved;
 	uint8_t address[16];
 	uint8_t address6[16];
+	struct fragments *fragments;
 };
 struct service_counters {
 	uint64_t packets;

@@ -21,6 +21,7 @@
 #include "io/io_raw.h"
 #include "io/io_tun.h"
 #include "io/af_xdp/io_xdp.h"
+#include "mux/fragments.h"
 #include "mux/mux.h"
 #include "control/adopt_flows.h"
 #include "control/flow_news.h"

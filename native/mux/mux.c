@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "flow/sibling_tables.h"
+#include "mux/fragments.h"
 #include "mux/mux_stages.h"
 #include "services/snapshot/unsynchronised.h"
 
@@ -21,9 +22,9 @@ static inline void add(uint64_t *counter, uint64_t step)
 #define BIT(reason) (1ull << REASON_##reason)
 
 /* Packets that go on with a reason of their own; and those that may be answered. */
-#define GOES_ON (BIT(SEGMENTED) | BIT(ICMP_ERROR))
+#define GOES_ON (BIT(SEGMENTED) | BIT(ICMP_ERROR) | BIT(FRAGMENT))
 #define ASKS (BIT(ECHO) | BIT(TTL_EXPIRED) | BIT(NO_SERVICE) | BIT(NO_BACKEND) | BIT(BAD_PROTOCOL) | BIT(TOO_BIG))
-_Static_assert(REASON_COUNT <= 64, "a bit for each");
+_Static_assert(REASON_COUNT < 64, "a bit for each, and for REASON_WAITS");
 
 /* What goes no further.  A packet to one of our services that was answered was not dropped, but came for nothing all the same. */
 static void count_dropped(struct mux *mux, unsigned i, const struct frame *frames)
@@ -43,7 +44,7 @@ static void count_burst(struct mux *mux, const struct frame *frames)
 {
 	struct service_counters *services = mux->service_counters;
 	uint64_t *backends = mux->backend_counters;
-	unsigned count = mux->count, others = 0;
+	unsigned count = mux->count, others = 0, waiting = 0;
 
 	for (unsigned i = 0; i < count; i++) {
 		const struct packet *packet = &mux->packets[i];
@@ -52,6 +53,10 @@ static void count_burst(struct mux *mux, const struct frame *frames)
 
 		if (UNLIKELY(packet->reason != REASON_FORWARDED)) {
 			others++;
+			if (UNLIKELY(packet->reason == REASON_WAITS)) {
+				waiting++;
+				continue;
+			}
 			if (!(GOES_ON >> packet->reason & 1)) {
 				count_dropped(mux, i, frames);
 				continue;
@@ -65,7 +70,7 @@ static void count_burst(struct mux *mux, const struct frame *frames)
 			add(&service->flows, 1);
 		add(&backends[passage->backend->counter], 1);
 	}
-	add(&mux->counters.received, count);
+	add(&mux->counters.received, count - waiting);
 	add(&mux->counters.reasons[REASON_FORWARDED], count - others);
 }
 
@@ -125,16 +130,15 @@ static void shed_burst(struct mux *mux)
 	for (unsigned i = 0; i < mux->count; i++) {
 		const struct passage *passage = &mux->passages[i];
 
-		if ((mux->packets[i].reason == REASON_FORWARDED || mux->packets[i].reason == REASON_ICMP_ERROR) &&
+		if ((mux->packets[i].reason == REASON_FORWARDED || GOES_ON >> mux->packets[i].reason & 1) &&
 		    shed_takes(&mux->shed, passage->service->id, passage->flow == FLOW_KNOWN))
 			mux->packets[i].reason = REASON_SHED;
 	}
 }
 
-static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot, struct io *io, struct frame *frames,
-		      unsigned count, uint64_t now_ns)
+static void run_burst(struct mux *mux, const struct snapshot *snapshot, struct io *io, struct frame *frames, unsigned count,
+		      uint64_t now_ns)
 {
-	struct mux *mux = (struct mux *)pipeline;
 
 	mux->snapshot = snapshot;
 	mux->io = io;
@@ -152,12 +156,53 @@ static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot
 	}
 	mux_read_burst(mux, frames);
 	if (LIKELY(mux->onward)) {
-		mux_choose_burst(mux);
+		mux_choose_burst(mux, frames);
 		if (UNLIKELY(shed_first(&mux->shed)))
 			shed_burst(mux);
 		mux_emit_burst(mux, frames);
 	}
 	count_burst(mux, frames);
+}
+
+/* Fragments that waited for their first come again, now that it is there; they are later ones, and release nobody. */
+static NEVER_INLINE void run_released(struct mux *mux, const struct snapshot *snapshot, struct io *io, uint64_t now_ns)
+{
+	while (mux->released) {
+		struct frame frames[BURST_MAX];
+		struct kept_fragment *first = mux->released, *kept = first;
+		unsigned count = 0;
+
+		for (; kept && count < BURST_MAX; kept = kept->next)
+			frames[count++] = (struct frame){ .data = kept->bytes + IO_HEADROOM, .len = kept->len, .wire_len = kept->len,
+							  .headroom = IO_HEADROOM };
+		mux->released = kept;
+		run_burst(mux, snapshot, io, frames, count, now_ns);
+		while (first != kept) {
+			struct kept_fragment *next = first->next;
+
+			free(first);
+			first = next;
+		}
+	}
+}
+
+static void mux_burst(struct pipeline *pipeline, const struct snapshot *snapshot, struct io *io, struct frame *frames,
+		      unsigned count, uint64_t now_ns)
+{
+	struct mux *mux = (struct mux *)pipeline;
+
+	run_burst(mux, snapshot, io, frames, count, now_ns);
+	if (UNLIKELY(mux->released != NULL))
+		run_released(mux, snapshot, io, now_ns);
+}
+
+/* Those that waited in vain. */
+static void count_alone(struct mux *mux, uint64_t now_ns)
+{
+	uint64_t alone = fragments_expire(mux->fragments, now_ns);
+
+	add(&mux->counters.received, alone);
+	add(&mux->counters.reasons[REASON_FRAGMENT_ALONE], alone);
 }
 
 static void mux_tick(struct pipeline *pipeline, const struct snapshot *snapshot, uint64_t now_ns)
@@ -166,6 +211,7 @@ static void mux_tick(struct pipeline *pipeline, const struct snapshot *snapshot,
 
 	if (!snapshot)
 		return;
+	count_alone(mux, answers_clock(mux->now, now_ns));
 	if (!mux->table) {
 		FLOW_STORE(mux->forgotten, snapshot->map->serial);
 		return;
@@ -221,6 +267,7 @@ static void mux_free(struct pipeline *pipeline)
 {
 	struct mux *mux = (struct mux *)pipeline;
 
+	fragments_put(mux->fragments);
 	sibling_tables_free(mux->siblings);
 	sibling_tables_free(mux->witnesses);
 	flow_table_destroy(mux->table);
@@ -259,6 +306,10 @@ int mux_create(const struct mux_config *config, struct mux **out)
 	mux->backend_counters = calloc(COUNTER_MAX, sizeof(*mux->backend_counters));
 	if (!mux->segments || !mux->service_counters || !mux->backend_counters)
 		error = -ENOMEM;
+	if (!error && config->fragments)
+		mux->fragments = fragments_get(config->fragments);
+	else if (!error)
+		error = fragments_create(0, &mux->fragments);
 	if (!error && config->flows)
 		error = flow_table_create(config->flows, &mux->table);
 	if (mux->table)

@@ -38,6 +38,8 @@ enum flow_report {
 	FLOW_UNTRACKED = 3, /* forwarded without an entry */
 };
 
+struct fragments;
+struct kept_fragment;
 struct sibling_tables;
 
 struct mux_config {
@@ -51,6 +53,7 @@ struct mux_config {
 	uint32_t unserved;    /* enum mux_unserved */
 	uint8_t address[16];  /* of the MUX itself, IPv4 in the first 4 bytes; all zero: it has none */
 	uint8_t address6[16];
+	struct fragments *fragments; /* of all workers, which each mux takes a reference on; NULL: one of its own, in which none waits */
 };
 
 /* A packet on its way through the stages. */
@@ -69,6 +72,8 @@ struct mux {
 	struct flow_table *table; /* NULL without one */
 	struct sibling_tables *siblings;  /* who else may know a flow; NULL: nobody */
 	struct sibling_tables *witnesses; /* all tables of this MUX but ours: whose flow an ICMP error is about; NULL: there are none */
+	struct fragments *fragments;      /* where datagrams go of which fragments are under way */
+	struct kept_fragment *released;   /* those that waited for a first fragment of this burst */
 	const struct snapshot *snapshot; /* of the burst at hand */
 	uint64_t forgotten;    /* see mux_forgotten(); others read it */
 	uint64_t pass_serial;  /* serial of the map when the sweep was last at the first line */

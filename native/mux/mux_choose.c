@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "flow/sibling_tables.h"
+#include "mux/fragments.h"
 #include "mux/mux_stages.h"
 
 /* ---- find flow ---- */
@@ -405,7 +406,89 @@ static NEVER_INLINE enum reason choose_for_error(struct mux *mux, unsigned i)
 	return REASON_ICMP_ERROR;
 }
 
-static void choose_backends(struct mux *mux)
+/* ---- fragments ---- */
+
+/* The first of a datagram, like any packet of its flow; but the flow's other packets may come to other workers, so these are asked first. */
+static enum reason choose_for_first(struct mux *mux, unsigned i, struct begun *begun)
+{
+	struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
+	struct flow_slot slot = { 0 };
+	enum reason reason;
+	uint32_t number;
+
+	mux->choices[i] = maglev_at(passage->service->maglev, maglev_slot_of(mux, packet, passage));
+	if (mux->table)
+		slot = flow_table_find(mux->table, mux->scrambled[i]);
+	if (mux->table && !slot.line && find_owner(mux, i, passage, &number) && keep_remembered(mux, packet, passage, number)) {
+		passage->flow = FLOW_KNOWN;
+		return REASON_FRAGMENT;
+	}
+	if (mux->table) {
+		mux->slots[i] = slot;
+		mux->entries[i] = slot.line ? slot.line->entry[slot.way] : 0;
+		reason = choose_flow(mux, i, begun);
+	} else {
+		passage->flow = FLOW_UNTRACKED;
+		reason = take_choice(passage, mux->choices[i]) ? check_end(mux, packet, passage->backend) : REASON_NO_BACKEND;
+	}
+	return reason == REASON_FORWARDED ? REASON_FRAGMENT : reason;
+}
+
+static enum reason reason_of(enum fragment_verdict verdict)
+{
+	static const enum reason reasons[] = { [FRAGMENT_GOES] = REASON_FRAGMENT,
+					       [FRAGMENT_WAITS] = REASON_WAITS,
+					       [FRAGMENT_OVERLAPS] = REASON_FRAGMENT_OVERLAP,
+					       [FRAGMENT_IS_ALONE] = REASON_FRAGMENT_ALONE };
+
+	return reasons[verdict];
+}
+
+static void append_released(struct mux *mux, struct kept_fragment *released)
+{
+	struct kept_fragment **end = &mux->released;
+
+	while (*end)
+		end = &(*end)->next;
+	*end = released;
+}
+
+static NEVER_INLINE enum reason choose_for_fragment(struct mux *mux, unsigned i, const struct frame *frame, struct begun *begun)
+{
+	const struct vip_map *map = mux->snapshot->map;
+	struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
+	struct kept_fragment *released;
+	struct fragment fragment;
+	struct fragment_way way;
+	enum reason reason;
+
+	fragment_read(packet, &fragment);
+	if (!fragment.offset) {
+		reason = choose_for_first(mux, i, begun);
+		if (reason != REASON_FRAGMENT)
+			return reason;
+		way = (struct fragment_way){ mux_passage_hash(mux, packet, passage), passage->service->id, passage->backend_number };
+		reason = reason_of(fragments_first(mux->fragments, &map->seed, packet, &fragment, &way, mux->now, &released));
+		append_released(mux, released);
+		return reason;
+	}
+	reason = reason_of(fragments_later(mux->fragments, &map->seed, packet, &fragment, frame, mux->now, &way));
+	if (reason != REASON_FRAGMENT)
+		return reason;
+	passage->service = map->by_id[way.service];
+	passage->backend = passage->service ? mux_backend_at(passage->service, way.backend) : NULL;
+	if (!passage->backend || backend_state(passage->backend) == BACKEND_DOWN)
+		return REASON_NO_BACKEND;
+	passage->backend_number = way.backend;
+	passage->hash = way.hash;
+	passage->hashed = true;
+	passage->flow = FLOW_KNOWN;
+	return REASON_FRAGMENT;
+}
+
+static void choose_backends(struct mux *mux, const struct frame *frames)
 {
 	struct flow_table *table = mux->table;
 	unsigned count = mux->count;
@@ -420,8 +503,12 @@ static void choose_backends(struct mux *mux)
 			struct packet *packet = &mux->packets[i];
 
 			if (UNLIKELY(packet->reason != REASON_FORWARDED)) {
-				if (packet->reason == REASON_ICMP_ERROR)
+				if (packet->reason == REASON_ICMP_ERROR) {
 					packet->reason = choose_for_error(mux, i);
+				} else if (packet->reason == REASON_FRAGMENT) {
+					touched = true;
+					packet->reason = choose_for_fragment(mux, i, &frames[i], &begun);
+				}
 				continue;
 			}
 			touched = true;
@@ -434,7 +521,7 @@ static void choose_backends(struct mux *mux)
 }
 
 /* Without a flow table every packet asks Maglev. */
-static void choose_stateless(struct mux *mux)
+static void choose_stateless(struct mux *mux, const struct frame *frames)
 {
 	struct ways_out ways = ways_out(mux);
 	unsigned count = 0;
@@ -444,6 +531,8 @@ static void choose_stateless(struct mux *mux)
 			mux->listed[count++] = (uint8_t)i;
 		else if (mux->packets[i].reason == REASON_ICMP_ERROR)
 			mux->packets[i].reason = choose_for_error(mux, i);
+		else if (mux->packets[i].reason == REASON_FRAGMENT)
+			mux->packets[i].reason = choose_for_fragment(mux, i, &frames[i], NULL);
 	}
 	ask_maglev(mux, count);
 	for (unsigned n = 0; n < count; n++) {
@@ -460,13 +549,13 @@ static void choose_stateless(struct mux *mux)
 	}
 }
 
-void mux_choose_burst(struct mux *mux)
+void mux_choose_burst(struct mux *mux, const struct frame *frames)
 {
 	if (!mux->table) {
-		choose_stateless(mux);
+		choose_stateless(mux, frames);
 		return;
 	}
 	look_for_flows(mux);
-	choose_backends(mux);
+	choose_backends(mux, frames);
 	flow_table_settle(mux->table);
 }

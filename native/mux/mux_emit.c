@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "mux/mux_stages.h"
+#include "packet/fragment.h"
 #include "packet/segment.h"
 #include "services/snapshot/encap.h"
 
@@ -107,6 +108,39 @@ uint32_t mux_longest(const struct mux *mux, unsigned i)
 	return longest(mux, i, &mux->snapshot->hops[backend_hop(mux->passages[i].backend)]);
 }
 
+/* A buffer for a packet that the mux makes; IP header first, and room before it. */
+static uint8_t *made_packet(struct mux *mux, uint32_t number)
+{
+	return mux->segments + number * SEGMENT_ROOM + SEGMENT_HEADROOM;
+}
+
+/*
+ * An IPv4 packet that does not fit and may be cut on its way leaves as fragments, each in a tunnel of its own (RFC 2003, 5.1): outer
+ * fragments would cost the host a reassembly, and many a network drops them.  ip: in `frame`, or the first made packet.
+ */
+static void emit_pieces(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop, const uint8_t *ip,
+			uint32_t length, uint32_t fits)
+{
+	uint32_t step = fragment_step(ip, fits), piece;
+
+	if (!step) {
+		mux->packets[i].reason = REASON_TOO_BIG;
+		return;
+	}
+	flush(mux); /* made packets are reused from here on */
+	for (uint32_t n = 0;; n++) {
+		uint8_t *out = made_packet(mux, 1 + n % (BURST_MAX - 1));
+
+		if (mux->out_count == BURST_MAX - 1)
+			flush(mux);
+		piece = fragment_write(ip, length, step, n, out);
+		if (!piece)
+			break;
+		emit_any(mux, i, frame, hop, out, piece);
+	}
+	flush(mux);
+}
+
 /* IDs of the outer headers are as many as there are segments. */
 static void emit_whole(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop, const struct cut *cut)
 {
@@ -118,20 +152,29 @@ static void emit_whole(struct mux *mux, unsigned i, const struct frame *frame, c
 		mux->ids[(hop - mux->snapshot->hops) & 255] += (uint16_t)(segment_count(packet, cut) - 1);
 }
 
+/* Those longer than `longest`, which may be cut on their way, in pieces. */
 static void emit_segments(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop,
-			  const struct cut *cut)
+			  const struct cut *cut, uint32_t longest)
 {
 	struct packet *packet = &mux->packets[i];
 	uint32_t count = segment_count(packet, cut);
+	bool fits = cut->headers + cut->size <= longest;
 
 	/* Their buffers are reused from here on, so what is queued goes out first. */
 	flush(mux);
 	for (uint32_t n = 0; n < count; n++) {
-		uint8_t *ip = mux->segments + (n % BURST_MAX) * SEGMENT_ROOM + SEGMENT_HEADROOM;
+		uint8_t *ip = made_packet(mux, fits ? n % BURST_MAX : 0);
+		uint32_t length;
 
 		if (mux->out_count == BURST_MAX)
 			flush(mux);
-		emit_any(mux, i, frame, hop, ip, segment_write(packet, cut, n, ip));
+		length = segment_write(packet, cut, n, ip);
+		if (LIKELY(length <= longest))
+			emit_any(mux, i, frame, hop, ip, length);
+		else
+			emit_pieces(mux, i, frame, hop, ip, length, longest);
+		if (!fits)
+			flush(mux);
 	}
 	flush(mux);
 	if (packet->reason == REASON_FORWARDED)
@@ -152,22 +195,33 @@ static bool encap_super(struct mux *mux, unsigned i, const struct frame *frame, 
 {
 	struct packet *packet = &mux->packets[i];
 	uint32_t fits = longest(mux, i, hop), came = packet->length;
+	enum segments stands_for;
 	struct cut cut;
 
-	switch (segment_plan(packet, frame, fits, mux->passages[i].service->mtu, &cut)) {
+	stands_for = segment_plan(packet, frame, fits, mux->passages[i].service->mtu, &cut);
+	/* Its segments do not fit, or it says nothing of any; they, or it, may be cut once more. */
+	if (stands_for == SEGMENTS_TOO_BIG && fragment_may_cut(packet))
+		stands_for = segment_plan(packet, frame, SERVICE_MTU_MAX, mux->passages[i].service->mtu, &cut);
+	switch (stands_for) {
 	case SEGMENTS_SEVERAL:
 		packet_decrement_ttl(packet);
-		if (mux->io->sends_whole && encap_is_plain(hop, packet->family) &&
+		if (mux->io->sends_whole && cut.headers + cut.size <= fits && encap_is_plain(hop, packet->family) &&
 		    segment_stays_whole(packet, frame, &cut, encap_bytes(hop)))
 			emit_whole(mux, i, frame, hop, &cut);
 		else
-			emit_segments(mux, i, frame, hop, &cut);
+			emit_segments(mux, i, frame, hop, &cut, fits);
 		packet->length = came; /* with what a jumbo option took: so it is counted */
 		return true;
 	case SEGMENTS_ONE:
 		if (packet->length <= fits)
 			return false;
-		break;
+		if (!fragment_may_cut(packet))
+			break;
+		if (frame->csum_start || mux->config.detect_partial)
+			packet_complete_checksum(packet, frame, mux->config.detect_partial);
+		packet_decrement_ttl(packet);
+		emit_pieces(mux, i, frame, hop, packet->ip, packet->length, fits);
+		return true;
 	case SEGMENTS_TOO_BIG:
 		break;
 	}
@@ -193,18 +247,22 @@ static NEVER_INLINE void encap_packet(struct mux *mux, unsigned i, const struct 
 	emit_any(mux, i, frame, hop, packet->ip, packet->length);
 }
 
-/* An ICMP error about a flow: it has no checksum that could be left to do, and is no super-packet. */
-static NEVER_INLINE void encap_error(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop)
+/* An ICMP error about a flow, or a fragment: it has no checksum that could be left to do, and is no super-packet. */
+static NEVER_INLINE void encap_aside(struct mux *mux, unsigned i, const struct frame *frame, const struct hop *hop)
 {
 	struct packet *packet = &mux->packets[i];
+	uint32_t fits = longest(mux, i, hop);
 
 	if (!hop->resolved) {
 		packet->reason = REASON_NO_NEXT_HOP;
-	} else if (packet->length > longest(mux, i, hop)) {
-		packet->reason = REASON_TOO_BIG;
-	} else {
+	} else if (packet->length <= fits) {
 		packet_decrement_ttl(packet);
 		emit_any(mux, i, frame, hop, packet->ip, packet->length);
+	} else if (fragment_may_cut(packet)) {
+		packet_decrement_ttl(packet);
+		emit_pieces(mux, i, frame, hop, packet->ip, packet->length, fits);
+	} else {
+		packet->reason = REASON_TOO_BIG;
 	}
 }
 
@@ -261,9 +319,9 @@ static ALWAYS_INLINE void emit_burst(struct mux *mux, const struct frame *frames
 		const struct hop *hop;
 
 		if (UNLIKELY(mux->packets[i].reason != REASON_FORWARDED)) {
-			if (mux->packets[i].reason == REASON_ICMP_ERROR) {
+			if (mux->packets[i].reason == REASON_ICMP_ERROR || mux->packets[i].reason == REASON_FRAGMENT) {
 				mux->out_count = (unsigned)(out - mux->out);
-				encap_error(mux, i, &frames[i], &hops[backend_hop(mux->passages[i].backend)]);
+				encap_aside(mux, i, &frames[i], &hops[backend_hop(mux->passages[i].backend)]);
 				out = &mux->out[mux->out_count];
 			}
 			continue;

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "mux/mux_stages.h"
+#include "packet/fragment.h"
 
 /*
  * Headers are asked for so many packets before their group is read, at least one group, and flows in groups as soon as their keys
@@ -120,6 +121,27 @@ static uint64_t icmp_flow_key(const struct packet *packet, const struct passage 
 					  flow_key_wide(passage->service->id, passage->hash);
 }
 
+/* A fragment to a VIP.  The first of a datagram has a service; later ones follow it, see mux_choose.c. */
+static enum reason find_fragment(const struct mux *mux, struct packet *packet, struct passage *passage)
+{
+	struct fragment fragment;
+	enum reason reason = fragment_read(packet, &fragment);
+	bool is_vip;
+
+	packet->source_port = packet->destination_port = 0;
+	if (reason == REASON_FRAGMENT && !fragment.offset)
+		reason = fragment_open(packet);
+	if (reason != REASON_FRAGMENT)
+		return reason;
+	if (time_to_live(packet) <= 1)
+		return REASON_TTL_EXPIRED;
+	if (fragment.offset)
+		return REASON_FRAGMENT;
+	passage->service = vip_map_find(mux->snapshot->map, packet->family, packet_destination(packet), packet->protocol,
+					packet->destination_port, &is_vip);
+	return passage->service ? REASON_FRAGMENT : REASON_NO_SERVICE;
+}
+
 /* Any packet at all: packet.h's list, step by step. */
 static enum reason find_service(const struct mux *mux, struct packet *packet, const struct frame *frame,
 				struct passage *passage)
@@ -141,6 +163,8 @@ static enum reason find_service(const struct mux *mux, struct packet *packet, co
 	packet_parse_transport(packet, frame);
 	if (packet->reason == REASON_ICMP)
 		return find_icmp(mux, packet, passage);
+	if (packet->reason == REASON_FRAGMENT)
+		return find_fragment(mux, packet, passage);
 	if (packet->reason != REASON_FORWARDED)
 		return packet->reason;
 	if (time_to_live(packet) <= 1)
@@ -220,6 +244,19 @@ static void hash_sixes(struct mux *mux, unsigned first, const struct sixes *sixe
 	}
 }
 
+/* Of a packet that is not forwarded like most; 0: it goes no further. */
+static uint64_t key_aside(const struct mux *mux, const struct packet *packet, struct passage *passage)
+{
+	if (packet->reason == REASON_ICMP_ERROR)
+		return icmp_flow_key(packet, passage);
+	if (packet->reason != REASON_FRAGMENT)
+		return 0;
+	if (!passage->service)
+		return 1; /* of no flow, but it goes on */
+	mux_passage_hash(mux, packet, passage);
+	return flow_key(mux, packet, passage);
+}
+
 /* Any packet that is not plain IPv4.  Its flow's key; 0 also where it is of those whose keys hash_sixes() makes. */
 static NEVER_INLINE uint64_t read_other(struct mux *mux, unsigned first, unsigned n, const struct frame *frame,
 					enum link_type link, struct sixes *sixes)
@@ -232,7 +269,7 @@ static NEVER_INLINE uint64_t read_other(struct mux *mux, unsigned first, unsigne
 		packet->reason = find_service(mux, packet, frame, passage);
 	}
 	if (UNLIKELY(packet->reason != REASON_FORWARDED))
-		return packet->reason == REASON_ICMP_ERROR ? icmp_flow_key(packet, passage) : 0;
+		return key_aside(mux, packet, passage);
 	if (packet->family == 4)
 		return flow_key(mux, packet, passage);
 	add_six(sixes, n, packet);

@@ -21,6 +21,9 @@
 #include "mux/mux.h"
 #include "packet/icmp.h"
 
+/* Not decided yet, and not counted: a copy waits for its datagram's first fragment, and comes again (fragments.h). */
+#define REASON_WAITS REASON_COUNT
+
 /* One of the buffers that segments are written to: room before each for the outer and the link header. */
 #define SEGMENT_HEADROOM 96u
 #define SEGMENT_ROOM (SEGMENT_HEADROOM + SERVICE_MTU_MAX)
@@ -29,7 +32,8 @@
  * Reads the frames and the VIP map; writes nothing into frames.  Leaves:
  *
  *	packets[]    reason; of a packet that goes on, everything (packet.h).  REASON_ICMP_ERROR goes on as well, to the backend of
- *	             the flow that it is about, which passages[].service, its hash and scrambled[] are of
+ *	             the flow that it is about, which passages[].service, its hash and scrambled[] are of; and REASON_FRAGMENT:
+ *	             the first of a datagram is like any packet of its flow, a later one has neither service nor ports
  *	passages[]   of every packet: service, NULL if it has none; flow, FLOW_NONE; hashed.  hash where hashed is true,
  *	             which it is of every IPv6 packet that goes on, of IPv4 where the flow's key is made of it, and may be
  *	             without a table
@@ -51,11 +55,13 @@ bool mux_read_strangers(struct mux *mux, const struct frame *frames);
  * at a time.  Leaves:
  *
  *	passages[]   backend (of the snapshot at hand), backend_number, flow
- *	packets[]    reason, REASON_NO_BACKEND where none takes the flow
+ *	packets[]    reason, REASON_NO_BACKEND where none takes the flow; of fragments perhaps REASON_FRAGMENT_OVERLAP,
+ *	             REASON_FRAGMENT_ALONE or REASON_WAITS
+ *	released     fragments that waited for one that has gone on now
  *
  * slots[], entries[], listed[], addresses[], ports[], hashes[] and choices[] are its own scratch.
  */
-void mux_choose_burst(struct mux *mux);
+void mux_choose_burst(struct mux *mux, const struct frame *frames);
 
 /*
  * Reads packets[], passages[] and the frames that the packets lie in, whose bytes it changes and whose headroom it writes

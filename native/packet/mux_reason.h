@@ -21,6 +21,8 @@ enum verdict {
 	  "A super-packet of the sender's NIC offload, sent to a backend as the packets that it stands for.")          \
 	X(ICMP_ERROR, "icmp_error", VERDICT_FORWARD,                                                                   \
 	  "An ICMP error about a VIP's flow, sent to the backend that owns the flow.")                                  \
+	X(FRAGMENT, "fragment", VERDICT_FORWARD,                                                                       \
+	  "A fragment, sent to the backend of its datagram's flow, which the first fragment tells.")                   \
 	X(ECHO, "echo", VERDICT_REPLY, "A ping to a VIP, answered by the MUX.")                                        \
 	X(TIME_EXCEEDED, "time_exceeded", VERDICT_REPLY,                                                               \
 	  "TTL or hop limit ended here: answered with ICMP time exceeded from the MUX's own address.")                  \
@@ -52,9 +54,14 @@ enum verdict {
 	X(ROUTING_HEADER, "routing_header", VERDICT_DROP,                                                              \
 	  "An IPv6 routing header with segments left: a VIP is no station on a way (RFC 5095; RFC 8200, 4.4).")         \
 	X(TTL_EXPIRED, "ttl_expired", VERDICT_DROP, "TTL or hop limit would reach zero here.")                         \
-	X(FRAGMENT, "fragment", VERDICT_DROP, "An IP fragment to a VIP; fragments are not balanced yet.")              \
+	X(BAD_FRAGMENT, "bad_fragment", VERDICT_DROP,                                                                  \
+	  "A fragment that no sender makes: too short for its transport header, or out of 64 KiB (RFC 1858, 3128, 7112).") \
+	X(FRAGMENT_OVERLAP, "fragment_overlap", VERDICT_DROP,                                                          \
+	  "Bytes of a datagram that came already, or a fragment of a datagram of which some did (RFC 5722; RFC 8200, 4.5).") \
+	X(FRAGMENT_ALONE, "fragment_alone", VERDICT_DROP,                                                              \
+	  "A fragment whose datagram's first, which has the ports, did not come in time, or that found no room to wait.") \
 	X(ICMP, "icmp", VERDICT_DROP,                                                                                  \
-	  "ICMP to a VIP that is neither a ping nor an error about a flow (redirect, source quench, reply, broken ping).") \
+	  "ICMP to a VIP that is neither a ping nor an error about a flow (redirect, source quench, reply, broken ping), or in fragments.") \
 	X(BAD_ICMP, "bad_icmp", VERDICT_DROP,                                                                          \
 	  "An ICMP error that quotes too little to tell the flow, or a later fragment, or neither TCP nor UDP.")        \
 	X(ICMP_STRANGER, "icmp_stranger", VERDICT_DROP,                                                                \

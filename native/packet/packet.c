@@ -173,13 +173,11 @@ static enum reason check_ipv6(struct packet *packet)
 	for (unsigned i = 0; packet_is_extension6(next); i++) {
 		bool fragment = next == PROTOCOL_FRAGMENT, complete = offset + 8 <= packet->length;
 
-		if (offset > packet->length)
-			return REASON_BAD_HEADER;
-		/* An offset, or more to come; neither: the fragment is all of its packet (RFC 6946). */
-		if (fragment && (!complete || load_be16(ip + offset + 2) & 0xfff9))
-			return REASON_FRAGMENT;
 		if (i == IPV6_EXTENSIONS_MAX || !complete)
 			return REASON_BAD_HEADER;
+		/* An offset, or more to come; neither: the fragment is all of its packet (RFC 6946). */
+		if (fragment && load_be16(ip + offset + 2) & 0xfff9)
+			return REASON_FRAGMENT;
 		if (next == PROTOCOL_ROUTING && ip[offset + 3])
 			return REASON_ROUTING_HEADER;
 		next = ip[offset];

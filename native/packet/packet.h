@@ -13,7 +13,7 @@
  *	source no client can have		drop, bad_source, link_local_source, mapped_source, reserved_source
  *	source route, or routing header, not	drop, source_route, routing_header
  *	used up
- *	fragment, first or later		drop, fragment
+ *	fragment, first or later		fragment: fragment.h says what becomes of it
  *	ICMP, ICMPv6				icmp: icmp.h says what becomes of it
  *	neither TCP nor UDP			drop, unsupported_protocol
  *	transport header incomplete		drop, bad_header

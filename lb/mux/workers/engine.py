@@ -32,6 +32,7 @@ from lb.dataplane import (
     FlowLedger,
     FlowNews,
     FlowTuple,
+    Fragments,
     Hop,
     Io,
     IoStats,
@@ -53,6 +54,8 @@ from lb.model import Address, MuxSettings
 from lb.mux.workers.kept_flows import KeptFlows, KeptTable
 from lb.mux.workers.shedding import Rule
 
+#: Bytes of fragments that may wait for the first of their datagram.
+FRAGMENTS_KEEP = 1 << 20
 #: Serial of an elder of which nobody knows what it has forgotten.
 _UNKNOWN = -1
 
@@ -114,6 +117,7 @@ class Engine:
         self._files: list[Path | None] = []  # that the pipelines' flow tables are in
         self._guesses_checksums = guesses_checksums
         self._link = link
+        self._fragments = Fragments(FRAGMENTS_KEEP)
         self._pipelines = [self._pipeline(number, settings.workers) for number in range(settings.workers)]
         self._active = settings.workers  # of the pipelines; the others keep what they counted
         self._elders = [_Elder(elder.table, _UNKNOWN, elder.path) for elder in elders]
@@ -148,6 +152,7 @@ class Engine:
             first_id=_first_id(number),
             touch_late=True,
             answers=Answers.of(self._settings, workers),
+            fragments=self._fragments,
         )
         self._files.append(None)
         self._give_table(pipeline, number, self._share(workers))

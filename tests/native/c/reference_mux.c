@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "mux/fragments.h"
 #include "packet/packet.h"
 #include "packet/segment.h"
 
@@ -212,7 +213,9 @@ static enum reason read_extensions(struct plain_packet *packet)
 			return REASON_BAD_HEADER;
 		switch (packet->protocol) {
 		case 44:
-			if (!whole || be16(header + 2) >> 3 || header[3] & 1)
+			if (!whole || seen == 8)
+				return REASON_BAD_HEADER;
+			if (be16(header + 2) >> 3 || header[3] & 1)
 				return REASON_FRAGMENT;
 			break;
 		case 0:
@@ -709,14 +712,20 @@ static bool goes_whole(const struct reference_mux *mux, const struct plain_packe
 	       !(packet->bytes[cut->transport + 13] & TCP_URG) && packet->length + overhead_of(hop) <= 65535;
 }
 
-static bool send_cut(struct reference_mux *mux, const struct plain_packet *packet, const struct cut *cut, const struct way *way)
+static bool leave_pieces(struct reference_mux *mux, const struct way *way, const uint8_t *ip, uint32_t length, uint32_t fits);
+
+static bool send_cut(struct reference_mux *mux, const struct plain_packet *packet, const struct cut *cut, const struct way *way,
+		     uint32_t fits)
 {
 	static uint8_t segment[SERVICE_MTU_MAX];
 	uint32_t payload = packet->length - cut->headers;
 	bool fine = true;
 
-	for (uint32_t n = 0; n * cut->size < payload; n++)
-		fine &= leave(mux, way, segment, cut_out(packet, cut, n, segment), NULL);
+	for (uint32_t n = 0; n * cut->size < payload; n++) {
+		uint32_t length = cut_out(packet, cut, n, segment);
+
+		fine &= length > fits ? leave_pieces(mux, way, segment, length, fits) : leave(mux, way, segment, length, NULL);
+	}
 	return fine;
 }
 
@@ -855,6 +864,62 @@ static enum segments plan(struct plain_packet *packet, const struct frame *frame
 	return cut->protocol == 6 && packet->bytes[cut->transport + 13] & (TCP_SYN | TCP_RST) ? SEGMENTS_TOO_BIG : segments;
 }
 
+/* ---- fragments on the way out ---- */
+
+static bool may_cut(const struct plain_packet *packet)
+{
+	return packet->family == 4 && !(packet->bytes[6] & 0x40);
+}
+
+/* Options that the header of a later fragment has: those whose highest bit says so, while they hold together. */
+static uint32_t later_options(const uint8_t *options, uint32_t length, uint8_t *out)
+{
+	uint32_t count = 0;
+
+	for (uint32_t at = 0, size; at < length && options[at]; at += size) {
+		size = options[at] == 1 || at + 1 == length ? 1 : options[at + 1];
+		if ((options[at] != 1 && size < 2) || at + size > length)
+			break;
+		for (uint32_t i = 0; options[at] >= 128 && i < size; i++)
+			out[count++] = options[at + i];
+	}
+	while (count % 4)
+		out[count++] = 0;
+	return count;
+}
+
+/* An IPv4 packet as fragments of at most `fits` bytes; false: one could not be sent. */
+static bool leave_pieces(struct reference_mux *mux, const struct way *way, const uint8_t *ip, uint32_t length, uint32_t fits)
+{
+	uint32_t header = (ip[0] & 15) * 4u, step = (fits - header) / 8 * 8;
+	static uint8_t piece[SERVICE_MTU_MAX];
+	bool fine = true;
+
+	for (uint32_t at = header; at < length; at += step) {
+		uint32_t size = length - at < step ? length - at : step, head = header;
+		uint32_t where = be16(ip + 6);
+
+		if (at + size < length)
+			where |= 0x2000;
+		memcpy(piece, ip, header);
+		if (at > header)
+			head = 20 + later_options(ip + 20, header - 20, piece + 20);
+		memcpy(piece + head, ip + at, size);
+		piece[0] = (uint8_t)(0x40 + head / 4);
+		put16(piece + 2, head + size);
+		put16(piece + 6, where + (at - header) / 8);
+		put16(piece + 10, 0);
+		put16(piece + 10, (uint16_t)~fold(sum16(piece, head, 0)));
+		fine &= leave(mux, way, piece, head + size, NULL);
+	}
+	return fine;
+}
+
+static bool fits_in_pieces(const uint8_t *ip, uint32_t fits)
+{
+	return fits >= (ip[0] & 15) * 4u + 8;
+}
+
 static enum reason forward(struct reference_mux *mux, struct plain_packet *packet, const struct choice *choice,
 			const struct frame *frame, const uint8_t *link, uint8_t origin)
 {
@@ -863,24 +928,38 @@ static enum reason forward(struct reference_mux *mux, struct plain_packet *packe
 	struct way way = { &mux->world->hops[index], index, link, (uint32_t)(choice->hash >> 32) & 0xfffff, origin };
 	uint32_t overhead = overhead_of(way.hop), link_mtu = mtu;
 	bool train = frame->gso_size && packet->protocol == 17 && packet->length > packet->transport + 8 + frame->gso_size;
+	enum segments stands_for;
 	struct cut cut;
 	uint32_t fits;
+	bool cuts;
 
 	if (!way.hop->resolved)
 		return REASON_NO_NEXT_HOP;
 	if (way.hop->mtu && way.hop->mtu < mtu)
 		mtu = way.hop->mtu;
 	fits = mtu > overhead ? mtu - overhead : 0;
+	cuts = may_cut(packet) && fits_in_pieces(packet->bytes, fits);
 	if (packet->length > fits || train) {
-		switch (plan(packet, frame, start, fits, link_mtu, &cut)) {
+		stands_for = plan(packet, frame, start, fits, link_mtu, &cut);
+		if (stands_for == SEGMENTS_TOO_BIG && may_cut(packet))
+			stands_for = plan(packet, frame, start, SERVICE_MTU_MAX, link_mtu, &cut);
+		switch (stands_for) {
 		case SEGMENTS_SEVERAL:
 			one_hop_less(packet);
-			if (goes_whole(mux, packet, frame, &cut, way.hop))
+			if (cut.headers + cut.size <= fits && goes_whole(mux, packet, frame, &cut, way.hop))
 				return send_whole(mux, packet, &cut, &way) ? REASON_FORWARDED : REASON_SEND_FAILED;
-			return send_cut(mux, packet, &cut, &way) ? REASON_SEGMENTED : REASON_SEND_FAILED;
-		case SEGMENTS_ONE:
-			if (packet->length > fits)
+			if (cut.headers + cut.size > fits && !cuts)
 				return REASON_TOO_BIG;
+			return send_cut(mux, packet, &cut, &way, fits) ? REASON_SEGMENTED : REASON_SEND_FAILED;
+		case SEGMENTS_ONE:
+			if (packet->length > fits && !cuts)
+				return REASON_TOO_BIG;
+			if (packet->length > fits) {
+				complete(mux, packet, frame, start);
+				one_hop_less(packet);
+				return leave_pieces(mux, &way, packet->bytes, packet->length, fits) ? REASON_FORWARDED :
+												      REASON_SEND_FAILED;
+			}
 			break;
 		default:
 			return REASON_TOO_BIG;
@@ -891,19 +970,25 @@ static enum reason forward(struct reference_mux *mux, struct plain_packet *packe
 	return leave(mux, &way, packet->bytes, packet->length, NULL) ? REASON_FORWARDED : REASON_SEND_FAILED;
 }
 
-/* An error fits or it does not: it is nobody's super-packet, and no checksum of it is left to do. */
-static enum reason forward_error(struct reference_mux *mux, struct plain_packet *packet, const struct choice *choice,
-				 const uint8_t *link, uint8_t origin)
+/* An error or a fragment: it is nobody's super-packet, and no checksum of it is left to do. */
+static enum reason forward_aside(struct reference_mux *mux, struct plain_packet *packet, const struct choice *choice,
+				 const uint8_t *link, uint8_t origin, enum reason reason)
 {
-	uint32_t index = choice->backend->hop;
+	uint32_t index = choice->backend->hop, mtu = choice->service->mtu, fits;
 	struct way way = { &mux->world->hops[index], index, link, (uint32_t)(choice->hash >> 32) & 0xfffff, origin };
+	bool fine;
 
 	if (!way.hop->resolved)
 		return REASON_NO_NEXT_HOP;
-	if (packet->length + overhead_of(way.hop) > choice->service->mtu)
+	if (way.hop->mtu && way.hop->mtu < mtu)
+		mtu = way.hop->mtu;
+	fits = mtu > overhead_of(way.hop) ? mtu - overhead_of(way.hop) : 0;
+	if (packet->length > fits && !(may_cut(packet) && fits_in_pieces(packet->bytes, fits)))
 		return REASON_TOO_BIG;
 	one_hop_less(packet);
-	return leave(mux, &way, packet->bytes, packet->length, NULL) ? REASON_ICMP_ERROR : REASON_SEND_FAILED;
+	fine = packet->length > fits ? leave_pieces(mux, &way, packet->bytes, packet->length, fits) :
+				       leave(mux, &way, packet->bytes, packet->length, NULL);
+	return fine ? reason : REASON_SEND_FAILED;
 }
 
 /* ---- ICMP ---- */
@@ -993,6 +1078,229 @@ static enum reason decide_icmp(const struct reference_mux *mux, const struct pla
 	return choose_owner(mux, &flow, choice);
 }
 
+/* ---- fragments on the way in ---- */
+
+struct plain_fragment {
+	uint32_t id, offset, size, end; /* end: of the headers that each fragment has */
+	uint8_t protocol;
+	bool more;
+};
+
+/* Each eight bytes of a datagram that have come. */
+struct plain_datagram {
+	bool there, decided, spoilt;
+	uint8_t source[16], destination[16], family, protocol;
+	uint32_t id, length, service, number;
+	uint32_t ends_unit; /* the byte after which its last unit ends, where the last fragment has come */
+	uint64_t began, hash;
+	bool units[8192];
+};
+
+static enum reason kind_of(const struct plain_packet *packet, uint8_t protocol)
+{
+	if (protocol == 6 || protocol == 17)
+		return REASON_FRAGMENT;
+	if (packet->family == 6 && (protocol == 0 || protocol == 43 || protocol == 44 || protocol == 60))
+		return REASON_FRAGMENT;
+	return protocol == 1 || protocol == 58 ? REASON_ICMP : REASON_BAD_PROTOCOL;
+}
+
+static enum reason read_fragment(const struct plain_packet *packet, struct plain_fragment *out)
+{
+	const uint8_t *ip = packet->bytes, *header = ip + packet->transport; /* IPv6: of the fragment */
+
+	if (packet->family == 4)
+		*out = (struct plain_fragment){ be16(ip + 4), (be16(ip + 6) & 0x1fff) * 8, 0, packet->transport, ip[9],
+						ip[6] & 0x20 };
+	else
+		*out = (struct plain_fragment){ (uint32_t)be16(header + 4) << 16 | be16(header + 6), be16(header + 2) / 8 * 8, 0,
+						packet->transport + 8, header[0], header[3] & 1 };
+	out->size = packet->length - out->end;
+	if (out->size == 0 || out->offset + out->size > 65535 || (out->more && out->size % 8 != 0))
+		return REASON_BAD_FRAGMENT;
+	if (out->protocol == 6 && (out->offset == 8 || out->offset == 16))
+		return REASON_BAD_FRAGMENT;
+	return kind_of(packet, out->protocol);
+}
+
+/* The first: all of its headers have to be in it. */
+static enum reason open_fragment(struct plain_packet *packet, const struct plain_fragment *fragment)
+{
+	const uint8_t *header;
+	uint32_t there;
+
+	packet->transport = fragment->end;
+	packet->protocol = fragment->protocol;
+	for (unsigned seen = 0; packet->family == 6; seen++) {
+		uint8_t protocol = packet->protocol;
+
+		if (protocol != 0 && protocol != 43 && protocol != 44 && protocol != 60)
+			break;
+		if (seen == 8 || protocol == 44 || packet->transport + 8 > packet->length)
+			return REASON_BAD_FRAGMENT;
+		header = packet->bytes + packet->transport;
+		packet->protocol = header[0];
+		packet->transport += 8 + header[1] * 8u;
+	}
+	if (packet->transport > packet->length)
+		return REASON_BAD_FRAGMENT;
+	header = packet->bytes + packet->transport;
+	there = packet->length - packet->transport;
+	if (packet->protocol == 6) {
+		if (there < 20 || there < (header[12] >> 4) * 4u)
+			return REASON_BAD_FRAGMENT;
+		if (header[12] >> 4 < 5)
+			return REASON_BAD_HEADER;
+	} else if (packet->protocol == 17) {
+		if (there < 8)
+			return REASON_BAD_FRAGMENT;
+		if (be16(header + 4) < 8)
+			return REASON_BAD_HEADER;
+	} else {
+		return kind_of(packet, packet->protocol);
+	}
+	packet->source_port = be16(header);
+	packet->port = be16(header + 2);
+	return REASON_FRAGMENT;
+}
+
+static struct plain_datagram *datagram_of(struct reference_mux *mux, const struct plain_packet *packet,
+					  const struct plain_fragment *fragment)
+{
+	uint8_t protocol = packet->family == 4 ? fragment->protocol : 0;
+	struct plain_datagram *found;
+
+	if (!mux->datagrams)
+		mux->datagrams = calloc(DATAGRAMS, sizeof(*mux->datagrams));
+	if (!mux->datagrams)
+		abort();
+	for (uint32_t i = 0; i < DATAGRAMS; i++) {
+		found = &mux->datagrams[i];
+		if (found->there && mux->now - found->began < FRAGMENT_SECONDS * 1000000000ull && found->id == fragment->id &&
+		    found->family == packet->family && found->protocol == protocol &&
+		    memcmp(found->source, source_of(packet), address_size(packet)) == 0 &&
+		    memcmp(found->destination, destination_of(packet), address_size(packet)) == 0)
+			return found;
+	}
+	found = &mux->datagrams[mux->datagrams_begun++ % DATAGRAMS];
+	memset(found, 0, sizeof(*found));
+	found->there = true;
+	found->family = packet->family;
+	found->protocol = protocol;
+	found->id = fragment->id;
+	found->began = mux->now;
+	memcpy(found->source, source_of(packet), address_size(packet));
+	memcpy(found->destination, destination_of(packet), address_size(packet));
+	return found;
+}
+
+static unsigned runs_of(const struct plain_datagram *datagram)
+{
+	unsigned runs = 0;
+
+	for (unsigned i = 0; i < 8192; i++)
+		runs += datagram->units[i] && (i == 0 || !datagram->units[i - 1]);
+	return runs;
+}
+
+/* False: it may not go on. */
+static bool note_fragment(struct plain_datagram *datagram, const struct plain_fragment *fragment)
+{
+	uint32_t first = fragment->offset / 8, end = (fragment->offset + fragment->size + 7) / 8, there = 0, bytes;
+	uint32_t last = fragment->offset + fragment->size;
+
+	if (datagram->spoilt)
+		return false;
+	if (!fragment->more) {
+		if (datagram->length && datagram->length != last)
+			datagram->spoilt = true;
+		if (!datagram->length)
+			datagram->length = last;
+		for (uint32_t i = (last + 7) / 8; i < 8192; i++)
+			datagram->spoilt |= datagram->units[i];
+	}
+	bytes = datagram->length ? datagram->length : 65536;
+	if (last > bytes)
+		datagram->spoilt = true;
+	for (uint32_t i = first; i < end; i++)
+		there += datagram->units[i];
+	/* The unit that the end lies in came whole before it was known. */
+	if (!fragment->more && last % 8 && datagram->units[end - 1] && datagram->ends_unit != last)
+		datagram->spoilt = true;
+	if (there && there < end - first)
+		datagram->spoilt = true;
+	if (datagram->spoilt || there)
+		return false;
+	for (uint32_t i = first; i < end; i++)
+		datagram->units[i] = true;
+	if (!fragment->more)
+		datagram->ends_unit = last;
+	if (runs_of(datagram) <= FRAGMENT_SPANS)
+		return true;
+	for (uint32_t i = first; i < end; i++)
+		datagram->units[i] = false;
+	return false;
+}
+
+/* When all of it has gone on, its ID may come again. */
+static void end_datagram(struct plain_datagram *datagram)
+{
+	if (!datagram->decided || !datagram->length)
+		return;
+	for (uint32_t i = 0; i < (datagram->length + 7) / 8; i++)
+		if (!datagram->units[i])
+			return;
+	datagram->there = false;
+}
+
+static enum reason decide_fragment(struct reference_mux *mux, struct plain_packet *packet, struct choice *choice)
+{
+	struct plain_fragment fragment;
+	struct plain_datagram *datagram;
+	enum reason reason = read_fragment(packet, &fragment);
+	bool is_vip;
+
+	packet->source_port = packet->port = 0;
+	if (reason == REASON_FRAGMENT && fragment.offset == 0)
+		reason = open_fragment(packet, &fragment);
+	if (reason != REASON_FRAGMENT)
+		return reason;
+	if (packet->bytes[packet->family == 4 ? 8 : 7] <= 1)
+		return REASON_TTL_EXPIRED;
+	if (fragment.offset == 0) {
+		choice->service = match(mux->world, packet, &is_vip);
+		if (!choice->service)
+			return REASON_NO_SERVICE;
+		reason = choose(mux, packet, choice);
+		if (reason != REASON_FORWARDED)
+			return reason;
+	}
+	datagram = datagram_of(mux, packet, &fragment);
+	if (!note_fragment(datagram, &fragment))
+		return REASON_FRAGMENT_OVERLAP;
+	if (fragment.offset == 0) {
+		datagram->decided = true;
+		datagram->service = choice->service->id;
+		datagram->number = choice->number;
+		datagram->hash = choice->hash;
+		end_datagram(datagram);
+		return REASON_FRAGMENT;
+	}
+	if (!datagram->decided)
+		return REASON_FRAGMENT_ALONE;
+	end_datagram(datagram);
+	for (uint32_t i = 0; i < mux->world->count; i++)
+		if (mux->world->services[i].present && mux->world->services[i].id == datagram->service)
+			choice->service = &mux->world->services[i];
+	choice->backend = choice->service ? backend_at(choice->service, datagram->number) : NULL;
+	if (!choice->backend || choice->backend->state == BACKEND_DOWN)
+		return REASON_NO_BACKEND;
+	choice->number = datagram->number;
+	choice->hash = datagram->hash;
+	choice->flow = FLOW_KNOWN;
+	return REASON_FRAGMENT;
+}
+
 /* ---- a packet ---- */
 
 static enum reason decide(struct reference_mux *mux, struct plain_packet *packet, const struct frame *frame, struct choice *choice)
@@ -1008,6 +1316,8 @@ static enum reason decide(struct reference_mux *mux, struct plain_packet *packet
 	reason = read_transport(packet);
 	if (reason == REASON_ICMP)
 		return decide_icmp(mux, packet, choice);
+	if (reason == REASON_FRAGMENT)
+		return decide_fragment(mux, packet, choice);
 	if (reason != REASON_FORWARDED)
 		return reason;
 	if (packet->bytes[packet->family == 4 ? 8 : 7] <= 1)
@@ -1018,7 +1328,8 @@ static enum reason decide(struct reference_mux *mux, struct plain_packet *packet
 
 static bool goes_on(enum reason reason)
 {
-	return reason == REASON_FORWARDED || reason == REASON_SEGMENTED || reason == REASON_ICMP_ERROR;
+	return reason == REASON_FORWARDED || reason == REASON_SEGMENTED || reason == REASON_ICMP_ERROR ||
+	       reason == REASON_FRAGMENT;
 }
 
 static void count(struct reference_mux *mux, const struct choice *choice, enum reason reason, uint32_t length)
@@ -1051,8 +1362,8 @@ void reference_mux_packet(struct reference_mux *mux, const struct frame *frame, 
 	length = packet.length;
 	if (reason == REASON_FORWARDED)
 		reason = forward(mux, &packet, &choice, frame, frame->data, origin);
-	else if (reason == REASON_ICMP_ERROR)
-		reason = forward_error(mux, &packet, &choice, frame->data, origin);
+	else if (reason == REASON_ICMP_ERROR || reason == REASON_FRAGMENT)
+		reason = forward_aside(mux, &packet, &choice, frame->data, origin, reason);
 	count(mux, &choice, reason, length);
 	if (!goes_on(reason))
 		choice.flow = FLOW_NONE;
@@ -1070,6 +1381,7 @@ void reference_mux_burst(struct reference_mux *mux, const struct reference_world
 
 	mux->world = world;
 	mux->used = mux->sent_count = 0;
+	mux->now = answers_clock(mux->now, now_ns);
 	if (!mux->table)
 		return;
 	for (uint32_t i = 0; i < world->count; i++) {
@@ -1149,6 +1461,7 @@ void reference_mux_end(struct reference_mux *mux)
 {
 	if (mux->table)
 		flow_table_destroy(mux->table);
+	free(mux->datagrams);
 	free(mux->bytes);
 	free(mux->sent);
 	free(mux->services);

@@ -56,6 +56,8 @@ struct plain_result {
 	int32_t service, backend;
 };
 
+struct plain_datagram;
+
 struct reference_mux {
 	struct mux_config config;
 	enum link_type link;
@@ -67,6 +69,9 @@ struct reference_mux {
 	const struct reference_world *world;
 	uint64_t forgotten, pass_serial;
 	uint16_t ids[256];
+	uint64_t now;
+	struct plain_datagram *datagrams; /* of which fragments are under way; NULL: none was yet */
+	uint32_t datagrams_begun;
 
 	/* the burst at hand */
 	uint8_t *bytes;

@@ -667,6 +667,53 @@ static void put_error(struct traffic *traffic, uint8_t *ip, uint32_t *length, ui
 	put16(ip + (four ? 2 : 4), four ? *length : *length - 40);
 }
 
+/* ---- fragments ---- */
+
+/* Says of the packet at ip that it is that part of that datagram; IPv6 gets a header for it. */
+static void put_fragment(uint8_t *ip, uint32_t *length, uint32_t id, uint32_t units, bool more)
+{
+	if (ip[0] >> 4 == 4) {
+		put16(ip + 2, *length);
+		put16(ip + 4, id);
+		put16(ip + 6, (more ? 0x2000 : 0) | units);
+		return;
+	}
+	memmove(ip + 48, ip + 40, *length - 40);
+	*length += 8;
+	put16(ip + 4, *length - 40);
+	ip[40] = ip[6];
+	ip[41] = 0;
+	put16(ip + 42, units * 8 + more);
+	put32(ip + 44, id);
+	ip[6] = 44;
+}
+
+/*
+ * Makes the packet, whose payload begins at `transport`, the first fragment of a datagram, or a later one of a datagram that began:
+ * mostly the next one, now and then one that does not come in its turn, came before, or is no right one.
+ */
+static void make_fragment(struct traffic *traffic, struct traffic_flow *flow, uint8_t *ip, uint32_t *length, uint32_t transport)
+{
+	struct traffic_datagram *datagram = &traffic->datagrams[traffic_below(traffic, TRAFFIC_DATAGRAMS)];
+	uint32_t size = flow->family == 4 ? 4 : 16, first = flow->family == 4 ? 12 : 8, payload = *length - transport, at;
+	bool more = !one_in(traffic, 4);
+
+	if (datagram->flow.family != flow->family || one_in(traffic, 4)) {
+		*datagram = (struct traffic_datagram){ .flow = *flow, .id = (uint32_t)traffic_random(traffic) };
+		more = true;
+	} else {
+		*flow = datagram->flow;
+		memcpy(ip + first, flow->source, size);
+		memcpy(ip + first + size, flow->destination, size);
+		ip[flow->family == 4 ? 9 : 6] = flow->protocol;
+	}
+	at = one_in(traffic, 6) ? traffic_below(traffic, 60) : datagram->at;
+	if (more && !one_in(traffic, 30))
+		*length -= payload % 8;
+	put_fragment(ip, length, flow->family == 4 ? datagram->id & 0xffff : datagram->id, at, more);
+	datagram->at = at + (payload + 7) / 8;
+}
+
 /* ---- frames ---- */
 
 /* Things that go wrong on the way, or are meant to go wrong here. */
@@ -742,6 +789,10 @@ void traffic_frame(struct traffic *traffic, const struct reference_world *world,
 	if (!large && length < 500 && one_in(traffic, traffic->flood ? 100 : 12)) {
 		put_error(traffic, ip, &length, transport);
 		check = CHECK_RIGHT; /* of which nothing is told */
+	} else if (!large && transport == (wish.flow.family == 4 ? (ip[0] & 15) * 4u : 40) && length > transport + 8 &&
+		 one_in(traffic, traffic->flood ? 100 : 8)) {
+		make_fragment(traffic, &wish.flow, ip, &length, transport);
+		check = CHECK_RIGHT;
 	}
 	right_header(ip, length);
 	if (before)

@@ -10,6 +10,7 @@
 
 #define TRAFFIC_FRAME_MAX 100000u
 #define TRAFFIC_RECENT 64u
+#define TRAFFIC_DATAGRAMS 8u
 #define TRAFFIC_CROWD 450000u /* clients of a flooded service that come again, 10.0.0.0 and on; their port is their number */
 
 struct traffic {
@@ -25,6 +26,10 @@ struct traffic {
 		uint8_t source[16], destination[16];
 		uint16_t source_port, port;
 	} recent[TRAFFIC_RECENT];
+	struct traffic_datagram {
+		struct traffic_flow flow; /* family 0: none yet */
+		uint32_t id, at; /* at: units of eight bytes that have been sent */
+	} datagrams[TRAFFIC_DATAGRAMS];
 };
 
 uint64_t traffic_random(struct traffic *traffic);
