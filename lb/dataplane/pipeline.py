@@ -242,7 +242,9 @@ class Fragments:
 
     def __init__(self, keep: int) -> None:
         """``keep``: bytes of fragments that may wait for the first of their datagram."""
-        self._c = make("fragments", c.fragments_put, "Cannot remember fragments", lambda out: c.fragments_create(keep, out))
+        self._c = make(
+            "fragments", c.fragments_put, "Cannot remember fragments", lambda out: c.fragments_create(keep, out)
+        )
 
 
 class Pipeline:

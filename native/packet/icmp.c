@@ -47,7 +47,8 @@ bool icmp_may_answer(const struct packet *packet)
 			return false;
 		return packet->protocol != PROTOCOL_ICMP || (has_icmp(packet) && is_query4(*icmp_of(packet)));
 	}
-	if (ip[8] == 0xff || memcmp(ip + 8, unspecified, sizeof(unspecified)) == 0)
+	/* A later fragment, or it would be known what is in it. */
+	if (packet->protocol == PROTOCOL_FRAGMENT || ip[8] == 0xff || memcmp(ip + 8, unspecified, sizeof(unspecified)) == 0)
 		return false;
 	return packet->protocol != PROTOCOL_ICMPV6 || (has_icmp(packet) && *icmp_of(packet) == ICMP6_ECHO);
 }

@@ -176,8 +176,10 @@ static enum reason check_ipv6(struct packet *packet)
 		if (i == IPV6_EXTENSIONS_MAX || !complete)
 			return REASON_BAD_HEADER;
 		/* An offset, or more to come; neither: the fragment is all of its packet (RFC 6946). */
-		if (fragment && load_be16(ip + offset + 2) & 0xfff9)
+		if (fragment && load_be16(ip + offset + 2) & 0xfff9) {
+			packet->protocol = PROTOCOL_FRAGMENT;
 			return REASON_FRAGMENT;
+		}
 		if (next == PROTOCOL_ROUTING && ip[offset + 3])
 			return REASON_ROUTING_HEADER;
 		next = ip[offset];

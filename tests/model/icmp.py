@@ -102,6 +102,8 @@ def _quoted_transport6(quoted: bytes) -> tuple[int, int] | None:
 
 def answerable(packet: bytes, header: Header) -> bool:
     """RFC 1812, 4.3.2.7 and RFC 4443, 2.4(e)."""
+    if header.protocol == FRAGMENT or (header.version == 4 and int.from_bytes(packet[6:8]) & 0x1FFF):
+        return False  # a later fragment
     if header.version == 4 and (int(header.source) >> 28 >= 14 or int(header.source) >> 24 in (0, 127)):
         return False
     if header.version == 6 and (header.source.is_multicast or header.source.is_unspecified):

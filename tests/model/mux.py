@@ -14,12 +14,20 @@ from typing import NamedTuple
 
 from lb.dataplane.maglev import permutation
 from lb.model import Address, Backend, BackendState, HashMode, MuxSettings, Protocol, Service
-from tests.model import flows, hashing, icmp, maglev, read, services, tunnel
+from tests.model import flows, fragments, hashing, icmp, maglev, read, services, tunnel
 
 #: Whatever the settings say, these are.
-UNANSWERED = ("not_ip", "not_vip", "truncated", "bad_header", "bad_checksum", "bad_source", "fragment")
+UNANSWERED = ("not_ip", "not_vip", "truncated", "bad_header", "bad_checksum", "bad_source", "bad_fragment")
 
 FIN, SYN, RST, ACK = 0x01, 0x02, 0x04, 0x10
+
+
+class Way(NamedTuple):
+    """Where the fragments of a datagram go."""
+
+    service: Service
+    backend: Backend
+    key: flows.Tuple
 
 
 class Expected(NamedTuple):
@@ -53,6 +61,7 @@ class Mux:
         self.settings = settings
         self.options = options or Options()
         self.flows = flows.Flows()
+        self._datagrams = fragments.Datagrams()
         self.services: tuple[Service, ...] = ()
         self._ids: dict[object, int] = {}
         own: dict[int, Address] = {4: settings.address}
@@ -82,6 +91,8 @@ class Mux:
         whole = packet[: header.length]
         if problem == "icmp":
             expected = self._icmp(whole, header)
+        elif problem == "fragment":
+            expected = self._fragment(whole, header, now_ns)
         elif problem:
             expected = Expected(problem)
         else:
@@ -116,9 +127,46 @@ class Mux:
         out = self._encapsulate(service, backend, tunnel.forwarded(packet), key)
         return Expected("icmp_error", service.name, backend.name, "known" if known else "untracked", (out,))
 
-    def _balance(self, packet: bytes, header: read.Header) -> Expected:  # noqa: PLR0911  as many ends
+    def _fragment(self, packet: bytes, header: read.Header, now_ns: int) -> Expected:  # noqa: PLR0911  as many ends
+        fragment = fragments.Fragment.of(packet, header)
+        problem = fragment.problem(header.version)
+        if problem is None and fragment.offset == 0:
+            problem = fragments.open_first(packet, header, fragment)
+        if problem is not None:
+            return Expected(problem)
         if header.ttl <= 1:
             return Expected("ttl_expired")
+        chosen = self._choose(packet, header) if fragment.offset == 0 else None
+        if isinstance(chosen, Expected):
+            return chosen
+        way = self._datagrams.take(header, fragment, now_ns, chosen[0] if chosen else None)
+        if not isinstance(way, Way):
+            return Expected(str(way), chosen[0].service.name if chosen else None)
+        service = next((s for s in self.services if s.name == way.service.name), None)
+        backend = service and next((b for b in service.backends if b.name == way.backend.name), None)
+        if service is None or backend is None or backend.state is BackendState.DOWN:
+            return Expected("no_backend", service.name if service else None)
+        room = self._room(service, backend)
+        if len(packet) > room and not _may_cut(packet):
+            return Expected("too_big", service.name, room=room)
+        parts = fragments.pieces(packet, room) if len(packet) > room else [packet]
+        out = tuple(self._encapsulate(service, backend, tunnel.forwarded(part), way.key) for part in parts)
+        return Expected("fragment", service.name, backend.name, chosen[1] if chosen else "known", out)
+
+    def _balance(self, packet: bytes, header: read.Header) -> Expected:
+        if header.ttl <= 1:
+            return Expected("ttl_expired")
+        chosen = self._choose(packet, header)
+        if isinstance(chosen, Expected):
+            return chosen
+        (service, backend, key), report = chosen
+        reason, out = self._send(service, backend, packet, key)
+        if not out:
+            return Expected(reason, service.name, room=self._room(service, backend))
+        return Expected(reason, service.name, backend.name, report, out)
+
+    def _choose(self, packet: bytes, header: read.Header) -> Expected | tuple[Way, str]:
+        """The way of a packet's flow, and whether it was known; or why there is none."""
         source_port, port = header.ports(packet)
         service = services.match(self.services, header.protocol, header.destination, port)
         if service is None:
@@ -138,10 +186,7 @@ class Mux:
         else:
             self.flows.start(key, chosen.name)
             report, backend = "new", chosen
-        reason, out = self._send(service, backend, packet, key)
-        if not out:
-            return Expected(reason, service.name, room=self._room(service, backend))
-        return Expected(reason, service.name, backend.name, report, out)
+        return Way(service, backend, key), report
 
     def choice(self, service: Service, key: flows.Tuple) -> Backend | None:
         """What Maglev gives a new flow."""
@@ -195,14 +240,17 @@ class Mux:
         self, service: Service, backend: Backend, packet: bytes, key: flows.Tuple
     ) -> tuple[str, tuple[bytes, ...]]:
         room = self._room(service, backend)
-        reason, parts = "forwarded", [packet]
+        mtu = service.mtu or self.settings.mtu
+        reason, parts = "forwarded", [_completed(packet) if self.options.detect_partial else packet]
         if len(packet) > room:
-            size = self._segment_size(packet, room, service.mtu or self.settings.mtu)
-            if not size:
+            size = self._segment_size(packet, room, mtu)
+            is_super = read.Header(packet).protocol == read.TCP and len(packet) > mtu
+            if size:
+                reason, parts = "segmented", list(tunnel.segments(packet, size))
+            elif is_super or not _may_cut(packet):
                 return "too_big", ()
-            reason, parts = "segmented", list(tunnel.segments(packet, size))
-        elif self.options.detect_partial:
-            parts = [_completed(packet)]
+            else:
+                parts = list(fragments.pieces(parts[0], room))
         return reason, tuple(self._encapsulate(service, backend, tunnel.forwarded(part), key) for part in parts)
 
     def _room(self, service: Service, backend: Backend) -> int:
@@ -233,6 +281,11 @@ class Mux:
             self._ids[tunnel_end] = (next_id + 1) & 0xFFFF
         entropy = self._hash(service, key, source_only=False) >> 32 & 0xFFFFF
         return tunnel.outer(encap, source, backend.address, inner, next_id, entropy, self.settings.gue_variant)
+
+
+def _may_cut(packet: bytes) -> bool:
+    """Whoever is on its way may fragment it."""
+    return packet[0] >> 4 == 4 and not packet[6] & 0x40
 
 
 def _named(service: Service, name: str) -> Backend:

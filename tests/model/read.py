@@ -121,7 +121,8 @@ def vip_problem(packet: bytes, header: Header) -> str | None:  # noqa: PLR0911  
     elif header.transport > header.length:
         return "bad_header"
     elif header.protocol == FRAGMENT:
-        return "fragment"
+        complete = header.transport + 8 <= header.length
+        return "fragment" if complete and header.extensions < MAX_EXTENSIONS else "bad_header"
     elif header.protocol in EXTENSIONS or header.extensions > MAX_EXTENSIONS:
         return "bad_header"
     return _transport_problem(packet[header.transport :], header.protocol)

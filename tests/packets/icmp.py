@@ -185,7 +185,7 @@ WHOSE = (
     drops("an ICMPv6 error at the end of its hops is not answered", error6(SENT6[:48], hops=1), "ttl_expired"),
     drops("an error that does not fit the tunnel is not answered", error(data(0) + SENT[:28] + bytes(1450)), "too_big"),
     drops(
-        "an error that is a fragment is a fragment", ipv4(icmp(3, 4, 0, SENT[:28]), source=ROUTER, mf=True), "fragment"
+        "an error in fragments tells no flow", ipv4(icmp(3, 4, 0, data(4) + SENT[:28]), source=ROUTER, mf=True), "icmp"
     ),
 )
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tests.packets.build import ipv4, tcp, udp
+from tests.packets.build import ipv4, ping, raw, tcp, udp
 from tests.packets.world import DNS, FIRST_ID, MUX, WEB, Row, drops, forwards, to
 
 SYN = ipv4(tcp())
@@ -89,15 +89,41 @@ ROUTES = (
     forwards("what lies behind the end of options is no source route", routed(131, 4, before=b"\0"), WEB),
     forwards("an option that is cut off is the host's to judge", ipv4(tcp(), options=b"\1\1\1\x83"), WEB),
     forwards("an option of length zero is the host's to judge", ipv4(tcp(), options=b"\x44\0\x83\x03"), WEB),
-    drops("an option that names no station is used up", ipv4(tcp(), options=b"\x83\3\4\0", mf=True), "fragment"),
+    drops("an option that names no station is used up", ipv4(tcp(), options=b"\x83\3\4\0", mf=True), "bad_fragment"),
 )
 
+
+def first(claim: str, packet: bytes, backend: str) -> Row:
+    """The first fragment of a datagram, which has the ports."""
+    return Row(claim, packet, "fragment", (to(backend, packet),))
+
+
 FRAGMENTS = (
-    drops("a first fragment is dropped", ipv4(tcp("A", bytes(64)), df=False, mf=True), "fragment"),
-    drops("a later fragment is dropped", ipv4(tcp(), df=False, mf=True, offset=8), "fragment"),
-    drops("a last fragment is dropped", ipv4(tcp(), df=False, offset=185), "fragment"),
-    drops("a fragment too short for ports is dropped", ipv4(udp(b""), df=False, mf=True, total=24), "fragment"),
-    drops("a fragment with DF is a fragment", ipv4(tcp(), df=True, offset=1), "fragment"),
+    first("a first fragment goes to its flow's backend", ipv4(tcp("A", bytes(60)), df=False, mf=True), WEB),
+    first("a first fragment with DF goes like one without", ipv4(tcp("A", bytes(60)), mf=True), WEB),
+    first(
+        "a first fragment of UDP may be much shorter than its datagram", ipv4(udp(length=4000), df=False, mf=True), DNS
+    ),
+    drops(
+        "a later fragment whose first did not come is alone", ipv4(udp(), df=False, mf=True, offset=8), "fragment_alone"
+    ),
+    drops("a last fragment whose first did not come is alone", ipv4(tcp(), df=False, offset=185), "fragment_alone"),
+    drops(
+        "a fragment that is not the last has whole words of eight bytes",
+        ipv4(tcp("A", bytes(61)), df=False, mf=True),
+        "bad_fragment",
+    ),
+    drops("a fragment too short for ports tells no flow", ipv4(udp(b""), df=False, mf=True, total=24), "bad_fragment"),
+    drops("a first fragment has all of the TCP header", ipv4(raw(6, tcp().data[:16]), mf=True), "bad_fragment"),
+    drops("a first fragment has all options of TCP", ipv4(tcp(offset=15), mf=True), "bad_fragment"),
+    drops("a fragment that begins within a TCP header", ipv4(tcp(), df=False, offset=1), "bad_fragment"),
+    drops("a fragment without payload", ipv4(raw(17, b""), df=False, offset=9), "bad_fragment"),
+    drops("a fragment that ends beyond 64 KiB", ipv4(udp(bytes(24)), df=False, offset=8190), "bad_fragment"),
+    drops("a ping in fragments gets no answer", ipv4(ping(bytes(64)), df=False, mf=True), "icmp"),
+    drops("a later fragment of a ping", ipv4(ping(bytes(64)), df=False, offset=9), "icmp"),
+    drops("a fragment of another protocol", ipv4(raw(47, bytes(24)), df=False, mf=True), "unsupported_protocol"),
+    drops("a first fragment to a closed port", ipv4(udp(dport=54), df=False, mf=True), "no_service"),
+    drops("a fragment at the end of its hops", ipv4(udp(), df=False, offset=9, ttl=1), "ttl_expired"),
 )
 
 

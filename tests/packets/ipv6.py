@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from tests.packets.build import extension, ipv6, tcp, udp
-from tests.packets.world import DNS6, MUX6, NET6, WEB6, drops, forwards
+from tests.packets.build import extension, icmp, ipv6, tcp, udp
+from tests.packets.world import DNS6, MUX6, NET6, WEB6, Row, drops, forwards, to
 
 HOP, ROUTING, FRAGMENT, DESTINATION = 0, 43, 44, 60
 NOT_OURS = "2001:db8:e::1"
@@ -47,6 +47,11 @@ def extended(*extensions: tuple[int, bytes]) -> bytes:
     return ipv6(tcp("A", b"data"), extensions=extensions)
 
 
+def first(claim: str, packet: bytes, backend: str) -> Row:
+    """The first fragment of a datagram, which has the ports."""
+    return Row(claim, packet, "fragment", (to(backend, packet, flow=SYN),))
+
+
 EXTENSIONS = (
     forwards("a hop-by-hop header is stepped over", extended((HOP, extension())), WEB6),
     forwards("a routing header is stepped over", extended((ROUTING, extension(2, fill=0))), WEB6),
@@ -81,8 +86,29 @@ EXTENSIONS = (
         ipv6(tcp(), extensions=((HOP, extension()),), length=4),
         "bad_header",
     ),
-    drops("an IPv6 fragment is dropped", extended((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))), "fragment"),
-    drops("a later IPv6 fragment is dropped", extended((FRAGMENT, bytes([0, 5, 0, 0, 0, 0, 9]))), "fragment"),
+    first(
+        "the first IPv6 fragment goes to its flow's backend", extended((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))), WEB6
+    ),
+    drops(
+        "a later IPv6 fragment whose first did not come is alone",
+        extended((FRAGMENT, bytes([0, 5, 0, 0, 0, 0, 9]))),
+        "fragment_alone",
+    ),
+    drops(
+        "a first fragment whose headers go on in the next tells no flow (RFC 7112)",
+        ipv6(tcp(), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9])), (DESTINATION, bytes([9]) + bytes(6)))),
+        "bad_fragment",
+    ),
+    drops(
+        "a first IPv6 fragment without all of the TCP header tells no flow",
+        ipv6(tcp(), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9])),), length=24),
+        "bad_fragment",
+    ),
+    drops(
+        "a ping over IPv6 in fragments gets no answer",
+        ipv6(icmp(128, data=bytes(64), six=True), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9])),)),
+        "icmp",
+    ),
     forwards("an atomic fragment is a whole packet", extended((FRAGMENT, bytes([0, 0, 0, 0, 0, 0, 9]))), WEB6),
     forwards("reserved bits of an atomic fragment say nothing", extended((FRAGMENT, b"\xff\0\6\0\0\0\x09")), WEB6),
     forwards(
@@ -91,24 +117,24 @@ EXTENSIONS = (
         WEB6,
     ),
     drops(
-        "a fragment that only the last bit of its offset betrays is dropped",
+        "a fragment that only the last bit of its offset betrays begins within a TCP header",
         extended((FRAGMENT, b"\0\0\x08" + bytes(4))),
-        "fragment",
+        "bad_fragment",
     ),
     drops(
-        "a fragment header that the payload length cuts in two is a fragment",
+        "a fragment header that the payload length cuts in two is malformed",
         ipv6(tcp(), extensions=((FRAGMENT, bytes(7)),), length=7),
-        "fragment",
+        "bad_header",
     ),
     drops(
         "an atomic fragment behind eight extension headers is too many",
         extended(*((DESTINATION, extension()),) * 8, (FRAGMENT, bytes(7))),
         "bad_header",
     ),
-    drops(
-        "a fragment behind other extensions is dropped",
+    first(
+        "a first fragment behind other extensions goes to its flow's backend",
         extended((HOP, extension()), (FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))),
-        "fragment",
+        WEB6,
     ),
     drops(
         "the service is that of the ports behind the extensions",

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
 
+from tests.model.fragments import pieces
 from tests.model.tunnel import segments
 from tests.packets.build import CLIENT, CLIENT6, icmp, ipv4, ipv6, tcp, udp
-from tests.packets.world import DNS, FIRST_ID, WEB, WEB6, Row, drops, forwards, to
+from tests.packets.world import DNS, FIRST_ID, WEB, WEB6, Row, forwards, to
 
 
 def data(length: int) -> bytes:
@@ -19,6 +20,13 @@ def cut(claim: str, packet: bytes, backend: str, size: int) -> Row:
     """A super-packet that leaves as segments of ``size`` bytes of payload."""
     parts = segments(packet, size)
     return Row(claim, packet, "segmented", tuple(to(backend, part, 7 + n) for n, part in enumerate(parts)))
+
+
+def fragmented(claim: str, packet: bytes, backend: str, *, reason: str = "forwarded") -> Row:
+    """Leaves as fragments that fit, each in a tunnel."""
+    return Row(
+        claim, packet, reason, tuple(to(backend, part, FIRST_ID + n) for n, part in enumerate(pieces(packet, 1480)))
+    )
 
 
 def told(claim: str, packet: bytes, fits: int) -> Row:
@@ -35,12 +43,22 @@ def told(claim: str, packet: bytes, fits: int) -> Row:
 FITS, FITS6 = 1500 - 20 - 20 - 20, 1500 - 40 - 40 - 20
 
 FULL = ipv4(tcp("A", data(FITS)))
+FIRST = ipv4(udp(data(1472), length=4000), df=False, mf=True)
+#: RFC 2113; every fragment has it.
+ROUTER_ALERT = b"\x94\4\0\0"
 
 EXACT = (
     forwards("a packet that fits exactly is forwarded", FULL, WEB),
     forwards("an IPv6 packet that fits exactly is forwarded", ipv6(tcp("A", data(FITS6))), WEB6),
     told("one byte more is too big", ipv4(tcp("A", data(FITS + 1))), 1480),
-    drops("one byte more is too big without DF too", ipv4(tcp("A", data(FITS + 1)), df=False), "too_big"),
+    fragmented("one byte more goes in two fragments where DF is clear", ipv4(tcp("A", data(FITS + 1)), df=False), WEB),
+    fragmented("a first fragment that does not fit goes in two", FIRST, DNS, reason="fragment"),
+    fragmented(
+        "of a packet in fragments later ones have the options alone that are to be copied",
+        ipv4(udp(data(1470)), df=False, options=ROUTER_ALERT + b"\7\7\4\0\0\0\0\0"),
+        DNS,
+    ),
+    told("a first fragment that does not fit and has DF is too big", ipv4(udp(data(1472), length=4000), mf=True), 1480),
     told("one byte more is too big in IPv6", ipv6(tcp("A", data(FITS6 + 1))), 1460),
     told("a full packet of the client's link is too big", ipv4(tcp("A", data(1460))), 1480),
     told("a UDP packet above the MTU is too big", ipv4(udp(data(1473))), 1480),

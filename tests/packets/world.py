@@ -99,7 +99,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        if self.reason in ("forwarded", "segmented", "icmp_error"):
+        if self.reason in ("forwarded", "segmented", "icmp_error", "fragment"):
             return "forward"
         if self.reason in ("echo", "time_exceeded", "frag_needed", "unreachable", "reset"):
             return "reply"
