@@ -278,10 +278,12 @@ static void start_plain(struct reference_mux *plain, const struct mux_config *co
 	static uint64_t backends[SERVICES * BACKENDS];
 	static struct service_counters services[SERVICES];
 
+	for (uint32_t i = 0; i < DATAGRAMS && i < plain->datagrams_begun; i++)
+		plain->datagrams[i].there = false;
 	*plain = (struct reference_mux){ .config = *config, .link = io->io.link, .sends_whole = io->io.sends_whole,
 				     .fails = io->fails ? 3 : 0, .seed = snapshot_of(0)->map->seed, .services = services,
 				     .backends = backends, .bytes = plain->bytes, .room = plain->room, .sent = plain->sent,
-				     .sent_room = plain->sent_room };
+				     .sent_room = plain->sent_room, .datagrams = plain->datagrams };
 	if (!config->flows)
 		return;
 	plain->table = empty_table(1);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "expect.h"
+#include "mux/fragments.h"
 #include "mux/mux.h"
 
 #define SERVICES 9u
@@ -142,6 +143,7 @@ static void start_mux(struct mux *mux, const struct mux_config *config)
 	}
 	*mux = *made;
 	mux->config = *config;
+	fragments_expire(mux->fragments, UINT64_MAX); /* what earlier inputs left */
 	mux->table = NULL;
 	if (config->flows)
 		mux_set_table(mux, empty_table(0));

@@ -1174,7 +1174,7 @@ static struct plain_datagram *datagram_of(struct reference_mux *mux, const struc
 		mux->datagrams = calloc(DATAGRAMS, sizeof(*mux->datagrams));
 	if (!mux->datagrams)
 		abort();
-	for (uint32_t i = 0; i < DATAGRAMS; i++) {
+	for (uint32_t i = 0; i < DATAGRAMS && i < mux->datagrams_begun; i++) {
 		found = &mux->datagrams[i];
 		if (found->there && mux->now - found->began < FRAGMENT_SECONDS * 1000000000ull && found->id == fragment->id &&
 		    found->family == packet->family && found->protocol == protocol &&
