@@ -8,7 +8,6 @@ Two MUXes, so that an error may come to one that never saw the flow.
 from __future__ import annotations
 
 import errno
-import re
 import select
 import socket
 import struct
@@ -23,7 +22,7 @@ from lb.model import Address, IoMode, MuxSettings, Service, Unserved
 from tests.lab import netns
 from tests.lab.services import FILES_VIP, LOAD_PORT, LOAD_VIP, WEB_VIP, files, load, web
 from tests.lab.topology import Lab, Node
-from tests.lab.traffic import checksum, download, run, upload_random
+from tests.lab.traffic import checksum, counted, download, run, upload_random
 
 pytestmark = pytest.mark.lab
 
@@ -171,15 +170,6 @@ def why_not(vip: str) -> int:
 
 def _url(vip: str) -> str:
     return f"[{vip}]" if ":" in vip else vip
-
-
-def counted(lab: Lab, reason: str) -> float:
-    """Packets of this reason, on all MUXes."""
-    total = 0.0
-    for mux in lab.muxes:
-        text = netns.ip("netns", "exec", mux.namespace, "curl", "-s", "http://127.0.0.1:9741/metrics")
-        total += sum(map(float, re.findall(rf'^lb_packets_total{{[^}}]*reason="{reason}"[^}}]*}} (\S+)', text, re.M)))
-    return total
 
 
 def path_mtu(vip: str) -> int:

@@ -308,3 +308,12 @@ class Capture:
         return sum(
             1 for p in self._ipv4() if p[9] == 1 and p[12:16] in addresses and p[(p[0] & 15) * 4] in (3, 5, 11, 12)
         )
+
+
+def counted(lab: Lab, reason: str) -> float:
+    """Packets of this reason, on all MUXes."""
+    total = 0.0
+    for mux in lab.muxes:
+        text = netns.ip("netns", "exec", mux.namespace, "curl", "-s", "http://127.0.0.1:9741/metrics")
+        total += sum(map(float, re.findall(rf'^lb_packets_total{{[^}}]*reason="{reason}"[^}}]*}} (\S+)', text, re.M)))
+    return total
