@@ -39,6 +39,25 @@ void maglev_put(struct maglev *table);
 void maglev_slots(const struct maglev *table, uint16_t *slots);
 
 
+/* ---- QUIC connection ids (quic_routes.h) ---- */
+struct quic_configuration {
+	uint8_t number;
+	uint8_t server_id_bytes;
+	uint8_t nonce_bytes;
+	uint8_t encrypted;
+	uint8_t key[16];
+};
+struct quic_server {
+	uint8_t configuration;
+	uint8_t server_id[15];
+	uint32_t backend;
+};
+struct quic_routes;
+/* level 2: the best AES of this machine.  -EINVAL: lengths, numbers or server ids that are out of range or there twice; -ENOMEM. */
+int quic_routes_create(const struct quic_configuration *configurations, uint32_t count, const struct quic_server *servers,
+		       uint32_t server_count, uint32_t level, struct quic_routes **out);
+void quic_routes_put(struct quic_routes *routes);
+
 /* ---- the VIP map (service.h, vip_map.h) ---- */
 struct backend {
 	uint32_t place;
@@ -57,6 +76,7 @@ struct service {
 	uint8_t vip[16];
 	struct maglev *maglev;
 	uint32_t backend_count;
+	struct quic_routes *quic;
 	...;
 };
 struct vip_map;

@@ -29,6 +29,7 @@
 #include "control/regroup_flows.h"
 #include "control/worker_ask.h"
 #include "services/maglev.h"
+#include "services/quic/quic_routes.h"
 #include "flow/kept_table.h"
 #include "services/snapshot/snapshot.h"
 #include "services/vip/vip_map.h"

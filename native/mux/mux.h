@@ -87,6 +87,7 @@ struct mux {
 	/* the burst at hand; results stay readable until the next */
 	unsigned count;
 	bool onward; /* one of its packets goes on from the first stage; of a burst that is none yet, of the one before */
+	uint64_t named; /* a bit for each packet whose connection id names its backend: of those names[] is there */
 	uint64_t plain; /* a bit for each packet that read_ipv4.h has read: of those outers[] is there */
 	struct packet packets[BURST_MAX];
 	struct passage passages[BURST_MAX];
@@ -99,6 +100,7 @@ struct mux {
 	uint8_t listed[BURST_MAX]; /* indices of packets that Maglev is asked for */
 	uint64_t addresses[BURST_MAX], ports[BURST_MAX], hashes[BURST_MAX]; /* of packets hashed together */
 	uint16_t choices[BURST_MAX]; /* Maglev's, of the packets listed */
+	uint16_t names[BURST_MAX]; /* numbers of the backends that connection ids name */
 	uint8_t *segments; /* BURST_MAX buffers for segments */
 	const struct vector *vector; /* what config.vector chose */
 

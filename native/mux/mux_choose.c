@@ -220,6 +220,22 @@ static inline bool use_entry(struct mux *mux, const struct packet *packet, struc
 	return true;
 }
 
+/* The same of an entry of the backend that the packet names: it stays though its backend drains, as the server wants it. */
+static bool use_named(struct mux *mux, const struct packet *packet, struct passage *passage, struct flow_slot slot)
+{
+	enum flow_class class = flow_slot_class(slot);
+
+	if (flow_expired(mux, passage, slot, class))
+		return false;
+	if (!flow_class_is_settled(class))
+		note_progress(mux, packet, slot, class);
+	flow_slot_touch(mux->table, slot);
+	passage->backend_number = (uint16_t)flow_slot_backend(slot);
+	passage->backend = mux_backend_at(passage->service, passage->backend_number);
+	passage->flow = FLOW_KNOWN;
+	return true;
+}
+
 /*
  * RFC 2003, 3.2: what comes from either end of the tunnel must not go into it.  Asked of new flows alone: no other has an entry.
  */
@@ -242,6 +258,19 @@ static inline enum reason check_end(const struct mux *mux, const struct packet *
 	return judge_end(mux, packet, backend);
 }
 
+/* The flow begins with the backend that was chosen: in the old entry's place if there is one. */
+static inline void remember(struct mux *mux, unsigned i, struct flow_slot slot, enum flow_class class)
+{
+	struct passage *passage = &mux->passages[i];
+
+	passage->flow = FLOW_NEW;
+	/* What has expired is gone, whether the sweep has come by or not: else places would depend on how bursts fell. */
+	if (slot.line && !flow_table_expire(mux->table, slot))
+		flow_slot_rewrite(mux->table, slot, passage->backend_number, class);
+	else if (!flow_table_insert(mux->table, mux->scrambled[i], passage->backend_number, class))
+		passage->flow = FLOW_UNTRACKED;
+}
+
 /* No usable entry: Maglev decides, and the table remembers, in the old entry's place if there is one. */
 static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot)
 {
@@ -256,12 +285,7 @@ static enum reason start_flow(struct mux *mux, unsigned i, struct flow_slot slot
 	reason = check_end(mux, packet, passage->backend);
 	if (UNLIKELY(reason != REASON_FORWARDED))
 		return reason;
-	passage->flow = FLOW_NEW;
-	/* What has expired is gone, whether the sweep has come by or not: else places would depend on how bursts fell. */
-	if (slot.line && !flow_table_expire(mux->table, slot))
-		flow_slot_rewrite(mux->table, slot, passage->backend_number, class);
-	else if (!flow_table_insert(mux->table, mux->scrambled[i], passage->backend_number, class))
-		passage->flow = FLOW_UNTRACKED;
+	remember(mux, i, slot, class);
 	return REASON_FORWARDED;
 }
 
@@ -406,6 +430,38 @@ static NEVER_INLINE enum reason choose_for_error(struct mux *mux, unsigned i)
 	return REASON_ICMP_ERROR;
 }
 
+/*
+ * A packet whose connection id names its backend goes there, and its flow begins or goes on with that: what comes next may say
+ * less, or be an error about it.  An entry of another backend that serves on is not touched: the flow may be that of others as
+ * well, who are not to lose it to who knows an id and makes up an address.
+ */
+static NEVER_INLINE enum reason choose_named(struct mux *mux, unsigned i, struct begun *begun)
+{
+	struct flow_slot slot = look_again(mux, i, begun);
+	struct packet *packet = &mux->packets[i];
+	struct passage *passage = &mux->passages[i];
+	uint64_t scrambled = mux->scrambled[i];
+	const struct backend *other;
+	enum reason reason;
+
+	if (UNLIKELY(mux->siblings != NULL) && is_strange(mux, passage, slot))
+		slot = sibling_tables_take(mux->siblings, mux->table, scrambled, slot);
+	*begun_word(begun, scrambled) |= begun_bit(scrambled);
+	if (slot.line && flow_slot_backend(slot) == mux->names[i] && use_named(mux, packet, passage, slot))
+		return REASON_FORWARDED;
+	passage->backend_number = mux->names[i];
+	passage->backend = mux_backend_at(passage->service, mux->names[i]);
+	reason = check_end(mux, packet, passage->backend);
+	if (UNLIKELY(reason != REASON_FORWARDED))
+		return reason;
+	other = slot.line ? mux_backend_at(passage->service, flow_slot_backend(slot)) : NULL;
+	passage->flow = FLOW_UNTRACKED;
+	if (other && backend_state(other) != BACKEND_DOWN && !flow_expired(mux, passage, slot, flow_slot_class(slot)))
+		return REASON_FORWARDED;
+	remember(mux, i, slot, FLOW_UDP_UNTRUSTED);
+	return REASON_FORWARDED;
+}
+
 /* ---- fragments ---- */
 
 /* The first of a datagram, like any packet of its flow; but the flow's other packets may come to other workers, so these are asked first. */
@@ -497,7 +553,9 @@ static void choose_backends(struct mux *mux, const struct frame *frames)
 	bool touched = false; /* the table, by an earlier packet that was not of the common kind */
 
 	for (unsigned i = 0; i < count; i++) {
-		if (LIKELY(goes_on(mux, i, touched))) {
+		bool named = UNLIKELY(mux->named != 0) && mux->named >> i & 1;
+
+		if (!named && LIKELY(goes_on(mux, i, touched))) {
 			flow_slot_touch(table, mux->slots[i]);
 		} else {
 			struct packet *packet = &mux->packets[i];
@@ -512,7 +570,7 @@ static void choose_backends(struct mux *mux, const struct frame *frames)
 				continue;
 			}
 			touched = true;
-			packet->reason = choose_flow(mux, i, &begun);
+			packet->reason = UNLIKELY(named) ? choose_named(mux, i, &begun) : choose_flow(mux, i, &begun);
 			if (UNLIKELY(packet->reason != REASON_FORWARDED))
 				continue;
 		}
@@ -539,6 +597,8 @@ static void choose_stateless(struct mux *mux, const struct frame *frames)
 		struct packet *packet = &mux->packets[mux->listed[n]];
 		struct passage *passage = &mux->passages[mux->listed[n]];
 
+		if (UNLIKELY(mux->named >> mux->listed[n] & 1))
+			mux->choices[mux->listed[n]] = mux->names[mux->listed[n]];
 		if (LIKELY(take_choice(passage, mux->choices[mux->listed[n]]))) {
 			passage->flow = FLOW_UNTRACKED;
 			packet->reason = check_end(mux, packet, passage->backend);

@@ -4,6 +4,7 @@
 
 #include "mux/mux_stages.h"
 #include "packet/fragment.h"
+#include "services/quic/quic_routes.h"
 
 /*
  * Headers are asked for so many packets before their group is read, at least one group, and flows in groups as soon as their keys
@@ -12,6 +13,7 @@
 #define AHEAD 32u
 #define GROUP 16u
 
+#define UDP_HEADER 8u
 #define ADDRESS_AT 30u /* somewhere about a destination, on any link */
 
 /* ---- names of a flow ---- */
@@ -488,6 +490,33 @@ bool mux_read_strangers(struct mux *mux, const struct frame *frames)
 	return true;
 }
 
+/*
+ * What packets of services with connection ids say of their backend.  Of a frame that the kernel merged of several datagrams the
+ * first one counts.  A backend that drains gets its own to the end; of one that is down, or not there, nothing was said.
+ */
+static NEVER_INLINE void read_names(struct mux *mux)
+{
+	for (unsigned i = 0; i < mux->count; i++) {
+		const struct packet *packet = &mux->packets[i];
+		const struct service *service = mux->passages[i].service;
+		const struct backend *backend;
+		uint32_t number, start, bytes;
+
+		if (packet->reason != REASON_FORWARDED || !service->named)
+			continue;
+		start = packet->transport;
+		bytes = load_be16(packet->ip + start + 4); /* header and data */
+		if (bytes <= UDP_HEADER || start + bytes > packet->length)
+			continue;
+		number = quic_routes_find(service->quic, packet->ip + start + UDP_HEADER, bytes - UDP_HEADER);
+		backend = mux_backend_at(service, number);
+		if (!backend || backend_state(backend) == BACKEND_DOWN)
+			continue;
+		mux->names[i] = (uint16_t)number;
+		mux->named |= 1ull << i;
+	}
+}
+
 void mux_read_burst(struct mux *mux, const struct frame *frames)
 {
 	enum link_type link = mux->io->link;
@@ -496,7 +525,7 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 	struct flow_words6 words;
 	struct plain plain;
 
-	mux->plain = 0;
+	mux->plain = mux->named = 0;
 	for (unsigned i = 0; i < count && (i < AHEAD || far); i++)
 		prefetch_headers(&frames[i]);
 	if (UNLIKELY(far)) { /* all of them, so that their services can be asked for together */
@@ -528,4 +557,6 @@ void mux_read_burst(struct mux *mux, const struct frame *frames)
 		else
 			memset(&mux->scrambled[first], 0, n * sizeof(mux->scrambled[0]));
 	}
+	if (UNLIKELY(mux->snapshot->map->named) && mux->onward)
+		read_names(mux);
 }

@@ -39,6 +39,8 @@
  *	             without a table
  *	scrambled[]  only with a table: the flow's name there, whose home line has been asked for; of a packet that does
  *	             not go on, any, which may be looked up but says nothing
+ *	named        a bit for each packet that goes on and whose connection id names a backend that is there and not down; names[]
+ *	             has the numbers of those
  *	plain        a bit for each packet that read_ipv4.h has read, and outers[] of those, for mux_emit_burst()
  *	onward       whether any packet goes on; where none does, the other stages are left out
  */

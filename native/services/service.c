@@ -7,6 +7,7 @@
 
 #include "flow/flow_table.h"
 #include "services/address.h"
+#include "services/quic/quic_routes.h"
 
 int service_validate(const struct service *service)
 {
@@ -16,6 +17,8 @@ int service_validate(const struct service *service)
 	if ((service->family != 4 && service->family != 6) || service->prefix_length > limit || !service->maglev)
 		return -EINVAL;
 	if ((service->protocol != 6 && service->protocol != 17) || service->first_port > service->last_port)
+		return -EINVAL;
+	if (service->quic && service->protocol != 17)
 		return -EINVAL;
 	if (service->mtu > SERVICE_MTU_MAX) /* segments of a super-packet have buffers of this size */
 		return -EINVAL;
@@ -39,6 +42,8 @@ struct service *service_create(const struct service *service, const struct backe
 	if (service->backend_count)
 		memcpy(copy->backends, backends, service->backend_count * sizeof(*backends));
 	copy->narrow = service_is_exact4(service);
+	copy->named = copy->quic != NULL;
+	quic_routes_get(copy->quic);
 	maglev_get(copy->maglev);
 	copy->references = 1;
 	return copy;
@@ -55,5 +60,6 @@ void service_put(struct service *service)
 	if (__atomic_sub_fetch(&service->references, 1, __ATOMIC_ACQ_REL))
 		return;
 	maglev_put(service->maglev);
+	quic_routes_put(service->quic);
 	free(service);
 }

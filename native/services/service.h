@@ -14,6 +14,8 @@
 #include "flow/flow.h"
 #include "services/maglev.h"
 
+struct quic_routes;
+
 #define SERVICE_ID_MAX ((1u << FLOW_SERVICE_BITS) - 1)
 #define SERVICE_MTU_MAX 9216u
 #define COUNTER_MAX (1u << 20) /* (service, backend) pairs that can be counted */
@@ -50,6 +52,7 @@ struct service {
 	uint8_t prefix_length;
 	bool hash_source;      /* slot by source address only */
 	bool narrow;           /* its flow keys are exact, see flow_key_narrow() */
+	bool named;            /* packets may name their backend: `quic` is there */
 	uint16_t idle;         /* ticks, of trusted flows (TCP) or all flows (UDP) */
 	uint16_t mtu;          /* of the underlay to its backends */
 	uint8_t vip[16];       /* wire order, host bits zero; IPv4 in the first 4 bytes */
@@ -57,6 +60,7 @@ struct service {
 	uint32_t backend_count;
 	struct backend *backends;
 	uint32_t references;   /* atomic: maps that have it */
+	struct quic_routes *quic; /* of UDP; NULL: connection ids mean nothing to it */
 };
 _Static_assert(offsetof(struct service, references) <= CACHE_LINE, "what a packet reads is in one cache line");
 
@@ -72,12 +76,15 @@ static inline bool service_is_exact6(const struct service *service)
 	return service->family == 6 && service->prefix_length == 128 && service->first_port == service->last_port;
 }
 
-/* -EINVAL: id, protocol, family, prefix, ports, MTU or number of backends out of range, host bits set, no table. */
+/*
+ * -EINVAL: id, protocol, family, prefix, ports, MTU or number of backends out of range, host bits set, no table, connection ids of
+ * TCP.
+ */
 int service_validate(const struct service *service);
 
 /*
- * A copy of a valid service and of backend_count backends, with its own reference of the table, and whose flow keys are
- * narrow where they can be.  NULL: no memory.
+ * A copy of a valid service and of backend_count backends, with its own references of table and connection ids, and
+ * whose flow keys are narrow where they can be.  NULL: no memory.
  */
 struct service *service_create(const struct service *service, const struct backend *backends);
 struct service *service_get(struct service *service);

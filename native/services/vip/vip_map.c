@@ -104,6 +104,7 @@ int vip_map_add(struct vip_map *map, const struct service *service, const struct
 	map->services[map->service_count++] = copy;
 	map->by_id[copy->id] = copy;
 	note_idle(map, copy);
+	map->named |= copy->named;
 	return 0;
 }
 
@@ -178,6 +179,7 @@ static int keep_services(struct vip_map *map, const struct vip_map *before)
 			continue;
 		map->services[map->service_count++] = service_get(service);
 		note_idle(map, service);
+		map->named |= service->named;
 	}
 	map->indexed = map->service_count;
 	return 0;

@@ -35,6 +35,7 @@ struct vip_map {
 	struct vip_index *index;    /* shared with other maps, as services are */
 	uint32_t indexed;           /* so many of the services were there before: they are in the tables and the index */
 	bool sealed;
+	bool named; /* a service has connection ids that name backends */
 	uint16_t class_idle[FLOW_IDLES]; /* the longest of all services, for the flow table's sweep */
 };
 
