@@ -68,6 +68,7 @@ SECTIONS = (
     Section("[[service]]", tables.ServiceTable, model.Service, "One for each service."),
     Section("[[service.backend]]", tables.BackendTable, model.Backend, "One for each backend of the service above."),
     Section("[service.probe]", tables.ProbeTable, model.Probe, "See [health probes](health.md)."),
+    Section("[[service.quic]]", tables.QuicTable, model.QuicIds, "See [the life of a flow](flow.md#quic)."),
     Section("[service.announce]", tables.AnnounceTable, model.Announce, "See [BGP](bgp.md)."),
 )
 

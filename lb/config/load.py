@@ -15,7 +15,7 @@ import enum
 import gc
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,7 @@ from lb.model import (
     Announce,
     AnnouncePolicy,
     Backend,
+    BackendState,
     BgpFamily,
     BgpPeer,
     BgpSettings,
@@ -47,9 +48,11 @@ from lb.model import (
     Probe,
     ProbeType,
     Protocol,
+    QuicIds,
     Service,
     tunnel_bytes,
 )
+from lb.quic_ids import BLOCK_MAX, server_id_of
 
 #: What a file may turn out to be: a MUX's, an agent's, a manager's, or services alone.
 Config = MuxConfig | AgentConfig | ManagerSettings | tuple[Service, ...]
@@ -525,6 +528,7 @@ class _Reader:
         path: Path_ = ("service", i)
         if table.mtu is not None and table.vip is not None and table.vip.version == 6 and table.mtu < MTU_MIN6:
             self.mistake((*path, "mtu"), f"must be at least {MTU_MIN6} for IPv6, not {table.mtu}")
+        quic = () if table.quic is None else self._quic(table, (*path, "quic"))
         probe = None if table.probe is None else self._probe(table.probe, (*path, "probe"))
         raw_backends = [] if table.backend is None else self._array(table.backend, (*path, "backend"))
         announce = None if table.announce is None else self._announce(table, len(raw_backends), (*path, "announce"))
@@ -537,10 +541,14 @@ class _Reader:
             self.mistake((*path, "slots"), f"must be at least the number of backends, {len(raw_backends)}, not {slots}")
         backends, addresses = self._backends(raw_backends, table, path)
         partly.append(_Partly(i, table, addresses))
+        if not self.mistakes:
+            self._check_server_ids(backends, quic, path)
         if self.mistakes:
             return None
-        given = table.given("backend", "probe", "announce")
-        return Service(ports=given.pop("port"), **given, backends=tuple(backends), probe=probe, announce=announce)
+        given = table.given("backend", "probe", "announce", "quic")
+        return Service(
+            ports=given.pop("port"), **given, backends=tuple(backends), quic=quic, probe=probe, announce=announce
+        )
 
     def _backends(
         self, array: list[Any], service: tables.ServiceTable, path: Path_
@@ -603,6 +611,50 @@ class _Reader:
         """Each key belongs to the first backend that has it."""
         if key is not None and seen.setdefault(key, j) != j:
             self.mistake(path, f"{message} backend[{seen[key]}]")
+
+    # --- QUIC ----------------------------------------------------------------------------------------------------
+
+    def _quic(self, service: tables.ServiceTable, path: Path_) -> tuple[QuicIds, ...]:
+        """How connection ids are read; as far as they are right."""
+        found: list[QuicIds] = []
+        numbers: dict[int, int] = {}
+        if service.protocol is Protocol.TCP:
+            self.mistake(path, 'has a meaning only with protocol = "udp"')
+        for j, item in enumerate(self._array(service.quic, path)):
+            here = (*path, j)
+            table = self._table(tables.QuicTable, item, here)
+            if table is None or table.id is None:
+                continue
+            if numbers.setdefault(table.id, j) != j:
+                self.mistake((*here, "id"), f"is also that of quic[{numbers[table.id]}]: {table.id}")
+            one = QuicIds(**table.given())
+            if one.server_id_bytes + one.nonce_bytes > BLOCK_MAX:
+                key = "nonce_bytes" if table.nonce_bytes is not None else "server_id_bytes"
+                total = one.server_id_bytes + one.nonce_bytes
+                self.mistake((*here, key), f"makes {total} bytes of server id and nonce; at most {BLOCK_MAX} fit")
+            found.append(one)
+        return tuple(found)
+
+    def _check_server_ids(self, backends: Sequence[Backend], quic: Sequence[QuicIds], path: Path_) -> None:
+        """Each backend has an id of its own. One that drains may have that of who comes in its place."""
+        lengths = {2 * one.server_id_bytes for one in quic}
+        for j, backend in enumerate(backends):
+            given = backend.server_id
+            where = (*path, "backend", j, "server_id")
+            if given is not None and not quic:
+                self.mistake(where, "has a meaning only where the service has [[service.quic]]")
+            elif given is not None and len(given) not in lengths:
+                wanted = " or ".join(str(length // 2) for length in sorted(lengths))
+                self.mistake(where, f"has {len(given) // 2} bytes, and server_id_bytes is {wanted}")
+        for size in sorted(lengths):
+            seen: dict[bytes, int] = {}
+            for j, backend in enumerate(backends):
+                if backend.state is BackendState.DRAIN:
+                    continue
+                server_id = server_id_of(backend.name, size // 2, backend.server_id)
+                if seen.setdefault(server_id, j) != j:
+                    message = f"{server_id.hex()} is also that of backend[{seen[server_id]}]; give one of them another"
+                    self.mistake((*path, "backend", j, "server_id"), message)
 
     # --- probe and announce --------------------------------------------------------------------------------------
 

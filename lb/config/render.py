@@ -25,6 +25,7 @@ from lb.model import (
     Network,
     PortRange,
     Probe,
+    QuicIds,
     Service,
 )
 
@@ -74,6 +75,8 @@ def _follow(manager: str | None) -> Iterator[str]:
 def service_table(service: Service) -> dict[str, Any]:
     """A ``[[service]]`` table in plain values, fit for JSON; :func:`lb.config.load.parse_service_tables` reads it."""
     whole: dict[str, Any] = dict(_service_keys(service))
+    if service.quic:
+        whole["quic"] = [_quic_keys(one) for one in service.quic]
     if service.probe is not None:
         whole["probe"] = _probe_keys(service.probe)
     if service.announce is not None:
@@ -97,12 +100,18 @@ def _plain(value: Any) -> Any:
 
 def _service(service: Service) -> Iterator[str]:
     yield section("[[service]]", _service_keys(service))
+    for one in service.quic:
+        yield section("[[service.quic]]", _quic_keys(one))
     if service.probe is not None:
         yield section("[service.probe]", _probe_keys(service.probe))
     if service.announce is not None:
         yield section("[service.announce]", _changed(service.announce))
     for backend in service.backends:
         yield section("[[service.backend]]", _backend_keys(backend))
+
+
+def _quic_keys(one: QuicIds) -> dict[str, Any]:
+    return {"id": one.id, **_changed(one)}
 
 
 def _probe_keys(probe: Probe) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def _probe_keys(probe: Probe) -> dict[str, Any]:
 
 def _service_keys(service: Service) -> dict[str, Any]:
     changed = _changed(service)
-    for key in ("name", "vip", "protocol", "ports", "backends", "probe", "announce"):
+    for key in ("name", "vip", "protocol", "ports", "backends", "quic", "probe", "announce"):
         changed.pop(key, None)
     return {
         "name": service.name,

@@ -38,6 +38,7 @@ from lb.model import (
     Protocol,
     Unserved,
 )
+from lb.quic_ids import CONFIGURATIONS, NONCE_MIN, SERVER_ID_MAX
 
 #: Largest Maglev table; the paper's largest is 655,373.
 MAX_SLOTS = 1_000_003
@@ -213,6 +214,13 @@ def check_seed(value: object) -> bytes:
     if not re.fullmatch(r"[0-9a-fA-F]{32}", text):
         raise ValueError(f"must be 32 hex digits, not {show(value)} ({len(text)} characters)")
     return bytes.fromhex(text)
+
+
+def check_server_id(value: object) -> str:
+    text = check_text(value)
+    if not re.fullmatch(rf"([0-9a-fA-F]{{2}}){{1,{SERVER_ID_MAX}}}", text):
+        raise ValueError(f"must be 1 to {SERVER_ID_MAX} bytes in hex digits, not {show(value)}")
+    return text.lower()
 
 
 def between(first: int, last: int, unit: str = "") -> Callable[[object], int]:
@@ -725,6 +733,11 @@ class BackendTable(TomlTable):
     state: BackendState | None = key(
         word(BackendState), "`drain` keeps TCP flows and takes no new ones; `down` takes nothing."
     )
+    server_id: str | None = key(
+        check_server_id,
+        "The server id in QUIC connection ids, in hex digits, as long as `server_id_bytes` says. Default: made of the "
+        "backend's name.",
+    )
 
 
 class ProbeTable(TomlTable):
@@ -766,6 +779,27 @@ class AnnounceTable(TomlTable):
     med: int | None = key(between(0, 0xFFFFFFFF), "Multi-exit discriminator. Default: none.")
     prepend: int | None = key(between(0, 16), "How often the own AS is put in front, towards other ASes.")
     peers: AnnouncePeers | None = key(word(AnnouncePeers), "Which kind of BGP peers hear of the VIP.")
+
+
+class QuicTable(TomlTable):
+    """``[[service.quic]]``"""
+
+    REQUIRED: ClassVar = {"id": f"a number from 0 to {CONFIGURATIONS - 1}, unique in the service"}
+
+    id: int | None = key(
+        between(0, CONFIGURATIONS - 1),
+        "The configuration's number, which connection ids begin with. Several at once: keys and lengths change from "
+        "one to the next.",
+    )
+    key_file: str | None = key(
+        check_directory,
+        "A file on each MUX with the key of AES-128 that ids are encrypted with, 32 hex digits, which not everybody "
+        "may read. Default: ids are plain, and tell everybody which server they are of.",
+    )
+    server_id_bytes: int | None = key(between(1, SERVER_ID_MAX), "How long server ids are.")
+    nonce_bytes: int | None = key(
+        between(NONCE_MIN, 18), "How long what follows them is, which makes ids unique. Together at most 19 bytes."
+    )
 
 
 class ServiceTable(TomlTable):
@@ -810,6 +844,7 @@ class ServiceTable(TomlTable):
         "all. Default: 0.5.",
     )
     # Tables of their own, read by themselves.
+    quic: Any = key(None, "UDP: connection ids of QUIC that say whose a packet is: [`[[service.quic]]`](#servicequic).")
     probe: Any = key(
         None, "How backends are probed: [`[service.probe]`](#serviceprobe). Default: TCP connect, or nothing for UDP."
     )

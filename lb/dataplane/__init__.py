@@ -2,6 +2,7 @@
 """The edge between Python and the C data plane, and the only package that touches the extension.
 
     binding       the extension itself, and what all wrappers share
+    quic          connection ids that name backends
     snapshot      what a packet's decision reads      pipeline   the MUX's packets, flow table and counters
     reasons       what can become of a packet         worker     C threads, and what is asked of them
     flow_counts   how many flows each backend has     records    flows as MUXes send them to each other
@@ -57,6 +58,7 @@ from lb.dataplane.pipeline import (
     flow_table_bytes,
     lookup,
 )
+from lb.dataplane.quic import IdFormat, QuicRoutes, ServerId
 from lb.dataplane.reasons import REASONS, Reason, Verdict
 from lb.dataplane.records import ADOPT_MAX, RECORD_BYTES, Adoption, with_age
 from lb.dataplane.snapshot import (
@@ -114,6 +116,7 @@ __all__ = [
     "HopTable",
     "HostPipeline",
     "HostReason",
+    "IdFormat",
     "Io",
     "IoStats",
     "LinkHeader",
@@ -121,6 +124,7 @@ __all__ = [
     "Offload",
     "PacketIo",
     "Pipeline",
+    "QuicRoutes",
     "RawTunnel",
     "Reason",
     "Redirect",
@@ -128,6 +132,7 @@ __all__ = [
     "Runs",
     "Script",
     "Sent",
+    "ServerId",
     "ServiceCounters",
     "ServiceEntry",
     "Snapshot",

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from lb.dataplane.binding import Cdata, address16, c, fail, ffi, make
 from lb.dataplane.maglev import Maglev
+from lb.dataplane.quic import QuicRoutes
 from lb.model import Address, Protocol
 
 
@@ -36,6 +37,7 @@ class ServiceEntry:
     mtu: int
     maglev: Maglev
     backends: Sequence[BackendEntry]
+    quic: QuicRoutes | None = None  #: of UDP
 
 
 class VipMap:
@@ -77,6 +79,7 @@ class VipMap:
         row.mtu = service.mtu
         row.vip = address16(service.vip)
         row.maglev = service.maglev._c  # of which the map takes a reference of its own
+        row.quic = service.quic._c if service.quic is not None else ffi.NULL  # the same
         row.backend_count = len(service.backends)
         backends = ffi.new("struct backend[]", [(b.hop << 2 | b.state, b.counter) for b in service.backends])
         code = c.vip_map_add(self._c, row, backends)

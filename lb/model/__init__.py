@@ -124,6 +124,7 @@ class Backend:
     port: int | None = None  #: where the process listens, if not at the service's port (the agent translates)
     weight: int = 1  #: 0 to 1000, share of the Maglev table; 0 takes no new flows
     state: BackendState = BackendState.UP
+    server_id: str | None = None  #: in QUIC connection ids, hex digits; None: made of the name (:mod:`lb.quic_ids`)
 
 
 class ProbeType(enum.Enum):
@@ -181,6 +182,16 @@ class Announce:
 
 
 @dataclass(frozen=True, slots=True)
+class QuicIds:
+    """A ``[[service.quic]]`` table: one way to read QUIC connection ids; of a service there may be several at once."""
+
+    id: int  #: 0 to 6, as ids say in their first three bits
+    key_file: str | None = None  #: on each MUX, with the key that ids are encrypted with; None: they are not
+    server_id_bytes: int = 4
+    nonce_bytes: int = 12
+
+
+@dataclass(frozen=True, slots=True)
 class Service:
     """VIP + protocol + ports, with the backends that serve it."""
 
@@ -198,6 +209,7 @@ class Service:
     slow_start: float | None = None  #: seconds in which a backend that returns comes to its whole weight; None: at once
     #: Share, 0 to 1: where fewer of its backends are healthy, by weight and by number, none is taken out; None: 0.5
     panic: float | None = None
+    quic: tuple[QuicIds, ...] = ()  #: UDP: whose packets are by their connection ids
     probe: Probe | None = None
     announce: Announce | None = None
 

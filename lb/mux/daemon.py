@@ -45,6 +45,7 @@ from lb.daemon.process.priority import control_first, helpers
 from lb.daemon.process.privileges import Capability, keep_only, require
 from lb.daemon.supervise import Tasks, describe, until
 from lb.dataplane.compile.compiler import Compiler
+from lb.dataplane.compile.quic_keys import QuicKeys
 from lb.doctor.checks import startup
 from lb.doctor.model.facts import Role
 from lb.errors import ConfigError, ControlError, RequestError, VipmuxError
@@ -125,7 +126,7 @@ class RunningMux:
         self._announcer: Announcer | None = None
         self._netlink = netlink
         self._state_dir = state_dir
-        self._compiler = Compiler(config.mux)
+        self._compiler = Compiler(config.mux, QuicKeys(log.warning))
         self._condition = Condition()
         self._watch = HopWatch(netlink, self._hops_changed, self._links_changed)
         self._tunnels = TunnelWatch(

@@ -42,6 +42,10 @@ class BackendRow(Row, kw_only=True, gc=False):
     slow_start: Annotated[
         float | None, shown("the part of its weight that a backend which returned has by now; null: all of it")
     ]
+    server_id: Annotated[
+        str | None,
+        shown("its name in QUIC connection ids, hex digits, one of each length; null: ids of its service name nobody"),
+    ] = None
     state: Annotated[
         str,
         shown(

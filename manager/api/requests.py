@@ -19,6 +19,16 @@ class BackendTableRow(Row, kw_only=True, gc=False):
     port: int | Optional = UNSET
     weight: Annotated[int | Optional, shown("0 to 1000; 0 takes no new flows")] = UNSET
     state: Annotated[str | Optional, shown(None, values=("up", "drain", "down"))] = UNSET
+    server_id: Annotated[str | Optional, shown("in QUIC connection ids, hex digits")] = UNSET
+
+
+class QuicTableRow(Row, kw_only=True, gc=False):
+    """``[[service.quic]]``."""
+
+    id: Annotated[int, shown("0 to 6")]
+    key_file: Annotated[str | Optional, shown("on each MUX")] = UNSET
+    server_id_bytes: int | Optional = UNSET
+    nonce_bytes: int | Optional = UNSET
 
 
 class ProbeTableRow(Row, kw_only=True, gc=False):
@@ -64,6 +74,7 @@ class ServiceTableRow(Row, kw_only=True, gc=False):
     idle: Annotated[int | Optional, shown("seconds")] = UNSET
     slow_start: Annotated[float | Optional, shown("seconds")] = UNSET
     panic: Annotated[float | Optional, shown("a share of the backends, 0 to 1")] = UNSET
+    quic: list[QuicTableRow] | Optional = UNSET
     probe: ProbeTableRow | Optional = UNSET
     announce: AnnounceTableRow | Optional = UNSET
     backend: list[BackendTableRow] | Optional = UNSET

@@ -10,7 +10,8 @@ import msgspec
 
 from lb.config.render import vip_text
 from lb.errors import NotFoundError
-from lb.model import Service
+from lb.model import Backend, Service
+from lb.quic_ids import server_id_of
 from lb.rows import backend as backend_row
 from lb.rows import service as service_row
 from lb.rows.backend import BackendRow, FlowsLeft, OneBackend, TunnelTold
@@ -112,6 +113,7 @@ class ServiceRows(Reader):
                 port=str(item.backend.port) if item.backend.port else port,
                 weight=item.backend.weight,
                 slow_start=item.ramp.share if item.ramp is not None else None,
+                server_id=_server_id(service, item.backend),
                 state=item.shown,
                 takes_flows=item.takes_flows,
                 healthy=item.healthy,
@@ -189,3 +191,8 @@ def count(row: CountedRow, counters: Mapping[str, int | None] | None) -> Counted
     if isinstance(row, ServiceRow):
         row.flows_new, row.bytes = known.get("flows_new"), known.get("bytes")
     return row
+
+
+def _server_id(service: Service, backend: Backend) -> str | None:
+    sizes = sorted({one.server_id_bytes for one in service.quic})
+    return ", ".join(server_id_of(backend.name, size, backend.server_id).hex() for size in sizes) or None

@@ -197,7 +197,9 @@ class Prepared:
                 backend if told == BackendOrder.of(backend) else replace(backend, state=told.state, weight=told.weight)
                 for backend, told in zip(self.service.backends, now, strict=True)
             )
-            bare = replace(self.service, announce=None, slow_start=None, backends=(*told, *leaving))
+            taken = {backend.server_id for backend in told}  # who came in the place of one that leaves may have its id
+            left = tuple(replace(one, server_id=None) if one.server_id in taken else one for one in leaving)
+            bare = replace(self.service, announce=None, slow_start=None, backends=(*told, *left))
             self._told = now, leaving, service_table(bare)
         return self._told[2]
 
@@ -207,7 +209,7 @@ class Prepared:
         for backend, agent in zip(self.service.backends, self.agents, strict=True):
             if agent is not None:
                 own.setdefault(agent, []).append(Backend(backend.name, backend.address, backend.port))
-        bare = replace(self.service, announce=None, slots=None, idle=None, slow_start=None, panic=None)
+        bare = replace(self.service, announce=None, slots=None, idle=None, slow_start=None, panic=None, quic=())
         return {name: service_table(replace(bare, backends=tuple(found))) for name, found in own.items()}
 
 

@@ -84,6 +84,16 @@ def services() -> Iterator[bytes]:
         yield b"".join(bytes([kind[0] | n % 4 << 6]) + kind[1:] for n, kind in enumerate(some))
 
 
+def quic() -> Iterator[bytes]:
+    """Ids of one configuration and a server or two, of every length of block, plain and encrypted."""
+    for size in range(5, 20):
+        for encrypted in (0, 1):
+            setup = bytes([0x21, 0, size - 4, 4, encrypted, 0, 10, 0, 0, 11, 0])
+            connection_id = bytes([size, 10]) + bytes(size - 1)
+            yield setup + b"\x41" + connection_id
+            yield setup + b"\xc1\0\0\0\1" + bytes([len(connection_id)]) + connection_id
+
+
 def gso_tap() -> Iterator[bytes]:
     """Every row as a plain frame and as a super-packet, and TCP rows with more behind them than a segment takes."""
     told = struct.pack("=BBHHHH", 0, 0, 0, 300, 0, 0)  # a virtio header of which the segments' size counts
@@ -120,6 +130,7 @@ SEEDS = {
     "fuzz_flow_table": flow_table,
     "fuzz_handover": handover,
     "fuzz_services": services,
+    "fuzz_quic": quic,
 }
 
 

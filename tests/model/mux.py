@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from lb.dataplane.maglev import permutation
 from lb.model import Address, Backend, BackendState, HashMode, MuxSettings, Protocol, Service
-from tests.model import flows, fragments, hashing, icmp, maglev, read, services, tunnel
+from lb.quic_ids import server_id_of
+from tests.model import flows, fragments, hashing, icmp, maglev, quic, read, services, tunnel
 
 #: Whatever the settings say, these are.
 UNANSWERED = ("not_ip", "not_vip", "truncated", "bad_header", "bad_checksum", "bad_source", "bad_fragment")
@@ -156,7 +158,7 @@ class Mux:
     def _balance(self, packet: bytes, header: read.Header) -> Expected:
         if header.ttl <= 1:
             return Expected("ttl_expired")
-        chosen = self._choose(packet, header)
+        chosen = self._choose(packet, header, whole=True)
         if isinstance(chosen, Expected):
             return chosen
         (service, backend, key), report = chosen
@@ -165,7 +167,7 @@ class Mux:
             return Expected(reason, service.name, room=self._room(service, backend))
         return Expected(reason, service.name, backend.name, report, out)
 
-    def _choose(self, packet: bytes, header: read.Header) -> Expected | tuple[Way, str]:
+    def _choose(self, packet: bytes, header: read.Header, *, whole: bool = False) -> Expected | tuple[Way, str]:
         """The way of a packet's flow, and whether it was known; or why there is none."""
         source_port, port = header.ports(packet)
         service = services.match(self.services, header.protocol, header.destination, port)
@@ -174,6 +176,9 @@ class Mux:
         name = (service.vip, service.protocol, service.ports)
         key = flows.Tuple(name, (header.source, source_port), (header.destination, port))
         chosen = self.choice(service, key)
+        by_id = self._by_connection_id(service, packet, header) if whole else None  # QUIC is in no fragments
+        if by_id is not None:
+            return self._go_by_id(service, by_id, header, key)
         flow = self._remembered(service, key, packet, header, chosen)
         if flow is not None:
             report, backend = "known", _named(service, flow.backend)
@@ -186,6 +191,47 @@ class Mux:
         else:
             self.flows.start(key, chosen.name)
             report, backend = "new", chosen
+        return Way(service, backend, key), report
+
+    def _by_connection_id(self, service: Service, packet: bytes, header: read.Header) -> Backend | None:
+        """Whom a packet of QUIC names, if he is there and not down."""
+        at = header.transport
+        datagram = packet[at + 8 : at + int.from_bytes(packet[at + 4 : at + 6], "big")] if service.quic else b""
+        whole = quic.destination_id(datagram)
+        formats = [
+            quic.Configuration(
+                one.id,
+                one.server_id_bytes,
+                one.nonce_bytes,
+                bytes.fromhex(Path(one.key_file).read_text()) if one.key_file else None,
+            )
+            for one in service.quic
+        ]
+        found = None if whole is None else quic.server_id(formats, whole)
+        for backend in service.backends:
+            if found is not None and backend.state is not BackendState.DOWN:
+                own = server_id_of(backend.name, len(found[1]), backend.server_id)
+                if own == found[1]:
+                    return backend
+        return None
+
+    def _go_by_id(
+        self, service: Service, backend: Backend, header: read.Header, key: flows.Tuple
+    ) -> Expected | tuple[Way, str]:
+        """There, whatever is remembered; which is refreshed where it is the same, and left where it serves on."""
+        flow = self._entry(service, key)
+        state = None if flow is None else self._state(service, flow)
+        if flow is not None and flow.backend == backend.name:
+            flow.seen, flow.trusted, report = self.flows.tick, True, "known"
+        elif header.source in (self.settings.address, self.settings.address6):
+            return Expected("own_source", service.name)
+        elif header.source == backend.address:
+            return Expected("hairpin", service.name)
+        elif state in (None, BackendState.DOWN):
+            self.flows.start(key, backend.name)
+            report = "new"
+        else:
+            report = "untracked"
         return Way(service, backend, key), report
 
     def choice(self, service: Service, key: flows.Tuple) -> Backend | None:

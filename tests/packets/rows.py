@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tests.packets import icmp, ipv4, ipv6, matching, size, transport, tunnels
+from tests.packets import icmp, ipv4, ipv6, matching, quic, size, transport, tunnels
 from tests.packets.world import Row
 
 ROWS: tuple[Row, ...] = (
@@ -14,4 +14,5 @@ ROWS: tuple[Row, ...] = (
     *size.ROWS,
     *icmp.ROWS,
     *tunnels.ROWS,
+    *quic.ROWS,
 )

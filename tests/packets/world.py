@@ -9,7 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
-from lb.model import Backend, BackendState, Encap, Idle, MuxSettings, PortRange, Protocol, Service, Unserved
+from lb.model import (
+    Backend,
+    BackendState,
+    Encap,
+    Idle,
+    MuxSettings,
+    PortRange,
+    Protocol,
+    QuicIds,
+    Service,
+    Unserved,
+)
 from tests.model import hashing, tunnel
 from tests.model.read import Header
 
@@ -39,11 +50,12 @@ def service(
     *backends: Backend | str,
     mtu: int | None = None,
     encap: Encap | None = None,
+    quic: tuple[QuicIds, ...] = (),
 ) -> Service:
     """A backend given as an address is named after it."""
     first, last = (ports, ports) if isinstance(ports, int) else ports
     rows = tuple(Backend(b, ip_address(b)) if isinstance(b, str) else b for b in backends)
-    return Service(name, ip_network(vip), protocol, PortRange(first, last), rows, mtu=mtu, encap=encap)
+    return Service(name, ip_network(vip), protocol, PortRange(first, last), rows, mtu=mtu, encap=encap, quic=quic)
 
 
 def drained(address: str) -> Backend:
@@ -52,6 +64,15 @@ def drained(address: str) -> Backend:
 
 WEB, DNS, RANGE, REST, LOWER, WHOLE = (f"10.0.3.{n}" for n in range(1, 7))
 WEB6, DNS6, NET6 = (f"2001:db8:3::{n}" for n in range(1, 4))
+
+#: Of QUIC: who takes what is new, and backends that take nothing new, the last nothing at all.
+FRESH, NAMED, DRAINED, DEAD, FRESH6, NAMED6 = "10.0.3.11", "10.0.3.12", "10.0.3.13", "10.0.3.14", WEB6, DNS6
+PLAIN_IDS = (QuicIds(1), QuicIds(2, server_id_bytes=1, nonce_bytes=7))
+
+
+def named(address: str, server_id: str, state: BackendState = BackendState.UP, weight: int = 0) -> Backend:
+    return Backend(address, ip_address(address), weight=weight, state=state, server_id=server_id)
+
 
 SERVICES = (
     service("web", "203.0.113.10", Protocol.TCP, 80, WEB),
@@ -74,6 +95,26 @@ SERVICES = (
     service("gue-4in6", "203.0.113.212", Protocol.TCP, 80, WEB6, encap=Encap.GUE),
     service("gue6", "2001:db8:f:1::11", Protocol.TCP, 80, WEB6, encap=Encap.GUE),
     service("gue-6in4", "2001:db8:f:1::12", Protocol.TCP, 80, WEB, encap=Encap.GUE),
+    service(
+        "h3",
+        "203.0.113.220",
+        Protocol.UDP,
+        443,
+        named(FRESH, "0a000001", weight=1),
+        named(NAMED, "0a000002"),
+        named(DRAINED, "0a000003", BackendState.DRAIN),
+        named(DEAD, "0a000004", BackendState.DOWN),
+        quic=PLAIN_IDS,
+    ),
+    service(
+        "h36",
+        "2001:db8:f::20",
+        Protocol.UDP,
+        443,
+        named(FRESH6, "0a000001", weight=1),
+        named(NAMED6, "0a000002"),
+        quic=PLAIN_IDS,
+    ),
     service("net6", "2001:db8:f::/64", Protocol.TCP, ANY_PORT, NET6),
 )
 

@@ -140,6 +140,8 @@ def backend(row: dict[str, Any]) -> Iterator[str]:
     yield f"State      {_state(row)}, {'takes' if row['takes_flows'] else 'takes no'} new flows"
     yield from wrapped(cell(row["reason"]), "Why        ", "           ")
     yield f"Weight     {row['weight']}{slow}"
+    if row.get("server_id"):
+        yield f"Server id  {cell(row['server_id'])} in QUIC connection ids"
     yield f"Flows      {cell(row['flows'])} alive; {cell(row['packets'])} packets so far"
     yield f"Host       {'agent ' + cell(row['agent']) if row['agent'] else 'no agent of this address has joined'}"
     if row["empty_since"] is not None:
@@ -193,7 +195,8 @@ def service(answer: dict[str, Any]) -> Iterator[str]:
     for backend, words in zip(answer["backends"], answer["explanation"], strict=True):
         place = endpoint(backend["address"], backend["port"])
         slow = f" ({backend['slow_start']:.0%} of it now)" if backend.get("slow_start") else ""
-        yield f"  {cell(backend['name'])}  {place}  weight {backend['weight']}{slow}  {_state(backend)}"
+        named = f"  server id {cell(backend['server_id'])}" if backend.get("server_id") else ""
+        yield f"  {cell(backend['name'])}  {place}  weight {backend['weight']}{slow}{named}  {_state(backend)}"
         yield f"      {cell(words)}"
         if backend.get("empty_since") is not None:
             yield f"      drained: no flow left since {clock(backend['empty_since'])}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -73,7 +74,9 @@ def _offline(
     # Only services that could take the flow, so that a file of thousands answers at once.
     vip = destination[0]
     services = [service for service in loaded.services if vip.version == service.vip.version and vip in service.vip]
-    found = Compiler(loaded.mux).compile(services).lookup(protocol, *source, *destination)
+    # A new flow has no connection id that a server gave it, and keys are on MUXes.
+    bare = [replace(service, quic=()) for service in services]
+    found = Compiler(loaded.mux).compile(bare).lookup(protocol, *source, *destination)
     return {
         "service": found.service.name if found.service else None,
         "slot": found.slot,

@@ -31,6 +31,7 @@ from lb.dataplane import (
 )
 from lb.dataplane.compile.kept_numbers import KeptService, NumbersFile, line_of
 from lb.dataplane.compile.numbers import Numbers, NumberUsers, Place, ServiceNumbers, places, service_key
+from lb.dataplane.compile.quic_keys import QuicKeys
 from lb.dataplane.maglev import Maglev, build_table
 from lb.model import (
     Address,
@@ -256,8 +257,10 @@ class Compiler:
     Of a change it looks at what differs alone, so that one service among ten thousand costs a millisecond or two.
     """
 
-    def __init__(self, settings: MuxSettings) -> None:
+    def __init__(self, settings: MuxSettings, keys: QuicKeys | None = None) -> None:
+        """``keys``: of connection ids; None: a change raises where one cannot be had."""
         self.settings = settings
+        self._keys = keys or QuicKeys()
         self._numbers = Numbers()
         self._kept: NumbersFile | None = None
         # Services with the same backends and weights share a table, for as long as one of them has it.
@@ -341,6 +344,7 @@ class Compiler:
             mtu=service.mtu or settings.mtu,
             maglev=item.table,
             backends=rows,
+            quic=self._keys.routes(service, item.numbers) if service.quic else None,
         )
 
     def _table(self, service: Service, own: Sequence[int]) -> Maglev:
