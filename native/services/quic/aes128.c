@@ -160,7 +160,7 @@ static void expand_key(struct aes128 *aes, const uint8_t *key)
 
 #ifdef __x86_64__
 
-#define NI __attribute__((target("aes,sse2")))
+#define NI __attribute__((target("aes")))
 
 static inline NI __m128i load_ni(const uint8_t *from)
 {
