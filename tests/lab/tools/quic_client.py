@@ -10,7 +10,8 @@ import socket
 import ssl
 import sys
 
-from aioquic.asyncio import QuicConnectionProtocol, connect
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
 from aioquic.quic.configuration import QuicConfiguration
 
 PATIENCE = 30.0  # seconds
@@ -23,7 +24,8 @@ async def move(client: QuicConnectionProtocol) -> None:
     sock.bind(("::", 0))
     before = client._transport
     await asyncio.get_running_loop().create_datagram_endpoint(lambda: client, sock=sock)
-    before.close()
+    if before is not None:
+        before.close()
 
 
 async def main(address: str, port: str) -> None:
