@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 from lb.quic_ids import ConnectionIds, server_id_of
 from tests.packets.build import ipv4, ipv6, udp
 from tests.packets.world import DRAINED, FRESH, FRESH6, NAMED, NAMED6, Row, forwards
@@ -24,12 +26,16 @@ def short_header(connection_id: bytes) -> bytes:
     return b"\x43" + connection_id + REST
 
 
+#: Each row is a flow of its own, for over a wire they come to one MUX, which remembers what an id names.
+PORTS = count(41_000)
+
+
 def four(claim: str, datagram: bytes, backend: str) -> Row:
-    return forwards(claim, ipv4(udp(datagram, dport=443), to=VIP), backend)
+    return forwards(claim, ipv4(udp(datagram, sport=next(PORTS), dport=443), to=VIP), backend)
 
 
 def six(claim: str, datagram: bytes, backend: str) -> Row:
-    return forwards(claim, ipv6(udp(datagram, dport=443), to=VIP6), backend)
+    return forwards(claim, ipv6(udp(datagram, sport=next(PORTS), dport=443), to=VIP6), backend)
 
 
 OTHER = minted("0a000002")
