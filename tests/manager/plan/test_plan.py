@@ -875,3 +875,35 @@ def test_planning_only_what_was_touched_gives_the_same(events: list[tuple[Any, .
         incremental = replan(fleet.last, fleet.world(), touched)
         assert incremental == plan(replace(fleet.world(), tables=None))
         fleet.tell(incremental, touched)
+
+
+# --- QUIC ------------------------------------------------------------------------------------------------------------
+
+
+def h3(*server_ids: tuple[int, str | None]) -> dict[str, Any]:
+    """A service with connection ids, and backends with these server ids."""
+    found = service("h3", hosts=tuple(host for host, _ in server_ids), protocol="udp", quic=[{"id": 0}])
+    for backend, (_, server_id) in zip(found["backend"], server_ids, strict=True):
+        backend.update({} if server_id is None else {"server_id": server_id})
+    return found
+
+
+def test_muxes_are_told_of_connection_ids_and_hosts_are_not() -> None:
+    fleet = settled(h3((1, "0a0b0c0d"), (2, None)))
+    mux, agent = fleet.table("h3"), fleet.table("h3", node="agent:host1")
+    assert mux is not None
+    assert agent is not None
+    assert mux["quic"] == [{"id": 0}]
+    assert [backend.get("server_id") for backend in mux["backend"]] == ["0a0b0c0d", None]
+    assert "quic" not in agent
+    assert "server_id" not in agent["backend"][0]
+
+
+def test_who_comes_in_the_place_of_one_that_leaves_has_its_server_id() -> None:
+    fleet = settled(h3((1, "0a0b0c0d")))
+    fleet.apply(h3((2, "0a0b0c0d")))
+    fleet.plan()
+    table = fleet.table("h3")
+    assert table is not None
+    assert [b["name"] for b in table["backend"] if b.get("server_id") == "0a0b0c0d"] == ["h3-2"]
+    parse_service_tables([table])
