@@ -99,31 +99,55 @@ def first(claim: str, packet: bytes, backend: str) -> Row:
 
 
 FRAGMENTS = (
-    first("a first fragment goes to its flow's backend", ipv4(tcp("A", bytes(60)), df=False, mf=True), WEB),
-    first("a first fragment with DF goes like one without", ipv4(tcp("A", bytes(60)), mf=True), WEB),
     first(
-        "a first fragment of UDP may be much shorter than its datagram", ipv4(udp(length=4000), df=False, mf=True), DNS
+        "a first fragment goes to its flow's backend", ipv4(tcp("A", bytes(60)), df=False, mf=True, ident=0x2001), WEB
+    ),
+    first("a first fragment with DF goes like one without", ipv4(tcp("A", bytes(60)), mf=True, ident=0x2002), WEB),
+    first(
+        "a first fragment of UDP may be much shorter than its datagram",
+        ipv4(udp(length=4000), df=False, mf=True, ident=0x2003),
+        DNS,
     ),
     drops(
-        "a later fragment whose first did not come is alone", ipv4(udp(), df=False, mf=True, offset=8), "fragment_alone"
+        "a later fragment whose first did not come is alone",
+        ipv4(udp(), df=False, mf=True, offset=8, ident=0x2004),
+        "fragment_alone",
     ),
-    drops("a last fragment whose first did not come is alone", ipv4(tcp(), df=False, offset=185), "fragment_alone"),
+    drops(
+        "a last fragment whose first did not come is alone",
+        ipv4(tcp(), df=False, offset=185, ident=0x2005),
+        "fragment_alone",
+    ),
     drops(
         "a fragment that is not the last has whole words of eight bytes",
-        ipv4(tcp("A", bytes(61)), df=False, mf=True),
+        ipv4(tcp("A", bytes(61)), df=False, mf=True, ident=0x2006),
         "bad_fragment",
     ),
-    drops("a fragment too short for ports tells no flow", ipv4(udp(b""), df=False, mf=True, total=24), "bad_fragment"),
-    drops("a first fragment has all of the TCP header", ipv4(raw(6, tcp().data[:16]), mf=True), "bad_fragment"),
-    drops("a first fragment has all options of TCP", ipv4(tcp(offset=15), mf=True), "bad_fragment"),
-    drops("a fragment that begins within a TCP header", ipv4(tcp(), df=False, offset=1), "bad_fragment"),
-    drops("a fragment without payload", ipv4(raw(17, b""), df=False, offset=9), "bad_fragment"),
-    drops("a fragment that ends beyond 64 KiB", ipv4(udp(bytes(24)), df=False, offset=8190), "bad_fragment"),
-    drops("a ping in fragments gets no answer", ipv4(ping(bytes(64)), df=False, mf=True), "icmp"),
-    drops("a later fragment of a ping", ipv4(ping(bytes(64)), df=False, offset=9), "icmp"),
-    drops("a fragment of another protocol", ipv4(raw(47, bytes(24)), df=False, mf=True), "unsupported_protocol"),
-    drops("a first fragment to a closed port", ipv4(udp(dport=54), df=False, mf=True), "no_service"),
-    drops("a fragment at the end of its hops", ipv4(udp(), df=False, offset=9, ttl=1), "ttl_expired"),
+    drops(
+        "a fragment too short for ports tells no flow",
+        ipv4(udp(b""), df=False, mf=True, total=24, ident=0x2007),
+        "bad_fragment",
+    ),
+    drops(
+        "a first fragment has all of the TCP header",
+        ipv4(raw(6, tcp().data[:16]), mf=True, ident=0x2008),
+        "bad_fragment",
+    ),
+    drops("a first fragment has all options of TCP", ipv4(tcp(offset=15), mf=True, ident=0x2009), "bad_fragment"),
+    drops("a fragment that begins within a TCP header", ipv4(tcp(), df=False, offset=1, ident=0x200A), "bad_fragment"),
+    drops("a fragment without payload", ipv4(raw(17, b""), df=False, offset=9, ident=0x200B), "bad_fragment"),
+    drops(
+        "a fragment that ends beyond 64 KiB", ipv4(udp(bytes(24)), df=False, offset=8190, ident=0x200C), "bad_fragment"
+    ),
+    drops("a ping in fragments gets no answer", ipv4(ping(bytes(64)), df=False, mf=True, ident=0x200D), "icmp"),
+    drops("a later fragment of a ping", ipv4(ping(bytes(64)), df=False, offset=9, ident=0x200E), "icmp"),
+    drops(
+        "a fragment of another protocol",
+        ipv4(raw(47, bytes(24)), df=False, mf=True, ident=0x200F),
+        "unsupported_protocol",
+    ),
+    drops("a first fragment to a closed port", ipv4(udp(dport=54), df=False, mf=True, ident=0x2010), "no_service"),
+    drops("a fragment at the end of its hops", ipv4(udp(), df=False, offset=9, ttl=1, ident=0x2011), "ttl_expired"),
 )
 
 

@@ -87,29 +87,29 @@ EXTENSIONS = (
         "bad_header",
     ),
     first(
-        "the first IPv6 fragment goes to its flow's backend", extended((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))), WEB6
+        "the first IPv6 fragment goes to its flow's backend", extended((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 17]))), WEB6
     ),
     drops(
         "a later IPv6 fragment whose first did not come is alone",
-        extended((FRAGMENT, bytes([0, 5, 0, 0, 0, 0, 9]))),
+        extended((FRAGMENT, bytes([0, 5, 0, 0, 0, 0, 18]))),
         "fragment_alone",
     ),
     drops(
         "a first fragment whose headers go on in the next tells no flow (RFC 7112)",
-        ipv6(tcp(), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9])), (DESTINATION, bytes([9]) + bytes(6)))),
+        ipv6(tcp(), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 19])), (DESTINATION, bytes([9]) + bytes(6)))),
         "bad_fragment",
     ),
     drops(
         "a first IPv6 fragment without all of the TCP header tells no flow",
-        ipv6(tcp(), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9])),), length=24),
+        ipv6(tcp(), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 20])),), length=24),
         "bad_fragment",
     ),
     drops(
         "a ping over IPv6 in fragments gets no answer",
-        ipv6(icmp(128, data=bytes(64), six=True), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9])),)),
+        ipv6(icmp(128, data=bytes(64), six=True), extensions=((FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 21])),)),
         "icmp",
     ),
-    forwards("an atomic fragment is a whole packet", extended((FRAGMENT, bytes([0, 0, 0, 0, 0, 0, 9]))), WEB6),
+    forwards("an atomic fragment is a whole packet", extended((FRAGMENT, bytes([0, 0, 0, 0, 0, 0, 22]))), WEB6),
     forwards("reserved bits of an atomic fragment say nothing", extended((FRAGMENT, b"\xff\0\6\0\0\0\x09")), WEB6),
     forwards(
         "an atomic fragment behind and before other extensions is a whole packet",
@@ -133,7 +133,7 @@ EXTENSIONS = (
     ),
     first(
         "a first fragment behind other extensions goes to its flow's backend",
-        extended((HOP, extension()), (FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 9]))),
+        extended((HOP, extension()), (FRAGMENT, bytes([0, 0, 1, 0, 0, 0, 23]))),
         WEB6,
     ),
     drops(

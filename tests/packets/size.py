@@ -43,7 +43,7 @@ def told(claim: str, packet: bytes, fits: int) -> Row:
 FITS, FITS6 = 1500 - 20 - 20 - 20, 1500 - 40 - 40 - 20
 
 FULL = ipv4(tcp("A", data(FITS)))
-FIRST = ipv4(udp(data(1472), length=4000), df=False, mf=True)
+FIRST = ipv4(udp(data(1472), length=4000), df=False, mf=True, ident=0x3001)
 #: RFC 2113; every fragment has it.
 ROUTER_ALERT = b"\x94\4\0\0"
 
@@ -58,7 +58,11 @@ EXACT = (
         ipv4(udp(data(1470)), df=False, options=ROUTER_ALERT + b"\7\7\4\0\0\0\0\0"),
         DNS,
     ),
-    told("a first fragment that does not fit and has DF is too big", ipv4(udp(data(1472), length=4000), mf=True), 1480),
+    told(
+        "a first fragment that does not fit and has DF is too big",
+        ipv4(udp(data(1472), length=4000), mf=True, ident=0x3002),
+        1480,
+    ),
     told("one byte more is too big in IPv6", ipv6(tcp("A", data(FITS6 + 1))), 1460),
     told("a full packet of the client's link is too big", ipv4(tcp("A", data(1460))), 1480),
     told("a UDP packet above the MTU is too big", ipv4(udp(data(1473))), 1480),

@@ -22,6 +22,7 @@ from lb.dataplane.compile.compiler import Compiler
 from lb.model import Unserved
 from tests.lab.netns import batch, inside, ip, sysctl, unique_prefix
 from tests.model.checksum import checksum, ones_complement_sum, pseudo_header
+from tests.model.fragments import pieces
 from tests.model.tunnel import segments
 from tests.packets.build import MUX_MAC, ROUTER_MAC, ethernet, ipv4, ipv6, tcp, udp
 from tests.packets.frames import ROWS as FRAMES
@@ -225,12 +226,13 @@ def completed(row: Row) -> bool:
 
 @pytest.mark.parametrize("row", CARRIED, ids=[row.claim for row in CARRIED])
 def test_row_over_a_wire(wires: dict[Unserved, Wire], row: Row) -> None:
-    """What a capture must guess is known here: a packet that no offload made is too big, however long it is."""
+    """What a capture must guess is known here: a packet that no offload made is one packet, however long it is."""
     wire = wires[row.unserved]
     if row.reason == "segmented":
         may_be_cut = row.packet[0] >> 4 == 4 and not row.packet[6] & 0x40
-        reason, out = wire.run(ethernet(row.packet), 0 if may_be_cut else 1, NOTHING_LEFT)
-        assert (reason, len(out)) == (("too_big", 0) if may_be_cut else ("frag_needed", 1))
+        cut = len(list(pieces(row.packet, 1480))) if may_be_cut else 1
+        reason, out = wire.run(ethernet(row.packet), cut, NOTHING_LEFT)
+        assert (reason, len(out)) == ("forwarded" if may_be_cut else "frag_needed", cut)
         return
     expected = (row.reason, row.out)
     reason, out = wire.run(ethernet(row.packet), len(expected[1]), offload_of(row) if completed(row) else NOTHING_LEFT)
@@ -319,10 +321,13 @@ def test_a_train_of_udp_datagrams_stays_several_datagrams(
         assert [without_id(frame[14:]) for frame in out] == [without_id(to(backend, packet)) for packet in single]
 
 
-def test_a_train_whose_datagrams_do_not_fit_is_too_big(wire: Wire) -> None:
+def test_a_train_whose_datagrams_do_not_fit_is_too_big_or_goes_in_fragments(wire: Wire) -> None:
     offload = struct.pack("<BBHHHH", NEEDS_CSUM, GSO_UDP_L4, 42, 1453, 34, 6)
     assert wire.run(ethernet(ipv4(udp(bytes(3000), check="partial"))), 1, offload)[0] == "frag_needed"
-    assert wire.run(ethernet(ipv4(udp(bytes(3000), check="partial"), df=False)), 0, offload)[0] == "too_big"
+    reason, out = wire.run(ethernet(ipv4(udp(bytes(3000), check="partial"), df=False)), 5, offload)
+    assert reason == "segmented"
+    where = [int.from_bytes(frame[40:42]) for frame in out]
+    assert where == [0x2000, 182, 0x2000, 182, 0], "two datagrams of 1,453 bytes, each in two; and the rest"
 
 
 @pytest.mark.parametrize("size", [1441, 1460])
