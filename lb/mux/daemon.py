@@ -324,6 +324,7 @@ class RunningMux:
             keeper=self._keeper,
             overload=overload,
             tunnels=self._tunnels,
+            copies=self._handover.sharing.copies if self._handover is not None else lambda service, backend: 0,
         )
         if self._follower is not None:
             self._follower.status = status.for_manager

@@ -69,12 +69,14 @@ class Status:
         keeper: Keeper | None = None,
         overload: OverloadWatch | None = None,
         tunnels: TunnelWatch | None = None,
+        copies: Callable[[int, int], int] = lambda service, backend: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``mode``: what is live. ``announcer`` None: this MUX speaks no BGP. ``probed``: what tunnel probes know; from
         any thread. ``manager``: the connection to it; None: there is none. ``handover``: what became of the last one.
         ``keeper``: of what this MUX put into the kernel. ``overload``: whether its workers keep up.
-        ``tunnels``: what is remembered of them."""
+        ``tunnels``: what is remembered of them. ``copies``: of a backend's flows (service id and backend number), those
+        of which another MUX told and that go on there."""
         self._clock = clock
         self._settings = settings
         self._mode = mode
@@ -88,6 +90,7 @@ class Status:
         self._keeper = keeper
         self._overload = overload
         self._tunnels = tunnels
+        self._copies = copies
         self._told: Sequence[Row] = ()  # of announcements, to the manager
         self._tell_again = 0.0
 
@@ -138,7 +141,11 @@ class Status:
                 continue  # it is gone; its counters stay for another's
             counters = self._engine.service_counters(number)
             found = [self._flows(number, backend) for backend in service.backends]
-            flows = sum(item.live for item in found)
+            own = [
+                max(0, item.live - self._copies_of(number, backend.name))
+                for backend, item in zip(service.backends, found, strict=True)
+            ]
+            flows = sum(own)
             row = {"packets": counters.packets, "bytes": counters.bytes, "flows_new": counters.flows, "flows": flows}
             services.append({"name": service.name, **row, "dropped": counters.dropped})
             backends += [
@@ -146,9 +153,9 @@ class Status:
                     "service": service.name,
                     "name": backend.name,
                     "packets": self._packets(number, backend),
-                    "flows": item.live,
+                    "flows": live,
                 }
-                for backend, item in zip(service.backends, found, strict=True)
+                for backend, live in zip(service.backends, own, strict=True)
             ]
         mux = self.mux()
         del mux["manager"]  # it knows
@@ -164,10 +171,23 @@ class Status:
             "handover": self._handover(),
             "tunnels": tunnels[:ROWS_MAX],
             "drains": [
-                {"service": service, "name": backend, "flows": flows.live}
+                {
+                    "service": service,
+                    "name": backend,
+                    "flows": flows.live,
+                    "copies": self._drain_copies(service, backend),
+                }
                 for (service, backend), flows in self._census.drains[:ROWS_MAX]
             ],
         }
+
+    def _copies_of(self, service: int, backend: str) -> int:
+        number = self._engine.forwarding.number(service, backend)
+        return self._copies(service, number) if number is not None else 0
+
+    def _drain_copies(self, service: str, backend: str) -> int:
+        number = self._engine.forwarding.id_named(service)
+        return self._copies_of(number, backend) if number is not None else 0
 
     def _announced(self, at: float) -> Sequence[Row]:
         """Those of ten thousand VIPs are told anew every five seconds at most, those of a hundred at once. Meanwhile a

@@ -31,7 +31,7 @@ COUNT_MAX = 2**64
 _ROWS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "services": (("name",), (), ("packets", "bytes", "flows_new", "flows", "dropped")),
     "backends": (("service", "name"), (), ("packets", "flows")),
-    "drains": (("service", "name"), (), ("flows",)),
+    "drains": (("service", "name"), (), ("flows", "copies")),
     "peers": (("name",), ("address", "state", "error"), ("announced",)),
     "announcements": (("vip",), ("peer", "state", "why"), ()),
     "announcements_since": (("vip",), ("peer", "state", "why"), ()),

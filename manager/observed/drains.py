@@ -2,8 +2,10 @@
 """What is left of what drains: flows of backends, announcements and packets of MUXes, as MUXes tell. Decides nothing.
 
 A MUX tells of a backend that drains how many flows it has left, counted when no new ones came any more. So nothing is
-left once every MUX that may still get packets has told of none. :mod:`manager.controller.controller` asks
-:class:`Emptied` on its clock, and :mod:`manager.api.view` shows what :func:`left_of` says.
+left once every MUX that may still get packets has told of none. A flow that several MUXes know, because one told the
+others of it, is that one's; where none has it for its own any more (it died), it is left where most of such are.
+:mod:`manager.controller.controller` asks :class:`Emptied` on its clock, and :mod:`manager.api.view` shows what
+:func:`left_of` says.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Left:
 
 def left_of(label: Label, entries: Iterable[Entry], drains: Mapping[str, str | None]) -> list[Left]:
     """By MUX. ``drains``: of the plan, the MUXes that shall drain."""
-    found = []
+    found: list[Left] = []
+    copies: dict[str, int] = {}
     for entry in entries:
         name = entry.record.name
         if entry.record.kind != MUX or entry.gone or withdrawn(entry, drains):
@@ -42,10 +45,15 @@ def left_of(label: Label, entries: Iterable[Entry], drains: Mapping[str, str | N
             (row for row in rows(entry.status, "drains") if (row.get("service"), row.get("name")) == label), None
         )
         flows = told.get("flows") if told is not None else None
-        if isinstance(flows, int):
-            found.append(Left(name, flows))
+        if told is not None and isinstance(flows, int):
+            theirs = told.get("copies")
+            copies[name] = min(flows, theirs) if isinstance(theirs, int) and theirs > 0 else 0
+            found.append(Left(name, flows - copies[name]))
         else:
             found.append(Left(name, None, "it has not counted them yet"))
+    if not any(item.flows for item in found) and any(copies.values()):
+        most = max(copies, key=lambda name: copies[name])
+        found = [Left(most, copies[most]) if item.mux == most else item for item in found]
     return sorted(found, key=lambda left: left.mux)
 
 

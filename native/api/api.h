@@ -232,8 +232,13 @@ struct flow_news {
 uint32_t flow_scan_facts(const struct mux *mux, const struct snapshot *snapshot, struct flow_fact *facts, uint32_t max);
 uint32_t flow_news_settle(struct flow_fact *facts, uint32_t count, uint32_t young_max);
 struct flow_news flow_news_compare(const struct flow_fact *known, uint32_t known_count, struct flow_fact *now,
-				   uint32_t now_count, uint32_t since, bool anew, struct flow_fact *come,
+				   uint32_t now_count, uint32_t since, uint32_t elapsed, bool anew, struct flow_fact *come,
 				   struct flow_fact *gone);
+struct flow_heard {
+	uint32_t owner;
+	uint32_t count;
+};
+uint32_t flow_news_heard(const struct flow_fact *facts, uint32_t count, struct flow_heard *out, uint32_t max);
 void flow_news_judge(const struct mux *mux, const struct snapshot *snapshot, struct flow_fact *gone, uint32_t count);
 struct adoption {
 	uint32_t taken;

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "services/snapshot/unsynchronised.h"
 #include "services/vip/vip_map.h"
 
 #define NAME_SHIFT 16
@@ -56,8 +57,16 @@ uint32_t flow_news_settle(struct flow_fact *facts, uint32_t count, uint32_t youn
 	return left;
 }
 
+/* A flow of which another told had a packet here since: its age is not what it was and the time that has passed. */
+static bool has_moved_here(const struct flow_fact *known, const struct flow_fact *now, uint32_t elapsed)
+{
+	uint32_t expected = age_of(known) + elapsed;
+
+	return known->mark == FLOW_HEARD && expected < CENSUS_AGE_MAX && age_of(now) + 1 < expected;
+}
+
 struct flow_news flow_news_compare(const struct flow_fact *known, uint32_t known_count, struct flow_fact *now,
-				   uint32_t now_count, uint32_t since, bool anew, struct flow_fact *come,
+				   uint32_t now_count, uint32_t since, uint32_t elapsed, bool anew, struct flow_fact *come,
 				   struct flow_fact *gone)
 {
 	struct flow_news news = { 0, 0 };
@@ -67,13 +76,13 @@ struct flow_news flow_news_compare(const struct flow_fact *known, uint32_t known
 		int found = k == known_count ? 1 : n == now_count ? -1 : order(&known[k], &now[n]);
 
 		if (found < 0) {
-			gone[news.gone] = known[k];
-			gone[news.gone++].mark = 0;
-		} else if (found > 0 || age_of(&now[n]) < since || (anew && !known[k].mark)) {
-			now[n].mark = 0;
+			gone[news.gone++] = known[k];
+		} else if (found > 0 || age_of(&now[n]) < since || (anew && known[k].mark == FLOW_OURS) ||
+			   has_moved_here(&known[k], &now[n], elapsed)) {
+			now[n].mark = FLOW_OURS;
 			come[news.come++] = now[n];
 		} else {
-			now[n].mark = known[k].mark;
+			now[n].mark = known[k].mark == FLOW_OURS ? FLOW_OURS : FLOW_HEARD;
 		}
 		k += found <= 0;
 		n += found >= 0;
@@ -81,22 +90,45 @@ struct flow_news flow_news_compare(const struct flow_fact *known, uint32_t known
 	return news;
 }
 
+uint32_t flow_news_heard(const struct flow_fact *facts, uint32_t count, struct flow_heard *out, uint32_t max)
+{
+	uint32_t owners = 0, last = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		if (facts[i].mark == FLOW_OURS)
+			continue;
+		if (!owners || facts[i].owner != last) {
+			last = facts[i].owner;
+			if (owners++ < max)
+				out[owners - 1] = (struct flow_heard){ last, 0 };
+		}
+		if (owners <= max)
+			out[owners - 1].count++;
+	}
+	return owners;
+}
+
 static void judge_one(const struct flow_table *table, const struct vip_map *map, struct flow_fact *fact)
 {
-	uint32_t id = fact->owner >> 12;
+	uint32_t id = fact->owner >> 12, number = fact->owner & 0xfff;
 	const struct service *service = id <= SERVICE_ID_MAX ? map->by_id[id] : NULL;
-	uint64_t entry, clock = __atomic_load_n(&table->clock, __ATOMIC_RELAXED);
+	uint64_t entry, key, clock = __atomic_load_n(&table->clock, __ATOMIC_RELAXED);
 	uint16_t stamp, age;
 
 	if (!service)
 		return;
-	entry = flow_table_peek(table,
-				flow_scramble(&map->seed, flow_key_of(id, service->narrow, fact->record >> NAME_SHIFT)), &stamp);
-	if (!entry || (flow_entry_backend(entry) == (fact->owner & 0xfff) && !flow_class_has_ended(flow_entry_class(entry))))
+	key = flow_key_of(id, service->narrow, fact->record >> NAME_SHIFT);
+	entry = flow_table_peek(table, flow_scramble(&map->seed, key), &stamp);
+	if (!entry)
 		return;
+	if (flow_entry_backend(entry) == number && !flow_class_has_ended(flow_entry_class(entry))) {
+		if (!flow_is_unsynchronised(map, service, number, key, flow_entry_class(entry)))
+			fact->mark |= FLOW_SYNCHRONISED;
+		return;
+	}
 	/* Ages that were told are rounded down, so that others take the flow for younger, by less than one unit. */
 	age = (uint16_t)((uint16_t)clock - stamp) >> CENSUS_AGE_SHIFT;
-	fact->mark = 1;
+	fact->mark |= FLOW_OVER;
 	fact->record = (fact->record & ~(uint64_t)CENSUS_AGE_MAX) | (age ? age - 1 : 0);
 }
 

@@ -171,8 +171,8 @@ class Demo:
         self.packets()
 
     def judge_moved(self, moved: Sequence[Flow]) -> None:
-        say("    Counted apart: with no manager, only the MUX that died remembered where these went,")
-        say("    so those that passed through it end (docs/flow.md tells why).")
+        say("    Counted apart: with no manager, only the MUX that died remembered where")
+        say("    these went, so those that passed through it end (docs/flow.md tells why).")
 
     def forbid_broken(self, flows: Sequence[Flow]) -> None:
         for flow in flows:

@@ -100,14 +100,11 @@ def settled(fleet: Fleet, load: KeepAlive) -> None:
 def test_the_wait_for_a_drained_backend_ends_with_its_last_connection(fleet: Fleet, load: KeepAlive) -> None:
     left = sum(flow.host == "host1" for flow in load.flows())
     all_know(fleet, len(unsynchronised(fleet, load.flows())))
-    counts = len(fleet.muxes) * left  # each MUX knows each of them
     done = drain(fleet, "web/web-host1", "--timeout", "6s")
     assert done.returncode == 1
-    assert re.search(
-        rf"lb: after 6 s web/web-host1 drains: {counts} flows left \(mux1 {left}, mux2 {left}", done.stderr
-    ), done
+    assert re.search(rf"lb: after 6 s web/web-host1 drains: {left} flows left \(mux", done.stderr), done
     row = backend(fleet)
-    assert (row["state"], row["flows"], row["empty_since"]) == ("drain", counts, None)
+    assert (row["state"], row["flows"], row["empty_since"]) == ("drain", left, None)
     load.close()
     done = drain(fleet, "web/web-host1", "--timeout", "60s")
     assert done.returncode == 0, done

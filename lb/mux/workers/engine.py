@@ -419,7 +419,7 @@ class Engine:
         self.inherit()
         with self._guard:
             snapshot, forwarding, running = self._snapshot, self._forwarding, self._running
-        return forwarding, ledger.news(running, snapshot, again)
+        return forwarding, ledger.news(running, snapshot, again, time.monotonic())
 
     def adopt(self, service_id: int, backend: int, records: bytes) -> Adoption:
         """Takes over another MUX's flows: who knows one already, or else one worker for all, whom the others ask.

@@ -91,6 +91,10 @@ class FlowSharing:
         self._joined = True
         self.changed()
 
+    def copies(self, service_id: int, backend: int) -> int:
+        """Of the flows remembered here, those that go on at another MUX, which told of them. From any thread."""
+        return self._ledger.copies.get((service_id, backend), 0)
+
     # -- telling ------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -147,6 +151,8 @@ class FlowSharing:
             self._refreshed = now
         async with self._looking:
             forwarding, news = await asyncio.to_thread(self._engine().news, self._ledger, again)
+        for numbers, records in news.settled.items():
+            await asyncio.to_thread(self._engine().forget, *numbers, records)
         come, over = list(groups_of(forwarding, news.come)), list(groups_of(forwarding, news.over))
         if not await self._tell(come, over, again=joined):
             self._ledger.tell_anew()

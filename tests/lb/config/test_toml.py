@@ -58,6 +58,7 @@ def ours(text: str) -> str | None:
 @example('[service.probe]\ntype = "tcp"\n[[service]]\nname = "a"')
 @example('[[service]]\nname = "a"\nname = "b"')
 def test_what_the_standard_library_reads_is_read_the_same(text: str) -> None:
+    text = text.replace("\r\n", "\n")  # within a string each may keep or change it (TOML 1.0, "String")
     found = ours(text)
     with contextlib.suppress(ValueError, RecursionError):
         assert found == repr(tomllib.loads(text))

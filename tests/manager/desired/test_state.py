@@ -68,7 +68,7 @@ def test_every_mistake_is_reported_at_once_and_in_order() -> None:
         "service[2].backend[0].port: cannot be translated where the service has a range of ports; leave it out "
         '(backend "a" of service "ranged")',
         "service[3].colour: unknown key; known are name, vip, protocol, port, slots, hash, mtu, encap, track, idle, "
-        'slow_start, panic, probe, announce, backend (service "web")',
+        'slow_start, panic, quic, probe, announce, backend (service "web")',
         'service[3].name: is also the name of service[0]: "web"',
     ]
 

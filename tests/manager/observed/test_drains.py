@@ -29,12 +29,19 @@ class Connected:
 
 
 def mux(
-    name: str, flows: object = None, *, announces: int | None = 1, connected: bool = True, gone: bool = False
+    name: str,
+    flows: object = None,
+    *,
+    copies: object = None,
+    announces: int | None = 1,
+    connected: bool = True,
+    gone: bool = False,
 ) -> Entry:
     """``flows`` None: it has told nothing of the backend."""
     entry = Entry(NodeRecord(MUX, name, None, None, 0.0, 0.0, ""), 0.0, 0.0, None, None)
     entry.connection, entry.gone = Connected() if connected else None, gone
-    told: dict[str, Any] = {} if flows is None else {"drains": [{"service": "web", "name": "web-1", "flows": flows}]}
+    row = {"service": "web", "name": "web-1", "flows": flows} | ({} if copies is None else {"copies": copies})
+    told: dict[str, Any] = {} if flows is None else {"drains": [row]}
     if announces is not None:
         told["announcements"] = [
             {"vip": f"203.0.113.{n}", "peer": "tor", "state": "announced"} for n in range(announces)
@@ -46,6 +53,19 @@ def mux(
 def test_flows_are_left_as_every_mux_tells() -> None:
     agent = Entry(NodeRecord(AGENT, "host1", None, None, 0.0, 0.0, ""), 0.0, 0.0, None, None)
     assert left_of(WEB, [mux("mux2", 3), mux("mux1", 0), agent], {}) == [Left("mux1", 0), Left("mux2", 3)]
+
+
+def test_a_flow_that_several_muxes_know_is_left_once() -> None:
+    known = [mux("mux1", 7, copies=4), mux("mux2", 7, copies=3)]
+    assert left_of(WEB, known, {}) == [Left("mux1", 3), Left("mux2", 4)]
+
+
+def test_flows_of_which_only_copies_are_there_are_left_where_most_are() -> None:
+    """The MUX whose they were has died, and nothing has come of them since."""
+    known = [mux("mux1", 2, copies=2), mux("mux2", 3, copies=3), mux("mux3", 0)]
+    assert left_of(WEB, known, {}) == [Left("mux1", 0), Left("mux2", 3), Left("mux3", 0)]
+    assert left_of(WEB, [mux("mux1", 2, copies="many")], {}) == [Left("mux1", 2)]
+    assert left_of(WEB, [mux("mux1", 2, copies=9)], {}) == [Left("mux1", 2)], "no more than there are"
 
 
 def test_a_mux_that_has_not_counted_or_is_away_is_not_nothing() -> None:

@@ -16,6 +16,7 @@ struct plain_packet {
 	uint32_t length, transport;
 	uint8_t family, protocol;
 	uint16_t source_port, port; /* host order */
+	uint8_t tag; /* bytes of a tag before it that says a priority alone */
 };
 
 static uint16_t be16(const uint8_t *p)
@@ -181,6 +182,12 @@ static enum reason read_network(struct plain_packet *packet, const struct frame 
 		return REASON_BAD_HEADER;
 	ip = packet->bytes;
 	packet->have = frame->len - before;
+	if (link == LINK_ETHERNET && (be16(ip - 2) == 0x8100 || be16(ip - 2) == 0x88a8) && packet->have >= 4 &&
+	    (be16(ip) & 0x0fff) == 0) {
+		packet->tag = 4;
+		ip = packet->bytes += 4;
+		packet->have -= 4;
+	}
 	if (link == LINK_ETHERNET)
 		packet->family = be16(ip - 2) == 0x0800 ? 4 : be16(ip - 2) == 0x86dd ? 6 : 0;
 	else
@@ -923,7 +930,7 @@ static bool fits_in_pieces(const uint8_t *ip, uint32_t fits)
 static enum reason forward(struct reference_mux *mux, struct plain_packet *packet, const struct choice *choice,
 			const struct frame *frame, const uint8_t *link, uint8_t origin)
 {
-	int32_t start = (int32_t)frame->csum_start - (mux->link == LINK_ETHERNET ? 14 : 0);
+	int32_t start = (int32_t)frame->csum_start - (mux->link == LINK_ETHERNET ? 14 : 0) - packet->tag;
 	uint32_t index = choice->backend->hop, mtu = choice->service->mtu;
 	struct way way = { &mux->world->hops[index], index, link, (uint32_t)(choice->hash >> 32) & 0xfffff, origin };
 	uint32_t overhead = overhead_of(way.hop), link_mtu = mtu;

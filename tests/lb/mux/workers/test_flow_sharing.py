@@ -120,6 +120,37 @@ def test_a_mux_may_die_after_a_change_and_the_others_know_where_its_flows_go() -
     play(test, *[services(UP, UP)] * 3)
 
 
+def test_what_others_told_is_a_copy_and_what_goes_on_here_is_none() -> None:
+    def copies(mux: Mux) -> int:
+        ids = mux.engine.forwarding.ids
+        return sum(sharing(mux).copies(service, number) for service in ids for number in range(3))
+
+    async def test(office: Office, muxes: list[Mux]) -> None:
+        one, two = muxes
+        grown(one)
+        publish(services(DRAIN, UP, UP), *muxes)
+        await until(lambda: remembered(two) == remembered(one) != {})
+        await until(lambda: copies(two) == sum(remembered(two).values()))
+        assert copies(one) == 0
+
+    play(test, *[services(UP, UP)] * 2)
+
+
+def test_copies_are_forgotten_once_any_mux_would_choose_the_same() -> None:
+    """The change is taken back: whoever has the flow goes on with it, and nobody else needs to know it."""
+
+    async def test(office: Office, muxes: list[Mux]) -> None:
+        one, two = muxes
+        went = grown(one)
+        publish(services(DRAIN, UP, UP), *muxes)
+        await until(lambda: remembered(two) == remembered(one) != {})
+        publish(services(UP, UP), *muxes)
+        await until(lambda: live(two) == 0)
+        assert live(one) == len(went)
+
+    play(test, *[services(UP, UP)] * 2)
+
+
 def test_flows_that_began_under_the_older_state_are_told_when_the_change_comes_to_their_mux() -> None:
     async def test(office: Office, muxes: list[Mux]) -> None:
         late, soon = muxes
