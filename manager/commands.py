@@ -26,7 +26,7 @@ from lb.model import ManagerSettings
 from manager.endpoints import CA_DIRECTORY
 from manager.store.sqlite import SqliteStore
 from manager.trust.ca import CertificateAuthority
-from manager.trust.tokens import KINDS, parse_ttl
+from manager.trust.tokens import DEFAULT_TTL, KINDS, parse_ttl
 from manager.trust.trust import Trust
 
 T = TypeVar("T")
@@ -131,7 +131,9 @@ def operator(path: Path, name: str, out: Path) -> None:
 @_config
 @click.option("--kind", required=True, type=click.Choice(KINDS), help="What the token is for.")
 @click.option("--name", default=None, help="The only node that may join with it, or the operator's name.")
-@click.option("--ttl", default="15m", show_default=True, help="How long it works: 90s, 15m, 12h, 7d.")
+@click.option(
+    "--ttl", default=f"{DEFAULT_TTL / 60:g}m", show_default=True, help="How long it works: 90s, 15m, 12h, 7d."
+)
 def token(path: Path, kind: str, name: str | None, ttl: str) -> None:
     """Make a token: a node joins with it, once; an operator asks with it until it expires.
 

@@ -4,9 +4,9 @@
 Ask :func:`lb.doctor.examine.machine` (a MUX, a host or a manager, by its file) or :func:`lb.doctor.fleet.examine` (what
 a manager knows); both return :class:`~lb.doctor.model.findings.Finding`. Inside, looking and judging are apart:
 
-    look, reach    read the machine and try its ways; no judgement     ->  facts
-    facts          values                                              ->  machine, mux, host, paths, bgp, fleet
-    the others     pure functions from facts to findings, a table test each
+    collect, path_tests    read the machine and try its ways; no judgement
+    model                  what was seen, as values, and what is found
+    checks, fleet          pure functions from the one to the other, a table test each
 
 Nothing here changes the machine, except packets that ask. What cannot be looked at is a finding too, of severity
 ``unknown``: nothing passes for fine that was not seen.

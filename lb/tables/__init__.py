@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables as text: values, layout, and what the manager's tables look like. Starts quickly."""
+"""Tables as text: how values read, and how columns are laid out. What rows there are: :mod:`lb.rows`."""

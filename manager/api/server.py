@@ -44,6 +44,7 @@ from manager.plan.model import AGENT, MUX
 from manager.store.events import Wanted
 from manager.store.interface import ConflictError, Store, StoreError
 from manager.trust.bounded_listener import known
+from manager.trust.tokens import DEFAULT_TTL
 
 #: Largest request: some tens of thousands of services.
 BODY_MAX = 64 * 2**20
@@ -419,7 +420,7 @@ class Api:
 
     async def make_token(self, request: web.Request) -> web.Response:
         body = await _table(request, requests.MakeToken)
-        kind, name, ttl = body.get("kind"), body.get("name"), body.get("ttl", 900.0)
+        kind, name, ttl = body.get("kind"), body.get("name"), body.get("ttl", DEFAULT_TTL)
         if not isinstance(kind, str) or not (name is None or isinstance(name, str)):
             raise RequestError("kind must be mux, agent, viewer, operator or admin, and name a text or absent")
         if not isinstance(ttl, int | float) or isinstance(ttl, bool):

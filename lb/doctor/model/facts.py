@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was seen of a machine, before anybody judges it. Values only, made by :mod:`lb.doctor.collect.this_machine` and
-``reach``.
+"""What was seen of a machine, before anybody judges it. Values only, made by :mod:`lb.doctor.collect` and
+:mod:`lb.doctor.path_tests`.
 
 ``None`` says "not seen" throughout; an ``error`` beside it says why, in words.
 """

@@ -5,7 +5,7 @@ Every other flow needs no telling: the Maglev tables of all MUXes agree on it. S
 others already (:mod:`lb.mux.workers.flow_sharing`); this makes sure of all of them before routers move. What is told
 goes by way of the manager; without one, or where it does not answer in time, this MUX leaves or serves all the same,
 and says so.
-:mod:`lb.mux.daemon` owns the one :class:`FlowSync` and runs it; :mod:`lb.mux.status` shows its :attr:`~Handover.words`.
+:mod:`lb.mux.daemon` owns the one :class:`FlowSync` and runs it; :mod:`lb.mux.status` shows its :attr:`~FlowSync.words`.
 """
 
 from __future__ import annotations
