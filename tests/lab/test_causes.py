@@ -27,7 +27,8 @@ from tests.lab.process import in_namespace, wait_for
 from tests.lab.services import PROBE, files, web
 from tests.lab.topology import Lab, Node
 
-pytestmark = pytest.mark.lab
+#: Alone: who undoes what again and again, and whether that is a fight, is a matter of time.
+pytestmark = [pytest.mark.lab, pytest.mark.timed]
 
 #: Until the agent has seen what there is to be seen, seconds.
 PATIENCE = 20.0

@@ -3,7 +3,7 @@
 (RFC 2003, 5; RFC 2473, 8). Pure: time is an argument.
 
 The MTU is forgotten after ten minutes without another word of it (RFC 1191, 6.3; RFC 8201, 4), then larger packets are
-tried again. That a tunnel's end cannot be reached is forgotten after one minute: each packet that is lost says so
+tried again. That a tunnel's end cannot be reached is forgotten after 15 seconds: each packet that is lost says so
 again. Only errors about tunnels that there are come here, so it is no more than there are backends, or were.
 """
 
@@ -17,7 +17,7 @@ from lb.model import Address
 from lb.mux.hops.tunnel_errors import ErrorKind, TunnelError
 
 MTU_LIFE = 600.0
-UNREACHABLE_LIFE = 60.0
+UNREACHABLE_LIFE = 15.0
 
 
 @dataclass(frozen=True, slots=True)
